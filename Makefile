@@ -1,0 +1,59 @@
+# `make demo` and `make test` make their own virtual environment in .venv; both are safe to run again.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SHELL  := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-all lint lock clean
+
+help:           ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit("mer needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "== making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) && touch $@
+
+$(VENV)/.installed: requirements.txt pyproject.toml $(VENV)/.created
+	@echo "== installing mer and its pinned requirements into $(VENV) (about 3 minutes and 5.3 GB on disk the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.test-installed: requirements-test.txt $(VENV)/.installed
+	@echo "== installing what only the tests need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+install: $(VENV)/.installed ## the virtual environment with mer in it
+
+demo: $(VENV)/.installed    ## extract and train on the built-in synthetic corpus, in demo/
+	@mkdir -p demo
+	@echo "== demo/: mer extract --dataset synthetic"
+	@cd demo && ../$(BIN)/mer extract --dataset synthetic
+	@echo "== demo/: mer train --features feats.h5"
+	@cd demo && ../$(BIN)/mer train --features feats.h5
+
+test: $(VENV)/.test-installed ## the default tests: CPU, offline, a few minutes
+	@echo "== tests"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.test-installed ## the slow tests
+	@echo "== slow tests"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not exhaustive and not gpu"
+
+test-all: $(VENV)/.test-installed ## everything that needs no GPU, the exhaustive sets included
+	@echo "== all tests"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" --timeout 3600
+
+lint: $(VENV)/.installed ## ruff, from the environment or the path
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff && $(BIN)/ruff check .
+
+lock:           ## recompile the two lock files from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml -o requirements.txt --no-annotate --upgrade
+	uv pip compile pyproject.toml --extra test -c requirements.txt -o requirements-test.txt --no-annotate --upgrade
+
+clean:          ## what the demo made (the environment stays)
+	rm -rf demo
