@@ -1,0 +1,207 @@
+"""The same work on many processes or machines, with or without Dask. Whoever does it, the bytes are the same.
+
+Tasks carry the numbers of parts and shards and return a few integers; features never travel through the scheduler, they are written by the
+worker that computed them. What is finished is what is on disk, so a scheduler, a worker or the client may die at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker, wait
+from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
+
+from pipeline.background import prefetch
+from pipeline.encoders.loading import Checkpoint, resolve
+from pipeline.errors import DataError, EncoderError, MerError
+from pipeline.parts import Finished, Tally
+from pipeline.plan import Part, ShardPlan
+from pipeline.signals import Stop
+from pipeline.work import Work, cores, load_encoders, open_decoders
+
+RETRIES = 2  # of a task that raised
+CONNECT_SECONDS = 30
+DEATHS = 4  # workers that may die over one task before it is given up
+GONE = "the Dask scheduler went away; run the same command again to go on"
+LOOK_SECONDS = 5  # between two looks at whether there are workers
+LOST_SECONDS = 180  # without any worker; a nanny does not restart one that dies while it starts
+
+
+class Encoding(WorkerPlugin):
+    """What a worker process has for its tasks: encoders loaded once, on its device. Dask calls `setup` in every one, restarted ones too.
+    The name is the run's own: other runs may use the same workers."""
+
+    def __init__(self, work: Work, checkpoints: dict[str, Checkpoint], *, local_workers: int = 0):
+        self.name = f"mer-{uuid.uuid4().hex}"
+        self.work = replace(work, encoders={})
+        self.sources = {kind: (point.source, point.hash) for kind, point in checkpoints.items()}
+        self.local_workers = local_workers
+
+    def setup(self, worker) -> None:
+        options = self.work.options
+        self.stop = Stop()
+        if self.local_workers:
+            for number in (signal.SIGINT, signal.SIGTERM):  # both reach the whole group; the client decides, through `stop`
+                signal.signal(number, signal.SIG_IGN)
+            options = replace(
+                options, device=pin(options.device, worker.name), threads=options.threads or max(1, cores() // self.local_workers),
+                decoders=options.decoders if options.decoders >= 0 else 1,
+            )  # fmt: skip
+        points = {kind: resolve(kind, source, offline=options.offline) for kind, (source, _) in self.sources.items()}
+        for kind, (source, digest) in self.sources.items():
+            if points[kind].hash != digest:
+                raise EncoderError(f"{kind} encoder {source} has other files on {worker.address} than on the machine that made the plan")
+        self.work = replace(self.work, options=options, encoders=load_encoders(points, options), decoders=open_decoders(options, 1 << 30))
+        self.finished: dict[int, Finished] = {}
+
+    def teardown(self, worker) -> None:
+        self.work.decoders.__exit__()
+
+    def encode(self, window: int, number: int) -> Tally:
+        tally = Tally()
+        self.work.encode(window, [self.work.plan.parts[window][number]], tally, lambda part, length: None, self.stop)
+        return tally
+
+    def assemble(self, window: int, number: int) -> None:
+        if self.stop.asked:
+            return
+        if window not in self.finished:
+            self.finished = {window: self.work.collect(window)}
+        self.work.assemble(window, [self.work.plan.windows[window][number]], self.finished[window])
+
+
+def pin(device: str, name: int | str) -> str:
+    """The device of a local worker: the GPUs in turn for `auto` and `cuda`, otherwise what was asked for."""
+    import torch
+
+    if device in ("auto", "cuda") and torch.cuda.is_available() and str(name).isdecimal():
+        return f"cuda:{int(name) % torch.cuda.device_count()}"
+    return device
+
+
+def encode_task(plugin: str, window: int, number: int) -> Tally:
+    return get_worker().plugins[plugin].encode(window, number)
+
+
+def assemble_task(plugin: str, window: int, number: int) -> None:
+    get_worker().plugins[plugin].assemble(window, number)
+
+
+def stop_worker(plugin: str, dask_worker: Worker | None = None) -> None:
+    dask_worker.plugins[plugin].stop.asked = True
+
+
+class Cluster:
+    """Runs parts and shards on the workers of a Dask client, which have the plugin of that name."""
+
+    def __init__(self, client: Client, work: Work, plugin: str):
+        self.client, self.work, self.plugin = client, work, plugin
+        self._looked = self._seen = time.monotonic()
+
+    def encode(
+        self, window: int, parts: Sequence[Part], tally: Tally, done: Callable[[Part, int], None], stop: Stop | None = None
+    ) -> None:
+        numbers = {part.name: number for number, part in enumerate(self.work.plan.parts[window])}
+        jobs = {numbers[part.name]: part for part in parts}
+        for number, counted in self._run(encode_task, window, list(jobs), stop or Stop()):
+            tally.add(counted)
+            done(jobs[number], jobs[number].length)
+
+    def assemble(self, window: int, shards: Sequence[ShardPlan], *, stop: Stop | None = None) -> None:
+        first = self.work.plan.windows[window][0].number
+        for _ in self._run(assemble_task, window, [shard.number - first for shard in shards], stop or Stop()):
+            pass
+
+    def _run(self, task: Callable, window: int, numbers: list[int], stop: Stop) -> Iterator[tuple[int, object]]:
+        """(number, result) as the tasks finish, longest first, as planned. Asked to stop, the workers write what they have of the tasks
+        they are at, and do nothing for the others."""
+        futures = {
+            self.client.submit(task, self.plugin, window, number, pure=False, retries=RETRIES, priority=-i): number
+            for i, number in enumerate(numbers)
+        }
+        self._seen = time.monotonic()
+        finished = prefetch(as_completed(list(futures)), max(1, len(futures)), until=lambda: stop.asked or self._lost())
+        try:
+            for future in finished:
+                yield futures[future], future.result()
+            if stop.asked:
+                self.client.run(stop_worker, self.plugin, on_error="ignore")  # one that is just starting has nothing to write
+                wait(list(futures))
+        except KilledWorker as error:
+            raise DataError(f"{error.allowed_failures + 1} workers died over one piece of work, probably out of memory; "
+                            "use a smaller --budget-seconds or fewer workers") from None  # fmt: skip
+        except (FutureCancelledError, CommClosedError):
+            raise DataError(GONE) from None
+        finally:
+            with suppress(CommClosedError, TimeoutError):
+                self.client.cancel(list(futures))
+            finished.close()
+
+    def _lost(self) -> bool:
+        """False; raises DataError when there has been no worker for a while, or there is no scheduler."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            self._looked = now
+            try:
+                workers = self.client.scheduler_info()["workers"]
+            except OSError:
+                raise DataError(GONE) from None
+            if workers:
+                self._seen = now
+            elif now - self._seen > LOST_SECONDS:
+                raise DataError(f"all workers are gone, and none came for {LOST_SECONDS} s; they probably ran out of memory: use a smaller "
+                                "--budget-seconds or fewer workers; the same command goes on from here")  # fmt: skip
+        return False
+
+
+@contextmanager
+def workers_for(work: Work, checkpoints: dict[str, Checkpoint], *, workers: int = 0, scheduler: str | None = None) -> Iterator[Cluster]:
+    """Workers that have the encoders loaded: `workers` local processes, or those of the scheduler at an address."""
+    settings = {
+        "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.worker.memory.terminate": False,  # encoders are large on purpose
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False,
+    }
+    quiet = logging.getLogger("distributed")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    plugin = Encoding(work, checkpoints, local_workers=workers)
+    try:
+        with dask.config.set(settings):
+            if scheduler is None:
+                local = {"threads_per_worker": 1, "processes": True, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+                with LocalCluster(workers, **local) as cluster, Client(cluster) as client:
+                    yield _ready(client, plugin, work)
+            else:
+                try:
+                    client = Client(scheduler, timeout=CONNECT_SECONDS)
+                except (OSError, TimeoutError, ValueError) as error:
+                    raise DataError(f"--scheduler {scheduler}: cannot be reached ({str(error).splitlines()[0]})") from None
+                with client:
+                    if not client.scheduler_info()["workers"]:
+                        raise DataError(f"--scheduler {scheduler}: it has no workers yet; start some, then run the same command again")
+                    yield _ready(client, plugin, work)
+                    client.unregister_worker_plugin(plugin.name)  # the workers go on to other things
+    finally:
+        quiet.setLevel(level)
+
+
+def _ready(client, plugin: Encoding, work: Work) -> Cluster:
+    """Register the plugin, which loads the encoders, and wait until every worker has them."""
+    try:
+        client.register_plugin(plugin, name=plugin.name)
+    except MerError:
+        raise
+    except (OSError, TimeoutError, ImportError) as error:
+        raise DataError(f"the workers cannot load the encoders ({str(error).splitlines()[0]})") from None
+    return Cluster(client, work, plugin.name)

@@ -1,0 +1,84 @@
+"""Corpora: one a file, one line in `DATASETS`, one TOML in `manifests/` (docs/adding.md).
+
+A corpus module offers `prepare(root, info, *, labels=None, **options) -> (Manifest, Report)`. It fills the report with what only it can
+know (missing files, known-bad clips, orphans, repairs); counts and overlaps are added here, the same for every corpus.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from importlib import import_module
+from pathlib import Path
+
+import manifests
+from pipeline.datasets.report import Report, count, overlaps
+from pipeline.errors import DataError
+from pipeline.manifest import Manifest
+
+__all__ = ["DATASETS", "Report", "default_root", "overview", "prepare"]
+
+DATASETS = {  # name -> module; adding a corpus is one line here
+    "synthetic": "pipeline.datasets.synthetic",
+    "meld": "pipeline.datasets.meld",
+    "iemocap": "pipeline.datasets.iemocap",
+    "m3ed": "pipeline.datasets.m3ed",
+    "mosi": "pipeline.datasets.mosi",
+    "mosei": "pipeline.datasets.mosei",
+}
+
+
+def default_root(name: str) -> Path:
+    """Where a corpus is looked for without `--root`: `$MER_DATA/<name>`, else `data/<name>`."""
+    data = os.environ.get("MER_DATA")
+    return (Path(data) if data else Path("data")) / name
+
+
+def prepare(name: str, /, root: str | os.PathLike | None = None, *, labels: str | None = None, **options) -> tuple[Manifest, Report]:
+    """The manifest of a corpus under `root` (default: `default_root`), and what was found against what was expected. Options are the
+    corpus's own (synthetic: size, seed). `table` is anyone's file, with the options of `table.prepare` and `root` its audio folder.
+    Raises DataError."""
+    if name == "table":
+        from pipeline.datasets import table
+
+        return complete(*table.prepare(audio_dir=root, labels=labels, **options))
+    if name not in DATASETS:
+        raise DataError(f"dataset '{name}' is not known; known: {', '.join(DATASETS)}; for your own files see `mer prepare table --help`")
+    module = import_module(DATASETS[name])
+    known = list(inspect.signature(module.prepare).parameters)[3:]
+    if unknown := [option for option in options if option not in known]:
+        raise DataError(f"{name} takes no option {', '.join(unknown)}" + (f"; it takes {', '.join(known)}" if known else ""))
+    root = Path(root) if root is not None else default_root(name)
+    info = manifests.corpus(name)
+    manifest, report = module.prepare(root, info, labels=labels, **options)
+    if not len(manifest):
+        raise DataError(f"{name}: no utterance found under {root}; to get it: {info.obtain}")
+    return complete(manifest, report)
+
+
+def complete(manifest: Manifest, report: Report) -> tuple[Manifest, Report]:
+    """Add what is counted the same way for every corpus."""
+    report.counts = count(manifest)
+    report.overlaps |= overlaps(manifest.rows, language=manifest.language)
+    manifest.source["report"] = report.to_dict()
+    return manifest, report
+
+
+def overview() -> list[dict]:
+    """Every known corpus, with its licence, how to get it, and what is under its default root."""
+    out = []
+    for name in DATASETS:
+        info, root = manifests.corpus(name), default_root(name)
+        here = f"nothing at {root}"
+        if info.built_in:
+            here = "built in"
+        elif (root / "manifest.parquet").exists():
+            here = f"prepared: {root / 'manifest.parquet'}"
+        elif root.is_dir():
+            here = f"{root}, not prepared yet: `mer prepare {name}`"
+        out.append({
+            "name": name, "title": info.title, "here": here, "size": info.size, "language": info.language, "licence": info.licence,
+            "obtain": info.obtain, "labels": {key: list(value.labels) for key, value in info.label_sets.items()},
+            "folds": list(info.folds), "audio_encoder": info.audio_encoder, "text_encoder": info.text_encoder, "cite": info.cite,
+        })  # fmt: skip
+    return out

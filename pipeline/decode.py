@@ -1,0 +1,183 @@
+"""Decoding ahead of the encoder, in processes that may hang or crash without harm.
+
+Each worker is a bare interpreter that runs this module: it needs no `if __name__ == "__main__"` in the caller's script, shares no lock or
+thread with this process, and ends when this process does. A worker that does not answer in time is killed, and the clip counts as failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import media
+
+AGAIN = ("timeout", "killed")  # stages of failures that are tried again by the next run: the clip may not be to blame
+ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # statuses of a decoder that somebody ended: the kernel for lack of memory, …
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`what`: probe (how many samples) or load (the waveform). `expected` are the bytes' (inode, size, mtime_ns); a file that no longer has
+    them changed while the run was going on."""
+
+    what: str
+    path: str
+    channel: str
+    start: float | None
+    end: float | None
+    expected: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`samples` and, for load, `waveform`; or the `stage` and `reason` of the failure."""
+
+    samples: int = 0
+    waveform: np.ndarray | None = None
+    flags: tuple[str, ...] = ()
+    stage: str | None = None
+    reason: str | None = None
+
+
+def decode(job: Job) -> Decoded:
+    """Do one job. A file that cannot be decoded is a result, not an exception."""
+    try:
+        if job.expected is not None and identity(job.path) != job.expected:
+            return Decoded(stage="changed", reason=f"{job.path}: changed while it was being extracted")
+        if job.what == "probe":
+            return Decoded(samples=media.probe(job.path, start=job.start, end=job.end).samples)
+        clip = media.load(job.path, channel=job.channel, start=job.start, end=job.end)
+        return Decoded(len(clip.waveform), clip.waveform, clip.flags)
+    except media.MediaError as error:
+        return Decoded(stage=error.stage, reason=str(error))
+    except MemoryError:
+        return Decoded(stage="oom", reason=f"{job.path}: not enough memory to decode it")
+    except OSError as error:
+        return Decoded(stage="open", reason=f"{job.path}: {error.strerror or error}")
+    except Exception as error:  # the last net: a decoder's surprise costs one clip, not the run
+        return Decoded(stage="decode", reason=f"{job.path}: {type(error).__name__}: {error}")
+
+
+def identity(path: str | Path) -> tuple[int, int, int]:
+    """(inode, size, mtime_ns): a file that keeps all three is taken for unchanged. Raises OSError, also for what is no regular file, since
+    reading a pipe may never end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Decoders:
+    """`workers` processes; 0 decodes in the calling thread. Context manager: leaving it ends them."""
+
+    def __init__(self, workers: int, *, timeout: float = 120.0):
+        self.workers, self.timeout = workers, timeout
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen] = []
+        self._closed = False
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+
+    def __enter__(self) -> Decoders:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pool is not None:
+            with self._lock:
+                self._closed = True
+                for process in self._running:
+                    process.kill()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            for process in self._running:
+                process.wait()
+
+    def run(self, jobs: Iterable[Job], *, ahead: int = 64) -> Iterator[Decoded]:
+        """Results in the order of `jobs`, at most `ahead` of them decoded before they are asked for."""
+        if self._pool is None:
+            yield from map(decode, jobs)
+            return
+        waiting: deque[Future] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._pool.submit(self._one, job))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _one(self, job: Job) -> Decoded:
+        for _ in range(2):  # a decoder that was killed gets a second chance
+            try:
+                connection = self._connection()
+                connection.send(job)
+                if connection.poll(self.timeout):
+                    return connection.recv()
+                self._drop()
+                return Decoded(stage="timeout", reason=f"{job.path}: the decoder did not answer within {self.timeout:g} s")
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                code = self._drop()
+                if code not in ENDED:
+                    return Decoded(stage="decode", reason=f"{job.path}: the decoder crashed (status {code})")
+                if self._closed:
+                    break
+        return Decoded(stage="killed", reason=f"{job.path}: the decoder was killed (status {code}), perhaps for lack of memory")
+
+    def _connection(self) -> Connection:
+        if getattr(self._local, "connection", None) is None:
+            ours, theirs = Pipe()
+            path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "pipeline.decode", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                )  # fmt: skip
+            self._local.connection, self._local.process = ours, process
+            with self._lock:
+                self._running.append(process)
+        return self._local.connection
+
+    def _drop(self) -> int:
+        """End this thread's worker; the next job starts another."""
+        process = self._local.process
+        self._local.connection.close()
+        self._local.connection = None
+        process.kill()
+        code = process.wait()
+        with self._lock:
+            self._running.remove(process)
+        return code
+
+
+def _work(connection: Connection) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    with connection:
+        while True:
+            try:
+                job = connection.recv()
+            except (EOFError, ConnectionResetError):
+                return
+            connection.send(decode(job))
+
+
+if __name__ == "__main__":
+    # Run as a script this module is `__main__`; the jobs name `pipeline.decode`, so work with that one.
+    from pipeline import decode as module
+
+    module._work(Connection(int(sys.argv[1])))

@@ -1,0 +1,103 @@
+"""What audio and text encoders share: device and precision, checked loading, packing, and the batch-against-single self-test."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.encoders import tiny
+from pipeline.encoders.loading import Checkpoint
+from pipeline.errors import DataError, EncoderError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Weights that no feature passes through: poolers, the embedding that masked training swaps in, position indices, heads of other tasks.
+UNUSED = ("pooler.", "masked_spec_embed", "position_ids", "lm_head", "classifier", "cls.", "quantizer", "project_q", "project_hid")
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DataError(f"device '{device}': this machine offers {torch.cuda.device_count()} CUDA devices; use --device cpu or auto")
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """`auto` is fp32 on the CPU and fp16 on a GPU: finer than bf16, and a batch that overflows it is computed again in fp32."""
+    if precision == "auto":
+        return "fp32" if device.type == "cpu" else "fp16"
+    if precision not in PRECISIONS:
+        raise DataError(f"precision '{precision}' is not one of auto, {', '.join(PRECISIONS)}")
+    return precision
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """The frozen network in fp32. A weight that is missing, or of another shape, is fatal: the features would be noise."""
+    if checkpoint.folder is None:
+        return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    what = f"{checkpoint.kind} encoder {checkpoint.name}"
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report on missing weights is replaced by the check below
+    try:
+        model, report = AutoModel.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False, use_safetensors=checkpoint.safetensors,
+            dtype=torch.float32, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError) as error:
+        raise EncoderError(f"{what}: cannot be loaded from {checkpoint.folder} ({_first_line(error)})") from None
+    except Exception as error:  # safetensors and the weights-only unpickler raise classes of their own
+        raise EncoderError(f"{what}: its weights cannot be read ({type(error).__name__}: {_first_line(error)})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in UNUSED))
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ()))
+    for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
+        if keys:
+            raise EncoderError(f"{what}: {len(keys)} weights {problem} {checkpoint.folder} (first: {keys[0]}); it is not usable")
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, precision: str):
+    """Inference mode, under autocast where the precision is not fp32: weights stay in fp32, matrix products run in half precision."""
+    with torch.inference_mode():
+        if precision == "fp32":
+            yield
+        else:
+            with torch.autocast(device.type, PRECISIONS[precision]):
+                yield
+
+
+def pad(rows: Sequence[np.ndarray], value: float, dtype: np.dtype) -> tuple[Tensor, Tensor]:
+    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64."""
+    lengths = np.array([len(row) for row in rows])
+    padded = np.full((len(rows), lengths.max()), value, dtype=dtype)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
+
+
+def invariance(encode: Callable[[Sequence], list[np.ndarray]], items: Sequence) -> tuple[float, float]:
+    """Largest difference between features computed in one batch and one at a time, as (absolute, relative to the largest feature)."""
+    together, alone = encode(items), [encode([item])[0] for item in items]
+    worst = max((float(np.abs(a - b).max()) for a, b in zip(together, alone, strict=True) if a.size), default=0.0)
+    scale = max((float(np.abs(b).max()) for b in alone if b.size), default=1.0)
+    return worst, worst / max(1.0, scale)

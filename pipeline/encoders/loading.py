@@ -1,0 +1,125 @@
+"""Encoder id → files on disk, their hash and configuration. Reads no weights and does not import torch.
+
+An id is a built-in (`builtin:tiny-wav2vec2`), a local directory, or a hub id with an optional `@REVISION`. Hub files are fetched into the
+hub's own cache, and everything after that works from the local snapshot: `offline` means that the network is never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.encoders import tiny
+from pipeline.errors import EncoderError
+
+CONFIGURATION = ("config.json", "preprocessor_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+                 "added_tokens.json", "spiece.model", "sentencepiece*", "bpe.codes", "*.tiktoken")  # fmt: skip
+SAFE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+VOCABULARY = ("tokenizer.json", "vocab*", "spiece.model", "sentencepiece*", "tokenizer.model", "*.tiktoken")  # one of these is a tokenizer
+PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An encoder as files. `hash` names everything that its features depend on: weights, configuration, processor or tokenizer."""
+
+    kind: str  # audio | text
+    id: str  # as asked for, without the revision
+    revision: str  # hub: the commit; otherwise ""
+    folder: Path | None  # None: built in
+    config: dict = field(repr=False)
+    processor: dict = field(repr=False)  # preprocessor_config.json; {} where there is none
+    safetensors: bool
+    hash: str
+
+    @property
+    def trained(self) -> bool:
+        return self.folder is not None
+
+    @property
+    def name(self) -> str:
+        """What headers show: the hub id, the folder's name, or the built-in's id."""
+        return Path(self.id).expanduser().resolve().name if self.folder is not None and not self.revision else self.id
+
+    @property
+    def source(self) -> str:
+        """An id that finds the same files again on this machine."""
+        if self.folder is None:
+            return self.id
+        return f"{self.id}@{self.revision}" if self.revision else str(self.folder)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve(kind: str, encoder: str, *, offline: bool = False, sha256: Callable[[Path], str] = sha256_file) -> Checkpoint:
+    """The files of `encoder`, downloaded if need be. `sha256` hashes a file (a caller may remember hashes). Raises EncoderError."""
+    if encoder.startswith(tiny.PREFIX):
+        config = tiny.config(kind, encoder)
+        return Checkpoint(kind, encoder, "", None, config, tiny.PROCESSOR if kind == "audio" else {}, True, tiny.digest(encoder))
+    folder, revision = Path(encoder).expanduser(), ""
+    name = encoder
+    if not folder.is_dir() or not encoder:
+        if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1 or not encoder.strip():
+            raise EncoderError(f"{kind} encoder '{encoder}': no such directory; give a checkpoint's directory or a hub id")
+        name, _, revision = encoder.partition("@")
+        folder = _snapshot(kind, name, revision or None, offline)
+        revision = folder.name  # the hub's cache names a snapshot by its commit
+    config = _json(kind, folder / "config.json", required=True)
+    weights = matching(folder, SAFE)
+    safetensors = any(path.suffix == ".safetensors" for path in weights)
+    if not safetensors:
+        weights = matching(folder, PICKLED)
+        if not any(path.suffix == ".bin" for path in weights):
+            raise EncoderError(f"{kind} encoder {folder}: neither model.safetensors nor pytorch_model.bin is there")
+    digest = hashlib.sha256()
+    for path in sorted({*weights, *matching(folder, CONFIGURATION)}):
+        digest.update(f"{path.name} {sha256(path)}\n".encode())
+    processor = _json(kind, folder / "preprocessor_config.json", required=False)
+    folder = folder if revision else folder.resolve()
+    return Checkpoint(kind, name, revision, folder, config, processor, safetensors, digest.hexdigest())
+
+
+def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """Files of `folder` that fit one of the patterns."""
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+
+
+def _json(kind: str, path: Path, *, required: bool) -> dict:
+    if not path.exists() and not required:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise EncoderError(f"{kind} encoder: {path}: {reason}; the directory is not a complete checkpoint") from None
+    if not isinstance(content, dict):
+        raise EncoderError(f"{kind} encoder: {path}: not a JSON object")
+    return content
+
+
+def _snapshot(kind: str, name: str, revision: str | None, offline: bool) -> Path:
+    """The hub's local snapshot of the files an encoder needs. A `.bin` is fetched only where no safetensors exist."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    what = f"{kind} encoder {name}" + (f"@{revision}" if revision else "")
+    try:
+        for weights in (SAFE, PICKLED):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*CONFIGURATION, *weights], local_files_only=offline))
+            if matching(folder, weights):
+                break
+    except LocalEntryNotFoundError:
+        raise EncoderError(
+            f"{what}: not in the local hub cache"
+            + (" and --offline forbids downloading; run once without --offline" if offline else " and the hub cannot be reached")
+            + f"; or name a directory with --{kind}-encoder, or {tiny.NAMES[kind]} to try things out"
+        ) from None  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise EncoderError(f"{what}: cannot be downloaded ({str(error).strip().splitlines()[0]})") from None
+    return folder

@@ -1,0 +1,289 @@
+"""Pickles as data: arrays, numbers, text, lists, tuples and dicts, and not one function called.
+
+A pickle is a program for a small stack machine that may call anything. This is that machine without the power to call: the few
+globals that NumPy arrays are made of are acted out here, every other one is refused by name before its arguments matter. Nothing
+is allocated on the word of the file: lengths are held against the bytes that are left, array shapes against their data, the
+number of objects against a limit. Opcodes: https://docs.python.org/3/library/pickletools.html, protocols 0 to 5.
+"""
+
+from __future__ import annotations
+
+import os
+import pickletools
+import re
+import struct
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+MAX_OBJECTS = 20_000_000  # of MOSEI's largest published pickle: under a million
+MAX_DIGITS = 4000  # of one decimal number
+ARRAY = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
+SCALAR = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
+BUFFER = {"numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"}
+LATIN = {"_codecs.encode"}  # how protocol 2 spells bytes
+EMPTY_BYTES = {"builtins.bytes", "__builtin__.bytes"}  # and empty ones
+DICT = {"collections.OrderedDict", "builtins.dict", "__builtin__.dict"}
+KNOWN = ARRAY | SCALAR | BUFFER | LATIN | EMPTY_BYTES | DICT | {"numpy.ndarray", "numpy.dtype"}
+ELEMENT = r"([<>|=]?)(f2|f4|f8|i1|i2|i4|i8|u1|u2|u4|u8|b1|O8?|[SU]\d{1,5})"
+NAMES = {op.code: op.name for op in pickletools.opcodes}
+MARK = object()
+
+
+class _Name(str):
+    """A global that the pickle asked for, by its name only."""
+
+
+class _Pending:
+    """An array or dtype between its creation and its state. `slots` are the memo entries that must learn of the finished one."""
+
+    def __init__(self, build: Callable) -> None:
+        self.build, self.slots = build, []
+
+
+def load(path: str | os.PathLike):
+    """The content of a pickle that holds data only; DataError says what else was found in it."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            return _Machine(file, path.stat().st_size, str(path)).run()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder, not a pickle") from None
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, struct.error, MemoryError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:200]})") from None
+
+
+class _Machine:
+    def __init__(self, file, size: int, where: str) -> None:
+        self.file, self.left, self.where = file, size, where
+        self.stack: list = []
+        self.memo: dict[int, object] = {}
+
+    def run(self):
+        for _ in range(MAX_OBJECTS):
+            code = self.take(1)
+            name = NAMES.get(code.decode("latin1"))
+            if name == "STOP":
+                result = self.stack.pop()
+                if isinstance(result, _Pending | _Name) or result is MARK:
+                    raise ValueError("it holds no finished value")
+                return result
+            action = getattr(self, f"op_{name}", None)
+            if action is None:
+                raise self.refuse(f"opcode {name or code.hex()}")
+            action()
+        raise DataError(f"{self.where}: more than {MAX_OBJECTS:,} objects; a pickle of arrays has far fewer")
+
+    def refuse(self, what: str) -> DataError:
+        return DataError(f"{self.where}: {what} is refused; only arrays, numbers, text, lists and dicts are read from a pickle")
+
+    # reading, never more than there is
+    def take(self, n: int) -> bytes:
+        if n < 0 or n > self.left:
+            raise DataError(f"{self.where}: claims {n:,} bytes where {max(self.left, 0):,} are left; the file is truncated or hostile")
+        data = self.file.read(n)
+        self.left -= n
+        if len(data) != n:
+            raise ValueError("truncated")
+        return data
+
+    def line(self) -> bytes:
+        data = self.file.readline(min(self.left, 1 << 20))
+        self.left -= len(data)
+        if not data.endswith(b"\n"):
+            raise ValueError("a line without an end")
+        return data[:-1]
+
+    def number(self, form: str) -> int:
+        return struct.unpack("<" + form, self.take(struct.calcsize(form)))[0]
+
+    def push(self, value) -> None:
+        self.stack.append(value)
+
+    def marked(self) -> list:
+        """Everything above the last mark, taken off together with it."""
+        for at in range(len(self.stack) - 1, -1, -1):
+            if self.stack[at] is MARK:
+                items = self.stack[at + 1 :]
+                del self.stack[at:]
+                return items
+        raise ValueError("no mark")
+
+    # numbers, text, bytes
+    def op_NONE(self): self.push(None)
+    def op_NEWTRUE(self): self.push(True)
+    def op_NEWFALSE(self): self.push(False)
+    def op_BININT(self): self.push(self.number("i"))
+    def op_BININT1(self): self.push(self.number("B"))
+    def op_BININT2(self): self.push(self.number("H"))
+    def op_LONG1(self): self.push(int.from_bytes(self.take(self.number("B")), "little", signed=True))
+    def op_BINFLOAT(self): self.push(struct.unpack(">d", self.take(8))[0])
+    def op_FLOAT(self): self.push(float(self.line()[:MAX_DIGITS]))
+    def op_SHORT_BINUNICODE(self): self.push(self.text(self.number("B")))
+    def op_BINUNICODE(self): self.push(self.text(self.number("I")))
+    def op_BINUNICODE8(self): self.push(self.text(self.number("Q")))
+    def op_SHORT_BINBYTES(self): self.push(self.take(self.number("B")))
+    def op_BINBYTES(self): self.push(self.take(self.number("I")))
+    def op_BINBYTES8(self): self.push(self.take(self.number("Q")))
+    def op_BYTEARRAY8(self): self.push(self.take(self.number("Q")))
+    def op_SHORT_BINSTRING(self): self.push(self.take(self.number("B")))
+    def op_BINSTRING(self): self.push(self.take(self.number("i")))
+    def op_UNICODE(self): self.push(self.line().decode("raw-unicode-escape"))
+
+    def text(self, n: int) -> str:
+        return self.take(n).decode("utf-8", "surrogatepass")
+
+    def op_STRING(self):
+        quoted = re.fullmatch(rb"(['\"])(.*)\1", self.line(), re.S)
+        self.push(quoted[2].decode("unicode-escape").encode("latin1"))
+
+    def op_INT(self):
+        line = self.line()
+        self.push({b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line[:MAX_DIGITS]))
+
+    def op_LONG(self):
+        self.push(int(self.line().rstrip(b"L")[:MAX_DIGITS]))
+
+    # containers
+    def op_MARK(self): self.push(MARK)
+    def op_POP(self): self.stack.pop()
+    def op_POP_MARK(self): self.marked()
+    def op_DUP(self): self.push(self.stack[-1])
+    def op_EMPTY_LIST(self): self.push([])
+    def op_EMPTY_DICT(self): self.push({})
+    def op_EMPTY_TUPLE(self): self.push(())
+    def op_LIST(self): self.push(self.marked())
+    def op_TUPLE(self): self.push(tuple(self.marked()))
+    def op_TUPLE1(self): self.push((self.stack.pop(),))
+    def op_TUPLE2(self): self.stack[-2:] = [tuple(self.stack[-2:])]
+    def op_TUPLE3(self): self.stack[-3:] = [tuple(self.stack[-3:])]
+    def op_DICT(self): self.push(self.pairs({}, self.marked()))
+
+    def op_APPEND(self):
+        item = self.stack.pop()
+        self.top(list).append(item)
+
+    def op_APPENDS(self):
+        items = self.marked()
+        self.top(list).extend(items)
+
+    def op_SETITEM(self):
+        items = self.stack[-2:]
+        del self.stack[-2:]
+        self.pairs(self.top(dict), items)
+
+    def op_SETITEMS(self):
+        items = self.marked()
+        self.pairs(self.top(dict), items)
+
+    def top(self, kind: type):
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"a {kind.__name__} was expected")
+        return self.stack[-1]
+
+    @staticmethod
+    def pairs(into: dict, items: list) -> dict:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str | bytes | int | float | None):
+                raise ValueError("a dict key that is neither text nor number")
+            into[key] = value
+        return into
+
+    # memo
+    def op_PUT(self): self.remember(int(self.line()[:20]))
+    def op_BINPUT(self): self.remember(self.number("B"))
+    def op_LONG_BINPUT(self): self.remember(self.number("I"))
+    def op_MEMOIZE(self): self.remember(len(self.memo))
+    def op_GET(self): self.push(self.memo[int(self.line()[:20])])
+    def op_BINGET(self): self.push(self.memo[self.number("B")])
+    def op_LONG_BINGET(self): self.push(self.memo[self.number("I")])
+
+    def remember(self, slot: int) -> None:
+        self.memo[slot] = value = self.stack[-1]
+        if isinstance(value, _Pending):
+            value.slots.append(slot)
+
+    # framing
+    def op_PROTO(self):
+        if self.number("B") > 5:
+            raise ValueError("protocol above 5")
+
+    def op_FRAME(self): self.number("Q")  # only a hint for reading ahead
+
+    # globals: names, never objects
+    def op_GLOBAL(self):
+        module, name = self.line().decode(), self.line().decode()
+        self.named(module, name)
+
+    def op_STACK_GLOBAL(self):
+        name, module = self.stack.pop(), self.stack.pop()
+        self.named(module, name)
+
+    def named(self, module, name) -> None:
+        full = f"{module}.{name}"
+        if full not in KNOWN:
+            raise self.refuse(f"'{full[:80]}'")
+        self.push(_Name(full))
+
+    def op_REDUCE(self):
+        args, name = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, _Name) or type(args) is not tuple:
+            raise self.refuse("a call")
+        if name in ARRAY:
+            self.push(_Pending(_array))
+        elif name == "numpy.dtype":
+            code = args[0].decode() if isinstance(args[0], bytes) else args[0]
+            if not isinstance(code, str) or not re.fullmatch(ELEMENT, code):
+                raise self.refuse(f"an array of type {str(code)[:40]!r}")
+            self.push(_Pending(lambda state: _dtype(code, state)))
+        elif name in SCALAR:
+            self.push(_array((1, (), args[0], False, args[1]))[()])
+        elif name in BUFFER:
+            data, dtype, shape, order = args
+            self.push(_array((1, shape, dtype, order == "F", data)))
+        elif name in LATIN and len(args) == 2 and args[1] in ("latin1", b"latin1"):
+            self.push(args[0].encode("latin1"))
+        elif name in EMPTY_BYTES | DICT and not args:
+            self.push({} if name in DICT else b"")
+        else:
+            raise self.refuse(f"a call of '{name}'")
+
+    def op_BUILD(self):
+        state, target = self.stack.pop(), self.stack[-1]
+        if not isinstance(target, _Pending):
+            raise self.refuse("an object with a state of its own")
+        self.stack[-1] = value = target.build(state)
+        for slot in target.slots:
+            self.memo[slot] = value
+
+
+def _dtype(code: str, state: tuple) -> np.dtype:
+    """(version, byte order, subarray, names, fields, ...): plain elements only."""
+    if any(part is not None for part in state[2:5]):
+        raise ValueError("an array of records")
+    order = state[1].decode() if isinstance(state[1], bytes) else state[1]
+    return np.dtype(code.rstrip("8") if code.startswith("O") else code).newbyteorder({"<": "<", ">": ">"}.get(order, "|"))
+
+
+def _array(state: tuple) -> np.ndarray:
+    """(version, shape, dtype, Fortran order, data): data must be exactly what the shape needs."""
+    _, shape, dtype, fortran, data = state
+    if not isinstance(dtype, np.dtype) or not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("an array without a proper shape and type")
+    if dtype.kind == "O":
+        if type(data) is not list or len(data) != prod(shape):
+            raise ValueError(f"an array of shape {shape} without as many elements")
+        flat = np.empty(len(data), object)
+        for i, value in enumerate(data):  # one by one: a list given whole would be spread over the elements
+            flat[i] = value
+    else:
+        if not isinstance(data, bytes) or len(data) != prod(shape) * dtype.itemsize:
+            raise ValueError(f"an array of shape {shape} and {dtype} that comes with {len(data):,} bytes")
+        flat = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,87 @@
+"""What an extraction did, for people and for machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+SHOWN = 10  # failures listed; all are in failures.jsonl
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An utterance that is not in the store. `stage`: open, decode, empty, timeout, oom, nan, …; `known`: the corpus's list names it."""
+
+    id: str
+    path: str | None
+    stage: str
+    reason: str
+    known: bool
+
+
+@dataclass
+class ExtractReport:
+    """`extracted` utterances were computed by this run (or the killed one that it finished), `reused` were there before."""
+
+    out: Path
+    fingerprint: str
+    action: str  # extracted | nothing | head | dry-run | part
+    utterances: int = 0
+    extracted: int = 0
+    reused: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    failures_path: Path | None = None
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+    padding: dict[str, float] = field(default_factory=dict)  # padded / valid, a modality
+    batches: dict[str, int] = field(default_factory=dict)
+    self_test: dict[str, dict] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # utterances that are short, chunked, cut, …
+    oom_splits: int = 0
+    fp32_batches: int = 0
+    bytes: int = 0
+    shards: int = 0
+    untrained: list[str] = field(default_factory=list)
+
+    @property
+    def unexpected(self) -> int:
+        """Failures that nobody knew of."""
+        return sum(not failure.known for failure in self.failures)
+
+    def to_dict(self) -> dict:
+        return {
+            **asdict(self), "out": str(self.out), "failures_path": str(self.failures_path) if self.failures else None,
+            "failed": len(self.failures), "unexpected_failures": self.unexpected,
+        }  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """For people: what was done, what went wrong, where it is."""
+        what = {
+            "extracted": f"{self.extracted:,} utterances extracted, {self.reused:,} reused",
+            "nothing": f"nothing to do: all {self.utterances:,} utterances are there",
+            "head": f"labels or splits changed: only the head file is written again, all {self.utterances:,} utterances are reused",
+            "dry-run": f"dry run: {self.extracted:,} utterances to extract, {self.reused:,} reused",
+            "part": "this share of the work is done; the run that finishes last writes the store",
+        }[self.action]
+        size = f"{self.audio_seconds / 3600:.2f} h of audio, {self.bytes / 1e6:,.1f} MB in {self.shards} shards"
+        out = [f"{what}; {size}, {self.seconds:.1f} s"]
+        if self.batches:
+            batches = (f"{m} {n:,} batches ({self.padding[m]:.3f} padded/valid)" for m, n in self.batches.items() if n)
+            out.append(f"plan: {', '.join(batches) or 'no batches'}")
+        if self.action == "dry-run":
+            out.append(f"disk: {self.bytes / 1e6:,.1f} MB, and up to as much again while it runs")
+        for m, test in self.self_test.items():
+            half = f", {test['precision']} against fp32 {test['precision_error']:.1e}" if "precision_error" in test else ""
+            out.append(f"self-test {m}: batch against single {test['absolute']:.1e}{half} ({test['items']} items, {test['precision']})")
+        if self.counts:
+            out.append("counted: " + ", ".join(f"{n:,} {name}" for name, n in self.counts.items()))
+        if self.oom_splits or self.fp32_batches:
+            out.append(f"{self.oom_splits:,} batches split for memory, {self.fp32_batches:,} computed again in fp32")
+        out += [f"{'known bad' if f.known else 'failed'}: {f.id}: {f.stage}: {f.reason}" for f in self.failures[:SHOWN]]
+        if self.failures:
+            more = f"… and {len(self.failures) - SHOWN:,} more; " if len(self.failures) > SHOWN else ""
+            count = f"{len(self.failures):,} utterances are not in the store, {self.unexpected:,} of them unexpected"
+            out.append(f"{more}{count}: {self.failures_path}")
+        if self.untrained:
+            out.append(f"untrained encoders ({', '.join(self.untrained)}): these features are for trying things out")
+        return out

@@ -1,0 +1,102 @@
+"""What an extraction was asked for, and what is already at its output."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.decode import AGAIN
+from pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
+from pipeline.fingerprint import ExtractOptions, FileMemory, Keys, differences, keys, memory_path, recipe_key, spelled
+from pipeline.manifest import Manifest
+from pipeline.progress import Silent
+from pipeline.report import Failure
+from pipeline.signals import Stop
+from pipeline.store import FeatureStore
+
+
+@dataclass
+class State:
+    """What was asked for, and what is already there."""
+
+    manifest: Manifest
+    out: Path
+    options: ExtractOptions
+    source: Path | None
+    progress: Silent
+    stop: Stop = field(default_factory=Stop)
+    started: float = field(default_factory=time.monotonic)
+    head: FeatureStore | None = None  # the store at `out`, if its recipe is the one asked for
+    complete: bool = False  # its features are all there
+    labels_changed: bool = False
+    leaving: int = 0  # utterances of the store at `out` that the manifest does not have
+
+    def __post_init__(self):
+        if self.out.is_dir():
+            raise DataError(f"{self.out}: is a directory; --out names the head file, e.g. feats.h5")
+        if spelled(self.out.name) != self.out.name:
+            raise DataError(f"{spelled(self.out)}: the name of a store must be UTF-8; choose another --out")
+        self.folder = self.out.with_name(self.out.name.removesuffix(".h5") + ".shards")
+        self.work = self.folder / ".work"
+        self.failures_path = self.folder / "failures.jsonl"
+        self.memory = FileMemory(memory_path(self.source) or self.folder / ".mer-files.parquet")
+        try:
+            self.keys: Keys = keys(self.manifest, self.options, self.memory, cold=self._cold)
+        except BaseException:
+            self.memory.save()  # what has been hashed need not be hashed again, also after Ctrl-C
+            raise
+        self.recipe_key = recipe_key(self.keys.recipe)
+
+    def _cold(self, files: int, size: int) -> None:
+        if size > 1 << 28:
+            self.progress.note(f"hashing {files:,} files, {size / 1e9:.1f} GB; remembered for the next time")
+
+    def look(self) -> None:
+        """Compare what is at `out` with what is asked for. Raises KeyMismatchError."""
+        self.head, self.complete, self.labels_changed, self.leaving = None, False, False, 0
+        if not self.out.exists():
+            return
+        try:
+            head = FeatureStore(self.out, check=False)
+        except MerError as error:
+            if self.options.force:
+                return
+            raise type(error)(f"{error}; move it away, or replace it with --force") from None
+        if head.header.recipe != self.keys.recipe:
+            was, now = head.header.modalities, self.keys.checkpoints
+            names = {m: (was[m].encoder, now[m].name) for m in was.keys() & now.keys()}
+            what = "; ".join(differences(head.header.recipe, self.keys.recipe, names))
+            if not self.options.force:
+                raise KeyMismatchError(f"{self.out}: made by another recipe ({what}); choose another --out, or replace it with --force")
+            self.progress.note(f"replacing {self.out} ({what})")
+            return
+        self.head = head
+        made = head.header.provenance["extract"]
+        if head.header.fingerprint != self.keys.fingerprint or any(failure["stage"] in AGAIN for failure in made["failures"]):
+            self._keep_another_corpus(head)
+            return
+        try:
+            FeatureStore(self.out)
+        except StoreError as error:
+            self.progress.note(f"{str(error).partition('; ')[0]}; extracting it again")
+            return
+        self.complete, self.labels_changed = True, made["manifest_hash"] != self.manifest.hash
+
+    def _keep_another_corpus(self, head: FeatureStore) -> None:
+        """Count what would leave the store. Raises KeyMismatchError when it is of another corpus: the recipe may be the same."""
+        ours, there = {u.id for u in self.manifest.rows}, head.table()["id"].to_pylist()
+        self.leaving = sum(name not in ours for name in there)
+        if self.options.force or (head.header.dataset == self.manifest.dataset and self.leaving < len(there)):
+            return
+        raise KeyMismatchError(
+            f"{self.out}: holds {len(there):,} utterances of {head.header.dataset}, of which this manifest of {self.manifest.dataset} has "
+            f"{len(there) - self.leaving:,}; choose another --out, or replace it with --force"
+        )
+
+    def failure(self, row: int, stage: str, reason: str) -> Failure:
+        u = self.manifest.rows[row]
+        return Failure(u.id, u.audio, stage, reason, u.known_bad is not None)
+
+    def untrained(self) -> list[str]:
+        return [m for m, point in self.keys.checkpoints.items() if not point.trained]

@@ -1,0 +1,202 @@
+"""One closed HDF5 file of contiguous arrays: written atomically, read without trusting a word of it.
+
+HDF5 lays the file out (its metadata is a few kB and checksummed, libver v108); the arrays themselves are written to their
+places with plain file writes. So a full disk is a plain ENOSPC, bulk writing runs at disk speed, and the same arrays give the
+same bytes: no timestamps, no free space, no chunk index.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePosixPath
+
+import h5py
+import numpy as np
+from h5py import h5d, h5g, h5p, h5s, h5t
+
+from pipeline.errors import DataError, StoreError
+
+# What h5py, numpy and json raise on bytes that are not what they should be.
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, IndexError)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An array too large to hold: its parts, in order, each C-contiguous."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: Iterable[np.ndarray]
+
+
+def write(
+    path: Path,
+    *,
+    attrs: Mapping[str, Mapping[str, str | int]],
+    arrays: Mapping[str, np.ndarray | Stream],
+    links: Mapping[str, str] | None = None,
+) -> None:
+    """Publish `path` whole or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    `attrs` are per group ("/" is the file itself); `links` maps names to files, relative to the folder of `path`.
+    """
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(path.parent.parent)
+    temporary = temporary_for(path)
+    try:
+        places = _lay_out(temporary, attrs, arrays, links or {})
+        with open(temporary, "r+b") as file:
+            for name, array in arrays.items():
+                parts = array.parts if isinstance(array, Stream) else (array,)
+                expected, written = prod(array.shape) * np.dtype(array.dtype).itemsize, 0
+                if expected:
+                    file.seek(places[name])
+                for part in parts:
+                    if part.dtype != array.dtype:
+                        raise StoreError(f"{path}: {name} is {part.dtype}, laid out as {array.dtype}")
+                    written += file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8)) if part.size else 0
+                if written != expected:
+                    raise StoreError(f"{path}: {name} has {written} bytes, laid out for {expected}")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # HDF5 keeps the errno of a failed write in its message only, and raises RuntimeError when it fails on closing.
+        found = re.search(r"errno = (\d+)", str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def temporary_for(path: Path) -> Path:
+    """Where this process may prepare `path`, file or folder; what dead writers of it left behind is removed."""
+    for stale in path.parent.glob(f".{_escape(path.name)}.tmp-*"):
+        if _alive(stale.name.rsplit("-", 1)[1]):
+            continue
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[h5py.File]:
+    """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes a StoreError."""
+    try:
+        # locking=False: readers on NFS and read-only mounts; a published file is never changed in place.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such {what}") from None
+    except PermissionError:
+        raise
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
+            raise DataError(f"{path}: not a {what}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(f"{path}: not a readable {what} ({reason}); the file is damaged or something else") from None
+
+
+def attribute(file: h5py.Group, name: str) -> str | int:
+    """A scalar attribute as str or int."""
+    attr = file.attrs.get_id(name)
+    if attr.shape != () or attr.get_storage_size() > 1 << 16:
+        raise ValueError(f"attribute {name} is not a scalar")
+    value = file.attrs[name]
+    return value.decode() if isinstance(value, bytes) else int(value)
+
+
+def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1) -> np.ndarray:
+    """A small array whole. Its claimed size is held against the file before anything is allocated."""
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.dtype(dtype) or dataset.ndim != ndim:
+        raise ValueError(f"{name} is not a {ndim}-d array of {np.dtype(dtype)}")
+    if dataset.size and place(dataset) is None:
+        raise ValueError(f"{name} is not stored in one piece")
+    return dataset[()]
+
+
+def place(dataset: h5py.Dataset) -> int | None:
+    """Byte offset of a contiguous, little-endian, wholly present array in its file; None when it cannot be memory-mapped."""
+    offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.is_virtual and dataset.external is None else None
+    size = prod(dataset.shape) * dataset.dtype.itemsize
+    if offset is None or dataset.id.get_storage_size() != size or dataset.dtype.str.startswith(">"):
+        return None
+    if offset + size > os.stat(dataset.file.filename).st_size:
+        raise ValueError(f"{dataset.name} ends beyond the end of the file; the file is truncated")
+    return offset
+
+
+def digest(attrs: Mapping[str, str | int], arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, types, shapes and bytes: what a file says of itself, without its bulk."""
+    h = hashlib.sha256(repr(sorted(attrs.items())).encode())
+    for name in sorted(arrays):
+        h.update(f"\n{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        h.update(arrays[name].tobytes())
+    return h.hexdigest()
+
+
+def _lay_out(temporary: Path, attrs, arrays, links) -> dict[str, int]:
+    """Create the file with every array allocated and none written; returns the byte offset of each."""
+    timeless = h5p.create(h5p.GROUP_CREATE)
+    timeless.set_obj_track_times(False)  # by default HDF5 writes the time of day into every group
+    contiguous = h5p.create(h5p.DATASET_CREATE)
+    contiguous.set_layout(h5d.CONTIGUOUS)
+    contiguous.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    contiguous.set_fill_time(h5d.FILL_TIME_NEVER)
+    contiguous.set_obj_track_times(False)
+    places = {}
+    # Arrays of a page or more start on a page, so that maps of them are aligned.
+    with h5py.File(temporary, "w", libver=("v108", "v108"), locking=False, alignment_threshold=4096, alignment_interval=4096) as file:
+        for group in dict.fromkeys(str(p) for name in [*arrays, *links] for p in list(PurePosixPath(name).parents)[-2::-1]):
+            h5g.create(file.id, group.encode(), gcpl=timeless)
+        for group, values in attrs.items():
+            for name, value in values.items():
+                file[group].attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
+        for name, array in arrays.items():
+            kind = h5t.py_create(np.dtype(array.dtype))
+            dataset = h5d.create(file.id, name.encode(), kind, h5s.create_simple(array.shape), contiguous)
+            places[name] = dataset.get_offset()
+        for name, target in links.items():
+            file.id.links.create_external(name.encode(), target.encode(), b"/")
+    return places
+
+
+def _escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _alive(pid: str) -> bool:
+    """Whether another process of that number is at work here; the temporary of a dead one is rubbish."""
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,272 @@
+"""What a process needs to turn a plan into shards: inputs, plan, encoders. The same in the plain run and in every worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.decode import AGAIN, Decoders, Job
+from pipeline.encoders.geometry import SAMPLE_RATE, Geometry
+from pipeline.encoders.loading import Checkpoint
+from pipeline.errors import EncoderError, MerError, StoreError
+from pipeline.fingerprint import ExtractOptions
+from pipeline.hold import appear
+from pipeline.parts import BIT, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
+from pipeline.plan import Inputs, Item, Part, Plan, ShardPlan
+from pipeline.signals import Stop
+from pipeline.store import Shard, ShardWriter
+
+TOLERANCE = {"fp32": 2e-5, "bf16": 5e-2, "fp16": 1e-2}  # of batch against single, relative to the largest feature (at least 1)
+SELF_TEST = (0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9)  # quantiles of the lengths it takes
+
+
+def load_encoders(checkpoints: dict[str, Checkpoint], options: ExtractOptions) -> dict:
+    """The encoder of each modality, on its device."""
+    from pipeline.encoders.audio import AudioEncoder
+    from pipeline.encoders.text import TextEncoder
+
+    encoders: dict = {}
+    if "audio" in checkpoints:
+        encoders["audio"] = AudioEncoder(
+            checkpoints["audio"], layer=options.audio_layer, device=options.device, precision=options.precision
+        )
+    if "text" in checkpoints:
+        encoders["text"] = TextEncoder(checkpoints["text"], device=options.device, precision=options.precision)
+    return encoders
+
+
+@contextmanager
+def one_thread():
+    """Operations of this thread run on one core, as everywhere in an extraction: with another number of threads they round differently."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def open_decoders(options: ExtractOptions, jobs: int) -> Decoders:
+    """As many decoding processes as the options and the cores say, and no more than there are jobs."""
+    wanted = options.decoders if options.decoders >= 0 else max(1, min(16, cores() // 2))
+    return Decoders(min(wanted, jobs), timeout=options.decode_timeout)
+
+
+def make_job(inputs: Inputs, row: int, what: str, channel: str) -> Job:
+    path = inputs.paths[row]
+    return Job(what, path, channel, *inputs.spans[row], inputs.seen.get(path))
+
+
+@dataclass
+class Work:
+    """`folder` holds the shards, `folder/.work` the parts."""
+
+    inputs: Inputs
+    plan: Plan
+    options: ExtractOptions
+    folder: Path
+    geometry: Geometry | None
+    encoders: dict
+    dims: dict[str, int]
+    decoders: Decoders | None = None  # kept open between calls by a worker that does part after part
+
+    @property
+    def work(self) -> Path:
+        return self.folder / ".work"
+
+    @property
+    def threads(self) -> int:
+        """Batches that are computed side by side."""
+        on_cpu = all(encoder.device.type == "cpu" for encoder in self.encoders.values())
+        return (self.options.threads or cores()) if on_cpu else 1
+
+    def sources(self, decoders: Decoders) -> dict[str, Source]:
+        """Where the items of each modality come from."""
+        inputs, options, alone = self.inputs, self.options, self.plan.settings.one_by_one
+        found = {}
+        for modality, encoder in self.encoders.items():
+            if modality == "audio":
+                read = audio_inputs(encoder, decoders, lambda row: make_job(inputs, row, "load", options.channel), inputs.samples)
+                found[modality] = Source(encoder, read, options.pool, modality in alone)
+            else:
+                found[modality] = Source(encoder, text_inputs(lambda row: inputs.token_ids[inputs.texts[row]]), 1, modality in alone)
+        return found
+
+    def self_test(self) -> dict[str, dict]:
+        """For each modality with something to encode, features of up to eight items computed in one batch and one at a time, and in half
+        precision against fp32."""
+        from pipeline.encoders.frozen import invariance
+
+        results = {}
+        with Decoders(0) as decoders, one_thread():
+            sources = self.sources(decoders)
+            for modality, encoder in self.encoders.items():
+                chosen = self._sample(modality)
+                inputs = [x.waveform for x in sources[modality].inputs(chosen) if x.stage is None]
+                if not inputs:
+                    continue
+                absolute, relative = invariance(encoder.encode, inputs)
+                name = f"{modality} encoder {encoder.checkpoint.name}"
+                if not np.isfinite(relative):
+                    raise EncoderError(f"{name}: gives values that are not finite in {encoder.precision}; try --precision fp32")
+                tolerance = TOLERANCE[encoder.precision]
+                results[modality] = {
+                    "items": len(inputs), "absolute": absolute, "relative": relative, "tolerance": tolerance,
+                    "precision": encoder.precision, "passed": relative <= tolerance,
+                }  # fmt: skip
+                if encoder.precision != "fp32":
+                    results[modality]["precision_error"] = _precision_error(encoder, inputs)
+        return results
+
+    def by_length(self, modality: str) -> list[Item]:
+        """Everything of a modality that is to be encoded, shortest first."""
+        items = [item for parts in self.plan.parts for part in parts if part.modality == modality for item in part.items]
+        return sorted(items, key=lambda item: (item.length, item.key))
+
+    def _sample(self, modality: str) -> list[Item]:
+        items = self.by_length(modality)
+        return list(dict.fromkeys(items[int(q * (len(items) - 1))] for q in SELF_TEST)) if items else []
+
+    def missing(self, window: int) -> list[ShardPlan]:
+        """Shards of a window that are not there yet."""
+        return [shard for shard in self.plan.windows[window] if not self._is_there(shard)]
+
+    def _is_there(self, shard: ShardPlan) -> bool:
+        try:
+            found = Shard(self.folder / shard.name)
+            if found.key != shard.key:
+                return False
+            if shard.name in self.plan.settings.rebuilt:  # the unsound one lies there under the same name until it is replaced
+                check_sound(found)
+            return True
+        except MerError:
+            return False
+
+    def unfinished(self, window: int) -> list[Part]:
+        """Parts of a window that are not there, or not sound."""
+        finished = Finished(self.work)
+        return [part for part in self.plan.parts[window] if not finished.add(part)]
+
+    def encode(
+        self, window: int, parts: Sequence[Part], tally: Tally, done: Callable[[Part, int], None], stop: Stop | None = None
+    ) -> None:
+        """Encode and publish parts of a window; fewer when asked to stop."""
+        if not parts or (stop is not None and stop.asked):
+            return
+        clips = sum(1 for part in parts if part.modality == "audio" for _ in part.items)
+        with ExitStack() as stack:
+            decoders = self.decoders or stack.enter_context(open_decoders(self.options, clips))
+            stack.enter_context(one_thread())
+            run_parts(
+                parts, self.sources(decoders), self.work, dtype=self.options.dtype, threads=self.threads, tally=tally, done=done, stop=stop
+            )
+
+    def collect(self, window: int) -> Finished:
+        """All parts of a window, every checksum read. Raises StoreError when one is absent or damaged."""
+        finished = Finished(self.work)
+        appear([self.work / part.name for part in self.plan.parts[window]])
+        for part in self.plan.parts[window]:
+            if not finished.add(part):
+                raise StoreError(f"{self.work / part.name}: absent or damaged; run the same command again")
+        return finished
+
+    def assemble(
+        self, window: int, shards: Sequence[ShardPlan], finished: Finished | None = None, *, stop: Stop | None = None
+    ) -> None:
+        """Write shards of a window from its finished parts and from older shards; fewer when asked to stop."""
+        finished = finished or self.collect(window)
+        for shard in shards:
+            if stop is None or not stop.asked:
+                self._assemble(shard, window, finished)
+
+    def _assemble(self, shard: ShardPlan, window: int, finished: Finished) -> None:
+        inputs, settings = self.inputs, self.plan.settings
+        older = {name: Shard(self.folder / name) for name in {settings.reused[row][0] for row in shard.rows if row in settings.reused}}
+        contents, failures, rows = [], [], []
+        for row in shard.rows:
+            if row in settings.reused:
+                name, at = settings.reused[row]
+                if older[name].meta["contents"][at] != inputs.contents[row]:
+                    raise StoreError(f"{self.folder / name}: changed while it was being copied from; run the same command again")
+                frames, flags = {m: older[name].frames(m, at, at + 1) for m in self.dims}, int(older[name].flags[at])
+            elif row in finished.failures:
+                failures.append([inputs.ids[row], *finished.failures[row]])
+                continue
+            else:
+                frames, flags = self._frames(row, window, finished)
+            rows.append((row, frames, flags))
+            contents.append(inputs.contents[row])
+        meta = {"recipe": inputs.recipe_key, "contents": contents, "failures": failures}
+        with ShardWriter(self.folder / shard.name, self.dims, dtype=self.options.dtype, meta=meta, key=shard.key) as writer:
+            for row, frames, flags in rows:
+                seconds = inputs.samples[row] / SAMPLE_RATE if inputs.samples[row] else float("nan")
+                writer.add(inputs.ids[row], frames, duration=seconds, flags=flags)
+
+    def _frames(self, row: int, window: int, finished: Finished) -> tuple[dict[str, np.ndarray], int]:
+        """Features of a row from the parts, and its flags."""
+        inputs, frames, flags = self.inputs, {}, 0
+        if inputs.samples[row]:
+            found = [finished.get("audio", f"{row}.{piece}") for piece in range(self.plan.pieces[row])]
+            frames["audio"] = found[0][0] if len(found) == 1 else np.concatenate([x for x, _ in found])
+            for _, more in found:
+                flags |= more
+            flags |= BIT["chunked"] * (len(found) > 1) | BIT["short"] * (inputs.samples[row] < self.geometry.field)
+        text = inputs.texts[row]
+        if text:
+            frames["text"], _ = finished.get("text", f"{self.plan.text_rows[window][text]}.0")
+            flags |= BIT["text_cut"] * (text in inputs.cut_texts)
+        return frames, flags
+
+    def clear(self, window: int) -> None:
+        """Delete a window's parts, once its shards are there."""
+        for part in self.plan.parts[window]:
+            (self.work / part.name).unlink(missing_ok=True)
+            (self.work / part.begun).unlink(missing_ok=True)
+
+
+def check_sound(shard: Shard) -> None:
+    """Raise StoreError for a shard whose frames differ from their checksums, or in which a decoder ran out of time or was killed."""
+    for modality in shard.modalities:
+        if next(shard.mismatches(modality), None) is not None:
+            raise StoreError(f"{shard.path}: {modality} differs from its checksums")
+    again = [stage for _, stage, _ in shard.meta["failures"] if stage in AGAIN]
+    if again:
+        raise StoreError(f"{shard.path}: a decoder {'ran out of time' if again[0] == 'timeout' else 'was killed'}")
+
+
+def existing(folder: Path, recipe_key: str, recorded: dict[str, str], sha256: Callable[[Path], str]) -> Iterator[tuple[Path, Shard | str]]:
+    """Shards of this recipe in the folder; for those that are not sound, the reason instead. `recorded` are the sha256 that a head file
+    knows by name."""
+    for path in sorted(folder.glob("shard-*.h5")) if folder.is_dir() else ():
+        try:
+            shard = Shard(path)
+            if shard.meta.get("recipe") != recipe_key:
+                continue
+            check_sound(shard)
+            if path.name in recorded and sha256(path) != recorded[path.name]:
+                raise StoreError(f"{path}: its bytes differ from the recorded sha256")
+            yield path, shard
+        except MerError as error:
+            yield path, str(error)
+
+
+def _precision_error(encoder, inputs: Sequence[np.ndarray]) -> float:
+    """Relative L2 distance of half-precision features from fp32 ones."""
+    error = norm = 0.0
+    for x in inputs:
+        half, full = encoder.encode([x])[0], encoder.encode([x], precision="fp32")[0]
+        error += float(np.square(half - full, dtype=np.float64).sum())
+        norm += float(np.square(full, dtype=np.float64).sum())
+    return float(np.sqrt(error / max(norm, 1e-30)))
