@@ -1,0 +1,1 @@
+"""Feature store to trained fusion models and numbers. Kept free of imports."""

@@ -1,0 +1,284 @@
+"""The configuration of a training run: frozen dataclasses hold the only defaults, TOML presets and `--set` change them.
+
+A preset is TOML with the key `model` and any of the tables [model_args], [data], [optim], [train]; `--set TABLE.KEY=VALUE`
+changes one value. [model_args] holds the arguments of the model's own config class (fusion/models).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from fusion.models import REGISTRY, model_class
+from pipeline.errors import DataError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    modalities: str = "all"  # "all" that the store has, or a list: "audio,text"
+    pool_hz: float = 12.5  # mean-pool sequences to at most about this rate, from the header's frame rate; inf: as stored
+    standardise: bool = True  # let the model z-score its input by the training rows (model.calibrate); kept in its checkpoint
+    residence: Literal["auto", "device", "stream"] = "auto"  # auto: on the device when it fits in half of its free memory
+    dev_share: float = 0.15  # of the training rows, when the store has no dev split and in every fold
+    dev_by: Literal["auto", "dialogue", "speaker", "session", "utterance"] = "auto"  # auto: the first of these three the store has
+    split_seed: int = 0  # which groups become dev; the same for every training seed
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 3e-4
+    weight_decay: float = 0.01  # not on biases, norms and other one-dimensional parameters
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: float = 0.05  # share of all steps
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = 1.0  # of the gradient's norm; inf: none
+    accumulate: int = 1  # batches a step
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    epochs: int = 40
+    batch_size: int = 32
+    patience: int = 8  # epochs without a better dev score before stopping
+    select_metric: str = "auto"  # dev metric that chooses the epoch; auto: wf1 (single), weighted_f1 (multi), mae (regression)
+    class_weight: Literal["none", "balanced", "sqrt"] = "none"  # weight of a sample's classification loss: 1/n_c, 1/sqrt(n_c)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, fp32 elsewhere
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: str = "drkf"
+    model_args: Any = None  # an instance of the model's config class; None: its defaults
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        if self.model_args is None:
+            object.__setattr__(self, "model_args", model_class(self.model)[1]())
+        _check(self)
+
+
+PLAIN = {"data": DataConfig, "optim": OptimConfig, "train": LoopConfig}
+TABLES = ("model_args", *PLAIN)
+
+
+def load(*, model: str | None = None, preset: str | None = None, sets: Iterable[str] = ()) -> TrainConfig:
+    """The configuration that `--model`, `--preset` and `--set` ask for.
+
+    Without a preset the one named like the model is taken where it exists, so `load()` is DRKF with the preset `drkf`.
+    """
+    sets = list(sets)
+    for text, table, tree in map(_parse, sets):  # before the model's module, which imports torch
+        if table != "model_args":
+            _fill(PLAIN[table](), tree, f"--set {text}: {table}")
+    known = presets()
+    if preset is None:
+        name = model or TrainConfig.model
+        if name not in REGISTRY:
+            raise DataError(f"--model {name}: unknown{_did_you_mean(name, REGISTRY)}; known: {', '.join(REGISTRY)}")
+        tree = _read(known[name], f"preset {name}") if name in known else {"model": name}
+    else:
+        path = known.get(preset, Path(preset))
+        if preset not in known and not path.is_file():
+            raise DataError(f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; presets: {', '.join(known)}")
+        tree = _read(path, f"preset {preset}")
+        if model is not None and tree.get("model", model) != model:
+            raise DataError(f"--preset {preset} is for model {tree['model']}, not for --model {model}; give one of the two")
+        tree.setdefault("model", model or TrainConfig.model)
+    return override(from_tree(tree, f"preset {preset or tree['model']}"), sets)
+
+
+def presets() -> dict[str, Path]:
+    """Name -> file of every preset that comes with mer."""
+    return {p.stem: p for p in sorted(PRESETS.glob("*.toml"))}
+
+
+def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
+    """A config from parsed TOML; `where` opens the error messages."""
+    unknown = set(tree) - {"model", *TABLES}
+    if unknown:
+        key = sorted(unknown)[0]
+        raise DataError(f"{where}: unknown key '{key}'{_did_you_mean(key, ('model', *TABLES))}; known: model, {', '.join(TABLES)}")
+    name = tree.get("model", TrainConfig.model)
+    if name not in REGISTRY:
+        raise DataError(f"{where}: unknown model '{name}'{_did_you_mean(str(name), REGISTRY)}; known: {', '.join(REGISTRY)}")
+    config = TrainConfig(model=name)
+    tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in TABLES if t in tree}
+    return replace(config, **tables)
+
+
+def override(config: TrainConfig, sets: Iterable[str]) -> TrainConfig:
+    """Apply `TABLE.KEY=VALUE` strings; later ones win."""
+    for path, table, tree in map(_parse, sets):
+        config = replace(config, **{table: _fill(getattr(config, table), tree, f"--set {path}: {table}")})
+    return config
+
+
+def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
+    """(path, table, what is to be filled in there) of a `TABLE.KEY=VALUE`."""
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    table, dot, key = path.partition(".")
+    if not equals or not dot:
+        raise DataError(f"--set {text}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: {', '.join(TABLES)}")
+    if table not in TABLES:
+        raise DataError(f"--set {text}: unknown table '{table}'{_did_you_mean(table, TABLES)}; tables: {', '.join(TABLES)}")
+    tree: Any = value.strip()
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return path, table, tree
+
+
+def to_tree(config: TrainConfig) -> dict[str, Any]:
+    """Plain TOML values of the whole resolved configuration; None is written as "none"."""
+
+    def plain(value):
+        if is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return "none" if value is None else value
+
+    return plain(config)
+
+
+def to_toml(config: TrainConfig) -> str:
+    return tomli_w.dumps(to_tree(config))
+
+
+def from_toml(text: str, where: str) -> TrainConfig:
+    try:
+        return from_tree(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{where}: not valid TOML ({error})") from None
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: a -> b` for every leaf in which two trees differ."""
+    found = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key, "absent"), b.get(key, "absent")
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}: {left} -> {right}")
+    return found
+
+
+def _read(path: Path, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: {path} is not valid TOML ({error})") from None
+
+
+def _fill(instance, values: Any, where: str):
+    """`instance` with the fields named in `values` replaced, each converted to the type its field declares."""
+    if not isinstance(values, Mapping):
+        raise DataError(f"{where} is a table of keys, not a value; known: {', '.join(f.name for f in dataclasses.fields(instance))}")
+    hints = typing.get_type_hints(type(instance))
+    changed = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise DataError(f"{where}: unknown key '{key}'{_did_you_mean(key, hints)}; known: {', '.join(hints)}")
+        current = getattr(instance, key)
+        at = f"{where}.{key}"
+        changed[key] = _fill(current, value, at) if is_dataclass(current) else _convert(value, hints[key], at)
+    try:
+        return replace(instance, **changed)
+    except ValueError as error:  # a config class may check its own values
+        raise DataError(f"{where}: {error}") from None
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` (a TOML value, or the string of a `--set`) as `kind`; raises DataError that names both."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in args and isinstance(value, str) and value.lower() == "none":
+            return None
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _convert(value, option, where)
+            except DataError as error:
+                failed = error
+        raise failed
+    if origin is Literal:
+        for option in args:
+            if value == option and isinstance(value, bool) == isinstance(option, bool) or isinstance(value, str) and value == str(option):
+                return option
+        raise DataError(f"{where} = {value!r}: expected one of {', '.join(map(str, args))}")
+    if origin in (tuple, list):
+        items = [v.strip() for v in value.strip("[]() ").split(",") if v.strip()] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise DataError(f"{where} = {value!r}: expected a list")
+        kinds = [args[0]] * len(items) if origin is list or args[-1] is Ellipsis else args
+        if len(kinds) != len(items):
+            raise DataError(f"{where} = {value!r}: expected {len(kinds)} values, got {len(items)}")
+        return origin(_convert(v, k, where) for v, k in zip(items, kinds, strict=True))
+    if origin is dict or kind is dict:
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise DataError(f"{where} = {value!r}: expected a table")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        raise DataError(f"{where} = {value!r}: expected true or false")
+    if kind in (int, float):
+        if isinstance(value, str):
+            try:
+                value = kind(value)
+            except ValueError:
+                raise DataError(f"{where} = {value!r}: expected {'a whole number' if kind is int else 'a number'}") from None
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            raise DataError(f"{where} = {value!r}: expected {'a whole number' if kind is int else 'a number'}")
+        return kind(value)
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise DataError(f"{where} = {value!r}: expected text")
+    return value
+
+
+def _check(config: TrainConfig) -> None:
+    """Values that have the right type and still make no sense."""
+    d, o, t = config.data, config.optim, config.train
+    rules = [
+        (d.pool_hz > 0, "data.pool_hz", d.pool_hz, "above 0 (inf: as stored)"),
+        (0 < d.dev_share < 1, "data.dev_share", d.dev_share, "between 0 and 1"),
+        (0 < o.lr < math.inf, "optim.lr", o.lr, "above 0"),
+        (0 <= o.weight_decay < math.inf, "optim.weight_decay", o.weight_decay, "at least 0"),
+        (all(0 <= b < 1 for b in o.betas), "optim.betas", o.betas, "two numbers in [0, 1)"),
+        (0 <= o.warmup <= 1, "optim.warmup", o.warmup, "a share between 0 and 1"),
+        (o.clip > 0, "optim.clip", o.clip, "above 0 (inf: none)"),
+        (o.accumulate >= 1, "optim.accumulate", o.accumulate, "at least 1"),
+        (t.epochs >= 1, "train.epochs", t.epochs, "at least 1"),
+        (t.batch_size >= 1, "train.batch_size", t.batch_size, "at least 1"),
+        (t.patience >= 1, "train.patience", t.patience, "at least 1"),
+        (t.seed >= 0, "train.seed", t.seed, "at least 0"),
+    ]
+    for holds, key, value, expected in rules:
+        if not holds:
+            raise DataError(f"{key} = {value}: must be {expected}")
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,217 @@
+"""Metrics by their definitions, in NumPy. An undefined figure (no sample, one class, constant input) is NaN here and
+null in files.
+
+WA    weighted accuracy: correct / N.
+UA    unweighted accuracy: mean recall over the classes present in the reference.
+WF1   sum_c n_c/N F1_c, with n_c the reference count. macro_f1: mean F1 over the classes present in reference or prediction.
+      (The same conventions as scikit-learn's accuracy, balanced accuracy and f1_score.)
+Regression in [-3, 3] (CMU-MOSI, MOSEI), as MMSA defines it: acc2_has0 compares >= 0 with >= 0 on all samples; acc2_non0 compares
+> 0 with > 0 where the reference is not 0; acc7 and acc5 clip to +-3 and +-2, round half to even and compare; F1 is WF1 of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+NAN = float("nan")
+TITLES = {  # as printed, in this order
+    "wa": "WA", "ua": "UA", "wf1": "WF1", "macro_f1": "macro-F1", "subset_accuracy": "subset accuracy", "micro_f1": "micro-F1",
+    "weighted_f1": "weighted F1", "mae": "MAE", "pearson": "Pearson", "acc2_has0": "Acc-2 (has 0)", "f1_has0": "F1 (has 0)",
+    "acc2_non0": "Acc-2 (non 0)", "f1_non0": "F1 (non 0)", "acc5": "Acc-5", "acc7": "Acc-7", "ece": "ECE", "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+}  # fmt: skip
+LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
+
+
+def confusion(true: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
+    """(C, C) counts, a row a reference class, a column a predicted one."""
+    return np.bincount(np.asarray(true) * classes + np.asarray(pred), minlength=classes * classes).reshape(classes, classes)
+
+
+def from_confusion(matrix: np.ndarray) -> dict[str, float]:
+    """WA, UA, WF1 and macro-F1 of a confusion matrix.
+
+    >>> from_confusion(np.array([[2, 0], [1, 1]]))
+    {'wa': 0.75, 'ua': 0.75, 'wf1': 0.7333333333333334, 'macro_f1': 0.7333333333333334}
+    """
+    hit, reference, predicted = np.diag(matrix).astype(float), matrix.sum(1), matrix.sum(0)
+    n = reference.sum()
+    if n == 0:
+        return {"wa": NAN, "ua": NAN, "wf1": NAN, "macro_f1": NAN}
+    f1 = 2 * hit / np.maximum(reference + predicted, 1)
+    present = reference > 0
+    return {
+        "wa": float(hit.sum() / n),
+        "ua": float((hit[present] / reference[present]).mean()),
+        "wf1": float((reference * f1).sum() / n),
+        "macro_f1": float(f1[present | (predicted > 0)].mean()),
+    }
+
+
+def classification(true: np.ndarray, pred: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Single-label metrics, `per_class` precision, recall, F1 and support, and the confusion matrix. `true`, `pred` (N,) int."""
+    matrix = confusion(true, pred, len(labels))
+    return {
+        "n": int(matrix.sum()),
+        **from_confusion(matrix),
+        "per_class": {name: _prf(matrix[c, c], matrix[c].sum(), matrix[:, c].sum()) for c, name in enumerate(labels)},
+        "confusion": matrix.tolist(),
+    }
+
+
+def _prf(hit: int, reference: int, predicted: int) -> dict[str, float]:
+    return {
+        "precision": float(hit / predicted) if predicted else NAN,
+        "recall": float(hit / reference) if reference else NAN,
+        "f1": float(2 * hit / (reference + predicted)) if reference + predicted else NAN,
+        "support": int(reference),
+    }
+
+
+def multilabel(true: np.ndarray, scores: np.ndarray, labels: Sequence[str], thresholds: Sequence[float]) -> dict[str, Any]:
+    """Subset accuracy and micro, macro, weighted F1. `true` (N, C) 0/1, `scores` (N, C); a label holds where score >= threshold.
+
+    A label that is neither in the reference nor predicted has F1 0 in the mean, as in scikit-learn with zero_division=0.
+    """
+    true, pred = np.asarray(true) > 0.5, np.asarray(scores) >= np.asarray(thresholds)
+    hit, reference, predicted = (true & pred).sum(0), true.sum(0), pred.sum(0)
+    f1 = 2 * hit / np.maximum(reference + predicted, 1)
+    n = len(true)
+    return {
+        "n": n,
+        "subset_accuracy": float((true == pred).all(1).mean()) if n else NAN,
+        "micro_f1": float(2 * hit.sum() / max(reference.sum() + predicted.sum(), 1)) if n else NAN,
+        "macro_f1": float(f1.mean()) if n else NAN,
+        "weighted_f1": float((reference * f1).sum() / reference.sum()) if reference.sum() else NAN,
+        "per_class": {name: _prf(hit[c], reference[c], predicted[c]) for c, name in enumerate(labels)},
+    }
+
+
+def choose_thresholds(true: np.ndarray, scores: np.ndarray) -> list[float]:
+    """Per label the threshold with the best F1; among equals the one nearest to 0.5, which is also the choice for an absent label."""
+    chosen = []
+    for y, s in zip(np.asarray(true).T > 0.5, np.asarray(scores, dtype=float).T, strict=True):
+        if not y.any():
+            chosen.append(0.5)
+            continue
+        order = np.argsort(-s, kind="stable")
+        ranked = s[order]
+        hits = np.cumsum(y[order])
+        f1 = 2 * hits / (np.arange(1, len(s) + 1) + y.sum())
+        last = np.append(ranked[1:] < ranked[:-1], True)  # a threshold can only fall between different scores
+        middle = np.append((ranked[1:] + ranked[:-1]) / 2, ranked[-1] / 2)
+        best = np.flatnonzero(last & (f1 >= f1[last].max() - 1e-12))
+        chosen.append(float(min(middle[best], key=lambda t: abs(t - 0.5))))
+    return chosen
+
+
+def regression(true: np.ndarray, pred: np.ndarray) -> dict[str, Any]:
+    """`true`, `pred` (N,) in [-3, 3]; predictions may go beyond."""
+    true, pred = np.asarray(true, dtype=np.float64).reshape(-1), np.asarray(pred, dtype=np.float64).reshape(-1)
+    non0 = true != 0
+    has0, non0 = _two_way(true >= 0, pred >= 0), _two_way(true[non0] > 0, pred[non0] > 0)
+    return {
+        "n": len(true),
+        "mae": float(np.abs(true - pred).mean()) if len(true) else NAN,
+        "pearson": pearson(true, pred),
+        "acc2_has0": has0["wa"],
+        "f1_has0": has0["wf1"],
+        "acc2_non0": non0["wa"],
+        "f1_non0": non0["wf1"],
+        "acc5": _graded(true, pred, 2),
+        "acc7": _graded(true, pred, 3),
+    }
+
+
+def _two_way(true: np.ndarray, pred: np.ndarray) -> dict[str, float]:
+    return from_confusion(confusion(true.astype(np.int64), pred.astype(np.int64), 2))
+
+
+def _graded(true: np.ndarray, pred: np.ndarray, limit: int) -> float:
+    if not len(true):
+        return NAN
+    return float((np.round(np.clip(true, -limit, limit)) == np.round(np.clip(pred, -limit, limit))).mean())
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's correlation; NaN for fewer than two samples and for constant input."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return NAN
+    x, y = x - x.mean(), y - y.mean()
+    return float((x @ y) / np.sqrt((x @ x) * (y @ y)))
+
+
+def auc(true: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve of a 0/1 reference: the share of (positive, negative) pairs in the right order, ties a half."""
+    true, score = np.asarray(true).astype(bool), np.asarray(score, dtype=float)
+    positive, negative = int(true.sum()), int((~true).sum())
+    if not positive or not negative:
+        return NAN
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2  # mean rank of each distinct score
+    return float((rank[inverse][true].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def balanced_accuracy(true: np.ndarray, pred: np.ndarray) -> float:
+    """Mean recall of a two-way decision; NaN when the reference holds one class only."""
+    true, pred = np.asarray(true).astype(bool), np.asarray(pred).astype(bool)
+    if true.all() or not true.any():
+        return NAN
+    return float((pred[true].mean() + (~pred[~true]).mean()) / 2)
+
+
+def ece(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 15) -> float:
+    """Expected calibration error: |confidence - accuracy| averaged over equal-width bins, weighted by their counts (Naeini et al. 2015)."""
+    if not len(confidence):
+        return NAN
+    place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(place, np.asarray(confidence, dtype=float), bins) - np.bincount(place, np.asarray(correct, dtype=float), bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+Statistic = Callable[[np.ndarray], Mapping[str, float]]
+
+
+def bootstrap(
+    statistic: Statistic, groups: np.ndarray, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, list[float]]:
+    """Percentile interval of every figure of `statistic(index)` under resampling of whole groups with replacement.
+
+    `groups` (N,) holds the group (dialogue) of every sample; utterances of one dialogue are not independent, so the dialogue is
+    the unit. A figure that is undefined in a resample is left out of its quantiles; with fewer than two groups all are NaN.
+    """
+    names = list(statistic(np.arange(len(groups))))
+    _, code = np.unique(groups, return_inverse=True)
+    size = np.bincount(code)
+    if len(size) < 2:
+        return {name: [NAN, NAN] for name in names}
+    member = np.argsort(code, kind="stable")
+    start = np.cumsum(size) - size
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((resamples, len(names)))
+    for r in range(resamples):
+        pick = rng.integers(len(size), size=len(size))
+        n = size[pick]
+        inside = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+        values = statistic(member[np.repeat(start[pick], n) + inside])
+        drawn[r] = [values[name] for name in names]
+    tail = (1 - level) / 2
+    interval = {}
+    for k, name in enumerate(names):
+        defined = drawn[:, k][~np.isnan(drawn[:, k])]
+        interval[name] = [float(q) for q in np.quantile(defined, [tail, 1 - tail])] if len(defined) else [NAN, NAN]
+    return interval
+
+
+def jsonable(value: Any) -> Any:
+    """NaN -> null, NumPy -> Python, so that the JSON is valid and says "undefined" where it is."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,60 @@
+"""Fusion models: one published system a file, and one registry.
+
+A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own frozen dataclass (the only place for its
+defaults) and `spec` a `fusion.batch.DataSpec`. It offers
+
+- `forward(batch) -> Prediction`      inference; needs no labels, draws no random numbers in eval mode
+- `losses(batch, progress) -> dict`   named scalar loss terms, unweighted, each a mean over what it is defined on; `progress`
+                                      in [0, 1] is the share of training done. Terms that cannot be computed are left out.
+- `weights(progress) -> dict`         the weight of every term that `losses` may return
+- `calibrate(batches)`                once before training: statistics of the training rows (standardisation), kept in the state dict
+- `set_class_weights(weights)`        (C,), when the configuration asks for class weighting
+- `lr_scale: dict[str, float]`        parameters whose learning rate is a multiple of the optimizer's, by name
+- `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D) (`fusion.data.summarise`), are all it needs
+- `diagnostics() -> dict`             floats worth logging from the last `losses` call (temperature, MI bounds in nats,
+                                      raw/augmented cosine, ...), detached
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:  # a mistyped `--set` is told without torch
+    from torch import Tensor
+
+# name -> (module, class, config class). Adding a model is one file and one line here.
+REGISTRY = {
+    "drkf": ("fusion.models.drkf", "DRKF", "DRKFConfig"),
+    "dmd": ("fusion.models.dmd", "DMD", "DMDConfig"),
+    "dhmd": ("fusion.models.dhmd", "DHMD", "DHMDConfig"),
+    "fusion": ("fusion.models.baselines", "FusionEncoderModel", "FusionConfig"),
+    "concat": ("fusion.models.baselines", "Concat", "ConcatConfig"),
+    "audio": ("fusion.models.baselines", "Audio", "UnimodalConfig"),
+    "text": ("fusion.models.baselines", "Text", "UnimodalConfig"),
+    "vision": ("fusion.models.baselines", "Vision", "UnimodalConfig"),
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`logits` (B, C) or (B, 1) for regression; `unimodal[m]` the same shape from one modality alone;
+    `attention` (B, M) share of [CLS] attention per modality in the order of `spec.modalities`, rows sum to 1;
+    `disagreement` (B,) probability that the modalities carry different emotions. None: the model has no such thing."""
+
+    logits: Tensor
+    unimodal: dict[str, Tensor] | None = None
+    attention: Tensor | None = None
+    disagreement: Tensor | None = None
+
+
+def model_class(name: str):
+    """(model class, config class) of a registered name; raises DataError with the known names."""
+    if name not in REGISTRY:
+        raise DataError(f"--model {name}: unknown; known: {', '.join(REGISTRY)}")
+    module, model, config = REGISTRY[name]
+    module = import_module(module)
+    return getattr(module, model), getattr(module, config)

@@ -1,0 +1,65 @@
+"""What every fusion model has in common: the spec, class weights, the task's own loss, and statistics of the features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, DataSpec
+from fusion.losses import task_loss
+from fusion.modules.pooling import Moments, Standardise
+from pipeline.errors import DataError
+
+
+class FusionModel(nn.Module):
+    """Base of the models; see `fusion.models` for the contract.
+
+    `lr_scale` maps parameter names to factors on the learning rate; such parameters are not decayed either.
+    `summary`: the model looks at nothing but mean and deviation of a sequence, and its batches may bring just those.
+    """
+
+    lr_scale: dict[str, float] = {}
+    summary = False
+
+    def __init__(self, config, spec: DataSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.register_buffer("class_weights", None if spec.task == "regression" else torch.ones(spec.outputs))
+
+    def set_class_weights(self, weights: Tensor) -> None:
+        """Weights (C,) of the classes (single) or of the positives of each label (multi) in the task's loss."""
+        if self.class_weights is None:
+            raise DataError("class weights make no sense for a regression target")
+        self.class_weights.copy_(weights)
+
+    def task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        c = self.config
+        return task_loss(
+            logits, target, task=self.spec.task, class_weights=self.class_weights, smoothing=c.label_smoothing, regression=c.regression_loss
+        )
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """One pass over the training part, labels unread, that fixes the scale of the features. Optional: without it the features
+        are taken as they are."""
+        targets = self.standardisers()
+        moments = {m: Moments() for m in targets}
+        for batch in batches:
+            for m in targets:
+                moments[m].update(self.statistics(batch, m))
+        for m, layers in targets.items():
+            for standardise in layers:
+                standardise.set(moments[m])
+
+    def standardisers(self) -> dict[str, list[Standardise]]:
+        """The `Standardise` of each modality, set by what `statistics` returns for it."""
+        raise NotImplementedError
+
+    def statistics(self, batch: Batch, modality: str) -> Tensor:
+        """(N, D) rows over which the modality's mean and spread are taken: its real steps, unless a model says otherwise."""
+        return batch.x[modality][batch.mask(modality)]
+
+    def diagnostics(self) -> dict[str, float]:
+        return {}

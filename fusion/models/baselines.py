@@ -1,0 +1,141 @@
+"""The models that DRKF has to beat on the same cache: one modality alone, concatenation, and a plain fusion encoder.
+
+The pooled ones see mean and standard deviation over the real steps of each modality, standardised over the training rows,
+and a small MLP: for a few thousand frozen-feature utterances this is a strong baseline, not a straw man.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, DataSpec
+from fusion.models import Prediction
+from fusion.models.base import FusionModel
+from fusion.modules.heads import mlp
+from fusion.modules.kf import FusionEncoder
+from fusion.modules.orl import Adapter
+from fusion.modules.pooling import Standardise, masked_mean_std
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class UnimodalConfig:
+    hidden: int = 256  # of the MLP
+    dropout: float = 0.3  # before it and inside it
+    label_smoothing: float = 0.0
+    regression_loss: str = "l1"  # l1 | mse
+
+
+@dataclass(frozen=True)
+class ConcatConfig(UnimodalConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """The fusion encoder of DRKF on its own; same fields, same defaults."""
+
+    d: int = 256
+    layers: int = 4
+    heads: int = 4
+    ffn: int = 512
+    dropout: float = 0.1
+    feature_dropout: float = 0.1
+    positions: str = "sinusoidal"  # sinusoidal | learned
+    max_positions: int = 2800
+    label_smoothing: float = 0.0
+    regression_loss: str = "l1"  # l1 | mse
+
+
+class Pooled(FusionModel):
+    """MLP on the pooled features of `modalities`; a modality that a row lacks counts as the average one."""
+
+    summary = True
+
+    def __init__(self, config: UnimodalConfig, spec: DataSpec, modalities: tuple[str, ...]) -> None:
+        super().__init__(config, spec)
+        missing = [m for m in modalities if m not in spec.modalities]
+        if missing:
+            raise DataError(f"the model needs {missing[0]} features; the store has {', '.join(spec.modalities)}")
+        self.modalities = modalities
+        self.standardise = nn.ModuleDict({m: Standardise(2 * spec.modalities[m]) for m in modalities})
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = mlp(2 * sum(spec.modalities[m] for m in modalities), config.hidden, spec.outputs, dropout=config.dropout)
+
+    def forward(self, batch: Batch) -> Prediction:
+        pooled = [
+            self.standardise[m](self.pool(batch, m)).where(batch.lengths[m][:, None] > 0, 0) for m in self.modalities
+        ]
+        return Prediction(self.head(self.dropout(torch.cat(pooled, 1))))
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return {"ec": self.task_loss(self(batch).logits, batch.target)}
+
+    def weights(self, progress: float) -> dict[str, float]:
+        return {"ec": 1.0}
+
+    def pool(self, batch: Batch, m: str) -> Tensor:
+        """(B, 2D) mean and deviation: of the steps, or as the batch brings them."""
+        x = batch.x[m].to(self.standardise[m].mean.dtype)
+        return x[:, 0] if x.shape[2] == 2 * self.spec.modalities[m] else masked_mean_std(x, batch.mask(m))
+
+    def standardisers(self) -> dict[str, list[Standardise]]:
+        return {m: [layer] for m, layer in self.standardise.items()}
+
+    def statistics(self, batch: Batch, modality: str) -> Tensor:
+        return self.pool(batch, modality)[batch.lengths[modality] > 0]
+
+
+class Concat(Pooled):
+    def __init__(self, config: ConcatConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec, tuple(spec.modalities))
+
+
+class Audio(Pooled):
+    def __init__(self, config: UnimodalConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec, ("audio",))
+
+
+class Text(Pooled):
+    def __init__(self, config: UnimodalConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec, ("text",))
+
+
+class Vision(Pooled):
+    def __init__(self, config: UnimodalConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec, ("vision",))
+
+
+class FusionEncoderModel(FusionModel):
+    """Adapters and the fusion encoder of DRKF, trained by classification alone: no ORL, no ED."""
+
+    def __init__(self, config: FusionConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        c = config
+        self.adapter = nn.ModuleDict({m: Adapter(width, c.d, dropout=c.feature_dropout) for m, width in spec.modalities.items()})
+        self.fe = FusionEncoder(
+            tuple(spec.modalities), c.d, layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout,
+            positions=c.positions, max_positions=c.max_positions,
+        )  # fmt: skip
+        self.ec = mlp(c.d, c.d, spec.outputs, dropout=c.dropout)
+
+    def forward(self, batch: Batch) -> Prediction:
+        logits, share = self.classify(batch, attention=True)
+        return Prediction(logits, attention=share)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return {"ec": self.task_loss(self.classify(batch)[0], batch.target)}
+
+    def weights(self, progress: float) -> dict[str, float]:
+        return {"ec": 1.0}
+
+    def classify(self, batch: Batch, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        mask = {m: batch.mask(m) for m in self.spec.modalities}
+        z, share = self.fe({m: self.adapter[m](batch.x[m], mask[m]) for m in mask}, mask, attention=attention)
+        return self.ec(z), share
+
+    def standardisers(self) -> dict[str, list[Standardise]]:
+        return {m: [layer.standardise] for m, layer in self.adapter.items()}

@@ -1,0 +1,1 @@
+"""Parts of the models, named as in the papers."""

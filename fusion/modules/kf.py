@@ -1,0 +1,140 @@
+"""Knowledge fusion (KF) of DRKF: the fusion encoder and the pairs on which emotion discrimination (ED) is trained."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion.modules.dropout import LockedDropout
+from pipeline.errors import DataError
+
+
+class FusionEncoder(nn.Module):
+    """z = FE([cls; H_1 + e_1; sep; H_2 + e_2; sep; ...])[0]: a pre-norm transformer read at [CLS].
+
+    Padded steps are never attended to; positions start anew in every modality, so that they depend on nothing but the step
+    itself; a modality that a row lacks takes its [SEP] with it. As only [CLS] is read, the last layer computes only its row.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], d: int, *, layers: int, heads: int, ffn: int, dropout: float, positions: str, max_positions: int
+    ) -> None:
+        super().__init__()
+        if positions not in ("sinusoidal", "learned"):
+            raise DataError(f"positions {positions!r}: known are sinusoidal, learned")
+        if d % heads:
+            raise DataError(f"model width {d} does not divide by {heads} heads")
+        self.cls = nn.Parameter(0.02 * torch.randn(d))
+        self.sep = nn.Parameter(0.02 * torch.randn(d))
+        self.modality = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(d)) for name in names})
+        # A tenth of the layer-normed features' scale, and learned: order matters less than content in frozen features.
+        self.position_scale = nn.Parameter(torch.tensor(0.1)) if positions == "sinusoidal" else None
+        self.position = nn.Parameter(0.02 * torch.randn(max_positions, d)) if positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(d, heads, ffn, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(d)
+        self.dropout = LockedDropout(dropout)
+
+    def forward(self, h: dict[str, Tensor], mask: dict[str, Tensor], *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
+        """h[m] (B, T_m, d), mask[m] (B, T_m): any subset of the modalities. Returns z (B, d) and, if asked for, the share
+        (B, M) of the last layer's [CLS] attention (mean over heads) that falls on each modality of `h`; rows sum to 1."""
+        first = next(iter(h.values()))
+        b, d = len(first), first.shape[2]
+        real = [torch.ones(b, 1, dtype=torch.bool, device=first.device)]
+        parts = [self.cls.expand(b, 1, d).to(first.dtype)]
+        for name, x in h.items():
+            parts += [x + (self.modality[name] + self.positions(x)), (self.sep + self.modality[name]).expand(b, 1, d).to(x.dtype)]
+            real += [mask[name], mask[name].any(1, keepdim=True)]
+        x, keys = self.dropout(torch.cat(parts, 1)), torch.cat(real, 1)
+        for block in self.blocks[:-1]:
+            x = block(x, keys)
+        z = self.norm(self.blocks[-1](x, keys, rows=1)[:, 0])
+        return z, self.share(x, keys, h) if attention else None
+
+    def positions(self, x: Tensor) -> Tensor:
+        """(T, d) embeddings of the steps 0..T-1."""
+        steps, d = x.shape[1:]
+        if self.position is None:
+            return self.position_scale * sinusoids(steps, d, device=x.device, dtype=self.position_scale.dtype)
+        if steps > len(self.position):
+            raise DataError(f"a sequence of {steps} steps is longer than max_positions = {len(self.position)}; raise it or pool more")
+        return self.position[:steps]
+
+    def share(self, x: Tensor, keys: Tensor, h: dict[str, Tensor]) -> Tensor:
+        """The attention of the last layer materialised for [CLS] alone."""
+        row = self.blocks[-1].attention_row(x, keys)
+        ends = accumulate(x.shape[1] + 1 for x in h.values())  # position of each [SEP]; its modality's steps lie before it
+        on = torch.stack([row[:, end - x.shape[1] : end].sum(1) for end, x in zip(ends, h.values(), strict=True)], 1)
+        total = on.sum(1, keepdim=True)
+        return torch.where(total > 0, on / total.clamp(min=torch.finfo(on.dtype).tiny), 1 / len(h))
+
+
+class Block(nn.Module):
+    """x + attention(LN x), then x + FFN(LN x)."""
+
+    def __init__(self, d: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.query, self.key_value = nn.Linear(d, d), nn.Linear(d, 2 * d)
+        self.out = nn.Linear(d, d)
+        self.ffn = nn.Sequential(nn.Linear(d, ffn), nn.GELU(), nn.Linear(ffn, d))
+        self.dropout = LockedDropout(dropout)
+
+    def forward(self, x: Tensor, keys: Tensor, *, rows: int | None = None) -> Tensor:
+        """x (B, S, d), keys (B, S) bool. Only the first `rows` positions are computed and returned (None: all)."""
+        y = self.norm_attention(x)
+        q, (k, v) = self.split(self.query(y[:, :rows]), 1)[0], self.split(self.key_value(y), 2)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None])
+        x = x[:, :rows] + self.dropout(self.out(a.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.ffn(self.norm_ffn(x)))
+
+    def attention_row(self, x: Tensor, keys: Tensor) -> Tensor:
+        """(B, S) attention of position 0 over all positions, mean over heads."""
+        y = self.norm_attention(x)
+        q, (k, _) = self.split(self.query(y[:, :1]), 1)[0], self.split(self.key_value(y), 2)
+        scores = (q @ k.transpose(2, 3))[:, :, 0] / math.sqrt(q.shape[-1])
+        return scores.masked_fill(~keys[:, None], -torch.inf).softmax(2).mean(1)
+
+    def split(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
+        """(B, S, n d) to n tensors (B, heads, S, d / heads)."""
+        b, s, width = x.shape
+        return x.view(b, s, n, self.heads, width // (n * self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def sinusoids(steps: int, d: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(T, d) of Vaswani et al. 2017: sines in the first half of the channels, cosines in the second (its first d - ceil(d/2))."""
+    half = (d + 1) // 2
+    rate = torch.exp(torch.arange(half, device=device, dtype=dtype) * (-math.log(10000.0) / half))
+    angle = torch.arange(steps, device=device, dtype=dtype)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], 1)[:, :d]
+
+
+def label_pairs(same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All ordered pairs i != j of a (B, B) bool matrix: (i, j, same[i, j]), row by row.
+
+    >>> [t.tolist() for t in label_pairs(torch.tensor([[True, False], [False, True]]))]
+    [[0, 1], [1, 0], [False, False]]
+    """
+    i, j = (~torch.eye(len(same), dtype=torch.bool, device=same.device)).nonzero(as_tuple=True)
+    return i, j, same[i, j]
+
+
+def sample_pairs(
+    same: Tensor, allowed: Tensor, *, positives: int, negatives: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of N anchors, up to `positives` partners with same[n, j] and `negatives` without, drawn without replacement
+    among the `allowed`; same, allowed (N, B) bool. Returns partners (N, K) int64, target (N, K) and valid (N, K) bool with
+    K = positives + negatives; where an anchor has too few partners of a kind, `valid` is False (shapes never depend on the
+    labels, so that nothing waits for the device)."""
+    noise = torch.rand(same.shape, device=same.device, generator=generator)
+    partners, target, valid = [], [], []
+    for kind, count in ((same, positives), (~same, negatives)):
+        value, j = noise.masked_fill(~(kind & allowed), -1.0).topk(min(count, same.shape[1]), dim=1)
+        partners.append(j)
+        valid.append(value >= 0)
+        target.append(torch.full_like(valid[-1], kind is same))
+    return torch.cat(partners, 1), torch.cat(target, 1), torch.cat(valid, 1)

@@ -1,0 +1,69 @@
+"""Sequences to vectors, and features to a common scale. Nothing beyond the mask is read, not even if it is NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """x (B, T, D) with zeros where mask (B, T) is False. A product would keep NaN."""
+    return x.where(mask[..., None], 0)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) mean over the real steps of x (B, T, D); zeros for a row without any.
+
+    >>> masked_mean(torch.tensor([[[1.0], [3.0], [torch.nan]]]), torch.tensor([[True, True, False]])).item()
+    2.0
+    """
+    return zero_padding(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def masked_mean_std(x: Tensor, mask: Tensor) -> Tensor:
+    """(B, 2D) mean and standard deviation (of the population, so 0 for one step) over the real steps of x (B, T, D)."""
+    x = zero_padding(x, mask)
+    mean = masked_mean(x, mask)
+    variance = masked_mean((x - mean[:, None]).square(), mask)
+    return torch.cat([mean, (variance + 1e-8).sqrt()], 1)
+
+
+class Moments:
+    """Mean and standard deviation per channel over chunks (N, D), merged in float64 (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0  # sum of squared deviations from the mean
+
+    @torch.no_grad()
+    def update(self, chunk: Tensor) -> None:
+        if len(chunk) == 0:
+            return
+        x = chunk.double()
+        mean = x.mean(0)
+        delta, total = mean - self.mean, self.count + len(x)
+        self.square = self.square + (x - mean).square().sum(0) + delta.square() * (self.count * len(x) / total)
+        self.mean = self.mean + delta * (len(x) / total)
+        self.count = total
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std per channel, the statistics those of the training rows: set once before training, kept in the checkpoint,
+    the identity until then. Frozen encoders have channels whose offset is many times their spread."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    @torch.no_grad()
+    def set(self, moments: Moments) -> None:
+        """A channel that is constant up to rounding keeps std 1 (float16 features carry 11 bits)."""
+        if moments.count:
+            std = (moments.square / moments.count).sqrt()
+            self.mean.copy_(moments.mean)
+            self.std.copy_(std.where(std > 1e-4 * moments.mean.abs() + 1e-8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std

@@ -1,0 +1,69 @@
+"""The dense path: for so few rows that the calls cost more than the arithmetic. All similarities at once, all terms in one batch and
+the gradient in closed form (chunked.py has it): about 30 operations where autograd runs 50 to 180. Memory is T·R·R, so
+`paths.DENSE_ROWS` bounds R."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fusion.ops.chunked import normalised, project
+from fusion.ops.plan import Plan
+
+LOW = -1e30  # logit of what is no candidate; finite, so that rows without candidates have no NaN
+
+
+@lru_cache(maxsize=64)
+def _masks(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, R, R) bool what is no candidate; (T, R, 1) weight of each anchor's loss, 0 elsewhere and where the positive is the only
+    candidate; (T, R, R) that weight at positives by index."""
+    blocked = torch.ones(len(plan.terms), plan.total, plan.total, dtype=torch.bool)
+    positive = torch.zeros(blocked.shape, dtype=dtype)
+    weight = torch.zeros(len(plan.terms), plan.total, 1, dtype=dtype)
+    for s in plan.strips:
+        for _, c0, c1 in s.ranges:
+            blocked[s.term, s.r0 : s.r1, c0:c1] = False
+        rows = torch.arange(s.r0, s.r1)
+        blocked[s.term, rows, rows] = True
+        positive[s.term, rows, rows + s.rel] = 1
+        weight[s.term, s.r0 : s.r1] = 1 / plan.anchors[s.term] if plan.candidates[s.term] > 1 else 0
+    return blocked.to(device), weight.to(device), (positive * weight).to(device)
+
+
+def _labelled(plan: Plan, labels: Tensor | None, mode: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_masks`, with false negatives blocked ("exclude") or an anchor's weight shared by all its positives ("supcon")."""
+    blocked, weight, target = _masks(plan, z.dtype, z.device)
+    if mode == "none":
+        return blocked, weight, target
+    alike = (labels[:, None] == labels) & (labels >= 0)
+    if mode == "exclude":
+        return blocked | (alike & (target == 0)), weight, target
+    several = (target > 0) | (alike & ~blocked)
+    return blocked, weight, several * (weight / several.sum(2, keepdim=True).clamp_min(1))
+
+
+def forward(plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str) -> tuple[Tensor, ...]:
+    """(T,) mean losses; then for the backward pass (R, D) unit rows, (R, 1) norms, (T, R, R) log-probabilities of the candidates."""
+    z, norm = normalised(views)
+    tau = tau.to(z.dtype)
+    blocked, _, target = _labelled(plan, labels, mode, z)
+    logits = z @ z.T / tau[:, None, None] if tau.ndim else (z / tau) @ z.T
+    logp = torch.where(blocked, LOW, logits).log_softmax(2)
+    return (logp * target).sum((1, 2)).neg_(), z, norm, logp
+
+
+def backward(
+    plan: Plan, tau: Tensor, labels: Tensor | None, mode: str, saved: tuple[Tensor, ...], grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(R, D) gradient of sum_t grad_t loss_t to the rows of all views, and to the temperature in its shape, in compute dtype."""
+    z, norm, logp = saved
+    tau = tau.to(z.dtype)
+    _, weight, target = _labelled(plan, labels, mode, z)
+    g = logp.exp().mul_(weight).sub_(target).mul_((grad.to(z.dtype) / tau)[:, None, None])  # (T, R, R) dL/ds
+    both = g[0] if len(g) == 1 else g.sum(0)
+    dz = (both + both.T) @ z
+    radial = (dz * z).sum(1, keepdim=True)
+    dtau = (g * (z @ z.T)).sum((1, 2)) / -tau if tau.ndim else radial.sum() / (-2 * tau)
+    return project(dz, z, norm, radial), dtau

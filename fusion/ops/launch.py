@@ -1,0 +1,374 @@
+"""Host side of the Triton path: which kernels for which sizes, their tables on the device, and the launches.
+
+Sizes and tiles come from one fixed table: tuning at run time would recompile, break graph capture and make results depend on the
+machine's mood. None of it has been measured on a GPU yet; tests/ops/test_aot.py holds every entry to "compiles for sm_80, sm_90 and
+sm_100, no spills, shared memory within the chip's limit".
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fusion.ops import kernels
+from fusion.ops.paths import MAX_VIEWS
+from fusion.ops.plan import NEVER, Piece, Plan, Visit
+
+TINY_ROWS = 64  # all views together, so NT-Xent up to B = 32 and DRKF's four views up to B = 16
+MID_ROWS = {256: 8192, 1024: 2048}  # largest D -> most rows for which the row-owner kernels are chosen
+SCRATCH_BYTES = 256 << 20  # coefficients of one chunk of rows in the large path
+G_SCALE = 4096.0  # float16 coefficients: 2 * 4096 is far from overflow, 1e-6 * 4096 far from subnormal
+MODES = {"none": 0, "exclude": 1, "supcon": 2}
+TIERS = {"ieee": 0, "tf32": 1, "fast": 2}
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Kernel sizes: rows, columns, depth of one product, width of the gradient slice."""
+
+    bm: int
+    bn: int
+    bk: int
+    bd: int = 0
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def _power(n: int, low: int, high: int) -> int:
+    return max(low, min(high, triton.next_power_of_2(n)))
+
+
+def tiny_tile(rows: int, d: int) -> Tile:
+    rp = _power(rows, 16, TINY_ROWS)
+    return Tile(rp, rp, _power(d, 16, 64 if rp == 16 else 32), _power(d, 16, {16: 64, 32: 32, 64: 16}[rp]), 8 if rp == 64 else 4, 2)
+
+
+def mid_tile(rows: int, d: int, dot: int, mode: str) -> Tile:
+    bm = 16 if rows <= 2048 or mode != "none" else 32  # label masks cost registers, and so do three products for one
+    return Tile(bm, 32, _power(d, 16, 32), _power(d, 16, 128 if bm == 32 and dot == TIERS["ieee"] else 256), 8, 3)
+
+
+def large_tile(dot: int, mode: str) -> Tile:
+    if dot == TIERS["ieee"]:
+        return Tile(64, 64, 32, 0, 4, 3)
+    return Tile(128, 128, 64, 0, 8, 3) if mode == "none" else Tile(64, 32, 64, 0, 8, 3)  # label masks are held in registers
+
+
+def choose(rows: int, d: int) -> str:
+    """tiny | mid | large."""
+    if rows <= TINY_ROWS:
+        return "tiny"
+    return "mid" if any(d <= width and rows <= most for width, most in MID_ROWS.items()) else "large"
+
+
+def capability(device: torch.device) -> int:
+    if device.type != "cuda":  # the interpreter takes the descriptor path
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+# --- tables, made once per plan and device ----------------------------------------------------------------------------------------
+
+
+def _ints(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("contrastive_terms: first call with these sizes inside a CUDA graph capture; run one step before capturing")
+    return torch.tensor(rows, dtype=torch.int32).to(device)
+
+
+@lru_cache(maxsize=256)
+def scales(plan: Plan, device: torch.device) -> Tensor:
+    """(T,) 1/n_t; 0 where the positive is the only candidate, so that loss and gradient are exactly 0."""
+    return torch.tensor([1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]).to(device)
+
+
+@lru_cache(maxsize=256)
+def forward_tables(plan: Plan, bm: int, device: torch.device, *, merge: bool) -> tuple[Tensor, Tensor]:
+    """(blocks, 9), (ranges, 4) of mid_forward; with `merge` those of large_forward: flat row numbers, touching ranges joined."""
+    blocks, ranges = [], []
+    seen: set[tuple[int, int]] = set()
+    for s in plan.strips:
+        begin = len(ranges)
+        for v, c0, c1 in s.ranges:
+            if merge and len(ranges) > begin and ranges[-1][2] == c0:
+                ranges[-1] = (*ranges[-1][:2], c1, 0)
+            else:
+                ranges.append((v, c0, c1, 0) if merge else (v, c0 - plan.base[v], c1 - plan.base[v], plan.base[v]))
+        base = 0 if merge else plan.base[s.view]
+        for r in range(s.r0 - base, s.r1 - base, bm):
+            first = (s.view, r) not in seen
+            seen.add((s.view, r))
+            blocks.append((s.view, r, s.r1 - base, base, s.term, s.rel, begin, len(ranges), int(first)))
+    if not merge:  # rows that are nobody's anchors still need their norms
+        for p in plan.pieces:
+            if not any(s.view == p.view and s.r0 <= p.r0 < s.r1 for s in plan.strips):
+                base = plan.base[p.view]
+                blocks += [(p.view, r, p.r1 - base, base, -1, 0, 0, 0, 1) for r in range(p.r0 - base, p.r1 - base, bm)]
+    return _ints(blocks, device), _ints(ranges, device)
+
+
+@lru_cache(maxsize=256)
+def backward_tables(plan: Plan, bm: int, need: tuple[bool, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(blocks, 9), (visits, 9) of mid_backward for the views that need a gradient."""
+    blocks, visits = [], []
+    for p in (p for p in plan.pieces if need[p.view]):
+        base, begin = plan.base[p.view], len(visits)
+        for v in p.visits:
+            at = plan.base[v.view]
+            visits.append((v.term, v.view, v.c0 - at, v.c1 - at, at, int(v.row), int(v.col), v.row_rel, v.col_rel))
+        blocks += [(p.view, r, p.r1 - base, base, 0, 0, begin, len(visits), 0) for r in range(p.r0 - base, p.r1 - base, bm)]
+    return _ints(blocks, device), _ints(visits or [(0,) * 9], device)
+
+
+@lru_cache(maxsize=256)
+def row_table(plan: Plan, bm: int, device: torch.device) -> Tensor:
+    """(blocks, 9): all rows of all views, bm at a time."""
+    return _ints([(v, r, n, plan.base[v], 0, 0, 0, 0, 0) for v, n in enumerate(plan.rows) for r in range(0, n, bm)], device)
+
+
+@lru_cache(maxsize=256)
+def tiny_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(V+1,) first flat row of each view and R; (T, R, 2) bits of the candidate views of an anchor row, flat number of its positive."""
+    adjacency = torch.zeros(len(plan.terms), plan.total, 2, dtype=torch.int32)
+    adjacency[..., 1] = -1
+    for s in plan.strips:
+        adjacency[s.term, s.r0 : s.r1, 0] = sum(1 << v for v, _, _ in s.ranges)
+        adjacency[s.term, s.r0 : s.r1, 1] = torch.arange(s.r0 + s.rel, s.r1 + s.rel, dtype=torch.int32)
+    return _ints([*plan.base, plan.total], device), _ints(adjacency.tolist(), device)
+
+
+_tickets: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def ticket(device: torch.device) -> Tensor:
+    """A counter at 0 that the kernel leaves at 0. One per stream, as launches of one stream do not overlap; a captured graph may be
+    replayed on any stream and gets its own."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _tickets:
+        _tickets[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _tickets[key]
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------------------
+
+
+def tier(precision: str, dtype: torch.dtype) -> int:
+    """What `auto` means: 16-bit inputs are multiplied as they are, float32 as PyTorch would (torch.set_float32_matmul_precision or
+    torch.backends.cuda.matmul.fp32_precision; the latter tells both, the former's getter raises where the other was set)."""
+    if precision == "auto":
+        if dtype in (torch.float16, torch.bfloat16):
+            precision = "fast"
+        else:
+            precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return TIERS[precision]
+
+
+def _mid_dot(dot: int, dtype: torch.dtype) -> int:
+    return TIERS["tf32"] if dot == TIERS["fast"] and dtype == torch.float32 else dot  # raw float32 rows may not fit 16 bits
+
+
+def _pad(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (*views, *(views[0],) * (MAX_VIEWS - len(views)))
+
+
+def forward(
+    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str, precision: str, path: str, *, gradients: bool
+) -> tuple[Tensor, ...]:
+    """(T,) losses, (T,) slopes d loss/d tau, then what the backward pass of this path wants. `views` contiguous, of one dtype."""
+    device, d = views[0].device, views[0].shape[1]
+    terms, rows = len(plan.terms), plan.total
+    args = dict(MODE=MODES[mode], TAU_N=tau.ndim)
+    labels = views[0] if labels is None else labels
+    loss, slope = torch.empty(terms, device=device), torch.empty(terms, device=device)  # an operator's results share no storage
+    dot = tier(precision, views[0].dtype)
+    if path == "tiny":
+        tile = tiny_tile(rows, d)
+        base, adjacency = tiny_tables(plan, device)
+        dz = torch.empty(terms, rows, d, device=device) if gradients else loss
+        kernels.tiny_values_and_gradients[(triton.cdiv(d, tile.bd) if gradients else 1,)](
+            *_pad(views), tau, labels, base, adjacency, scales(plan, device), loss, slope, dz, rows, d, terms,
+            NV=len(views), RP=tile.bm, BK=tile.bk, BD=tile.bd, GRADIENTS=gradients, **args, **tile.options,
+        )  # fmt: skip
+        return loss, slope, dz
+    lse = torch.empty(terms, rows, device=device)
+    count = torch.empty_like(lse) if mode == "supcon" else lse
+    norm = torch.empty(rows, device=device)
+    if path == "mid":
+        dot = _mid_dot(dot, views[0].dtype)
+        tile = mid_tile(rows, d, dot, mode)
+        blocks, ranges = forward_tables(plan, tile.bm, device, merge=False)
+        part = torch.empty(2, len(blocks), device=device)
+        kernels.mid_forward[(len(blocks),)](
+            *_pad(views), tau, labels, blocks, ranges, scales(plan, device), lse, count, norm, part, ticket(device), loss, slope,
+            rows, d, terms, len(blocks),
+            NV=len(views), BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=dot, **args, **tile.options,
+        )  # fmt: skip
+    else:
+        tile = large_tile(dot, mode)
+        z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
+        blocks, ranges = forward_tables(plan, tile.bm, device, merge=True)
+        part = torch.empty(2, len(blocks), device=device)
+        kernels.large_forward[(len(blocks),)](
+            *_operands(z, tile), tau, labels, blocks, ranges, scales(plan, device), lse, count, part, ticket(device), loss, slope,
+            rows, z.shape[1], terms, len(blocks),
+            BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=_large_dot(dot), TMA=_uses_tma(z), **args, **tile.options,
+        )  # fmt: skip
+    return loss, slope, lse, norm, *((count,) if mode == "supcon" else ())
+
+
+def backward(
+    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str, precision: str, path: str,
+    saved: tuple[Tensor, ...], grad: Tensor, need: tuple[bool, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(R, D) gradient to the rows of all views that need one (the others' rows are left unwritten), gradient to tau in tau's shape."""
+    device, d = views[0].device, views[0].shape[1]
+    terms, rows = len(plan.terms), plan.total
+    slope, rest = saved[0], saved[1:]
+    dtau = torch.empty_like(tau)
+    if not any(need):
+        dtau = grad * slope
+        return views[0].new_empty(0, d), dtau if tau.ndim else dtau.sum()
+    dx = torch.empty(rows, d, device=device, dtype=views[0].dtype)
+    if path == "tiny":
+        block = 1024
+        kernels.tiny_scale[(triton.cdiv(rows * d, block),)](
+            rest[0], grad, slope, dx, dtau, rows * d, terms, grad.stride(0), BLOCK=block, TAU_N=tau.ndim
+        )
+        return dx, dtau
+    args = dict(MODE=MODES[mode], TAU_N=tau.ndim)
+    lse, norm = rest[:2]
+    count = rest[2] if mode == "supcon" else lse
+    labels = views[0] if labels is None else labels
+    dot = tier(precision, views[0].dtype)
+    if path == "large":
+        return _large_backward(plan, views, tau, labels, mode, args, dot, lse, count, norm, slope, grad, need, dx, dtau)
+    dot = _mid_dot(dot, views[0].dtype)
+    tile = mid_tile(rows, d, dot, mode)
+    blocks, visits = backward_tables(plan, tile.bm, need, device)
+    kernels.mid_backward[(len(blocks), triton.cdiv(d, tile.bd))](
+        *_pad(views), tau, labels, blocks, visits, scales(plan, device), lse, count, norm, grad, slope, dx, dtau,
+        rows, d, terms, grad.stride(0),
+        NV=len(views), BM=tile.bm, BN=tile.bn, BK=tile.bk, BD=tile.bd, DOT=dot, **args, **tile.options,
+    )  # fmt: skip
+    return dx, dtau
+
+
+# --- large path -------------------------------------------------------------------------------------------------------------------
+
+ROW_BLOCK = 8  # rows a program of the two row-wise kernels
+
+
+def _large_dot(dot: int) -> int:
+    return (
+        TIERS["ieee"] if dot == TIERS["ieee"] else TIERS["fast"]
+    )  # similarities of unit rows: float16 has tf32's mantissa at twice its rate
+
+
+def _uses_tma(z: Tensor) -> bool:
+    return z.dtype == torch.float16 and capability(z.device) >= 90
+
+
+def _operands(z: Tensor, tile: Tile) -> tuple[object, object]:
+    """z as the kernels take it: tensor-map descriptors for row and column tiles where the chip has them, else the plain tensor."""
+    if not _uses_tma(z):
+        return z, z
+    shape, strides = list(z.shape), list(z.stride())
+    return TensorDescriptor(z, shape, strides, [tile.bm, tile.bk]), TensorDescriptor(z, shape, strides, [tile.bn, tile.bk])
+
+
+def _unit_rows(plan: Plan, views: tuple[Tensor, ...], norm: Tensor, dtype: torch.dtype, *, rounded: bool = False) -> Tensor:
+    """(R, DP) unit rows, DP a multiple of 16 so that rows start where a tensor map wants them; fills `norm`."""
+    device, d = views[0].device, views[0].shape[1]
+    z = torch.empty(plan.total, triton.cdiv(d, 16) * 16, dtype=dtype, device=device)
+    blocks = row_table(plan, ROW_BLOCK, device)
+    kernels.prepare[(len(blocks),)](
+        *_pad(views), blocks, z, norm, d, z.shape[1], NV=len(views), BM=ROW_BLOCK, BK=_power(d, 16, 256), ROUND=rounded, num_warps=4
+    )
+    return z
+
+
+@contextmanager
+def _matmul_precision(name: str):
+    """The tier asked for, whatever the process-wide setting is."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, name
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _product(g: Tensor, z: Tensor, dot: int) -> Tensor:
+    """G z with float32 accumulation and result."""
+    if not g.is_cuda:
+        return g.float() @ z.float()
+    if g.dtype == torch.float16:
+        return torch.mm(g, z, out_dtype=torch.float32)
+    with _matmul_precision("ieee" if dot == TIERS["ieee"] else "tf32"):
+        return g @ z
+
+
+def _large_backward(
+    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor, mode: str, args: dict, dot: int, lse: Tensor, count: Tensor,
+    norm: Tensor, slope: Tensor, grad: Tensor, need: tuple[bool, ...], dx: Tensor, dtau: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Per chunk of rows and visit: a tile kernel writes coefficients into the scratch, one matrix product takes them to dz."""
+    device = dx.device
+    tile = large_tile(dot, mode)
+    z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
+    values = _unit_rows(plan, views, norm, torch.float32, rounded=True) if dot == TIERS["tf32"] else z
+    half = values.dtype == torch.float16
+    share = grad * scales(plan, device) / (tau * G_SCALE if half else tau)
+    dz = torch.zeros(plan.total, z.shape[1], device=device)
+    pieces = [p for p in plan.pieces if need[p.view]]
+    widest = max((v.c1 - v.c0 for p in pieces for v in _merged(p)), default=1)
+    chunk = max(tile.bm, SCRATCH_BYTES // (widest * values.element_size()) // tile.bm * tile.bm)
+    scratch = torch.empty(min(chunk, plan.total) * widest, dtype=values.dtype, device=device)
+    operands = _operands(z, tile)
+    for p in pieces:
+        for r0 in range(p.r0, p.r1, chunk):
+            r1 = min(r0 + chunk, p.r1)
+            for v in _merged(p):
+                cols = v.c1 - v.c0
+                g = scratch[: (r1 - r0) * cols].view(r1 - r0, cols)
+                kernels.large_coefficients[(triton.cdiv(r1 - r0, tile.bm), triton.cdiv(cols, tile.bn))](
+                    *operands, tau, labels, lse, count, g, r0, r1, v.c0, v.c1, v.term, int(v.row), int(v.col), v.row_rel, v.col_rel,
+                    plan.total, z.shape[1], cols, BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=_large_dot(dot), TMA=_uses_tma(z),
+                    SCALE=G_SCALE if half else 1.0, ROUND=dot == TIERS["tf32"], **args, **tile.options,
+                )  # fmt: skip
+                dz[r0:r1].addcmul_(_product(g, values[v.c0 : v.c1], dot), share[v.term])
+    blocks = row_table(plan, ROW_BLOCK, device)
+    kernels.large_finish[(len(blocks),)](
+        *_pad(views), blocks, norm, dz, dx, grad, slope, dtau, views[0].shape[1], z.shape[1], len(plan.terms), grad.stride(0),
+        NV=len(views), BM=ROW_BLOCK, BK=_power(views[0].shape[1], 16, 256), TAU_N=tau.ndim, num_warps=4,
+    )  # fmt: skip
+    return dx, dtau
+
+
+@lru_cache(maxsize=256)
+def _merged(piece: Piece) -> tuple[Visit, ...]:
+    """Visits to touching ranges joined where one offset to the anchor column serves both (NT-Xent: one product over both views)."""
+    out = []
+    for v in piece.visits:
+        last = out[-1] if out else None
+        joinable = last and (last.term, last.c1, last.row, last.col) == (v.term, v.c0, v.row, v.col)
+        offsets = {v.col_rel, last.col_rel} - {NEVER} if last else set()
+        if joinable and len(offsets) <= 1:
+            out[-1] = last._replace(c1=v.c1, row_rel=min(last.row_rel, v.row_rel), col_rel=offsets.pop() if offsets else v.col_rel)
+        else:
+            out.append(v)
+    return tuple(out)

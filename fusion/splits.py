@@ -1,0 +1,198 @@
+"""Which rows train, which choose (dev), which report (test). Whole groups go to one side, never single utterances.
+
+The trainer calls `plan`, which knows of no test rows; only `fusion.evaluate` calls `held_out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from fusion.config import DataConfig
+from pipeline.errors import DataError
+
+GROUPS = ("dialogue", "speaker", "session")
+MOST_FOLDS = 20  # more groups than this are bundled
+BUNDLES = 10
+CARVINGS = 64  # candidate dev sets, of which the one with the most train-like labels is taken
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Leave-out fold: `held` are the values of column `by` that form its test part."""
+
+    name: str
+    by: str
+    held: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Store rows (int64) to train on and to choose with; `notes` say how they came about and what was left out."""
+
+    train: np.ndarray
+    dev: np.ndarray
+    notes: tuple[str, ...]
+
+
+def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
+    """single: (N,) int64 class, -1 unlabelled; multi: (N, C) float32; regression: (N, 1) float32; NaN unlabelled."""
+    if task == "single":
+        index = {name: c for c, name in enumerate(labels)}
+        column = table["label"].to_pylist()
+        unknown = sorted({v for v in column if v is not None and v not in index})
+        if unknown:
+            raise DataError(f"the store's table has label '{unknown[0]}', which its header does not name ({', '.join(labels)})")
+        return np.array([-1 if v is None else index[v] for v in column], dtype=np.int64)
+    width = 1 if task == "regression" else len(labels)
+    out = np.full((len(table), width), np.nan, dtype=np.float32)
+    for row, value in enumerate(table["targets"].to_pylist()):
+        if value is not None:
+            if len(value) != width:
+                raise DataError(f"row {row} of the store's table has {len(value)} targets, its header says {width}")
+            out[row] = value
+    return out
+
+
+def labelled(target: np.ndarray) -> np.ndarray:
+    """(N,) bool."""
+    return target >= 0 if target.ndim == 1 else ~np.isnan(target).any(1)
+
+
+def plan(table: pa.Table, target: np.ndarray, config: DataConfig, fold: Fold | None = None) -> Plan:
+    """Training and dev rows: the stored splits, or in a fold everything outside its test part. Dev is carved by group where needed."""
+    split = np.array(table["split"].to_pylist(), dtype=object)
+    known = labelled(target)
+    notes = []
+    if fold is None:
+        train, dev = np.flatnonzero(split == "train"), np.flatnonzero(split == "dev")
+        undecided = int((~np.isin(split, ["train", "dev", "test"])).sum())
+        if not len(train):
+            usable = [g for g in ("session", "speaker", "dialogue") if _complete(table, g, np.arange(len(table)))]
+            remedy = f"train with --folds {usable[0]}" if usable else "give its table a split column"
+            raise DataError(f"the store has no training rows (its splits: {_counts(split)}); {remedy}")
+        if undecided:
+            notes.append(f"{undecided} rows without a split left out")
+    else:
+        value = _values(table, fold.by)
+        train, dev = np.flatnonzero(np.array([v is not None and v not in fold.held for v in value])), np.array([], dtype=np.int64)
+        missing = sum(v is None for v in value)
+        if missing:
+            notes.append(f"{missing} rows without a {fold.by} left out")
+    unlabelled = int((~known[train]).sum() + (~known[dev]).sum())
+    if unlabelled:
+        notes.append(f"{unlabelled} rows without a label left out of train and dev")
+    train, dev = train[known[train]], dev[known[dev]]
+    if not len(train):
+        raise DataError("the store has no labelled training rows")
+    if not len(dev):
+        by = _carve_by(table, train, config, fold)
+        train, dev, note = _carve(table, train, target, by, config)
+        notes.append(note)
+    return Plan(train, dev, tuple(notes))
+
+
+def held_out(table: pa.Table, fold: Fold | None = None) -> np.ndarray:
+    """The test rows, labelled or not."""
+    if fold is None:
+        return np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == "test")
+    return np.flatnonzero(np.isin(np.array(_values(table, fold.by), dtype=object), list(fold.held)))
+
+
+def folds(table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0) -> tuple[list[Fold], tuple[str, ...]]:
+    """Leave one group out for every value of `by` (session | speaker | dialogue); many groups are bundled into ten folds of even size."""
+    value = _values(table, by)
+    known = labelled(target)
+    size: dict[str, int] = {}
+    for v, k in zip(value, known, strict=True):
+        if v is not None and k:
+            size[v] = size.get(v, 0) + 1
+    if len(size) < 3:
+        raise DataError(f"--folds {by}: the store has {len(size)} labelled groups; at least 3 are needed (train, dev, test)")
+    stored = set(table["split"].to_pylist()) - {"", None}
+    notes = [f"the stored splits ({', '.join(sorted(stored))}) are not used: --folds {by} makes its own"] if stored else []
+    if len(size) <= MOST_FOLDS:
+        return [Fold(v, by, (v,)) for v in sorted(size)], tuple(notes)
+    order = sorted(size)
+    np.random.default_rng(seed).shuffle(order)
+    bundles: list[list[str]] = [[] for _ in range(BUNDLES)]
+    load = [0] * BUNDLES
+    for v in sorted(order, key=lambda v: -size[v]):  # largest first into the emptiest bundle
+        k = load.index(min(load))
+        bundles[k].append(v)
+        load[k] += size[v]
+    notes.append(f"{len(size)} {by} groups bundled into {BUNDLES} folds (seed {seed})")
+    return [Fold(f"{k + 1:02d}", by, tuple(sorted(b))) for k, b in enumerate(bundles)], tuple(notes)
+
+
+def group_column(table: pa.Table, rows: np.ndarray, among: Sequence[str] = GROUPS) -> str | None:
+    """The first of the group columns that every one of `rows` has a value in; None when there is no such column."""
+    return next((g for g in among if _complete(table, g, rows)), None)
+
+
+def _values(table: pa.Table, by: str) -> list[str | None]:
+    return [v or None for v in table[by].to_pylist()] if by in table.column_names else [None] * len(table)
+
+
+def _complete(table: pa.Table, by: str, rows: np.ndarray) -> bool:
+    value = _values(table, by)
+    inside = {value[r] for r in rows}
+    return None not in inside and len(inside) >= 2
+
+
+def _counts(split: np.ndarray) -> str:
+    names, counts = np.unique([s or "none" for s in split], return_counts=True)
+    return ", ".join(f"{n} {c}" for n, c in zip(names, counts, strict=True)) or "empty"
+
+
+def _carve_by(table: pa.Table, train: np.ndarray, config: DataConfig, fold: Fold | None) -> str:
+    """The unit dev is carved by. In speaker folds that is the speaker: dev then measures what test will, a voice never heard."""
+    if config.dev_by != "auto":
+        if config.dev_by != "utterance" and not _complete(table, config.dev_by, train):
+            raise DataError(f"data.dev_by = {config.dev_by}: not every training row has a {config.dev_by}, or there is only one")
+        return config.dev_by
+    by = group_column(table, train, ("speaker", *GROUPS) if fold is not None and fold.by == "speaker" else GROUPS)
+    if by is None:
+        raise DataError(
+            "the store has no dev split, and no dialogue, speaker or session column to carve one by; add one, "
+            "or say that its utterances are independent: --set data.dev_by=utterance"
+        )
+    return by
+
+
+def _carve(table: pa.Table, train: np.ndarray, target: np.ndarray, by: str, config: DataConfig) -> tuple[np.ndarray, np.ndarray, str]:
+    """Move whole groups from train to dev until dev has its share; of several seeded draws the one with the most train-like labels."""
+    value = train.astype(str) if by == "utterance" else np.array(_values(table, by), dtype=object)[train]
+    names, code = np.unique(value.astype(str), return_inverse=True)
+    if len(names) < 2:
+        raise DataError(f"dev cannot be carved by {by}: there is one group only")
+    size = np.bincount(code)
+    wanted = config.dev_share * len(train)
+    classes = _histogram(target)[train]
+    whole = classes.mean(0)
+    rng = np.random.default_rng(config.split_seed)
+    best, best_distance = None, np.inf
+    for _ in range(CARVINGS):
+        order = rng.permutation(len(names))
+        filled = np.cumsum(size[order])
+        count = min(int(np.argmin(np.abs(filled - wanted))) + 1, len(names) - 1)
+        inside = np.isin(code, order[:count])
+        distance = np.abs(classes[inside].mean(0) - whole).sum() + abs(inside.sum() - wanted) / len(train)
+        if distance < best_distance:
+            best, best_distance, groups = inside, distance, count
+    dev = int(best.sum())
+    share = f"{groups} of {len(names)} groups, {dev} rows; {len(train) - dev} rows remain"
+    note = f"dev carved from train by {by}: {share} (seed {config.split_seed})"
+    return train[~best], train[best], note
+
+
+def _histogram(target: np.ndarray) -> np.ndarray:
+    """(N, K) indicator of what should be spread evenly: the class, the labels, or the sign of a regression target."""
+    if target.ndim == 1:
+        return (target[:, None] == np.arange(max(int(target.max(initial=0)) + 1, 1))).astype(float)
+    if target.shape[1] == 1:
+        return np.concatenate([target < 0, target > 0], axis=1).astype(float)
+    return np.nan_to_num(target).astype(float)
