@@ -1,0 +1,35 @@
+"""What a benchmark's figures were taken on, and where they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe() -> dict:
+    """Machine, versions and commit: goes beside every committed figure."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip(),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "triton", "numpy", "h5py")},
+    }  # fmt: skip
+
+
+def save(name: str, rows: list[dict], *, command: str, folder: Path = RESULTS) -> Path:
+    """Write `name.json`: the command, the machine and one object a row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"command": command, "machine": describe(), "rows": rows}, indent=1) + "\n")
+    return path

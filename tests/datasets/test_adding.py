@@ -1,0 +1,65 @@
+"""docs/adding.md, done: its TOML, its file and its line add a corpus."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import manifests
+from cli import main
+from pipeline import datasets
+from pipeline.errors import DataError
+from pipeline.manifest import Manifest
+from tests.datasets.trees import write_wav
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
+TEXTS = "ann-1-calm\tHello.\nann-2-angry\tNo!\nben-1-calm\tWell.\nben-2-angry\tStop it.\nben-3-angry\tNever.\nann-3-calm\tYes.\n"
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The page's steps, in a folder of the test's own; returns a root with the corpus."""
+    toml, module, line = (re.search(f"```{kind}\n(.*?)```", PAGE.read_text().split(f"## {n}.")[1], re.S)[1]
+                          for n, kind in ((1, "toml"), (2, "python"), (3, "python")))  # fmt: skip
+    tomllib.loads(toml)
+    here = tmp_path / "manifests"
+    here.mkdir()
+    (here / "toy.toml").write_text(toml)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "toy.py").write_text(module)
+    monkeypatch.setattr(manifests, "HERE", here)
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(package)])
+    name, path = re.fullmatch(r'"(\w+)": "([\w.]+)",\n', line).groups()
+    monkeypatch.setitem(datasets.DATASETS, name, path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MER_DATA", raising=False)
+    root = tmp_path / "data" / "toy"
+    for row in TEXTS.splitlines():
+        write_wav(root / f"{row.partition(chr(9))[0]}.wav")
+    (root / "texts.tsv").write_text(TEXTS)
+    yield root
+    manifests.corpus.cache_clear()
+    __import__("sys").modules.pop("pipeline.datasets.toy", None)
+
+
+def test_the_pages_corpus_is_prepared_like_any_other(toy):
+    (toy / "ann-2-angry.wav").unlink()
+    write_wav(toy / "eve-1-calm.wav")
+    done = CliRunner().invoke(main, ["prepare", "toy"])
+    assert done.exit_code == 0, done.stderr
+    manifest = Manifest.read(toy / "manifest.parquet")
+    assert len(manifest) == 6 and manifest.labels == ("calm", "angry") and manifest.rows[0].text == "Hello."
+    assert [u.known_bad for u in manifest.rows if u.id == "ben-3"] == ["the microphone was off"]
+    for part in ("counts: as expected", "files missing: 1: ann-2", "(ignored): 1: eve-1-calm.wav", "known-bad clips: 1: ben-3"):
+        assert part in done.stdout
+
+
+def test_its_mistakes_are_one_line(toy):
+    (toy / "texts.tsv").write_text("hello\n")
+    with pytest.raises(DataError, match="texts.tsv: line 1 is not"):
+        datasets.prepare("toy")

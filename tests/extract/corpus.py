@@ -1,0 +1,49 @@
+"""A few seconds of generated speech-like clips with transcripts: enough to send through the whole extraction."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from pipeline.fingerprint import ExtractOptions
+from pipeline.manifest import Manifest, Utterance
+
+TINY = {"audio_encoder": "builtin:tiny-wav2vec2", "text_encoder": "builtin:tiny-roberta"}
+
+
+def options(**changes) -> ExtractOptions:
+    """Small batches, parts and shards, so that a small corpus has several of each."""
+    small = {
+        "decoders": 0, "budget_seconds": 2.0, "budget_tokens": 24, "part_seconds": 3.0, "part_tokens": 40, "shard_bytes": 60_000,
+        "threads": 1,
+    }  # fmt: skip
+    return ExtractOptions(**{**TINY, **small, **changes})
+
+
+def write_clip(path: Path, seconds: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    n = round(seconds * 16_000)
+    x = 0.3 * np.sin(np.arange(n) * random.uniform(0.02, 0.1)) + 0.05 * random.standard_normal(n)
+    soundfile.write(path, x.astype(np.float32), 16_000)
+
+
+def make(root: Path, count: int = 24, *, seed: int = 0) -> tuple[Manifest, Path]:
+    """(manifest, its file): `count` clips of 0.1 to 1.5 s, every fifth transcript a repeat."""
+    root.mkdir(parents=True, exist_ok=True)
+    lengths = np.random.default_rng(seed).uniform(0.1, 1.5, count)
+    rows = []
+    for i, seconds in enumerate(lengths):
+        write_clip(root / f"clip{i}.wav", seconds, seed + i)
+        text = "again and again" if i % 5 == 0 else f"sentence {i}" + " with more words" * (i % 4)
+        rows.append(Utterance(f"u{i:03}", f"clip{i}.wav", text, ("train", "dev", "test")[i % 3], ("a", "b")[i % 2], dialogue=f"d{i // 4}"))
+    manifest = Manifest("toy", "single", ("a", "b"), tuple(rows), root)
+    manifest.write(root / "manifest.parquet")
+    return manifest, root / "manifest.parquet"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every shard."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("shard-*.h5"))}

@@ -1,0 +1,97 @@
+"""`mer extract` and `mer fingerprint` as a user sees them: what is on stdout, what is on stderr, and the exit status."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import cli
+from pipeline.store import FeatureStore
+from tests.extract import corpus
+
+TINY = ["--audio-encoder", "builtin:tiny-wav2vec2", "--text-encoder", "builtin:tiny-roberta", "--offline"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    corpus.make(tmp_path, 4)
+    return tmp_path
+
+
+def mer(*args: str):
+    return CliRunner().invoke(cli.main, list(args))
+
+
+def test_extract_then_again_then_another_recipe(folder):
+    first = mer("extract", "--manifest", "manifest.parquet", *TINY)
+    assert first.exit_code == 0, first.stderr
+    assert first.stdout == "feats.h5\n"
+    assert "4 utterances extracted, 0 reused" in first.stderr and "untrained" in first.stderr and "self-test audio" in first.stderr
+    again = mer("extract", "--manifest", "manifest.parquet", *TINY, "--json")
+    report = json.loads(again.stdout)
+    assert (again.exit_code, report["action"], report["extracted"]) == (0, "nothing", 0)
+    key = mer("fingerprint", "--manifest", "manifest.parquet", *TINY)
+    assert key.stdout.strip() == report["fingerprint"] == FeatureStore("feats.h5").header.fingerprint
+    other = mer("extract", "--manifest", "manifest.parquet", *TINY, "--pool", "2")
+    assert other.exit_code == 4
+    assert other.stderr.splitlines()[-1].startswith("mer: feats.h5: made by another recipe (audio pool: 1 there, 2 now)")
+    assert other.stdout == ""
+
+
+def test_failures_exit_with_3_after_writing(folder):
+    (folder / "clip1.wav").write_text("no audio")
+    result = mer("extract", "--manifest", "manifest.parquet", *TINY)
+    assert result.exit_code == 3 and result.stdout == "feats.h5\n" and len(FeatureStore("feats.h5")) == 3
+    assert "failed: u001: open:" in result.stderr
+    assert mer("extract", "--manifest", "manifest.parquet", *TINY, "--max-failures", "1").exit_code == 0
+
+
+def test_dry_run(folder):
+    result = mer("extract", "--manifest", "manifest.parquet", *TINY, "--dry-run")
+    assert result.exit_code == 0 and not (folder / "feats.h5").exists()
+    for words in ("dry run: 4 utterances", "h of audio", "MB in", "batches", "padded/valid", "disk:"):
+        assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ((), 2, "either --dataset NAME or --manifest FILE"),
+        (("--dataset", "synthetic", "--manifest", "x"), 2, "either --dataset NAME or --manifest FILE"),
+        (("--manifest", "nowhere.parquet"), 1, "nowhere.parquet: no such manifest"),
+        (("--dataset", "nothing"), 1, "dataset 'nothing' is not known"),
+        (("--manifest", "manifest.parquet", "--labels", "x"), 2, "--labels goes with --dataset"),
+        (("--manifest", "manifest.parquet", "--budget-seconds", "much"), 2, "neither auto nor a number"),
+        (("--manifest", "manifest.parquet", "--audio-layer", "first", *TINY), 1, "--audio-layer 'first'"),
+        (("--manifest", "manifest.parquet", "--audio-encoder", "./nowhere"), 1, "no such directory"),
+        (("--manifest", "manifest.parquet", "--text-encoder", "nobody/nothing", "--offline"), 1, "--offline forbids"),
+        (("--manifest", "manifest.parquet", *TINY, "--out", "."), 1, "is a directory"),
+    ],
+)
+def test_bad_requests_are_one_line(folder, args, code, words):
+    result = mer("extract", *args)
+    assert result.exit_code == code, result.stderr
+    assert words in result.stderr.splitlines()[-1] and result.stdout == ""
+
+
+def test_large_stores_ask_first(folder, monkeypatch):
+    monkeypatch.setattr("pipeline.extract.Prepared.bytes", 30_000_000_000)
+    result = mer("extract", "--manifest", "manifest.parquet", *TINY)
+    assert result.exit_code == 2 and "30.0 GB" in result.stderr and "--yes" in result.stderr and not (folder / "feats.h5").exists()
+    assert mer("extract", "--manifest", "manifest.parquet", *TINY, "--yes").exit_code == 0
+
+
+def test_a_known_corpus_is_prepared_on_the_way(folder, monkeypatch):
+    """`mer extract --dataset synthetic` with nothing there yet; eight clips instead of 600."""
+    from pipeline import datasets
+
+    prepare = datasets.prepare
+    monkeypatch.setattr(datasets, "prepare", lambda name, root, labels=None: prepare(name, root, labels=labels, size=48))
+    result = mer("extract", "--dataset", "synthetic", "--root", "corpus")
+    assert result.exit_code == 0, result.stderr
+    assert (folder / "corpus" / "manifest.parquet").exists() and len(FeatureStore("feats.h5")) == 48
+    assert mer("fingerprint", "--dataset", "synthetic", "--root", "corpus").stdout.strip() == FeatureStore("feats.h5").header.fingerprint

@@ -1,0 +1,124 @@
+"""Many processes, one result: Dask workers, shares without a scheduler, and workers that die."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.extract import extract
+from pipeline.hold import hold
+from pipeline.manifest import Manifest
+from pipeline.store import FeatureStore
+from tests.extract import corpus
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Dask's own sockets
+
+
+@pytest.fixture
+def fresh(made, tmp_path):
+    """The corpus without its store, and the digests that the store had."""
+    digests = corpus.digests(made / "feats.shards")
+    (made / "feats.h5").unlink()
+    shutil.rmtree(made / "feats.shards")
+    return made, digests
+
+
+def call(folder, **keywords):
+    changes = keywords.pop("changes", {})
+    manifest = Manifest.read(folder / "manifest.parquet")
+    return extract(manifest, folder / "feats.h5", corpus.options(**changes), source=folder / "manifest.parquet", **keywords)
+
+
+def test_shares_make_the_same_bytes_in_any_order(fresh):
+    folder, digests = fresh
+    for index in (3, 1):
+        assert call(folder, share=(index, 3)).action == "part"
+        assert not (folder / "feats.h5").exists()
+    report = call(folder, share=(2, 3))
+    assert (report.action, report.extracted) == ("extracted", 24)
+    assert corpus.digests(folder / "feats.shards") == digests
+    assert call(folder, share=(1, 3)).action == "nothing"
+    assert not list((folder / "feats.shards").glob(".work"))
+
+
+def test_a_share_of_one_is_a_plain_run(fresh):
+    folder, digests = fresh
+    assert call(folder, share=(1, 1)).action == "extracted" and corpus.digests(folder / "feats.shards") == digests
+
+
+def test_a_plain_run_finishes_what_shares_began(fresh):
+    folder, digests = fresh
+    call(folder, share=(1, 2))
+    parts = {path.name for path in (folder / "feats.shards" / ".work").glob("*.h5")}
+    assert parts
+    assert call(folder).action == "extracted" and corpus.digests(folder / "feats.shards") == digests
+
+
+def test_shares_go_together_but_not_with_a_plain_run(fresh):
+    folder, _ = fresh
+    with hold(folder / "feats.shards" / ".hold", shared=True), hold(folder / "feats.shards" / ".hold-1-of-2"):
+        with pytest.raises(DataError, match="is writing there"):
+            call(folder)
+        with pytest.raises(DataError, match="is writing there"):
+            call(folder, share=(1, 2))
+        assert call(folder, share=(2, 2)).action == "part"
+
+
+def test_shares_of_another_recipe_do_not_take_the_plan_away(fresh):
+    folder, digests = fresh
+    call(folder, share=(1, 2))
+    with hold(folder / "feats.shards" / ".hold-1-of-2"):
+        with pytest.raises(DataError, match="other options"):
+            call(folder, share=(2, 2), changes={"pool": 2})
+    assert call(folder, share=(2, 2)).action == "extracted" and corpus.digests(folder / "feats.shards") == digests
+
+
+@pytest.mark.parametrize("share", [(0, 2), (3, 2)])
+def test_impossible_shares(fresh, share):
+    with pytest.raises(DataError, match="expected i/n"):
+        call(fresh[0], share=share)
+
+
+def test_an_unreachable_scheduler_is_one_line(fresh, monkeypatch):
+    import pipeline.cluster
+
+    monkeypatch.setattr(pipeline.cluster, "CONNECT_SECONDS", 2)
+    with pytest.raises(DataError, match="--scheduler tcp://127.0.0.1:9: cannot be reached"):
+        call(fresh[0], scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_local_workers_make_the_same_bytes(fresh):
+    folder, digests = fresh
+    report = call(folder, workers=2)
+    assert (report.action, report.extracted) == ("extracted", 24)
+    assert corpus.digests(folder / "feats.shards") == digests
+    FeatureStore(folder / "feats.h5").verify()
+
+
+@pytest.mark.slow
+def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh):
+    """Two workers under a nanny; one is killed as soon as the first part is there. The nanny starts another, which loads its encoders."""
+    from distributed import LocalCluster
+
+    folder, digests = fresh
+    with LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50) as cluster:
+        victim = next(iter(cluster.workers.values())).pid
+
+        def kill():
+            while not list((folder / "feats.shards" / ".work").glob("*.h5")):
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        report = call(folder, scheduler=cluster.scheduler_address)
+        thread.join()
+    assert report.extracted == 24 and corpus.digests(folder / "feats.shards") == digests
+    assert {path.name for path in (folder / "feats.shards").iterdir()} - digests.keys() <= {".hold"}

@@ -1,0 +1,133 @@
+"""Decoding in processes that may hang, crash or lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import decode
+from pipeline.decode import Decoders, Job
+from tests.extract import corpus
+
+
+@pytest.fixture
+def clips(tmp_path):
+    for i in range(6):
+        corpus.write_clip(tmp_path / f"{i}.wav", 0.1 * (i + 1), i)
+    (tmp_path / "bad.wav").write_text("no audio")
+    return tmp_path
+
+
+def jobs(folder, what="load", names=("0", "1", "bad", "2", "3", "4", "5")):
+    return [Job(what, str(folder / f"{name}.wav"), "auto", None, None) for name in names]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_in_order(clips, workers):
+    with Decoders(workers) as decoders:
+        found = list(decoders.run(jobs(clips), ahead=3))
+    assert [x.samples for x in found] == [1600, 3200, 0, 4800, 6400, 8000, 9600]
+    assert found[2].stage == "open" and "bad.wav" in found[2].reason
+    assert all(len(x.waveform) == x.samples for x in found if x.stage is None)
+
+
+def test_workers_and_calling_thread_decode_alike(clips):
+    with Decoders(1) as one, Decoders(0) as here:
+        for a, b in zip(one.run(jobs(clips)), here.run(jobs(clips)), strict=True):
+            assert (a.stage, a.reason, a.samples) == (b.stage, b.reason, b.samples)
+            assert a.stage or np.array_equal(a.waveform, b.waveform)
+
+
+def test_probe(clips):
+    with Decoders(0) as decoders:
+        assert [x.samples for x in decoders.run(jobs(clips, "probe", ("0", "5")))] == [1600, 9600]
+
+
+def test_a_hanging_decoder_costs_one_clip(clips):
+    """A named pipe that nobody writes to: opening it for reading never returns. `media` refuses it before, so go round it."""
+    os.mkfifo(clips / "pipe.wav")
+    script = clips / "sitecustomize.py"
+    script.write_text(
+        "import pipeline.media as m\nload = m.load\n"
+        "def hang(path, **k):\n    if 'pipe' in str(path): open(path).read()\n    return load(path, **k)\nm.load = hang\n"
+    )
+    environment = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(clips)
+    try:
+        with Decoders(1, timeout=5.0) as decoders:
+            found = list(decoders.run(jobs(clips, names=("0", "pipe", "1"))))
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if environment is not None:
+            os.environ["PYTHONPATH"] = environment
+    assert [x.stage for x in found] == [None, "timeout", None]
+    assert "did not answer within 5 s" in found[1].reason
+
+
+@pytest.mark.parametrize(("number", "stage"), [(signal.SIGSEGV, "decode"), (signal.SIGKILL, None)])
+def test_a_crashing_decoder_costs_one_clip_and_one_that_is_killed_none(clips, number, stage):
+    with Decoders(1) as decoders:
+        stream = decoders.run(jobs(clips, names=("0", "1", "2")), ahead=1)
+        assert next(stream).stage is None
+        decoders._running[0].send_signal(number)
+        decoders._running[0].wait()
+        assert [next(stream).stage, next(stream).stage] == [stage, None]
+
+
+def test_signals_to_the_whole_group_leave_decoders_alone(clips):
+    with Decoders(1) as decoders:
+        stream = decoders.run(jobs(clips, names=("0", "1", "2")), ahead=1)
+        assert next(stream).stage is None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            decoders._running[0].send_signal(number)
+        assert next(stream).stage is None and decoders._running[0].poll() is None
+
+
+def test_workers_end_with_the_pool(clips):
+    with Decoders(2) as decoders:
+        list(decoders.run(jobs(clips)))
+        running = list(decoders._running)
+        assert running and all(process.poll() is None for process in running)
+    assert all(process.poll() is not None for process in running)
+
+
+def test_workers_end_when_their_parent_is_killed(clips, tmp_path):
+    import subprocess
+    import sys
+
+    code = (f"import sys, time\nfrom pipeline.decode import Decoders, Job\n"
+            f"d = Decoders(1)\nlist(d.run([Job('load', {str(clips / '0.wav')!r}, 'auto', None, None)]))\n"
+            f"print(d._running[0].pid, flush=True)\ntime.sleep(60)\n")  # fmt: skip
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
+    worker = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker outlived its parent")
+
+
+def test_a_changed_file_is_noticed(clips):
+    path = clips / "0.wav"
+    job = Job("load", str(path), "auto", None, None, decode.identity(path))
+    assert decode.decode(job).stage is None
+    os.utime(path, (1, 1))
+    assert decode.decode(job).stage == "changed"
+
+
+def test_surprises_are_one_clip_not_the_run(monkeypatch):
+    def surprise(*args, **kwargs):
+        raise ZeroDivisionError("inside a codec")
+
+    monkeypatch.setattr("pipeline.media.load", surprise)
+    found = decode.decode(Job("load", "x.wav", "auto", None, None))
+    assert found.stage == "decode" and "ZeroDivisionError" in found.reason

@@ -1,0 +1,67 @@
+"""Small batches and small models for the tests of this folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fusion.batch import Batch, DataSpec
+from fusion.models import model_class
+
+WIDTHS = {"audio": 6, "text": 5, "vision": 4}
+STEPS = {"audio": 9, "text": 5, "vision": 3}
+LABELS = ("anger", "joy", "neutral")
+SMALL = {
+    "drkf": {"d": 16, "layers": 2, "heads": 2, "ffn": 32, "ae_blocks": 3, "ae_layers": (8, 4), "d_p": 16, "ed_anchors": 1.0},
+    "fusion": {"d": 16, "layers": 2, "heads": 2, "ffn": 32},
+    "dmd": {"width": 8, "heads": 2, "layers": 1, "memory_layers": 1, "graph_width_homo": 8, "graph_width_hetero": 8},
+    "dhmd": {"width": 8, "heads": 2, "layers": 1, "memory_layers": 1, "graph_width_homo": 8, "graph_width_hetero": 8},
+}
+
+
+def make_spec(modalities=("audio", "text"), task="single") -> DataSpec:
+    labels = ("sentiment",) if task == "regression" else LABELS
+    return DataSpec({m: WIDTHS[m] for m in modalities}, dict.fromkeys(modalities), task, labels)
+
+
+def make_batch(spec: DataSpec, b: int = 8, *, seed: int = 0, padding: float = 0.0) -> Batch:
+    """Random features, ragged lengths, labels in turn; `padding` is what lies beyond the lengths."""
+    g = torch.Generator().manual_seed(seed)
+    x, lengths = {}, {}
+    for m, width in spec.modalities.items():
+        n = torch.randint(1, STEPS[m] + 1, (b,), generator=g)
+        n[b // 2] = STEPS[m]
+        x[m] = torch.randn(b, STEPS[m], width, generator=g)
+        x[m][torch.arange(STEPS[m]) >= n[:, None]] = padding
+        lengths[m] = n
+    if spec.task == "single":
+        target = torch.arange(b) % len(LABELS)
+    elif spec.task == "multi":
+        target = torch.tensor([[i % 4 & 1, i % 4 >> 1, 1] for i in range(b)]).float()  # four label sets, each twice
+    else:
+        target = torch.linspace(-3, 3, b)[:, None] if b > 1 else torch.ones(1, 1)
+    return Batch(x, lengths, target, torch.arange(b))
+
+
+def make_model(name: str, spec: DataSpec, *, seed: int = 0, **args):
+    torch.manual_seed(seed)
+    model, config = model_class(name)
+    return model(config(**(SMALL.get(name, {}) | args)), spec)
+
+
+def total(model, batch: Batch, progress: float = 1.0):
+    terms, weights = model.losses(batch, progress), model.weights(progress)
+    return sum(weights[name] * value for name, value in terms.items()), terms
+
+
+def rows(batch: Batch, index: torch.Tensor) -> Batch:
+    x, lengths = ({m: v[index] for m, v in d.items()} for d in (batch.x, batch.lengths))
+    return Batch(x, lengths, batch.target[index], batch.row[index])
+
+
+def absent(batch: Batch, modality: str, index: list[int]) -> Batch:
+    """`batch` with `modality` missing, and NaN in its place, for the rows at `index`."""
+    x, lengths = batch.x[modality].clone(), batch.lengths[modality].clone()
+    x[index], lengths[index] = torch.nan, 0
+    return replace(batch, x={**batch.x, modality: x}, lengths={**batch.lengths, modality: lengths})

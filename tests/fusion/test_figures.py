@@ -1,0 +1,108 @@
+"""Pictures of a finished run: every model gets those it has something for, as PNG and SVG, and the same files every time."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from fusion import config, evaluate, experiment, figures
+from tests.fusion.stores import make_store, quiet
+
+TINY = ("width=8", "heads=2", "layers=1", "memory_layers=1", "atoms=4", "impl=eager")
+COMMON = {"confusion", "losses", "dev", "unimodal"}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A group of two DHMD runs on a tiny store, its figures of dev, and the folder they were drawn into."""
+    folder = tmp_path_factory.mktemp("figures")
+    store = make_store(folder / "feats.h5")
+    sets = [*(f"model_args.{s}" for s in TINY), "train.epochs=2", "train.batch_size=16"]
+    run = experiment.train(store, config.load(model="dhmd", sets=sets), folder / "run", seeds=2, note=quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "RESAMPLES", 10)
+        found = evaluate.evaluate(run, split="dev", note=quiet)
+    return run, found, figures.write(run, found, folder / "pictures")
+
+
+def test_everything_the_model_has(drawn):
+    _, _, written = drawn
+    names = {p.stem for p in written}
+    spaces = {f"{what}-{space}" for what in ("edges", "entropy", "dead", "atoms") for space in ("homo", "hetero")}
+    assert names == COMMON | spaces | {"overlap", "spaces"}
+    assert {p.suffix for p in written} == {".png", ".svg"} and len(written) == 2 * len(names)
+    assert all(p.stat().st_size > 1000 for p in written)
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written if p.suffix == ".png")
+
+
+def test_same_run_same_files(drawn, tmp_path):
+    run, found, written = drawn
+    for path in figures.write(run, found, tmp_path / "again"):
+        first = next(p for p in written if p.name == path.name)
+        assert path.read_bytes() == first.read_bytes(), path.name
+
+
+def test_no_picture_opens_the_test_part(drawn):
+    run, _, _ = drawn
+    assert not [c for c in run.children if (c.path / evaluate.TEST_LOG).exists()]
+
+
+def test_curves_are_means_with_the_range_between_runs():
+    logs = [[{"diagnostics": {"edge/homo/a->b": v}} for v in values] for values in ((0.1, 0.3, 0.5), (0.3, 0.5))]
+    figure = figures.curves(logs, figures.under("edge/homo/"), "edges")
+    (line,) = figure.axes[0].lines
+    assert line.get_label() == "a → b"
+    np.testing.assert_allclose(line.get_xydata(), [[1, 0.2], [2, 0.4], [3, 0.5]])
+    assert figures.curves(logs, figures.under("cosine_"), "none") is None
+
+
+def test_what_an_epoch_lacks_is_no_point():
+    logs = [[{"dev": {"wa": v}} for v in (None, 0.5, None, 0.7)]]
+    (line,) = figures.curves(logs, lambda e: e["dev"], "dev").axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[2, 0.5], [4, 0.7]])
+    (line,) = figures.curves([[{"dev": {"wa": 0.5}}]], lambda e: e["dev"], "dev").axes[0].lines
+    assert line.get_marker() == "."  # a line of one point would not be seen
+
+
+def test_names_are_text_never_formulas(tmp_path):
+    """Class names are the user's: no mathematics, no markup, and letters that no font here has are no error."""
+    labels = ["$x^$", "a<b & c", "\u9ad8\u5174", "\u0633\u0639\u064a\u062f", "\N{GRINNING FACE}", "\\frac{", "_ _"]
+    found = {"metrics": {"confusion": np.eye(7).tolist()}, "labels": labels, "model": "m", "dataset": "$", "split": "test"}
+    with figures.style(**{"svg.fonttype": "none"}):
+        page = figures._element(figures.confusion(found))
+    texts = {t.text for t in ET.fromstring(page).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"$x^$", "a<b & c", "\u9ad8\u5174", "\\frac{"} <= texts
+    with figures.style():
+        figures.confusion(found).savefig(tmp_path / "x.png")
+
+
+def test_principal_components_of_a_line():
+    x = np.outer(np.arange(5.0), [3.0, 4.0, 0.0])
+    flat, share = figures.principal(x)
+    assert share.tolist() == pytest.approx([1, 0], abs=1e-9)
+    assert np.abs(flat[:, 0]).tolist() == pytest.approx([10, 5, 0, 5, 10])
+
+
+def test_groups_of_each_task():
+    assert {k: v.tolist() for k, v in figures.groups(np.array([0, 1, -1]), "single", ("a", "b")).items()} == {
+        "a": [True, False, False], "b": [False, True, False],
+    }  # fmt: skip
+    signs = figures.groups(np.array([[-1.0], [0.0], [2.0]]), "regression", ("y",))
+    assert [signs[k].tolist() for k in ("negative", "neutral", "positive")] == np.eye(3, dtype=bool).tolist()
+
+
+def test_command(drawn, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    import cli
+
+    run, _, _ = drawn
+    monkeypatch.setattr(evaluate, "RESAMPLES", 10)
+    args = ["evaluate", str(run.children[0].path), "--split", "dev", "--figures", str(tmp_path / "out"), "--json", "--device", "cpu"]
+    result = CliRunner().invoke(cli.main, args)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["model"] == "dhmd"
+    assert (tmp_path / "out" / "edges-hetero.svg").exists() and "files to" in result.stderr

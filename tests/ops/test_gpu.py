@@ -1,0 +1,105 @@
+"""What only a GPU can show: real tensor-core products in each type, run-to-run equality, graph capture, compiled steps.
+Not part of any run without one (`-m gpu`)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusion.ops import contrastive_terms, drkf_contrastive, launch, nt_xent, path_for
+from tests.ops import cases, oracle
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+SIZES = {"tiny": (4, 256), "mid": (129, 200), "large": (516, 264)}  # the smallest at which the launcher takes them, or nearly
+
+
+@pytest.mark.parametrize("path", SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "precision", "eps"),
+    [
+        (torch.float32, "ieee", 2.0**-23), (torch.float32, "tf32", 2.0**-11),
+        (torch.float16, "auto", 2.0**-11), (torch.bfloat16, "auto", 2.0**-8),
+    ],
+)  # fmt: skip
+def test_against_float64(path, dtype, precision, eps, monkeypatch):
+    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    views, terms, _, _ = cases.make("drkf", *SIZES[path], dtype=dtype)
+    weights, tau = torch.ones(3), torch.tensor(0.1)
+
+    def ours(v, t, w):
+        def function(x, u):
+            return drkf_contrastive(*x, u, symmetric=False, impl="triton", precision=precision)
+
+        return [g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())]
+
+    cases.no_worse(ours, views, tau, terms, weights=weights, eps=eps)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("symmetric+one-way", "none"), ("queue", "supcon"), ("one rank", "exclude")])
+@pytest.mark.parametrize("path", SIZES)
+def test_terms_and_labels(path, name, mode, monkeypatch):
+    """Queues, one rank's anchors, both label modes, one temperature a term."""
+    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    views, terms, labels, anchor_rows = cases.make(name, 12 if path == "tiny" else 130, 72)
+    labels = labels if mode != "none" else None
+    taus, weights = torch.linspace(0.1, 0.3, len(terms)), torch.ones(len(terms))
+
+    def ours(v, t, w):
+        def function(x, u):
+            there = [each.cuda() for each in labels] if labels else None
+            return contrastive_terms(x, u, terms, there, mode, impl="triton", precision="ieee", anchor_rows=anchor_rows)
+
+        return [g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())]
+
+    cases.no_worse(ours, views, taus, terms, labels, mode, anchor_rows, weights=weights, eps=2.0**-23)
+
+
+@pytest.mark.parametrize("path", SIZES)
+def test_bitwise_repeatable_and_capturable(path):
+    rows, d = SIZES[path]
+    views = [torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(4)]
+    tau = torch.tensor(0.1, device="cuda", requires_grad=True)
+    assert path_for(views) == path
+
+    def step():
+        return torch.autograd.grad(drkf_contrastive(*views, tau).sum(), [*views, tau])
+
+    first = step()
+    assert all(torch.equal(a, b) for _ in range(20) for a, b in zip(first, step(), strict=True))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(first, out, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_no_synchronisation():
+    x, tau = torch.randn(64, 64, device="cuda", requires_grad=True), torch.tensor(0.1, device="cuda", requires_grad=True)
+    nt_xent(x, x.detach(), tau).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        nt_xent(x, x.detach(), tau).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns about float32 products without tf32, among others
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_step(mode):
+    """The eager call comes first: the tables of these sizes must not be made inside of a captured graph's memory."""
+    x, y = (torch.randn(40, 64, device="cuda", requires_grad=True) for _ in range(2))
+    tau = torch.tensor(0.1, device="cuda", requires_grad=True)
+    want = torch.autograd.grad(nt_xent(x, y, tau), [x, y, tau])
+    compiled = torch.compile(lambda a, b, t: nt_xent(a, b, t), fullgraph=True, mode=mode)
+    for _ in range(4):
+        got = torch.autograd.grad(compiled(x, y, tau), [x, y, tau])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,53 @@
+"""Docs that name commands, options and files stay true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from cli import main
+from docs.__main__ import page
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def test_cli_page_is_current():
+    assert (ROOT / "docs" / "cli.md").read_text() == page(), "run `python -m docs`"
+
+
+def commands(text: str) -> list[str]:
+    """The lines in shell blocks that call mer, continuations joined, prompts, comments and pipes cut."""
+    lines = []
+    for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, flags=re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.removeprefix("$ ").strip()
+            if line.startswith("mer "):
+                lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_shell_blocks_use_commands_and_options_that_exist(path: Path):
+    for line in commands(path.read_text()):
+        words = shlex.split(line, comments=True)[1:]
+        words = words[: next((i for i, w in enumerate(words) if w in ("|", ">", "&&", "2>", "&")), len(words))]
+        command: click.Command = main
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            assert words[0] in command.commands, f"{path.name}: `{line}`: no command {words[0]}"
+            command, words = command.commands[words[0]], words[1:]
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+        for word in words:
+            if re.match(r"--?[a-zA-Z]", word):
+                assert word.split("=")[0] in known, f"{path.name}: `{line}`: no option {word}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_relative_links_exist(path: Path):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (path.parent / target).exists(), f"{path.name}: link to {target}"
