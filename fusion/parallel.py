@@ -98,6 +98,10 @@ def processes() -> Iterator[Processes]:
     if not all(name in os.environ for name in LAUNCHED) or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE
         return
+    # Its functions take the group that there is when it is imported as their default. Imported later, by the first compiled step, it
+    # would keep the group's threads beyond `destroy_process_group`, and now and then they abort a process that is ending.
+    import torch.distributed.nn  # noqa: F401
+
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
