@@ -67,7 +67,7 @@ class Encoding(WorkerPlugin):
 
     def encode(self, window: int, number: int) -> Tally:
         tally = Tally()
-        self.work.encode(window, [self.work.plan.parts[window][number]], tally, lambda part, length: None, self.stop)
+        self.work.encode(window, [self.work.plan.parts[window][number]], tally, lambda part, length, fresh=True: None, self.stop)
         return tally
 
     def assemble(self, window: int, number: int) -> None:
