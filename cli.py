@@ -365,8 +365,9 @@ def verify(store: Path, repair: bool, root: Path | None):
         if not opened.header.fingerprint:
             raise StoreError(f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was imported: import it again")
         from pipeline.extract import repair as extract_again
+        from pipeline.progress import choose
 
-        extract_again(store, root=root, gentle=True)
+        extract_again(store, root=root, progress=choose(), gentle=True)
         opened = FeatureStore(store)
         opened.verify()
         click.echo(f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte is as written")

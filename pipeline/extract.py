@@ -25,8 +25,8 @@ from pipeline.errors import DataError, FailuresError
 from pipeline.fingerprint import UNREADABLE, ExtractOptions, span
 from pipeline.hold import appear, held, hold, turn
 from pipeline.manifest import Manifest
-from pipeline.parts import BIT, Tally
-from pipeline.plan import Inputs, Part, Plan, Settings, build, cut_shards
+from pipeline.parts import BIT, Done, Tally
+from pipeline.plan import Inputs, Plan, Settings, build, cut_shards
 from pipeline.progress import Silent
 from pipeline.publish import describe_modalities, describe_run, write_failures, write_head
 from pipeline.report import ExtractReport
@@ -388,7 +388,7 @@ def encode_windows(job: Prepared, runner) -> Tally:
             waiting = {part.name for part in todo}
             for part in parts:
                 if part.name not in waiting:
-                    done(part, part.length)
+                    done(part, part.length, fresh=False)
             if missing:
                 runner.encode(window, todo, tally, done, stop)
                 stop.check()
@@ -399,13 +399,13 @@ def encode_windows(job: Prepared, runner) -> Tally:
 
 
 @contextmanager
-def progress_of(job: Prepared, *, fraction: float = 1.0) -> Iterator[Callable[[Part, int], None]]:
+def progress_of(job: Prepared, *, fraction: float = 1.0) -> Iterator[Done]:
     """Call the value with a part and the length done of it. Counts audio where there is any, else tokens."""
     seconds = job.work.plan.length("audio") / SAMPLE_RATE
     counted, unit, scale = ("audio", "s", SAMPLE_RATE) if seconds else ("text", "tokens", 1)
     total = (seconds or job.work.plan.length("text")) * fraction
     with job.state.progress.task("extracting", total, unit) as advance:
-        yield lambda part, length: advance(length / scale) if part.modality == counted else None
+        yield lambda part, length, fresh=True: advance(length / scale, fresh) if part.modality == counted else None
 
 
 def finish(job: Prepared, tally: Tally) -> ExtractReport:

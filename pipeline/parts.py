@@ -24,6 +24,7 @@ from pipeline.store import Shard, ShardWriter
 # What is recorded of an utterance in the store's flags, one bit each; the media flags are those of `pipeline.media`.
 FLAGS = ("short", "chunked", "text_cut", "clipped", "silent", "resampled", "rate_rounded", "start_clipped", "end_beyond")
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
+Done = Callable[..., None]  # (part, length, fresh=True): so much of a part is done; not fresh: an earlier run did it
 
 
 class Encoder(Protocol):
@@ -154,7 +155,7 @@ def trim() -> None:
 
 def run_parts(
     parts: Sequence[Part], sources: dict[str, Source], folder: Path, *, dtype: str, threads: int, tally: Tally,
-    done: Callable[[Part, int], None], stop: Stop | None = None,
+    done: Done, stop: Stop | None = None,
 ) -> None:  # fmt: skip
     """Encode `parts` and publish each as `folder / part.name`. `done(part, length)` is called after every batch.
 
@@ -167,7 +168,7 @@ def run_parts(
     opened = {part.name: begun for part in parts if (begun := Begun.read(part, folder))}
     for part in parts:
         if part.name in opened:
-            done(part, sum(item.length for batch in part.batches[: opened[part.name].batches] for item in batch))
+            done(part, sum(item.length for batch in part.batches[: opened[part.name].batches] for item in batch), fresh=False)
     feed = prefetch(_feed(parts, sources, {name: begun.batches for name, begun in opened.items()}), 2, until=lambda: stop.asked)
     running: deque[tuple[Batch, Future]] = deque()
     touched: dict[str, Part] = {}  # parts with batches of this call that are not published yet

@@ -1,4 +1,4 @@
-"""How far a long run is, on stderr: a bar on a terminal, one plain line every ten seconds elsewhere."""
+"""How far a long run is, on stderr: a bar on a terminal, one plain line every ten seconds elsewhere; at its end one line on both."""
 
 from __future__ import annotations
 
@@ -6,9 +6,35 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TextIO
 
-Advance = Callable[[float], None]
+Advance = Callable[..., None]  # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
+
+
+@dataclass
+class Count:
+    """How much of a stretch of work is done. Unit "s" is seconds of audio, told in audio-hours."""
+
+    total: float
+    unit: str
+    done: float = 0.0
+    fresh: float = 0.0
+    started: float = field(default_factory=lambda: time.monotonic())
+
+    def add(self, amount: float, fresh: bool = True) -> None:
+        self.done += amount
+        self.fresh += amount * fresh
+
+    def __str__(self) -> str:
+        """`done` of `total`, rate and time left."""
+        seconds = time.monotonic() - self.started
+        rate = self.fresh / seconds if seconds > 0 else 0.0
+        left = f", {clock((self.total - self.done) / rate)} left" if rate > 0 and self.total - self.done > 1e-6 * self.total else ""
+        if self.unit == "s":
+            digits = 2 if self.total >= 3600 else 4
+            return f"{self.done / 3600:.{digits}f} of {self.total / 3600:.{digits}f} audio-hours, {rate:.1f} audio-hours an hour{left}"
+        return f"{self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f} a second{left}"
 
 
 class Silent:
@@ -20,11 +46,11 @@ class Silent:
     @contextmanager
     def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
         """A stretch of work of `total` units; call the result with how many more are done."""
-        yield lambda amount: None
+        yield lambda amount, fresh=True: None
 
 
 class Lines(Silent):
-    """Plain lines, at most one every `every` seconds a task."""
+    """Plain lines: at most one every `every` seconds a task, and one at its end."""
 
     def __init__(self, stream: TextIO | None = None, *, every: float = 10.0):
         self.stream, self.every = stream or sys.stderr, every
@@ -34,22 +60,34 @@ class Lines(Silent):
 
     @contextmanager
     def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
-        started = last = time.monotonic()
-        done = 0.0
+        count = Count(total, unit)
+        with self.shown(what, count) as show:
 
-        def advance(amount: float) -> None:
-            nonlocal done, last
-            done += amount
+            def advance(amount: float, fresh: bool = True) -> None:
+                count.add(amount, fresh)
+                show()
+
+            yield advance
+        if count.fresh:
+            self.note(f"{what}: {count}")
+
+    @contextmanager
+    def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:
+        """Call the value whenever `count` has changed."""
+        last = count.started
+
+        def show() -> None:
+            nonlocal last
             now = time.monotonic()
             if now - last >= self.every:
                 last = now
-                self.note(f"{what}: {describe(done, total, unit, now - started)}")
+                self.note(f"{what}: {count}")
 
-        yield advance
+        yield show
 
 
 class Bars(Lines):
-    """A rich progress bar a task."""
+    """A rich progress bar a task, and the line at its end."""
 
     def note(self, text: str) -> None:
         from rich.console import Console
@@ -57,22 +95,14 @@ class Bars(Lines):
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
 
     @contextmanager
-    def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
+    def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        started = time.monotonic()
         columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[state]}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total or None, state="")
-            done = 0.0
-
-            def advance(amount: float) -> None:
-                nonlocal done
-                done += amount
-                bar.update(task, completed=done, state=describe(done, total, unit, time.monotonic() - started))
-
-            yield advance
+            task = bar.add_task(what, total=count.total or None, state="")
+            yield lambda: bar.update(task, completed=count.done, state=str(count))
 
 
 def choose(stream: TextIO | None = None) -> Silent:
@@ -82,15 +112,6 @@ def choose(stream: TextIO | None = None) -> Silent:
     stream = stream or sys.stderr
     fancy = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return Bars(stream) if fancy else Lines(stream)
-
-
-def describe(done: float, total: float, unit: str, seconds: float) -> str:
-    """`done` of `total`, rate and time left. Unit "s" is seconds of audio, told in audio-hours."""
-    rate = done / seconds if seconds > 0 else 0.0
-    left = f", {clock((total - done) / rate)} left" if rate > 0 and total > done else ""
-    if unit == "s":
-        return f"{done / 3600:.2f} of {total / 3600:.2f} audio-hours, {rate:.1f} audio-hours an hour{left}"
-    return f"{done:,.0f} of {total:,.0f} {unit}, {rate:,.0f} a second{left}"
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ from pipeline.encoders.loading import Checkpoint
 from pipeline.errors import EncoderError, MerError, StoreError
 from pipeline.fingerprint import ExtractOptions
 from pipeline.hold import appear
-from pipeline.parts import BIT, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
+from pipeline.parts import BIT, Done, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
 from pipeline.plan import Inputs, Item, Part, Plan, ShardPlan
 from pipeline.signals import Stop
 from pipeline.store import Shard, ShardWriter
@@ -160,7 +160,7 @@ class Work:
         return [part for part in self.plan.parts[window] if not finished.add(part)]
 
     def encode(
-        self, window: int, parts: Sequence[Part], tally: Tally, done: Callable[[Part, int], None], stop: Stop | None = None
+        self, window: int, parts: Sequence[Part], tally: Tally, done: Done, stop: Stop | None = None
     ) -> None:
         """Encode and publish parts of a window; fewer when asked to stop."""
         if not parts or (stop is not None and stop.asked):

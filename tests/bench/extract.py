@@ -108,7 +108,7 @@ def audio_sides(encoder: AudioEncoder, paths: list[Path], budget: float, threads
         with tempfile.TemporaryDirectory() as folder, Decoders(1 if threads > 1 else 0) as decoders:
             inputs = audio_inputs(encoder, decoders, lambda row: Job("load", str(paths[row]), "auto", None, None), lengths)
             run_parts(parts, {"audio": Source(encoder, inputs)}, Path(folder), dtype="float16", threads=threads, tally=Tally(),
-                      done=lambda part, length: None)  # fmt: skip
+                      done=lambda part, length, fresh=True: None)  # fmt: skip
 
     return loop, ours, waste(parts)
 
@@ -126,7 +126,7 @@ def text_sides(encoder: TextEncoder, count: int, budget: int, threads: int):
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run_parts(parts, {"text": Source(encoder, text_inputs(lambda row: ids[row]))}, Path(folder), dtype="float16", threads=threads,
-                      tally=Tally(), done=lambda part, length: None)  # fmt: skip
+                      tally=Tally(), done=lambda part, length, fresh=True: None)  # fmt: skip
 
     return loop, ours, waste(parts)
 

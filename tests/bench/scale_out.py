@@ -63,7 +63,7 @@ class Timed(Silent):
     @contextmanager
     def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
         started = time.perf_counter()
-        yield lambda amount: None
+        yield lambda amount, fresh=True: None
         if what == "extracting":
             self.seconds = time.perf_counter() - started
 

@@ -501,7 +501,24 @@ def test_progress_lines(made, capsys):
     manifest = Manifest.read(made / "manifest.parquet")
     extract(manifest, made / "other.h5", corpus.options(), source=made / "manifest.parquet", progress=Lines(every=0))
     err = capsys.readouterr().err
-    assert "of 0.01 audio-hours" in err and "audio-hours an hour" in err and "untrained" in err
+    assert "of 0.0052 audio-hours" in err and "audio-hours an hour, 0:00:0" in err and "left" in err and "untrained" in err
+
+
+def test_a_short_run_says_how_fast_it_was_and_a_resumed_one_counts_only_its_own_work(made, capsys, monkeypatch):
+    """Nothing between start and end is what a run of under ten seconds had said."""
+    manifest, clock = Manifest.read(made / "manifest.parquet"), iter(range(1000, 10**6))
+    monkeypatch.setattr("pipeline.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with Lines(every=1e9).task("extracting", 7200, "s") as advance:
+        advance(3600, fresh=False)
+        advance(1800)
+    assert capsys.readouterr().err == "extracting: 1.50 of 2.00 audio-hours, 600.0 audio-hours an hour, 0:00:03 left\n"
+    extract(manifest, made / "other.h5", corpus.options(), source=made / "manifest.parquet", progress=Lines(every=1e9))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("extracting: ")]
+    assert len(lines) == 1 and "0.0052 of 0.0052 audio-hours" in lines[0] and "left" not in lines[0]
+    shards = sorted((made / "other.shards").glob("shard-*.h5"))
+    shards[0].unlink()
+    extract(manifest, made / "other.h5", corpus.options(), source=made / "manifest.parquet", progress=Lines(every=1e9))
+    assert "extracting: " in capsys.readouterr().err
 
 
 def test_the_store_of_another_corpus_is_not_replaced(made, tmp_path):
