@@ -7,9 +7,7 @@ at nothing but mean and deviation, each sequence is reduced to them once, when i
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from fusion.batch import Batch, DataSpec
 from fusion.config import DataConfig
+from pipeline.background import prefetch
 from pipeline.errors import DataError
 from pipeline.store import FeatureStore
 
@@ -37,7 +36,7 @@ def spec(store: FeatureStore, config: DataConfig) -> DataSpec:
         wanted = [m.strip() for m in config.modalities.split(",") if m.strip()]
         unknown = [m for m in wanted if m not in present]
         if unknown or not wanted:
-            raise DataError(f"data.modalities = {config.modalities!r}: the store has {', '.join(present)}")
+            raise DataError(f"data.modalities = {config.modalities!r}: no such features; the store has {', '.join(present)}")
         chosen = [m for m in present if m in wanted]
     rates = {}
     for m in chosen:
@@ -96,7 +95,7 @@ class Part:
     n: dict[str, np.ndarray]
     summary: bool = False  # each sequence as one step, (mean, standard deviation)
     packed: dict[str, Tensor] = field(default_factory=dict)  # (sum T + 1, D); the last row is zero and serves the padding. Empty: streamed
-    offset: dict[str, Tensor] = field(default_factory=dict)
+    offset: dict[str, Tensor] = field(default_factory=dict)  # (N,) each row's first step; of a row without any, the last row of `packed`
     length: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -130,7 +129,7 @@ class Part:
                 packed[at : at + len(x)] = x
                 at += len(x)
             self.packed[m] = torch.from_numpy(packed).to(self.device)
-            self.offset[m] = torch.from_numpy(np.cumsum(self.n[m]) - self.n[m]).to(self.device)
+            self.offset[m] = torch.from_numpy(np.where(self.n[m] > 0, np.cumsum(self.n[m]) - self.n[m], total)).to(self.device)
             self.length[m] = torch.from_numpy(self.n[m]).to(self.device)
         self.target = self.target.to(self.device)
         return self
@@ -144,7 +143,7 @@ class Part:
         if self.resident:
             yield from map(self._gather, order)
         else:
-            yield from (b.to(self.device) for b in _ahead(self._assemble, order))
+            yield from (b.to(self.device) for b in prefetch(map(self._assemble, order), AHEAD))
 
     def in_order(self, batch_size: int) -> list[np.ndarray]:
         """Index arrays that cover all rows once, longest first: little padding, and too large a batch shows at once."""
@@ -169,11 +168,11 @@ class Part:
         at = torch.from_numpy(index).to(self.device, non_blocking=True)
         x, lengths = {}, {}
         for m, packed in self.packed.items():
-            longest = max(int(self.n[m][index].max()), 1)
-            step = torch.arange(longest, device=self.device)
-            n = self.length[m].index_select(0, at)
-            place = torch.where(step < n[:, None], self.offset[m].index_select(0, at)[:, None] + step, len(packed) - 1)
-            x[m] = packed.index_select(0, place.flatten()).view(len(index), longest, packed.shape[1])
+            n, place = self.length[m].index_select(0, at), self.offset[m].index_select(0, at)
+            if (longest := max(int(self.n[m][index].max()), 1)) > 1:  # pooled models do so little that these would be 2 % of their step
+                step = torch.arange(longest, device=self.device)
+                place = torch.where(step < n[:, None], place[:, None] + step, len(packed) - 1).flatten()
+            x[m] = packed.index_select(0, place).view(len(index), longest, packed.shape[1])
             lengths[m] = n
         row = torch.from_numpy(self.rows[index]).to(self.device, non_blocking=True)
         return Batch(x, lengths, self.target.index_select(0, at), row)
@@ -221,37 +220,3 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-
-
-def _ahead(make: Callable[[np.ndarray], Batch], order: list[np.ndarray], *, depth: int = AHEAD) -> Iterator[Batch]:
-    """`map(make, order)` with up to `depth` results made ahead in a thread; its exceptions surface here, and leaving early stops it."""
-    done: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item) -> None:
-        while not stop.is_set():
-            try:
-                return done.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for index in order:
-                if stop.is_set():
-                    return
-                put((make(index), None))
-        except BaseException as error:  # handed over, not swallowed
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in order:
-            item, error = done.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stop.set()
-        thread.join()

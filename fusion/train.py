@@ -155,15 +155,16 @@ def run_epoch(
 ) -> dict[str, Any]:  # fmt: skip
     """One pass over the training rows. Sums stay on the device, so that the host never waits for a step."""
     loop, optim, device = config.train, config.optim, part.device
+    started = time.perf_counter()
     order = part.shuffled(loop.batch_size, (loop.seed, epoch))
     groups = [order[i : i + optim.accumulate] for i in range(0, len(order), optim.accumulate)]
+    waited = time.perf_counter() - started  # for data
     done = (epoch - 1) * len(groups)
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     norm = torch.zeros((), device=device)
     autocast = loop.precision == "bf16" or (loop.precision == "auto" and device.type == "cuda")
-    started, waited = time.perf_counter(), 0.0
     model.train()
     feed = part.batches([index for group in groups for index in processes.share(group)])
     for k, group in enumerate(groups):

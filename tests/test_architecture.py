@@ -36,8 +36,8 @@ def test_arrows(path: Path):
     name = rel(path)
     for module in imports(path):
         if name.startswith("fusion/") and under(module, "pipeline"):
-            seen = under(module, "pipeline.store", "pipeline.errors", "pipeline.hold")
-            assert seen, f"{name} imports {module}: fusion sees only the store, the errors and the hold on a folder"
+            seen = under(module, "pipeline.store", "pipeline.errors", "pipeline.hold", "pipeline.background")
+            assert seen, f"{name} imports {module}: fusion sees only the store, the errors, the hold on a folder and the reading ahead"
         if name.startswith("pipeline/"):
             assert not under(module, "fusion", "cli"), f"{name} imports {module}: the pipeline knows nothing of fusion"
         if name.startswith("pipeline/store/"):

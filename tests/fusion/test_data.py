@@ -14,10 +14,10 @@ from pipeline.store import ModalityInfo, ShardWriter, build_index
 from tests.fusion.stores import make_store
 
 
-def whole(store, **options) -> data.Part:
+def whole(store, *, summary: bool = False, **options) -> data.Part:
     config = DataConfig(**{"pool_hz": float("inf"), **options})
     target = splits.targets(store.table(), store.header.task, store.header.labels)
-    return data.part(store, data.spec(store, config), config, np.arange(len(store)), target, device="cpu")
+    return data.part(store, data.spec(store, config), config, np.arange(len(store)), target, device="cpu", summary=summary)
 
 
 @settings(max_examples=50, deadline=None)
@@ -125,6 +125,8 @@ def test_absent_modalities_have_length_zero(tmp_path):
         assert (batch.x["audio"][1] == 0).all() and (batch.x["text"][0] == 0).all()
         alone = whole(store, residence=residence).batch(np.array([1]))
         assert alone.x["audio"].shape == (1, 1, 3)  # one step of padding: models need not handle empty sequences
+        summary = whole(store, residence=residence, summary=True).batch(np.array([1, 0, 1]))
+        assert summary.x["text"].shape == (3, 1, 4) and summary.x["text"].any(2)[:, 0].tolist() == [True, False, True]
 
 
 def test_modalities_are_chosen_in_a_fixed_order(tmp_path):

@@ -100,7 +100,8 @@ def test_a_finished_run_and_a_foreign_folder_are_not_touched(tmp_path):
 
 MISTAKES = {
     "modality": ({}, ("data.modalities=smell",), "data.modalities = 'smell'"),
-    "vision": ({"model": "vision"}, (), "needs vision"),
+    "vision": ({"model": "vision"}, (), "no such features; the store has audio, text"),
+    "model": ({"model": "vision"}, ("data.modalities=all",), "needs vision"),
     "metric": ({}, ("train.select_metric=foo",), "train.select_metric = foo: dev has .*loss"),
     "weights": ({"task": "regression"}, ("train.class_weight=sqrt",), "a regression has no classes"),
 }
@@ -112,9 +113,9 @@ def test_mistakes_leave_no_folder_and_read_no_features(tmp_path, monkeypatch, mi
     kind, sets, says = MISTAKES[mistake]
     store = make_store(tmp_path, splits=False, task=kind.get("task", "single"))
     monkeypatch.setattr(type(store), "packed", None)
-    sets = () if kind.get("model") == "vision" else ("train.epochs=1", *sets)
+    settings = config.load(model=kind.get("model", "concat"), sets=("train.epochs=1", *sets))
     with pytest.raises(DataError, match=says):
-        experiment.train(store, config.load(model=kind.get("model", "concat"), sets=sets), tmp_path / "run", note=quiet, **options)
+        experiment.train(store, settings, tmp_path / "run", note=quiet, **options)
     assert not (tmp_path / "run").exists()
 
 
