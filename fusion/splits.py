@@ -52,7 +52,7 @@ def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
     for row, value in enumerate(table["targets"].to_pylist()):
         if value is not None:
             if len(value) != width:
-                raise DataError(f"row {row} of the store's table has {len(value)} targets, its header says {width}")
+                raise DataError(f"row {row + 1} of the store's table has {len(value)} targets, its header says {width}")
             out[row] = value
     return out
 

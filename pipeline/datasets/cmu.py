@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from manifests import CorpusInfo, LabelSet
-from pipeline.datasets.files import folders, media_files, read_csv, read_text
+from pipeline.datasets.files import folders, media_files, place, read_csv, read_text
 from pipeline.datasets.report import Report
 from pipeline.errors import DataError
 from pipeline.manifest import Utterance
@@ -54,14 +54,14 @@ def read_label_csv(path: Path) -> list[Segment]:
     out = []
     for i, row in enumerate(read_csv(path, ["video_id", "clip_id", "text", "label", "mode"])):
         if row["mode"] not in MODES:
-            raise DataError(f"{path}: row {i + 1} has mode '{row['mode']}'; expected train, valid or test")
+            raise DataError(f"{path}: {place(path, i)} has mode '{row['mode']}'; expected train, valid or test")
         video, clip = row["video_id"].strip(), row["clip_id"].strip()
         if not re.fullmatch(r"[\w-]+", video) or not re.fullmatch(r"\w+", clip):
-            raise DataError(f"{path}: row {i + 1} has video '{video}', clip '{clip}', which cannot be file names")
+            raise DataError(f"{path}: {place(path, i)} has video '{video}', clip '{clip}', which cannot be file names")
         try:
             value = float(row["label"])
         except ValueError:
-            raise DataError(f"{path}: row {i + 1} has label '{row['label']}', expected a number") from None
+            raise DataError(f"{path}: {place(path, i)} has label '{row['label']}', expected a number") from None
         out.append(Segment(video, clip, (value,), MODES[row["mode"]], row["text"].strip() or None))
     return out
 

@@ -6,7 +6,9 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from manifests import CorpusInfo
@@ -40,8 +42,32 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise DataError(f"{path}: no column {', '.join(absent)}; found {', '.join(reader.fieldnames or ['nothing'])}")
     for i, row in enumerate(rows):
         if any(row[c] is None for c in columns):
-            raise DataError(f"{path}: row {i + 1} has fewer columns than the header; the file may be truncated")
+            raise DataError(f"{path}: {place(path, i)} has fewer columns than the header; the file may be truncated")
     return rows
+
+
+def place(table: Path, row: int) -> str:
+    """Where data row `row` (from 0) of a table begins, for a message: "line 7", as an editor counts it, blank lines and line breaks within
+    quotes included. Parquet has no lines: "row 6", from 1. Reads the file again, which only a message costs."""
+    if table.suffix.lower() != ".parquet":
+        with suppress(csv.Error), table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            if table.suffix.lower() in (".csv", ".tsv"):
+                begins = _records(file, "\t" if table.suffix.lower() == ".tsv" else ",")
+                next(begins, None)  # the header
+            else:
+                begins = (number for number, line in enumerate(file, start=1) if line.strip())
+            if (number := next(islice(begins, row, None), None)) is not None:
+                return f"line {number}"
+    return f"row {row + 1}"
+
+
+def _records(file: Iterable[str], delimiter: str) -> Iterator[int]:
+    """The line on which each record begins; a blank line is none."""
+    reader, first = csv.reader(file, delimiter=delimiter), 1
+    for record in reader:
+        if record:
+            yield first
+        first = reader.line_num + 1
 
 
 def repair(text: str) -> str:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from manifests import CorpusInfo
-from pipeline.datasets.files import count_repeats, folders, look, media_files, read_csv, repair, require_root
+from pipeline.datasets.files import count_repeats, folders, look, media_files, place, read_csv, repair, require_root
 from pipeline.datasets.report import Report
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest, Utterance
@@ -96,7 +96,7 @@ def _positions(lines: list[dict[str, str]], table: Path) -> list[int]:
     for i, line in enumerate(lines):
         dialogue, utterance = line["Dialogue_ID"], line["Utterance_ID"]
         if not (dialogue.isdecimal() and utterance.isdecimal()):
-            raise DataError(f"{table}: row {i + 1} has dialogue '{dialogue}' and utterance '{utterance}'; expected numbers")
+            raise DataError(f"{table}: {place(table, i)} has dialogue '{dialogue}' and utterance '{utterance}'; expected numbers")
         numbers[int(dialogue)].append(int(utterance))
     ranks = {d: {u: rank for rank, u in enumerate(sorted(us))} for d, us in numbers.items()}
     return [ranks[int(line["Dialogue_ID"])][int(line["Utterance_ID"])] for line in lines]

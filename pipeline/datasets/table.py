@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests import CorpusInfo
-from pipeline.datasets.files import MEDIA, hidden, look
+from pipeline.datasets.files import MEDIA, hidden, look, place
 from pipeline.datasets.report import Report
 from pipeline.errors import DataError
 from pipeline.manifest import TASKS, Manifest, Utterance
@@ -68,7 +68,7 @@ def prepare(
     ids = data.get("id")
     if ids is None:
         ids = [f"row{i + 1}" for i in range(n)]
-        report.warnings.append("no id column (--column id=NAME): ids are row numbers")
+        report.warnings.append("no id column (--column id=NAME): ids are row1, row2, …")
     for field in ("audio", "text"):
         if field not in data:
             report.warnings.append(f"no {field} column (--column {field}=NAME): the utterances have no {field}")
@@ -88,9 +88,11 @@ def prepare(
     ]  # fmt: skip
     for i, row_id in enumerate(ids):
         if not row_id:
-            raise DataError(f"{source}: row {i + 1} has an empty id")
+            raise DataError(f"{source}: {place(source, i)} has an empty id")
     if (double := Counter(ids).most_common(1)[0])[1] > 1:
-        raise DataError(f"{source}: id '{double[0]}' is on {double[1]} rows; ids must be unique")
+        first, second = [i for i, row_id in enumerate(ids) if row_id == double[0]][:2]
+        where = f"{double[1]:,} times, first on {place(source, first)} and {place(source, second)}"
+        raise DataError(f"{source}: id '{double[0]}' is there {where}; ids must be unique")
     rows = look(rows, root, _info(name, language), report)
     made = {"table": source.name, "columns": columns, "split": split, "seed": seed}
     return Manifest(name, task, order, tuple(rows), root, language, made), report
@@ -140,12 +142,13 @@ def _read_delimited(source: Path, delimiter: str, wanted: dict[str, str], report
             ),
         )
     except pa.ArrowInvalid as error:
-        tabs = "; its header has tabs: name the file .tsv" if delimiter == "," and "\t" in header[0] else "; mend that row"
-        raise DataError(f"{source}: {_one_line(error)}{tabs}") from None
+        tabs = "; its header has tabs: name the file .tsv" if delimiter == "," and "\t" in header[0] else "; mend that line"
+        said = re.sub(r"^CSV parse error: |Row #(\d+)", lambda m: place(source, int(m[1]) - 2) if m[1] else "", _one_line(error))
+        raise DataError(f"{source}: {said}{tabs}") from None  # Arrow counts the header as row 1
     for name in keep:
         breaks = np.flatnonzero(pc.match_substring(table.column(name), "\n"))
         if len(breaks):
-            first = f"{len(breaks):,} cells of {name} hold a line break, the first on row {breaks[0]}"
+            first = f"{len(breaks):,} cells of {name} hold a line break, the first on {place(source, int(breaks[0]) - 1)}"
             report.warnings.append(f"{first}: if that is not meant, a quote is not closed")
     return header, {name: [value or None for value in table.column(name).to_pylist()[1:]] for name in keep}  # row 0 is the header
 
@@ -153,7 +156,7 @@ def _read_delimited(source: Path, delimiter: str, wanted: dict[str, str], report
 def _header(source: Path, delimiter: str) -> list[str]:
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file, delimiter=delimiter), None)
+            header = next(filter(None, csv.reader(file, delimiter=delimiter)), None)
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8") from None
     except csv.Error as error:
@@ -242,7 +245,7 @@ def _labels(values, n: int, given: str | None, task: str, source: Path, columns:
     for i, row in enumerate(parts):
         for part in row or ():
             if part not in index:
-                raise DataError(f"{source}: row {i + 1} has label '{part}', which is not among --labels {','.join(names)}")
+                raise DataError(f"{source}: {place(source, i)} has label '{part}', which is not among --labels {','.join(names)}")
     if task == "multi":
         return names, none, [None if row is None else tuple(float(name in row) for name in names) for row in parts]
     if len(names) > MANY_LABELS:
@@ -260,7 +263,7 @@ def _number(value: str | None, row: int, field: str, source: Path, *, wrap: bool
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{source}: row {row + 1} has {field} '{value}', expected a number")
+        raise DataError(f"{source}: {place(source, row)} has {field} '{value}', expected a number")
     return (number,) if wrap else number
 
 
@@ -274,7 +277,7 @@ def _times(data: Columns, n: int, source: Path) -> list[tuple[float | None, floa
         if end is None and duration is not None:
             end = (start or 0.0) + duration
         if end is not None and end <= max(0.0, start or 0.0):
-            raise DataError(f"{source}: row {i + 1} ends at {end:g} s, not after its start at {start or 0:g} s")
+            raise DataError(f"{source}: {place(source, i)} ends at {end:g} s, not after its start at {start or 0:g} s")
         out.append((start, end))
     return out
 
@@ -296,10 +299,10 @@ def _audio(values: list[str | None], root: Path, source: Path) -> list[str | Non
             folders[folder] = (os.path.relpath(full, base), _listing(full)) if inside else ("", {})
         relative, stems = folders[folder]
         if not relative or name in ("", ".", "..") or "\0" in name:
-            raise DataError(f"{source}: row {i + 1} has audio '{value[:200]}', which is not a file within {base} (--audio-dir)")
+            raise DataError(f"{source}: {place(source, i)} has audio '{value[:200]}', which is not a file within {base} (--audio-dir)")
         files = stems.get(name, (name,))
         if len(files) > 1:
-            raise DataError(f"{source}: row {i + 1} has audio '{value}', which may be {' or '.join(files)}; give the extension")
+            raise DataError(f"{source}: {place(source, i)} has audio '{value}', which may be {' or '.join(files)}; give the extension")
         out.append(files[0] if relative == "." else f"{relative}/{files[0]}")
     return out
 
@@ -325,7 +328,7 @@ def _splits(data: Columns, n: int, split: str, seed: int, source: Path, report: 
         out = []
         for i, value in enumerate(given):
             if (value or "").strip().lower() not in SPLITS:
-                raise DataError(f"{source}: row {i + 1} has split '{value}', expected train, dev (or valid) or test")
+                raise DataError(f"{source}: {place(source, i)} has split '{value}', expected train, dev (or valid) or test")
             out.append(SPLITS[(value or "").strip().lower()])
         if "train" in out and "dev" not in out:
             report.warnings.append("no dev split: training takes one from train, by group")

@@ -56,11 +56,12 @@ def read_csv(path: Path) -> dict[str, list[str]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             names = next(reader, [])
-            rows = []
+            rows, begins = [], reader.line_num + 1
             for row in reader:
                 if len(row) != len(names) and row:
-                    raise DataError(f"{path}: line {reader.line_num} has {len(row)} cells, the first line {len(names)}")
+                    raise DataError(f"{path}: line {begins} has {len(row)} cells, the header {len(names)}")
                 rows += [row] if row else []
+                begins = reader.line_num + 1
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8") from None
     except csv.Error as error:

@@ -169,7 +169,7 @@ def test_a_damaged_csv_is_one_line(tmp_path, content, part):
     ("row", "part"),
     [
         (("a", "b", "bliss", "positive", 0, 0), "dia0_utt0 has Emotion 'bliss'"),
-        (("a", "b", "joy", "positive", "x", 0), "row 1 has dialogue 'x'"),
+        (("a", "b", "joy", "positive", "x", 0), "line 2 has dialogue 'x'"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, row, part):

@@ -88,8 +88,8 @@ def test_a_folds_file_is_parsed_and_never_run(tmp_path, content, part):
     ("row", "part"),
     [
         (("../../etc", "passwd", "x", "1", "train"), "cannot be file names"),
-        (("a", "1", "x", "good", "train"), "row 1 has label 'good'"),
-        (("a", "1", "x", "1", "later"), "row 1 has mode 'later'"),
+        (("a", "1", "x", "good", "train"), "line 2 has label 'good'"),
+        (("a", "1", "x", "1", "later"), "line 2 has mode 'later'"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, part):

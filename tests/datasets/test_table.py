@@ -58,7 +58,7 @@ def test_a_quote_that_is_not_closed_swallows_rows_and_that_is_said(tmp_path):
     (tmp_path / "t.csv").write_bytes(b'id,text,split\n1,x,train\n2,"never closed,train\n3,y,train\n4,z",dev\n')
     manifest, report = prepare("table", source=tmp_path / "t.csv")
     assert len(manifest) == 2
-    assert "1 cells of text hold a line break, the first on row 2: if that is not meant, a quote is not closed" in report.warnings
+    assert "1 cells of text hold a line break, the first on line 3: if that is not meant, a quote is not closed" in report.warnings
 
 
 def test_columns_are_mapped_and_labels_ordered(tmp_path):
@@ -105,7 +105,7 @@ def test_audio_is_found_with_and_without_its_extension(tmp_path):
 def test_two_files_for_one_name_are_an_error(tmp_path):
     write_wav(tmp_path / "wavs" / "a.wav")
     write_wav(tmp_path / "wavs" / "a.flac")
-    with pytest.raises(DataError, match=r"row 1 has audio 'a', which may be a.flac or a.wav; give the extension"):
+    with pytest.raises(DataError, match=r"line 2 has audio 'a', which may be a.flac or a.wav; give the extension"):
         audio_table(tmp_path, "a")
     assert audio_table(tmp_path, "a.wav")[0].rows[0].audio == "a.wav"
 
@@ -113,7 +113,7 @@ def test_two_files_for_one_name_are_an_error(tmp_path):
 @pytest.mark.parametrize("value", ["../t.csv", "/etc/passwd", "a/../../t.csv", "..", ".", "wavs/../..", "../wavs2/x.wav", "a\0b"])
 def test_audio_outside_its_folder_is_refused(tmp_path, value):
     (tmp_path / "wavs2").mkdir()
-    with pytest.raises(DataError, match="row 1 has audio .* not a file within"):
+    with pytest.raises(DataError, match="line 2 has audio .* not a file within"):
         audio_table(tmp_path, value)
 
 
@@ -168,11 +168,11 @@ def test_large_tables_come_close_to_the_shares():
         (b"id,label\n1,x\n", "neither audio nor text"),
         (b"id,text,label\n1,x\n", "Expected 3 columns, got 2"),
         (b"id,text,text\n1,x,y\n", "column 'text' is there twice"),
-        (b"id,text\n1,x\n1,y\n", "id '1' is on 2 rows"),
-        (b"id,text\n1,x\n,y\n", "row 2 has an empty id"),
-        (b"id,text,split\n1,x,eval2\n", "row 1 has split 'eval2'"),
-        (b"id,text,start\n1,x,soon\n", "row 1 has start 'soon', expected a number"),
-        (b"id,text,start,end\n1,x,3,2\n", "row 1 ends at 2 s, not after its start at 3 s"),
+        (b"id,text\n1,x\n1,y\n", "id '1' is there 2 times, first on line 2 and line 3"),
+        (b"id,text\n1,x\n,y\n", "line 3 has an empty id"),
+        (b"id,text,split\n1,x,eval2\n", "line 2 has split 'eval2'"),
+        (b"id,text,start\n1,x,soon\n", "line 2 has start 'soon', expected a number"),
+        (b"id,text,start,end\n1,x,3,2\n", "line 2 ends at 2 s, not after its start at 3 s"),
         ("id,text\n1,caf\u00e9\n".encode("latin-1"), "invalid UTF8|not UTF-8"),
         ("id,t\u00e9xt\n1,x\n".encode("latin-1"), "not UTF-8 .byte 0xe9"),
         ("id,text\n1,x\n".encode("utf-16"), "not UTF-8"),
@@ -200,14 +200,39 @@ def test_bad_json_lines_are_one_line(tmp_path, content, part):
         prepare("table", source=tmp_path / "t.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b'id,text,split\n1,"two\nlines",train\n\n2,x,foo\n', "line 5 has split 'foo'"),
+        (b'id,text,split\r\n1,"two\r\nlines",train\r\n2,x,foo\r\n', "line 4 has split 'foo'"),
+        (b'id,text,split\n1,"two\nlines",train\n\n2,x\n', "line 5: Expected 3 columns, got 2"),
+        (b'\n\nid,text,split\n1,x,foo\n', "line 4 has split 'foo'"),
+    ],
+)
+def test_lines_are_those_an_editor_shows(tmp_path, content, part):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=part):
+        prepare("table", source=tmp_path / "t.csv")
+
+
+def test_every_format_says_where_in_its_own_way(tmp_path):
+    rows = [{"id": "a", "text": "x\ny", "split": "train"}, {"id": "b", "text": "x", "split": "foo"}]
+    for suffix, place in (("csv", "line 4"), ("tsv", "line 4"), ("jsonl", "line 2"), ("parquet", "row 2")):
+        with pytest.raises(DataError, match=rf"t.{suffix}: {place} has split 'foo'"):
+            prepare("table", source=write(tmp_path, suffix, rows))
+    (tmp_path / "gap.jsonl").write_text('{"id": "a", "text": "x"}\n\n{"id": "b", "text": "x", "split": "foo"}\n')
+    with pytest.raises(DataError, match="gap.jsonl: line 3 has split 'foo'"):
+        prepare("table", source=tmp_path / "gap.jsonl")
+
+
 def test_other_bad_input(tmp_path):
     path = write(tmp_path, "csv")
     for options, part in (
         ({"columns": {"audio": "wav"}}, r"no column 'wav' \(for audio\); found id, text, label, speaker, split"),
         ({"columns": {"sound": "wav"}}, "no such field"),
-        ({"labels": "joy"}, "row 1 has label 'NA', which is not among --labels joy"),
+        ({"labels": "joy"}, "line 2 has label 'NA', which is not among --labels joy"),
         ({"labels": "joy,joy"}, "empty or there twice"),
-        ({"task": "regression"}, "row 1 has label 'NA', expected a number"),
+        ({"task": "regression"}, "line 2 has label 'NA', expected a number"),
         ({"length": 3}, "length"),
     ):
         with pytest.raises((DataError, TypeError), match=part):

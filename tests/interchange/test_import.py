@@ -411,7 +411,7 @@ def test_labels_of_a_csv(tmp_path, labels, names, expected, classes):
     [
         (b"name,emotion\nu1,tr\xe8s\n", r"not UTF-8 \(byte 0xe8 at 18\); save it as UTF-8"),
         ("name,emotion\nu1,joy\n".encode("utf-16"), "not UTF-8"),
-        (b"name,emotion\nu1,joy,more\n", "line 2 has 3 cells, the first line 2"),
+        (b"name,emotion\nu1,joy,more\n", "line 2 has 3 cells, the header 2"),
         (b"name,name\nu1,joy\n", "two columns of the same name"),
         (b"name,emotion\n", "no rows"),
         (b"", "no rows"),
