@@ -7,6 +7,7 @@ worker that computed them. What is finished is what is on disk, so a scheduler, 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import time
 import uuid
@@ -31,6 +32,8 @@ RETRIES = 2  # of a task that raised
 CONNECT_SECONDS = 30
 DEATHS = 4  # workers that may die over one task before it is given up
 GONE = "the Dask scheduler went away; run the same command again to go on"
+CLOSE_SECONDS = 30  # for local workers to end by themselves
+WORKER_NAME = "Dask Worker process"  # as Dask calls the processes of a LocalCluster
 LOOK_SECONDS = 5  # between two looks at whether there are workers
 LOST_SECONDS = 180  # without any worker; a nanny does not restart one that dies while it starts
 
@@ -163,6 +166,22 @@ class Cluster:
 
 
 @contextmanager
+def local_cluster(workers: int) -> Iterator[LocalCluster]:
+    """Worker processes on this machine. They are ended by force when they do not end in time, as one that is just being restarted after its
+    death may not: Dask would wait for it without end, and so would the interpreter, since the workers ignore SIGTERM."""
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL)
+    try:
+        yield cluster
+    finally:
+        try:
+            cluster.close(timeout=CLOSE_SECONDS)
+        except TimeoutError:
+            for process in multiprocessing.active_children():
+                if process.name.startswith(WORKER_NAME):
+                    process.kill()
+
+
+@contextmanager
 def workers_for(work: Work, checkpoints: dict[str, Checkpoint], *, workers: int = 0, scheduler: str | None = None) -> Iterator[Cluster]:
     """Workers that have the encoders loaded: `workers` local processes, or those of the scheduler at an address."""
     settings = {
@@ -179,8 +198,7 @@ def workers_for(work: Work, checkpoints: dict[str, Checkpoint], *, workers: int 
     try:
         with dask.config.set(settings):
             if scheduler is None:
-                local = {"threads_per_worker": 1, "processes": True, "dashboard_address": None, "silence_logs": logging.CRITICAL}
-                with LocalCluster(workers, **local) as cluster, Client(cluster) as client:
+                with local_cluster(workers) as cluster, Client(cluster) as client:
                     yield _ready(client, plugin, work)
             else:
                 try:

@@ -160,7 +160,7 @@ def dask_overhead(tasks: int) -> dict:
     from pipeline.cluster import Cluster
     from pipeline.signals import Stop
 
-    with LocalCluster(1, threads_per_worker=1, processes=True, dashboard_address=None) as local, Client(local) as client:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as local, Client(local) as client:
         cluster = Cluster(client, None, "none")
         for _ in cluster._run(nothing, 0, list(range(20)), Stop()):
             pass

@@ -108,7 +108,7 @@ def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh):
     from distributed import LocalCluster
 
     folder, digests = fresh
-    with LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50) as cluster:
         victim = next(iter(cluster.workers.values())).pid
 
         def kill():
@@ -122,3 +122,41 @@ def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh):
         thread.join()
     assert report.extracted == 24 and corpus.digests(folder / "feats.shards") == digests
     assert {path.name for path in (folder / "feats.shards").iterdir()} - digests.keys() <= {".hold"}
+
+
+class Hanging:
+    """A worker plugin. The second process that sets it up never comes to an end, and ignores SIGTERM, as extracting workers do."""
+
+    name = "hanging"
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def setup(self, worker):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if (self.folder / "first").exists():
+            (self.folder / "second").touch()
+            time.sleep(600)
+        (self.folder / "first").touch()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_worker_that_does_not_end_is_ended(tmp_path, monkeypatch):
+    import multiprocessing
+
+    from distributed import Client, WorkerPlugin
+
+    from pipeline import cluster as module
+
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 3)
+    with module.local_cluster(1) as cluster:
+        assert len(cluster.workers) == 1
+        with Client(cluster) as client:
+            client.register_plugin(type("Plugin", (Hanging, WorkerPlugin), {})(tmp_path))
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        while not (tmp_path / "second").exists():
+            time.sleep(0.05)
+        assert any(child.name.startswith(module.WORKER_NAME) for child in multiprocessing.active_children())
+    while any(child.name.startswith(module.WORKER_NAME) for child in multiprocessing.active_children()):
+        time.sleep(0.05)
