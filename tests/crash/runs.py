@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pipeline.store import FeatureStore
 from tests.extract import corpus
 
 ROOT = Path(__file__).parents[2]
+LIMIT = 170  # seconds of a run; before it is killed its stderr gets what every thread was at
 
 # Imports what is heavy once, computes nothing itself, and forks `mer extract` for every line of JSON: in `folder`, with `options` beside
 # those of the small corpus and the further `arguments`. It stops dead just before its `moment`-th publication of a file, which is where its
@@ -26,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 # file `go`; below zero it is the self-test's that do. `environment` is for the processes that it starts, `cluster` are constants of
 # `pipeline.cluster`.
 NURSERY = """
-import json, os, signal, sys, threading, time
+import faulthandler, json, os, signal, sys, threading, time
 from pathlib import Path
 from transformers import RobertaModel, Wav2Vec2Model
 import cli
@@ -76,6 +79,7 @@ for line in sys.stdin:
         os.dup2(file.fileno(), 2)
         os.dup2(file.fileno(), 1)
     count = []
+    faulthandler.dump_traceback_later(LIMIT - 20)
     os.setsid()
     os.environ |= request["environment"]
     for name, value in request["cluster"].items():
@@ -101,7 +105,18 @@ class Run:
 
     def wait(self) -> tuple[int, int]:
         """(exit status, publications of files)"""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            os.kill(self.pid, signal.SIGKILL)
+
+        killer = threading.Timer(LIMIT, end)
+        killer.start()
         status, count = self._nursery.stdout.readline().split()
+        killer.cancel()
+        if late.is_set():
+            raise AssertionError(f"still running after {LIMIT} s; stderr: {self.stderr}")
         return int(status), int(count)
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
@@ -122,7 +137,7 @@ class Nursery:
     def __init__(self):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+            [sys.executable, "-c", f"LIMIT = {LIMIT}{NURSERY}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
         )
 
     def start(
