@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,7 +41,6 @@ class Batch:
     lengths: dict[str, Tensor]
     target: Tensor
     row: Tensor
-    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.row.shape[0]
@@ -49,6 +49,12 @@ class Batch:
         """(B, T) bool, True on real steps."""
         x, n = self.x[modality], self.lengths[modality]
         return torch.arange(x.shape[1], device=n.device) < n[:, None]
+
+    def split(self, sizes: list[int]) -> Iterator[Batch]:
+        """Consecutive batches of `sizes` rows, views of this one."""
+        x, lengths = ({m: t.split(sizes) for m, t in d.items()} for d in (self.x, self.lengths))
+        for i, (target, row) in enumerate(zip(self.target.split(sizes), self.row.split(sizes), strict=True)):
+            yield Batch({m: t[i] for m, t in x.items()}, {m: t[i] for m, t in lengths.items()}, target, row)
 
     def to(self, device: torch.device | str) -> Batch:
         def move(d: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -60,5 +66,4 @@ class Batch:
             lengths=move(self.lengths),
             target=self.target.to(device),
             row=self.row.to(device),
-            extra=move(self.extra),
         )

@@ -23,6 +23,7 @@ from pipeline.store import FeatureStore
 ORDER = ("audio", "text", "vision")
 CHUNK = 256  # rows read from the store at a time
 AHEAD = 4  # streamed batches that wait for the trainer at most
+TOGETHER = 16  # batches of one-step sequences that are gathered at once
 POOL_OF_BATCHES = 16  # shuffled batches within which rows are sorted by length: little padding, still random
 
 
@@ -95,7 +96,7 @@ class Part:
     n: dict[str, np.ndarray]
     summary: bool = False  # each sequence as one step, (mean, standard deviation)
     packed: dict[str, Tensor] = field(default_factory=dict)  # (sum T + 1, D); the last row is zero and serves the padding. Empty: streamed
-    offset: dict[str, Tensor] = field(default_factory=dict)  # (N,) each row's first step; of a row without any, the last row of `packed`
+    offset: dict[str, Tensor] = field(default_factory=dict)
     length: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -129,7 +130,7 @@ class Part:
                 packed[at : at + len(x)] = x
                 at += len(x)
             self.packed[m] = torch.from_numpy(packed).to(self.device)
-            self.offset[m] = torch.from_numpy(np.where(self.n[m] > 0, np.cumsum(self.n[m]) - self.n[m], total)).to(self.device)
+            self.offset[m] = torch.from_numpy(np.cumsum(self.n[m]) - self.n[m]).to(self.device)
             self.length[m] = torch.from_numpy(self.n[m]).to(self.device)
         self.target = self.target.to(self.device)
         return self
@@ -140,10 +141,14 @@ class Part:
 
     def batches(self, order: list[np.ndarray]) -> Iterator[Batch]:
         """One batch for every index array; streamed parts are read ahead in a thread."""
-        if self.resident:
-            yield from map(self._gather, order)
-        else:
+        if not self.resident:
             yield from (b.to(self.device) for b in prefetch(map(self._assemble, order), AHEAD))
+        elif any(n.max(initial=0) > 1 for n in self.n.values()):
+            yield from map(self._gather, order)
+        else:  # nothing to pad; a model of such batches does so little that gathering one by one would be 6 % of its step
+            for i in range(0, len(order), TOGETHER):
+                group = order[i : i + TOGETHER]
+                yield from self._gather(np.concatenate(group)).split([len(index) for index in group])
 
     def in_order(self, batch_size: int) -> list[np.ndarray]:
         """Index arrays that cover all rows once, longest first: little padding, and too large a batch shows at once."""
@@ -168,11 +173,11 @@ class Part:
         at = torch.from_numpy(index).to(self.device, non_blocking=True)
         x, lengths = {}, {}
         for m, packed in self.packed.items():
-            n, place = self.length[m].index_select(0, at), self.offset[m].index_select(0, at)
-            if (longest := max(int(self.n[m][index].max()), 1)) > 1:  # pooled models do so little that these would be 2 % of their step
-                step = torch.arange(longest, device=self.device)
-                place = torch.where(step < n[:, None], place[:, None] + step, len(packed) - 1).flatten()
-            x[m] = packed.index_select(0, place).view(len(index), longest, packed.shape[1])
+            longest = max(int(self.n[m][index].max()), 1)
+            step = torch.arange(longest, device=self.device)
+            n = self.length[m].index_select(0, at)
+            place = torch.where(step < n[:, None], self.offset[m].index_select(0, at)[:, None] + step, len(packed) - 1)
+            x[m] = packed.index_select(0, place.flatten()).view(len(index), longest, packed.shape[1])
             lengths[m] = n
         row = torch.from_numpy(self.rows[index]).to(self.device, non_blocking=True)
         return Batch(x, lengths, self.target.index_select(0, at), row)

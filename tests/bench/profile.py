@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from fusion import config, data, splits, train
 from fusion.models import model_class
 from tests.bench.machine import save
-from tests.bench.train import LABELS, corpus
+from tests.bench.train import HZ, LABELS, corpus
 
 SHOWN = 8  # operators
 
@@ -72,7 +72,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dim", type=int, default=1024)
     options = parser.parse_args(argv)
     device, rows = train.pick_device(options.device), []
-    with tempfile.TemporaryDirectory() as folder, corpus(Path(folder), 128, options.dim) as store:
+    shape = {"audio": (options.dim, HZ, 2048), "text": (options.dim, None, 80)}
+    with tempfile.TemporaryDirectory() as folder, corpus(Path(folder), 128, shape) as store:
         for name in options.models.split(","):
             rows.append({"model": name, "device": str(device), **measure(store, config.load(model=name), device)})
             print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)

@@ -1,84 +1,120 @@
-"""Training speed of every preset on a MELD-like corpus, and the share of a step that is not the model: `python -m tests.bench train`.
+"""Training speed of every preset, and the share of a step that is spent on data: `python -m tests.bench train`.
 
-Random features of MELD-like lengths (audio at 49.95 Hz, about 4.5 tokens a second) are written
-to a store. For each preset the trainer's own epoch runs a few batches; `data` is the time the loop waits for its next batch, `step`
-everything. `--residence stream` measures reading from the store instead of the tensors kept on the device. Ratios are of one process;
-on a busy machine compare them, not the rates.
+Random features are written to a store in the shape that the preset is for (`SHAPES`), with durations drawn like MELD's. The trainer's own
+epoch then runs for about `--seconds`: again and again or, for a large model, over some of its batches, evenly spaced by length (one: the
+median). `data_share` is the time in which the loop orders rows and waits for its next batch, as a share of all; the rest is the model,
+its losses, the gradients, clipping and the optimizer. `--residence stream` measures reading from the store instead of the tensors kept
+on the device. With `--presets` nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fusion import config, data, splits, train
-from fusion.models import REGISTRY, model_class
+from fusion.models import model_class
 from pipeline.errors import DataError
 from pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 from tests.bench.machine import save
 from tests.bench.store import lengths_like_meld
 
 LABELS = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
+HZ, WORDS_HZ = 49.95, 49.95 / 11  # audio frames, tokens
+MELD = {"audio": (1024, HZ, 2048), "text": (1024, None, 80)}  # width, steps a second (None: a token each), steps at most
+# Those of the MMSA features; rates of the unaligned ones: Tsai et al. 2019 (MulT), 12.5 and 20 Hz audio, 15 Hz vision.
+SHAPES = {
+    "mosi-unaligned": {"audio": (5, 12.5, 375), "text": (768, None, 50), "vision": (20, 15.0, 500)},
+    "mosei-unaligned": {"audio": (74, 20.0, 500), "text": (768, None, 50), "vision": (35, 15.0, 500)},
+    "mosi": {"audio": (5, None, 50), "text": (768, None, 50), "vision": (20, None, 50)},
+    "mosei": {"audio": (74, None, 50), "text": (768, None, 50), "vision": (35, None, 50)},
+    "meld": MELD,
+}
+OF_PRESET = {"vision": "mosi"}  # those that are named after no corpus: MELD's
 
 
-def corpus(folder: Path, n: int, dim: int) -> FeatureStore:
+def shape_of(preset: str) -> str:
+    return OF_PRESET.get(preset) or next((name for name in SHAPES if name in preset), "meld")
+
+
+def corpus(folder: Path, n: int, shape: dict[str, tuple[int, float | None, int]] = MELD) -> FeatureStore:
+    """`n` utterances of random features; two modalities: seven classes, three: regression, as on MOSI."""
     rng = np.random.default_rng(0)
-    steps = {"audio": lengths_like_meld(n, rng)}
-    steps["text"] = np.clip(steps["audio"] // 11, 3, 80)
+    seconds = lengths_like_meld(n, rng) / HZ
+    steps = {m: np.clip(seconds * (rate or WORDS_HZ), 3, most).astype(np.int64) for m, (_, rate, most) in shape.items()}
     shard = folder / "feats.shards" / "shard-00000.h5"
-    shard.parent.mkdir()
-    with ShardWriter(shard, {"audio": dim, "text": dim}) as writer:
+    shard.parent.mkdir(parents=True)
+    with ShardWriter(shard, {m: width for m, (width, *_) in shape.items()}) as writer:
         for i in range(n):
-            writer.add(str(i), {m: rng.standard_normal((steps[m][i], dim), dtype=np.float32) for m in steps})
-    rows = [{"id": str(i), "split": "train", "label": LABELS[i % 7], "dialogue": str(i // 10)} for i in range(n)]
-    info = {"audio": ModalityInfo(dim, 49.95), "text": ModalityInfo(dim)}
-    return build_index(folder / "feats.h5", [shard], rows, dataset="bench", task="single", labels=LABELS, modalities=info)
+            writer.add(str(i), {m: rng.standard_normal((steps[m][i], width), dtype=np.float32) for m, (width, *_) in shape.items()})
+    task = "single" if len(shape) == 2 else "regression"
+    labels = [{"label": LABELS[i % 7]} if task == "single" else {"targets": [i % 7 - 3.0]} for i in range(n)]
+    rows = [{"id": str(i), "split": "train", "dialogue": str(i // 10), **labels[i]} for i in range(n)]
+    info = {m: ModalityInfo(width, rate) for m, (width, rate, _) in shape.items()}
+    names = LABELS if task == "single" else ("sentiment",)
+    return build_index(folder / "feats.h5", [shard], rows, dataset="bench", task=task, labels=names, modalities=info)
 
 
-def measure(store: FeatureStore, settings: config.TrainConfig, device: torch.device, batches: int) -> dict:
-    """Rates of the trainer's epoch over `batches` batches, after a warm-up epoch over as many."""
-    spec = data.spec(store, settings.data)
-    settings = replace(settings, optim=replace(settings.optim, accumulate=1))
-    rows = np.arange(min(len(store), batches * settings.train.batch_size))
-    target = splits.targets(store.table(), "single", LABELS)[rows]
+def measure(store: FeatureStore, settings: config.TrainConfig, device: torch.device, seconds: float) -> dict:
+    """Rates of the trainer's epoch, after a warm-up."""
+    spec, size = data.spec(store, settings.data), settings.train.batch_size
+    target = splits.targets(store.table(), store.header.task, store.header.labels)
     torch.manual_seed(0)
     model = model_class(settings.model)[0](settings.model_args, spec).to(device)
-    part = data.part(store, spec, settings.data, rows, target, device=device, summary=model.summary)
+    part = data.part(store, spec, settings.data, np.arange(len(store)), target, device=device, summary=model.summary)
     optimizer = torch.optim.AdamW(train.parameter_groups(model, settings), betas=settings.optim.betas)
-    model.calibrate(part.batches(part.in_order(64)))
-    for epoch in (1, 2):
-        found = train.run_epoch(model, optimizer, part, settings, epoch, 1000)
+    if settings.data.standardise:
+        model.calibrate(part.batches(part.in_order(64)))
+    whole, length = part.shuffled, sum(part.n.values())
+    batches = sorted(whole(size, (0, 0)), key=lambda index: length[index].max())
+
+    def epoch(count: int) -> tuple[float, float]:
+        some = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
+        part.shuffled = whole if count == len(batches) else lambda *_: some
+        found = train.run_epoch(model, optimizer, part, settings, 1, 10**6)
+        return found["seconds"], found["data_seconds"]
+
+    once = epoch(1)[0]
+    once = epoch(1)[0] if once < seconds else once
+    count = min(max(int(seconds / once), 1), len(batches))
+    spent = [epoch(count)]
+    while sum(s for s, _ in spent) < seconds:
+        spent.append(epoch(count))
+    taken, waited = map(sum, zip(*spent, strict=True))
+    utterances = sum(len(index) for index in part.shuffled(size, (0, 0)))
     return {
-        "parameters": sum(p.numel() for p in model.parameters()), "batch_size": settings.train.batch_size, "resident": part.resident,
-        "utterances_per_second": round(len(rows) / found["seconds"], 1), "data_share": round(found["data_seconds"] / found["seconds"], 4),
+        "parameters": sum(p.numel() for p in model.parameters()), "batch_size": size, "accumulate": settings.optim.accumulate,
+        "resident": part.resident, "batches": f"{count} of {len(batches)}", "epochs": len(spent),
+        "utterances_per_second": float(f"{len(spent) * utterances / taken:.3g}"), "data_share": round(waited / taken, 4),
     }  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench train", description=__doc__.splitlines()[0])
-    parser.add_argument("--utterances", type=int, default=400)
-    parser.add_argument("--dim", type=int, default=1024)
-    parser.add_argument("--batches", type=int, default=4, help="batches an epoch")
+    parser.add_argument("--utterances", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of measurement a preset, about; at least one batch")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--residence", choices=["device", "stream"], default="device")
-    parser.add_argument("--presets", default="drkf,drkf-paper,dmd,dhmd", help="presets of the drkf family by default; baselines are added")
+    parser.add_argument("--presets", default="", help="of all of them; measured and shown, not written")
     options = parser.parse_args(argv)
-    device = train.pick_device(options.device)
-    wanted = [*options.presets.split(","), *(m for m in ("fusion", "concat", "audio", "text") if m in REGISTRY)]
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, corpus(Path(folder), options.utterances, options.dim) as store:
-        for name in wanted:
-            given = {"preset": name} if name in config.presets() else {"model": name}
+    device, rows, stores = train.pick_device(options.device), [], {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name in options.presets.split(",") if options.presets else config.presets():
+            shape = shape_of(name)
+            row = {"preset": name, "corpus": shape, "device": str(device)}
             try:
-                settings = config.load(**given, sets=[f"data.residence={options.residence}"])
-                row = {"preset": name, "model": settings.model, "device": str(device), **measure(store, settings, device, options.batches)}
+                settings = config.load(preset=name, sets=[f"data.residence={options.residence}"])
+                if shape not in stores:
+                    stores[shape] = stack.enter_context(corpus(Path(folder) / shape, options.utterances, SHAPES[shape]))
+                row |= measure(stores[shape], settings, device, options.seconds)
             except DataError as error:
-                row = {"preset": name, "not_measured": str(error)}
+                row["not_measured"] = str(error)
             rows.append(row)
             print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-    print(save("train", rows, command="python -m tests.bench train " + " ".join(argv)))
+    if not options.presets:
+        print(save("train", rows, command=" ".join(["python -m tests.bench train", *argv])))

@@ -60,15 +60,17 @@ def test_a_batch_is_the_rows_of_the_store(tmp_path, residence):
     assert batch.target.tolist() == part.target[torch.from_numpy(index)].tolist()
 
 
-def test_streamed_batches_equal_resident_ones(tmp_path):
+@pytest.mark.parametrize("summary", [False, True])
+def test_streamed_batches_equal_resident_ones(tmp_path, summary):
     store = make_store(tmp_path, n=50)
-    resident, streamed = whole(store, residence="device", pool_hz=12.5), whole(store, residence="stream", pool_hz=12.5)
-    order = resident.shuffled(8, (1, 2))
+    resident, streamed = (whole(store, residence=r, pool_hz=12.5, summary=summary) for r in ("device", "stream"))
+    order = resident.shuffled(3, (1, 2))  # more batches than are gathered at once, one of them smaller
     for a, b in zip(resident.batches(order), streamed.batches(order), strict=True):
         for m in a.x:
             torch.testing.assert_close(a.x[m], b.x[m], rtol=0, atol=0)
             torch.testing.assert_close(a.lengths[m], b.lengths[m])
         torch.testing.assert_close(a.target, b.target)
+        torch.testing.assert_close(a.row, b.row)
 
 
 def test_small_room_means_streaming(tmp_path):
