@@ -97,7 +97,7 @@ def measure(store: FeatureStore, settings: config.TrainConfig, device: torch.dev
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench train", description=__doc__.splitlines()[0])
     parser.add_argument("--utterances", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of measurement a preset, about; at least one batch")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measurement a preset, about; at least one batch")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--residence", choices=["device", "stream"], default="device")
     parser.add_argument("--presets", default="", help="of all of them; measured and shown, not written")
