@@ -23,7 +23,7 @@ from distributed.comm.core import CommClosedError
 from pipeline.background import prefetch
 from pipeline.encoders.loading import Checkpoint, resolve
 from pipeline.errors import DataError, EncoderError, MerError
-from pipeline.parts import Finished, Tally
+from pipeline.parts import Finished, Tally, keep
 from pipeline.plan import Part, ShardPlan
 from pipeline.signals import Stop
 from pipeline.work import Work, cores, load_encoders, open_decoders
@@ -49,6 +49,7 @@ class Encoding(WorkerPlugin):
         self.local_workers = local_workers
 
     def setup(self, worker) -> None:
+        keep()
         options = self.work.options
         self.stop = Stop()
         if self.local_workers:
@@ -190,6 +191,7 @@ def workers_for(work: Work, checkpoints: dict[str, Checkpoint], *, workers: int 
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
+        "distributed.worker.profile.enabled": False,  # looks at the stacks of all threads a hundred times a second: 5 % of a CPU worker
     }
     quiet = logging.getLogger("distributed")
     level = quiet.level

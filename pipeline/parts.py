@@ -153,6 +153,15 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def keep() -> None:
+    """Let this process keep freed memory until `trim`. Dask's nannies start workers with MALLOC_TRIM_THRESHOLD_=65536: every tensor would
+    come from the system anew, page by page, and extraction take twice as long. These are the thresholds that glibc grows to by itself."""
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+
+
 def run_parts(
     parts: Sequence[Part], sources: dict[str, Source], folder: Path, *, dtype: str, threads: int, tally: Tally,
     done: Done, stop: Stop | None = None,

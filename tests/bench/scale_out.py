@@ -134,23 +134,30 @@ def memory(folder: Path, args) -> list[dict]:
     return rows
 
 
-def seconds_of(folder: str, out: str, workers: int) -> dict:
-    """Of encoding and assembling, with one thread a process."""
-    timed = extract_here(Path(folder), out, workers, threads=1, decoders=0, part_seconds=60.0, shard_bytes=8 << 20)
+def seconds_of(folder: str, out: str, workers: int, cores: int = 0) -> dict:
+    """Of encoding and assembling, with one thread a process; `cores`: on so many of the cores (0: all)."""
+    if cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    timed = extract_here(Path(folder), out, workers, threads=1, decoders=0, part_seconds=120.0, shard_bytes=8 << 20)
     return {"seconds": timed.seconds}
+
+
+# A worker of one thread encodes with one; decoding, writing and Dask's own loop go on beside it, on another core where there is one.
+RUNS = {"plain, one thread": (0, 0), "one worker of one thread": (1, 0), "the same on one core": (1, 1), "two workers of one thread": (2, 0)}
 
 
 def workers(folder: Path, args) -> list[dict]:
     corpus(folder / "w", args.clips, 4.0)
-    best: dict[int, float] = {}
+    best = dict.fromkeys(RUNS, float("inf"))
     for turn in range(args.rounds):
-        for count in (0, 1, 2):
-            found = alone("seconds_of", folder=str(folder / "w"), out=f"{turn}-{count}.h5", workers=count)["seconds"]
-            best[count] = min(best.get(count, found), found)
-            shutil.rmtree(folder / "w" / f"{turn}-{count}.shards")
-    names = {0: "plain, one thread", 1: "one worker of one thread", 2: "two workers of one thread"}
-    return [{"what": "workers", "run": names[count], "clips": args.clips, "seconds": round(best[count], 2),
-             "times_one_worker": round(best[1] / best[count], 3)} for count in best]  # fmt: skip
+        for number, (name, (count, cores)) in enumerate(RUNS.items()):
+            out = f"{turn}-{number}"
+            found = alone("seconds_of", folder=str(folder / "w"), out=f"{out}.h5", workers=count, cores=cores)["seconds"]
+            best[name] = min(best[name], found)
+            shutil.rmtree(folder / "w" / f"{out}.shards")
+    one, one_core = (best[name] for name in list(RUNS)[1:3])
+    return [{"what": "workers", "run": name, "clips": args.clips, "seconds": round(best[name], 2),
+             "times_one_worker": round(one / best[name], 3), "times_one_on_one_core": round(one_core / best[name], 3)} for name in RUNS]  # fmt: skip
 
 
 def dask_overhead(tasks: int) -> dict:
