@@ -11,7 +11,7 @@ import pytest
 
 from tests.crash.runs import ROOT, again, check, finished, fresh, in_workers
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 # The worker of whom too much memory is wanted is killed by the kernel, and so is each that tries the same again.
 HUNGRY = """

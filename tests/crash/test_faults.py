@@ -304,7 +304,7 @@ def test_names_that_a_file_cannot_hold_are_one_line(tmp_path):
         extract(manifest, tmp_path / os.fsdecode(b"caf\xe9.h5"), corpus.options())
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("utf8", ["0", None])
 def test_locale_c(tmp_path, utf8):
     """PYTHONUTF8=0 takes even Python's own way out: file names are then ASCII and bytes. Clips with names beyond are told, not lost."""
@@ -331,7 +331,7 @@ def test_locale_c(tmp_path, utf8):
     assert len(FeatureStore(folder / "feats.h5")) == 4
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_fifty_thousand_clips_in_one_folder(tmp_path):
     """`mer prepare table` and `mer fingerprint`; asked again, no file is read."""
     clips = tmp_path / "clips"

@@ -100,7 +100,7 @@ AudioEncoder.forward = slowly
 """
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True])
 def test_workers_write_what_they_have(run, undisturbed, tmp_path, group):
     """SIGTERM reaches the client alone, or from a terminal or a batch system every process of the group."""
