@@ -44,7 +44,7 @@ class Encoding(WorkerPlugin):
 
     def __init__(self, work: Work, checkpoints: dict[str, Checkpoint], *, local_workers: int = 0):
         self.name = f"mer-{uuid.uuid4().hex}"
-        self.work = replace(work, encoders={})
+        self.work = replace(work, encoders={}, folder=work.folder.absolute())  # workers may have been started in another folder
         self.sources = {kind: (point.source, point.hash) for kind, point in checkpoints.items()}
         self.local_workers = local_workers
 
@@ -170,7 +170,10 @@ class Cluster:
 def local_cluster(workers: int) -> Iterator[LocalCluster]:
     """Worker processes on this machine. They are ended by force when they do not end in time, as one that is just being restarted after its
     death may not: Dask would wait for it without end, and so would the interpreter, since the workers ignore SIGTERM."""
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL)
+    address = "127.0.0.1:0"  # of the scheduler's status page: any free port, so that several runs go on side by side
+    cluster = LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=address, silence_logs=logging.CRITICAL
+    )  # fmt: skip
     try:
         yield cluster
     finally:

@@ -63,6 +63,7 @@ def extract(
     `max_failures` utterances failed, after writing the rest; EncoderError, DataError, OSError.
     """
     options, progress = options or ExtractOptions(), progress or Silent()
+    manifest = manifest.with_root(manifest.root.absolute())  # for workers that were started elsewhere
     state = State(manifest, Path(out), options, Path(source) if source else None, progress, Stop(gentle=gentle))
     state.look()
     if share is not None and not 1 <= share[0] <= share[1]:
@@ -412,7 +413,8 @@ def finish(job: Prepared, tally: Tally) -> ExtractReport:
     """Everything is there: failures, head file, and then away with what no head names."""
     state, work = job.state, job.work
     report = job.report("extracted")
-    appear([state.folder / shard.name for shard in work.plan.shards])
+    if unseen := appear([state.folder / shard.name for shard in work.plan.shards]):
+        raise DataError(f"{unseen[0]}: finished, but not to be seen from here; all machines must have the folder of --out under one path")
     shards = [Shard(state.folder / shard.name) for shard in work.plan.shards]
     number = {id: row for row, id in enumerate(work.inputs.ids)}
     failed = dict(work.plan.settings.left_out)

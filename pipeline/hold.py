@@ -84,9 +84,9 @@ def turn(path: Path) -> Iterator[Ledger]:
         os.close(descriptor)
 
 
-def appear(paths: Sequence[Path]) -> None:
+def appear(paths: Sequence[Path]) -> list[Path]:
     """Wait until files that have been published, perhaps by another machine, can be seen here, `LATE_SECONDS` at most: a network file
-    system may remember for a while that there was no such name. Reading the folder makes it look again."""
+    system may remember for a while that there was no such name. Reading the folder makes it look again. Returns those still unseen."""
     deadline = time.monotonic() + LATE_SECONDS
     while (unseen := [path for path in paths if not path.exists()]) and time.monotonic() < deadline:
         for folder in {path.parent for path in unseen}:
@@ -94,6 +94,7 @@ def appear(paths: Sequence[Path]) -> None:
         if unseen[0].exists():
             continue
         time.sleep(0.2)
+    return unseen
 
 
 def _holder(descriptor: int) -> str:

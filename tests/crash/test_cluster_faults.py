@@ -27,7 +27,8 @@ CLUSTER = """
 import sys, time
 from distributed import LocalCluster
 if __name__ == "__main__":
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp", silence_logs=50) as cluster:
+    options = {"processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "silence_logs": 50}
+    with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster:
         print(cluster.scheduler_address, flush=True)
         time.sleep(600)
 """

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -103,12 +104,14 @@ def test_local_workers_make_the_same_bytes(fresh):
 
 
 @pytest.mark.slow
-def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh):
-    """Two workers under a nanny; one is killed as soon as the first part is there. The nanny starts another, which loads its encoders."""
+def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh, tmp_path_factory, monkeypatch):
+    """Two workers under a nanny, started in another folder than the run; one is killed as soon as the first part is there. The nanny
+    starts another, which loads its encoders."""
     from distributed import LocalCluster
 
     folder, digests = fresh
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50) as cluster:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
         victim = next(iter(cluster.workers.values())).pid
 
         def kill():
@@ -118,7 +121,8 @@ def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh):
 
         thread = threading.Thread(target=kill)
         thread.start()
-        report = call(folder, scheduler=cluster.scheduler_address)
+        monkeypatch.chdir(folder.parent)
+        report = call(Path(folder.name), scheduler=cluster.scheduler_address)
         thread.join()
     assert report.extracted == 24 and corpus.digests(folder / "feats.shards") == digests
     assert {path.name for path in (folder / "feats.shards").iterdir()} - digests.keys() <= {".hold"}
