@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from cli import main
 from docs.__main__ import page
@@ -51,3 +52,11 @@ def test_relative_links_exist(path: Path):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
         if "://" not in target and not target.startswith("mailto:"):
             assert (path.parent / target).exists(), f"{path.name}: link to {target}"
+
+
+def test_the_kubernetes_job_is_yaml_and_its_command_exists():
+    job = yaml.safe_load((ROOT / "docs" / "kubernetes.yaml").read_text())
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert job["spec"]["completionMode"] == "Indexed" and f"/{job['spec']['completions']} " in container["args"][0]
+    known = {o for p in main.commands["extract"].params for o in p.opts}
+    assert set(re.findall(r"--[a-z-]+", container["args"][0])) <= known
