@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.background import Writer, prefetch
 from pipeline.decode import Decoded, Decoders, Job
-from pipeline.errors import DataError, MerError
+from pipeline.errors import DataError, MerError, StoreError
 from pipeline.plan import Item, Part
 from pipeline.signals import Stop
 from pipeline.store import Shard, ShardWriter
@@ -339,12 +339,13 @@ class Finished:
         self.frames: dict[tuple[str, str], tuple[Shard, int]] = {}
         self.failures: dict[int, tuple[str, str]] = {}
 
-    def add(self, part: Part) -> bool:
-        """Take in a part's file. False, and the file removed, when it is absent, damaged or of another plan."""
+    def add(self, part: Part, *, read: bool = True) -> bool:
+        """Take in a part's file. False, and the file removed, when it is absent, damaged or of another plan. `read`: hold all frames
+        against their checksums now; otherwise each when it is asked for."""
         path = self.folder / part.name
         try:
             shard = Shard(path)
-            if shard.key != part.key or next(shard.mismatches(part.modality), None) is not None:
+            if shard.key != part.key or (read and next(shard.mismatches(part.modality), None) is not None):
                 raise DataError("not this part")
         except MerError:
             path.unlink(missing_ok=True)
@@ -356,6 +357,9 @@ class Finished:
         return True
 
     def get(self, modality: str, key: str) -> tuple[np.ndarray, int]:
-        """Frames of an item (T, D) as stored, and its flags."""
+        """Frames of an item (T, D) as stored, and its flags. Raises StoreError when they do not match their checksum."""
         shard, at = self.frames[modality, key]
-        return shard.frames(modality, at, at + 1), int(shard.flags[at])
+        frames = shard.frames(modality, at, at + 1)
+        if next(shard.differing(modality, frames, at, at + 1), None) is not None:
+            raise StoreError(f"{shard.path}: damaged; run the same command again")
+        return frames, int(shard.flags[at])

@@ -174,11 +174,12 @@ class Work:
             )
 
     def collect(self, window: int) -> Finished:
-        """All parts of a window, every checksum read. Raises StoreError when one is absent or damaged."""
+        """All parts of a window. Their frames are read once, when they are asked for: every worker collects, but takes its shards' rows only.
+        Raises StoreError when one is absent or damaged."""
         finished = Finished(self.work)
         appear([self.work / part.name for part in self.plan.parts[window]])
         for part in self.plan.parts[window]:
-            if not finished.add(part):
+            if not finished.add(part, read=False):
                 raise StoreError(f"{self.work / part.name}: absent or damaged; run the same command again")
         return finished
 

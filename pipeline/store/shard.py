@@ -224,7 +224,7 @@ class Shard:
         except arrays.DAMAGE as error:
             raise StoreError(f"{self.path}: {modality} cannot be read ({str(error).splitlines()[0]})") from None
         # A chunk that was never written reads as zeros without an error, so what is not mapped is held against its checksum.
-        bad = next(self._mismatches(modality, x, start, stop), None)
+        bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
             raise StoreError(f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run `mer verify --repair`")
         x.setflags(write=False)
@@ -241,7 +241,7 @@ class Shard:
 
     def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, store: Path) -> None:
         """Raise StoreError unless `x`, the frames of the utterances [start, stop), match their checksums; `store` is for the message."""
-        bad = next(self._mismatches(modality, x, start, stop), None)
+        bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
             raise StoreError(
                 f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run `mer verify --repair {store}`"
@@ -253,10 +253,11 @@ class Shard:
         start = 0
         while start < len(self):
             stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + limit, side="right")) - 1)
-            yield from self._mismatches(modality, self.frames(modality, start, stop), start, stop)
+            yield from self.differing(modality, self.frames(modality, start, stop), start, stop)
             start = stop
 
-    def _mismatches(self, modality: str, x: np.ndarray, start: int, stop: int) -> Iterator[int]:
+    def differing(self, modality: str, x: np.ndarray, start: int, stop: int) -> Iterator[int]:
+        """Rows whose crc32 is not that of their frames in `x`, which are those of the utterances [start, stop)."""
         offsets, crc = self.offsets[modality], self.crc32[:, list(self.modalities).index(modality)]
         for i in range(start, stop):
             part = x[offsets[i] - offsets[start] : offsets[i + 1] - offsets[start]]

@@ -21,7 +21,7 @@ from pipeline.errors import DataError, FailuresError, StoreError
 from pipeline.extract import extract, repair
 from pipeline.fingerprint import FileMemory, fingerprint
 from pipeline.manifest import Manifest
-from pipeline.store import FeatureStore
+from pipeline.store import FeatureStore, Shard
 from tests.crash.runs import ROOT, again, check, fresh, in_workers
 from tests.extract import corpus
 
@@ -266,6 +266,30 @@ def test_what_never_appears_is_an_error_after_a_while(undisturbed, tmp_path, mon
 
     monkeypatch.setattr(collect, without_one)
     with pytest.raises(StoreError, match="absent or damaged; run the same command again"):
+        again(folder)
+    monkeypatch.undo()
+    again(folder)
+    check(folder, made)
+
+
+def test_a_part_that_is_damaged_before_its_frames_are_taken_over(undisturbed, tmp_path, monkeypatch):
+    from pipeline.parts import Finished
+    from pipeline.work import Work
+
+    made, _ = undisturbed
+    folder = fresh(made, tmp_path / "x")
+    collect = Work.collect
+
+    def flipped(self, window) -> Finished:
+        path = self.work / self.plan.parts[window][0].name
+        at = path.read_bytes().index(next(iter(Shard(path).frames("audio", 0, 1))).tobytes())
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(b"\xff\x7f")  # a NaN
+        return collect(self, window)
+
+    monkeypatch.setattr(Work, "collect", flipped)
+    with pytest.raises(StoreError, match="audio-00000-00000.h5: damaged; run the same command again"):
         again(folder)
     monkeypatch.undo()
     again(folder)
