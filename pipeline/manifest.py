@@ -123,8 +123,10 @@ class Manifest:
         except UnicodeEncodeError as error:
             raise DataError(f"{path}: {error.object!r} is not UTF-8; rename that file, then run the command again") from None
         table = table.replace_schema_metadata({"mer": json.dumps(meta)})
+        from pipeline.store.arrays import temporary_for
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        temporary = temporary_for(path)
         try:
             with temporary.open("wb") as file:  # Arrow itself takes no path that is not UTF-8
                 pq.write_table(table, file, compression="zstd")

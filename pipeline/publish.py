@@ -15,6 +15,7 @@ from pipeline.fingerprint import ExtractOptions
 from pipeline.report import ExtractReport, Failure
 from pipeline.state import State
 from pipeline.store import ModalityInfo, build_index
+from pipeline.store.arrays import temporary_for
 from pipeline.work import Work
 
 COLUMNS = ("id", "split", "session", "dialogue", "speaker", "position", "label", "targets", "text", "tags")  # of the manifest, in the head
@@ -24,7 +25,7 @@ def write_failures(path: Path, failures: list[Failure]) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_for(path)
     lines = "".join(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
     temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")  # as escaped, it is still JSON
     os.replace(temporary, path)

@@ -33,8 +33,9 @@ class State:
     leaving: int = 0  # utterances of the store at `out` that the manifest does not have
 
     def __post_init__(self):
-        if self.out.is_dir():
-            raise DataError(f"{self.out}: is a directory; --out names the head file, e.g. feats.h5")
+        if self.out.exists() and not self.out.is_file():
+            what = "directory" if self.out.is_dir() else "device or pipe"
+            raise DataError(f"{self.out}: is a {what}; --out names the head file, e.g. feats.h5")
         if spelled(self.out.name) != self.out.name:
             raise DataError(f"{spelled(self.out)}: the name of a store must be UTF-8; choose another --out")
         self.folder = self.out.with_name(self.out.name.removesuffix(".h5") + ".shards")

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.store import FeatureStore, Header, ModalityInfo, ShardWriter, build_index
+from pipeline.store.arrays import temporary_for
 
 SHARD_BYTES = 128 << 20  # of features held until a shard is written
 
@@ -66,6 +67,7 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
     if os.path.lexists(out):
         if not force:
             raise DataError(f"{out}: exists already; name another --out, or replace it with --force")
+        temporary_for(out)  # refuses a device
         out.unlink()  # first: a head over shards that are being replaced would be a lie
     if not foreign.rows:
         raise DataError(f"{foreign.path}: no utterances")
