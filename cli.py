@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.errors import DataError, DependencyError, MerError, StoreError
+from pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
 from pipeline.signals import Terminated
 
 PAIRED = ("torch", "torchaudio")  # the two must be of one release: torchaudio's wheel is linked against torch
@@ -272,7 +272,6 @@ def extract(
 ):
     """Compute features once: media and transcripts through frozen encoders into a store. Run it again to finish or update it."""
     from pipeline import extract as extraction
-    from pipeline.errors import FailuresError
     from pipeline.progress import choose
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
@@ -571,6 +570,7 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
     from fusion.train import pick_device
     from pipeline.clips import clips_of, extract_clips, sources
     from pipeline.manifest import Manifest, Utterance
+    from pipeline.progress import choose
 
     trained = Run.open(run).trained()
     if len(trained.children) != 1:
@@ -586,12 +586,19 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
     was = sources(Path(trained.info["features"]))
     encoders = {"audio": audio_encoder or was.get("audio"), "text": text_encoder or was.get("text")}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
-        store = extract_clips(clips, trained.info["store"], Path(folder) / "feats.h5", encoders=encoders, device=device, offline=offline)
+        store, failures = extract_clips(
+            clips, trained.info["store"], Path(folder) / "feats.h5", encoders=encoders, device=device, offline=offline,
+            wanted=trained.spec.modalities, progress=choose() if manifest_file is not None else None,
+        )  # fmt: skip
         with store:
             table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
     for row in table.to_pylist():
         row |= {key: value for key, value in said[row["id"]].items() if key in row}
         click.echo(json.dumps(row, ensure_ascii=False) if as_json else "\n".join(prediction_lines(row, trained.spec)))
+    for failure in failures:
+        note(f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: {failure.reason}")
+    if unexpected := sum(not failure.known for failure in failures):
+        raise FailuresError(f"{unexpected:,} of {len(clips):,} clips have no prediction; mend them, or leave them out of the manifest")
 
 
 # ---------------------------------------------------------------------------------------------------------------- doctor

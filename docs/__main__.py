@@ -16,7 +16,7 @@ Every option has an environment variable: `MER_<COMMAND>_<OPTION>`.
 | 0 | done |
 | 1 | one line says why |
 | 2 | usage |
-| 3 | finished, but more clips failed than `--max-failures` (a corpus's known-bad clips do not count) |
+| 3 | finished, but more clips failed than `--max-failures`, in `mer predict` any (a corpus's known-bad clips do not count) |
 | 4 | the store at hand was made by another recipe |
 | 5 | a store or shard is damaged |
 | 130, 143 | interrupted or terminated; the same command goes on from there |

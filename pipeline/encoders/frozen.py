@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,10 +23,9 @@ def choose_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N") from None
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N")
+    chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise DataError(f"device '{device}': this machine offers {torch.cuda.device_count()} CUDA devices; use --device cpu or auto")
     return chosen

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from importlib import metadata
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.manifest import Manifest
 from tests.whole_way.conftest import QUICK
 from tests.whole_way.mer import mer, refused
 
@@ -65,6 +68,34 @@ def test_predict_a_manifest(desk):
     assert len(lines) == 48
     known = {u["id"]: u["label"] for u in pq.read_table(desk.folder / "data" / "synthetic" / "manifest.parquet").to_pylist()}
     assert {row["id"]: row["label"] for row in map(json.loads, lines)} == known
+
+
+def test_predict_with_a_clip_that_cannot_be_read_tells_the_others_and_ends_in_3(desk, tmp_path):
+    manifest = Manifest.read(desk.folder / "data" / "synthetic" / "manifest.parquet")
+    rows = [replace(u, audio="gone.wav") if i == 1 else u for i, u in enumerate(manifest.rows[:3])]
+    replace(manifest, rows=tuple(rows)).write(tmp_path / "m.parquet")
+    outcome = mer("predict", desk.run, "--manifest", tmp_path / "m.parquet", "--json", code=3)
+    assert [json.loads(line)["id"] for line in outcome.out.splitlines()] == [rows[0].id, rows[2].id]
+    assert f"failed: {rows[1].id}: open: " in outcome.err and "mer: 1 of 3 clips have no prediction" in outcome.err
+    assert "extracting: " in outcome.err, "how far it is"
+
+
+def test_a_model_of_one_modality_predicts_from_that_alone(desk, tmp_path):
+    mer("train", "--features", desk.features, "--model", "text", "--set", "train.epochs=1", "--out", tmp_path / "run", "--no-test")
+    assert json.loads(mer("predict", tmp_path / "run", "--text", "I am so happy!", "--json").out)["pred"]
+    refused("predict", tmp_path / "run", "--audio", desk.clip, says=["trained on text; give it text too"])
+    asked = ("predict", desk.run, "--audio", desk.clip, "--text", "hi", "--text-encoder", "none")
+    refused(*asked, says=["--text-encoder none", "trained on text"])
+
+
+def test_predict_does_not_need_the_store(desk, tmp_path):
+    run = shutil.copytree(desk.run, tmp_path / "run")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"features": str(tmp_path / "gone.h5")}))
+    assert "probability" in mer("predict", run, "--audio", desk.clip, "--text", "hi").out
+    info["store"]["recipe"].pop("dtype")
+    (run / "run.json").write_text(json.dumps(info))
+    refused("predict", run, "--audio", desk.clip, "--text", "hi", says=["run.json", "incomplete", "put it back"])
 
 
 def test_predict_says_what_is_missing(desk):
