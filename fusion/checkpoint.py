@@ -13,9 +13,11 @@ A run over seeds or folds is a folder of such folders; its run.json has `kind` "
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,14 +30,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fusion import config as configs
+from fusion import shapes
 from fusion.batch import DataSpec
 from fusion.config import TrainConfig
-from fusion.models import model_class
+from fusion.models import build
 from fusion.splits import Fold
 from pipeline.errors import DataError, KeyMismatchError
 from pipeline.store import FeatureStore
+from pipeline.store.arrays import temporary_for
 
 VERSION = 1
+AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
 CHUNK = 1 << 16  # rows of a table that are Python objects at a time
 MODEL, LAST, INFO, CONFIG, SPLIT = "model.safetensors", "last.safetensors", "run.json", "config.toml", "split.json"
 HOLD = ".hold"  # who trains into the folder now
@@ -49,24 +54,39 @@ class Run:
     @classmethod
     def open(cls, path: str | os.PathLike) -> Run:
         path = Path(path)
-        try:
-            info = json.loads((path / INFO).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{path}: not a run folder (no {INFO}); make one with `mer train`, or leave it out") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path / INFO}: damaged ({error}); train again into a new folder") from None
-        if not isinstance(info, dict) or info.get("format") != "mer-run" or info.get("version") != VERSION:
-            raise DataError(f"{path}: run format {info.get('version') if isinstance(info, dict) else '?'}, this mer reads {VERSION}")
+        if not (path / INFO).exists():
+            raise DataError(f"{path}: not a run folder (no {INFO}); make one with `mer train`, or leave it out")
+        info = read_json(path / INFO, {}, AGAIN)
+        if info.get("format") != "mer-run" or info.get("version") != VERSION:
+            said = f"{str(info.get('format'))[:40]} of version {str(info.get('version'))[:40]}"
+            raise DataError(f"{path / INFO}: {said}, this mer reads mer-run of version {VERSION}; {AGAIN}")
+        if found := _fault(info):
+            raise DataError(f"{path / INFO}: damaged ({found}); {AGAIN}")
         return cls(path, info)
 
     @property
     def children(self) -> list[Run]:
         """The runs of a group; a single run is its own child."""
-        return [Run.open(self.path / c) for c in self.info["children"]] if self.info["kind"] == "group" else [self]
+        if self.info["kind"] == "single":
+            return [self]
+        runs = [Run.open(self.path / c) for c in self.info["children"]]
+        for run in runs:
+            if run.info.get("spec") != runs[0].info.get("spec") or run.info["kind"] == "group":
+                raise DataError(f"{run.path / INFO}: not a run of the group that {self.path / INFO} names; {AGAIN}")
+        return runs
 
     @property
     def config(self) -> TrainConfig:
-        return configs.from_toml((self.path / CONFIG).read_text(encoding="utf-8"), str(self.path / CONFIG))
+        path = self.path / CONFIG
+        text = read_text(path, AGAIN)
+        try:
+            config = configs.from_toml(text, str(path))
+        except DataError as error:
+            where = "" if str(error).startswith(str(path)) else f"{path}: "
+            raise DataError(f"{where}{error}; {AGAIN}") from None
+        if not text.strip() or config.model != self.info["model"]:
+            raise DataError(f"{path}: damaged ({'another model than in ' + INFO if text.strip() else 'empty'}); {AGAIN}")
+        return config
 
     @property
     def spec(self) -> DataSpec:
@@ -83,8 +103,8 @@ class Run:
         return bool(self.info.get("finished"))
 
     def trained(self) -> Run:
-        """This run; raises DataError when its training was not finished."""
-        if not self.finished:
+        """This run; raises DataError when its training was not finished, or that of one of its children."""
+        if not (self.finished and all(child.finished for child in self.children)):
             raise DataError(f"{self.path}: the training is not finished; run the same `mer train` command again, or leave it out")
         return self
 
@@ -95,9 +115,35 @@ class Run:
         tensors, _ = load_tensors(path)
         if self.info.get("model_sha256") not in (None, digest(path)):  # older runs have none
             raise DataError(f"{path}: not the weights that this training wrote ({INFO} has another sha256); put them back, or train again")
-        model = model_class(config.model)[0](config.model_args, self.spec)
+        model = build(config.model, config.model_args, self.spec)
         fill(model, tensors, f"{path}: does not fit {config.model} of this mer")
         return model.to(device).eval()
+
+
+def _fault(info: dict[str, Any]) -> str | None:
+    """What is wrong with the content of a run.json; None: nothing."""
+    group = info.get("kind") == "group"
+    shape = shapes.GROUP if group else shapes.FINISHED if info.get("finished") is True else shapes.SINGLE
+    if found := shapes.fault(info, shape):
+        return found
+    if group:
+        odd = [c for c in info["children"] if c in ("", ".", "..") or "/" in c or "\0" in c or info["children"].count(c) > 1]
+        return f"children are {odd or 'none'}" if odd or not info["children"] else None
+    spec, store, thresholds = info["spec"], info["store"], info.get("thresholds")
+    dims = {m: store["modalities"].get(m, {}).get("dim") for m in spec["modalities"]}
+    if spec["modalities"] != dims or not dims or dims.keys() != spec["frame_rates"].keys():
+        return "spec and store differ in their modalities"
+    if (spec["task"], spec["labels"]) != (store["task"], store["labels"]):
+        return "spec and store differ in their task or labels"
+    if info["finished"] and spec["task"] == "multi" and len(thresholds or ()) != len(spec["labels"]):
+        return "thresholds are not one a label"
+    return None
+
+
+def strangers(folder: Path, *ours: str) -> set[str]:
+    """Names in `folder` that are neither `ours`, the hold, nor what a killed write left behind (the next write of that file removes it)."""
+    names = {p.name for p in folder.iterdir()} if folder.exists() else set()
+    return {name for name in names if not re.fullmatch(r"\..+\.tmp-\d+", name)} - {HOLD, *ours}
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -183,6 +229,28 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); delete it and train again") from None
 
 
+def read_text(path: Path, remedy: str) -> str:
+    """A file of a run folder; DataError when it is not there or not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {remedy}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: damaged (not UTF-8); {remedy}") from None
+
+
+def read_json(path: Path, shape: Any, remedy: str, *, text: str | None = None) -> Any:
+    """The JSON of a file of a run folder (or of `text` from it), of the shape that `fusion.shapes` says; DataError when it is not."""
+    text = read_text(path, remedy) if text is None else text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged ({error if text.strip() else 'empty'}); {remedy}") from None
+    if found := shapes.fault(value, shape):
+        raise DataError(f"{path}: damaged ({found}); {remedy}")
+    return value
+
+
 def write_text(path: Path, text: str) -> None:
     """Write atomically."""
     with publishing(path) as temporary:
@@ -196,9 +264,11 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def publishing(path: Path) -> Iterator[Path]:
     """A temporary file that becomes `path` on a clean exit; an OSError names `path`."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_for(path)
         try:
             yield temporary
             replace_durably(temporary, path)

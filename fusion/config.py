@@ -22,6 +22,8 @@ import tomli_w
 from fusion.models import REGISTRY, model_class
 from pipeline.errors import DataError
 
+SEEDS = 1 << 62  # with room for the seeds of a group
+LARGE = 1e30  # what fits into fp32, with room for products
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -114,7 +116,7 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
         key = sorted(unknown)[0]
         raise DataError(f"{where}: unknown key '{key}'{_did_you_mean(key, ('model', *TABLES))}; known: model, {', '.join(TABLES)}")
     name = tree.get("model", TrainConfig.model)
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise DataError(f"{where}: unknown model '{name}'{_did_you_mean(str(name), REGISTRY)}; known: {', '.join(REGISTRY)}")
     config = TrainConfig(model=name)
     tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in TABLES if t in tree}
@@ -165,7 +167,7 @@ def to_toml(config: TrainConfig) -> str:
 def from_toml(text: str, where: str) -> TrainConfig:
     try:
         return from_tree(tomllib.loads(text), where)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DataError(f"{where}: not valid TOML ({error})") from None
 
 
@@ -184,7 +186,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
 def _read(path: Path, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{where}: {path} is not valid TOML ({error})") from None
 
 
@@ -263,7 +265,7 @@ def _check(config: TrainConfig) -> None:
     rules = [
         (d.pool_hz > 0, "data.pool_hz", d.pool_hz, "above 0 (inf: as stored)"),
         (0 < d.dev_share < 1, "data.dev_share", d.dev_share, "between 0 and 1"),
-        (0 < o.lr < math.inf, "optim.lr", o.lr, "above 0"),
+        (0 < o.lr < math.inf, "optim.lr", o.lr, "above 0 and finite"),
         (0 <= o.weight_decay < math.inf, "optim.weight_decay", o.weight_decay, "at least 0"),
         (all(0 <= b < 1 for b in o.betas), "optim.betas", o.betas, "two numbers in [0, 1)"),
         (0 <= o.warmup <= 1, "optim.warmup", o.warmup, "a share between 0 and 1"),
@@ -272,11 +274,30 @@ def _check(config: TrainConfig) -> None:
         (t.epochs >= 1, "train.epochs", t.epochs, "at least 1"),
         (t.batch_size >= 1, "train.batch_size", t.batch_size, "at least 1"),
         (t.patience >= 1, "train.patience", t.patience, "at least 1"),
-        (t.seed >= 0, "train.seed", t.seed, "at least 0"),
+        (0 <= t.seed < SEEDS, "train.seed", t.seed, "at least 0 and below 2^62"),
+        (0 <= d.split_seed < SEEDS, "data.split_seed", d.split_seed, "at least 0 and below 2^62"),
     ]
+    for f in dataclasses.fields(config.model_args):
+        value = getattr(config.model_args, f.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            holds, expected = _plausible(f.name, one)
+            rules.append((holds, f"model_args.{f.name}", value, expected))
     for holds, key, value, expected in rules:
         if not holds:
             raise DataError(f"{key} = {value}: must be {expected}")
+
+
+def _plausible(name: str, value: Any) -> tuple[bool, str]:
+    """(whether a model's argument can be meant, what it must be). By type and name: all its whole numbers are sizes and counts."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True, ""
+    if isinstance(value, int):
+        return value >= 1, "at least 1"
+    if any(word in name for word in ("dropout", "smoothing", "noise", "share", "decay")):
+        return 0 <= value <= 1, "between 0 and 1"
+    if "temperature" in name:
+        return 0 < value < LARGE, "above 0"
+    return abs(value) < LARGE, "a finite number"
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

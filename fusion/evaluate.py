@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from fusion import checkpoint, data, infer, metrics, splits
+from fusion import checkpoint, data, infer, metrics, shapes, splits
 from fusion.batch import Batch
 from fusion.checkpoint import Run
 from fusion.data import Part
@@ -95,10 +95,14 @@ def evaluate(
 def stored_metrics(run: Run) -> dict[str, Any] | None:
     """The test figures of an earlier evaluate, if there are any."""
     path = run.path / METRICS
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}); run `mer evaluate {run.path}` again") from None
+    if not path.exists():
+        return None
+    shape = shapes.METRICS_OF_GROUP if run.info["kind"] == "group" else shapes.METRICS_OF_ONE
+    found = checkpoint.read_json(path, shape, f"run `mer evaluate {run.path}` again")
+    for matrix in filter(None, (found.get("confusion"), found["metrics"].get("confusion"))):
+        if [len(row) for row in matrix] != [len(found["labels"])] * len(found["labels"]):
+            raise DataError(f"{path}: damaged (confusion is not a row and a column a label); run `mer evaluate {run.path}` again")
+    return found
 
 
 def has_test(run: Run, store: FeatureStore) -> bool:
@@ -115,11 +119,15 @@ def predict_rows(run: Run, store: FeatureStore, rows: Sequence[int] | np.ndarray
 
 def read_predictions(path: Path, task: str, labels: Sequence[str]) -> Predicted:
     try:
-        return from_table(pq.read_table(path), task, labels)
+        table = pq.read_table(path)
+        missing = {"id", "pred", *UNITS, "label" if task == "single" else "targets"} - set(table.column_names)
+        if missing:
+            raise ValueError(f"no column {min(missing)}")
+        return from_table(table, task, labels)
     except FileNotFoundError:
         raise DataError(f"{path}: no predictions; run `mer evaluate {path.parent}` first") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable ({str(error).splitlines()[0]}); run `mer evaluate {path.parent}` again") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, DataError) as error:
+        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}); run `mer evaluate {path.parent}` again") from None
 
 
 def from_table(table: pa.Table, task: str, labels: Sequence[str]) -> Predicted:
@@ -152,7 +160,7 @@ def _predict_split(run: Run, store: FeatureStore, split: str, device: torch.devi
     if split == "test":
         rows = splits.held_out(table, run.fold)
         _log_test(run, store, len(rows))
-        used = json.loads((run.path / checkpoint.SPLIT).read_text(encoding="utf-8"))
+        used = checkpoint.read_json(run.path / checkpoint.SPLIT, shapes.SPLIT, checkpoint.AGAIN)
         if store.header.dataset == run.info["store"]["dataset"]:
             ids = table["id"].to_pylist()
             leaked = {ids[r] for r in rows} & {*used["train"], *used["dev"]}

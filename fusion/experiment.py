@@ -20,6 +20,8 @@ from pipeline.errors import DataError
 from pipeline.hold import hold
 from pipeline.store import FeatureStore
 
+MOST_SEEDS = 10_000
+
 
 def train(
     store: FeatureStore, config: TrainConfig, folder: Path | None = None, *,
@@ -31,8 +33,8 @@ def train(
     `seeds` N trains with seeds s, s+1, ... s+N-1 (s is `train.seed`); `folds` leaves one session, speaker or dialogue out in turn,
     with a dev part carved from the rest. What is finished is not trained again.
     """
-    if seeds < 1:
-        raise DataError(f"--seeds {seeds}: at least 1 is needed")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
     check(store, config)
     table = store.table()
     target = splits.targets(table, store.header.task, store.header.labels)
@@ -45,7 +47,7 @@ def train(
     grouped = seeds > 1 or folds is not None
     wanted = identity(config, key, seeds, folds) if grouped else identity(config, key, None)
     stem = f"{store.header.dataset}-{config.model}"
-    folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted))
+    folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
     for m, info in store.header.modalities.items():
         if not info.trained:
             note(f"{m}: features of an UNTRAINED encoder ({info.encoder}); figures say nothing about a real one")
@@ -107,17 +109,20 @@ def _check_group(folder: Path, info: dict, config: TrainConfig) -> Run | None:
             reason = explain(there, info["store_key"], config) if single else "other configuration, seeds, folds or store"
             raise DataError(f"{folder}: holds another run ({reason}); choose another --out")
         return there
-    if folder.exists() and {p.name for p in folder.iterdir()} - {checkpoint.HOLD}:
+    if checkpoint.strangers(folder):
         raise DataError(f"{folder}: not empty and not a run folder; choose another --out")
     return None
 
 
-def _default_folder(runs: Path, stem: str, wanted: str) -> Path:
+def _default_folder(runs: Path, stem: str, wanted: str, note: Note) -> Path:
     stem = _plain(stem)
     taken = {int(m[1]): p for p in runs.glob(f"{stem}-*") if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))}
     for path in taken.values():
-        if (path / checkpoint.INFO).exists() and Run.open(path).info.get("identity") == wanted:
-            return path
+        try:
+            if (path / checkpoint.INFO).exists() and Run.open(path).info["identity"] == wanted:
+                return path
+        except DataError as error:  # of another training, perhaps
+            note(f"{error} (left aside)")
     return runs / f"{stem}-{max(taken, default=0) + 1}"
 
 

@@ -7,7 +7,6 @@ Curves are means over the children of a group (seeds, folds) with the range betw
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusion import checkpoint, data, infer, metrics, splits
+from fusion import checkpoint, data, infer, metrics, shapes, splits
 from fusion.checkpoint import Run
 from pipeline.store import FeatureStore
 
@@ -109,7 +108,9 @@ def new(width: float = 5.0, height: float = 3.4, **grid) -> tuple[Figure, Any]:
 
 def read_log(run: Run) -> list[dict[str, Any]]:
     """An entry an epoch."""
-    return [json.loads(text) for text in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    path = run.path / "log.jsonl"
+    lines = checkpoint.read_text(path, checkpoint.AGAIN).splitlines()
+    return [checkpoint.read_json(path, shapes.EPOCH, checkpoint.AGAIN, text=line) for line in lines]
 
 
 # ---- Over epochs

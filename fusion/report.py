@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion import evaluate, metrics
 from fusion import figures as pictures
-from fusion.checkpoint import Run
+from fusion.checkpoint import AGAIN, CONFIG, Run, read_text
 from fusion.infer import headline
 from fusion.metrics import TITLES
 from pipeline.errors import DataError
@@ -39,7 +39,7 @@ def number(name: str, value: float | None, *, signed: bool = False) -> str:
 
 
 def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
-    return "–" if not bounds or None in bounds else f"{number(name, bounds[0])} … {number(name, bounds[1])}"
+    return "–" if not bounds or len(bounds) != 2 or None in bounds else f"{number(name, bounds[0])} … {number(name, bounds[1])}"
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
@@ -50,7 +50,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     unit = found["bootstrap"]
     spread = f"95 % interval ({unit['groups']} {unit['unit']}s)"
     if not group:
-        rows = [(TITLES[k], number(k, found["metrics"][k]), _interval(k, found["interval"][k])) for k in figures]
+        rows = [(TITLES[k], number(k, found["metrics"][k]), _interval(k, found["interval"].get(k))) for k in figures]
         made = [Table(where, ("", "value", spread), tuple(rows))]
     else:
         count = len(found["folds"]) or len(found["seeds"])
@@ -58,14 +58,14 @@ def tables(found: dict[str, Any]) -> list[Table]:
         columns = ["", f"mean ± sd over {count} {found['over']}{seeds}", *(["pooled"] if found["pooled"] else []), spread]
         rows = []
         for k in figures:
-            row = [TITLES[k], f"{number(k, found['metrics'][k])} ± {number(k, found['sd'][k])}"]
-            row += [number(k, found["pooled"][k])] if found["pooled"] else []
-            rows.append((*row, _interval(k, found["interval"][k])))
+            row = [TITLES[k], f"{number(k, found['metrics'][k])} ± {number(k, found['sd'].get(k))}"]
+            row += [number(k, found["pooled"].get(k))] if found["pooled"] else []
+            rows.append((*row, _interval(k, found["interval"].get(k))))
         made = [Table(where, tuple(columns), tuple(rows))]
         made.append(
             Table(
                 "runs", ("run", "epoch", *(TITLES[k] for k in figures)),
-                tuple((r["run"], str(r["best_epoch"]), *(number(k, r["metrics"][k]) for k in figures)) for r in found["runs"]),
+                tuple((r["run"], str(r["best_epoch"]), *(number(k, r["metrics"].get(k)) for k in figures)) for r in found["runs"]),
             )  # fmt: skip
         )
     if per_class := found["metrics"].get("per_class"):
@@ -80,7 +80,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
         made.append(
             Table(
                 "unimodal heads, and the model where they agree and disagree", ("", "share", *(TITLES[k] for k in figures)),
-                tuple((name, number("share", share), *(number(k, f[k]) for k in figures)) for name, share, f in parts),
+                tuple((name, number("share", share), *(number(k, f.get(k)) for k in figures)) for name, share, f in parts),
             )  # fmt: skip
         )
     told = [(f"re-paired {pair}", d) for pair, d in found.get("discrimination", {}).items()]
@@ -99,7 +99,7 @@ def dev_table(run: Run) -> Table:
     """What the trainer knows: the dev figures of the chosen epoch of every child."""
     runs = run.children
     figures = [k for k in TITLES if k in runs[0].info["dev"]]
-    rows = [(c.path.name, str(c.info["best_epoch"]), *(number(k, c.info["dev"][k]) for k in figures)) for c in runs]
+    rows = [(c.path.name, str(c.info["best_epoch"]), *(number(k, c.info["dev"].get(k)) for k in figures)) for c in runs]
     return Table("dev (it chose the epoch, so it flatters)", ("run", "epoch", *(TITLES[k] for k in figures)), tuple(rows))
 
 
@@ -228,8 +228,8 @@ def page(runs: Sequence[Run]) -> str:
         body.append('<div class="row">')
         body += pictures.inline(run, figures)
         body.append("</div>")
-        config = run.children[0].path / "config.toml"
-        body.append(f"<details><summary>configuration</summary><pre>{html.escape(config.read_text(encoding='utf-8'))}</pre></details>")
+        config = read_text(run.children[0].path / CONFIG, AGAIN)
+        body.append(f"<details><summary>configuration</summary><pre>{html.escape(config)}</pre></details>")
     head = f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer report</title><style>{STYLE}</style>\n"
     return head + "\n".join(body) + "\n</html>\n"
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -21,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion import checkpoint, data, infer, metrics, splits
+from fusion import checkpoint, data, infer, metrics, shapes, splits
 from fusion.batch import DataSpec
 from fusion.checkpoint import Run
 from fusion.config import TrainConfig, differences, to_toml, to_tree
-from fusion.models import model_class
+from fusion.models import build
 from fusion.parallel import ALONE, Processes
 from fusion.splits import Fold, Plan
 from pipeline.errors import DataError
@@ -38,6 +39,8 @@ def pick_device(name: str = "auto") -> torch.device:
     """`auto`: CUDA where there is one. Raises DataError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise DataError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -70,7 +73,7 @@ def fit(
     target = splits.targets(table, store.header.task, store.header.labels)
 
     torch.manual_seed(loop.seed)
-    model = model_class(config.model)[0](config.model_args, spec).to(device)
+    model = build(config.model, config.model_args, spec).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
     info = {
         "format": "mer-run", "version": checkpoint.VERSION, "kind": "single", "identity": wanted, "store_key": key,
@@ -145,7 +148,7 @@ def check(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
         raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss")
     if loop.class_weight != "none" and spec.task == "regression":
         raise DataError(f"train.class_weight = {loop.class_weight}: a regression has no classes; use none")
-    model_class(config.model)[0](config.model_args, spec)  # it says itself what it needs; tens of milliseconds
+    build(config.model, config.model_args, spec)  # it says itself what it needs; tens of milliseconds
     return spec, metric
 
 
@@ -288,6 +291,8 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, de
     if not (folder / checkpoint.LAST).exists():
         return {"epoch": 0, "step": 0, "best_epoch": 0, "best_rank": [-math.inf, -math.inf], "best": {}, "thresholds": None, "log": []}
     tensors, state = checkpoint.load_tensors(folder / checkpoint.LAST)
+    if found := shapes.fault(state, shapes.PROGRESS):
+        raise DataError(f"{folder / checkpoint.LAST}: damaged checkpoint ({found}); delete it and train again")
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     checkpoint.fill(model, weights, f"{folder / checkpoint.LAST}: does not fit this run's model")
     for name, p in model.named_parameters():
@@ -300,7 +305,7 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, de
 def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Run | None:
     """The run of this identity that `folder` holds, None if it is free; anything else there is left alone (DataError)."""
     if not (folder / checkpoint.INFO).exists():
-        if folder.exists() and not {p.name for p in folder.iterdir()} <= {checkpoint.CONFIG, checkpoint.SPLIT, checkpoint.HOLD}:
+        if checkpoint.strangers(folder, checkpoint.CONFIG, checkpoint.SPLIT):
             raise DataError(f"{folder}: not empty and not a run folder; choose another --out")
         return None
     there = Run.open(folder)

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:  # a mistyped `--set` is told without torch
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from fusion.batch import DataSpec
 
 # name -> (module, class, config class). Adding a model is one file and one line here.
 REGISTRY = {
@@ -58,3 +60,11 @@ def model_class(name: str):
     module, model, config = REGISTRY[name]
     module = import_module(module)
     return getattr(module, model), getattr(module, config)
+
+
+def build(name: str, args, spec: DataSpec) -> nn.Module:
+    """A model of the registry; raises DataError for arguments with which it cannot be built: sizes beyond the memory, for example."""
+    try:
+        return model_class(name)[0](args, spec)
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, ZeroDivisionError) as error:
+        raise DataError(f"{name} cannot be built with these model_args ({str(error).splitlines()[0]}); change them") from None

@@ -117,7 +117,7 @@ class DMDConfig:
         if unknown:
             raise ValueError(f"as_published: unknown '{unknown[0]}'; known: all, {', '.join(PUBLISHED)}")
         object.__setattr__(self, "as_published", names)
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width = {self.width} is not divisible by heads = {self.heads}")
         if self.edge_softmax == "incoming" and "authors" in (self.prior, *(n.split("_")[0] for n in names)):
             raise ValueError("the authors' prior is a distribution over all edges; it does not fit edge_softmax = 'incoming'")

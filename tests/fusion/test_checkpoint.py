@@ -55,7 +55,7 @@ def test_what_is_not_a_run(tmp_path, trained):
     with pytest.raises(DataError, match="damaged"):
         Run.open(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"format": "mer-run", "version": 99}))
-    with pytest.raises(DataError, match="run format 99, this mer reads 1"):
+    with pytest.raises(DataError, match="run.json: mer-run of version 99, this mer reads mer-run of version 1; .*train again"):
         Run.open(tmp_path)
     _, run = trained
     for name in ("config.toml", "run.json"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fusion import checkpoint, config, data, evaluate, experiment, report
+from fusion import figures as pictures
 from fusion.checkpoint import Run
 from pipeline.errors import DataError, StoreError
 from pipeline.hold import hold
@@ -96,6 +97,24 @@ def test_a_finished_run_and_a_foreign_folder_are_not_touched(tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("options", [{}, {"seeds": 2}], ids=["single", "seeds"])
+def test_what_a_killed_write_left_behind_is_no_stranger_and_goes(tmp_path, options):
+    store, dead = make_store(tmp_path), 2**22 + 1  # above the highest number of a process
+    (tmp_path / "run").mkdir()
+    left = [tmp_path / "run" / f".{name}.tmp-{dead}" for name in ("run.json", *(() if options else ("config.toml", "split.json")))]
+    for path in left:
+        path.touch()
+    assert train(store, tmp_path / "run", **options).finished
+    assert not [path for path in left if path.exists()]
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: a device or pipe, which cannot be replaced by a file; name another place"):
+        checkpoint.write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 # ---- Mistakes are told before anything is made or read
 
 MISTAKES = {
@@ -172,6 +191,55 @@ def test_weights_of_another_fold_are_refused(folds, tmp_path):
     del a.info["model_sha256"]  # as an older mer left it
     checkpoint.write_json(a.path / checkpoint.INFO, a.info)
     evaluate.evaluate(tmp_path / "run", note=quiet)
+
+
+WRONG = (None, -1, "x", [], {})
+
+
+def changes(value, path=()):
+    """Every (path, copy of `value` with a wrong value there, or without it)."""
+    for key in list(value) if isinstance(value, dict) else range(min(len(value), 2)) if isinstance(value, list) else ():
+        for wrong in WRONG:
+            yield (*path, key), {**value, key: wrong} if isinstance(value, dict) else [*value[:key], wrong, *value[key + 1 :]]
+        if isinstance(value, dict):
+            yield (*path, key), {k: v for k, v in value.items() if k != key}
+        for where, inner in changes(value[key], (*path, key)):
+            yield where, {**value, key: inner} if isinstance(value, dict) else [*value[:key], inner, *value[key + 1 :]]
+
+
+@pytest.mark.parametrize("name", ["run.json", "fold-S0/run.json", "metrics.json", "fold-S0/log.jsonl"])
+def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
+    """Made by hand, or by another program: whatever is read of it, there is a DataError that names the file, and nothing else."""
+    evaluate.evaluate(folds[1], note=quiet)
+    shutil.copytree(folds[1].path, tmp_path / "run")
+    path, refused = tmp_path / "run" / name, 0
+    value = json.loads(path.read_text().splitlines()[0] if name.endswith("jsonl") else path.read_text())
+    for where, changed in changes(value):
+        path.write_text(json.dumps(changed))
+        try:
+            run = Run.open(tmp_path / "run").trained()
+            figures = evaluate.stored_metrics(run)
+            if path.name == "run.json":
+                children = [(child.fold, child.spec) for child in run.children]
+                assert children and report.dev_table(run) and run.info["features"] + run.info["store_key"]
+            elif path.name == "metrics.json":
+                assert report.tables(figures) and report._summary([run], [figures]) and isinstance(report.remarks(figures), list)
+            else:
+                assert pictures.read_log(run.children[0])
+        except DataError as error:
+            assert str(tmp_path / "run") in str(error) and (path.name in str(error) or "format" not in where), (where, str(error))
+            refused += 1
+    assert refused > 40
+
+
+def test_a_damaged_neighbour_does_not_stop_a_training(tmp_path):
+    store, said = make_store(tmp_path), []
+    first = train(store, None, runs=tmp_path / "runs")
+    (first.path / checkpoint.INFO).write_text("")
+    second = train(store, None, runs=tmp_path / "runs", note=said.append)
+    assert second.path != first.path and second.finished
+    assert [line for line in said if line.startswith(f"{first.path / checkpoint.INFO}: damaged (empty)") and "left aside" in line]
+    assert train(store, None, runs=tmp_path / "runs").path == second.path
 
 
 def test_what_does_not_fit_is_named(folds, tmp_path):

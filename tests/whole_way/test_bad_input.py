@@ -13,6 +13,7 @@ import pytest
 
 import cli
 from pipeline.manifest import Manifest
+from tests.whole_way.conftest import QUICK
 from tests.whole_way.mer import TINY, mer, refused
 
 
@@ -147,7 +148,44 @@ def test_an_absent_store_and_a_bad_setting_are_told_without_torch(desk):
         assert (done.returncode, done.stdout) == (1, "False\n") and done.stderr.startswith("mer: "), done
 
 
+DAMAGED = {
+    "run.json": ("evaluate", "predict", "compare", "report", "train"), "config.toml": ("evaluate", "predict"), "split.json": ("evaluate",),
+    "log.jsonl": ("report",), "metrics.json": ("report", "train"), "predictions.parquet": ("compare",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_is_named_with_what_helps(desk, tmp_path, name):
+    for content in (b"", b"\xff\xfe", b"[1]", b'{"a":' * 2000):
+        run = shutil.copytree(desk.run, tmp_path / "run", dirs_exist_ok=True)
+        (run / name).write_bytes(content)
+        asked = {
+            "evaluate": ["evaluate", run], "predict": ["predict", run, "--audio", desk.clip, "--text", "hi"],
+            "compare": ["compare", desk.run, run], "report": ["report", run, "--out", tmp_path / "r.html"],
+            "train": ["train", "--features", desk.features, *QUICK, "--out", run],
+        }  # fmt: skip
+        for command in DAMAGED[name]:
+            if name == "log.jsonl" and not content:
+                continue  # no epochs: nothing is drawn
+            line = refused(*asked[command], says=[str(run / name), "again"])
+            assert ("evaluate" if name in ("metrics.json", "predictions.parquet") else "train again") in line
+
+
+def test_settings_that_no_model_can_take_are_one_line(desk):
+    asked = ("train", "--features", desk.features, "--model", "text")
+    for setting, says in (
+        ("model_args.dropout=2", "model_args.dropout = 2.0: must be between 0 and 1"),
+        ("model_args.hidden=-1", "model_args.hidden = -1: must be at least 1"),
+        ("model_args.label_smoothing=nan", "model_args.label_smoothing = nan: must be between 0 and 1"),
+        ("model_args.hidden=100000000000", "text cannot be built with these model_args"),
+        ("train.seed=99999999999999999999", "must be at least 0 and below 2^62"),
+    ):
+        refused(*asked, "--set", setting, says=[says])
+    refused(*asked, "--device", "meta", says=["--device meta", "auto, cpu, cuda or cuda:N"])
+
+
 def test_a_report_that_cannot_be_written_is_named(desk, tmp_path):
     refused("report", desk.run, "--out", tmp_path, says=[f"{tmp_path}: Is a directory; name a file"])
+    refused("report", desk.run, "--out", ".", says=[".: Is a directory; name a file"])
     (tmp_path / "file").touch()
     refused("report", desk.run, "--out", tmp_path / "file" / "r.html", says=[f"{tmp_path}/file/r.html", "name another place"])
