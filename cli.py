@@ -334,14 +334,26 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
 
 @main.command()
 @click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
+@click.option("--flag", metavar="NAME", help="Only ids, one a line: of what extraction counted as short, chunked, silent …")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def inspect(store: Path, as_json: bool):
+def inspect(store: Path, flag: str | None, as_json: bool):
     """What is in a store: header, counts, encoders, key, sizes, lengths, odd rows."""
+    from pipeline.parts import FLAGS
+    from pipeline.report import NAMED, count_lines, flagged
     from pipeline.store import FeatureStore
     from pipeline.store.describe import describe, render
 
-    found = describe(FeatureStore(store))
-    click.echo(json.dumps(found, ensure_ascii=False, indent=1) if as_json else render(found))
+    if flag is not None and flag not in FLAGS:
+        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(FLAGS)}")
+    opened = FeatureStore(store)
+    counted = flagged(opened.table()["id"].to_pylist(), opened.flags) if opened.header.recipe else {}  # else the bits are another writer's
+    if flag is not None:
+        ids = counted.get(flag, [])
+        click.echo(json.dumps(ids, ensure_ascii=False) if as_json else "\n".join(ids), nl=as_json or bool(ids))
+        return
+    found = describe(opened) | {"flags": {name: len(ids) for name, ids in counted.items()}}
+    lines = [f"  {line}" for line in count_lines(found["flags"], {name: ids[:NAMED] for name, ids in counted.items()})]
+    click.echo(json.dumps(found, ensure_ascii=False, indent=1) if as_json else "\n".join([render(found), *lines]))
 
 
 @main.command()

@@ -25,11 +25,11 @@ from pipeline.errors import DataError, FailuresError
 from pipeline.fingerprint import UNREADABLE, ExtractOptions, span
 from pipeline.hold import appear, held, hold, turn
 from pipeline.manifest import Manifest
-from pipeline.parts import BIT, Done, Tally
+from pipeline.parts import Done, Tally
 from pipeline.plan import Inputs, Plan, Settings, build, cut_shards
 from pipeline.progress import Silent
 from pipeline.publish import describe_modalities, describe_run, write_failures, write_head
-from pipeline.report import ExtractReport
+from pipeline.report import NAMED, ExtractReport, flagged
 from pipeline.signals import Stop
 from pipeline.state import State
 from pipeline.store import FeatureStore, Shard
@@ -123,10 +123,12 @@ def unchanged(state: State) -> ExtractReport:
         made = {**made, "manifest_hash": state.manifest.hash, "failures": [asdict(failure) for failure in failures]}
         provenance = {**head.header.provenance, "extract": made}
         write_head(state, [record.path for record in head.shards], {failure.id for failure in failures}, head.header.modalities, provenance)
+    found = flagged(head.table()["id"].to_pylist(), head.flags)
     return ExtractReport(
         state.out, state.keys.fingerprint, "head" if state.labels_changed else "nothing", len(head), reused=len(head), failures=failures,
         failures_path=state.failures_path, audio_seconds=made["audio_seconds"], padding=made["padding"], self_test=made["self_test"],
-        counts=made["counts"], bytes=sum(record.bytes for record in head.shards), shards=len(head.shards), untrained=state.untrained(),
+        counts=made["counts"], flagged={name: found.get(name, [])[:NAMED] for name in made["counts"]},
+        bytes=sum(record.bytes for record in head.shards), shards=len(head.shards), untrained=state.untrained(),
     )  # fmt: skip
 
 
@@ -426,7 +428,9 @@ def finish(job: Prepared, tally: Tally) -> ExtractReport:
     if not shards:
         raise DataError(f"{state.manifest.dataset}: no utterance could be extracted; see {state.failures_path}")
     flags = np.concatenate([shard.flags for shard in shards])
-    report.counts = {name: int(np.count_nonzero(flags & bit)) for name, bit in BIT.items() if np.any(flags & bit)}
+    found = flagged([id for shard in shards for id in shard.ids], flags)
+    report.counts = {name: len(ids) for name, ids in found.items()}
+    report.flagged = {name: ids[:NAMED] for name, ids in found.items()}
     report.utterances, report.shards = len(flags), len(shards)
     report.extracted = report.utterances - report.reused
     report.audio_seconds = float(sum(np.nansum(shard.duration) for shard in shards))

@@ -21,8 +21,18 @@ from pipeline.plan import Item, Part
 from pipeline.signals import Stop
 from pipeline.store import Shard, ShardWriter
 
-# What is recorded of an utterance in the store's flags, one bit each; the media flags are those of `pipeline.media`.
-FLAGS = ("short", "chunked", "text_cut", "clipped", "silent", "resampled", "rate_rounded", "start_clipped", "end_beyond")
+# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `pipeline.media`.
+FLAGS = {
+    "short": "shorter than the encoder's first frame, padded with zeros",
+    "chunked": "longer than --max-seconds, encoded in overlapping pieces",
+    "text_cut": "a transcript longer than the encoder takes, cut at its end",
+    "clipped": "overdriven: many samples at full scale",
+    "silent": "no sample above -80 dB",
+    "resampled": "not at 16 kHz",
+    "rate_rounded": "resampled by a ratio that was rounded",
+    "start_clipped": "a start before 0 s, taken as 0",
+    "end_beyond": "an end beyond the end of the file",
+}
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 Done = Callable[..., None]  # (part, length, fresh=True): so much of a part is done; not fresh: an earlier run did it
 

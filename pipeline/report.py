@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from pipeline.parts import BIT, FLAGS
+
 SHOWN = 10  # failures listed; all are in failures.jsonl
+NAMED = 5  # ids of each count; all are in the store
+
+
+def flagged(ids: Sequence[str], flags: np.ndarray) -> dict[str, list[str]]:
+    """Flag -> ids that have it; flags that none has are left out."""
+    found = {name: [ids[i] for i in np.flatnonzero(flags & bit)] for name, bit in BIT.items()}
+    return {name: those for name, those in found.items() if those}
+
+
+def count_lines(counts: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> list[str]:
+    """What was counted, what it means, and the first ids of each."""
+    more = {name: f" and {n - len(first[name]):,} more" if n > len(first[name]) else "" for name, n in counts.items()}
+    return [f"counted: {n:,} {name} ({FLAGS[name]}): {', '.join(first[name])}{more[name]}" for name, n in counts.items()]
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,8 @@ class ExtractReport:
     padding: dict[str, float] = field(default_factory=dict)  # padded / valid, a modality
     batches: dict[str, int] = field(default_factory=dict)
     self_test: dict[str, dict] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)  # utterances that are short, chunked, cut, …
+    counts: dict[str, int] = field(default_factory=dict)  # utterances that are short, chunked, cut, … (pipeline.parts.FLAGS)
+    flagged: dict[str, list[str]] = field(default_factory=dict)  # the first ids of each count
     oom_splits: int = 0
     fp32_batches: int = 0
     bytes: int = 0
@@ -74,7 +93,8 @@ class ExtractReport:
             half = f", {test['precision']} against fp32 {test['precision_error']:.1e}" if "precision_error" in test else ""
             out.append(f"self-test {m}: batch against single {test['absolute']:.1e}{half} ({test['items']} items, {test['precision']})")
         if self.counts:
-            out.append("counted: " + ", ".join(f"{n:,} {name}" for name, n in self.counts.items()))
+            out += count_lines(self.counts, self.flagged)
+            out.append(f"all of a kind: mer inspect {self.out} --flag {next(iter(self.counts))}")
         if self.oom_splits or self.fp32_batches:
             out.append(f"{self.oom_splits:,} batches split for memory, {self.fp32_batches:,} computed again in fp32")
         out += [f"{'known bad' if f.known else 'failed'}: {f.id}: {f.stage}: {f.reason}" for f in self.failures[:SHOWN]]

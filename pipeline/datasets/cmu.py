@@ -16,7 +16,7 @@ import numpy as np
 
 from manifests import CorpusInfo, LabelSet
 from pipeline.datasets.files import folders, media_files, place, read_csv, read_text
-from pipeline.datasets.report import Report
+from pipeline.datasets.report import Report, some
 from pipeline.errors import DataError
 from pipeline.manifest import Utterance
 
@@ -139,16 +139,17 @@ class Media:
 def utterances(segments: list[Segment], media: Media, chosen: LabelSet, report: Report) -> list[Utterance]:
     """Rows in the order of the segments. Upper-case transcripts become lower-case, negative starts 0; both are counted."""
     out, positions = [], {}
-    lowered = clipped = 0
     for s in segments:
         if not all(map(math.isfinite, s.values)):
-            report.dropped["a label that is not a number"] = report.dropped.get("a label that is not a number", 0) + 1
+            report.dropped["a label that is not a number"].append(f"{s.video}_{s.clip}")
             continue
         text = s.text
         if text and text.isupper() and len(text) > 1:
-            text, lowered = text.lower(), lowered + 1
+            text = text.lower()
+            report.repairs["upper-case text made lower-case"].append(f"{s.video}_{s.clip}")
         audio, start, end = media.find(s)
-        clipped += start is not None and s.start < 0
+        if start is not None and s.start < 0:
+            report.repairs["negative start set to 0"].append(f"{s.video}_{s.clip}")
         label, targets = _label(s.values, chosen)
         positions[s.video] = positions.get(s.video, -1) + 1
         out.append(
@@ -157,11 +158,8 @@ def utterances(segments: list[Segment], media: Media, chosen: LabelSet, report: 
                 position=positions[s.video], start=start, end=end,
             )  # fmt: skip
         )
-    for what, n in (("upper-case text made lower-case", lowered), ("negative start set to 0", clipped)):
-        if n:
-            report.repairs[what] = n
-    if silent := sum(u.text is None for u in out):
-        report.warnings.append(f"{silent:,} segments have no transcript")
+    if silent := [u.id for u in out if u.text is None]:
+        report.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
     return out
 
 

@@ -163,13 +163,13 @@ def unreadable(path: str) -> str | None:
     return None
 
 
-def count_repeats(keys: Iterable[tuple], labels: Iterable[str]) -> tuple[int, int]:
-    """(rows that repeat an earlier row's key, those of them with another label)."""
+def find_repeats(keys: Iterable[tuple], labels: Iterable[str]) -> tuple[list[int], int]:
+    """(rows that repeat an earlier row's key, how many of them with another label)."""
     first: dict[tuple, str] = {}
-    repeats = other = 0
-    for key, label in zip(keys, labels, strict=True):
+    repeats, other = [], 0
+    for i, (key, label) in enumerate(zip(keys, labels, strict=True)):
         if key in first:
-            repeats += 1
+            repeats.append(i)
             other += first[key] != label
         first.setdefault(key, label)
     return repeats, other

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from manifests import CorpusInfo, LabelSet
 from pipeline.datasets.files import hidden, look, require_root
-from pipeline.datasets.report import Report, shared_texts
+from pipeline.datasets.report import Report, shared_texts, some
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest, Utterance
 
@@ -30,7 +30,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
     chosen = info.label_set(labels)
     report = Report("iemocap", expected=chosen.expected)
     rows: list[Utterance] = []
-    dropped: Counter[str] = Counter()
+    dropped: defaultdict[str, list[str]] = defaultdict(list)
     found: Counter[str] = Counter()
     for session in _sessions(root, info, report):
         texts = _transcripts(session, report)
@@ -43,7 +43,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 found[parts[1]] += 1
                 label = chosen.source.get(code)
                 if label is None:
-                    dropped[code] += 1
+                    dropped[code].append(utterance)
                     continue
                 dialogue = file.stem
                 wav = session / "sentences" / "wav" / dialogue / f"{utterance}.wav"
@@ -54,7 +54,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                         tags=("improvised" if "impro" in dialogue else "scripted",),
                     )  # fmt: skip
                 )
-    report.dropped = {f"label {code}, not in the set '{chosen.name}'": n for code, n in dropped.most_common()}
+    by_number = sorted(dropped.items(), key=lambda item: -len(item[1]))
+    report.dropped = {f"label {code}, not in the set '{chosen.name}'": names for code, names in by_number}
     _check_sessions(rows, found, chosen, info, report)
     _check_texts(rows, report)
     return Manifest("iemocap", chosen.task, chosen.labels, tuple(look(rows, root, info, report)), root, info.language,
@@ -104,10 +105,11 @@ def _check_sessions(rows: list[Utterance], found: Counter, chosen: LabelSet, inf
 
 def _check_texts(rows: list[Utterance], report: Report) -> None:
     """Overlap of each session's transcripts with the other four, scripted and improvised apart: scripts are spoken in several sessions."""
-    if silent := sum(u.text is None for u in rows):
-        report.warnings.append(f"{silent:,} utterances have no transcript")
-    if noise := sum(u.text is not None and not NOISE.sub("", u.text).strip() for u in rows):
-        report.warnings.append(f"{noise:,} transcripts are nothing but noise marks such as [LAUGHTER]; they are kept as text")
+    if silent := [u.id for u in rows if u.text is None]:
+        report.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
+    if noise := [u.id for u in rows if u.text is not None and not NOISE.sub("", u.text).strip()]:
+        what = "transcripts are nothing but noise marks such as [LAUGHTER]; they are kept as text"
+        report.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
     for session in sorted({u.session for u in rows}):
         others = [u.text for u in rows if u.session != session]
         for kind in ("scripted", "improvised"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 from manifests import CorpusInfo, LabelSet
@@ -32,10 +31,10 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         raise DataError(f"m3ed: no annotation.json within {DEPTH} levels of {root.absolute()}; to get it: {info.obtain}")
     split_of = _splits(below, root, info)
     folder, wavs = _wavs(below, root, report)
-    rows, dropped, used = [], Counter(), set()
+    rows, used = [], set()
     for series, dialogues in _object(read_text(file), file).items():
         if series not in split_of:
-            dropped[f"series {series}, in none of the lists"] += sum(len(d["Dialog"]) for d in dialogues.values())
+            report.dropped[f"series {series}, in none of the lists"] += [name for d in dialogues.values() for name in d["Dialog"]]
             continue
         for dialogue, content in dialogues.items():
             try:
@@ -54,7 +53,6 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                     )
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise DataError(f"{file}: {dialogue} is not as published ({type(error).__name__}: {error})") from None
-    report.dropped = dict(dropped)
     report.orphans = [os.path.relpath(path, root) for name, path in wavs.items() if name not in used]
     rows = look(rows, root, info, report)
     return Manifest("m3ed", chosen.task, chosen.labels, tuple(rows), root, info.language, {"labels": chosen.name}), report

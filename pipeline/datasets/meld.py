@@ -11,8 +11,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from manifests import CorpusInfo
-from pipeline.datasets.files import count_repeats, folders, look, media_files, place, read_csv, repair, require_root
-from pipeline.datasets.report import Report
+from pipeline.datasets.files import find_repeats, folders, look, media_files, place, read_csv, repair, require_root
+from pipeline.datasets.report import Report, some
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest, Utterance
 
@@ -28,7 +28,6 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
     report = Report("meld", expected=chosen.expected)
     below = list(folders(root, DEPTH))
     rows: list[Utterance] = []
-    repairs = 0
     for split, names in FOLDERS.items():
         table = _table(below, split, report)
         if table is None:
@@ -47,7 +46,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             if label is None:
                 raise DataError(f"{table}: {name} has {column} '{line[column]}'; known: {', '.join(chosen.labels)}")
             text, speaker = repair(line["Utterance"]), repair(line["Speaker"])
-            repairs += text != line["Utterance"] or speaker != line["Speaker"]
+            if text != line["Utterance"] or speaker != line["Speaker"]:
+                report.repairs["old-encoding characters in text or speaker"].append(f"{split}/{name}")
             used.add(name)
             clip = clips.get(name) or (folder or root / names[0]) / f"{name}.mp4"
             rows.append(
@@ -56,14 +56,14 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                     speaker=speaker, dialogue=f"{split}/{dialogue}", position=position,
                 )  # fmt: skip
             )
-        repeats, other = count_repeats((tuple(line[c] for c in LINE) for line in lines), (line[column] for line in lines))
+        repeats, other = find_repeats((tuple(line[c] for c in LINE) for line in lines), (line[column] for line in lines))
         if repeats:
-            report.warnings.append(f"{repeats} {split} rows repeat another row's line and times, {other} of them with another label")
+            named = some([rows[len(rows) - len(lines) + i].id for i in repeats])
+            what = f"{len(repeats)} {split} rows repeat another row's line and times, {other} of them with another label"
+            report.warnings.append(f"{what}: {named}")
         report.orphans += [os.path.relpath(path, root) for name, path in clips.items() if name not in used]
     if not rows:
         raise DataError(f"meld: no *_sent_emo.csv within {DEPTH} levels of {root.absolute()}; to get it: {info.obtain}")
-    if repairs:
-        report.repairs["old-encoding characters in text or speaker"] = repairs
     rows = look(rows, root, info, report)
     return Manifest("meld", chosen.task, chosen.labels, tuple(rows), root, info.language, {"labels": chosen.name}), report
 

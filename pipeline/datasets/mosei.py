@@ -44,11 +44,10 @@ def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -
     """One a labelled interval; its number is the transcript's, or its place where the transcript has none."""
     split_of = cmu.read_folds(below, info, report)
     lines = _transcripts(below, report)
-    unused = 0
     out = []
     for video, (intervals, values) in cmu.read_csd(file, VALUES).items():
         if split_of and video not in split_of:
-            unused += len(values)
+            report.dropped["segments of videos in no standard fold"] += [f"{video}_at{i}" for i in range(len(values))]
             continue
         spoken = lines.get(video, [])
         taken: set[str] = set()
@@ -57,8 +56,6 @@ def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -
             number, _, _, text = next(near, (f"at{i}", start, end, None))
             taken.add(number)
             out.append(Segment(video, number, tuple(value), split_of.get(video, ""), text, start, end))
-    if unused:
-        report.dropped["segments of videos in no standard fold"] = unused
     return out
 
 
@@ -66,12 +63,13 @@ def _transcripts(below: list[Path], report: Report) -> dict[str, list[tuple[str,
     """video -> (number, start, end, text), from lines `video___number___start___end___text`; the text may hold `___` itself."""
     folder = cmu.find(below, "Transcript/Segmented/Combined")
     out: dict[str, list[tuple[str, float, float, str | None]]] = {}
-    bytes_lost = odd = 0
+    odd = 0
     for file in sorted(folder.glob("*.txt")) if folder is not None else ():
         if hidden(file.name):
             continue
         text = file.read_bytes().decode("utf-8", errors="replace")
-        bytes_lost += "\ufffd" in text
+        if "\ufffd" in text:
+            report.repairs["transcripts with bytes that are not UTF-8, each replaced by U+FFFD"].append(file.name)
         for line in filter(str.strip, text.split("\n")):
             parts = line.strip().split("___", 4)
             try:
@@ -79,8 +77,6 @@ def _transcripts(below: list[Path], report: Report) -> dict[str, list[tuple[str,
                 out.setdefault(file.stem, []).append((number.strip(), float(start), float(end), words.strip() or None))
             except ValueError:
                 odd += 1
-    if bytes_lost:
-        report.repairs["transcripts with bytes that are not UTF-8, each replaced by U+FFFD"] = bytes_lost
     if odd:
         report.warnings.append(f"{odd:,} transcript lines are not video___number___start___end___text; they were skipped")
     return out

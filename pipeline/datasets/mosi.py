@@ -37,16 +37,13 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
 def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -> list[Segment]:
     split_of = cmu.read_folds(below, info, report)
     texts = _transcripts(below, report)
-    unused = 0
     out = []
     for video, (intervals, values) in cmu.read_csd(file, 1).items():
         if split_of and video not in split_of:
-            unused += len(values)
+            report.dropped["segments of videos in no standard fold"] += [f"{video}_{i + 1}" for i in range(len(values))]
             continue
         for i, ((start, end), value) in enumerate(zip(intervals.tolist(), values.tolist(), strict=True), start=1):
             out.append(Segment(video, str(i), tuple(value), split_of.get(video, ""), texts.get((video, str(i))), start, end))
-    if unused:
-        report.dropped["segments of videos in no standard fold"] = unused
     return out
 
 

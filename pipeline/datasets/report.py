@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -16,7 +16,7 @@ LONG_TEXT = 4  # words from which an identical sentence on both sides of a split
 
 @dataclass
 class Report:
-    """`counts` and `expected`: split -> label -> utterances. `repairs` and `dropped`: what -> how many rows."""
+    """`counts` and `expected`: split -> label -> utterances. `repairs` and `dropped`: what -> ids of the rows (or names of the files)."""
 
     dataset: str
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -25,8 +25,8 @@ class Report:
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> why its file cannot be media
     known_bad: dict[str, str] = field(default_factory=dict)  # id -> why
     orphans: list[str] = field(default_factory=list)  # media files without a row
-    repairs: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
+    repairs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     overlaps: dict[str, dict[str, int]] = field(default_factory=dict)  # "train/test" -> texts, long_texts, speakers
     warnings: list[str] = field(default_factory=list)
 
@@ -47,16 +47,18 @@ class Report:
         out += _table(self.counts)
         if self.expected:
             wrong = self.unexpected
-            out.append("counts: as expected" if not wrong else f"counts: {len(wrong)} differ from the expected ones: " + _some(wrong))
+            out.append("counts: as expected" if not wrong else f"counts: {len(wrong)} differ from the expected ones: " + some(wrong))
         for what, names in (("files missing", self.missing), ("files without a row (ignored)", self.orphans)):
             if names:
-                out.append(f"{what}: {len(names):,}: {_some(names)}")
+                out.append(f"{what}: {len(names):,}: {some(names)}")
         if self.unreadable:
-            out.append(f"files unreadable: {len(self.unreadable):,}: " + _some([f"{k} ({why})" for k, why in self.unreadable.items()]))
+            out.append(f"files unreadable: {len(self.unreadable):,}: " + some([f"{k} ({why})" for k, why in self.unreadable.items()]))
         if self.known_bad:
-            out.append(f"known-bad clips: {len(self.known_bad):,}: " + _some([f"{k} ({why})" for k, why in self.known_bad.items()]))
-        out += [f"repaired: {what}: {n:,} rows" for what, n in self.repairs.items()]
-        out += [f"left out: {what}: {n:,} rows" for what, n in self.dropped.items()]
+            out.append(f"known-bad clips: {len(self.known_bad):,}: " + some([f"{k} ({why})" for k, why in self.known_bad.items()]))
+        out += [f"repaired: {what}: {len(names):,}: {some(names)}" for what, names in self.repairs.items()]
+        out += [f"left out: {what}: {len(names):,}: {some(names)}" for what, names in self.dropped.items()]
+        if any(len(x) > SHOWN for x in (self.missing, self.orphans, self.unreadable, *self.repairs.values(), *self.dropped.values())):
+            out.append("the whole lists: the same command with --json")
         clean = [pair for pair, n in self.overlaps.items() if not any(n.values())]
         if clean:
             out.append(f"overlap {', '.join(clean)}: no text and no speaker is in both")
@@ -137,7 +139,8 @@ def _words(text: str, language: str) -> int:
     return len(text.replace(" ", "")) if language == "zh" else len(text.split())
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few names, for a line."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 

@@ -234,9 +234,9 @@ def _labels(values, n: int, given: str | None, task: str, source: Path, columns:
     if values is None:
         report.warnings.append("no label column (--column label=NAME): the rows are unlabelled, good for `mer predict` only")
         return names, none, none
-    gaps = sum(value is None for value in values)
+    gaps = [i for i, value in enumerate(values) if value is None]
     if gaps:
-        report.warnings.append(f"{gaps:,} rows have no label")
+        report.warnings.append(f"{len(gaps):,} rows have no label, the first on {place(source, gaps[0])}")
     if task == "regression":
         return names or (columns.get("label", "label"),), none, [_number(v, i, "label", source, wrap=True) for i, v in enumerate(values)]
     parts = [None if v is None else [p.strip() for p in re.split(r"[,;|]", v) if p.strip()] if task == "multi" else [v] for v in values]

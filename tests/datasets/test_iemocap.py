@@ -26,8 +26,8 @@ def test_label_sets(root, labels, n, happy):
     manifest, report = prepare("iemocap", root, labels=labels)
     assert len(manifest) == n and [u.id for u in manifest.rows if u.label == "happy"] == happy
     assert {u.split for u in manifest.rows} == {""}
-    assert sum(report.dropped.values()) == 14 - n
-    assert report.dropped[f"label xxx, not in the set '{labels or 4}'"] == 1
+    assert sum(map(len, report.dropped.values())) == 14 - n
+    assert len(report.dropped[f"label xxx, not in the set '{labels or 4}'"]) == 1
 
 
 def test_the_speaker_is_the_utterances_letter(root):
@@ -41,7 +41,7 @@ def test_text_with_colons_missing_text_and_noise(root):
     rows = {u.id: u for u in manifest.rows}
     assert rows["Ses01F_script01_1_F000"].text == "The sky is blue: always was."
     assert rows["Ses01F_impro01_M012"].text == "[LAUGHTER]" and rows["Ses05M_impro03_M001"].text is None
-    assert "1 utterances have no transcript" in report.warnings
+    assert any(w.startswith("1 utterances have no transcript: Ses") for w in report.warnings)
     assert any(w.startswith("1 transcripts are nothing but noise marks") for w in report.warnings)
 
 

@@ -27,7 +27,7 @@ def test_rows(root):
     assert (first.text, first.speaker, first.session, first.dialogue) == ("钟点工阿姨", "shaonianpai/王", "shaonianpai", "shaonianpai_1")
     assert first.start is None and manifest.language == "zh"
     assert report.missing == ["shaonianpai_1_2"] and report.orphans == ["modality_speech/A_nobody_1_1.wav"]
-    assert report.dropped == {"series unlisted, in none of the lists": 1}
+    assert report.dropped == {"series unlisted, in none of the lists": ["unlisted_1_1"]}
     assert report.overlaps["train/test"] == {"texts": 1, "long_texts": 1, "speakers": 0}
     assert len(media.load(manifest.root / manifest.rows[3].audio).waveform) == 112
 

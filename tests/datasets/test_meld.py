@@ -89,7 +89,8 @@ def test_both_revisions_give_the_same_manifest_and_the_repairs_are_counted(tmp_p
     new, _ = prepare("meld", build(tmp_path / "new", clip))
     old, report = prepare("meld", build(tmp_path / "old", clip, old=True))
     assert old.hash == new.hash
-    assert report.repairs == {"old-encoding characters in text or speaker": 2}  # U+0085 among them, at which splitlines() would break
+    # U+0085 among them, at which splitlines() would break
+    assert report.repairs == {"old-encoding characters in text or speaker": ["train/dia0_utt3", "train/dia0_utt5"]}
 
 
 def test_repair_leaves_what_cp1252_does_not_define_and_everything_else():
@@ -109,7 +110,7 @@ def test_overlaps_and_repeated_rows_are_said(tmp_path, clip):
     _, report = prepare("meld", build(tmp_path, clip))
     assert report.overlaps["train/test"] == {"texts": 1, "long_texts": 1, "speakers": 1}
     text = "\n".join(report.lines())
-    assert "1 train rows repeat another row's line and times, 1 of them with another label" in text
+    assert "1 train rows repeat another row's line and times, 1 of them with another label: train/dia" in text
     assert "1 hidden files" in text and "counts: " in text and "differ from the expected" in text
 
 

@@ -40,8 +40,11 @@ def test_sentiment_from_cmus_layout(root):
     assert [u.text for u in manifest.rows] == ["first this", "then ___ this \ufffd", None, None]
     assert [u.split for u in manifest.rows] == ["train", "train", "dev", "test"]
     assert (manifest.rows[0].start, manifest.rows[0].end) == (0.0, 1.0)
-    assert report.repairs == {"transcripts with bytes that are not UTF-8, each replaced by U+FFFD": 1, "negative start set to 0": 1}
-    assert report.dropped == {"segments of videos in no standard fold": 1, "a label that is not a number": 1}
+    lost = "transcripts with bytes that are not UTF-8, each replaced by U+FFFD"
+    assert report.repairs == {lost: ["-3g5yACwYnA.txt"], "negative start set to 0": ["-3g5yACwYnA_3"]}
+    assert {what: len(ids) for what, ids in report.dropped.items()} == {
+        "segments of videos in no standard fold": 1, "a label that is not a number": 1,
+    }  # fmt: skip
     assert report.missing == ["zk2jTlAtvSU_0"]
     assert [w.split(" ", 1)[1][:16] for w in report.warnings] == ["transcript lines", "segments have no"]
     clips = [media.load(manifest.root / u.audio, start=u.start, end=u.end) for u in manifest.rows[:3]]

@@ -41,8 +41,11 @@ def test_differences_from_the_expected_counts_go_both_ways():
 
 
 def test_long_lists_are_cut_for_people_and_whole_for_machines():
-    report = Report("m", counts={"train": {"a": 20}}, missing=[f"u{i}" for i in range(20)], repairs={"text": 2}, dropped={"no majority": 4})
+    report = Report("m", counts={"train": {"a": 20}}, missing=[f"u{i}" for i in range(20)], repairs={"text": ["a", "b"]},
+                    dropped={"no majority": [f"x{i}" for i in range(9)]})  # fmt: skip
     text = "\n".join(report.lines())
     assert "files missing: 20: u0, " in text and "and 12 more" in text and "u19" not in text
-    assert "repaired: text: 2 rows" in text and "left out: no majority: 4 rows" in text
+    assert "repaired: text: 2: a, b\n" in text and "left out: no majority: 9: x0, " in text and "x7 and 1 more" in text
+    assert "the whole lists: the same command with --json" in text
+    assert "--json" not in "\n".join(Report("m", repairs={"text": ["a"]}).lines())
     assert json.loads(json.dumps(report.to_dict()))["missing"][-1] == "u19"

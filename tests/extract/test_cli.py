@@ -50,6 +50,20 @@ def test_failures_exit_with_3_after_writing(folder):
     assert mer("extract", "--manifest", "manifest.parquet", *TINY, "--max-failures", "1").exit_code == 0
 
 
+def test_what_is_counted_is_named_explained_and_listed(folder):
+    for i in (0, 2):
+        corpus.write_clip(folder / f"clip{i}.wav", 0.004, i)
+    result = mer("extract", "--manifest", "manifest.parquet", *TINY)
+    line = "counted: 2 short (shorter than the encoder's first frame, padded with zeros): u000, u002"
+    assert line in result.stderr and "all of a kind: mer inspect feats.h5 --flag short" in result.stderr
+    assert line in mer("inspect", "feats.h5").stdout
+    assert mer("inspect", "feats.h5", "--flag", "short").stdout == "u000\nu002\n"
+    assert mer("inspect", "feats.h5", "--flag", "silent").stdout == ""
+    assert json.loads(mer("inspect", "feats.h5", "--json").stdout)["flags"] == {"short": 2}
+    wrong = mer("inspect", "feats.h5", "--flag", "shortish")
+    assert wrong.exit_code == 2 and "known are short, chunked" in wrong.stderr
+
+
 def test_dry_run(folder):
     result = mer("extract", "--manifest", "manifest.parquet", *TINY, "--dry-run")
     assert result.exit_code == 0 and not (folder / "feats.h5").exists()

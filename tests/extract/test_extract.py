@@ -303,7 +303,10 @@ def test_short_and_long_clips_are_counted(tmp_path):
     corpus.write_clip(tmp_path / "clip0.wav", 0.004, 0)
     corpus.write_clip(tmp_path / "clip1.wav", 11.3, 1)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(max_seconds=4.0), source=file)
-    assert report.counts == {"short": 1, "chunked": 1}
+    assert report.counts == {"short": 1, "chunked": 1} and report.flagged == {"short": ["u000"], "chunked": ["u001"]}
+    assert "counted: 1 short (shorter than the encoder's first frame, padded with zeros): u000" in report.lines()
+    again = extract(manifest, tmp_path / "feats.h5", corpus.options(max_seconds=4.0), source=file)
+    assert (again.action, again.counts, again.flagged) == ("nothing", report.counts, report.flagged)
     store = FeatureStore(tmp_path / "feats.h5")
     assert store.lengths("audio").tolist()[:2] == [1, (round(11.3 * 16000) - 400) // 320 + 1]
 
