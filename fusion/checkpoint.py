@@ -13,7 +13,6 @@ A run over seeds or folds is a folder of such folders; its run.json has `kind` "
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -264,8 +263,6 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def publishing(path: Path) -> Iterator[Path]:
     """A temporary file that becomes `path` on a clean exit; an OSError names `path`."""
-    if not path.name:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_for(path)

@@ -123,6 +123,8 @@ def read_predictions(path: Path, task: str, labels: Sequence[str]) -> Predicted:
         missing = {"id", "pred", *UNITS, "label" if task == "single" else "targets"} - set(table.column_names)
         if missing:
             raise ValueError(f"no column {min(missing)}")
+        if table["id"].null_count:
+            raise ValueError("a row without an id")
         return from_table(table, task, labels)
     except FileNotFoundError:
         raise DataError(f"{path}: no predictions; run `mer evaluate {path.parent}` first") from None

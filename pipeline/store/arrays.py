@@ -84,6 +84,8 @@ def write(
 def temporary_for(path: Path) -> Path:
     """Where this process may prepare `path`, file or folder; what dead writers of it left behind is removed. Raises DataError for a device
     or pipe (/dev/null, /dev/stdout): a rename would put a file in its place."""
+    if not path.name:  # "." or "/"
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(f"{path}: a device or pipe, which cannot be replaced by a file; name another place")
     for stale in path.parent.glob(f".{_escape(path.name)}.tmp-*"):

@@ -189,3 +189,13 @@ def test_a_report_that_cannot_be_written_is_named(desk, tmp_path):
     refused("report", desk.run, "--out", ".", says=[".: Is a directory; name a file"])
     (tmp_path / "file").touch()
     refused("report", desk.run, "--out", tmp_path / "file" / "r.html", says=[f"{tmp_path}/file/r.html", "name another place"])
+
+
+def test_neither_a_folder_nor_a_device_is_replaced(desk, tmp_path):
+    corpus = ("--root", desk.folder / "data" / "synthetic", "--size", "48")
+    refused("prepare", "synthetic", *corpus, "--out", ".", says=[".: Is a directory; name a file"])
+    os.mkfifo(tmp_path / "pipe")  # stands for /dev/null
+    refused("prepare", "synthetic", *corpus, "--out", tmp_path / "pipe", says=["pipe: a device or pipe"])
+    refused("extract", "--dataset", "synthetic", "--out", tmp_path / "pipe", says=["pipe: is a device or pipe"], cwd=desk.folder)
+    refused("evaluate", desk.run, "--split", "dev", "--predictions", tmp_path / "pipe", says=["pipe: a device or pipe"])
+    assert (tmp_path / "pipe").is_fifo()
