@@ -70,8 +70,9 @@ class Encoding(WorkerPlugin):
         self.work.decoders.__exit__()
 
     def encode(self, window: int, number: int) -> Tally:
-        tally = Tally()
-        self.work.encode(window, [self.work.plan.parts[window][number]], tally, lambda part, length, fresh=True: None, self.stop)
+        tally, part = Tally(), self.work.plan.parts[window][number]
+        if not Finished(self.work.work).add(part):  # it is there when the worker that made it died before it could say so
+            self.work.encode(window, [part], tally, lambda part, length, fresh=True: None, self.stop)
         return tally
 
     def assemble(self, window: int, number: int) -> None:
@@ -135,10 +136,10 @@ class Cluster:
         finished = prefetch(as_completed(list(futures)), max(1, len(futures)), until=lambda: stop.asked or self._lost())
         try:
             for future in finished:
-                yield futures[future], future.result()
+                yield futures[future], self._result(future)
             if stop.asked:
                 self.client.run(stop_worker, self.plugin, on_error="ignore")  # one that is just starting has nothing to write
-                wait(list(futures))
+                self._stopped(list(futures))
         except KilledWorker as error:
             raise DataError(f"{error.allowed_failures + 1} workers died over one piece of work, probably out of memory; "
                             "use a smaller --budget-seconds or fewer workers") from None  # fmt: skip
@@ -149,10 +150,28 @@ class Cluster:
                 self.client.cancel(list(futures))
             finished.close()
 
+    def _result(self, future) -> object:
+        """What a finished task returned. If the worker that has it died meanwhile the task runs again, provided there is another."""
+        while future.status != "error":
+            try:
+                return future.result(timeout=LOOK_SECONDS)
+            except TimeoutError:
+                self._lost()
+        return future.result()  # raises what the task raised, at once
+
+    def _stopped(self, futures: list) -> None:
+        """Wait until the tasks have ended, for as long as there are workers."""
+        while True:
+            try:
+                wait(futures, timeout=LOOK_SECONDS)
+                return
+            except TimeoutError:
+                self._lost()
+
     def _lost(self) -> bool:
         """False; raises DataError when there has been no worker for a while, or there is no scheduler."""
         now = time.monotonic()
-        if now - self._looked > LOOK_SECONDS:
+        if now - self._looked >= LOOK_SECONDS:
             self._looked = now
             try:
                 workers = self.client.scheduler_info()["workers"]
@@ -190,6 +209,7 @@ def workers_for(work: Work, checkpoints: dict[str, Checkpoint], *, workers: int 
     """Workers that have the encoders loaded: `workers` local processes, or those of the scheduler at an address."""
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.deploy.lost-worker-timeout": LOST_SECONDS,  # one that died may take a while to load its encoders again
         "distributed.worker.memory.terminate": False,  # encoders are large on purpose
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.spill": False,

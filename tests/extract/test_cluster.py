@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,6 +127,25 @@ def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh, tmp
         thread.join()
     assert report.extracted == 24 and corpus.digests(folder / "feats.shards") == digests
     assert {path.name for path in (folder / "feats.shards").iterdir()} - digests.keys() <= {".hold"}
+
+
+class Lost:
+    """A future that was finished; then the worker that had its result died, and there is no other to run it again."""
+
+    status = "pending"
+
+    def result(self, timeout):
+        raise TimeoutError
+
+
+def test_a_result_that_died_with_its_worker_is_not_waited_for_without_end(monkeypatch):
+    from pipeline import cluster as module
+
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(module, "LOST_SECONDS", 0)
+    client = SimpleNamespace(scheduler_info=lambda: {"workers": {}})
+    with pytest.raises(DataError, match="all workers are gone"):
+        module.Cluster(client, None, "plugin")._result(Lost())
 
 
 class Hanging:
