@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.fingerprint import UNREADABLE, ExtractOptions, span
 from pipeline.hold import appear, held, hold, turn
 from pipeline.manifest import Manifest
 from pipeline.parts import Done, Tally
-from pipeline.plan import Inputs, Plan, Settings, build, cut_shards
+from pipeline.plan import Inputs, Part, Plan, Settings, build, cut_shards
 from pipeline.progress import Silent
 from pipeline.publish import describe_modalities, describe_run, write_failures, write_head
 from pipeline.report import NAMED, ExtractReport, flagged
@@ -84,7 +85,7 @@ def extract(
             report = unchanged(state) if state.complete and not distrust else run(state, confirm, workers, scheduler)
     state.memory.save()
     report.seconds = round(time.monotonic() - state.started, 3)
-    if report.unexpected > options.max_failures and not dry_run:
+    if report.unexpected > options.max_failures and report.action not in ("dry-run", "part"):
         first = next(failure for failure in report.failures if not failure.known)
         error = FailuresError(
             f"{report.unexpected:,} utterances failed (--max-failures {options.max_failures}), "
@@ -161,13 +162,12 @@ def run_share(state: State, confirm: Callable[[int], None], index: int, count: i
                 ledger.write({})
             job.settle(confirm)
         work, tally, stop = job.work, Tally(), state.stop
-        with stop.listening(), progress_of(job, fraction=1 / count) as done:
-            number = 0
-            for window, parts in enumerate(work.plan.parts):
-                ours = [part for k, part in enumerate(parts, start=number) if k % count == index - 1]
-                number += len(parts)
+        ours = [part for parts in work.plan.parts for part in parts][index - 1 :: count]
+        with stop.listening(), progress_of(job, ours) as done:
+            for window in range(len(work.plan.parts)):
                 unfinished = {part.name for part in work.unfinished(window)} if work.missing(window) else set()
-                work.encode(window, [part for part in ours if part.name in unfinished], tally, done, stop)
+                todo = [part for part in ours if part.window == window and part.name in unfinished]
+                work.encode(window, todo, tally, done, stop)
                 stop.check()
         with turn(state.folder / ".turn") as ledger:
             state.look()
@@ -402,12 +402,13 @@ def encode_windows(job: Prepared, runner) -> Tally:
 
 
 @contextmanager
-def progress_of(job: Prepared, *, fraction: float = 1.0) -> Iterator[Done]:
-    """Call the value with a part and the length done of it. Counts audio where there is any, else tokens."""
-    seconds = job.work.plan.length("audio") / SAMPLE_RATE
-    counted, unit, scale = ("audio", "s", SAMPLE_RATE) if seconds else ("text", "tokens", 1)
-    total = (seconds or job.work.plan.length("text")) * fraction
-    with job.state.progress.task("extracting", total, unit) as advance:
+def progress_of(job: Prepared, parts: Iterable[Part] | None = None) -> Iterator[Done]:
+    """Call the value with a part and the length done of it, of those `parts` (None: all). Counts audio where there is any, else tokens."""
+    length: Counter = Counter()
+    for part in parts if parts is not None else (part for window in job.work.plan.parts for part in window):
+        length[part.modality] += part.length
+    counted, unit, scale = ("audio", "s", SAMPLE_RATE) if length["audio"] else ("text", "tokens", 1)
+    with job.state.progress.task("extracting", length[counted] / scale, unit) as advance:
         yield lambda part, length, fresh=True: advance(length / scale, fresh) if part.modality == counted else None
 
 

@@ -101,7 +101,7 @@ class ExtractReport:
         if self.failures:
             more = f"… and {len(self.failures) - SHOWN:,} more; " if len(self.failures) > SHOWN else ""
             count = f"{len(self.failures):,} utterances are not in the store, {self.unexpected:,} of them unexpected"
-            out.append(f"{more}{count}: {self.failures_path}")
+            out.append(f"{more}{count}" + (f": {self.failures_path}" if self.action not in ("dry-run", "part") else ""))
         if self.untrained:
             out.append(f"untrained encoders ({', '.join(self.untrained)}): these features are for trying things out")
         return out

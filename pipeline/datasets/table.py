@@ -55,6 +55,8 @@ def prepare(
         raise DataError(f"table: --column {wrong[0]}={columns[wrong[0]]}: no such field; fields: {', '.join(FIELDS)}")
     report = Report(name or source.stem)
     data = read(source, columns, report)
+    if not data and source.read_bytes().strip():
+        raise DataError(f"{source}: no column is called {', '.join(FIELDS)}; name yours with --column FIELD=NAME")
     n = len(next(iter(data.values()), []))
     if not n:
         raise DataError(f"{source}: no rows")

@@ -263,3 +263,9 @@ def test_a_million_rows(tmp_path):
     manifest, report = prepare("table", source=path)
     assert len(manifest) == len(report.missing) == 10**6
     manifest.write(tmp_path / "big.parquet")
+
+
+def test_a_table_whose_columns_have_other_names_is_not_called_empty(tmp_path):
+    (tmp_path / "t.csv").write_text("file_id,transcript\na,hello\n")
+    with pytest.raises(DataError, match="t.csv: no column is called id, audio, .*; name yours with --column FIELD=NAME"):
+        prepare("table", source=tmp_path / "t.csv")

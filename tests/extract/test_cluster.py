@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, FailuresError
 from pipeline.extract import extract
 from pipeline.hold import hold
 from pipeline.manifest import Manifest
+from pipeline.progress import Silent
 from pipeline.store import FeatureStore
 from tests.extract import corpus
 
@@ -47,6 +48,26 @@ def test_shares_make_the_same_bytes_in_any_order(fresh):
     assert corpus.digests(folder / "feats.shards") == digests
     assert call(folder, share=(1, 3)).action == "nothing"
     assert not list((folder / "feats.shards").glob(".work"))
+
+
+def test_a_share_counts_its_own_parts_and_leaves_failures_to_the_last(fresh):
+    """A clip that cannot be read ends the run that writes the store with an error, not the shares before it."""
+    folder, _ = fresh
+    (folder / "clip3.wav").write_bytes(b"no audio")
+    totals = []
+
+    class Counting(Silent):
+        def task(self, what, total, unit):
+            totals.append((what, total))
+            return super().task(what, total, unit)
+
+    done = call(folder, share=(1, 2), progress=Counting())
+    assert done.action == "part" and len(done.failures) == 1 and "failures.jsonl" not in "\n".join(done.lines())
+    with pytest.raises(FailuresError, match="1 utterances failed"):
+        call(folder, share=(2, 2), progress=Counting())
+    shares = [total for what, total in totals if what == "extracting"]
+    seconds = FeatureStore(folder / "feats.h5").header.provenance["extract"]["audio_seconds"]
+    assert len(shares) >= 2 and shares[0] + shares[1] == pytest.approx(seconds)
 
 
 def test_a_share_of_one_is_a_plain_run(fresh):
