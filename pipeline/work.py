@@ -174,7 +174,7 @@ class Work:
             )
 
     def collect(self, window: int) -> Finished:
-        """All parts of a window. Their frames are read once, when they are asked for: every worker collects, but takes its shards' rows only.
+        """All parts of a window. Their frames are read once, when they are asked for: every worker collects, but takes its own rows only.
         Raises StoreError when one is absent or damaged."""
         finished = Finished(self.work)
         appear([self.work / part.name for part in self.plan.parts[window]])

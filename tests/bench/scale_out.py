@@ -143,7 +143,9 @@ def seconds_of(folder: str, out: str, workers: int, cores: int = 0) -> dict:
 
 
 # A worker of one thread encodes with one; decoding, writing and Dask's own loop go on beside it, on another core where there is one.
-RUNS = {"plain, one thread": (0, 0), "one worker of one thread": (1, 0), "the same on one core": (1, 1), "two workers of one thread": (2, 0)}
+RUNS = {
+    "plain, one thread": (0, 0), "one worker of one thread": (1, 0), "the same on one core": (1, 1), "two workers of one thread": (2, 0),
+}  # fmt: skip
 
 
 def workers(folder: Path, args) -> list[dict]:

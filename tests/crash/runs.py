@@ -137,7 +137,8 @@ class Nursery:
     def __init__(self):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"LIMIT = {LIMIT}{NURSERY}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+            [sys.executable, "-c", f"LIMIT = {LIMIT}{NURSERY}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env=environment,
         )
 
     def start(
