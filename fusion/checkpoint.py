@@ -83,8 +83,8 @@ class Run:
         except DataError as error:
             where = "" if str(error).startswith(str(path)) else f"{path}: "
             raise DataError(f"{where}{error}; {AGAIN}") from None
-        if not text.strip() or config.model != self.info["model"]:
-            raise DataError(f"{path}: damaged ({'another model than in ' + INFO if text.strip() else 'empty'}); {AGAIN}")
+        if self.info.get("config_sha256") not in (None, digest(path)) or config.model != self.info["model"]:  # older runs have none
+            raise DataError(f"{path}: not the configuration that this training wrote ({INFO} has another); {AGAIN}")
         return config
 
     @property

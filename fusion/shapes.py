@@ -17,7 +17,7 @@ SPEC = {"modalities": {str: int}, "frame_rates": FIGURES, "task": TASK, "labels"
 
 RUN = {"identity": str, "store_key": str, "model": str, "features": str, "store": STORE, "finished": bool}
 GROUP = {**RUN, "kind": "group", "seeds": int, "folds": (str, None), "children": [str]}
-SINGLE = {**RUN, "kind": "single", "seed": int, "select_metric": str, "fold": (FOLD, None), "spec": SPEC}
+SINGLE = {**RUN, "kind": "single", "seed": int, "select_metric": str, "fold": (FOLD, None), "spec": SPEC, "config_sha256?": (str, None)}
 FINISHED = {**SINGLE, "best_epoch": int, "dev": FIGURES, "thresholds": ([float], None), "model_sha256?": (str, None)}
 
 SPLIT = {"train": [str], "dev": [str]}

@@ -75,9 +75,11 @@ def fit(
     torch.manual_seed(loop.seed)
     model = build(config.model, config.model_args, spec).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
+    text = to_toml(config)
+    made_of = hashlib.sha256(text.encode()).hexdigest() if there is None else there.info.get("config_sha256")
     info = {
         "format": "mer-run", "version": checkpoint.VERSION, "kind": "single", "identity": wanted, "store_key": key,
-        "model": config.model, "seed": loop.seed, "select_metric": metric,
+        "model": config.model, "config_sha256": made_of, "seed": loop.seed, "select_metric": metric,
         "fold": None if fold is None else {"name": fold.name, "by": fold.by, "held": list(fold.held)},
         "features": str(Path(store.path).resolve()), "store": checkpoint.describe_store(store), "spec": checkpoint.spec_tree(spec),
         "counts": {"train": len(plan.train), "dev": len(plan.dev)}, "notes": list(plan.notes),
@@ -86,7 +88,7 @@ def fit(
     }  # fmt: skip
     if there is None and processes.first:
         ids = table["id"].to_pylist()
-        checkpoint.write_text(folder / checkpoint.CONFIG, to_toml(config))
+        checkpoint.write_text(folder / checkpoint.CONFIG, text)
         checkpoint.write_json(folder / checkpoint.SPLIT, {name: [ids[r] for r in getattr(plan, name)] for name in ("train", "dev")})
         checkpoint.write_json(folder / checkpoint.INFO, info)
 

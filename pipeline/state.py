@@ -60,10 +60,10 @@ class State:
             return
         try:
             head = FeatureStore(self.out, check=False)
-        except MerError as error:
+        except MerError:
             if self.options.force:
                 return
-            raise type(error)(f"{error}; move it away, or replace it with --force") from None
+            raise
         if head.header.recipe != self.keys.recipe:
             was, now = head.header.modalities, self.keys.checkpoints
             names = {m: (was[m].encoder, now[m].name) for m in was.keys() & now.keys()}

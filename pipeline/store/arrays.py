@@ -107,6 +107,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+REMEDY = {
+    "store": "if mer made it, the same command with --force makes it again (sound shards are kept); if not, name another file",
+    "shard": "run `mer verify --repair` on its store",
+}
+
+
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[h5py.File]:
     """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes a StoreError."""
@@ -122,7 +128,7 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(f"{path}: not a readable {what} ({reason}); the file is damaged or something else") from None
+        raise StoreError(f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; {REMEDY[what]}") from None
 
 
 def attribute(file: h5py.Group, name: str) -> str | int:

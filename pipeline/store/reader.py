@@ -38,7 +38,7 @@ class FeatureStore:
         self._pid = os.getpid()
         if check:
             for record in self.shards:
-                check_file(record)
+                check_file(record, self.path)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -150,7 +150,7 @@ class FeatureStore:
 
     def _opened(self, number: int) -> Shard:
         record = self.shards[number]
-        check_file(record)
+        check_file(record, self.path)
         shard = Shard(record.path, record.group)
         if shard.identity != record.identity:
             raise StoreError(f"{record.path}: not the shard that {self.path.name} was built over; run `mer verify --repair {self.path}`")
@@ -161,13 +161,13 @@ class FeatureStore:
             raise DataError(f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}")
 
 
-def check_file(record: ShardRecord) -> None:
+def check_file(record: ShardRecord, store: Path) -> None:
     """Raise StoreError unless the shard is there and of the recorded size (one inside the head file has none recorded)."""
     if record.group != "/":
         return
     try:
         size = record.path.stat().st_size
     except FileNotFoundError:
-        raise StoreError(f"{record.path}: shard is missing; run `mer verify --repair`") from None
+        raise StoreError(f"{record.path}: shard is missing; run `mer verify --repair {store}`") from None
     if size != record.bytes:
-        raise StoreError(f"{record.path}: shard has {size} bytes, {record.bytes} were written; run `mer verify --repair`")
+        raise StoreError(f"{record.path}: shard has {size} bytes, {record.bytes} were written; run `mer verify --repair {store}`")

@@ -63,7 +63,15 @@ def test_what_is_not_a_run(tmp_path, trained):
     with pytest.raises(DataError, match="no such checkpoint"):
         Run.open(tmp_path).model()
     (tmp_path / "model.safetensors").write_bytes((run.path / "model.safetensors").read_bytes())
-    (tmp_path / "config.toml").write_text((run.path / "config.toml").read_text().replace("hidden = 16", "hidden = 17"))
+    config = (run.path / "config.toml").read_text()
+    changed = config.replace("hidden = 16", "hidden = 17")
+    for text in ("", config[: config.index("[train]")], changed):  # each valid TOML, with defaults for what it lacks
+        (tmp_path / "config.toml").write_text(text)
+        with pytest.raises(DataError, match="config.toml: not the configuration that this training wrote"):
+            Run.open(tmp_path).model()
+    info = json.loads((tmp_path / "run.json").read_text())
+    del info["config_sha256"]  # as an older mer left it
+    (tmp_path / "run.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="does not fit concat"):
         Run.open(tmp_path).model()
 

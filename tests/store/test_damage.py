@@ -37,12 +37,12 @@ def test_missing_shard_is_named_and_never_read_as_zeros(tmp_path):
     store = make_store(tmp_path)
     gone = tmp_path / "feats.shards/shard-00001.h5"
     gone.rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing"):
+    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"):
         FeatureStore(tmp_path / "feats.h5")
     here = store.table()["shard"].to_pylist().index(1)
-    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing"):
+    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"):
         store.features("audio", here)
-    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing"):
+    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"):
         store.packed("audio")
     assert verify_shards(tmp_path / "feats.h5") == [Damage(1, str(gone), "shard is missing")]
 
