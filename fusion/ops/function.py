@@ -34,7 +34,8 @@ def _forward(
             return loss, saved
         from fusion.ops import launch  # imports Triton
 
-        loss, *saved = launch.forward(plan, _common(views), tau.float(), labels, mode, precision, path, gradients=any(need))
+        with launch.ready(plan, views[0].device):
+            loss, *saved = launch.forward(plan, _common(views), tau.float(), labels, mode, precision, path, gradients=any(need))
         return loss, saved
 
 
@@ -52,7 +53,8 @@ def _backward(
             return dx, dtau.to(tau.dtype)
         from fusion.ops import launch
 
-        dx, dtau = launch.backward(plan, _common(views), tau.float(), labels, mode, precision, path, tuple(saved), grad, need[:-1])
+        with launch.ready(plan, tau.device):
+            dx, dtau = launch.backward(plan, _common(views), tau.float(), labels, mode, precision, path, tuple(saved), grad, need[:-1])
         return dx, dtau.to(tau.dtype)
 
 

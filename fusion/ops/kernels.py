@@ -18,6 +18,8 @@ HIGH = tl.constexpr(1e30)
 LOG2E = tl.constexpr(1.4426950408889634)
 EXCLUDE, SUPCON = tl.constexpr(1), tl.constexpr(2)  # MODE; 0 is no labels
 IEEE, TF32, NATIVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # DOT
+# Arguments a kernel is not compiled anew for when they become 1 or divisible by 16: the last batch of an epoch takes the same code.
+SIZES = ["R", "T", "N", "G_STRIDE"]
 
 
 @triton.jit
@@ -49,9 +51,11 @@ def _choose(v, x0, x1, x2, x3, x4, x5, x6, x7, NV: tl.constexpr):
 
 @triton.jit
 def _tf32(a):
-    """float32 rounded to the 10 explicit mantissa bits of tf32; the tensor core itself would cut them off, which biases the loss."""
-    bits = a.to(tl.float32).to(tl.int32, bitcast=True)
-    return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    """float32 rounded to the 10 explicit mantissa bits of tf32; the tensor core itself would cut them off, which biases the loss.
+    NaN is kept as it is: all bits of a GPU's NaN are set, and rounding up would carry it over into -0."""
+    wide = a.to(tl.float32)
+    rounded = ((wide.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(wide == wide, rounded, wide)
 
 
 @triton.jit
@@ -115,7 +119,7 @@ def _coefficients(
     s, bits, lse, count, labels, r0, r1, c0, c1, row_on, col_on, row_rel, col_rel, BM: tl.constexpr, BN: tl.constexpr, MODE: tl.constexpr
 ):
     """G of one tile: P - y seen from the row anchors plus from the column anchors. `lse`, `count` point at this term's rows. Entries
-    outside r0:r1 x c0:c1 are finite and meaningless."""
+    outside r0:r1 x c0:c1 are meaningless and may be infinite."""
     flat, cflat = r0 + tl.arange(0, BM), c0 + tl.arange(0, BN)
     rmask, cmask = flat < r1, cflat < c1
     row_anchor = rmask & ((flat * 0 + row_on) != 0)
@@ -204,7 +208,7 @@ RANGE_FIELDS = tl.constexpr(4)  # view, c0, c1 (in the view), base
 VISIT_FIELDS = tl.constexpr(9)  # term, view, c0, c1, base, row, col, row_rel, col_rel
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mid_forward(
     x0, x1, x2, x3, x4, x5, x6, x7, tau, labels, blocks, ranges, scale, lse, count, norm, part, done, loss, slope, R, D, T, N,
     NV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, MODE: tl.constexpr, TAU_N: tl.constexpr,
@@ -259,7 +263,7 @@ def mid_forward(
     _reduce_terms(part, blocks + 4, BLOCK_FIELDS, done, scale, loss, slope, T, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mid_backward(
     x0, x1, x2, x3, x4, x5, x6, x7, tau, labels, blocks, visits, scale, lse, count, norm, grad, slope, dx, dtau, R, D, T, G_STRIDE,
     NV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, MODE: tl.constexpr,
@@ -303,6 +307,8 @@ def mid_backward(
                 cosine, inv_tau * LOG2E, lse + at, count + at, labels, base + row0, base + row1, cbase + c, cbase + c1,
                 row_on, col_on, row_rel, col_rel, BM, BN, MODE,
             )  # fmt: skip
+            if (c + BN > c1) | (row0 + BM > row1):
+                g = tl.where(rmask[:, None] & cmask[None, :], g, 0.0)
             radial += tl.sum(g * cosine, 1)
             values = tl.load(y + cols[:, None] * D + out[None, :], mask=cmask[:, None] & omask[None, :], other=0.0)
             # 16-bit values are exact in tf32, whose exponent range G needs: float16 would lose coefficients below 6e-8.
@@ -332,7 +338,7 @@ def _gather(x0, x1, x2, x3, x4, x5, x6, x7, base, r, cols, D, NV: tl.constexpr, 
     return a
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def tiny_values_and_gradients(
     x0, x1, x2, x3, x4, x5, x6, x7, tau, labels, base, adjacency, scale, loss, slope, dz, R, D, T,
     NV: tl.constexpr, RP: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, MODE: tl.constexpr, TAU_N: tl.constexpr,
@@ -397,7 +403,7 @@ def tiny_values_and_gradients(
             tl.store(dz + (t * R + r)[:, None] * D + out[None, :], result, mask=inside[:, None] & (out < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def tiny_scale(dz, grad, slope, dx, dtau, RD, T, G_STRIDE, BLOCK: tl.constexpr, TAU_N: tl.constexpr):
     """Backward of the tiny path: gradients per term times what arrives from above."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -459,7 +465,7 @@ def _similarities(zr, zc, row, col, R, DP, BM: tl.constexpr, BN: tl.constexpr, B
     return s
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def large_forward(
     zr, zc, tau, labels, blocks, ranges, scale, lse, count, part, done, loss, slope, R, DP, T, N,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, MODE: tl.constexpr, TAU_N: tl.constexpr, TMA: tl.constexpr,
@@ -489,7 +495,7 @@ def large_forward(
     _reduce_terms(part, blocks + 4, BLOCK_FIELDS, done, scale, loss, slope, T, N)
 
 
-@triton.jit(do_not_specialize=["row0", "row1", "c0", "c1", "term", "row_on", "col_on", "row_rel", "col_rel"])
+@triton.jit(do_not_specialize=[*SIZES, "row0", "row1", "c0", "c1", "term", "row_on", "col_on", "row_rel", "col_rel"])
 def large_coefficients(
     zr, zc, tau, labels, lse, count, g, row0, row1, c0, c1, term, row_on, col_on, row_rel, col_rel, R, DP, G_COLS,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr, MODE: tl.constexpr, TAU_N: tl.constexpr, TMA: tl.constexpr,
@@ -504,12 +510,12 @@ def large_coefficients(
     tile = SCALE * _coefficients(s, bits, lse + at, count + at, labels, row, row1, col, c1, row_on, col_on, row_rel, col_rel, BM, BN, MODE)
     if ROUND:
         tile = _tf32(tile)
-    flat, cflat = row + tl.arange(0, BM), col + tl.arange(0, BN)
-    where = (flat - row0).to(tl.int64)[:, None] * G_COLS + (cflat - c0)[None, :]
-    tl.store(g + where, tile.to(g.dtype.element_ty), mask=(flat < row1)[:, None] & (cflat < c1)[None, :])
+    i, j = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN)  # known to start at whole vectors
+    where = i.to(tl.int64)[:, None] * G_COLS + j[None, :]
+    tl.store(g + where, tile.to(g.dtype.element_ty), mask=(i < row1 - row0)[:, None] & (j < G_COLS)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def large_finish(
     x0, x1, x2, x3, x4, x5, x6, x7, blocks, norm, dz, dx, grad, slope, dtau, D, DP, T, G_STRIDE,
     NV: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, TAU_N: tl.constexpr,

@@ -7,9 +7,11 @@ sm_100, no spills, shared memory within the chip's limit".
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import torch
 import triton
@@ -22,7 +24,8 @@ from fusion.ops.plan import NEVER, Piece, Plan, Visit
 
 TINY_ROWS = 64  # all views together, so NT-Xent up to B = 32 and DRKF's four views up to B = 16
 MID_ROWS = {256: 8192, 1024: 2048}  # largest D -> most rows for which the row-owner kernels are chosen
-SCRATCH_BYTES = 256 << 20  # coefficients of one chunk of rows in the large path
+SCRATCH_BYTES = 256 << 20  # coefficients of one chunk in the large path
+SCRATCH_COLS = 16384  # of a chunk at most: a product of few rows and hundreds of thousands of columns would leave most of the chip idle
 G_SCALE = 4096.0  # float16 coefficients: 2 * 4096 is far from overflow, 1e-6 * 4096 far from subnormal
 MODES = {"none": 0, "exclude": 1, "supcon": 2}
 TIERS = {"ieee": 0, "tf32": 1, "fast": 2}
@@ -81,21 +84,54 @@ def capability(device: torch.device) -> int:
 
 # --- tables, made once per plan and device ----------------------------------------------------------------------------------------
 
+_in_graphs: set[Plan] = set()
+
+
+def ready(plan: Plan, device: torch.device) -> AbstractContextManager:
+    """Around forward and backward: Triton launches on the current device, so that is the views' one inside. What a CUDA graph is
+    captured with is never dropped: the graph remembers addresses."""
+    if device.type != "cuda":
+        return nullcontext()
+    if torch.cuda.is_current_stream_capturing():
+        _in_graphs.add(plan)
+    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+
+
+def _once(make: Callable) -> Callable:
+    """Kept with the plan, so that they go when it goes."""
+
+    @wraps(make)
+    def table(plan: Plan, *key):
+        if (make, *key) not in plan.tables:
+            plan.tables[make, *key] = make(plan, *key)
+        return plan.tables[make, *key]
+
+    return table
+
+
+def _kept(table: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that outlives this call. Another thread makes it: the warm-up of torch.compile(mode="reduce-overhead") sends
+    this thread's allocations to the memory of its graph, where the next replay would overwrite them."""
+    if device.type != "cuda":
+        return table.to(device)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("contrastive_terms: first call with these sizes inside a CUDA graph capture; run one step before capturing")
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(table.to, device).result()
+
 
 def _ints(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("contrastive_terms: first call with these sizes inside a CUDA graph capture; run one step before capturing")
-    return torch.tensor(rows, dtype=torch.int32).to(device)
+    return _kept(torch.tensor(rows, dtype=torch.int32), device)
 
 
-@lru_cache(maxsize=256)
+@_once
 def scales(plan: Plan, device: torch.device) -> Tensor:
     """(T,) 1/n_t; 0 where the positive is the only candidate, so that loss and gradient are exactly 0."""
-    return torch.tensor([1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]).to(device)
+    return _kept(torch.tensor([1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]), device)
 
 
-@lru_cache(maxsize=256)
-def forward_tables(plan: Plan, bm: int, device: torch.device, *, merge: bool) -> tuple[Tensor, Tensor]:
+@_once
+def forward_tables(plan: Plan, bm: int, device: torch.device, merge: bool) -> tuple[Tensor, Tensor]:
     """(blocks, 9), (ranges, 4) of mid_forward; with `merge` those of large_forward: flat row numbers, touching ranges joined."""
     blocks, ranges = [], []
     seen: set[tuple[int, int]] = set()
@@ -119,7 +155,7 @@ def forward_tables(plan: Plan, bm: int, device: torch.device, *, merge: bool) ->
     return _ints(blocks, device), _ints(ranges, device)
 
 
-@lru_cache(maxsize=256)
+@_once
 def backward_tables(plan: Plan, bm: int, need: tuple[bool, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(blocks, 9), (visits, 9) of mid_backward for the views that need a gradient."""
     blocks, visits = [], []
@@ -132,13 +168,13 @@ def backward_tables(plan: Plan, bm: int, need: tuple[bool, ...], device: torch.d
     return _ints(blocks, device), _ints(visits or [(0,) * 9], device)
 
 
-@lru_cache(maxsize=256)
+@_once
 def row_table(plan: Plan, bm: int, device: torch.device) -> Tensor:
     """(blocks, 9): all rows of all views, bm at a time."""
     return _ints([(v, r, n, plan.base[v], 0, 0, 0, 0, 0) for v, n in enumerate(plan.rows) for r in range(0, n, bm)], device)
 
 
-@lru_cache(maxsize=256)
+@_once
 def tiny_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
     """(V+1,) first flat row of each view and R; (T, R, 2) bits of the candidate views of an anchor row, flat number of its positive."""
     adjacency = torch.zeros(len(plan.terms), plan.total, 2, dtype=torch.int32)
@@ -159,7 +195,7 @@ def ticket(device: torch.device) -> Tensor:
         return torch.zeros(1, dtype=torch.int32, device=device)
     key = device, torch.cuda.current_stream(device).cuda_stream
     if key not in _tickets:
-        _tickets[key] = torch.zeros(1, dtype=torch.int32, device=device)
+        _tickets[key] = _kept(torch.zeros(1, dtype=torch.int32), device)
     return _tickets[key]
 
 
@@ -193,12 +229,12 @@ def forward(
     terms, rows = len(plan.terms), plan.total
     args = dict(MODE=MODES[mode], TAU_N=tau.ndim)
     labels = views[0] if labels is None else labels
-    loss, slope = torch.empty(terms, device=device), torch.empty(terms, device=device)  # an operator's results share no storage
+    loss, slope = torch.empty(terms, device=device), torch.empty(terms, device=device)
     dot = tier(precision, views[0].dtype)
     if path == "tiny":
         tile = tiny_tile(rows, d)
         base, adjacency = tiny_tables(plan, device)
-        dz = torch.empty(terms, rows, d, device=device) if gradients else loss
+        dz = torch.empty((terms, rows, d) if gradients else (terms,), device=device)  # an operator's results share no storage
         kernels.tiny_values_and_gradients[(triton.cdiv(d, tile.bd) if gradients else 1,)](
             *_pad(views), tau, labels, base, adjacency, scales(plan, device), loss, slope, dz, rows, d, terms,
             NV=len(views), RP=tile.bm, BK=tile.bk, BD=tile.bd, GRADIENTS=gradients, **args, **tile.options,
@@ -210,7 +246,7 @@ def forward(
     if path == "mid":
         dot = _mid_dot(dot, views[0].dtype)
         tile = mid_tile(rows, d, dot, mode)
-        blocks, ranges = forward_tables(plan, tile.bm, device, merge=False)
+        blocks, ranges = forward_tables(plan, tile.bm, device, False)
         part = torch.empty(2, len(blocks), device=device)
         kernels.mid_forward[(len(blocks),)](
             *_pad(views), tau, labels, blocks, ranges, scales(plan, device), lse, count, norm, part, ticket(device), loss, slope,
@@ -220,7 +256,7 @@ def forward(
     else:
         tile = large_tile(dot, mode)
         z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
-        blocks, ranges = forward_tables(plan, tile.bm, device, merge=True)
+        blocks, ranges = forward_tables(plan, tile.bm, device, True)
         part = torch.empty(2, len(blocks), device=device)
         kernels.large_forward[(len(blocks),)](
             *_operands(z, tile), tau, labels, blocks, ranges, scales(plan, device), lse, count, part, ticket(device), loss, slope,
@@ -293,7 +329,7 @@ def _operands(z: Tensor, tile: Tile) -> tuple[object, object]:
 def _unit_rows(plan: Plan, views: tuple[Tensor, ...], norm: Tensor, dtype: torch.dtype, *, rounded: bool = False) -> Tensor:
     """(R, DP) unit rows, DP a multiple of 16 so that rows start where a tensor map wants them; fills `norm`."""
     device, d = views[0].device, views[0].shape[1]
-    z = torch.empty(plan.total, triton.cdiv(d, 16) * 16, dtype=dtype, device=device)
+    z = torch.empty(plan.total, _aligned(d), dtype=dtype, device=device)
     blocks = row_table(plan, ROW_BLOCK, device)
     kernels.prepare[(len(blocks),)](
         *_pad(views), blocks, z, norm, d, z.shape[1], NV=len(views), BM=ROW_BLOCK, BK=_power(d, 16, 256), ROUND=rounded, num_warps=4
@@ -326,7 +362,7 @@ def _large_backward(
     plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor, mode: str, args: dict, dot: int, lse: Tensor, count: Tensor,
     norm: Tensor, slope: Tensor, grad: Tensor, need: tuple[bool, ...], dx: Tensor, dtau: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Per chunk of rows and visit: a tile kernel writes coefficients into the scratch, one matrix product takes them to dz."""
+    """Per chunk of rows and columns: a tile kernel writes coefficients into the scratch, one matrix product takes them to dz."""
     device = dx.device
     tile = large_tile(dot, mode)
     z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
@@ -335,28 +371,39 @@ def _large_backward(
     share = grad * scales(plan, device) / (tau * G_SCALE if half else tau)
     dz = torch.zeros(plan.total, z.shape[1], device=device)
     pieces = [p for p in plan.pieces if need[p.view]]
-    widest = max((v.c1 - v.c0 for p in pieces for v in _merged(p)), default=1)
+    widest = _aligned(min(SCRATCH_COLS, max((v.c1 - v.c0 for p in pieces for v in _merged(p)), default=1)))
     chunk = max(tile.bm, SCRATCH_BYTES // (widest * values.element_size()) // tile.bm * tile.bm)
     scratch = torch.empty(min(chunk, plan.total) * widest, dtype=values.dtype, device=device)
     operands = _operands(z, tile)
     for p in pieces:
-        for r0 in range(p.r0, p.r1, chunk):
-            r1 = min(r0 + chunk, p.r1)
-            for v in _merged(p):
-                cols = v.c1 - v.c0
-                g = scratch[: (r1 - r0) * cols].view(r1 - r0, cols)
-                kernels.large_coefficients[(triton.cdiv(r1 - r0, tile.bm), triton.cdiv(cols, tile.bn))](
-                    *operands, tau, labels, lse, count, g, r0, r1, v.c0, v.c1, v.term, int(v.row), int(v.col), v.row_rel, v.col_rel,
-                    plan.total, z.shape[1], cols, BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=_large_dot(dot), TMA=_uses_tma(z),
-                    SCALE=G_SCALE if half else 1.0, ROUND=dot == TIERS["tf32"], **args, **tile.options,
-                )  # fmt: skip
-                dz[r0:r1].addcmul_(_product(g, values[v.c0 : v.c1], dot), share[v.term])
+        for r0, r1, v, c0, c1 in _chunks(p, chunk):
+            cols = _aligned(c1 - c0)  # of the scratch; the product takes those that are there
+            g = scratch[: (r1 - r0) * cols].view(r1 - r0, cols)
+            kernels.large_coefficients[(triton.cdiv(r1 - r0, tile.bm), triton.cdiv(cols, tile.bn))](
+                *operands, tau, labels, lse, count, g, r0, r1, c0, c1, v.term, int(v.row), int(v.col), v.row_rel, v.col_rel,
+                plan.total, z.shape[1], cols, BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=_large_dot(dot), TMA=_uses_tma(z),
+                SCALE=G_SCALE if half else 1.0, ROUND=dot == TIERS["tf32"], **args, **tile.options,
+            )  # fmt: skip
+            dz[r0:r1].addcmul_(_product(g[:, : c1 - c0], values[c0:c1], dot), share[v.term])
     blocks = row_table(plan, ROW_BLOCK, device)
     kernels.large_finish[(len(blocks),)](
         *_pad(views), blocks, norm, dz, dx, grad, slope, dtau, views[0].shape[1], z.shape[1], len(plan.terms), grad.stride(0),
         NV=len(views), BM=ROW_BLOCK, BK=_power(views[0].shape[1], 16, 256), TAU_N=tau.ndim, num_warps=4,
     )  # fmt: skip
     return dx, dtau
+
+
+def _aligned(n: int) -> int:
+    """The next multiple of 16: rows of such a length start where vector stores and cuBLAS's tensor-core kernels want them."""
+    return triton.cdiv(n, 16) * 16
+
+
+def _chunks(p: Piece, rows: int) -> Iterator[tuple[int, int, Visit, int, int]]:
+    """(r0, r1, visit, c0, c1) of a piece, in the order in which they are added up."""
+    for r0 in range(p.r0, p.r1, rows):
+        for v in _merged(p):
+            for c0 in range(v.c0, v.c1, SCRATCH_COLS):
+                yield r0, min(r0 + rows, p.r1), v, c0, min(c0 + SCRATCH_COLS, v.c1)
 
 
 @lru_cache(maxsize=256)

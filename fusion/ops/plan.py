@@ -6,7 +6,7 @@ Pure Python, cached: a training step looks its plan up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -95,6 +95,7 @@ class Plan:
     pairs: tuple[Pair, ...]
     pieces: tuple[Piece, ...]
     anchor_rows: tuple[int, int] | None
+    tables: dict = field(default_factory=dict, repr=False)  # what a path derives from the plan once
 
 
 def check(terms: tuple[Term, ...], rows: tuple[int, ...], anchor_rows: tuple[int, int] | None) -> None:

@@ -7,8 +7,10 @@ import itertools
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-from fusion.ops import Term, contrastive_terms, launch, nt_xent
+from fusion.ops import Term, contrastive_terms, kernels, launch, nt_xent
 from fusion.ops.function import contrastive_op, encode
 from pipeline.errors import DependencyError
 from tests.ops import cases, oracle
@@ -22,8 +24,9 @@ PATHS = ("tiny", "mid", "large")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Tiles of 16 and a scratch of a few rows: every boundary on small inputs, and quick enough to interpret."""
-    monkeypatch.setattr(launch, "SCRATCH_BYTES", 1 << 12)
+    """Tiles of 16 and a scratch of a few rows and columns: every boundary on small inputs, and quick enough to interpret."""
+    monkeypatch.setattr(launch, "SCRATCH_BYTES", 1 << 10)
+    monkeypatch.setattr(launch, "SCRATCH_COLS", 16)
     monkeypatch.setattr(launch, "mid_tile", lambda rows, d, dot, mode: launch.Tile(16, 16, 16, 32))
     monkeypatch.setattr(launch, "large_tile", lambda dot, mode: launch.Tile(16, 32, 16))
 
@@ -108,6 +111,43 @@ def test_repeated_calls_are_identical(path):
     views, terms, labels, _ = cases.make("drkf", 9, 12)
     runs = [run(path, views, torch.tensor(0.1), terms, labels, "none", None, torch.ones(3)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_candidates_far_below_at_a_low_temperature(path):
+    """Columns beyond the last row have cosine 0, so e^(0 - lse) is infinite here: it must not meet a gradient, as inf * 0."""
+    x = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)) + 0.2
+    views, terms, tau = [x, -x.flip(0)], (Term((0,), (1,)),), torch.tensor(0.005)
+
+    def ours(v, u, w):
+        return run(path, v, u, terms, None, "none", None, w)
+
+    cases.no_worse(ours, views, tau, terms, weights=torch.ones(1), eps=2.0**-23)
+
+
+@triton.jit
+def _rounded(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, kernels._tf32(tl.load(x + i)))
+
+
+def test_rounding_keeps_what_is_not_a_number():
+    """All bits of a GPU's NaN are set, and x86 knows another: neither may come out of the rounding as a number."""
+    x = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, 0x3F800FFF, 0x3F801000, 0, 0x7F7FFFFF], dtype=torch.int32).view(torch.float32)
+    y = torch.empty_like(x)
+    _rounded[(1,)](x, y, 8)
+    assert y[:3].isnan().all()
+    torch.testing.assert_close(y[3:], torch.tensor([torch.inf, 1.0, 1 + 2.0**-10, 0.0, torch.inf]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_operator_without_gradients(path, monkeypatch):
+    """Evaluation of a compiled model: an operator's results must not share storage, whatever is not needed."""
+    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    views, terms, _, _ = cases.make("drkf", 4, 6)
+    tau = torch.tensor(0.2)
+    losses, _ = contrastive_op(views, tau, None, encode(terms, None), "none", "ieee", "triton", [False] * 5)
+    torch.testing.assert_close(losses, contrastive_terms(views, tau, terms, impl="chunked"))
 
 
 def test_layouts_and_mixed_dtypes(monkeypatch):
