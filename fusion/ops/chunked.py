@@ -190,7 +190,7 @@ def _alike(tile: Tile, labels: Tensor, *, columns: bool, paired: bool) -> Tensor
 # --- forward and backward -----------------------------------------------------------------------------------------------------------
 
 
-def _unshifted(tau: Tensor, dtype: torch.dtype) -> bool:
+def unshifted(tau: Tensor, dtype: torch.dtype) -> bool:
     """Whether e^l needs no shift. Reads the temperature on the host, so only where that costs no synchronisation."""
     return tau.device.type == "cpu" and all(abs(t) * MAX_LOGIT[dtype] >= 1 for t in tau.reshape(-1).tolist())
 
@@ -208,7 +208,7 @@ def forward(
     overflow) over each anchor's candidates, (T, R) positives of each anchor (empty unless supcon), and entries of the first tiles."""
     z, norm = normalised(views)
     tau = tau.to(z.dtype)
-    simple = _unshifted(tau, z.dtype)
+    simple = unshifted(tau, z.dtype)
     tiles = _Tiles(plan, z, tau, simple, z.new_empty(kept_size(plan, z.element_size()) if gradients else 0))
     shape = len(plan.terms), plan.total
     total = z.new_zeros(shape) if simple else z.new_full(shape, -torch.inf)
@@ -253,7 +253,7 @@ def backward(
     each view's, then the temperature's; rows of views that need none are left wrong."""
     z, norm, total, count, kept = saved
     tau = tau.to(z.dtype)
-    tiles = _Tiles(plan, z, tau, _unshifted(tau, z.dtype), kept)
+    tiles = _Tiles(plan, z, tau, unshifted(tau, z.dtype), kept)
     share = grad.to(z.dtype) * _shares(plan, z.dtype, z.device)[0] / tau  # (T,) of one anchor's loss
     # Rows that are no anchors have a factor, too, which no tile uses.
     factor = share[:, None] / total if tiles.simple else share[:, None].expand_as(total)
@@ -264,7 +264,7 @@ def backward(
     wanted = None if all(need) or need[-1] else _row_ranges(plan, need)
     for tile in tiles_of(plan):
         if own_tau and tile.term != term:
-            radial_sums[term] = _radial(part, z).sum()
+            radial_sums[term] = radial(part, z).sum()
             dz.add_(part)
             part.zero_()
             term = tile.term
@@ -274,11 +274,11 @@ def backward(
         if not tile.diagonal and (wanted is None or _touches(wanted, tile.b0, tile.b1)):
             part[tile.b0 : tile.b1].addmm_(g.T, z[tile.a0 : tile.a1])
     if own_tau:
-        radial_sums[term] = _radial(part, z).sum()
+        radial_sums[term] = radial(part, z).sum()
         dz.add_(part)
-    radial = _radial(dz, z)
-    dtau = (radial_sums if own_tau else radial.sum().expand(tau.shape)) / (-2 * tau)
-    return project(dz, z, norm, radial), dtau
+    inward = radial(dz, z)
+    dtau = (radial_sums if own_tau else inward.sum().expand(tau.shape)) / (-2 * tau)
+    return project(dz, z, norm, inward), dtau
 
 
 def project(dz: Tensor, z: Tensor, norm: Tensor, radial: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ def project(dz: Tensor, z: Tensor, norm: Tensor, radial: Tensor) -> Tensor:
     return dz.addcmul_(z, radial, value=-1).div_(norm)
 
 
-def _radial(dz: Tensor, z: Tensor) -> Tensor:
+def radial(dz: Tensor, z: Tensor) -> Tensor:
     """(R, 1) z·dz of every row, without a second (R, D)."""
     parts = [(dz[a : a + ROWS] * z[a : a + ROWS]).sum(1, keepdim=True) for a in range(0, len(z), ROWS)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

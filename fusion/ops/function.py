@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fusion.ops import chunked, dense, paths
+from fusion.ops import chunked, dense, paths, strips
 from fusion.ops.paths import path_for
 from fusion.ops.plan import Plan, Term, make_plan
 
@@ -26,6 +26,9 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """(T,) losses and what backward wants."""
     with _no_autocast(views[0].device.type):
+        if _striped(plan, mode, path, need):
+            loss, *saved = strips.forward(plan, tuple(views), tau, need)
+            return loss, saved
         if path == "chunked":
             loss, *saved = chunked.forward(plan, tuple(views), tau, labels, mode, gradients=any(need))
             return loss, saved
@@ -45,6 +48,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(R, D) gradient to all rows, gradient to tau in its shape and dtype. `need`: each view, then tau."""
     with _no_autocast(tau.device.type):
+        if _striped(plan, mode, path, need):
+            dx, dtau = strips.backward(tuple(saved), grad)
+            return dx, dtau.to(tau.dtype)
         if path == "chunked":
             dx, dtau = chunked.backward(plan, tau, labels, mode, tuple(saved), grad, need)
             return dx, dtau.to(tau.dtype)
@@ -56,6 +62,10 @@ def _backward(
         with launch.ready(plan, tau.device):
             dx, dtau = launch.backward(plan, _common(views), tau.float(), labels, mode, precision, path, tuple(saved), grad, need[:-1])
         return dx, dtau.to(tau.dtype)
+
+
+def _striped(plan: Plan, mode: str, path: str, need: tuple[bool, ...] | list[bool]) -> bool:
+    return path == "chunked" and any(need) and strips.serves(plan, mode)
 
 
 def _no_autocast(device: str) -> AbstractContextManager:
@@ -147,6 +157,8 @@ def _(views, tau, labels, spec, mode, precision, impl, need):
     t, rows = len(plan.terms), plan.total
     if path in ON_HOST:
         wide = x.new_empty((), dtype=chunked.compute_dtype(views))
+        if _striped(plan, mode, path, need):
+            return wide.new_empty(1), [wide.new_empty(rows, x.shape[1]), wide.new_empty(tau.shape)]
         unit = [wide.new_empty(rows, x.shape[1]), wide.new_empty(rows, 1)]
         if path == "dense":
             return wide.new_empty(t), [*unit, wide.new_empty(t, rows, rows)]

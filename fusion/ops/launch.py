@@ -48,8 +48,12 @@ class Tile:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
+def _cdiv(n: int, d: int) -> int:
+    return -(-n // d)  # Triton's own cdiv and next_power_of_2 cost microseconds a call, outside of kernels
+
+
 def _power(n: int, low: int, high: int) -> int:
-    return max(low, min(high, triton.next_power_of_2(n)))
+    return max(low, min(high, 1 << (n - 1).bit_length()))
 
 
 def tiny_tile(rows: int, d: int) -> Tile:
@@ -235,7 +239,7 @@ def forward(
         tile = tiny_tile(rows, d)
         base, adjacency = tiny_tables(plan, device)
         dz = torch.empty((terms, rows, d) if gradients else (terms,), device=device)  # an operator's results share no storage
-        kernels.tiny_values_and_gradients[(triton.cdiv(d, tile.bd) if gradients else 1,)](
+        kernels.tiny_values_and_gradients[(_cdiv(d, tile.bd) if gradients else 1,)](
             *_pad(views), tau, labels, base, adjacency, scales(plan, device), loss, slope, dz, rows, d, terms,
             NV=len(views), RP=tile.bm, BK=tile.bk, BD=tile.bd, GRADIENTS=gradients, **args, **tile.options,
         )  # fmt: skip
@@ -281,7 +285,7 @@ def backward(
     dx = torch.empty(rows, d, device=device, dtype=views[0].dtype)
     if path == "tiny":
         block = 1024
-        kernels.tiny_scale[(triton.cdiv(rows * d, block),)](
+        kernels.tiny_scale[(_cdiv(rows * d, block),)](
             rest[0], grad, slope, dx, dtau, rows * d, terms, grad.stride(0), BLOCK=block, TAU_N=tau.ndim
         )
         return dx, dtau
@@ -295,7 +299,7 @@ def backward(
     dot = _mid_dot(dot, views[0].dtype)
     tile = mid_tile(rows, d, dot, mode)
     blocks, visits = backward_tables(plan, tile.bm, need, device)
-    kernels.mid_backward[(len(blocks), triton.cdiv(d, tile.bd))](
+    kernels.mid_backward[(len(blocks), _cdiv(d, tile.bd))](
         *_pad(views), tau, labels, blocks, visits, scales(plan, device), lse, count, norm, grad, slope, dx, dtau,
         rows, d, terms, grad.stride(0),
         NV=len(views), BM=tile.bm, BN=tile.bn, BK=tile.bk, BD=tile.bd, DOT=dot, **args, **tile.options,
@@ -379,7 +383,7 @@ def _large_backward(
         for r0, r1, v, c0, c1 in _chunks(p, chunk):
             cols = _aligned(c1 - c0)  # of the scratch; the product takes those that are there
             g = scratch[: (r1 - r0) * cols].view(r1 - r0, cols)
-            kernels.large_coefficients[(triton.cdiv(r1 - r0, tile.bm), triton.cdiv(cols, tile.bn))](
+            kernels.large_coefficients[(_cdiv(r1 - r0, tile.bm), _cdiv(cols, tile.bn))](
                 *operands, tau, labels, lse, count, g, r0, r1, c0, c1, v.term, int(v.row), int(v.col), v.row_rel, v.col_rel,
                 plan.total, z.shape[1], cols, BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=_large_dot(dot), TMA=_uses_tma(z),
                 SCALE=G_SCALE if half else 1.0, ROUND=dot == TIERS["tf32"], **args, **tile.options,
@@ -395,7 +399,7 @@ def _large_backward(
 
 def _aligned(n: int) -> int:
     """The next multiple of 16: rows of such a length start where vector stores and cuBLAS's tensor-core kernels want them."""
-    return triton.cdiv(n, 16) * 16
+    return _cdiv(n, 16) * 16
 
 
 def _chunks(p: Piece, rows: int) -> Iterator[tuple[int, int, Visit, int, int]]:
