@@ -16,7 +16,7 @@ from fusion.ops import chunked, dense, paths, strips
 from fusion.ops.paths import path_for
 from fusion.ops.plan import Plan, Term, make_plan
 
-LAYOUT = 2  # of what _forward keeps for _backward; see encode
+LAYOUT = 3  # of what _forward keeps for _backward; see encode
 ON_HOST = ("dense", "chunked")  # plain PyTorch on any device, in float32 or float64; they keep what they need of the views
 TWICE = "contrastive_terms: second derivatives are not implemented; use the eager losses (impl='eager') where create_graph=True is needed"
 
@@ -124,7 +124,7 @@ def encode(terms: tuple[Term, ...], anchor_rows: tuple[int, int] | None) -> str:
     The layout is in it because Inductor's cache on disk remembers the shapes an operator returned by its arguments alone: code compiled
     with another version of mer, or other sizes, would be taken for this one's. Count LAYOUT up when what _forward keeps changes."""
     each = [f"{','.join([str(v) for v in t.anchors])}|{','.join([str(v) for v in t.candidates])}|{int(t.mask_self)}" for t in terms]
-    layout = f"{LAYOUT}:{paths.DENSE_ROWS}:{chunked.TILE_ROWS}:{chunked.TILE_COLS}:{chunked.KEEP_BYTES}"
+    layout = f"{LAYOUT}:{paths.DENSE_ROWS}:{chunked.TILE_ROWS}:{chunked.TILE_COLS}:{chunked.KEEP_BYTES}:{strips.STRIP}:{strips.FEWEST_ROWS}"
     return layout + "/" + ";".join(each) + "/" + (",".join([str(r) for r in anchor_rows]) if anchor_rows else "")
 
 

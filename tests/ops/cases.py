@@ -14,6 +14,9 @@ TERMS = {
     "symmetric+one-way": ((Term((0, 1), (0, 1), mask_self=False), Term((0,), (1,), 0.5)), 2, 0, None),
     "queue": ((Term((0, 1), (0, 1, 2)), Term((0,), (1, 2)), Term((0, 1), (0, 1, 2), mask_self=False)), 2, 7, None),
     "one rank": ((Term((0, 1), (0, 1)), Term((0, 1), (0, 1), mask_self=False), Term((1,), (0,))), 2, 0, (2, 5)),
+    "one way": ((Term((0,), (1,)),), 2, 0, None),
+    "one way with queue": ((Term((1,), (0, 2)),), 2, 7, None),
+    "one rank of one term": ((Term((0, 1), (0, 1)),), 2, 0, (2, 5)),
 }
 EXTREMES = ("duplicates", "zero row", "scale 1e4", "scale 1e-4", "identical views", "opposite views")
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusion.ops import Term, chunked, contrastive_terms, drkf_contrastive, info_nce, mi_lower_bounds, nt_xent
+from fusion.ops import Term, chunked, contrastive_terms, drkf_contrastive, info_nce, mi_lower_bounds, nt_xent, strips
+from fusion.ops.plan import make_plan
 from tests.ops import cases, frozen, oracle
 
 
@@ -21,6 +22,7 @@ def small_tiles(monkeypatch):
     """Tiles smaller than the inputs, so that every kind of boundary occurs."""
     monkeypatch.setattr(chunked, "TILE_ROWS", 4)
     monkeypatch.setattr(chunked, "TILE_COLS", 6)
+    monkeypatch.setattr(strips, "ROWS", 2)
 
 
 IMPLS = ("dense", "chunked")
@@ -270,6 +272,12 @@ def test_memory_is_linear(monkeypatch):
     with Largest() as largest:
         nt_xent(x, y, 0.1).backward()
     assert largest.elements <= max(2 * chunked.TILE_ROWS * chunked.TILE_COLS, 6000 * 8, chunked.KEEP_BYTES // 4)
+    for strip, rows in ((1 << 19, 174), (1 << 17, 0)):  # a strip of fewer anchors than ROWS; too many candidates for any
+        monkeypatch.setattr(strips, "STRIP", strip)
+        with Largest() as largest:
+            info_nce(x, y, 0.1).backward()
+        assert largest.elements <= max(3000 * rows, 2 * chunked.TILE_ROWS * chunked.TILE_COLS, 6000 * 8, chunked.KEEP_BYTES // 4)
+        assert strips.serves(make_plan((Term((0,), (1,)),), (3000, 3000)), "none") == (rows > 0)
 
 
 @pytest.mark.parametrize("case", json.loads(frozen.FILE.read_text()).items(), ids=lambda c: c[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion.ops import chunked, function, paths
+from fusion.ops import chunked, function, paths, strips
 from fusion.ops.function import contrastive_op, encode
 from tests.ops import cases
 
@@ -25,9 +25,9 @@ def test_light_import_and_training_step_compiled_into_one_frame(backend):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", ["dense", "chunked"])
-@pytest.mark.parametrize("mode", ["none", "supcon"])
-def test_operator_contract(mode, impl):
-    views, terms, labels, anchor_rows = cases.make("one rank", 6, 5)
+@pytest.mark.parametrize(("name", "mode"), [("one rank", "none"), ("one rank", "supcon"), ("one way", "none")])
+def test_operator_contract(name, mode, impl):
+    views, terms, labels, anchor_rows = cases.make(name, 6, 5)
     tau = torch.tensor(0.2, requires_grad=True)
     flat = torch.cat(labels) if mode != "none" else None
     args = ([v.requires_grad_() for v in views], tau, flat, encode(terms, anchor_rows), mode, "auto", impl, [True] * 3)
@@ -37,8 +37,8 @@ def test_operator_contract(mode, impl):
 def test_compiled_code_on_disk_is_not_taken_for_another_layouts(monkeypatch):
     """Inductor's cache knows an operator's results by its arguments alone, so whatever decides their shapes must be in an argument."""
     seen = {encode((), None)}
-    sizes = [(chunked, name) for name in ("TILE_ROWS", "TILE_COLS", "KEEP_BYTES")]
+    sizes = [(chunked, name) for name in ("TILE_ROWS", "TILE_COLS", "KEEP_BYTES")] + [(strips, name) for name in ("STRIP", "FEWEST_ROWS")]
     for module, name in (*sizes, (paths, "DENSE_ROWS"), (function, "LAYOUT")):
         monkeypatch.setattr(module, name, getattr(module, name) + 1)
         seen.add(encode((), None))
-    assert len(seen) == 6
+    assert len(seen) == 8
