@@ -54,7 +54,9 @@ class Run:
     def open(cls, path: str | os.PathLike) -> Run:
         path = Path(path)
         if not (path / INFO).exists():
-            raise DataError(f"{path}: not a run folder (no {INFO}); make one with `mer train`, or leave it out")
+            inside = sum(1 for _ in path.glob(f"*/{INFO}"))
+            remedy = f"the runs are in it: {path}/*" if inside else "make one with `mer train`, or leave it out"
+            raise DataError(f"{path}: not a run folder (no {INFO}); {remedy}")
         info = read_json(path / INFO, {}, AGAIN)
         if info.get("format") != "mer-run" or info.get("version") != VERSION:
             said = f"{str(info.get('format'))[:40]} of version {str(info.get('version'))[:40]}"

@@ -15,6 +15,7 @@ from fusion.config import DataConfig
 from pipeline.errors import DataError
 
 GROUPS = ("dialogue", "speaker", "session")
+FOLDS = ("session", "speaker", "dialogue")  # the one to suggest first
 MOST_FOLDS = 20  # more groups than this are bundled
 BUNDLES = 10
 CARVINGS = 64  # candidate dev sets, of which the one with the most train-like labels is taken
@@ -71,8 +72,8 @@ def plan(table: pa.Table, target: np.ndarray, config: DataConfig, fold: Fold | N
         train, dev = np.flatnonzero(split == "train"), np.flatnonzero(split == "dev")
         undecided = int((~np.isin(split, ["train", "dev", "test"])).sum())
         if not len(train):
-            usable = [g for g in ("session", "speaker", "dialogue") if _complete(table, g, np.arange(len(table)))]
-            remedy = f"train with --folds {usable[0]}" if usable else "give its table a split column"
+            by = group_column(table, np.arange(len(table)), FOLDS)
+            remedy = f"train with --folds {by}" if by else "give its table a split column"
             raise DataError(f"the store has no training rows (its splits: {_counts(split)}); {remedy}")
         if undecided:
             notes.append(f"{undecided} rows without a split left out")
@@ -111,7 +112,9 @@ def folds(table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0) -> tup
         if v is not None and k:
             size[v] = size.get(v, 0) + 1
     if len(size) < 3:
-        raise DataError(f"--folds {by}: the store has {len(size)} labelled groups; at least 3 are needed (train, dev, test)")
+        other = group_column(table, np.arange(len(table)), [g for g in FOLDS if g != by])
+        remedy = f"; its utterances have a {other}: --folds {other}" if other else ""
+        raise DataError(f"--folds {by}: the store has {len(size)} labelled groups; at least 3 are needed (train, dev, test){remedy}")
     stored = set(table["split"].to_pylist()) - {"", None}
     notes = [f"the stored splits ({', '.join(sorted(stored))}) are not used: --folds {by} makes its own"] if stored else []
     if len(size) <= MOST_FOLDS:

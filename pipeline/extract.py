@@ -287,7 +287,8 @@ def prepare(state: State) -> Prepared:
             left_out.setdefault(row, ("empty", "neither audio nor text"))
     if len(left_out) == len(rows):
         stage, reason = left_out[0]
-        raise DataError(f"{state.manifest.dataset}: none of {len(rows):,} utterances can be read, first {rows[0].id} ({stage}: {reason})")
+        none = f"{state.manifest.dataset}: none of {len(rows):,} utterances can be read, first {rows[0].id}"
+        raise DataError(f"{none if len(rows) > 1 else rows[0].id + ' cannot be read'} ({stage}: {reason})")
     encoders = load_encoders(points, state.options)
     geometry = Geometry.of(points["audio"]) if "audio" in points else None
     work = Work(inputs, None, state.options, state.folder, geometry, encoders, {m: encoder.dim for m, encoder in encoders.items()})

@@ -43,7 +43,8 @@ def prepare(name: str, /, root: str | os.PathLike | None = None, *, labels: str 
 
         return complete(*table.prepare(audio_dir=root, labels=labels, **options))
     if name not in DATASETS:
-        raise DataError(f"dataset '{name}' is not known; known: {', '.join(DATASETS)}; for your own files see `mer prepare table --help`")
+        known = ", ".join(DATASETS)
+        raise DataError(f"dataset '{name}' is not known; known: {known}, and table, for your own files (see `mer prepare table --help`)")
     module = import_module(DATASETS[name])
     known = list(inspect.signature(module.prepare).parameters)[3:]
     if unknown := [option for option in options if option not in known]:
