@@ -5,6 +5,7 @@ The trainer calls `plan`, which knows of no test rows; only `fusion.evaluate` ca
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,15 +106,10 @@ def held_out(table: pa.Table, fold: Fold | None = None) -> np.ndarray:
 
 def folds(table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0) -> tuple[list[Fold], tuple[str, ...]]:
     """Leave one group out for every value of `by` (session | speaker | dialogue); many groups are bundled into ten folds of even size."""
-    value = _values(table, by)
-    known = labelled(target)
-    size: dict[str, int] = {}
-    for v, k in zip(value, known, strict=True):
-        if v is not None and k:
-            size[v] = size.get(v, 0) + 1
+    size = _sizes(table, target, by)
     if len(size) < 3:
-        other = group_column(table, np.arange(len(table)), [g for g in FOLDS if g != by])
-        remedy = f"; its utterances have a {other}: --folds {other}" if other else ""
+        other = next((g for g in FOLDS if g != by and len(_sizes(table, target, g)) >= 3), None)
+        remedy = f"; by {other} there are enough: --folds {other}" if other else ""
         raise DataError(f"--folds {by}: the store has {len(size)} labelled groups; at least 3 are needed (train, dev, test){remedy}")
     stored = set(table["split"].to_pylist()) - {"", None}
     notes = [f"the stored splits ({', '.join(sorted(stored))}) are not used: --folds {by} makes its own"] if stored else []
@@ -129,6 +125,11 @@ def folds(table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0) -> tup
         load[k] += size[v]
     notes.append(f"{len(size)} {by} groups bundled into {BUNDLES} folds (seed {seed})")
     return [Fold(f"{k + 1:02d}", by, tuple(sorted(b))) for k, b in enumerate(bundles)], tuple(notes)
+
+
+def _sizes(table: pa.Table, target: np.ndarray, by: str) -> dict[str, int]:
+    """Labelled rows of every group."""
+    return Counter(v for v, known in zip(_values(table, by), labelled(target), strict=True) if v is not None and known)
 
 
 def group_column(table: pa.Table, rows: np.ndarray, among: Sequence[str] = GROUPS) -> str | None:
