@@ -1,10 +1,13 @@
 """`python -m tests.bench contrastive`: time and memory of the contrastive losses against their peers.
 
-One process; the peers of a size are checked against float64 first, then timed in interleaved rounds (so that a slow spell of the
+The peers of a size are checked against float64 first, then timed in interleaved rounds of one process (so that a slow spell of the
 machine hits all of them), and the minimum and the median are reported. On a CPU time is CPU time of one thread. On a GPU it is event
 time, per call and per replay of a captured CUDA graph, beside the host's time. The share of the floor is that of the fewest matrix
 operations, at the rate of this machine's own matrix product on a CPU and of an H200's data sheet on a GPU. Rows already in the CSV
-stay, unless they are measured anew: a grid may be run in slices.
+stay, unless they are measured anew: a grid may be run in slices, and `--minutes` and `--missing` cut and continue one.
+
+A peer that fails costs no other's figures: it gets a row "failed" with the reason. On a GPU the measuring process is a child, as a
+kernel that faults takes its process with it and one that hangs must be killed; the size is then measured again without that peer.
 
 A peer that lacks a term (no mask) is left out of that workload and not credited with skipping it. pytorch-metric-learning, lightly and
 open_clip are timed where they are installed; the first two take the temperature as a number and skip its gradient.
@@ -16,10 +19,13 @@ import argparse
 import csv
 import gc
 import json
+import math
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -34,12 +40,16 @@ TAU = 0.1
 H200 = {"tf32x3": 132e12, "tf32": 395e12, "16 bit": 790e12}  # matrix operations a second, NVIDIA's data sheet; the first is tf32 / 3
 EAGER_LIMIT = 20e9  # bytes of a CPU's memory that eager may take
 CPU_GRID = [(4, 256), (32, 256), (128, 256), (512, 64), (512, 256), (512, 1024), (2048, 256), (8192, 256)]
-GPU_GRID = [(b, d) for d in (64, 256, 1024) for b in (4, 16, 32, 64, 128, 512, 1024, 4096, 16384, 65536, 131072)]
+GPU_GRID = [(b, d) for d in (256, 1024, 64) for b in (4, 16, 32, 64, 128, 512, 1024, 4096, 16384, 65536, 131072)]
 # name -> (views, fewest matrix operations over B*B*D: similarities once, by symmetry half, and both products with G; eager's
 # float32 entries over B*B)
 WORKLOADS = {"nt_xent": (2, 12, 25.2), "info_nce": (2, 6, 6.3), "clip": (2, 6, 8.0), "drkf": (4, 30, 58.4)}
 TITLES = {"nt_xent": "NT-Xent", "info_nce": "InfoNCE", "clip": "InfoNCE, both directions", "drkf": "DRKF's three terms"}
 KEYS = ("workload", "B", "D", "dtype", "peer", "what")
+BATCH_SECONDS = 0.02  # of calls between two events on a GPU
+SIZE_SECONDS = 6.0  # of all rounds of one size on a GPU
+GRAPH_SECONDS = 0.05  # longer steps are not captured: their launches are no part of the time, and the graph doubles the memory
+SILENCE = 120  # seconds without a sign of life after which the child is given up: one peer's compilation and first steps
 
 
 # --- peers ------------------------------------------------------------------------------------------------------------------------
@@ -49,9 +59,14 @@ class Eager:
     """The losses as plain PyTorch, at their best: masks and targets are made once for a size."""
 
     def __init__(self, rows: int, device: torch.device):
-        self.mask = torch.eye(2 * rows, dtype=torch.bool, device=device)
-        index = torch.arange(rows, device=device)
-        self.positive, self.same = torch.cat([index + rows, index]), index
+        self.rows = rows
+        self.same = torch.arange(rows, device=device)
+        self.positive = torch.cat([self.same + rows, self.same])
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Of NT-Xent alone; 69 GB at B = 131,072, where only peers without it are left."""
+        return torch.eye(2 * self.rows, dtype=torch.bool, device=self.same.device)
 
     def nt_xent(self, x: Tensor, y: Tensor, tau: Tensor) -> Tensor:
         z = torch.cat([F.normalize(x), F.normalize(y)])
@@ -126,6 +141,36 @@ def inf_cl(workload: str, eager: Eager) -> Callable:
     return function
 
 
+def forced(path: str, function: Callable) -> Callable:
+    """Ours on another path than the launcher's table has: where its borders should be is what this shows."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        from fusion.ops import launch
+
+        table, launch.choose = launch.choose, lambda rows, d: path
+        try:
+            return function(*inputs)
+        finally:
+            launch.choose = table
+
+    return call
+
+
+def new_step(function: Callable) -> Callable:
+    """Tells reduce-overhead that earlier results may be overwritten."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return function(*inputs)
+
+    return call
+
+
+@cache
+def absent(name: str, missing: str) -> None:
+    print(f"{name} left out: {missing}", flush=True)
+
+
 def packages(workload: str, rows: int, device: torch.device) -> dict[str, Callable]:
     """Published losses of the same value, where they are installed."""
     found: dict[str, Callable] = {}
@@ -136,7 +181,7 @@ def packages(workload: str, rows: int, device: torch.device) -> dict[str, Callab
             metric, labels = NTXentLoss(TAU), torch.arange(rows, device=device).repeat(2)
             found["pytorch-metric-learning"] = lambda x, y, tau: metric(torch.cat([x, y]), labels)
         except ImportError as missing:
-            print(f"pytorch-metric-learning left out: {missing}")
+            absent("pytorch-metric-learning", str(missing))
     if workload == "nt_xent":
         try:
             from lightly.loss import NTXentLoss as LightlyNTXent
@@ -144,7 +189,7 @@ def packages(workload: str, rows: int, device: torch.device) -> dict[str, Callab
             lightly = LightlyNTXent(TAU)
             found["lightly"] = lambda x, y, tau: lightly(x, y)
         except ImportError as missing:
-            print(f"lightly left out: {missing}")
+            absent("lightly", str(missing))
     if workload == "clip":
         try:
             from open_clip.loss import ClipLoss
@@ -152,29 +197,38 @@ def packages(workload: str, rows: int, device: torch.device) -> dict[str, Callab
             clip = ClipLoss(cache_labels=True)
             found["open_clip"] = lambda x, y, tau: clip(F.normalize(x), F.normalize(y), 1 / tau)
         except ImportError as missing:
-            print(f"open_clip left out: {missing}")
+            absent("open_clip", str(missing))
     return found
 
 
 DISTRIBUTIONS = {"pytorch-metric-learning": "pytorch-metric-learning", "lightly": "lightly", "open_clip": "open_clip_torch"}
 
 
-def peers(workload: str, rows: int, device: torch.device, *, compile_peers: bool) -> dict[str, Callable]:
+def peers(workload: str, rows: int, d: int, device: torch.device, *, compile_peers: bool, paths: bool) -> dict[str, Callable]:
     """name -> function of (views..., tau). `mer` is ours; `eager` is what the ratios are of."""
     eager = Eager(rows, device)
-    limit = EAGER_LIMIT if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory
+    cuda = device.type == "cuda"
+    limit = torch.cuda.get_device_properties(device).total_memory if cuda else EAGER_LIMIT
     fits = WORKLOADS[workload][2] * 4 * rows * rows < limit
     plain = getattr(eager, workload)
-    out: dict[str, Callable] = {"eager": plain} if fits else {}
-    if workload != "drkf" and (device.type == "cpu" or rows <= 16384):  # beyond, its loop in Python is what would be timed
-        out["inf-cl"] = inf_cl(workload, eager)
+    out: dict[str, Callable] = {"eager": plain} if fits else {}  # first: it makes the mask that torch.compile finds
+    if workload != "drkf" and (not cuda or rows <= 4096):  # beyond, its loop in Python is what would be timed
+        out["inf-cl's tiles in PyTorch" if cuda else "inf-cl"] = inf_cl(workload, eager)
     if fits:
         out |= packages(workload, rows, device)
     if compile_peers and fits:
-        out["torch.compile"] = torch.compile(plain)
-        if device.type == "cuda":
-            out["torch.compile reduce-overhead"] = torch.compile(plain, mode="reduce-overhead")
+        out["torch.compile"] = torch.compile(plain, dynamic=False)
+        if cuda:
+            out["torch.compile reduce-overhead"] = new_step(torch.compile(plain, dynamic=False, mode="reduce-overhead"))
     out["mer"] = OURS[workload]
+    if cuda and paths:
+        from fusion.ops.launch import choose
+
+        flat = rows * WORKLOADS[workload][0]
+        here = choose(flat, d)
+        for path, most in (("tiny", 64), ("mid", 32768), ("large", 1 << 20)):
+            if path != here and flat <= most:
+                out[f"mer, {path} path"] = forced(path, OURS[workload])
     return out
 
 
@@ -198,28 +252,20 @@ def step(function: Callable, inputs: list[Tensor], *, backward: bool) -> Tensor:
     return loss
 
 
-def check(functions: dict[str, Callable], inputs: list[Tensor], workload: str, rows: int) -> dict[str, float]:
-    """Relative error of the first view's gradient against float64 (beyond B = 2048 against eager float32, for want of memory). A peer
-    that is off leaves `functions`; if it is ours, nothing is timed."""
-    errors = {}
+def reference(workload: str, inputs: list[Tensor], rows: int) -> Tensor:
+    """Gradient of the first view in float64 (beyond B = 2048 that of eager float32, for want of memory)."""
     exact = [t.detach().to(torch.float64 if rows <= 2048 else torch.float32).requires_grad_() for t in inputs]
     step(getattr(Eager(rows, inputs[0].device), workload), exact, backward=True)
-    for name in list(functions):
-        step(functions[name], inputs, backward=True)
-        want, got = exact[0].grad, inputs[0].grad.double()
-        errors[name] = float((got - want).norm() / want.norm())
-        if errors[name] > (1e-3 if inputs[0].dtype == torch.float32 else 5e-2):
-            print(f"{name}: gradient off by {errors[name]:.1e}; not timed")
-            del functions[name]
-    if "mer" not in functions:
-        raise SystemExit("mer's own gradient is off")
-    return errors
+    return exact[0].grad
 
 
-def cpu_seconds(function: Callable, inputs: list[Tensor], *, backward: bool) -> float:
-    start = time.process_time()
-    step(function, inputs, backward=backward)
-    return time.process_time() - start
+def check(function: Callable, inputs: list[Tensor], want: Tensor) -> float:
+    """Relative error of the first view's gradient; RuntimeError if the peer is off and not to be timed."""
+    step(function, inputs, backward=True)
+    error = float((inputs[0].grad.double() - want).norm() / want.norm())
+    if not error <= (1e-3 if inputs[0].dtype == torch.float32 else 5e-2):  # NaN is off, too
+        raise RuntimeError(f"gradient off by {error:.1e}")
+    return error
 
 
 def high_water() -> int:
@@ -244,35 +290,56 @@ def cpu_peak_bytes(function: Callable, inputs: list[Tensor]) -> int:
     return int(text) * 1024 if text else -1
 
 
-def gpu_seconds(function: Callable, inputs: list[Tensor], *, backward: bool, repeats: int) -> tuple[float, float]:
-    """(device, host) seconds a call."""
+def gpu_seconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """(device, host) seconds a call. The host's is of the first few, which no full queue holds up."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    few = min(repeats, 4)
     torch.cuda.synchronize()
-    host = time.perf_counter()
+    start = time.perf_counter()
     begin.record()
-    for _ in range(repeats):
-        step(function, inputs, backward=backward)
+    for _ in range(few):
+        call()
+    host = (time.perf_counter() - start) / few
+    for _ in range(repeats - few):
+        call()
     end.record()
-    host = time.perf_counter() - host
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / repeats, host / repeats
+    return begin.elapsed_time(end) / 1e3 / repeats, host
 
 
-def captured(function: Callable, inputs: list[Tensor]) -> Callable | None:
-    """The training step as one CUDA graph; None where it cannot be captured."""
+def gpu_warm(call: Callable[[], object]) -> tuple[float, int]:
+    """Seconds a call once compiled and recorded (reduce-overhead takes two calls for that), and calls for one round."""
+    call()
+    seconds = math.inf
+    for _ in range(3):
+        seconds = min(seconds, gpu_seconds(call, 1)[0])
+        if seconds > 2:
+            break
+    return seconds, max(1, min(200, int(BATCH_SECONDS / seconds)))
+
+
+def gpu_peak_bytes(function: Callable, inputs: list[Tensor]) -> int:
+    """Memory of one step beyond the inputs, their gradients included."""
+    for tensor in inputs:
+        tensor.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(function, inputs, backward=True)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def captured(function: Callable, inputs: list[Tensor]) -> Callable:
+    """The training step as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step(function, inputs, backward=True)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+    with torch.cuda.stream(stream):
+        for _ in range(3):
             step(function, inputs, backward=True)
-    except RuntimeError as reason:
-        print(f"  not capturable: {str(reason).splitlines()[0]}")
-        return None
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(function, inputs, backward=True)
     return graph.replay
 
 
@@ -292,49 +359,210 @@ def floor_seconds(workload: str, rows: int, d: int, inputs: list[Tensor]) -> flo
     return operations * best / (2 * 512 * 512 * d)
 
 
-def measure(workload: str, rows: int, d: int, device: torch.device, dtype: torch.dtype, *, rounds: int, compile_peers: bool) -> list[dict]:
-    inputs = make_inputs(workload, rows, d, device, dtype)
-    functions = peers(workload, rows, device, compile_peers=compile_peers)
-    errors = check(functions, inputs, workload, rows) if "eager" in functions else dict.fromkeys(functions, float("nan"))
+class Series:
+    """The calls of one peer and what has been measured of them."""
+
+    def __init__(self, peer: str, what: str, call: Callable[[], object], cuda: bool):
+        self.peer, self.what, self.call, self.cuda = peer, what, call, cuda
+        self.samples: list[float] = []
+        self.hosts: list[float] = []
+        self.seconds, self.repeats = gpu_warm(call) if cuda else (0.0, 1)
+
+    def measure(self) -> None:
+        if self.cuda:
+            device, host = gpu_seconds(self.call, self.repeats)
+            self.samples.append(device)
+            self.hosts.append(host)
+        else:
+            start = time.process_time()
+            self.call()
+            self.samples.append(time.process_time() - start)
+
+
+def reason_of(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def measure(self) -> None:
+        if self.cuda:
+            device, host = gpu_seconds(self.call, self.repeats)
+            self.samples.append(device)
+            self.hosts.append(host)
+        else:
+            start = time.process_time()
+            self.call()
+            self.samples.append(time.process_time() - start)
+
+
+def reason_of(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def series_of(name: str, function: Callable, inputs: list[Tensor], *, cuda: bool) -> list[Series]:
+    def call(backward: bool) -> Callable[[], object]:
+        return lambda: step(function, inputs, backward=backward)
+
+    out = [Series(name, "forward", call(False), cuda), Series(name, "forward+backward", call(True), cuda)]
+    if cuda and name in ("eager", "mer") and out[1].seconds < GRAPH_SECONDS:
+        out.append(Series(f"{name} in a CUDA graph", "forward+backward", captured(function, inputs), cuda))
+    return out
+
+
+def measure(
+    workload: str, rows: int, d: int, device: torch.device, dtype: torch.dtype, *, rounds: int, compile_peers: bool, paths: bool = False,
+    left_out: tuple[str, ...] = (), note: Callable[[str], None] = lambda peer: None,
+) -> list[dict]:  # fmt: skip
+    """The rows of one size. `note` is told which peer is run next."""
     cuda = device.type == "cuda"
-    samples: dict[tuple[str, str], list[float]] = {}
-    hosts: dict[str, list[float]] = {}
-    if cuda:
-        graphs = {name: captured(functions[name], inputs) for name in ("eager", "mer") if name in functions}
+    key = {"workload": workload, "B": rows, "D": d, "dtype": str(dtype)[6:]}
+    inputs = make_inputs(workload, rows, d, device, dtype)
+    functions = peers(workload, rows, d, device, compile_peers=compile_peers, paths=paths)
+    want, errors, peaks, failed = None, {}, {}, []
+    series: list[Series] = []
+
+    def call(name: str, backward: bool) -> Callable[[], object]:
+        return lambda: step(functions[name], inputs, backward=backward)
+
+    for name in ["reference"] * ("eager" in functions) + [name for name in functions if name not in left_out]:
+        note(name)
+        try:
+            if name == "reference":
+                want = reference(workload, inputs, rows)
+                continue
+            errors[name] = check(functions[name], inputs, want) if want is not None else math.nan
+            mine = [Series(name, "forward", call(name, False), cuda), Series(name, "forward+backward", call(name, True), cuda)]
+            if cuda and "reduce-overhead" not in name:  # whose memory is a pool of its own, taken once
+                peaks[name] = gpu_peak_bytes(functions[name], inputs)
+            series += mine
+        except Exception as failure:
+            failed.append(key | {"peer": name, "what": "failed", "failure": reason_of(failure)})
+        finally:
+            for tensor in inputs:
+                tensor.grad = None
+            if cuda:
+                torch.cuda.synchronize()  # raises where the peer has ended this process's use of the GPU: the child is then replaced
+                if failed and failed[-1]["peer"] == name:
+                    gc.collect()
+                    torch.cuda.empty_cache()
+    for name in ("eager", "mer") if cuda else ():
+        graph, whole = f"{name} in a CUDA graph", [one for one in series if (one.peer, one.what) == (name, "forward+backward")]
+        if whole and whole[0].seconds < GRAPH_SECONDS and graph not in left_out:
+            note(graph)  # a failed capture leaves the allocator and the current stream behind as they were in it: the child ends, too
+            series.append(Series(graph, "forward+backward", captured(functions[name], inputs), cuda))
+    if cuda and series:
+        rounds = max(3, min(rounds, int(SIZE_SECONDS / sum(s.seconds * s.repeats for s in series))))
     for _ in range(rounds):
-        for name, function in functions.items():
-            for what, backward in (("forward", False), ("forward+backward", True)):
-                if cuda:
-                    device_time, host = gpu_seconds(function, inputs, backward=backward, repeats=20 if rows < 4096 else 2)
-                    samples.setdefault((name, what), []).append(device_time)
-                    hosts.setdefault(name, []).append(host)
-                else:
-                    samples.setdefault((name, what), []).append(cpu_seconds(function, inputs, backward=backward))
-            if cuda and graphs.get(name):
-                graph_time, _ = gpu_seconds(lambda *a, r=graphs[name]: r(), inputs, backward=False, repeats=20)
-                samples.setdefault((f"{name} in a CUDA graph", "forward+backward"), []).append(graph_time)
+        for one in series:
+            note(one.peer)
+            one.measure()
     rows_out, floor = [], floor_seconds(workload, rows, d, inputs)
-    for (name, what), seconds in samples.items():
-        base = samples.get(("eager", what))
-        row = {
-            "workload": workload, "B": rows, "D": d, "dtype": str(dtype)[6:], "peer": name, "what": what, "rounds": rounds,
+    bases = {one.what: min(one.samples) for one in series if one.peer == "eager"}
+    for one in series:
+        name, seconds = one.peer, one.samples
+        row = key | {
+            "peer": name, "what": one.what, "rounds": rounds,
             "min_ms": round(min(seconds) * 1e3, 4), "median_ms": round(statistics.median(seconds) * 1e3, 4),
-            "times_eager": round(min(base) / min(seconds), 3) if base else None,
+            "times_eager": round(bases[one.what] / min(seconds), 3) if one.what in bases else None,
             "gradient_error": f"{errors[name]:.1e}" if name in errors else None,
             "version": metadata.version(DISTRIBUTIONS[name]) if name in DISTRIBUTIONS else None,
         }  # fmt: skip
-        if what == "forward+backward" and name in functions:
+        if cuda:
+            row["host_ms"] = round(min(one.hosts) * 1e3, 4)
+        if one.what == "forward+backward" and name in functions:
             row["percent_of_floor"] = round(100 * floor / min(seconds), 1)
             if cuda:
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                step(functions[name], inputs, backward=True)
-                row["peak_MiB"] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)
-                row["host_ms"] = round(min(hosts[name]) * 1e3, 4)
+                row["peak_MiB"] = round(peaks[name] / 2**20, 2) if name in peaks else None
             elif "compile" not in name:
                 row["peak_MiB"] = round(cpu_peak_bytes(functions[name], inputs) / 2**20, 2)
         rows_out.append(row)
-    return rows_out
+    return rows_out + failed
+
+
+# --- a child process for the GPU ----------------------------------------------------------------------------------------------------
+
+
+def serve(pipe, measure: Callable) -> None:
+    """The child: measures what it is asked to and tells which peer it is at."""
+    while True:
+        try:
+            args, settings = pipe.recv()
+        except EOFError:
+            return
+        try:
+            rows = measure(*args, **settings, note=lambda peer: pipe.send(("at", peer)))
+        except Exception as failure:
+            pipe.send(("failed", reason_of(failure)))
+            os._exit(1)
+        gc.collect()
+        torch._dynamo.reset()  # with the memory of reduce-overhead's graphs
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        pipe.send(("rows", rows))
+
+
+NOBODY = ("start", "reference")  # places that are no peer's, so that there is nobody to leave out
+
+
+class Child:
+    """`measure` in a process that may die or hang. A peer that hung is left out of all that follows, for want of time."""
+
+    def __init__(self, measure: Callable, silence: float = SILENCE):
+        self.measure, self.silence = measure, silence
+        self.process = None
+        self.hung: dict[str, str] = {}
+
+    def __call__(self, workload: str, rows: int, d: int, device: torch.device, dtype: torch.dtype, **settings) -> list[dict]:
+        key = {"workload": workload, "B": rows, "D": d, "dtype": str(dtype)[6:]}
+        lost = dict(self.hung)
+        while True:
+            peer, value = self.ask((workload, rows, d, device, dtype), settings | {"left_out": tuple(lost)})
+            if peer:
+                again = peer not in lost and peer not in NOBODY
+                lost[peer] = value
+                if again:
+                    continue
+            measured = [] if peer else value
+            return measured + [key | {"peer": name, "what": "failed", "failure": reason} for name, reason in lost.items()]
+
+    def ask(self, args: tuple, settings: dict) -> tuple[str, object]:
+        """("", rows), or (the peer it was at, what happened)."""
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, other = context.Pipe()
+            self.process = context.Process(target=serve, args=(other, self.measure))
+            self.process.start()
+            other.close()
+        peer, reason = "start", ""
+        try:
+            self.pipe.send((args, settings))
+            while self.pipe.poll(self.silence):
+                kind, value = self.pipe.recv()
+                if kind == "rows":
+                    return "", value
+                if kind == "failed":
+                    reason = value
+                    break
+                peer = value
+        except (EOFError, OSError):
+            reason = "its process died"
+        self.close()
+        if not reason:
+            reason = f"no sign of life for {self.silence:g} s at {args[0]} {args[1]}x{args[2]}"
+            if peer not in NOBODY:
+                self.hung[peer] = reason
+        return peer, reason
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.process = None
+
+
+# --- the grid -----------------------------------------------------------------------------------------------------------------------
 
 
 def merged(path: Path, new: list[dict]) -> list[dict]:
@@ -362,6 +590,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--compile-everywhere", action="store_true", help="on a GPU torch.compile is measured at D = 256 alone, else")
+    parser.add_argument("--paths", action="store_true", help="on a GPU: ours on its other paths, too")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no size after this time")
+    parser.add_argument("--missing", action="store_true", help="only sizes that the CSV does not have")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for contrastive_{cpu,gpu}.csv and .json")
     parser.add_argument("--plot", action="store_true", help="only redraw docs/contrastive_*.svg from the CSV files")
     options = parser.parse_args(argv)
@@ -374,27 +606,49 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(1)
     grid = [tuple(map(int, s.split("x"))) for s in options.size] if options.size else CPU_GRID if device.type == "cpu" else GPU_GRID
     path = options.out / f"contrastive_{'cpu' if device.type == 'cpu' else 'gpu'}.json"
-    machine = describe()
-    for workload in options.workload or list(WORKLOADS):
-        for b, d in grid:
+    cuda, dtype, machine, begin, late, broken = device.type == "cuda", options.dtype, describe(), time.monotonic(), [], []
+    tasks = [(workload, b, d) for workload in options.workload or list(WORKLOADS) for b, d in grid]
+    if cuda and not options.size:  # D = 256 of all workloads first
+        tasks.sort(key=lambda task: [d for _, d in GPU_GRID].index(task[2]))
+    if options.missing:
+        have = {tuple(row[key] for key in KEYS[:4]) for row in merged(path, [])}
+        tasks = [task for task in tasks if (*task, dtype) not in have]
+    child = Child(measure)
+    run = child if cuda else measure
+    try:
+        for workload, b, d in tasks:
+            if time.monotonic() - begin > 60 * options.minutes:
+                late.append(f"{workload} {b}x{d}")
+                continue
             few = max(2, min(options.rounds, int(2e9 / (b * b * d + 1)) + 2))
-            rounds = options.rounds if device.type == "cuda" else 20 * options.rounds if b <= 128 else few
-            compile_peers = not options.no_compile and (device.type == "cuda" or b <= 512)
-            new = measure(workload, b, d, device, getattr(torch, options.dtype), rounds=rounds, compile_peers=compile_peers)
+            rounds = options.rounds if cuda else 20 * options.rounds if b <= 128 else few
+            compiles = not options.no_compile and (d == 256 or options.compile_everywhere if cuda else b <= 512)
+            new = run(workload, b, d, device, getattr(torch, dtype), rounds=rounds, compile_peers=compiles, paths=options.paths)
             for row in new:
                 row |= {
                     "machine": machine["gpu"] or machine["cpu"], "torch": machine["versions"]["torch"], "commit": machine["commit"],
                     "load": round(os.getloadavg()[0], 2),
                 }  # fmt: skip
-                if row["what"] == "forward+backward":
+                place = f"{workload:8} B={b:<6} D={d:<5} {row['peer']:32}"
+                if row["what"] == "failed":
+                    print(f"{place} failed: {row['failure']}", flush=True)
+                    broken += [place] * row["peer"].startswith("mer")
+                elif row["what"] == "forward+backward":
                     ratio = f"{row['times_eager']:6.2f} x eager" if row["times_eager"] else ""
-                    print(f"{workload:8} B={b:<6} D={d:<5} {row['peer']:32} {row['min_ms']:12.3f} ms {ratio}", flush=True)
-            gc.collect()
-            torch._dynamo.reset()
+                    print(f"{place} {row['min_ms']:12.3f} ms {ratio}", flush=True)
+            if not cuda:  # the child does so itself
+                gc.collect()
+                torch._dynamo.reset()
             rows = merged(path, new)  # after every size: an interrupted run keeps what it has
             save(path.stem, rows, command="python -m tests.bench contrastive", folder=options.out)
             write_csv(path.with_suffix(".csv"), rows)
+    finally:
+        child.close()
+    if late:
+        print(f"not begun within {options.minutes:g} minutes (--missing continues): {', '.join(late)}")
     print(f"wrote {path} and {path.with_suffix('.csv').name}")
+    if broken:
+        raise SystemExit("mer itself failed: " + "; ".join(" ".join(place.split()) for place in broken))
 
 
 def plot(source: Path, out: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion.ops import contrastive_terms, drkf_contrastive, launch, nt_xent, path_for
+from fusion.ops import Term, contrastive_terms, drkf_contrastive, launch, nt_xent, path_for
 from tests.ops import cases, oracle
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -80,6 +80,54 @@ def test_bitwise_repeatable_and_capturable(path):
     assert all(torch.equal(a, b) for a, b in zip(first, out, strict=True))
 
 
+@pytest.mark.parametrize("path", SIZES)
+def test_calls_in_flight_on_two_streams(path):
+    """Each stream has its own counter for the last-block sum; the tables were made on neither."""
+    rows, d = SIZES[path]
+    views = [torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(4)]
+
+    def step():
+        return torch.autograd.grad(drkf_contrastive(*views, 0.1).sum(), views)
+
+    first, streams = step(), [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    got: list = []
+    for _ in range(30):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                got.append(step())
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for each in got for a, b in zip(first, each, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "fast"])
+@pytest.mark.parametrize("path", SIZES)
+def test_what_is_not_a_number_stays_so(path, precision):
+    """A gradient scaler skips a step by its NaN: no rounding or maximum may swallow it."""
+    rows, d = SIZES[path]
+    x, y = (torch.randn(2 * rows, d, device="cuda") for _ in range(2))
+    x[3, 5] = torch.zeros((), device="cuda") / 0  # as the chip writes it
+    x, y = x.requires_grad_(), y.requires_grad_()
+    assert path_for([x, y]) == path
+    loss = nt_xent(x, y, 0.1, precision=precision)
+    assert all(t.isnan().all() for t in (loss, *torch.autograd.grad(loss, [x, y])))
+
+
+@pytest.mark.parametrize("path", SIZES)
+def test_low_temperature_far_below(path, monkeypatch):
+    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    x = torch.rand(21, 40, generator=torch.Generator().manual_seed(0)) + 0.2
+    terms = (Term((0,), (1,)),)
+
+    def ours(v, t, w):
+        def function(u, s):
+            return contrastive_terms(u, s, terms, impl="triton", precision="ieee")
+
+        return [g.cpu() for g in oracle.gradients(function, [u.cuda() for u in v], t.cuda(), w.cuda())]
+
+    cases.no_worse(ours, [x, -x.flip(0)], torch.tensor(0.005), terms, weights=torch.ones(1), eps=2.0**-23)
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_synchronisation():
     x, tau = torch.randn(64, 64, device="cuda", requires_grad=True), torch.tensor(0.1, device="cuda", requires_grad=True)
@@ -93,13 +141,24 @@ def test_no_synchronisation():
 
 @pytest.mark.filterwarnings("ignore")  # the compiler warns about float32 products without tf32, among others
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_step(mode):
-    """The eager call comes first: the tables of these sizes must not be made inside of a captured graph's memory."""
-    x, y = (torch.randn(40, 64, device="cuda", requires_grad=True) for _ in range(2))
+@pytest.mark.parametrize(("path", "rows", "d"), [("tiny", 5, 64), ("mid", 40, 64), ("large", 70, 1032)])
+def test_compiled_step(path, rows, d, mode):
+    """No eager call of these sizes before: tables and counters must not be made inside of a captured graph's memory."""
+    torch._dynamo.reset()
+    x, y = (torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(2))
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
-    want = torch.autograd.grad(nt_xent(x, y, tau), [x, y, tau])
+    assert path_for([x, y]) == path
     compiled = torch.compile(lambda a, b, t: nt_xent(a, b, t), fullgraph=True, mode=mode)
     for _ in range(4):
-        got = torch.autograd.grad(compiled(x, y, tau), [x, y, tau])
-    for a, b in zip(got, want, strict=True):
+        torch.compiler.cudagraph_mark_step_begin()
+        loss = compiled(x, y, tau)
+        got = [loss.detach().clone(), *(g.clone() for g in torch.autograd.grad(loss, [x, y, tau]))]
+        del loss
+    with torch.no_grad():
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            alone = compiled(x, y, tau).clone()
+    loss = nt_xent(x, y, tau)
+    want = [loss.detach(), *torch.autograd.grad(loss, [x, y, tau])]
+    for a, b in zip([*got, alone], [*want, want[0]], strict=True):
         torch.testing.assert_close(a, b)
