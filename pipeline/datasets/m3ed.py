@@ -33,11 +33,11 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
     folder, wavs = _wavs(below, root, report)
     rows, used = [], set()
     for series, dialogues in _object(read_text(file), file).items():
-        if series not in split_of:
-            report.dropped[f"series {series}, in none of the lists"] += [name for d in dialogues.values() for name in d["Dialog"]]
-            continue
         for dialogue, content in dialogues.items():
             try:
+                if series not in split_of:
+                    report.dropped[f"series {series}, in none of the lists"] += list(content["Dialog"])
+                    continue
                 lines = sorted(content["Dialog"].items(), key=lambda item: int(item[0].rsplit("_", 1)[1]))
                 for position, (utterance, line) in enumerate(lines):
                     name = f"{line['Speaker']}_{utterance}"

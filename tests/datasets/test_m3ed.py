@@ -11,6 +11,7 @@ from pipeline import media
 from pipeline.datasets import prepare
 from pipeline.errors import DataError
 from tests.datasets.trees import write_m3ed
+from tests.fuzz.jsons import wrong_values
 
 
 @pytest.fixture
@@ -68,3 +69,18 @@ def test_an_unknown_label_is_named(root):
     (root / "annotation.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match="third_1 is not as published .*'bliss'"):
         prepare("m3ed", root)
+
+
+@pytest.mark.parametrize("lists", ["as published", "without a series"])
+def test_a_wrong_value_anywhere_is_named_or_does_no_harm(root, lists):
+    if lists != "as published":
+        (root / "splitInfo" / "movie_list_val.txt").write_text("")
+    path, refused = root / "annotation.json", 0
+    for where, value in wrong_values(json.loads(path.read_text())):
+        path.write_text(json.dumps(value))
+        try:
+            prepare("m3ed", root)
+        except DataError as error:
+            assert "\n" not in str(error), where
+            refused += 1
+    assert refused > 50

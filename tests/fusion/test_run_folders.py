@@ -22,6 +22,7 @@ from pipeline.hold import hold
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import run as fit_alone
 from tests.fusion.test_train import settings
+from tests.fuzz.jsons import wrong_values
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -193,20 +194,6 @@ def test_weights_of_another_fold_are_refused(folds, tmp_path):
     evaluate.evaluate(tmp_path / "run", note=quiet)
 
 
-WRONG = (None, -1, "x", [], {})
-
-
-def changes(value, path=()):
-    """Every (path, copy of `value` with a wrong value there, or without it)."""
-    for key in list(value) if isinstance(value, dict) else range(min(len(value), 2)) if isinstance(value, list) else ():
-        for wrong in WRONG:
-            yield (*path, key), {**value, key: wrong} if isinstance(value, dict) else [*value[:key], wrong, *value[key + 1 :]]
-        if isinstance(value, dict):
-            yield (*path, key), {k: v for k, v in value.items() if k != key}
-        for where, inner in changes(value[key], (*path, key)):
-            yield where, {**value, key: inner} if isinstance(value, dict) else [*value[:key], inner, *value[key + 1 :]]
-
-
 @pytest.mark.parametrize("name", ["run.json", "fold-S0/run.json", "metrics.json", "fold-S0/log.jsonl"])
 def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
     """Made by hand, or by another program: whatever is read of it, there is a DataError that names the file, and nothing else."""
@@ -214,7 +201,7 @@ def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
     shutil.copytree(folds[1].path, tmp_path / "run")
     path, refused = tmp_path / "run" / name, 0
     value = json.loads(path.read_text().splitlines()[0] if name.endswith("jsonl") else path.read_text())
-    for where, changed in changes(value):
+    for where, changed in wrong_values(value):
         path.write_text(json.dumps(changed))
         try:
             run = Run.open(tmp_path / "run").trained()
