@@ -141,17 +141,22 @@ def inf_cl(workload: str, eager: Eager) -> Callable:
     return function
 
 
-def forced(path: str, function: Callable) -> Callable:
-    """Ours on another path than the launcher's table has: where its borders should be is what this shows."""
+def on_gpu(function: Callable, path: str | None = None, tile: str | None = None) -> Callable:
+    """Ours with the launcher's own table, or on another path, or with other tiles on that path: where the table's borders and sizes
+    should be is what this shows. What is set at a call holds until the next, as its backward pass needs it, too."""
+    from fusion.ops import launch
+
+    table = ("choose", "mid_tile", "large_tile")
+    chosen = {name: vars(launch).setdefault("_of_bench", {}).setdefault(name, getattr(launch, name)) for name in table}
+    if path:
+        chosen["choose"] = lambda rows, d: path
+    if tile:
+        sizes = launch.Tile(*map(int, tile.split("x")))
+        chosen[f"{path}_tile"] = lambda *a: sizes
 
     def call(*inputs: Tensor) -> Tensor:
-        from fusion.ops import launch
-
-        table, launch.choose = launch.choose, lambda rows, d: path
-        try:
-            return function(*inputs)
-        finally:
-            launch.choose = table
+        vars(launch).update(chosen)
+        return function(*inputs)
 
     return call
 
@@ -204,7 +209,9 @@ def packages(workload: str, rows: int, device: torch.device) -> dict[str, Callab
 DISTRIBUTIONS = {"pytorch-metric-learning": "pytorch-metric-learning", "lightly": "lightly", "open_clip": "open_clip_torch"}
 
 
-def peers(workload: str, rows: int, d: int, device: torch.device, *, compile_peers: bool, paths: bool) -> dict[str, Callable]:
+def peers(
+    workload: str, rows: int, d: int, device: torch.device, *, compile_peers: bool, paths: bool, tiles: tuple[str, ...]
+) -> dict[str, Callable]:
     """name -> function of (views..., tau). `mer` is ours; `eager` is what the ratios are of."""
     eager = Eager(rows, device)
     cuda = device.type == "cuda"
@@ -220,15 +227,14 @@ def peers(workload: str, rows: int, d: int, device: torch.device, *, compile_pee
         out["torch.compile"] = torch.compile(plain, dynamic=False)
         if cuda:
             out["torch.compile reduce-overhead"] = new_step(torch.compile(plain, dynamic=False, mode="reduce-overhead"))
-    out["mer"] = OURS[workload]
-    if cuda and paths:
-        from fusion.ops.launch import choose
-
+    out["mer"] = on_gpu(OURS[workload]) if cuda else OURS[workload]
+    if cuda:
         flat = rows * WORKLOADS[workload][0]
-        here = choose(flat, d)
         for path, most in (("tiny", 64), ("mid", 32768), ("large", 1 << 20)):
-            if path != here and flat <= most:
-                out[f"mer, {path} path"] = forced(path, OURS[workload])
+            if paths and flat <= most:
+                out[f"mer, {path} path"] = on_gpu(OURS[workload], path)
+        for name in tiles:
+            out[f"mer, {name}"] = on_gpu(OURS[workload], *name.split(":"))
     return out
 
 
@@ -412,13 +418,13 @@ def series_of(name: str, function: Callable, inputs: list[Tensor], *, cuda: bool
 
 def measure(
     workload: str, rows: int, d: int, device: torch.device, dtype: torch.dtype, *, rounds: int, compile_peers: bool, paths: bool = False,
-    left_out: tuple[str, ...] = (), note: Callable[[str], None] = lambda peer: None,
+    tiles: tuple[str, ...] = (), left_out: tuple[str, ...] = (), note: Callable[[str], None] = lambda peer: None,
 ) -> list[dict]:  # fmt: skip
     """The rows of one size. `note` is told which peer is run next."""
     cuda = device.type == "cuda"
     key = {"workload": workload, "B": rows, "D": d, "dtype": str(dtype)[6:]}
     inputs = make_inputs(workload, rows, d, device, dtype)
-    functions = peers(workload, rows, d, device, compile_peers=compile_peers, paths=paths)
+    functions = peers(workload, rows, d, device, compile_peers=compile_peers, paths=paths, tiles=tiles)
     want, errors, peaks, failed = None, {}, {}, []
     series: list[Series] = []
 
@@ -556,9 +562,10 @@ class Child:
 
     def close(self) -> None:
         if self.process is not None:
+            self.pipe.close()  # which ends a child that is waiting
+            self.process.join(5)
             self.process.kill()
             self.process.join()
-            self.pipe.close()
             self.process = None
 
 
@@ -591,7 +598,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--compile-everywhere", action="store_true", help="on a GPU torch.compile is measured at D = 256 alone, else")
-    parser.add_argument("--paths", action="store_true", help="on a GPU: ours on its other paths, too")
+    parser.add_argument("--paths", action="store_true", help="on a GPU: ours on each of its paths, too")
+    parser.add_argument(
+        "--tile", action="append", default=[], metavar="PATH:BMxBNxBKxBDxWARPSxSTAGES",
+        help="on a GPU: ours with these tiles, too (mid:..., large:...); may be repeated",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no size after this time")
     parser.add_argument("--missing", action="store_true", help="only sizes that the CSV does not have")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for contrastive_{cpu,gpu}.csv and .json")
@@ -623,7 +634,8 @@ def main(argv: list[str]) -> None:
             few = max(2, min(options.rounds, int(2e9 / (b * b * d + 1)) + 2))
             rounds = options.rounds if cuda else 20 * options.rounds if b <= 128 else few
             compiles = not options.no_compile and (d == 256 or options.compile_everywhere if cuda else b <= 512)
-            new = run(workload, b, d, device, getattr(torch, dtype), rounds=rounds, compile_peers=compiles, paths=options.paths)
+            more = {"compile_peers": compiles, "paths": options.paths, "tiles": tuple(options.tile)}
+            new = run(workload, b, d, device, getattr(torch, dtype), rounds=rounds, **more)
             for row in new:
                 row |= {
                     "machine": machine["gpu"] or machine["cpu"], "torch": machine["versions"]["torch"], "commit": machine["commit"],

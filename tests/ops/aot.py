@@ -21,7 +21,7 @@ from fusion.ops import kernels, launch
 from fusion.ops.plan import make_plan
 from tests.ops.oracle import DRKF
 
-SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}  # bytes a block may opt in to, CUDA guide
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes a block may opt in to, CUDA guide
 DTYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
@@ -83,7 +83,7 @@ def _signature(kernel, args: tuple, named: dict) -> tuple[dict, dict, dict]:
 
 
 def compile_for(capability: int, kernel, args: tuple, named: dict) -> dict:
-    """Registers, stack bytes (spills), shared bytes and matrix instructions of one launch."""
+    """Registers, stack bytes (spills), shared bytes, matrix instructions, global scratch and PTX of one launch."""
     types, constants, attributes = _signature(kernel, args, named)
     options = {k: named[k] for k in ("num_warps", "num_stages") if k in named}
     source = ASTSource(kernel, signature=types, constexprs=constants, attrs=attributes)
@@ -96,5 +96,5 @@ def compile_for(capability: int, kernel, args: tuple, named: dict) -> dict:
     matrix = [name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in compiled.asm["ptx"]]
     return {
         "kernel": kernel.__name__, "sm": capability, "registers": registers, "stack": stack,
-        "shared": compiled.metadata.shared, "matrix": matrix,
+        "shared": compiled.metadata.shared, "matrix": matrix, "scratch": compiled.metadata.global_scratch_size, "ptx": compiled.asm["ptx"],
     }  # fmt: skip
