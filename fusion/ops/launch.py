@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 
 import torch
 import triton
@@ -131,7 +131,8 @@ def _ints(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
 @_once
 def scales(plan: Plan, device: torch.device) -> Tensor:
     """(T,) 1/n_t; 0 where the positive is the only candidate, so that loss and gradient are exactly 0."""
-    return _kept(torch.tensor([1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]), device)
+    each = [1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]
+    return _kept(torch.tensor(each, dtype=torch.float32), device)
 
 
 @_once
@@ -233,25 +234,26 @@ def forward(
     terms, rows = len(plan.terms), plan.total
     args = dict(MODE=MODES[mode], TAU_N=tau.ndim)
     labels = views[0] if labels is None else labels
-    loss, slope = torch.empty(terms, device=device), torch.empty(terms, device=device)
+    empty = partial(torch.empty, device=device, dtype=torch.float32)  # whatever PyTorch's default type is
+    loss, slope = empty(terms), empty(terms)
     dot = tier(precision, views[0].dtype)
     if path == "tiny":
         tile = tiny_tile(rows, d)
         base, adjacency = tiny_tables(plan, device)
-        dz = torch.empty((terms, rows, d) if gradients else (terms,), device=device)  # an operator's results share no storage
+        dz = empty((terms, rows, d) if gradients else (terms,))  # an operator's results share no storage
         kernels.tiny_values_and_gradients[(_cdiv(d, tile.bd) if gradients else 1,)](
             *_pad(views), tau, labels, base, adjacency, scales(plan, device), loss, slope, dz, rows, d, terms,
             NV=len(views), RP=tile.bm, BK=tile.bk, BD=tile.bd, GRADIENTS=gradients, **args, **tile.options,
         )  # fmt: skip
         return loss, slope, dz
-    lse = torch.empty(terms, rows, device=device)
+    lse = empty(terms, rows)
     count = torch.empty_like(lse) if mode == "supcon" else lse
-    norm = torch.empty(rows, device=device)
+    norm = empty(rows)
     if path == "mid":
         dot = _mid_dot(dot, views[0].dtype)
         tile = mid_tile(rows, d, dot, mode)
         blocks, ranges = forward_tables(plan, tile.bm, device, False)
-        part = torch.empty(2, len(blocks), device=device)
+        part = empty(2, len(blocks))
         kernels.mid_forward[(len(blocks),)](
             *_pad(views), tau, labels, blocks, ranges, scales(plan, device), lse, count, norm, part, ticket(device), loss, slope,
             rows, d, terms, len(blocks),
@@ -261,7 +263,7 @@ def forward(
         tile = large_tile(dot, mode)
         z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
         blocks, ranges = forward_tables(plan, tile.bm, device, True)
-        part = torch.empty(2, len(blocks), device=device)
+        part = empty(2, len(blocks))
         kernels.large_forward[(len(blocks),)](
             *_operands(z, tile), tau, labels, blocks, ranges, scales(plan, device), lse, count, part, ticket(device), loss, slope,
             rows, z.shape[1], terms, len(blocks),
@@ -373,7 +375,7 @@ def _large_backward(
     values = _unit_rows(plan, views, norm, torch.float32, rounded=True) if dot == TIERS["tf32"] else z
     half = values.dtype == torch.float16
     share = grad * scales(plan, device) / (tau * G_SCALE if half else tau)
-    dz = torch.zeros(plan.total, z.shape[1], device=device)
+    dz = torch.zeros(plan.total, z.shape[1], dtype=torch.float32, device=device)
     pieces = [p for p in plan.pieces if need[p.view]]
     widest = _aligned(min(SCRATCH_COLS, max((v.c1 - v.c0 for p in pieces for v in _merged(p)), default=1)))
     chunk = max(tile.bm, SCRATCH_BYTES // (widest * values.element_size()) // tile.bm * tile.bm)

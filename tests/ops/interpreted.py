@@ -12,6 +12,7 @@ import triton.language as tl
 
 from fusion.ops import Term, contrastive_terms, kernels, launch, nt_xent
 from fusion.ops.function import contrastive_op, encode
+from fusion.ops.plan import make_plan
 from pipeline.errors import DependencyError
 from tests.ops import cases, oracle
 
@@ -123,6 +124,21 @@ def test_all_candidates_far_below_at_a_low_temperature(path):
         return run(path, v, u, terms, None, "none", None, w)
 
     cases.no_worse(ours, views, tau, terms, weights=torch.ones(1), eps=2.0**-23)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_default_type_of_the_process_does_not_matter(path, monkeypatch):
+    views, terms, _, _ = cases.make("drkf", 3, 4)
+    got = []
+    for dtype in (torch.float32, torch.float64):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            make_plan.cache_clear()  # its tables are made in this type, too
+            got.append(run(path, views, torch.tensor(0.2, dtype=torch.float32), terms, None, "none", None, torch.ones(3)))
+        finally:
+            torch.set_default_dtype(before)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*got, strict=True))
 
 
 @triton.jit
