@@ -125,6 +125,7 @@ def encode(terms: tuple[Term, ...], anchor_rows: tuple[int, int] | None) -> str:
     with another version of mer, or other sizes, would be taken for this one's. Count LAYOUT up when what _forward keeps changes."""
     each = [f"{','.join([str(v) for v in t.anchors])}|{','.join([str(v) for v in t.candidates])}|{int(t.mask_self)}" for t in terms]
     layout = f"{LAYOUT}:{paths.DENSE_ROWS}:{chunked.TILE_ROWS}:{chunked.TILE_COLS}:{chunked.KEEP_BYTES}:{strips.STRIP}:{strips.FEWEST_ROWS}"
+    layout += f":{paths.TINY_ROWS}:{','.join([f'{d}={rows}' for d, rows in paths.MID_ROWS.items()])}"
     return layout + "/" + ";".join(each) + "/" + (",".join([str(r) for r in anchor_rows]) if anchor_rows else "")
 
 

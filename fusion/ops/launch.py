@@ -19,11 +19,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fusion.ops import kernels
-from fusion.ops.paths import MAX_VIEWS
+from fusion.ops.paths import MAX_VIEWS, MID_ROWS, TINY_ROWS
 from fusion.ops.plan import NEVER, Piece, Plan, Visit
 
-TINY_ROWS = 64  # all views together, so NT-Xent up to B = 32 and DRKF's four views up to B = 16
-MID_ROWS = {256: 8192, 1024: 2048}  # largest D -> most rows for which the row-owner kernels are chosen
 SCRATCH_BYTES = 256 << 20  # coefficients of one chunk in the large path
 SCRATCH_COLS = 16384  # of a chunk at most: a product of few rows and hundreds of thousands of columns would leave most of the chip idle
 G_SCALE = 4096.0  # float16 coefficients: 2 * 4096 is far from overflow, 1e-6 * 4096 far from subnormal

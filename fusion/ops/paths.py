@@ -19,6 +19,9 @@ MIN_CAPABILITY = (8, 0)
 # Rows of all views together up to which the dense path is quicker than the chunked one (one thread, D = 256, forward and backward):
 # DRKF's three terms took it 0.9 of the time at 128 rows, one NT-Xent 0.7.
 DENSE_ROWS = 128
+# The kernels' borders; here, as compiled code must know them without Triton (function.encode).
+TINY_ROWS = 64  # all views together, so NT-Xent up to B = 32 and DRKF's four views up to B = 16
+MID_ROWS = {256: 8192, 1024: 2048}  # largest D -> most rows for which the row-owner kernels are chosen
 
 
 def available() -> dict[str, str]:

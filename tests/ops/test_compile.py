@@ -38,7 +38,8 @@ def test_compiled_code_on_disk_is_not_taken_for_another_layouts(monkeypatch):
     """Inductor's cache knows an operator's results by its arguments alone, so whatever decides their shapes must be in an argument."""
     seen = {encode((), None)}
     sizes = [(chunked, name) for name in ("TILE_ROWS", "TILE_COLS", "KEEP_BYTES")] + [(strips, name) for name in ("STRIP", "FEWEST_ROWS")]
-    for module, name in (*sizes, (paths, "DENSE_ROWS"), (function, "LAYOUT")):
+    for module, name in (*sizes, (paths, "DENSE_ROWS"), (paths, "TINY_ROWS"), (function, "LAYOUT")):
         monkeypatch.setattr(module, name, getattr(module, name) + 1)
         seen.add(encode((), None))
-    assert len(seen) == 8
+    monkeypatch.setattr(paths, "MID_ROWS", {256: 4096, 1024: 2048})
+    assert len(seen | {encode((), None)}) == 10
