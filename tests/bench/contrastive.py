@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, cached_property
 from importlib import metadata
@@ -486,16 +487,18 @@ NOBODY = ("start", "reference")  # places that are no peer's, so that there is n
 
 
 class Child:
-    """`measure` in a process that may die or hang. A peer that hung is left out of all that follows, for want of time."""
+    """`measure` in a process that may die or hang. A peer that hung, or ended it twice, is left out of all that follows: each costs a
+    new process and the size measured again. Ours is tried at every size, unless it hung."""
 
     def __init__(self, measure: Callable, silence: float = SILENCE):
         self.measure, self.silence = measure, silence
         self.process = None
-        self.hung: dict[str, str] = {}
+        self.deaths: Counter[str] = Counter()
+        self.gone: dict[str, str] = {}
 
     def __call__(self, workload: str, rows: int, d: int, device: torch.device, dtype: torch.dtype, **settings) -> list[dict]:
         key = {"workload": workload, "B": rows, "D": d, "dtype": str(dtype)[6:]}
-        lost = dict(self.hung)
+        lost = dict(self.gone)
         while True:
             peer, value = self.ask((workload, rows, d, device, dtype), settings | {"left_out": tuple(lost)})
             if peer:
@@ -528,10 +531,11 @@ class Child:
         except (EOFError, OSError):
             reason = "its process died"
         self.close()
-        if not reason:
-            reason = f"no sign of life for {self.silence:g} s at {args[0]} {args[1]}x{args[2]}"
-            if peer not in NOBODY:
-                self.hung[peer] = reason
+        hung = not reason
+        reason = reason or f"no sign of life for {self.silence:g} s at {args[0]} {args[1]}x{args[2]}"
+        self.deaths[peer] += 1
+        if peer not in NOBODY and (hung or self.deaths[peer] > 1 and not peer.startswith("mer")):
+            self.gone[peer] = reason
         return peer, reason
 
     def close(self) -> None:
@@ -618,7 +622,7 @@ def main(argv: list[str]) -> None:
                 place = f"{workload:8} B={b:<6} D={d:<5} {row['peer']:32}"
                 if row["what"] == "failed":
                     print(f"{place} failed: {row['failure']}", flush=True)
-                    broken += [place] * (row["peer"].startswith("mer") or row["peer"] in NOBODY)
+                    broken += [place] * (row["peer"].startswith("mer") or row["peer"] == "start")
                 elif row["what"] == "forward+backward":
                     ratio = f"{row['times_eager']:6.2f} x eager" if row["times_eager"] else ""
                     print(f"{place} {row['min_ms']:12.3f} ms {ratio}", flush=True)
