@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad
+from pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad, to_host
 from pipeline.encoders.geometry import Geometry, parse_layer
 from pipeline.encoders.loading import Checkpoint
 from pipeline.errors import EncoderError
@@ -92,7 +92,7 @@ class AudioEncoder:
 
     def collate(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
         """*Prepared* waveforms as one padded batch on the host: samples (B, n), mask (B, n), lengths."""
-        return *pad(waveforms, 0.0, np.float32), [len(waveform) for waveform in waveforms]
+        return *pad(waveforms, 0.0, np.float32, self.device), [len(waveform) for waveform in waveforms]
 
     def forward(self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None) -> list[np.ndarray]:
         """Frames (T_i, dim) float32 of each waveform of a collated batch. `precision` overrides the encoder's own."""
@@ -107,7 +107,9 @@ class AudioEncoder:
                 taps.clear()
             else:
                 frames = output.last_hidden_state.float()
-            frames = frames.cpu().numpy()
+            fetched = to_host(frames)
+            del output, frames
+        frames = fetched()
         counts = [self.geometry.frames(n) for n in lengths]
         if frames.shape[1] < max(counts) or frames.shape[2] != self.dim:
             raise EncoderError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -74,10 +75,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+_QUEUE = threading.Lock()
+
+
 @contextlib.contextmanager
 def computing(device: torch.device, precision: str):
-    """Inference mode, under autocast where the precision is not fp32: weights stay in fp32, matrix products run in half precision."""
-    with torch.inference_mode():
+    """Inference mode, under autocast where the precision is not fp32: weights stay in fp32, matrix products run in half precision.
+
+    On a GPU by one thread at a time: a batch's results are on their way to the host before the next batch is queued, which then computes
+    while they are looked at, and activations of one batch only are in memory."""
+    with _QUEUE if device.type == "cuda" else contextlib.nullcontext(), torch.inference_mode():
         if precision == "fp32":
             yield
         else:
@@ -85,14 +92,32 @@ def computing(device: torch.device, precision: str):
                 yield
 
 
-def pad(rows: Sequence[np.ndarray], value: float, dtype: np.dtype) -> tuple[Tensor, Tensor]:
-    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64."""
+def to_host(x: Tensor) -> Callable[[], np.ndarray]:
+    """Start the copy of `x` to the host; the call waits for it. To be started under `computing`, and waited for outside of it."""
+    if x.device.type == "cpu":
+        return x.numpy
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(x.device))
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def pad(rows: Sequence[np.ndarray], value: float, dtype: np.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host, where `device` can fetch them by
+    itself."""
     lengths = np.array([len(row) for row in rows])
     padded = np.full((len(rows), lengths.max()), value, dtype=dtype)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     mask = np.arange(lengths.max()) < lengths[:, None]
-    return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
+    both = torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
+    return (both[0].pin_memory(), both[1].pin_memory()) if device.type == "cuda" else both
 
 
 def invariance(encode: Callable[[Sequence], list[np.ndarray]], items: Sequence) -> tuple[float, float]:

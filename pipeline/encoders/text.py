@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.encoders import tiny
-from pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad
+from pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad, to_host
 from pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
 from pipeline.errors import EncoderError
 
@@ -56,14 +56,16 @@ class TextEncoder:
 
     def collate(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
         """Rows of token ids as one padded batch on the host: ids (B, T), mask (B, T), lengths."""
-        return *pad(ids, self._tokenizer.pad_token_id or 0, np.int64), [len(row) for row in ids]
+        return *pad(ids, self._tokenizer.pad_token_id or 0, np.int64, self.device), [len(row) for row in ids]
 
     def forward(self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None) -> list[np.ndarray]:
         """States (T_i, dim) float32 of each row of a collated batch. `precision` overrides the encoder's own."""
         padded, mask, lengths = batch
         with computing(self.device, precision or self.precision):
             output = self.model(input_ids=padded.to(self.device, non_blocking=True), attention_mask=mask.to(self.device, non_blocking=True))
-            states = output.last_hidden_state.float().cpu().numpy()
+            fetched = to_host(output.last_hidden_state.float())
+            del output
+        states = fetched()
         return [row[:n] for row, n in zip(states, lengths, strict=True)]
 
     def encode(self, ids: Sequence[np.ndarray], *, precision: str | None = None) -> list[np.ndarray]:

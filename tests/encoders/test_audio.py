@@ -114,8 +114,9 @@ def test_own_sample_group_norm_against_a_loop():
         assert not out[row, :, n:].any()
 
 
-def test_half_precision_is_close(group):
-    encoder = load(group, precision="bf16")
+def test_half_precision_is_close(tmp_path):
+    """Without groups of few channels, which oneDNN gets wrong in bfloat16 on processors with AMX (pytorch issue 163347)."""
+    encoder = load(checkpoints.audio(tmp_path / "wide", num_conv_pos_embedding_groups=1), precision="bf16")
     prepared = encoder.prepare(clips()[4])
     half, full = encoder.encode([prepared])[0], encoder.encode([prepared], precision="fp32")[0]
     assert 0 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05

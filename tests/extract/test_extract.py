@@ -15,12 +15,14 @@ import soundfile
 from pipeline.encoders.audio import AudioEncoder
 from pipeline.encoders.loading import resolve
 from pipeline.encoders.text import TextEncoder
-from pipeline.errors import DataError, FailuresError, KeyMismatchError, StoreError
+from pipeline.errors import DataError, EncoderError, FailuresError, KeyMismatchError, StoreError
 from pipeline.extract import extract, repair
 from pipeline.manifest import Manifest, Utterance
+from pipeline.parts import stored
 from pipeline.plan import ShardPlan
 from pipeline.progress import Lines
 from pipeline.store import FeatureStore
+from pipeline.store.schema import HALF_MAX
 from tests.extract import corpus
 
 
@@ -425,6 +427,31 @@ def test_half_precision_that_overflows_is_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(AudioEncoder, "forward", overflowing)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(precision="bf16"), source=file)
     assert report.fp32_batches >= 1 and report.utterances == 3
+
+
+def test_half_precision_that_is_wrong_is_refused(tmp_path, monkeypatch):
+    manifest, file = corpus.make(tmp_path, 3)
+    forward = AudioEncoder.forward
+
+    def wrong(self, batch, *, precision=None):
+        frames = forward(self, batch, precision="fp32")
+        return frames if precision == "fp32" else [x * np.float32(1.5) for x in frames]
+
+    monkeypatch.setattr(AudioEncoder, "forward", wrong)
+    with pytest.raises(EncoderError, match="audio encoder .*: 50% off in bf16, which is no rounding; use --precision fp32"):
+        extract(manifest, tmp_path / "feats.h5", corpus.options(precision="bf16"), source=file)
+    assert not (tmp_path / "feats.h5").exists()
+
+
+def test_rows_are_rounded_as_numpy_rounds():
+    """Every float16 and what lies between two of them; more than float16 holds stays float32."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = np.unique(halves[np.isfinite(halves)].astype(np.float32))
+    x = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2, np.nextafter(halves, np.float32(0)), [65519.0, 1e-9, -1e-40]])
+    x = x.astype(np.float32)[: len(x) // 4 * 4].reshape(-1, 4)
+    inside = x[(np.abs(x) <= HALF_MAX).all(1)]
+    assert stored(inside, "float16").dtype == np.float16 and (stored(inside, "float16") == inside.astype(np.float16)).all()
+    assert stored(x * 2, "float16").dtype == np.float32 and stored(inside, "float32").dtype == np.float32
 
 
 def test_an_encoder_that_fails_the_self_test_runs_one_by_one(tmp_path, monkeypatch):
