@@ -349,8 +349,8 @@ def pooled(frames: np.ndarray, pool: int) -> np.ndarray:
 
 
 def stored(frames: np.ndarray, dtype: str) -> np.ndarray:
-    """A copy of `frames` (T, D), in float16 where that is `dtype` and they fit. A view would keep the whole padded batch alive until the part
-    is written; and here, beside the next batch, the rounding costs no time."""
+    """A copy of `frames` (T, D), in float16 where that is `dtype` and they fit. A view would keep the whole padded batch alive until the
+    part is written; and here, beside the next batch, the rounding costs no time."""
     import torch
 
     if dtype == "float16" and frames.size and largest(frames) <= HALF_MAX:
