@@ -74,7 +74,7 @@ def contrastive_terms(
         tau = tau.to(views[0].device)
     flat = _flat_labels(views, labels)
     if torch.compiler.is_compiling():  # plan and path are found inside the operator, where the compiler does not follow
-        need = [v.requires_grad for v in views] + [tau.requires_grad]
+        need = [torch.is_grad_enabled() and x.requires_grad for x in (*views, tau)]
         losses, _ = contrastive_op(list(views), tau, flat, encode(terms, anchor_rows), label_mode, precision, impl, need)
     else:
         plan = make_plan(terms, tuple(int(v.shape[0]) for v in views), anchor_rows)
