@@ -18,13 +18,29 @@ def describe() -> dict:
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "cpu": cpu, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "python": platform.python_version(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip(),
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "triton", "numpy", "h5py")},
+        "commit": commit(),
+        "versions": {name: version for name in ("torch", "transformers", "triton", "numpy", "h5py") if (version := installed(name))},
     }  # fmt: skip
+
+
+def commit() -> str:
+    """Of the checkout; where there is no git or no history (a copy on another machine), what MER_COMMIT says."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except FileNotFoundError:
+        said = ""
+    return said or os.environ.get("MER_COMMIT", "unknown")
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def save(name: str, rows: list[dict], *, command: str, folder: Path = RESULTS) -> Path:
