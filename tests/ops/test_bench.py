@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from tests.bench.contrastive import Child
+from tests.bench.child import Child
 
 
 def measure(workload, rows, d, device, dtype, *, left_out, note):
