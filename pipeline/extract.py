@@ -71,7 +71,8 @@ def extract(
         raise DataError(f"--shard {share[0]}/{share[1]}: expected i/n with i from 1 to n")
     if state.leaving:
         progress.note(f"{state.leaving:,} utterances of {state.out} are not in this manifest: they leave the store")
-    if state.complete and not distrust and (dry_run or not state.labels_changed):
+    untidy = share is None and left_untidy(state)
+    if state.complete and not distrust and (dry_run or not (state.labels_changed or untidy)):
         report = unchanged(state)  # writes nothing: works on a read-only mount
     elif dry_run:
         report = prepare(state).report("dry-run")
@@ -82,7 +83,12 @@ def extract(
             if left_behind:
                 progress.note(left_behind)
             state.look()  # what was found before the hold may have changed
-            report = unchanged(state) if state.complete and not distrust else run(state, confirm, workers, scheduler)
+            if state.complete and not distrust:
+                report = unchanged(state)
+                if untidy:
+                    tidy(state, [record.path for record in state.head.shards])
+            else:
+                report = run(state, confirm, workers, scheduler)
     state.memory.save()
     report.seconds = round(time.monotonic() - state.started, 3)
     if report.unexpected > options.max_failures and report.action not in ("dry-run", "part"):
@@ -441,8 +447,25 @@ def finish(job: Prepared, tally: Tally) -> ExtractReport:
     paths = [shard.path for shard in shards]
     left_out = {failure.id for failure in report.failures}
     write_head(state, paths, left_out, describe_modalities(state.options, work), describe_run(state, work, report))
-    for path in state.folder.glob("shard-*.h5"):
-        if SHARD_NAME.fullmatch(path.name) and path not in paths:
-            path.unlink()
-    shutil.rmtree(state.work, ignore_errors=True)
+    tidy(state, paths)
     return report
+
+
+def tidy(state: State, shards: list[Path]) -> None:
+    """Remove what was needed to get here, once the head file names `shards`; the plan goes last."""
+    named = {path.name for path in shards}
+    for path in state.folder.glob("shard-*.h5"):
+        if SHARD_NAME.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+    for path in state.work.glob("*.h5"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(state.work, ignore_errors=True)
+
+
+def left_untidy(state: State) -> bool:
+    """Whether the run that wrote this head file was killed before it could tidy up. What another run has left, with other options or of
+    another corpus, is that run's to go on with."""
+    if not state.work.exists() or not os.access(state.folder, os.W_OK):
+        return False
+    plan = state.work / "plan.json"
+    return not plan.exists() or Settings.read(plan, state.keys.fingerprint) is not None

@@ -132,6 +132,37 @@ def test_a_damaged_plan_is_made_again(undisturbed, tmp_path, content):
     check(folder, made)
 
 
+@pytest.mark.parametrize("cut", ["before tidying", "among the parts"])
+def test_killed_after_its_head_file_the_next_call_tidies_up(undisturbed, tmp_path, monkeypatch, cut):
+    """Named as a user would, relative to where they are: the shards that the head names stay."""
+    made, _ = undisturbed
+    folder = fresh(made, tmp_path / "x")
+    monkeypatch.chdir(tmp_path)
+    from pipeline import extract as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "tidy", lambda *a: None)
+        again(Path("x"))
+    work = folder / "feats.shards" / ".work"
+    (work / "audio-0.h5").write_text("left behind")
+    shutil.copy(next((folder / "feats.shards").glob("shard-*.h5")), folder / "feats.shards" / "shard-00099-01234567.h5")
+    if cut == "among the parts":
+        (work / "plan.json").unlink()
+    assert again(Path("x")).action == "nothing"
+    check(folder, made)
+
+
+def test_what_another_run_has_left_beside_a_finished_store_stays(undisturbed, tmp_path, run):
+    """Killed while it replaces the store: the old command finds its store finished and lets the new one's parts be."""
+    made, _ = undisturbed
+    folder = shutil.copytree(made, tmp_path / "x")
+    work = folder / "feats.shards" / ".work"
+    work.mkdir()
+    (work / "plan.json").write_text('{"fingerprint": "of another recipe"}')
+    (work / "audio-0.h5").write_text("of another recipe")
+    assert again(folder).action == "nothing" and len(list(work.iterdir())) == 2
+
+
 def test_an_old_store_stays_readable_until_the_new_one_is_there(undisturbed, tmp_path):
     """Three clips change and the run is killed before its head file: the old head still finds all of its shards."""
     made, _ = undisturbed
