@@ -38,6 +38,7 @@ def forward(plan: Plan, views: tuple[Tensor, ...], tau: Tensor, need: tuple[bool
     width, dz = _width(plan), torch.zeros_like(z)
     height = min(ROWS, STRIP // width)
     loss, radial_sum = z.new_zeros(1), z.new_zeros(())
+    candidates = {view for strip in plan.strips for view, _, _ in strip.ranges}
     scratch, mine = z.new_empty(height * width), z.new_empty(height, z.shape[1])
     for strip in plan.strips:
         ends = [0]
@@ -63,16 +64,23 @@ def forward(plan: Plan, views: tuple[Tensor, ...], tau: Tensor, need: tuple[bool
                 loss += (mass.log() + top).sum() - pull.sum()
             rows.mul_(share / mass)  # G / tau
             positive.sub_(share)
-            own = mine[: a1 - a0]
             if need[strip.view] or need[-1]:
+                own = mine[: a1 - a0] if strip.view in candidates else dz[a0:a1]
                 for k, ((_, c0, c1), low, high) in enumerate(places):
                     own.addmm_(rows[:, low:high], z[c0:c1], beta=min(k, 1))
-                radial_sum += (own * a).sum()  # sum of G_ij s_ij / tau
-                dz[a0:a1] += own
+                inward = chunked.radial(own, a)
+                radial_sum += inward.sum()  # of G_ij s_ij / tau
+                if strip.view in candidates:
+                    dz[a0:a1] += own
+                else:  # these rows are done
+                    chunked.project(own, a, norm[a0:a1], inward)
             for (view, c0, c1), low, high in places:
                 if need[view]:
                     dz[c0:c1].addmm_(rows[:, low:high].T, a)
-    return loss.mul_(weight), chunked.project(dz, z, norm, chunked.radial(dz, z)), (radial_sum / -tau).reshape(tau.shape)
+    for view in candidates:
+        rows = slice(plan.base[view], plan.base[view] + plan.rows[view])
+        chunked.project(dz[rows], z[rows], norm[rows], chunked.radial(dz[rows], z[rows]))
+    return loss.mul_(weight), dz, (radial_sum / -tau).reshape(tau.shape)
 
 
 def backward(saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, Tensor]:
