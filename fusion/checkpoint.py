@@ -104,9 +104,11 @@ class Run:
         return bool(self.info.get("finished"))
 
     def trained(self) -> Run:
-        """This run; raises DataError when its training was not finished, or that of one of its children."""
+        """This run; raises DataError when its training was not finished, or that of one of its children, or a configuration is damaged."""
         if not (self.finished and all(child.finished for child in self.children)):
             raise DataError(f"{self.path}: the training is not finished; run the same `mer train` command again, or leave it out")
+        for child in self.children:
+            _ = child.config
         return self
 
     def model(self, device: torch.device | str = "cpu") -> nn.Module:

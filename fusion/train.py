@@ -313,6 +313,7 @@ def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Ru
     there = Run.open(folder)
     if there.info.get("identity") != wanted:
         raise DataError(f"{folder}: holds another run ({explain(there, key, config)}); choose another --out")
+    _ = there.config  # raises where it is damaged
     return there
 
 

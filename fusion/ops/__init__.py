@@ -62,8 +62,10 @@ def contrastive_terms(
     precision    how similarities are multiplied on a GPU (docs/kernels.md); the chunked path computes in float32 or float64
     anchor_rows  (start, stop): only these rows of the anchor views are anchors (one rank's share of gathered views)
     """
-    views, terms = tuple(views), tuple(Term(*t) for t in terms)
+    views, terms = tuple(views), tuple(Term(tuple(anchors), tuple(candidates), *more) for anchors, candidates, *more in terms)
     _check(views, labels, label_mode, precision, reduction)
+    if not isinstance(tau, Tensor) and not 0 < tau < math.inf:
+        raise ValueError(f"contrastive_terms: tau = {tau}; a temperature is above 0 and finite")
     if not isinstance(tau, Tensor):  # filled on the device: a copy from the host would wait for it, and break graph capture
         tau = torch.full((), float(tau), dtype=compute_dtype(views), device=views[0].device)
     if tau.ndim > 1 or (tau.ndim == 1 and len(tau) != len(terms)):
@@ -88,6 +90,8 @@ def contrastive_terms(
         return losses
     weights = [t.weight for t in terms]
     scale = sum(weights) if reduction == "mean" else 1.0
+    if not scale:
+        raise ValueError(f"contrastive_terms: weights {weights} sum to 0, so there is no mean; use reduction='sum'")
     if len(set(weights)) > 1:
         return sum(w / scale * loss for w, loss in zip(weights, losses.unbind(), strict=True))
     total = losses.sum() if len(weights) > 1 else losses.squeeze(0)
@@ -97,13 +101,14 @@ def contrastive_terms(
 def nt_xent(
     x: Tensor, y: Tensor, tau: Tensor | float, *, impl: Impl = "auto", precision: Precision = "auto", queue: Tensor | None = None
 ) -> Tensor:
-    """NT-Xent of two views (B, D) (Chen et al., arXiv 2002.05709): 2B anchors, 2B-1 candidates each; `queue` (K, D) adds K negatives.
+    """NT-Xent of two views (B, D) (Chen et al., arXiv 2002.05709): 2B anchors, 2B-1 candidates each; `queue` (K, D) adds K negatives,
+    none while it is empty.
 
     >>> import torch
     >>> round(nt_xent(torch.eye(2), torch.eye(2), 1.0).item(), 4)  # log(e + 2) - 1
     0.5514
     """
-    if queue is not None:
+    if queue is not None and len(queue):
         return contrastive_terms((x, y, queue), tau, (Term((0, 1), (0, 1, 2)),), precision=precision, reduction="sum", impl=impl)
     return contrastive_terms((x, y), tau, NT_XENT, precision=precision, reduction="sum", impl=impl)
 
@@ -120,7 +125,7 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE from x (B, D) to y (B, D) (van den Oord et al., arXiv 1807.03748): B candidates each, plus `queue` (K, D) negatives;
     `symmetric` averages both directions."""
-    if queue is not None:
+    if queue is not None and len(queue):
         term = Term((0, 1), (0, 1, 2), mask_self=False) if symmetric else Term((0,), (1, 2), mask_self=False)
         return contrastive_terms((x, y, queue), tau, (term,), precision=precision, reduction="sum", impl=impl)
     terms = INFO_NCE_SYMMETRIC if symmetric else INFO_NCE

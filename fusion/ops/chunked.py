@@ -237,7 +237,8 @@ def forward(
                 sums[r0:r1] = torch.logaddexp(sums[r0:r1], entries.logsumexp(dim))
     each = (total.log() if simple else total).sub(pull.div_(count) if supcon else pull)
     shares, others = _shares(plan, z.dtype, z.device)
-    return each.masked_fill_(others, 0.0).sum(1).mul_(shares), z, norm, total, count, tiles.kept
+    losses = each.masked_fill_(others, 0.0).sum(1).mul_(shares)
+    return losses + tau * 0, z, norm, total, count, tiles.kept  # a NaN that is a factor of a product does not come out of it everywhere
 
 
 def backward(

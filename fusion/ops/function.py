@@ -18,7 +18,7 @@ from fusion.ops.plan import Plan, Term, make_plan
 
 LAYOUT = 3  # of what _forward keeps for _backward; see encode
 ON_HOST = ("dense", "chunked")  # plain PyTorch on any device, in float32 or float64; they keep what they need of the views
-TWICE = "contrastive_terms: second derivatives are not implemented; use the eager losses (impl='eager') where create_graph=True is needed"
+TWICE = "contrastive_terms: second derivatives are not implemented; for create_graph=True write it in plain PyTorch (in mer: impl='eager')"
 
 
 def _forward(

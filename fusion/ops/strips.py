@@ -80,7 +80,7 @@ def forward(plan: Plan, views: tuple[Tensor, ...], tau: Tensor, need: tuple[bool
     for view in candidates:
         rows = slice(plan.base[view], plan.base[view] + plan.rows[view])
         chunked.project(dz[rows], z[rows], norm[rows], chunked.radial(dz[rows], z[rows]))
-    return loss.mul_(weight), dz, (radial_sum / -tau).reshape(tau.shape)
+    return loss.mul_(weight) + tau * 0, dz, (radial_sum / -tau).reshape(tau.shape)
 
 
 def backward(saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, Tensor]:

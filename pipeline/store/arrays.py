@@ -108,7 +108,7 @@ def sync_folder(folder: Path) -> None:
 
 
 REMEDY = {
-    "store": "if mer made it, the same command with --force makes it again (sound shards are kept); if not, name another file",
+    "store": "if mer made it, its `mer extract` (or import) with --force makes it again, sound shards kept; if not, name another file",
     "shard": "run `mer verify --repair` on its store",
 }
 

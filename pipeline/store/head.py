@@ -116,6 +116,8 @@ def counted(header: Header) -> dict[str, str]:
 
 def read_head(path: Path) -> tuple[Header, pa.Table, list[ShardRecord], np.ndarray]:
     """Header, table, shard records and flags (N,) uint32 of a head file, checked against its own checksum; touches no shard."""
+    if (path.with_name(path.name.removesuffix(".h5") + ".shards") / ".work").exists() and not path.exists():
+        raise DataError(f"{path}: not finished; repeat the `mer extract` that makes it")
     with arrays.opened(path, "store") as file:
         check_format(file, path, HEAD_FORMAT, "store")
         attrs = {name: arrays.attribute(file, name) for name in ("format", "version")}

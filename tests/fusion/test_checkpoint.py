@@ -69,6 +69,8 @@ def test_what_is_not_a_run(tmp_path, trained):
         (tmp_path / "config.toml").write_text(text)
         with pytest.raises(DataError, match="config.toml: not the configuration that this training wrote"):
             Run.open(tmp_path).model()
+        with pytest.raises(DataError, match="config.toml: not the configuration"):
+            Run.open(tmp_path).trained()
     info = json.loads((tmp_path / "run.json").read_text())
     del info["config_sha256"]  # as an older mer left it
     (tmp_path / "run.json").write_text(json.dumps(info))

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusion.ops import Term, chunked, contrastive_terms, drkf_contrastive, info_nce, mi_lower_bounds, nt_xent, strips
+from fusion.ops import FeatureQueue, Term, chunked, contrastive_terms, drkf_contrastive, info_nce, mi_lower_bounds, nt_xent, strips
 from fusion.ops.plan import make_plan
 from tests.ops import cases, frozen, oracle
 
@@ -134,6 +134,7 @@ def test_one_row_is_exactly_zero(impl, tau):
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"labels": torch.zeros(2), "label_mode": "supcon"}, "labels of shapes"),
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"anchor_rows": (2, 4)}, "anchor_rows"),
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"precision": "double"}, "not an option"),
+        ([(3, 4), (3, 4)], [([0, 1], [0, 1], 0.0)], {"reduction": "mean"}, "sum to 0"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(views, terms, more, message):
@@ -312,6 +313,28 @@ def test_golden_values_of_the_reference(test_data):
                         np.testing.assert_allclose(a.numpy().reshape(b.shape)[keep], b[keep], rtol=1e-9, atol=1e-11)
                     checked += 1
     assert checked == len(names) * 12 and len(names) >= 13
+
+
+@pytest.mark.parametrize("tau", [float("nan"), 0.0, -0.1, float("inf")])
+def test_a_number_that_is_no_temperature_is_refused(tau):
+    with pytest.raises(ValueError, match="a temperature is above 0 and finite"):
+        nt_xent(torch.randn(4, 3), torch.randn(4, 3), tau)
+
+
+@pytest.mark.parametrize("rows", [7, 200])
+@pytest.mark.parametrize("function", [nt_xent, info_nce, lambda x, y, t: info_nce(x, y, t, symmetric=True)])
+def test_a_nan_temperature_shows_in_the_loss(rows, function):
+    """One that was learnt and diverged; on each path, with and without gradients."""
+    x, y, tau = torch.randn(rows, 5), torch.randn(rows, 5), torch.tensor(float("nan"))
+    assert function(x, y, tau).isnan() and function(x.requires_grad_(), y, tau.requires_grad_()).isnan()
+
+
+@pytest.mark.parametrize("function", [nt_xent, info_nce, lambda x, y, t, **k: info_nce(x, y, t, symmetric=True, **k)])
+def test_an_empty_queue_adds_nothing(function):
+    x, y, queue = torch.randn(5, 4), torch.randn(5, 4), FeatureQueue(8, 4)
+    assert torch.equal(function(x, y, 0.2, queue=queue.rows()), function(x, y, 0.2))
+    queue.push(torch.randn(3, 4))
+    assert function(x, y, 0.2, queue=queue.rows()) > function(x, y, 0.2)
 
 
 def test_documented_examples():

@@ -216,6 +216,9 @@ def test_what_is_not_a_store(tmp_path):
         one_line(caught.value)
     with pytest.raises(DataError, match="absent.h5: no such store"):
         FeatureStore(tmp_path / "absent.h5")
+    (tmp_path / "absent.shards" / ".work").mkdir(parents=True)
+    with pytest.raises(DataError, match="absent.h5: not finished; repeat the `mer extract` that makes it"):
+        FeatureStore(tmp_path / "absent.h5")
     with pytest.raises(DataError, match="not a store"):
         FeatureStore(tmp_path)
     with pytest.raises(DataError, match="no modality 'vision'; it has audio, text"):
