@@ -7,7 +7,6 @@ head file comes last. Killed anywhere, the same call goes on from the last finis
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from collections import Counter
@@ -29,14 +28,13 @@ from pipeline.manifest import Manifest
 from pipeline.parts import Done, Tally
 from pipeline.plan import Inputs, Part, Plan, Settings, build, cut_shards
 from pipeline.progress import Silent
-from pipeline.publish import describe_modalities, describe_run, write_failures, write_head
+from pipeline.publish import describe_modalities, describe_run, left_untidy, tidy, write_failures, write_head
 from pipeline.report import NAMED, ExtractReport, flagged
 from pipeline.signals import Stop
 from pipeline.state import State
 from pipeline.store import FeatureStore, Shard
 from pipeline.work import Work, existing, load_encoders, make_job, open_decoders
 
-SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 
 def extract(
     manifest: Manifest,
@@ -449,23 +447,3 @@ def finish(job: Prepared, tally: Tally) -> ExtractReport:
     write_head(state, paths, left_out, describe_modalities(state.options, work), describe_run(state, work, report))
     tidy(state, paths)
     return report
-
-
-def tidy(state: State, shards: list[Path]) -> None:
-    """Remove what was needed to get here, once the head file names `shards`; the plan goes last."""
-    named = {path.name for path in shards}
-    for path in state.folder.glob("shard-*.h5"):
-        if SHARD_NAME.fullmatch(path.name) and path.name not in named:
-            path.unlink()
-    for path in state.work.glob("*.h5"):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(state.work, ignore_errors=True)
-
-
-def left_untidy(state: State) -> bool:
-    """Whether the run that wrote this head file was killed before it could tidy up. What another run has left, with other options or of
-    another corpus, is that run's to go on with."""
-    if not state.work.exists() or not os.access(state.folder, os.W_OK):
-        return False
-    plan = state.work / "plan.json"
-    return not plan.exists() or Settings.read(plan, state.keys.fingerprint) is not None

@@ -1,10 +1,12 @@
-"""The last step of an extraction: the list of failures, and the head file that says the store is complete."""
+"""The last step of an extraction: the list of failures, the head file that says the store is complete, and tidying up."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
+import shutil
 import socket
 import time
 from dataclasses import asdict
@@ -12,12 +14,14 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.fingerprint import ExtractOptions
+from pipeline.plan import Settings
 from pipeline.report import ExtractReport, Failure
 from pipeline.state import State
 from pipeline.store import ModalityInfo, build_index
 from pipeline.store.arrays import temporary_for
 from pipeline.work import Work
 
+SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 COLUMNS = ("id", "split", "session", "dialogue", "speaker", "position", "label", "targets", "text", "tags")  # of the manifest, in the head
 
 
@@ -77,3 +81,23 @@ def write_head(state: State, shards: list[Path], failed: set[str], modalities: d
         state.out, shards, table, dataset=manifest.dataset, task=manifest.task, labels=manifest.labels, modalities=modalities,
         language=manifest.language, fingerprint=state.keys.fingerprint, recipe=state.keys.recipe, provenance=provenance,
     ).close()  # fmt: skip
+
+
+def tidy(state: State, shards: list[Path]) -> None:
+    """Remove what was needed to get here, once the head file names `shards`; the plan goes last."""
+    named = {path.name for path in shards}
+    for path in state.folder.glob("shard-*.h5"):
+        if SHARD_NAME.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+    for path in state.work.glob("*.h5"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(state.work, ignore_errors=True)
+
+
+def left_untidy(state: State) -> bool:
+    """Whether the run that wrote this head file was killed before it could tidy up. What another run has left, with other options or of
+    another corpus, is that run's to go on with."""
+    if not state.work.exists() or not os.access(state.folder, os.W_OK):
+        return False
+    plan = state.work / "plan.json"
+    return not plan.exists() or Settings.read(plan, state.keys.fingerprint) is not None

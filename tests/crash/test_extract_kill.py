@@ -152,7 +152,7 @@ def test_killed_after_its_head_file_the_next_call_tidies_up(undisturbed, tmp_pat
     check(folder, made)
 
 
-def test_what_another_run_has_left_beside_a_finished_store_stays(undisturbed, tmp_path, run):
+def test_what_another_run_has_left_beside_a_finished_store_stays(undisturbed, tmp_path):
     """Killed while it replaces the store: the old command finds its store finished and lets the new one's parts be."""
     made, _ = undisturbed
     folder = shutil.copytree(made, tmp_path / "x")
