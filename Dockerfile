@@ -9,7 +9,7 @@ FROM python:3.11-slim-bookworm
 WORKDIR /opt/mer
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
-COPY pyproject.toml README.md LICENSE cli.py ./
+COPY pyproject.toml README.md LICENSE __init__.py cli.py ./
 COPY pipeline pipeline
 COPY fusion fusion
 COPY manifests manifests

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
-from pipeline.signals import Terminated
+from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
+from mer.pipeline.signals import Terminated
 
 PAIRED = ("torch", "torchaudio")  # the two must be of one release: torchaudio's wheel is linked against torch
 
@@ -119,7 +119,7 @@ def main(ctx: click.Context):
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a corpus.")
 def datasets(as_json):
     """Known corpora: what they hold, their licence, how to get each, and what is found on this disk."""
-    from pipeline.datasets import overview
+    from mer.pipeline.datasets import overview
 
     found = overview()
     if as_json:
@@ -152,8 +152,8 @@ def datasets(as_json):
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **options):
     """Build and check the manifest of DATASET (`mer datasets`), or of your own table; print what was found against what is expected."""
-    from pipeline.datasets import default_root
-    from pipeline.datasets import prepare as build
+    from mer.pipeline.datasets import default_root
+    from mer.pipeline.datasets import prepare as build
 
     options = {name: value for name, value in options.items() if value is not None}
     if dataset == "table":
@@ -214,8 +214,8 @@ def manifest_path(root: Path, labels: str | None) -> Path:
 
 def find_manifest(dataset: str | None, manifest_file: Path | None, root: Path | None, labels: str | None):
     """(manifest, its file): the named file, or the corpus's own, which is prepared when it is not there yet."""
-    from pipeline.datasets import default_root, prepare
-    from pipeline.manifest import Manifest
+    from mer.pipeline.datasets import default_root, prepare
+    from mer.pipeline.manifest import Manifest
 
     if (dataset is None) == (manifest_file is None):
         raise click.UsageError("give either --dataset NAME or --manifest FILE")
@@ -241,8 +241,8 @@ def find_manifest(dataset: str | None, manifest_file: Path | None, root: Path | 
 
 def extract_options(manifest, offline: bool, **given):
     """ExtractOptions from the command line, with the corpus's encoders where none were named."""
-    from pipeline.encoders import defaults
-    from pipeline.fingerprint import ExtractOptions
+    from mer.pipeline.encoders import defaults
+    from mer.pipeline.fingerprint import ExtractOptions
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -271,8 +271,8 @@ def extract(
     dataset, manifest_file, root, labels, out, budget_seconds, budget_tokens, workers, scheduler, shard, dry_run, yes, as_json, **given
 ):
     """Compute features once: media and transcripts through frozen encoders into a store. Run it again to finish or update it."""
-    from pipeline import extract as extraction
-    from pipeline.progress import choose
+    from mer.pipeline import extract as extraction
+    from mer.pipeline.progress import choose
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
     for name, value, kind in (("seconds", budget_seconds, float), ("tokens", budget_tokens, int)):
@@ -316,8 +316,8 @@ def extract(
 @extraction_options
 def fingerprint(dataset, manifest_file, root, labels, **given):
     """The cache key that `extract` with these options would give its store, without running it."""
-    from pipeline.fingerprint import FileMemory, memory_path
-    from pipeline.fingerprint import fingerprint as key
+    from mer.pipeline.fingerprint import FileMemory, memory_path
+    from mer.pipeline.fingerprint import fingerprint as key
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
     options = extract_options(manifest, **given)
@@ -338,10 +338,10 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def inspect(store: Path, flag: str | None, as_json: bool):
     """What is in a store: header, counts, encoders, key, sizes, lengths, odd rows."""
-    from pipeline.parts import FLAGS
-    from pipeline.report import NAMED, count_lines, flagged
-    from pipeline.store import FeatureStore
-    from pipeline.store.describe import describe, render
+    from mer.pipeline.parts import FLAGS
+    from mer.pipeline.report import NAMED, count_lines, flagged
+    from mer.pipeline.store import FeatureStore
+    from mer.pipeline.store.describe import describe, render
 
     if flag is not None and flag not in FLAGS:
         raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(FLAGS)}")
@@ -362,7 +362,7 @@ def inspect(store: Path, flag: str | None, as_json: bool):
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the media, when it is not where it was.")
 def verify(store: Path, repair: bool, root: Path | None):
     """Check every checksum of a store; with --repair, extract only the bad shards again."""
-    from pipeline.store import FeatureStore, verify_shards
+    from mer.pipeline.store import FeatureStore, verify_shards
 
     opened = FeatureStore(store, check=False)
     damaged = verify_shards(opened)
@@ -371,8 +371,8 @@ def verify(store: Path, repair: bool, root: Path | None):
     if damaged and repair:
         if not opened.header.fingerprint:
             raise StoreError(f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was imported: import it again")
-        from pipeline.extract import repair as extract_again
-        from pipeline.progress import choose
+        from mer.pipeline.extract import repair as extract_again
+        from mer.pipeline.progress import choose
 
         extract_again(store, root=root, progress=choose(), gentle=True)
         opened = FeatureStore(store)
@@ -392,8 +392,8 @@ def verify(store: Path, repair: bool, root: Path | None):
 @click.option("--subset", metavar="SPLIT|FILE", help="Only this split, or the ids in this file, one a line.")
 def export(store: Path, out: Path, to: str, subset: str | None):
     """Write a store in another form: one file, a folder of arrays, Parquet, an MMSA pickle, Kaldi archives."""
-    from pipeline.store import FeatureStore
-    from pipeline.store.export import export as write
+    from mer.pipeline.store import FeatureStore
+    from mer.pipeline.store.export import export as write
 
     count = write(FeatureStore(store), to, out, subset=subset)
     note(f"{count:,} utterances")
@@ -428,7 +428,7 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
     """Turn features made elsewhere into a store: MMSA pickles, npz, Parquet, a folder of npy files with a csv."""
     from importlib import import_module
 
-    from pipeline.interchange.write import Options, write_store
+    from mer.pipeline.interchange.write import Options, write_store
 
     try:
         rates = {name: float(value) for name, value in rates.items()}
@@ -436,7 +436,7 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
         raise click.BadParameter("a rate is a number of steps per second", param_hint="--frame-rate") from None
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     options = Options(dataset, task, names, language, columns, features, rates, dtype)
-    foreign = import_module(f"pipeline.interchange.{kind.replace('-', '')}").read(file, options)
+    foreign = import_module(f"mer.pipeline.interchange.{kind.replace('-', '')}").read(file, options)
     store, report = write_store(foreign, out, options, force=force)
     for line in report.notes:
         note(line)
@@ -470,15 +470,15 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_
 
     The same command goes on with an interrupted run, and does nothing for a finished one.
     """
-    from fusion import config
-    from pipeline.store import FeatureStore
+    from mer.fusion import config
+    from mer.pipeline.store import FeatureStore
 
     store = FeatureStore(features)  # what is wrong with this or the settings is said before torch is loaded
     settings = config.load(model=model, preset=preset, sets=sets)
-    from fusion import experiment, report
-    from fusion.evaluate import evaluate, has_test, stored_metrics
-    from fusion.parallel import processes
-    from fusion.train import pick_device
+    from mer.fusion import experiment, report
+    from mer.fusion.evaluate import evaluate, has_test, stored_metrics
+    from mer.fusion.parallel import processes
+    from mer.fusion.train import pick_device
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
@@ -505,15 +505,15 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def evaluate(run, features, split, predictions, figures, device, as_json):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening of the test part."""
-    from fusion import report
-    from fusion.checkpoint import Run
-    from fusion.evaluate import evaluate
-    from fusion.train import pick_device
+    from mer.fusion import report
+    from mer.fusion.checkpoint import Run
+    from mer.fusion.evaluate import evaluate
+    from mer.fusion.train import pick_device
 
     opened = Run.open(run)
     found = evaluate(opened, features, split, device=pick_device(device), predictions=predictions, note=note)
     if figures:
-        from fusion import figures as pictures
+        from mer.fusion import figures as pictures
 
         written = pictures.write(opened, found, figures, features=features, device=pick_device(device))
         note(f"wrote {len(written)} files to {figures}")
@@ -525,8 +525,8 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
 @click.option("--out", default="report.html", show_default=True, type=click.Path(path_type=Path), help="One self-contained HTML file.")
 def report(runs, out):
     """Tables with spread, confusion matrices and loss curves of evaluated runs, as one HTML page."""
-    from fusion import report
-    from fusion.checkpoint import Run, write_text
+    from mer.fusion import report
+    from mer.fusion.checkpoint import Run, write_text
 
     write_text(out, report.page([Run.open(run) for run in runs]))
     click.echo(out)
@@ -540,8 +540,8 @@ def report(runs, out):
 @click.option("--json", "as_json", is_flag=True, help="The comparison as one JSON object.")
 def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
-    from fusion import report
-    from fusion.checkpoint import Run
+    from mer.fusion import report
+    from mer.fusion.checkpoint import Run
 
     found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
     if as_json:
@@ -572,13 +572,13 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
         raise click.UsageError("give either --audio and --text, or --manifest FILE")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from fusion.checkpoint import Run
-    from fusion.describe import prediction_lines
-    from fusion.evaluate import predict_rows
-    from fusion.train import pick_device
-    from pipeline.clips import clips_of, extract_clips, sources
-    from pipeline.manifest import Manifest, Utterance
-    from pipeline.progress import choose
+    from mer.fusion.checkpoint import Run
+    from mer.fusion.describe import prediction_lines
+    from mer.fusion.evaluate import predict_rows
+    from mer.fusion.train import pick_device
+    from mer.pipeline.clips import clips_of, extract_clips, sources
+    from mer.pipeline.manifest import Manifest, Utterance
+    from mer.pipeline.progress import choose
 
     trained = Run.open(run).trained()
     if len(trained.children) != 1:
@@ -616,7 +616,7 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a finding.")
 def doctor(as_json: bool):
     """What works on this machine: versions, GPU, kernels, decoders, encoders found; and what to do about the rest."""
-    from pipeline.doctor import examine
+    from mer.pipeline.doctor import examine
 
     bad = False
     for finding in examine(check_pair):

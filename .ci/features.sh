@@ -58,7 +58,7 @@ licence() { # says whose features are about to be published; run it before a cac
     python - "$(mer inspect --json "$STORE" | field dataset)" <<'PYTHON'
 import sys
 
-import manifests
+from mer import manifests
 
 name = sys.argv[1]
 if name not in manifests.names():

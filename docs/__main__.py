@@ -24,7 +24,7 @@ Every option has an environment variable: `MER_<COMMAND>_<OPTION>`.
 
 
 def page() -> str:
-    from cli import main
+    from mer.cli import main
 
     context = click.Context(main, info_name="mer", max_content_width=100, terminal_width=100, **main.context_settings)
     parts = [HEAD]

@@ -6,7 +6,7 @@ split.json         ids of the training and dev rows
 log.jsonl          one object an epoch
 model.safetensors  weights of the epoch that dev chose, the standardisation by the training rows among them
 last.safetensors   weights, optimizer and progress after the last finished epoch: what a resume starts from
-metrics.json  predictions.parquet  test_log.jsonl      by `fusion.evaluate`
+metrics.json  predictions.parquet  test_log.jsonl      by `mer.fusion.evaluate`
 
 A run over seeds or folds is a folder of such folders; its run.json has `kind` "group" and names its children.
 """
@@ -28,15 +28,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fusion import config as configs
-from fusion import shapes
-from fusion.batch import DataSpec
-from fusion.config import TrainConfig
-from fusion.models import build
-from fusion.splits import Fold
-from pipeline.errors import DataError, KeyMismatchError
-from pipeline.store import FeatureStore
-from pipeline.store.arrays import temporary_for
+from mer.fusion import config as configs
+from mer.fusion import shapes
+from mer.fusion.batch import DataSpec
+from mer.fusion.config import TrainConfig
+from mer.fusion.models import build
+from mer.fusion.splits import Fold
+from mer.pipeline.errors import DataError, KeyMismatchError
+from mer.pipeline.store import FeatureStore
+from mer.pipeline.store.arrays import temporary_for
 
 VERSION = 1
 AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
@@ -243,7 +243,7 @@ def read_text(path: Path, remedy: str) -> str:
 
 
 def read_json(path: Path, shape: Any, remedy: str, *, text: str | None = None) -> Any:
-    """The JSON of a file of a run folder (or of `text` from it), of the shape that `fusion.shapes` says; DataError when it is not."""
+    """The JSON of a file of a run folder (or of `text` from it), of the shape that `mer.fusion.shapes` says; DataError when it is not."""
     text = read_text(path, remedy) if text is None else text
     try:
         value = json.loads(text)

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import tomli_w
 
-from fusion.models import REGISTRY, model_class
-from pipeline.errors import DataError
+from mer.fusion.models import REGISTRY, model_class
+from mer.pipeline.errors import DataError
 
 SEEDS = 1 << 62  # with room for the seeds of a group
 LARGE = 1e30  # what fits into fp32, with room for products

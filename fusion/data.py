@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.batch import Batch, DataSpec
-from fusion.config import DataConfig
-from pipeline.background import prefetch
-from pipeline.errors import DataError
-from pipeline.store import FeatureStore
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.config import DataConfig
+from mer.pipeline.background import prefetch
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import FeatureStore
 
 ORDER = ("audio", "text", "vision")
 CHUNK = 256  # rows read from the store at a time
@@ -69,7 +69,7 @@ def pool(packed: np.ndarray, lengths: np.ndarray, factor: int) -> tuple[np.ndarr
 
 def summarise(packed: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each sequence as one step, its mean and standard deviation side by side: (sum T, D), (B,) -> (sum min(T, 1), 2D), (B,).
-    The same as `fusion.modules.pooling.masked_mean_std`."""
+    The same as `mer.fusion.modules.pooling.masked_mean_std`."""
     there = lengths > 0
     n = lengths[there]
     x = packed.astype(np.float64)

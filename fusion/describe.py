@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion.batch import DataSpec
+from mer.fusion.batch import DataSpec
 
 
 def prediction_lines(row: dict, spec: DataSpec) -> list[str]:

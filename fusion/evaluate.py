@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from fusion import checkpoint, data, infer, metrics, shapes, splits
-from fusion.batch import Batch
-from fusion.checkpoint import Run
-from fusion.data import Part
-from fusion.losses.supervised import same_emotion
-from fusion.models import model_class
-from pipeline.errors import DataError
-from pipeline.store import FeatureStore
+from mer.fusion import checkpoint, data, infer, metrics, shapes, splits
+from mer.fusion.batch import Batch
+from mer.fusion.checkpoint import Run
+from mer.fusion.data import Part
+from mer.fusion.losses.supervised import same_emotion
+from mer.fusion.models import model_class
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
 METRICS, PREDICTIONS, TEST_LOG = "metrics.json", "predictions.parquet", "test_log.jsonl"

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from fusion import checkpoint, splits
-from fusion.checkpoint import Run
-from fusion.config import TrainConfig
-from fusion.parallel import ALONE, Processes
-from fusion.splits import Fold
-from fusion.train import Note, check, check_folder, explain, fit, identity
-from pipeline.errors import DataError
-from pipeline.hold import hold
-from pipeline.store import FeatureStore
+from mer.fusion import checkpoint, splits
+from mer.fusion.checkpoint import Run
+from mer.fusion.config import TrainConfig
+from mer.fusion.parallel import ALONE, Processes
+from mer.fusion.splits import Fold
+from mer.fusion.train import Note, check, check_folder, explain, fit, identity
+from mer.pipeline.errors import DataError
+from mer.pipeline.hold import hold
+from mer.pipeline.store import FeatureStore
 
 MOST_SEEDS = 10_000
 

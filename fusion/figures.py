@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusion import checkpoint, data, infer, metrics, shapes, splits
-from fusion.checkpoint import Run
-from pipeline.store import FeatureStore
+from mer.fusion import checkpoint, data, infer, metrics, shapes, splits
+from mer.fusion.checkpoint import Run
+from mer.pipeline.store import FeatureStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ HEADLINE = {"single": "ua", "multi": "weighted_f1", "regression": "acc2_has0"}
 
 
 def write(run: Run, found: dict[str, Any], folder: Path, *, features: Path | None = None, device: torch.device | str = "cpu") -> list[Path]:
-    """Draw all that `run` has into `folder`. `found` is what `fusion.evaluate.evaluate` returned; `features` is the store (None: the one
+    """Draw all that `run` has into `folder`. `found` is what `mer.fusion.evaluate.evaluate` returned; `features` is the store (None: the one
     it was trained on), whose dev rows are pictured."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []

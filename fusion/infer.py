@@ -1,4 +1,4 @@
-"""Model and rows -> predictions as arrays, and their figures. Used on dev by the trainer and on anything by `fusion.evaluate`."""
+"""Model and rows -> predictions as arrays, and their figures. Used on dev by the trainer and on anything by `mer.fusion.evaluate`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fusion import metrics
-from fusion.data import Part
-from fusion.losses.supervised import task_loss
+from mer.fusion import metrics
+from mer.fusion.data import Part
+from mer.fusion.losses.supervised import task_loss
 
 BATCH = 64
 

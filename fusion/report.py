@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fusion import evaluate, metrics
-from fusion import figures as pictures
-from fusion.checkpoint import AGAIN, CONFIG, Run, read_text
-from fusion.infer import headline
-from fusion.metrics import TITLES
-from pipeline.errors import DataError
+from mer.fusion import evaluate, metrics
+from mer.fusion import figures as pictures
+from mer.fusion.checkpoint import AGAIN, CONFIG, Run, read_text
+from mer.fusion.infer import headline
+from mer.fusion.metrics import TITLES
+from mer.pipeline.errors import DataError
 
 PLAIN = frozenset({"mae", "pearson", "ece"})  # printed as they are; everything else as a percentage
 

@@ -1,6 +1,6 @@
 """Which rows train, which choose (dev), which report (test). Whole groups go to one side, never single utterances.
 
-The trainer calls `plan`, which knows of no test rows; only `fusion.evaluate` calls `held_out`.
+The trainer calls `plan`, which knows of no test rows; only `mer.fusion.evaluate` calls `held_out`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from fusion.config import DataConfig
-from pipeline.errors import DataError
+from mer.fusion.config import DataConfig
+from mer.pipeline.errors import DataError
 
 GROUPS = ("dialogue", "speaker", "session")
 FOLDS = ("session", "speaker", "dialogue")  # the one to suggest first

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion import checkpoint, data, infer, metrics, shapes, splits
-from fusion.batch import DataSpec
-from fusion.checkpoint import Run
-from fusion.config import TrainConfig, differences, to_toml, to_tree
-from fusion.models import build
-from fusion.parallel import ALONE, Processes
-from fusion.splits import Fold, Plan
-from pipeline.errors import DataError
-from pipeline.store import FeatureStore
+from mer.fusion import checkpoint, data, infer, metrics, shapes, splits
+from mer.fusion.batch import DataSpec
+from mer.fusion.checkpoint import Run
+from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
+from mer.fusion.models import build
+from mer.fusion.parallel import ALONE, Processes
+from mer.fusion.splits import Fold, Plan
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
 
@@ -247,7 +247,7 @@ def announcements(note: Note) -> Iterator[None]:
     """Pass on what the fused losses log: which implementation runs. They say it once a process."""
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: note(record.getMessage())
-    logger = logging.getLogger("fusion.ops")
+    logger = logging.getLogger("mer.fusion.ops")
     was = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 HERE = Path(__file__).parent
 

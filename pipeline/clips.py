@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import DataError, KeyMismatchError, MerError
-from pipeline.extract import extract
-from pipeline.fingerprint import ExtractOptions, differences
-from pipeline.manifest import Manifest, Utterance
-from pipeline.progress import Silent
-from pipeline.report import Failure
-from pipeline.store import FeatureStore
+from mer.pipeline.errors import DataError, KeyMismatchError, MerError
+from mer.pipeline.extract import extract
+from mer.pipeline.fingerprint import ExtractOptions, differences
+from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.progress import Silent
+from mer.pipeline.report import Failure
+from mer.pipeline.store import FeatureStore
 
 SETTINGS = {"audio_layer": "layer", "pool": "pool", "channel": "channel", "max_seconds": "max_seconds"}  # option: name in the recipe
 

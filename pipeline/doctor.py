@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
-from pipeline.errors import MerError
+from mer.pipeline.errors import MerError
 
 PACKAGES = (
     "torch", "torchaudio", "transformers", "numpy", "h5py", "dask", "distributed", "click", "pyarrow", "av", "soundfile",

@@ -17,23 +17,23 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.budget import choose, fixed, wanted
-from pipeline.decode import AGAIN
-from pipeline.encoders.geometry import SAMPLE_RATE, Geometry
-from pipeline.encoders.loading import sha256_file
-from pipeline.errors import DataError, FailuresError
-from pipeline.fingerprint import UNREADABLE, ExtractOptions, span
-from pipeline.hold import appear, held, hold, turn
-from pipeline.manifest import Manifest
-from pipeline.parts import Done, Tally
-from pipeline.plan import Inputs, Part, Plan, Settings, build, cut_shards
-from pipeline.progress import Silent
-from pipeline.publish import describe_modalities, describe_run, left_untidy, tidy, write_failures, write_head
-from pipeline.report import NAMED, ExtractReport, flagged
-from pipeline.signals import Stop
-from pipeline.state import State
-from pipeline.store import FeatureStore, Shard
-from pipeline.work import Work, existing, load_encoders, make_job, open_decoders
+from mer.pipeline.budget import choose, fixed, wanted
+from mer.pipeline.decode import AGAIN
+from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
+from mer.pipeline.encoders.loading import sha256_file
+from mer.pipeline.errors import DataError, FailuresError
+from mer.pipeline.fingerprint import UNREADABLE, ExtractOptions, span
+from mer.pipeline.hold import appear, held, hold, turn
+from mer.pipeline.manifest import Manifest
+from mer.pipeline.parts import Done, Tally
+from mer.pipeline.plan import Inputs, Part, Plan, Settings, build, cut_shards
+from mer.pipeline.progress import Silent
+from mer.pipeline.publish import describe_modalities, describe_run, left_untidy, tidy, write_failures, write_head
+from mer.pipeline.report import NAMED, ExtractReport, flagged
+from mer.pipeline.signals import Stop
+from mer.pipeline.state import State
+from mer.pipeline.store import FeatureStore, Shard
+from mer.pipeline.work import Work, existing, load_encoders, make_job, open_decoders
 
 
 def extract(
@@ -143,7 +143,7 @@ def run(state: State, confirm: Callable[[int], None], workers: int, scheduler: s
     job.settle(confirm)
     if not workers and scheduler is None:
         return finish(job, encode_windows(job, job.work))
-    from pipeline.cluster import workers_for
+    from mer.pipeline.cluster import workers_for
 
     with workers_for(job.work, state.keys.checkpoints, workers=workers, scheduler=scheduler) as cluster:
         tally = encode_windows(job, cluster)

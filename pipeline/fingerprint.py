@@ -21,11 +21,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.decode import identity
-from pipeline.encoders.geometry import Geometry, parse_layer
-from pipeline.encoders.loading import Checkpoint, resolve, sha256_file
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest, Utterance
+from mer.pipeline.decode import identity
+from mer.pipeline.encoders.geometry import Geometry, parse_layer
+from mer.pipeline.encoders.loading import Checkpoint, resolve, sha256_file
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest, Utterance
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
 SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within a tick of the clock: not remembered

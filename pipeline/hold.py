@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 LATE_SECONDS = 90.0  # NFS clients keep what they know of a folder for up to 60 s (acdirmax)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 VERSION = 1
 TASKS = ("single", "multi", "regression")
@@ -123,7 +123,7 @@ class Manifest:
         except UnicodeEncodeError as error:
             raise DataError(f"{path}: {error.object!r} is not UTF-8; rename that file, then run the command again") from None
         table = table.replace_schema_metadata({"mer": json.dumps(meta)})
-        from pipeline.store.arrays import temporary_for
+        from mer.pipeline.store.arrays import temporary_for
 
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_for(path)

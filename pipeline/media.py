@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 RATE = 16_000
 CHANNELS = ("auto", "centre", "mix")  # or a channel's number, from 0

@@ -14,16 +14,16 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.background import Writer, prefetch
-from pipeline.decode import Decoded, Decoders, Job
-from pipeline.errors import DataError, MerError, StoreError
-from pipeline.plan import Item, Part
-from pipeline.signals import Stop
-from pipeline.store import Shard, ShardWriter
-from pipeline.store.schema import HALF_MAX
-from pipeline.store.shard import largest
+from mer.pipeline.background import Writer, prefetch
+from mer.pipeline.decode import Decoded, Decoders, Job
+from mer.pipeline.errors import DataError, MerError, StoreError
+from mer.pipeline.plan import Item, Part
+from mer.pipeline.signals import Stop
+from mer.pipeline.store import Shard, ShardWriter
+from mer.pipeline.store.schema import HALF_MAX
+from mer.pipeline.store.shard import largest
 
-# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `pipeline.media`.
+# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `mer.pipeline.media`.
 FLAGS = {
     "short": "shorter than the encoder's first frame, padded with zeros",
     "chunked": "longer than --max-seconds, encoded in overlapping pieces",

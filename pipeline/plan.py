@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.batching import cut, group
-from pipeline.encoders.geometry import SAMPLE_RATE, Geometry
+from mer.pipeline.batching import cut, group
+from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 
 
 @dataclass

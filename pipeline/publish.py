@@ -13,13 +13,13 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.fingerprint import ExtractOptions
-from pipeline.plan import Settings
-from pipeline.report import ExtractReport, Failure
-from pipeline.state import State
-from pipeline.store import ModalityInfo, build_index
-from pipeline.store.arrays import temporary_for
-from pipeline.work import Work
+from mer.pipeline.fingerprint import ExtractOptions
+from mer.pipeline.plan import Settings
+from mer.pipeline.report import ExtractReport, Failure
+from mer.pipeline.state import State
+from mer.pipeline.store import ModalityInfo, build_index
+from mer.pipeline.store.arrays import temporary_for
+from mer.pipeline.work import Work
 
 SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 COLUMNS = ("id", "split", "session", "dialogue", "speaker", "position", "label", "targets", "text", "tags")  # of the manifest, in the head

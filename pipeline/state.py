@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.decode import AGAIN
-from pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
-from pipeline.fingerprint import ExtractOptions, FileMemory, Keys, differences, keys, memory_path, recipe_key, spelled
-from pipeline.manifest import Manifest
-from pipeline.progress import Silent
-from pipeline.report import Failure
-from pipeline.signals import Stop
-from pipeline.store import FeatureStore
+from mer.pipeline.decode import AGAIN
+from mer.pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
+from mer.pipeline.fingerprint import ExtractOptions, FileMemory, Keys, differences, keys, memory_path, recipe_key, spelled
+from mer.pipeline.manifest import Manifest
+from mer.pipeline.progress import Silent
+from mer.pipeline.report import Failure
+from mer.pipeline.signals import Stop
+from mer.pipeline.store import FeatureStore
 
 
 @dataclass

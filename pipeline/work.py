@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.decode import AGAIN, Decoders, Job
-from pipeline.encoders.geometry import SAMPLE_RATE, Geometry
-from pipeline.encoders.loading import Checkpoint
-from pipeline.errors import EncoderError, MerError, StoreError
-from pipeline.fingerprint import ExtractOptions
-from pipeline.hold import appear
-from pipeline.parts import BIT, Done, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
-from pipeline.plan import Inputs, Item, Part, Plan, ShardPlan
-from pipeline.signals import Stop
-from pipeline.store import Shard, ShardWriter
+from mer.pipeline.decode import AGAIN, Decoders, Job
+from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
+from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.errors import EncoderError, MerError, StoreError
+from mer.pipeline.fingerprint import ExtractOptions
+from mer.pipeline.hold import appear
+from mer.pipeline.parts import BIT, Done, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
+from mer.pipeline.plan import Inputs, Item, Part, Plan, ShardPlan
+from mer.pipeline.signals import Stop
+from mer.pipeline.store import Shard, ShardWriter
 
 TOLERANCE = {"fp32": 2e-5, "bf16": 5e-2, "fp16": 1e-2}  # of batch against single, relative to the largest feature (at least 1)
 # Of half precision against fp32: rounding costs a percent or two; oneDNN's bfloat16 convolutions of groups with few channels are plainly
@@ -31,8 +31,8 @@ SELF_TEST = (0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9)  # quantiles of the lengt
 
 def load_encoders(checkpoints: dict[str, Checkpoint], options: ExtractOptions) -> dict:
     """The encoder of each modality, on its device."""
-    from pipeline.encoders.audio import AudioEncoder
-    from pipeline.encoders.text import TextEncoder
+    from mer.pipeline.encoders.audio import AudioEncoder
+    from mer.pipeline.encoders.text import TextEncoder
 
     encoders: dict = {}
     if "audio" in checkpoints:
@@ -111,7 +111,7 @@ class Work:
     def self_test(self) -> dict[str, dict]:
         """For each modality with something to encode, features of up to eight items computed in one batch and one at a time, and in half
         precision against fp32."""
-        from pipeline.encoders.frozen import invariance
+        from mer.pipeline.encoders.frozen import invariance
 
         results = {}
         with Decoders(0) as decoders, one_thread():

@@ -35,24 +35,24 @@ def rel(path: Path) -> str:
 def test_arrows(path: Path):
     name = rel(path)
     for module in imports(path):
-        if name.startswith("fusion/") and under(module, "pipeline"):
-            seen = under(module, "pipeline.store", "pipeline.errors", "pipeline.hold", "pipeline.background")
+        if name.startswith("fusion/") and under(module, "mer.pipeline"):
+            seen = under(module, "mer.pipeline.store", "mer.pipeline.errors", "mer.pipeline.hold", "mer.pipeline.background")
             assert seen, f"{name} imports {module}: fusion sees only the store, the errors, the hold on a folder and the reading ahead"
         if name.startswith("pipeline/"):
-            assert not under(module, "fusion", "cli"), f"{name} imports {module}: the pipeline knows nothing of fusion"
+            assert not under(module, "mer.fusion", "mer.cli"), f"{name} imports {module}: the pipeline knows nothing of fusion"
         if name.startswith("pipeline/store/"):
-            heavy = under(module, "torch", "transformers", "torchaudio", "dask", "pipeline.extract", "pipeline.media")
+            heavy = under(module, "torch", "transformers", "torchaudio", "dask", "mer.pipeline.extract", "mer.pipeline.media")
             assert not heavy, f"{name} imports {module}: the store needs h5py, numpy and pyarrow only"
         if name.startswith("manifests/"):
-            assert not under(module, "fusion", "torch", "cli"), f"{name} imports {module}"
+            assert not under(module, "mer.fusion", "torch", "mer.cli"), f"{name} imports {module}"
         if name.startswith("fusion/"):
             media = under(module, "transformers", "torchaudio", "dask", "av", "soundfile")
             assert not media, f"{name} imports {module}: fusion sees no media and no encoders"
         if name.startswith(("fusion/modules/", "fusion/losses/", "fusion/ops/")):
-            above = under(module, "fusion.models", "fusion.train", "fusion.evaluate", "fusion.data")
+            above = under(module, "mer.fusion.models", "mer.fusion.train", "mer.fusion.evaluate", "mer.fusion.data")
             assert not above, f"{name} imports {module}: against the arrow"
         if name.startswith("fusion/ops/"):
-            assert not under(module, "fusion.losses", "fusion.modules"), f"{name} imports {module}: ops stand alone"
+            assert not under(module, "mer.fusion.losses", "mer.fusion.modules"), f"{name} imports {module}: ops stand alone"
 
 
 def test_no_grab_bag_modules():
@@ -63,4 +63,4 @@ def test_cli_imports_nothing_heavy_at_the_top():
     tree = ast.parse((ROOT / "cli.py").read_text())
     top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
     top |= {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
-    assert not [m for m in top if under(m, "torch", "transformers", "torchaudio", "pyarrow", "h5py", "numpy", "dask", "fusion")]
+    assert not [m for m in top if under(m, "torch", "transformers", "torchaudio", "pyarrow", "h5py", "numpy", "dask", "mer.fusion")]

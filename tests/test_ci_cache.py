@@ -178,7 +178,7 @@ def test_the_fingerprint_command_loads_no_torch(tmp_path):
     """The key is wanted before anything heavy is; loading torch alone takes longer than it may."""
     corpus.make(tmp_path, 4)
     code = (
-        "import sys, cli\n"
+        "import sys\nfrom mer import cli\n"
         f"cli.main(['fingerprint', '--manifest', {str(tmp_path / 'manifest.parquet')!r}, *sys.argv[1:]], standalone_mode=False)\n"
         "heavy = {'torch', 'torchaudio', 'transformers', 'dask', 'av'} & sys.modules.keys()\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"

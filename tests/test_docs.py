@@ -10,7 +10,7 @@ import click
 import pytest
 import yaml
 
-from cli import main
+from mer.cli import main
 from docs.__main__ import page
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.losses.precision import widened
-from pipeline.errors import DataError, DependencyError
+from mer.fusion.losses.precision import widened
+from mer.pipeline.errors import DataError, DependencyError
 
 IMPLEMENTATIONS = ("auto", "eager", "chunked", "triton")
 
@@ -85,15 +85,15 @@ def check(x: Tensor, y: Tensor) -> None:
 
 
 def fused(impl: str) -> ModuleType | None:
-    """`fusion.ops` where it is installed and wanted; None says that the equations of this file are to be used."""
+    """`mer.fusion.ops` where it is installed and wanted; None says that the equations of this file are to be used."""
     if impl not in IMPLEMENTATIONS:
         raise DataError(f"impl={impl!r}: known are {', '.join(IMPLEMENTATIONS)}")
     if impl == "eager":
         return None
     try:
-        ops = import_module("fusion.ops")
+        ops = import_module("mer.fusion.ops")
     except ModuleNotFoundError as missing:
-        if missing.name != "fusion.ops":
+        if missing.name != "mer.fusion.ops":
             raise
         ops = None
     if hasattr(ops, "nt_xent"):  # an empty folder imports, too

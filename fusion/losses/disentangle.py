@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusion.losses.precision import widened
+from mer.fusion.losses.precision import widened
 
 
 def orthogonality(specific: Tensor, shared: Tensor, mask: Tensor, *, kind: str = "squared") -> Tensor:

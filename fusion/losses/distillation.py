@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.losses.precision import widened
+from mer.fusion.losses.precision import widened
 
 
 def kl_to_label(logits: Tensor, target: Tensor, *, task: str, smoothing: float = 0.1) -> Tensor:
     """KL(y~ || q) with q the posterior of `logits` (B, C) and y~ the label, smoothed by `smoothing` over the C classes (single)
-    or over present and absent (multi). Rows without a label do not count. target: see `fusion.batch.Batch`."""
+    or over present and absent (multi). Rows without a label do not count. target: see `mer.fusion.batch.Batch`."""
     logits = widened(logits)
     if task == "regression":
         return mean_over((logits - target.nan_to_num()).square().div(2).mean(1), ~target.isnan().any(1))

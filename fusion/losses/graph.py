@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusion.losses.precision import widened
+from mer.fusion.losses.precision import widened
 
 
 def logit_distances(logits: Tensor, student: Tensor, teacher: Tensor, *, task: str, temperature: float = 4.0) -> Tensor:

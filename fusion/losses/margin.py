@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusion.losses.precision import widened
+from mer.fusion.losses.precision import widened
 
 
 def mean_hinge(similarity: Tensor, positive: Tensor, negative: Tensor, margin: Tensor | float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fusion.losses.precision import widened
+from mer.fusion.losses.precision import widened
 
 
 def masked_mse(x: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Terms that read the labels, for single-label, multi-label and regression targets (`fusion.batch.Batch`)."""
+"""Terms that read the labels, for single-label, multi-label and regression targets (`mer.fusion.batch.Batch`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.losses.precision import widened
-from pipeline.errors import DataError
+from mer.fusion.losses.precision import widened
+from mer.pipeline.errors import DataError
 
 
 def task_loss(

@@ -1,7 +1,7 @@
 """Fusion models: one published system a file, and one registry.
 
 A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own frozen dataclass (the only place for its
-defaults) and `spec` a `fusion.batch.DataSpec`. It offers
+defaults) and `spec` a `mer.fusion.batch.DataSpec`. It offers
 
 - `forward(batch) -> Prediction`      inference; needs no labels, draws no random numbers in eval mode
 - `losses(batch, progress) -> dict`   named scalar loss terms, unweighted, each a mean over what it is defined on; `progress`
@@ -10,7 +10,7 @@ defaults) and `spec` a `fusion.batch.DataSpec`. It offers
 - `calibrate(batches)`                once before training: statistics of the training rows (standardisation), kept in the state dict
 - `set_class_weights(weights)`        (C,), when the configuration asks for class weighting
 - `lr_scale: dict[str, float]`        parameters whose learning rate is a multiple of the optimizer's, by name
-- `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D) (`fusion.data.summarise`), are all it needs
+- `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D) (`mer.fusion.data.summarise`), are all it needs
 - `diagnostics() -> dict`             floats worth logging from the last `losses` call (temperature, MI bounds in nats,
                                       raw/augmented cosine, ...), detached
 """
@@ -21,23 +21,23 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 if TYPE_CHECKING:  # a mistyped `--set` is told without torch
     from torch import Tensor, nn
 
-    from fusion.batch import DataSpec
+    from mer.fusion.batch import DataSpec
 
 # name -> (module, class, config class). Adding a model is one file and one line here.
 REGISTRY = {
-    "drkf": ("fusion.models.drkf", "DRKF", "DRKFConfig"),
-    "dmd": ("fusion.models.dmd", "DMD", "DMDConfig"),
-    "dhmd": ("fusion.models.dhmd", "DHMD", "DHMDConfig"),
-    "fusion": ("fusion.models.baselines", "FusionEncoderModel", "FusionConfig"),
-    "concat": ("fusion.models.baselines", "Concat", "ConcatConfig"),
-    "audio": ("fusion.models.baselines", "Audio", "UnimodalConfig"),
-    "text": ("fusion.models.baselines", "Text", "UnimodalConfig"),
-    "vision": ("fusion.models.baselines", "Vision", "UnimodalConfig"),
+    "drkf": ("mer.fusion.models.drkf", "DRKF", "DRKFConfig"),
+    "dmd": ("mer.fusion.models.dmd", "DMD", "DMDConfig"),
+    "dhmd": ("mer.fusion.models.dhmd", "DHMD", "DHMDConfig"),
+    "fusion": ("mer.fusion.models.baselines", "FusionEncoderModel", "FusionConfig"),
+    "concat": ("mer.fusion.models.baselines", "Concat", "ConcatConfig"),
+    "audio": ("mer.fusion.models.baselines", "Audio", "UnimodalConfig"),
+    "text": ("mer.fusion.models.baselines", "Text", "UnimodalConfig"),
+    "vision": ("mer.fusion.models.baselines", "Vision", "UnimodalConfig"),
 }
 
 

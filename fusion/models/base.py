@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import Batch, DataSpec
-from fusion.losses import task_loss
-from fusion.modules.pooling import Moments, Standardise
-from pipeline.errors import DataError
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.losses import task_loss
+from mer.fusion.modules.pooling import Moments, Standardise
+from mer.pipeline.errors import DataError
 
 
 class FusionModel(nn.Module):
-    """Base of the models; see `fusion.models` for the contract.
+    """Base of the models; see `mer.fusion.models` for the contract.
 
     `lr_scale` maps parameter names to factors on the learning rate; such parameters are not decayed either.
     `summary`: the model looks at nothing but mean and deviation of a sequence, and its batches may bring just those.

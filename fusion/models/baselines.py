@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import Batch, DataSpec
-from fusion.models import Prediction
-from fusion.models.base import FusionModel
-from fusion.modules.heads import mlp
-from fusion.modules.kf import FusionEncoder
-from fusion.modules.orl import Adapter
-from fusion.modules.pooling import Standardise, masked_mean_std
-from pipeline.errors import DataError
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.models import Prediction
+from mer.fusion.models.base import FusionModel
+from mer.fusion.modules.heads import mlp
+from mer.fusion.modules.kf import FusionEncoder
+from mer.fusion.modules.orl import Adapter
+from mer.fusion.modules.pooling import Standardise, masked_mean_std
+from mer.pipeline.errors import DataError
 
 
 @dataclass(frozen=True)

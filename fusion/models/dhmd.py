@@ -19,12 +19,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fusion.batch import Batch, DataSpec
-from fusion.losses.contrastive import info_nce
-from fusion.losses.graph import distillation
-from fusion.models.dmd import DMD, DMDConfig, Outputs
-from fusion.modules.dictionary import Dictionary, Matches, dead_atoms, jensen_shannon, top_atom_overlap, usage_entropy
-from fusion.modules.graph_distillation import pairs
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.losses.contrastive import info_nce
+from mer.fusion.losses.graph import distillation
+from mer.fusion.models.dmd import DMD, DMDConfig, Outputs
+from mer.fusion.modules.dictionary import Dictionary, Matches, dead_atoms, jensen_shannon, top_atom_overlap, usage_entropy
+from mer.fusion.modules.graph_distillation import pairs
 
 
 @dataclass(frozen=True)

@@ -22,21 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusion.batch import Batch, DataSpec
-from fusion.losses.disentangle import orthogonality, orthogonality_over_batch
-from fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
-from fusion.losses.margin import margin_loss, margin_loss_as_published
-from fusion.losses.precision import widened
-from fusion.losses.reconstruction import masked_mse
-from fusion.losses.supervised import same_emotion
-from fusion.models import Prediction
-from fusion.models.base import FusionModel
-from fusion.modules.crossmodal import CrossModalEncoder
-from fusion.modules.decoupling import Decoupling, Parts
-from fusion.modules.dictionary import Matches
-from fusion.modules.graph_distillation import GDUnit
-from fusion.modules.pooling import Standardise, masked_mean, zero_padding
-from pipeline.errors import DataError
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.losses.disentangle import orthogonality, orthogonality_over_batch
+from mer.fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
+from mer.fusion.losses.margin import margin_loss, margin_loss_as_published
+from mer.fusion.losses.precision import widened
+from mer.fusion.losses.reconstruction import masked_mse
+from mer.fusion.losses.supervised import same_emotion
+from mer.fusion.models import Prediction
+from mer.fusion.models.base import FusionModel
+from mer.fusion.modules.crossmodal import CrossModalEncoder
+from mer.fusion.modules.decoupling import Decoupling, Parts
+from mer.fusion.modules.dictionary import Matches
+from mer.fusion.modules.graph_distillation import GDUnit
+from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
+from mer.pipeline.errors import DataError
 
 # The published orders: of modalities everywhere (L, V, A), and of the streams a memory transformer concatenates (L, A, V).
 ORDER = ("text", "vision", "audio")

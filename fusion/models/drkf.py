@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.batch import Batch, DataSpec
-from fusion.losses import balanced_bce, info_nce, kl_to_label, kl_to_posterior, masked_mse, mi_lower_bound, nt_xent, same_emotion
-from fusion.models import Prediction
-from fusion.models.base import FusionModel
-from fusion.modules.dropout import LockedDropout
-from fusion.modules.heads import mlp
-from fusion.modules.kf import FusionEncoder, sample_pairs
-from fusion.modules.orl import Adapter, ResidualAutoencoder, Temperature, active_blocks, ramp
-from fusion.modules.pooling import Standardise, masked_mean
-from pipeline.errors import DataError
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.losses import balanced_bce, info_nce, kl_to_label, kl_to_posterior, masked_mse, mi_lower_bound, nt_xent, same_emotion
+from mer.fusion.models import Prediction
+from mer.fusion.models.base import FusionModel
+from mer.fusion.modules.dropout import LockedDropout
+from mer.fusion.modules.heads import mlp
+from mer.fusion.modules.kf import FusionEncoder, sample_pairs
+from mer.fusion.modules.orl import Adapter, ResidualAutoencoder, Temperature, active_blocks, ramp
+from mer.fusion.modules.pooling import Standardise, masked_mean
+from mer.pipeline.errors import DataError
 
 
 @dataclass(frozen=True)

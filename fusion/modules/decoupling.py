@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusion.losses.precision import widened
+from mer.fusion.losses.precision import widened
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusion.losses.precision import widened
+from mer.fusion.losses.precision import widened
 
 # Which edges the published priors favour, as (student, teacher); "the edge V -> A that emerges" is one of them.
 AUTHORS_EDGES = {

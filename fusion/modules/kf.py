@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion.modules.dropout import LockedDropout
-from pipeline.errors import DataError
+from mer.fusion.modules.dropout import LockedDropout
+from mer.pipeline.errors import DataError
 
 
 class FusionEncoder(nn.Module):

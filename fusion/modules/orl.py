@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fusion.modules.dropout import LockedDropout
-from fusion.modules.pooling import Standardise, zero_padding
+from mer.fusion.modules.dropout import LockedDropout
+from mer.fusion.modules.pooling import Standardise, zero_padding
 
 
 class Adapter(nn.Module):

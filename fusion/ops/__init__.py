@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusion.ops.chunked import compute_dtype
-from fusion.ops.function import Contrastive, contrastive_op, encode, values
-from fusion.ops.negatives import FeatureQueue, gather_views
-from fusion.ops.paths import Impl, available, path_for
-from fusion.ops.plan import Term, make_plan
+from mer.fusion.ops.chunked import compute_dtype
+from mer.fusion.ops.function import Contrastive, contrastive_op, encode, values
+from mer.fusion.ops.negatives import FeatureQueue, gather_views
+from mer.fusion.ops.paths import Impl, available, path_for
+from mer.fusion.ops.plan import Term, make_plan
 
 __all__ = [
     "FeatureQueue", "Term", "available", "contrastive_terms", "drkf_contrastive", "gather_views", "info_nce", "mi_lower_bounds",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusion.ops.plan import Plan
+from mer.fusion.ops.plan import Plan
 
 EPS = 1e-12  # rows shorter than this are divided by it, as torch.nn.functional.normalize does
 TILE_ROWS, TILE_COLS = 256, 512  # 512 KiB of float32: two of them and their rows stay in a core's second-level cache

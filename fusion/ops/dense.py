@@ -9,8 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fusion.ops.chunked import normalised, project
-from fusion.ops.plan import Plan
+from mer.fusion.ops.chunked import normalised, project
+from mer.fusion.ops.plan import Plan
 
 LOW = -1e30  # logit of what is no candidate; finite, so that rows without candidates have no NaN
 

@@ -12,9 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fusion.ops import chunked, dense, paths, strips
-from fusion.ops.paths import path_for
-from fusion.ops.plan import Plan, Term, make_plan
+from mer.fusion.ops import chunked, dense, paths, strips
+from mer.fusion.ops.paths import path_for
+from mer.fusion.ops.plan import Plan, Term, make_plan
 
 LAYOUT = 3  # of what _forward keeps for _backward; see encode
 ON_HOST = ("dense", "chunked")  # plain PyTorch on any device, in float32 or float64; they keep what they need of the views
@@ -35,7 +35,7 @@ def _forward(
         if path == "dense":
             loss, *saved = dense.forward(plan, tuple(views), tau, labels, mode)
             return loss, saved
-        from fusion.ops import launch  # imports Triton
+        from mer.fusion.ops import launch  # imports Triton
 
         with launch.ready(plan, views[0].device):
             loss, *saved = launch.forward(plan, _common(views), tau.float(), labels, mode, precision, path, gradients=any(need))
@@ -57,7 +57,7 @@ def _backward(
         if path == "dense":
             dx, dtau = dense.backward(plan, tau, labels, mode, tuple(saved), grad)
             return dx, dtau.to(tau.dtype)
-        from fusion.ops import launch
+        from mer.fusion.ops import launch
 
         with launch.ready(plan, tau.device):
             dx, dtau = launch.backward(plan, _common(views), tau.float(), labels, mode, precision, path, tuple(saved), grad, need[:-1])

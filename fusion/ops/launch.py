@@ -18,9 +18,9 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fusion.ops import kernels
-from fusion.ops.paths import MAX_VIEWS, MID_ROWS, TINY_ROWS
-from fusion.ops.plan import NEVER, Piece, Plan, Visit
+from mer.fusion.ops import kernels
+from mer.fusion.ops.paths import MAX_VIEWS, MID_ROWS, TINY_ROWS
+from mer.fusion.ops.plan import NEVER, Piece, Plan, Visit
 
 SCRATCH_BYTES = 256 << 20  # coefficients of one chunk in the large path
 SCRATCH_COLS = 16384  # of a chunk at most: a product of few rows and hundreds of thousands of columns would leave most of the chip idle

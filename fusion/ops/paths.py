@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.errors import DependencyError
+from mer.pipeline.errors import DependencyError
 
 Impl = Literal["auto", "dense", "chunked", "triton"]
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -63,7 +63,7 @@ def path_for(views: Sequence[Tensor], impl: Impl = "auto") -> str:
         if impl == "triton":
             raise DependencyError(f"impl=triton: {obstacle}; use impl=auto or impl=chunked")
         return "dense" if rows <= DENSE_ROWS else "chunked"
-    from fusion.ops import launch
+    from mer.fusion.ops import launch
 
     return launch.choose(rows, int(views[0].shape[1]))
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusion.ops import chunked
-from fusion.ops.plan import Plan
+from mer.fusion.ops import chunked
+from mer.fusion.ops.plan import Plan
 
 STRIP = 16 << 20  # entries: 64 MiB of float32
 ROWS, FEWEST_ROWS = 256, 64  # anchors in a block; below, adding each block's share to all candidates costs more than it saves

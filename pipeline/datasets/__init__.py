@@ -11,20 +11,20 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-import manifests
-from pipeline.datasets.report import Report, count, overlaps
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest
+from mer import manifests
+from mer.pipeline.datasets.report import Report, count, overlaps
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
 
 __all__ = ["DATASETS", "Report", "default_root", "overview", "prepare"]
 
 DATASETS = {  # name -> module; adding a corpus is one line here
-    "synthetic": "pipeline.datasets.synthetic",
-    "meld": "pipeline.datasets.meld",
-    "iemocap": "pipeline.datasets.iemocap",
-    "m3ed": "pipeline.datasets.m3ed",
-    "mosi": "pipeline.datasets.mosi",
-    "mosei": "pipeline.datasets.mosei",
+    "synthetic": "mer.pipeline.datasets.synthetic",
+    "meld": "mer.pipeline.datasets.meld",
+    "iemocap": "mer.pipeline.datasets.iemocap",
+    "m3ed": "mer.pipeline.datasets.m3ed",
+    "mosi": "mer.pipeline.datasets.mosi",
+    "mosei": "mer.pipeline.datasets.mosei",
 }
 
 
@@ -39,7 +39,7 @@ def prepare(name: str, /, root: str | os.PathLike | None = None, *, labels: str 
     corpus's own (synthetic: size, seed). `table` is anyone's file, with the options of `table.prepare` and `root` its audio folder.
     Raises DataError."""
     if name == "table":
-        from pipeline.datasets import table
+        from mer.pipeline.datasets import table
 
         return complete(*table.prepare(audio_dir=root, labels=labels, **options))
     if name not in DATASETS:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests import CorpusInfo, LabelSet
-from pipeline.datasets.files import folders, media_files, place, read_csv, read_text
-from pipeline.datasets.report import Report, some
-from pipeline.errors import DataError
-from pipeline.manifest import Utterance
+from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.files import folders, media_files, place, read_csv, read_text
+from mer.pipeline.datasets.report import Report, some
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Utterance
 
 DEPTH = 4
 MODES = {"train": "train", "valid": "dev", "val": "dev", "dev": "dev", "test": "test"}

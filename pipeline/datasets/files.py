@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from manifests import CorpusInfo
-from pipeline.datasets.report import Report
-from pipeline.errors import DataError
-from pipeline.manifest import Utterance
+from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.report import Report
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Utterance
 
 MEDIA = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".mp4", ".mkv", ".webm", ".avi", ".mov", ".aiff", ".aif", ".au")
 NO_BREAK_SPACE = "\u00a0"

@@ -12,11 +12,11 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from manifests import CorpusInfo, LabelSet
-from pipeline.datasets.files import hidden, look, require_root
-from pipeline.datasets.report import Report, shared_texts, some
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest, Utterance
+from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.files import hidden, look, require_root
+from mer.pipeline.datasets.report import Report, shared_texts, some
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest, Utterance
 
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
 EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[", re.M)  # [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]

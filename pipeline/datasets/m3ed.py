@@ -10,11 +10,11 @@ import json
 import os
 from pathlib import Path
 
-from manifests import CorpusInfo, LabelSet
-from pipeline.datasets.files import folders, look, media_files, read_text, require_root
-from pipeline.datasets.report import Report
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest, Utterance
+from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.files import folders, look, media_files, read_text, require_root
+from mer.pipeline.datasets.report import Report
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest, Utterance
 
 AUDIO = ("modality_speech", "audio", "speech", "wav")  # the download's name, and what other code calls it
 SPLITS = {"train": "train", "val": "dev", "test": "test"}

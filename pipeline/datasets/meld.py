@@ -10,11 +10,11 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from manifests import CorpusInfo
-from pipeline.datasets.files import find_repeats, folders, look, media_files, place, read_csv, repair, require_root
-from pipeline.datasets.report import Report, some
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest, Utterance
+from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.files import find_repeats, folders, look, media_files, place, read_csv, repair, require_root
+from mer.pipeline.datasets.report import Report, some
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest, Utterance
 
 FOLDERS = {"train": ("train_splits", "train"), "dev": ("dev_splits_complete", "dev"), "test": ("output_repeated_splits_test", "test")}
 COLUMN = {"emotion": "Emotion", "sentiment": "Sentiment"}  # label set -> csv column

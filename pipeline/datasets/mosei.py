@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manifests import CorpusInfo
-from pipeline.datasets import cmu
-from pipeline.datasets.cmu import Segment
-from pipeline.datasets.files import hidden, look, require_root
-from pipeline.datasets.report import Report
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest
+from mer.manifests import CorpusInfo
+from mer.pipeline.datasets import cmu
+from mer.pipeline.datasets.cmu import Segment
+from mer.pipeline.datasets.files import hidden, look, require_root
+from mer.pipeline.datasets.report import Report
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
 
 LABELS = ("CMU_MOSEI_Labels.csd", "CMU_MOSEI_LabelsEmotions.csd", "CMU_MOSEI_All_Labels.csd", "All Labels.csd")
 VALUES = 7  # sentiment, happy, sad, anger, surprise, disgust, fear

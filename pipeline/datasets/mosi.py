@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manifests import CorpusInfo
-from pipeline.datasets import cmu
-from pipeline.datasets.cmu import Segment
-from pipeline.datasets.files import hidden, look, require_root
-from pipeline.datasets.report import Report
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest
+from mer.manifests import CorpusInfo
+from mer.pipeline.datasets import cmu
+from mer.pipeline.datasets.cmu import Segment
+from mer.pipeline.datasets.files import hidden, look, require_root
+from mer.pipeline.datasets.report import Report
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
 
 LABELS = ("CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels.csd")
 DELIMITER = "_DELIM_"  # Transcript/Segmented/<video>.annotprocessed: `12_DELIM_THE TEXT`

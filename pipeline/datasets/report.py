@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from pipeline.manifest import Manifest, Utterance
+from mer.pipeline.manifest import Manifest, Utterance
 
 UNLABELLED = "(none)"
 SHOWN = 8  # names listed before "and N more"

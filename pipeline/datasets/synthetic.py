@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from manifests import CorpusInfo
-from pipeline.datasets.report import Report
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest, Utterance
+from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.report import Report
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest, Utterance
 
 VERSION = 1
 RATE = 16_000  # Hz

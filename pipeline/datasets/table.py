@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import CorpusInfo
-from pipeline.datasets.files import MEDIA, hidden, look, place
-from pipeline.datasets.report import Report
-from pipeline.errors import DataError
-from pipeline.manifest import TASKS, Manifest, Utterance
+from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.files import MEDIA, hidden, look, place
+from mer.pipeline.datasets.report import Report
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import TASKS, Manifest, Utterance
 
 FIELDS = ("id", "audio", "text", "label", "split", "speaker", "dialogue", "session", "start", "end", "duration")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import manifests
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest
+from mer import manifests
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
 
 ENGLISH = ("facebook/wav2vec2-large-960h-lv60-self", "roberta-large")
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad, to_host
-from pipeline.encoders.geometry import Geometry, parse_layer
-from pipeline.encoders.loading import Checkpoint
-from pipeline.errors import EncoderError
+from mer.pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad, to_host
+from mer.pipeline.encoders.geometry import Geometry, parse_layer
+from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.errors import EncoderError
 
 
 class PerBatch(threading.local):

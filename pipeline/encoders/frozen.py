@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.encoders import tiny
-from pipeline.encoders.loading import Checkpoint
-from pipeline.errors import DataError, EncoderError
+from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.errors import DataError, EncoderError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Weights that no feature passes through: poolers, the embedding that masked training swaps in, position indices, heads of other tasks.

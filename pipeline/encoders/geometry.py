@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from pipeline.encoders.loading import Checkpoint
-from pipeline.errors import DataError, EncoderError
+from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.errors import DataError, EncoderError
 
 SAMPLE_RATE = 16_000
 

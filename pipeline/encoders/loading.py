@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.encoders import tiny
-from pipeline.errors import EncoderError
+from mer.pipeline.encoders import tiny
+from mer.pipeline.errors import EncoderError
 
 CONFIGURATION = ("config.json", "preprocessor_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
                  "added_tokens.json", "spiece.model", "sentencepiece*", "bpe.codes", "*.tiktoken")  # fmt: skip

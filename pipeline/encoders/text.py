@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from pipeline.encoders import tiny
-from pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad, to_host
-from pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
-from pipeline.errors import EncoderError
+from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad, to_host
+from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
+from mer.pipeline.errors import EncoderError
 
 
 class TextEncoder:

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from pipeline.errors import EncoderError
+from mer.pipeline.errors import EncoderError
 
 PREFIX = "builtin:"
 NAMES = {"audio": "builtin:tiny-wav2vec2", "text": "builtin:tiny-roberta"}

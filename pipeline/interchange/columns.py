@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.interchange.write import Options
-from pipeline.store import Header
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange.write import Options
+from mer.pipeline.store import Header
 
 # field of the store -> names it goes by elsewhere, in order of preference
 FIELDS = {

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.interchange.columns import SPLIT_NAMES, find_features, interpret, plain
-from pipeline.interchange.pickles import load
-from pipeline.interchange.write import Foreign, Options, sha256
-from pipeline.store import Header
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange.columns import SPLIT_NAMES, find_features, interpret, plain
+from mer.pipeline.interchange.pickles import load
+from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.store import Header
 
 # The first eight digits of the sha256 that MMSA's README gives for its downloads.
 PUBLISHED = {

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.interchange.columns import account, find_columns, find_features, interpret
-from pipeline.interchange.write import Foreign, Options, sha256
-from pipeline.store import Header
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
+from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.store import Header
 
 MAX_CELL = 10 << 20
 

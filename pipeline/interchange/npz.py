@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.interchange.columns import account, find_columns, find_features, interpret
-from pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
+from mer.pipeline.interchange.write import Foreign, Options, sha256
 
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 200  # real features deflate by less than 50, padding included
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError
-from pipeline.interchange.columns import account, find_columns, find_features, interpret
-from pipeline.interchange.write import Foreign, Options, sha256
-from pipeline.store import Header
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
+from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.store import Header
 
 BATCH = 256  # rows unpacked at a time
 

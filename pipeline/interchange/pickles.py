@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 MAX_OBJECTS = 20_000_000  # of MOSEI's largest published pickle: under a million
 MAX_DIGITS = 4000  # of one decimal number

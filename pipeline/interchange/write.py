@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.store import FeatureStore, Header, ModalityInfo, ShardWriter, build_index
-from pipeline.store.arrays import temporary_for
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import FeatureStore, Header, ModalityInfo, ShardWriter, build_index
+from mer.pipeline.store.arrays import temporary_for
 
 SHARD_BYTES = 128 << 20  # of features held until a shard is written
 

@@ -4,10 +4,10 @@ A store is a head file (index, header) and closed shards (contiguous arrays) bes
 Needs h5py, numpy and pyarrow only.
 """
 
-from pipeline.store.head import build_index
-from pipeline.store.reader import FeatureStore
-from pipeline.store.schema import FORMAT_VERSION, Damage, Header, ModalityInfo
-from pipeline.store.shard import Shard, ShardWriter
-from pipeline.store.verify import verify_shards
+from mer.pipeline.store.head import build_index
+from mer.pipeline.store.reader import FeatureStore
+from mer.pipeline.store.schema import FORMAT_VERSION, Damage, Header, ModalityInfo
+from mer.pipeline.store.shard import Shard, ShardWriter
+from mer.pipeline.store.verify import verify_shards
 
 __all__ = ["FORMAT_VERSION", "Damage", "FeatureStore", "Header", "ModalityInfo", "Shard", "ShardWriter", "build_index", "verify_shards"]

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5p, h5s, h5t
 
-from pipeline.errors import DataError, StoreError
+from mer.pipeline.errors import DataError, StoreError
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, IndexError)

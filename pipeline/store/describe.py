@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import numpy as np
 
-from pipeline.store.reader import FeatureStore
-from pipeline.store.schema import SPLITS
+from mer.pipeline.store.reader import FeatureStore
+from mer.pipeline.store.schema import SPLITS
 
 
 def describe(store: FeatureStore) -> dict:

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import DataError
-from pipeline.store import arrays, head, shard
-from pipeline.store.reader import FeatureStore
-from pipeline.store.schema import COLUMNS, SPLITS
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import arrays, head, shard
+from mer.pipeline.store.reader import FeatureStore
+from mer.pipeline.store.schema import COLUMNS, SPLITS
 
 MMSA_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 MMSA_LIMIT = 16 << 30  # bytes of padded arrays, held in memory; MELD at frame rate would be over 100 GB

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DataError
-from pipeline.store import arrays
-from pipeline.store.schema import (
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import arrays
+from mer.pipeline.store.schema import (
     COLUMNS,
     FORMAT_VERSION,
     HEAD_FORMAT,
@@ -29,7 +29,7 @@ from pipeline.store.schema import (
     pack_strings,
     unpack_strings,
 )
-from pipeline.store.shard import Shard, check_format
+from mer.pipeline.store.shard import Shard, check_format
 
 HEX = "S64"  # sha256 in hexadecimal
 EMBEDDED = "data"  # group of the one shard that a store of a single file holds; its name in the head is empty
@@ -66,7 +66,7 @@ def build_index(
     order; utterances of the shards that it leaves out cannot be reached. `modalities` adds what the shards do not know
     (encoder, revision, layer, frame rate).
     """
-    from pipeline.store.reader import FeatureStore
+    from mer.pipeline.store.reader import FeatureStore
 
     head_path = Path(head_path)
     rows = normalise(table)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DataError, StoreError
-from pipeline.store.head import ShardRecord, read_head
-from pipeline.store.schema import Header
-from pipeline.store.shard import Shard
+from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.store.head import ShardRecord, read_head
+from mer.pipeline.store.schema import Header
+from mer.pipeline.store.shard import Shard
 
 OPEN_SHARDS = 4096  # mapped at a time: Linux allows a process 65,530 maps, and each shard has one a modality
 
@@ -130,7 +130,7 @@ class FeatureStore:
 
     def verify(self) -> None:
         """Read every byte; raises StoreError that names the first damaged shard and how many there are."""
-        from pipeline.store.verify import verify_shards
+        from mer.pipeline.store.verify import verify_shards
 
         damaged = verify_shards(self)
         if damaged:

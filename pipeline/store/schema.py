@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import DataError
+from mer.pipeline.errors import DataError
 
 FORMAT_VERSION = 1
 HEAD_FORMAT = "mer-feats"

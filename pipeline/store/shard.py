@@ -11,9 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.errors import DataError, StoreError, StoreVersionError
-from pipeline.store import arrays
-from pipeline.store.schema import (
+from mer.pipeline.errors import DataError, StoreError, StoreVersionError
+from mer.pipeline.store import arrays
+from mer.pipeline.store.schema import (
     FORMAT_VERSION,
     HALF_MAX,
     MODALITY,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import MerError
-from pipeline.store.head import sha256
-from pipeline.store.reader import FeatureStore
-from pipeline.store.schema import Damage
+from mer.pipeline.errors import MerError
+from mer.pipeline.store.head import sha256
+from mer.pipeline.store.reader import FeatureStore
+from mer.pipeline.store.schema import Damage
 
 
 def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusion.ops import drkf_contrastive, info_nce, nt_xent
+from mer.fusion.ops import drkf_contrastive, info_nce, nt_xent
 from tests.bench.child import Child, reason_of
 from tests.bench.machine import RESULTS, describe, save
 
@@ -143,7 +143,7 @@ def inf_cl(workload: str, eager: Eager) -> Callable:
 def on_gpu(function: Callable, path: str | None = None, tile: str | None = None) -> Callable:
     """Ours with the launcher's own table, or on another path, or with other tiles on that path: where the table's borders and sizes
     should be is what this shows. What is set at a call holds until the next, as its backward pass needs it, too."""
-    from fusion.ops import launch
+    from mer.fusion.ops import launch
 
     table = ("choose", "mid_tile", "large_tile")
     chosen = {name: vars(launch).setdefault("_of_bench", {}).setdefault(name, getattr(launch, name)) for name in table}

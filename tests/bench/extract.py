@@ -20,13 +20,13 @@ import numpy as np
 import soundfile
 import torch
 
-from pipeline.budget import FIXED
-from pipeline.decode import Decoders, Job
-from pipeline.encoders.audio import AudioEncoder
-from pipeline.encoders.loading import resolve
-from pipeline.encoders.text import TextEncoder
-from pipeline.parts import Source, Tally, audio_inputs, run_parts, text_inputs
-from pipeline.plan import Item, Settings, make_parts
+from mer.pipeline.budget import FIXED
+from mer.pipeline.decode import Decoders, Job
+from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.loading import resolve
+from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.parts import Source, Tally, audio_inputs, run_parts, text_inputs
+from mer.pipeline.plan import Item, Settings, make_parts
 from tests.bench.machine import save
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES

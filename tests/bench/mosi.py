@@ -45,7 +45,7 @@ RESAMPLES = 5000
 
 def make_store(source: Path, path: Path):
     """The npz as a store of T = 1 sequences."""
-    from pipeline.store import FeatureStore, ShardWriter, build_index
+    from mer.pipeline.store import FeatureStore, ShardWriter, build_index
 
     if path.exists():
         return FeatureStore(path)
@@ -73,9 +73,9 @@ def run(job: tuple[str, tuple[str, ...], int], *, store_path: Path, out: Path) -
     """Train one model with one configuration and seed (or find it trained), without looking at test."""
     import torch
 
-    from fusion import config
-    from fusion.experiment import train
-    from pipeline.store import FeatureStore
+    from mer.fusion import config
+    from mer.fusion.experiment import train
+    from mer.pipeline.store import FeatureStore
 
     torch.set_num_threads(1)
     model, sets, seed = job
@@ -87,8 +87,8 @@ def run(job: tuple[str, tuple[str, ...], int], *, store_path: Path, out: Path) -
 
 def test_hits(folder: str) -> dict[str, bool]:
     """id -> hit, on the test split, scored now."""
-    from fusion import evaluate
-    from fusion.checkpoint import Run
+    from mer.fusion import evaluate
+    from mer.fusion.checkpoint import Run
 
     run = Run.open(Path(folder))
     evaluate.evaluate(run, note=lambda line: None)
@@ -121,9 +121,9 @@ def main(argv: list[str]) -> None:
     if args.data is None:
         sys.exit("mosi: name the folder with mosi/mosi_utt.npz by --data or MER_TEST_DATA")
 
-    from fusion import splits
-    from fusion.config import DataConfig
-    from fusion.metrics import bootstrap
+    from mer.fusion import splits
+    from mer.fusion.config import DataConfig
+    from mer.fusion.metrics import bootstrap
 
     args.out.mkdir(parents=True, exist_ok=True)
     store_path = args.out / "mosi.h5"

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fusion import config, data, splits, train
-from fusion.models import model_class
+from mer.fusion import config, data, splits, train
+from mer.fusion.models import model_class
 from tests.bench.machine import save
 from tests.bench.train import HZ, LABELS, corpus
 

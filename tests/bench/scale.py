@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import manifest as manifests
-from pipeline.fingerprint import ExtractOptions, fingerprint
-from pipeline.store import FeatureStore, ModalityInfo, ShardWriter
-from pipeline.store import arrays as files
-from pipeline.store.head import ShardRecord, compose, sha256
-from pipeline.store.schema import Header, normalise
-from pipeline.store.shard import Shard
+from mer.pipeline import manifest as manifests
+from mer.pipeline.fingerprint import ExtractOptions, fingerprint
+from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter
+from mer.pipeline.store import arrays as files
+from mer.pipeline.store.head import ShardRecord, compose, sha256
+from mer.pipeline.store.schema import Header, normalise
+from mer.pipeline.store.shard import Shard
 from tests.bench.machine import save
 
 MODALITIES = {"audio": 8, "text": 8}
@@ -126,7 +126,7 @@ def select(folder: Path, n: int) -> dict[str, float]:
 
 def train_key(folder: Path, n: int) -> dict[str, float]:
     """What `mer train` computes before anything else: the key of features, labels and splits."""
-    from fusion.checkpoint import store_key
+    from mer.fusion.checkpoint import store_key
 
     store = FeatureStore(folder / "feats.h5")
     started = time.process_time()
@@ -163,7 +163,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.step:
         if options.step == "train-key":
-            import fusion.checkpoint  # noqa: F401  # torch's own memory is not counted
+            import mer.fusion.checkpoint  # noqa: F401  # torch's own memory is not counted
         before = peak()
         found = CALLS[options.step](options.folder, options.utterances[0])
         print(json.dumps({k: round(v, 3) for k, v in found.items()} | {"peak_mib": round(peak() - before)}))

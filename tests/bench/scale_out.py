@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline.manifest import Manifest, Utterance
-from pipeline.progress import Advance, Silent
-from pipeline.store import ShardWriter
+from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.progress import Advance, Silent
+from mer.pipeline.store import ShardWriter
 from tests.bench.machine import save
 
 TINY = {"audio_encoder": "builtin:tiny-wav2vec2", "text_encoder": "builtin:tiny-roberta", "offline": True}
@@ -69,8 +69,8 @@ class Timed(Silent):
 
 
 def extract_here(folder: Path, out: str, workers: int = 0, **changes) -> Timed:
-    from pipeline.extract import extract
-    from pipeline.fingerprint import ExtractOptions
+    from mer.pipeline.extract import extract
+    from mer.pipeline.fingerprint import ExtractOptions
 
     timed = Timed()
     file = folder / "manifest.parquet"
@@ -98,10 +98,10 @@ def alone(function: str, **arguments) -> dict:
 def memory_of(folder: str, n: int) -> dict:
     """Peaks in MiB beyond the encoders' own: of all, and of what is not mapped from files. Small shards and parts: as for a real corpus,
     there are many of them."""
-    from pipeline.encoders.loading import resolve
-    from pipeline.extract import extract  # noqa: F401  # its imports are not counted
-    from pipeline.fingerprint import ExtractOptions
-    from pipeline.work import load_encoders
+    from mer.pipeline.encoders.loading import resolve
+    from mer.pipeline.extract import extract  # noqa: F401  # its imports are not counted
+    from mer.pipeline.fingerprint import ExtractOptions
+    from mer.pipeline.work import load_encoders
 
     points = {m: resolve(m, TINY[f"{m}_encoder"]) for m in ("audio", "text")}
     encoders = load_encoders(points, ExtractOptions(device="cpu"))
@@ -169,8 +169,8 @@ def dask_overhead(tasks: int) -> dict:
     """Milliseconds of a task that does nothing, one after the other on one worker, as `Cluster` runs them."""
     from distributed import Client, LocalCluster
 
-    from pipeline.cluster import Cluster
-    from pipeline.signals import Stop
+    from mer.pipeline.cluster import Cluster
+    from mer.pipeline.signals import Stop
 
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as local, Client(local) as client:
         cluster = Cluster(client, None, "none")
@@ -217,8 +217,8 @@ def write(folder: Path, args) -> list[dict]:
 
 
 def idle_of(folder: str, threads: int, decoders: int) -> dict:
-    from pipeline.encoders.audio import AudioEncoder
-    from pipeline.encoders.text import TextEncoder
+    from mer.pipeline.encoders.audio import AudioEncoder
+    from mer.pipeline.encoders.text import TextEncoder
 
     spent: list[float] = []
     for kind in (AudioEncoder, TextEncoder):
@@ -231,7 +231,7 @@ def idle_of(folder: str, threads: int, decoders: int) -> dict:
 
         kind.forward = forward
     encoding: list[float] = []
-    from pipeline import work
+    from mer.pipeline import work
 
     run_parts = work.run_parts
 

@@ -17,7 +17,7 @@ from statistics import median
 import h5py
 import numpy as np
 
-from pipeline.store import FeatureStore, ShardWriter, build_index
+from mer.pipeline.store import FeatureStore, ShardWriter, build_index
 from tests.bench.machine import save
 
 BATCH = 64

@@ -22,12 +22,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--models", default="concat,drkf", help="beside audio and text")
     args = parser.parse_args(argv)
 
-    from fusion import config, experiment, report
-    from fusion.evaluate import evaluate, stored_metrics
-    from pipeline.datasets import prepare
-    from pipeline.extract import extract
-    from pipeline.fingerprint import ExtractOptions
-    from pipeline.store import FeatureStore
+    from mer.fusion import config, experiment, report
+    from mer.fusion.evaluate import evaluate, stored_metrics
+    from mer.pipeline.datasets import prepare
+    from mer.pipeline.extract import extract
+    from mer.pipeline.fingerprint import ExtractOptions
+    from mer.pipeline.store import FeatureStore
 
     manifest, _ = prepare("synthetic", args.out / "synthetic", seed=args.seed)
     head = args.out / "feats.h5"

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fusion import config, data, splits, train
-from fusion.models import model_class
-from pipeline.errors import DataError
-from pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
+from mer.fusion import config, data, splits, train
+from mer.fusion.models import model_class
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 from tests.bench.machine import save
 from tests.bench.store import lengths_like_meld
 

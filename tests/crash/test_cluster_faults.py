@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 # The worker of whom too much memory is wanted is killed by the kernel, and so is each that tries the same again.
 HUNGRY = """
 import os
-from pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.text import TextEncoder
 def killed(self, batch, **keywords):
     (folder / "tried").touch()
     os.kill(os.getpid(), 9)

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from pipeline.encoders.audio import AudioEncoder
-from pipeline.encoders.text import TextEncoder
-from pipeline.store import Shard
+from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.store import Shard
 from tests.crash.runs import Run, again, check, finished, fresh, in_workers
 
 LONG = {"part_seconds": 30.0, "part_tokens": 1000}  # one part a modality: all there is of it is the beginning
@@ -90,7 +90,7 @@ def test_a_second_signal_ends_at_once(run, undisturbed, tmp_path, monkeypatch):
 
 SLOW_WORKERS = """
 import os, time
-from pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.audio import AudioEncoder
 forward = AudioEncoder.forward
 def slowly(self, batch, **keywords):
     (folder / "worker-at-work").touch()

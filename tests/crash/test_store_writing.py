@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.store import FeatureStore, Shard, ShardWriter
-from pipeline.store import arrays as files
+from mer.pipeline.store import FeatureStore, Shard, ShardWriter
+from mer.pipeline.store import arrays as files
 from tests.store.build import assert_holds, make_store
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.store import arrays as files
+from mer.pipeline.store import arrays as files
 from tests.store.build import make_store
 
 step, count, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -79,7 +79,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from pipeline.store import ShardWriter
+from mer.pipeline.store import ShardWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
     with ShardWriter(Path(sys.argv[1]) / "a.h5", {"audio": 64}) as writer:

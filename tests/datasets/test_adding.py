@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import manifests
-from cli import main
-from pipeline import datasets
-from pipeline.errors import DataError
-from pipeline.manifest import Manifest
+from mer import manifests
+from mer.cli import main
+from mer.pipeline import datasets
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
 from tests.datasets.trees import write_wav
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
@@ -44,7 +44,7 @@ def toy(tmp_path, monkeypatch):
     (root / "texts.tsv").write_text(TEXTS)
     yield root
     manifests.corpus.cache_clear()
-    __import__("sys").modules.pop("pipeline.datasets.toy", None)
+    __import__("sys").modules.pop("mer.pipeline.datasets.toy", None)
 
 
 def test_the_pages_corpus_is_prepared_like_any_other(toy):

@@ -7,9 +7,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from cli import main
-from pipeline.datasets import DATASETS
-from pipeline.manifest import Manifest
+from mer.cli import main
+from mer.pipeline.datasets import DATASETS
+from mer.pipeline.manifest import Manifest
 from tests.datasets.trees import write_meld_csv, write_wav
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.datasets import DATASETS
-from pipeline.datasets.table import FIELDS
-from pipeline.manifest import SCHEMA, VERSION, Manifest, Utterance
+from mer.pipeline.datasets import DATASETS
+from mer.pipeline.datasets.table import FIELDS
+from mer.pipeline.manifest import SCHEMA, VERSION, Manifest, Utterance
 
 DOCS = Path(__file__).parents[2] / "docs"
 

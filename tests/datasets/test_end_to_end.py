@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import main
-from pipeline.store import FeatureStore
+from mer.cli import main
+from mer.pipeline.store import FeatureStore
 from tests.datasets.test_meld import build as build_meld
 from tests.datasets.trees import (
     write_clip,

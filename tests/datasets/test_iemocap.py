@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import media
-from pipeline.datasets import prepare
-from pipeline.errors import DataError
+from mer.pipeline import media
+from mer.pipeline.datasets import prepare
+from mer.pipeline.errors import DataError
 from tests.datasets.trees import write_iemocap
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.manifest import SCHEMA, Manifest, Utterance
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import SCHEMA, Manifest, Utterance
 
 ROWS = (
     Utterance("train/dia0_utt0", "a/b.wav", "nan", "train", "joy", None, "s", "d", "Ses01", 3, 0.5, 1.25, "cut", ("x", "y")),

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-import manifests
-from pipeline.datasets import DATASETS
-from pipeline.errors import DataError
-from pipeline.manifest import TASKS
+from mer import manifests
+from mer.pipeline.datasets import DATASETS
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import TASKS
 
 CORPORA = manifests.names()
 

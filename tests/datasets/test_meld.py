@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import media
-from pipeline.datasets import prepare
-from pipeline.datasets.files import read_csv, repair
-from pipeline.errors import DataError
-from pipeline.media import MediaError
+from mer.pipeline import media
+from mer.pipeline.datasets import prepare
+from mer.pipeline.datasets.files import read_csv, repair
+from mer.pipeline.errors import DataError
+from mer.pipeline.media import MediaError
 from tests.datasets.trees import write_clip, write_meld_csv, write_wav
 
 ROWS = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import media
-from pipeline.datasets import prepare
-from pipeline.errors import DataError
+from mer.pipeline import media
+from mer.pipeline.datasets import prepare
+from mer.pipeline.errors import DataError
 from tests.datasets.trees import write_csd, write_folds, write_mmsa, write_wav
 
 VIDEOS = {

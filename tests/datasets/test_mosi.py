@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-import manifests
-from pipeline import media
-from pipeline.datasets import prepare
-from pipeline.errors import DataError
+from mer import manifests
+from mer.pipeline import media
+from mer.pipeline.datasets import prepare
+from mer.pipeline.errors import DataError
 from tests.datasets.trees import write_csd, write_folds, write_mmsa, write_wav
 
 ROWS = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.datasets.report import Report, count, overlaps
-from pipeline.manifest import Manifest, Utterance
+from mer.pipeline.datasets.report import Report, count, overlaps
+from mer.pipeline.manifest import Manifest, Utterance
 
 
 def manifest(rows, task="single", labels=("a", "b")) -> Manifest:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-import manifests
-from pipeline import media
-from pipeline.datasets import prepare, synthetic
-from pipeline.errors import DataError
+from mer import manifests
+from mer.pipeline import media
+from mer.pipeline.datasets import prepare, synthetic
+from mer.pipeline.errors import DataError
 
 SIZE = 60
 
@@ -127,7 +127,7 @@ def test_untrained_encoders_tell_voices_and_words_across_speakers(tmp_path, seed
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from pipeline.encoders import tiny
+    from mer.pipeline.encoders import tiny
 
     manifest, _ = prepare("synthetic", tmp_path, seed=seed)
     audio, text, tokenizer = tiny.model("builtin:tiny-wav2vec2").eval(), tiny.model("builtin:tiny-roberta"), tiny.HashTokenizer()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets import prepare
-from pipeline.datasets.table import SHARES, split_groups
-from pipeline.errors import DataError
+from mer.pipeline.datasets import prepare
+from mer.pipeline.datasets.table import SHARES, split_groups
+from mer.pipeline.errors import DataError
 from tests.datasets.trees import write_wav
 
 ROWS = [

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoders.audio import AudioEncoder, OwnSampleGroupNorm, PerBatch
-from pipeline.encoders.frozen import invariance
-from pipeline.encoders.loading import resolve
-from pipeline.errors import DataError, EncoderError
+from mer.pipeline.encoders.audio import AudioEncoder, OwnSampleGroupNorm, PerBatch
+from mer.pipeline.encoders.frozen import invariance
+from mer.pipeline.encoders.loading import resolve
+from mer.pipeline.errors import DataError, EncoderError
 from tests.encoders import checkpoints
 
 LENGTHS = (400, 719, 720, 5_000, 16_000, 30_001)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.encoders.audio import AudioEncoder
-from pipeline.encoders.loading import resolve
-from pipeline.encoders.text import TextEncoder
-from pipeline.errors import EncoderError
+from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.loading import resolve
+from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.errors import EncoderError
 from tests.encoders import checkpoints
 
 
@@ -143,8 +143,8 @@ def test_offline_never_touches_the_network(tmp_path):
         "import socket\n"
         "def refuse(*args, **kwargs): raise SystemExit('network touched')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-        "from pipeline.encoders.loading import resolve\n"
-        "from pipeline.errors import EncoderError\n"
+        "from mer.pipeline.encoders.loading import resolve\n"
+        "from mer.pipeline.errors import EncoderError\n"
         "for encoder in ('roberta-large', 'someone/model@0123456'):\n"
         "    try: resolve('text', encoder, offline=True)\n"
         "    except EncoderError as error: print(error)\n"
@@ -169,7 +169,7 @@ def test_hub_snapshots_are_found_offline_by_id_and_revision(tmp_path, group, mon
 
 
 def test_resolving_does_not_load_torch(group):
-    call = f"from pipeline.encoders.loading import resolve; resolve('audio', {str(group)!r})"
+    call = f"from mer.pipeline.encoders.loading import resolve; resolve('audio', {str(group)!r})"
     script = f"import sys; {call}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 

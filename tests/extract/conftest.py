@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.extract import extract
-from pipeline.manifest import Manifest
+from mer.pipeline.extract import extract
+from mer.pipeline.manifest import Manifest
 from tests.extract import corpus
 
 

@@ -7,8 +7,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-import cli
-from pipeline.store import FeatureStore
+from mer import cli
+from mer.pipeline.store import FeatureStore
 from tests.extract import corpus
 
 TINY = ["--audio-encoder", "builtin:tiny-wav2vec2", "--text-encoder", "builtin:tiny-roberta", "--offline"]
@@ -93,7 +93,7 @@ def test_bad_requests_are_one_line(folder, args, code, words):
 
 
 def test_large_stores_ask_first(folder, monkeypatch):
-    monkeypatch.setattr("pipeline.extract.Prepared.bytes", 30_000_000_000)
+    monkeypatch.setattr("mer.pipeline.extract.Prepared.bytes", 30_000_000_000)
     result = mer("extract", "--manifest", "manifest.parquet", *TINY)
     assert result.exit_code == 2 and "30.0 GB" in result.stderr and "--yes" in result.stderr and not (folder / "feats.h5").exists()
     assert mer("extract", "--manifest", "manifest.parquet", *TINY, "--yes").exit_code == 0
@@ -101,7 +101,7 @@ def test_large_stores_ask_first(folder, monkeypatch):
 
 def test_a_known_corpus_is_prepared_on_the_way(folder, monkeypatch):
     """`mer extract --dataset synthetic` with nothing there yet; eight clips instead of 600."""
-    from pipeline import datasets
+    from mer.pipeline import datasets
 
     prepare = datasets.prepare
     monkeypatch.setattr(datasets, "prepare", lambda name, root, labels=None: prepare(name, root, labels=labels, size=48))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.extract import extract
-from pipeline.store import FeatureStore
+from mer.pipeline.extract import extract
+from mer.pipeline.store import FeatureStore
 from tests.extract import corpus
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

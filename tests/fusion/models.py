@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from fusion.batch import Batch, DataSpec
-from fusion.models import model_class
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.models import model_class
 
 WIDTHS = {"audio": 6, "text": 5, "vision": 4}
 STEPS = {"audio": 9, "text": 5, "vision": 3}

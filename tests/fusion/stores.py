@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
+from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 
 LABELS = ("calm", "glad", "sad")
 WIDTH = {"audio": 8, "text": 6}

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from fusion import checkpoint, experiment
-from fusion.checkpoint import Run
-from pipeline.errors import DataError, KeyMismatchError
+from mer.fusion import checkpoint, experiment
+from mer.fusion.checkpoint import Run
+from mer.pipeline.errors import DataError, KeyMismatchError
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 

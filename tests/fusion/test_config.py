@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from fusion import config
-from fusion.models import REGISTRY
-from pipeline.errors import DataError
+from mer.fusion import config
+from mer.fusion.models import REGISTRY
+from mer.pipeline.errors import DataError
 
 
 @pytest.mark.parametrize("model", sorted(REGISTRY))

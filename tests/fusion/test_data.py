@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion import data, splits
-from fusion.config import DataConfig
-from fusion.modules.pooling import masked_mean_std
-from pipeline.errors import DataError
-from pipeline.store import ModalityInfo, ShardWriter, build_index
+from mer.fusion import data, splits
+from mer.fusion.config import DataConfig
+from mer.fusion.modules.pooling import masked_mean_std
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import ModalityInfo, ShardWriter, build_index
 from tests.fusion.stores import make_store
 
 

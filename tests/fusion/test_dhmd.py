@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.losses import info_nce
-from fusion.modules.dictionary import Dictionary, dead_atoms, jensen_shannon, sparsemax, top_atom_overlap, usage_entropy
+from mer.fusion.losses import info_nce
+from mer.fusion.modules.dictionary import Dictionary, dead_atoms, jensen_shannon, sparsemax, top_atom_overlap, usage_entropy
 from tests.fusion.models import make_batch, make_model, make_spec, total
 
 ALL = ("audio", "text", "vision")

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.batch import Batch, DataSpec
-from fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
-from fusion.models.dmd import DMD, PUBLISHED, DMDConfig, from_published
-from fusion.modules.crossmodal import CrossModalEncoder, band_mask, sinusoids
-from fusion.modules.graph_distillation import GDUnit
+from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
+from mer.fusion.models.dmd import DMD, PUBLISHED, DMDConfig, from_published
+from mer.fusion.modules.crossmodal import CrossModalEncoder, band_mask, sinusoids
+from mer.fusion.modules.graph_distillation import GDUnit
 
 LETTERS = {"l": "text", "v": "vision", "a": "audio"}
 NAMES = tuple(LETTERS.values())

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.losses.disentangle import orthogonality
-from fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
-from fusion.losses.margin import cosines, margin_loss, margin_loss_as_published, mean_hinge
-from fusion.models.dmd import DMDConfig
-from fusion.modules.crossmodal import CrossModalEncoder
-from fusion.modules.graph_distillation import GDUnit, pairs
-from pipeline.errors import DataError
+from mer.fusion.losses.disentangle import orthogonality
+from mer.fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
+from mer.fusion.losses.margin import cosines, margin_loss, margin_loss_as_published, mean_hinge
+from mer.fusion.models.dmd import DMDConfig
+from mer.fusion.modules.crossmodal import CrossModalEncoder
+from mer.fusion.modules.graph_distillation import GDUnit, pairs
+from mer.pipeline.errors import DataError
 from tests.fusion.models import absent, make_batch, make_model, make_spec, total
 
 ALL = ("audio", "text", "vision")

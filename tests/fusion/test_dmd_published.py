@@ -10,15 +10,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion.losses.disentangle import orthogonality, orthogonality_over_batch
-from fusion.losses.graph import representation_distances
-from fusion.losses.margin import margin_loss, margin_loss_as_published
-from fusion.losses.supervised import same_emotion
-from fusion.models.dmd import PUBLISHED, DMDConfig
-from fusion.modules.crossmodal import band_mask, causal_mask
-from fusion.modules.decoupling import Decoupling
-from fusion.modules.graph_distillation import GDUnit
-from pipeline.errors import DataError
+from mer.fusion.losses.disentangle import orthogonality, orthogonality_over_batch
+from mer.fusion.losses.graph import representation_distances
+from mer.fusion.losses.margin import margin_loss, margin_loss_as_published
+from mer.fusion.losses.supervised import same_emotion
+from mer.fusion.models.dmd import PUBLISHED, DMDConfig
+from mer.fusion.modules.crossmodal import band_mask, causal_mask
+from mer.fusion.modules.decoupling import Decoupling
+from mer.fusion.modules.graph_distillation import GDUnit
+from mer.pipeline.errors import DataError
 from tests.fusion.test_dmd_golden import EXCERPT, batch_of, build, load, with_graphs
 
 LENGTHS = {"text": torch.tensor([8, 6, 8]), "audio": torch.tensor([8, 2, 8]), "vision": torch.tensor([8, 3, 8])}

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fusion import evaluate as module
-from fusion import experiment, infer, metrics, splits
-from fusion.checkpoint import Run
-from fusion.evaluate import evaluate, predict_rows
-from pipeline.errors import DataError, KeyMismatchError
-from pipeline.store import build_index
+from mer.fusion import evaluate as module
+from mer.fusion import experiment, infer, metrics, splits
+from mer.fusion.checkpoint import Run
+from mer.fusion.evaluate import evaluate, predict_rows
+from mer.pipeline.errors import DataError, KeyMismatchError
+from mer.pipeline.store import build_index
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 
@@ -221,7 +221,7 @@ def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
 
     class Oracle(torch.nn.Module):
         def forward(self, batch):
-            from fusion.models import Prediction
+            from mer.fusion.models import Prediction
 
             seen = {m: batch.x[m].sum((1, 2)) for m in batch.x}
             said = torch.tensor(

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from fusion import config, evaluate, experiment, figures
+from mer.fusion import config, evaluate, experiment, figures
 from tests.fusion.stores import make_store, quiet
 
 TINY = ("width=8", "heads=2", "layers=1", "memory_layers=1", "atoms=4", "impl=eager")
@@ -97,7 +97,7 @@ def test_groups_of_each_task():
 def test_command(drawn, tmp_path, monkeypatch):
     from click.testing import CliRunner
 
-    import cli
+    from mer import cli
 
     run, _, _ = drawn
     monkeypatch.setattr(evaluate, "RESAMPLES", 10)

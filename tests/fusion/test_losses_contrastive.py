@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from fusion.losses import contrastive, info_nce, mi_lower_bound, nt_xent
-from pipeline.errors import DataError, DependencyError
+from mer.fusion.losses import contrastive, info_nce, mi_lower_bound, nt_xent
+from mer.pipeline.errors import DataError, DependencyError
 
 
 def views(b: int, d: int, *, seed: int = 0, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,11 +106,11 @@ def test_bad_input_is_one_line():
 @pytest.mark.parametrize("gone", [None, "empty"])
 def test_without_ops_auto_is_eager_and_the_rest_refuses(monkeypatch, gone):
     """fusion/ops deleted (import fails), or an empty folder in its place (import succeeds)."""
-    monkeypatch.setitem(sys.modules, "fusion.ops", None if gone is None else type(sys)("fusion.ops"))
+    monkeypatch.setitem(sys.modules, "mer.fusion.ops", None if gone is None else type(sys)("mer.fusion.ops"))
     x, y = views(4, 3)
     assert torch.equal(nt_xent(x, y, temperature=0.1), nt_xent(x, y, temperature=0.1, impl="eager"))
     for impl in ("chunked", "triton"):
-        with pytest.raises(DependencyError, match="fusion.ops"):
+        with pytest.raises(DependencyError, match="mer.fusion.ops"):
             info_nce(x, y, temperature=0.1, impl=impl)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusion.losses import balanced_bce, kl_to_label, kl_to_posterior, masked_mse, same_emotion, supervised, task_loss
-from pipeline.errors import DataError
+from mer.fusion.losses import balanced_bce, kl_to_label, kl_to_posterior, masked_mse, same_emotion, supervised, task_loss
+from mer.pipeline.errors import DataError
 
 TASKS = ("single", "multi", "regression")
 

@@ -1,4 +1,4 @@
-"""What `fusion.models` promises, held for every entry of its registry, so that a new model is tested by being named there."""
+"""What `mer.fusion.models` promises, held for every entry of its registry, so that a new model is tested by being named there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusion.models import REGISTRY, model_class
-from pipeline.errors import DataError
+from mer.fusion.models import REGISTRY, model_class
+from mer.pipeline.errors import DataError
 from tests.fusion.models import absent, make_batch, make_model, make_spec, rows, total
 
 ALL = ("audio", "text", "vision")

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fusion.models.drkf import DRKFConfig, balanced_accuracy
-from pipeline.errors import DataError
+from mer.fusion.models.drkf import DRKFConfig, balanced_accuracy
+from mer.pipeline.errors import DataError
 from tests.fusion.models import absent, make_batch, make_model, make_spec, total
 
 
@@ -207,7 +207,7 @@ def test_balanced_accuracy():
 
 
 def test_presets_name_only_what_exists():
-    from fusion.config import load
+    from mer.fusion.config import load
 
     small, paper = load(preset="drkf").model_args, load(preset="drkf-paper").model_args
     assert small == DRKFConfig()

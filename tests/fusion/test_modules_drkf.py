@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.modules import kf, orl, pooling
-from fusion.modules.dropout import LockedDropout
-from fusion.modules.kf import FusionEncoder, label_pairs, sample_pairs, sinusoids
-from fusion.modules.orl import Adapter, ResidualAutoencoder, Temperature, active_blocks, ramp
-from fusion.modules.pooling import Moments, Standardise, masked_mean, masked_mean_std
-from pipeline.errors import DataError
+from mer.fusion.modules import kf, orl, pooling
+from mer.fusion.modules.dropout import LockedDropout
+from mer.fusion.modules.kf import FusionEncoder, label_pairs, sample_pairs, sinusoids
+from mer.fusion.modules.orl import Adapter, ResidualAutoencoder, Temperature, active_blocks, ramp
+from mer.fusion.modules.pooling import Moments, Standardise, masked_mean, masked_mean_std
+from mer.pipeline.errors import DataError
 
 
 @pytest.mark.parametrize("module", [kf, orl, pooling], ids=lambda m: m.__name__)

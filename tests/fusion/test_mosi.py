@@ -11,8 +11,8 @@ import json
 import pytest
 import torch
 
-from fusion import config, experiment, splits
-from fusion.evaluate import evaluate
+from mer.fusion import config, experiment, splits
+from mer.fusion.evaluate import evaluate
 from tests.bench.mosi import make_store, settings
 from tests.fusion.stores import quiet
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fusion import config
-from fusion.parallel import Processes
-from fusion.splits import plan, targets
-from fusion.train import fit
-from pipeline.errors import DataError
+from mer.fusion import config
+from mer.fusion.parallel import Processes
+from mer.fusion.splits import plan, targets
+from mer.fusion.train import fit
+from mer.pipeline.errors import DataError
 from tests.fusion.models import SMALL
 from tests.fusion.stores import make_store, quiet
 
@@ -44,12 +44,12 @@ def log(folder: Path) -> list[dict]:
 WORKER = """
 import sys
 from pathlib import Path
-from fusion import config
-from fusion.parallel import processes
-from fusion.splits import plan, targets
-from fusion.train import fit
-from pipeline.errors import DataError
-from pipeline.store import FeatureStore
+from mer.fusion import config
+from mer.fusion.parallel import processes
+from mer.fusion.splits import plan, targets
+from mer.fusion.train import fit
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import FeatureStore
 from tests.fusion.test_parallel import sets
 
 store = FeatureStore("feats.h5")

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from cli import main
-from fusion import evaluate as evaluation
-from fusion import experiment, report
-from fusion.checkpoint import Run
-from fusion.evaluate import evaluate
-from pipeline.errors import DataError
+from mer.cli import main
+from mer.fusion import evaluate as evaluation
+from mer.fusion import experiment, report
+from mer.fusion.checkpoint import Run
+from mer.fusion.evaluate import evaluate
+from mer.pipeline.errors import DataError
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import SMALL, settings
 

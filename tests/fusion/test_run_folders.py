@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from fusion import checkpoint, config, data, evaluate, experiment, report
-from fusion import figures as pictures
-from fusion.checkpoint import Run
-from pipeline.errors import DataError, StoreError
-from pipeline.hold import hold
+from mer.fusion import checkpoint, config, data, evaluate, experiment, report
+from mer.fusion import figures as pictures
+from mer.fusion.checkpoint import Run
+from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.hold import hold
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import run as fit_alone
 from tests.fusion.test_train import settings

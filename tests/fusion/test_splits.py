@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fusion import splits
-from fusion.config import DataConfig
-from pipeline.errors import DataError
+from mer.fusion import splits
+from mer.fusion.config import DataConfig
+from mer.pipeline.errors import DataError
 from tests.fusion.stores import make_store
 
 

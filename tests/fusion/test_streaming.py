@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fusion import config, data
-from fusion.splits import plan, targets
-from fusion.train import fit
+from mer.fusion import config, data
+from mer.fusion.splits import plan, targets
+from mer.fusion.train import fit
 from tests.fusion.models import SMALL
 from tests.fusion.stores import make_store
 

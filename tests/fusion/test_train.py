@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusion import checkpoint, config, data, experiment, splits, train
-from fusion.train import fit
-from pipeline.errors import DataError
-from pipeline.store import FeatureStore
+from mer.fusion import checkpoint, config, data, experiment, splits, train
+from mer.fusion.train import fit
+from mer.pipeline.errors import DataError
+from mer.pipeline.store import FeatureStore
 from tests.fusion.stores import make_store, quiet
 
 SMALL = ("model_args.hidden=16", "train.epochs=4", "train.batch_size=16", "optim.lr=3e-3")
@@ -180,7 +180,7 @@ def test_standardisation_comes_from_train_rows_only_and_can_be_switched_off(tmp_
 def test_badly_scaled_features_train_by_default(tmp_path):
     """openSMILE-like columns: huge offsets and scales, one constant."""
     source = make_store(tmp_path / "a")
-    from pipeline.store import ModalityInfo, ShardWriter, build_index
+    from mer.pipeline.store import ModalityInfo, ShardWriter, build_index
 
     scale = np.array([1e4, 1e-3, 1, 300, 1, 1, 1, 0], dtype=np.float32)
     shard = tmp_path / "feats.shards" / "shard-00000.h5"
@@ -237,7 +237,7 @@ def test_class_weights_reach_the_model_and_its_checkpoint(tmp_path):
 
 
 def test_decay_spares_norms_biases_and_parameters_with_their_own_rate():
-    from fusion.models import model_class
+    from mer.fusion.models import model_class
 
     cfg = settings(model="drkf")
     spec = data.DataSpec({"audio": 8, "text": 6}, {"audio": 12.5, "text": None}, "single", ("a", "b"))
@@ -330,6 +330,6 @@ def test_what_the_fused_losses_announce_is_passed_on():
 
     said = []
     with train.announcements(said.append):
-        logging.getLogger("fusion.ops").info("contrastive loss: path %s", "chunked")
-    logging.getLogger("fusion.ops").info("not now")
+        logging.getLogger("mer.fusion.ops").info("contrastive loss: path %s", "chunked")
+    logging.getLogger("mer.fusion.ops").info("not now")
     assert said == ["contrastive loss: path chunked"]

@@ -17,8 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pipeline.errors import StoreError
-from pipeline.store import FeatureStore, ShardWriter, build_index, verify_shards
+from mer.pipeline.errors import StoreError
+from mer.pipeline.store import FeatureStore, ShardWriter, build_index, verify_shards
 from tests.store.build import DIMS, arrays
 
 PLACE = st.integers(0, 1_000_000)  # a shard, or a byte of a file, modulo how many there are

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.losses import info_nce, masked_mse, nt_xent
-from fusion.modules.orl import ResidualAutoencoder, Temperature
+from mer.fusion.losses import info_nce, masked_mse, nt_xent
+from mer.fusion.modules.orl import ResidualAutoencoder, Temperature
 
 HERE = np.load(Path(__file__).parent / "drkf.npz", allow_pickle=False)
 LIMIT = 1e-10

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli import main
-from pipeline.errors import DataError
-from pipeline.interchange import mmsa, npydir, npz, parquet
-from pipeline.interchange.write import Options, write_store
-from pipeline.store import FeatureStore, ShardWriter, build_index
-from pipeline.store.export import export
+from mer.cli import main
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange import mmsa, npydir, npz, parquet
+from mer.pipeline.interchange.write import Options, write_store
+from mer.pipeline.store import FeatureStore, ShardWriter, build_index
+from mer.pipeline.store.export import export
 from tests.store.build import make_store
 from tests.store.test_export import awkward
 
@@ -456,7 +456,7 @@ def test_npy_file_that_is_not_an_array(tmp_path, kind):
 
 @pytest.mark.slow
 def test_a_million_rows(tmp_path):
-    from pipeline.interchange.columns import interpret
+    from mer.pipeline.interchange.columns import interpret
 
     with open(tmp_path / "index.csv", "w") as file:
         file.write("id,label,split\n" + "".join(f"u{i},{('joy', 'fear')[i % 2]},train\n" for i in range(1_000_000)))
@@ -482,7 +482,7 @@ def test_import_replaces_only_when_told(tmp_path):
 def test_several_shards_hold_what_one_holds(tmp_path, monkeypatch):
     store = make_store(tmp_path, n=20)
     export(store, "parquet", tmp_path / "x.parquet")
-    monkeypatch.setattr("pipeline.interchange.write.SHARD_BYTES", 300)
+    monkeypatch.setattr("mer.pipeline.interchange.write.SHARD_BYTES", 300)
     again = imported(parquet, tmp_path / "x.parquet", tmp_path / "again.h5")
     assert len(again.shards) > 3
     assert_same(store, again)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.errors import DataError
-from pipeline.interchange import pickles
-from pipeline.interchange.pickles import load
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange import pickles
+from mer.pipeline.interchange.pickles import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,9 +165,9 @@ def test_memory_stays_within_the_files_size(tmp_path):
         (tmp_path / f"{i}.pkl").write_bytes(raw)
     code = """
 import resource, sys
-from pipeline.errors import DataError
-from pipeline.interchange import pickles
-from pipeline.interchange.pickles import load
+from mer.pipeline.errors import DataError
+from mer.pipeline.interchange import pickles
+from mer.pipeline.interchange.pickles import load
 pickles.MAX_OBJECTS = 1_000_000
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.RLIM_INFINITY))
 for path in sys.argv[1:]:

@@ -17,8 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fusion.ops import kernels, launch
-from fusion.ops.plan import make_plan
+from mer.fusion.ops import kernels, launch
+from mer.fusion.ops.plan import make_plan
 from tests.ops.oracle import DRKF
 
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}  # bytes a block may opt in to, CUDA guide

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusion.ops import Term
+from mer.fusion.ops import Term
 from tests.ops import oracle
 
 # name -> (terms, number of paired views, rows of a queue view, anchor rows)

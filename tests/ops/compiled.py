@@ -8,11 +8,11 @@ import sys
 import torch
 
 before = set(sys.modules)
-from fusion.ops import drkf_contrastive  # noqa: E402
+from mer.fusion.ops import drkf_contrastive  # noqa: E402
 
 new = set(sys.modules) - before
-assert "fusion.ops.chunked" in new
-heavy = ("triton", "fusion.losses", "fusion.ops.kernels", "fusion.ops.launch")
+assert "mer.fusion.ops.chunked" in new
+heavy = ("triton", "mer.fusion.losses", "mer.fusion.ops.kernels", "mer.fusion.ops.launch")
 assert not {m for m in new if m.startswith(heavy)}, "the import brings Triton, kernels or the losses room"
 
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402

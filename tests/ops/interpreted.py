@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from fusion.ops import Term, contrastive_terms, kernels, launch, nt_xent
-from fusion.ops.function import contrastive_op, encode
-from fusion.ops.plan import make_plan
-from pipeline.errors import DependencyError
+from mer.fusion.ops import Term, contrastive_terms, kernels, launch, nt_xent
+from mer.fusion.ops.function import contrastive_op, encode
+from mer.fusion.ops.plan import make_plan
+from mer.pipeline.errors import DependencyError
 from tests.ops import cases, oracle
 
 pytestmark = [

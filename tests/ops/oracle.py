@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusion.ops.plan import Term
+from mer.fusion.ops.plan import Term
 
 MODES = ("none", "exclude", "supcon")
 DRKF = (Term((0, 1), (0, 1)), Term((2, 3), (2, 3)), Term((2,), (0,)))

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusion.ops import FeatureQueue, Term, chunked, contrastive_terms, drkf_contrastive, info_nce, mi_lower_bounds, nt_xent, strips
-from fusion.ops.plan import make_plan
+from mer.fusion.ops import FeatureQueue, Term, chunked, contrastive_terms, drkf_contrastive, info_nce, mi_lower_bounds, nt_xent, strips
+from mer.fusion.ops.plan import make_plan
 from tests.ops import cases, frozen, oracle
 
 
@@ -338,9 +338,9 @@ def test_an_empty_queue_adds_nothing(function):
 
 
 def test_documented_examples():
-    import fusion.ops
+    import mer.fusion.ops
 
-    assert doctest.testmod(fusion.ops, raise_on_error=True).attempted > 0
+    assert doctest.testmod(mer.fusion.ops, raise_on_error=True).attempted > 0
 
 
 def test_example_outside_of_mer():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion.ops import chunked, function, paths, strips
-from fusion.ops.function import contrastive_op, encode
+from mer.fusion.ops import chunked, function, paths, strips
+from mer.fusion.ops.function import contrastive_op, encode
 from tests.ops import cases
 
 ROOT = Path(__file__).parents[2]

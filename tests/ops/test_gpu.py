@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion.ops import Term, contrastive_terms, drkf_contrastive, launch, nt_xent, path_for
+from mer.fusion.ops import Term, contrastive_terms, drkf_contrastive, launch, nt_xent, path_for
 from tests.ops import cases, oracle
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -11,8 +11,8 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from fusion.ops import launch
-from fusion.ops.plan import Term, make_plan
+from mer.fusion.ops import launch
+from mer.fusion.ops.plan import Term, make_plan
 
 NT_XENT = (Term((0, 1), (0, 1)),)
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fusion.ops import FeatureQueue, Term, contrastive_terms, gather_views, info_nce, mi_lower_bounds, nt_xent
+from mer.fusion.ops import FeatureQueue, Term, contrastive_terms, gather_views, info_nce, mi_lower_bounds, nt_xent
 from tests.ops import oracle
 
 TERMS = (Term((0, 1), (0, 1)), Term((0, 1), (0, 1), mask_self=False), Term((1,), (0,)))

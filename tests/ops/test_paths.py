@@ -7,10 +7,10 @@ import logging
 import pytest
 import torch
 
-import fusion.ops as ops
-from fusion.losses import info_nce, nt_xent
-from fusion.ops import paths
-from pipeline.errors import DependencyError
+import mer.fusion.ops as ops
+from mer.fusion.losses import info_nce, nt_xent
+from mer.fusion.ops import paths
+from mer.pipeline.errors import DependencyError
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def test_without_triton_everything_but_triton_works(no_triton):
 
 
 def test_a_cpu_call_takes_the_same_path_from_both_doors_and_the_log_says_so_once(monkeypatch, caplog):
-    """fusion.losses and fusion.ops choose alike, by the rows of all views; an impl that is named is taken at its word."""
+    """mer.fusion.losses and fusion.ops choose alike, by the rows of all views; an impl that is named is taken at its word."""
     monkeypatch.setattr(paths, "DENSE_ROWS", 12)
     x, y = torch.randn(7, 3), torch.randn(7, 3)
 
     def said(call):
         ops._announce.cache_clear()
         caplog.clear()
-        with caplog.at_level(logging.INFO, "fusion.ops"):
+        with caplog.at_level(logging.INFO, "mer.fusion.ops"):
             call(), call()
         return [r.message for r in caplog.records]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.store import FeatureStore, ShardWriter, build_index
+from mer.pipeline.store import FeatureStore, ShardWriter, build_index
 
 DIMS = {"audio": 6, "text": 3}
 

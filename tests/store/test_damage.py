@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError, StoreError, StoreVersionError
-from pipeline.store import Damage, FeatureStore, Shard, ShardWriter, build_index, verify_shards
-from pipeline.store import arrays as files
+from mer.pipeline.errors import DataError, StoreError, StoreVersionError
+from mer.pipeline.store import Damage, FeatureStore, Shard, ShardWriter, build_index, verify_shards
+from mer.pipeline.store import arrays as files
 from tests.store.build import DIMS, assert_holds, make_store
 
 ROOT = Path(__file__).parents[2]
@@ -228,8 +228,8 @@ def test_what_is_not_a_store(tmp_path):
 HOSTILE = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, resource.RLIM_INFINITY))
-from pipeline.errors import StoreError
-from pipeline.store import FeatureStore, Shard
+from mer.pipeline.errors import StoreError
+from mer.pipeline.store import FeatureStore, Shard
 try:
     (FeatureStore if sys.argv[2] == "head" else Shard)(sys.argv[1])
 except StoreError as error:

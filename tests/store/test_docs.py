@@ -8,8 +8,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from pipeline.store import FORMAT_VERSION, FeatureStore
-from pipeline.store.schema import COLUMNS
+from mer.pipeline.store import FORMAT_VERSION, FeatureStore
+from mer.pipeline.store.schema import COLUMNS
 from tests.store.build import DIMS, assert_holds, make_store
 
 PAGE = Path(__file__).parents[2] / "docs/store.md"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.store import reader
+from mer.pipeline.store import reader
 from tests.store.build import assert_holds, make_store
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import FeatureStore, build_index
+from mer.pipeline.store import FeatureStore, build_index
 from tests.store.build import assert_holds, make_store
 from tests.store.test_damage import relayout
 
@@ -71,7 +71,7 @@ def test_threads_share_a_store(tmp_path):
 def test_reads_from_a_folder_nobody_can_write(tmp_path):
     """Read-only mount where that is permitted, else read-only modes; no lock, no temporary, no change."""
     make_store(tmp_path / "s")
-    code = "import sys; from pathlib import Path; from pipeline.store import FeatureStore; from tests.store.build import assert_holds\n"
+    code = "import sys; from pathlib import Path; from mer.pipeline.store import FeatureStore; from tests.store.build import assert_holds\n"
     code += "store = FeatureStore(Path(sys.argv[1]) / 'feats.h5'); assert_holds(store); store.verify(); print('read')"
     mounted = not subprocess.run(["mount", "--bind", "-o", "ro", tmp_path / "s", tmp_path / "s"], capture_output=True).returncode
     try:

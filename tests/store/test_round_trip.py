@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
-from pipeline.manifest import SCHEMA, Utterance
-from pipeline.store import FeatureStore, ModalityInfo, Shard, ShardWriter, build_index
-from pipeline.store.schema import COLUMNS
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import SCHEMA, Utterance
+from mer.pipeline.store import FeatureStore, ModalityInfo, Shard, ShardWriter, build_index
+from mer.pipeline.store.schema import COLUMNS
 from tests.store.build import DIMS, arrays, assert_holds, make_store
 
 AWKWARD = ["a/b", ".", "..", "-6rXp3zJ3kc_1", "vid$_$3", "=1+1", "😀🏳️‍🌈", "سلام", "a\x00b", "a\nb", " ", "x" * 3000]

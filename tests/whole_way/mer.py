@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import main
+from mer.cli import main
 
 TINY = ("--audio-encoder", "builtin:tiny-wav2vec2", "--text-encoder", "builtin:tiny-roberta")
 

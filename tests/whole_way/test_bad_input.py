@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import cli
-from pipeline.manifest import Manifest
+from mer import cli
+from mer.pipeline.manifest import Manifest
 from tests.whole_way.conftest import QUICK
 from tests.whole_way.mer import TINY, mer, refused
 
@@ -142,7 +142,7 @@ def test_predict_names_a_path_that_is_not_utf8(desk, tmp_path):
 
 
 def test_an_absent_store_and_a_bad_setting_are_told_without_torch(desk):
-    code = "import sys, cli\ntry:\n    cli.main(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules)"
+    code = "import sys\nfrom mer import cli\ntry:\n    cli.main(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules)"
     for asked in (["--features", "nosuch.h5"], ["--features", str(desk.features), "--set", "optim.foo=1"]):
         done = subprocess.run([sys.executable, "-c", code, "train", *asked], capture_output=True, text=True, cwd=Path(cli.__file__).parent)
         assert (done.returncode, done.stdout) == (1, "False\n") and done.stderr.startswith("mer: "), done

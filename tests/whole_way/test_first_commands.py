@@ -10,7 +10,7 @@ from importlib import metadata
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest import Manifest
+from mer.pipeline.manifest import Manifest
 from tests.whole_way.conftest import QUICK
 from tests.whole_way.mer import mer, refused
 
@@ -116,7 +116,7 @@ def test_doctor_finds_no_fault_here():
 
 
 def test_doctor_and_every_command_name_a_wrong_torchaudio(monkeypatch, desk):
-    import cli
+    from mer import cli
 
     real = metadata.version
     monkeypatch.setattr(cli.metadata, "version", lambda name: "2.8.0" if name == "torchaudio" else real(name))
