@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
-from mer.pipeline.signals import Terminated
+from mer.pipeline.runtime.signals import Terminated
 
 PAIRED = ("torch", "torchaudio")  # the two must be of one release: torchaudio's wheel is linked against torch
 
@@ -242,7 +242,7 @@ def find_manifest(dataset: str | None, manifest_file: Path | None, root: Path | 
 def extract_options(manifest, offline: bool, **given):
     """ExtractOptions from the command line, with the corpus's encoders where none were named."""
     from mer.pipeline.encoders import defaults
-    from mer.pipeline.fingerprint import ExtractOptions
+    from mer.pipeline.extraction.fingerprint import ExtractOptions
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -271,8 +271,8 @@ def extract(
     dataset, manifest_file, root, labels, out, budget_seconds, budget_tokens, workers, scheduler, shard, dry_run, yes, as_json, **given
 ):
     """Compute features once: media and transcripts through frozen encoders into a store. Run it again to finish or update it."""
-    from mer.pipeline import extract as extraction
-    from mer.pipeline.progress import choose
+    from mer.pipeline.extraction import extract as extraction
+    from mer.pipeline.runtime.progress import choose
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
     for name, value, kind in (("seconds", budget_seconds, float), ("tokens", budget_tokens, int)):
@@ -316,8 +316,8 @@ def extract(
 @extraction_options
 def fingerprint(dataset, manifest_file, root, labels, **given):
     """The cache key that `extract` with these options would give its store, without running it."""
-    from mer.pipeline.fingerprint import FileMemory, memory_path
-    from mer.pipeline.fingerprint import fingerprint as key
+    from mer.pipeline.extraction.fingerprint import FileMemory, memory_path
+    from mer.pipeline.extraction.fingerprint import fingerprint as key
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
     options = extract_options(manifest, **given)
@@ -338,8 +338,8 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def inspect(store: Path, flag: str | None, as_json: bool):
     """What is in a store: header, counts, encoders, key, sizes, lengths, odd rows."""
-    from mer.pipeline.parts import FLAGS
-    from mer.pipeline.report import NAMED, count_lines, flagged
+    from mer.pipeline.extraction.parts import FLAGS
+    from mer.pipeline.extraction.outcome import NAMED, count_lines, flagged
     from mer.pipeline.store import FeatureStore
     from mer.pipeline.store.describe import describe, render
 
@@ -371,8 +371,8 @@ def verify(store: Path, repair: bool, root: Path | None):
     if damaged and repair:
         if not opened.header.fingerprint:
             raise StoreError(f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was imported: import it again")
-        from mer.pipeline.extract import repair as extract_again
-        from mer.pipeline.progress import choose
+        from mer.pipeline.extraction.extract import repair as extract_again
+        from mer.pipeline.runtime.progress import choose
 
         extract_again(store, root=root, progress=choose(), gentle=True)
         opened = FeatureStore(store)
@@ -393,7 +393,7 @@ def verify(store: Path, repair: bool, root: Path | None):
 def export(store: Path, out: Path, to: str, subset: str | None):
     """Write a store in another form: one file, a folder of arrays, Parquet, an MMSA pickle, Kaldi archives."""
     from mer.pipeline.store import FeatureStore
-    from mer.pipeline.store.export import export as write
+    from mer.pipeline.interchange.export import export as write
 
     count = write(FeatureStore(store), to, out, subset=subset)
     note(f"{count:,} utterances")
@@ -576,9 +576,9 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
     from mer.fusion.describe import prediction_lines
     from mer.fusion.evaluate import predict_rows
     from mer.fusion.train import pick_device
-    from mer.pipeline.clips import clips_of, extract_clips, sources
+    from mer.pipeline.extraction.clips import clips_of, extract_clips, sources
     from mer.pipeline.manifest import Manifest, Utterance
-    from mer.pipeline.progress import choose
+    from mer.pipeline.runtime.progress import choose
 
     trained = Run.open(run).trained()
     if len(trained.children) != 1:

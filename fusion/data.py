@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.config import DataConfig
-from mer.pipeline.background import prefetch
+from mer.pipeline.runtime.background import prefetch
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
 

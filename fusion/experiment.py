@@ -17,7 +17,7 @@ from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.splits import Fold
 from mer.fusion.train import Note, check, check_folder, explain, fit, identity
 from mer.pipeline.errors import DataError
-from mer.pipeline.hold import hold
+from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore
 
 MOST_SEEDS = 10_000

@@ -36,12 +36,12 @@ def test_arrows(path: Path):
     name = rel(path)
     for module in imports(path):
         if name.startswith("fusion/") and under(module, "mer.pipeline"):
-            seen = under(module, "mer.pipeline.store", "mer.pipeline.errors", "mer.pipeline.hold", "mer.pipeline.background")
+            seen = under(module, "mer.pipeline.store", "mer.pipeline.errors", "mer.pipeline.runtime.hold", "mer.pipeline.runtime.background")
             assert seen, f"{name} imports {module}: fusion sees only the store, the errors, the hold on a folder and the reading ahead"
         if name.startswith("pipeline/"):
             assert not under(module, "mer.fusion", "mer.cli"), f"{name} imports {module}: the pipeline knows nothing of fusion"
         if name.startswith("pipeline/store/"):
-            heavy = under(module, "torch", "transformers", "torchaudio", "dask", "mer.pipeline.extract", "mer.pipeline.media")
+            heavy = under(module, "torch", "transformers", "torchaudio", "dask", "mer.pipeline.extraction.extract", "mer.pipeline.media.audio")
             assert not heavy, f"{name} imports {module}: the store needs h5py, numpy and pyarrow only"
         if name.startswith("manifests/"):
             assert not under(module, "mer.fusion", "torch", "mer.cli"), f"{name} imports {module}"

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mer import manifests
-from mer.pipeline.datasets.report import Report, count, overlaps
+from mer.pipeline.datasets.findings import Report, count, overlaps
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mer.manifests import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import folders, media_files, place, read_csv, read_text
-from mer.pipeline.datasets.report import Report, some
+from mer.pipeline.datasets.findings import Report, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from mer.manifests import CorpusInfo
-from mer.pipeline.datasets.report import Report
+from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 

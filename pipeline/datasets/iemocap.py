@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mer.manifests import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import hidden, look, require_root
-from mer.pipeline.datasets.report import Report, shared_texts, some
+from mer.pipeline.datasets.findings import Report, shared_texts, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 

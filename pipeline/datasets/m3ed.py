@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mer.manifests import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import folders, look, media_files, read_text, require_root
-from mer.pipeline.datasets.report import Report
+from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 

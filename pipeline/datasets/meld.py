@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mer.manifests import CorpusInfo
 from mer.pipeline.datasets.files import find_repeats, folders, look, media_files, place, read_csv, repair, require_root
-from mer.pipeline.datasets.report import Report, some
+from mer.pipeline.datasets.findings import Report, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 

@@ -12,7 +12,7 @@ from mer.manifests import CorpusInfo
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
 from mer.pipeline.datasets.files import hidden, look, require_root
-from mer.pipeline.datasets.report import Report
+from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 

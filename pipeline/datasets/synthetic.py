@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 
 from mer.manifests import CorpusInfo
-from mer.pipeline.datasets.report import Report
+from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 

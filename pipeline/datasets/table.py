@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from mer.manifests import CorpusInfo
 from mer.pipeline.datasets.files import MEDIA, hidden, look, place
-from mer.pipeline.datasets.report import Report
+from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import TASKS, Manifest, Utterance
 

@@ -20,13 +20,13 @@ import numpy as np
 import soundfile
 import torch
 
-from mer.pipeline.budget import FIXED
-from mer.pipeline.decode import Decoders, Job
+from mer.pipeline.extraction.budget import FIXED
+from mer.pipeline.media.workers import Decoders, Job
 from mer.pipeline.encoders.audio import AudioEncoder
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.text import TextEncoder
-from mer.pipeline.parts import Source, Tally, audio_inputs, run_parts, text_inputs
-from mer.pipeline.plan import Item, Settings, make_parts
+from mer.pipeline.extraction.parts import Source, Tally, audio_inputs, run_parts, text_inputs
+from mer.pipeline.extraction.plan import Item, Settings, make_parts
 from tests.bench.machine import save
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer.pipeline import manifest as manifests
-from mer.pipeline.fingerprint import ExtractOptions, fingerprint
+from mer.pipeline.extraction.fingerprint import ExtractOptions, fingerprint
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter
 from mer.pipeline.store import arrays as files
 from mer.pipeline.store.head import ShardRecord, compose, sha256

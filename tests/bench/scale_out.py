@@ -30,7 +30,7 @@ import numpy as np
 import soundfile
 
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.progress import Advance, Silent
+from mer.pipeline.runtime.progress import Advance, Silent
 from mer.pipeline.store import ShardWriter
 from tests.bench.machine import save
 
@@ -69,8 +69,8 @@ class Timed(Silent):
 
 
 def extract_here(folder: Path, out: str, workers: int = 0, **changes) -> Timed:
-    from mer.pipeline.extract import extract
-    from mer.pipeline.fingerprint import ExtractOptions
+    from mer.pipeline.extraction.extract import extract
+    from mer.pipeline.extraction.fingerprint import ExtractOptions
 
     timed = Timed()
     file = folder / "manifest.parquet"
@@ -99,9 +99,9 @@ def memory_of(folder: str, n: int) -> dict:
     """Peaks in MiB beyond the encoders' own: of all, and of what is not mapped from files. Small shards and parts: as for a real corpus,
     there are many of them."""
     from mer.pipeline.encoders.loading import resolve
-    from mer.pipeline.extract import extract  # noqa: F401  # its imports are not counted
-    from mer.pipeline.fingerprint import ExtractOptions
-    from mer.pipeline.work import load_encoders
+    from mer.pipeline.extraction.extract import extract  # noqa: F401  # its imports are not counted
+    from mer.pipeline.extraction.fingerprint import ExtractOptions
+    from mer.pipeline.extraction.work import load_encoders
 
     points = {m: resolve(m, TINY[f"{m}_encoder"]) for m in ("audio", "text")}
     encoders = load_encoders(points, ExtractOptions(device="cpu"))
@@ -169,8 +169,8 @@ def dask_overhead(tasks: int) -> dict:
     """Milliseconds of a task that does nothing, one after the other on one worker, as `Cluster` runs them."""
     from distributed import Client, LocalCluster
 
-    from mer.pipeline.cluster import Cluster
-    from mer.pipeline.signals import Stop
+    from mer.pipeline.extraction.cluster import Cluster
+    from mer.pipeline.runtime.signals import Stop
 
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as local, Client(local) as client:
         cluster = Cluster(client, None, "none")
@@ -231,7 +231,7 @@ def idle_of(folder: str, threads: int, decoders: int) -> dict:
 
         kind.forward = forward
     encoding: list[float] = []
-    from mer.pipeline import work
+    from mer.pipeline.extraction import work
 
     run_parts = work.run_parts
 

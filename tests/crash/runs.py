@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer.pipeline.extract import extract
+from mer.pipeline.extraction.extract import extract
 from mer.pipeline.manifest import Manifest
-from mer.pipeline.report import ExtractReport
+from mer.pipeline.extraction.outcome import ExtractReport
 from mer.pipeline.store import FeatureStore
 from tests.extract import corpus
 
@@ -27,7 +27,7 @@ LIMIT = 170  # seconds of a run; before it is killed its stderr gets what every 
 # those of the small corpus and the further `arguments`. It stops dead just before its `moment`-th publication of a file, which is where its
 # state changes (0: never). With `slow`, batches leave a file `batch-N` when they begin, and after that number of them they wait for the
 # file `go`; below zero it is the self-test's that do. `environment` is for the processes that it starts, `cluster` are constants of
-# `mer.pipeline.cluster`.
+# `mer.pipeline.extraction.cluster`.
 NURSERY = """
 import faulthandler, json, os, signal, sys, threading, time
 from pathlib import Path
@@ -35,8 +35,8 @@ from transformers import RobertaModel, Wav2Vec2Model
 from mer import cli
 from mer.pipeline.encoders.audio import AudioEncoder
 from mer.pipeline.encoders.text import TextEncoder
-import mer.pipeline.cluster
-import mer.pipeline.extract
+import mer.pipeline.extraction.cluster
+import mer.pipeline.extraction.extract
 from tests.extract import corpus
 
 def run(folder, moment, options, arguments, slow, count):
@@ -83,7 +83,7 @@ for line in sys.stdin:
     os.setsid()
     os.environ |= request["environment"]
     for name, value in request["cluster"].items():
-        setattr(mer.pipeline.cluster, name, value)
+        setattr(mer.pipeline.extraction.cluster, name, value)
     try:
         run(folder, request["moment"], request["options"], request["arguments"], request["slow"], count)
     except SystemExit as error:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from mer.pipeline import work
+from mer.pipeline.extraction import work
 from mer.pipeline.errors import DataError
-from mer.pipeline.hold import hold
+from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore, Shard, ShardWriter
 from tests.crash.runs import ROOT, again, check, fresh
 from tests.extract import corpus
@@ -138,7 +138,7 @@ def test_killed_after_its_head_file_the_next_call_tidies_up(undisturbed, tmp_pat
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     monkeypatch.chdir(tmp_path)
-    from mer.pipeline import extract as module
+    from mer.pipeline.extraction import extract as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "tidy", lambda *a: None)
@@ -169,7 +169,7 @@ def test_an_old_store_stays_readable_until_the_new_one_is_there(undisturbed, tmp
     folder = shutil.copytree(made, tmp_path / "x")
     for i in range(3):
         corpus.write_clip(folder / f"clip{i}.wav", 0.4, 500 + i)
-    from mer.pipeline import extract as module
+    from mer.pipeline.extraction import extract as module
 
     def killed(*args):
         raise KeyboardInterrupt

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from mer import cli
 from mer.pipeline.errors import DataError, FailuresError, StoreError
-from mer.pipeline.extract import extract, repair
-from mer.pipeline.fingerprint import FileMemory, fingerprint
+from mer.pipeline.extraction.extract import extract, repair
+from mer.pipeline.extraction.fingerprint import FileMemory, fingerprint
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore, Shard
 from tests.crash.runs import ROOT, again, check, fresh, in_workers
@@ -171,8 +171,8 @@ def fingerprint_of(folder: Path) -> str:
 
 HANGING = """
 import sys
-if sys.argv[0] == "-m" or "mer.pipeline.decode" in " ".join(getattr(sys, "orig_argv", [])):
-    import mer.pipeline.media as media
+if sys.argv[0] == "-m" or "mer.pipeline.media.workers" in " ".join(getattr(sys, "orig_argv", [])):
+    import mer.pipeline.media.audio as media
     load, probe = media.load, media.probe
     def hang(path, **keywords):
         if "clip5" in str(path) and not (folder / "repaired").exists():
@@ -254,9 +254,9 @@ def test_the_last_share_waits_for_the_parts_of_the_others(undisturbed, tmp_path,
 def test_what_never_appears_is_an_error_after_a_while(undisturbed, tmp_path, monkeypatch):
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
-    monkeypatch.setattr("mer.pipeline.hold.LATE_SECONDS", 0.1)
-    collect = "mer.pipeline.work.Work.collect"
-    from mer.pipeline.work import Work
+    monkeypatch.setattr("mer.pipeline.runtime.hold.LATE_SECONDS", 0.1)
+    collect = "mer.pipeline.extraction.work.Work.collect"
+    from mer.pipeline.extraction.work import Work
 
     original = Work.collect
 
@@ -273,8 +273,8 @@ def test_what_never_appears_is_an_error_after_a_while(undisturbed, tmp_path, mon
 
 
 def test_a_part_that_is_damaged_before_its_frames_are_taken_over(undisturbed, tmp_path, monkeypatch):
-    from mer.pipeline.parts import Finished
-    from mer.pipeline.work import Work
+    from mer.pipeline.extraction.parts import Finished
+    from mer.pipeline.extraction.work import Work
 
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mer.pipeline import media
+from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare
 from mer.pipeline.errors import DataError
 from tests.datasets.trees import write_iemocap

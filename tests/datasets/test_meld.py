@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mer.pipeline import media
+from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare
 from mer.pipeline.datasets.files import read_csv, repair
 from mer.pipeline.errors import DataError
-from mer.pipeline.media import MediaError
+from mer.pipeline.media.audio import MediaError
 from tests.datasets.trees import write_clip, write_meld_csv, write_wav
 
 ROWS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mer.pipeline import media
+from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare
 from mer.pipeline.errors import DataError
 from tests.datasets.trees import write_csd, write_folds, write_mmsa, write_wav

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from mer import manifests
-from mer.pipeline import media
+from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare
 from mer.pipeline.errors import DataError
 from tests.datasets.trees import write_csd, write_folds, write_mmsa, write_wav

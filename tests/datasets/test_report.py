@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mer.pipeline.datasets.report import Report, count, overlaps
+from mer.pipeline.datasets.findings import Report, count, overlaps
 from mer.pipeline.manifest import Manifest, Utterance
 
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from mer import manifests
-from mer.pipeline import media
+from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare, synthetic
 from mer.pipeline.errors import DataError
 

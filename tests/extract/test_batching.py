@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer.pipeline.batching import cut, group, padded
+from mer.pipeline.extraction.batching import cut, group, padded
 
 RATE = 16_000
 # 201 quantiles, in seconds, of the lengths of MELD's 13,706 clips (EmoBox's metadata), without the two wrongly cut ones of 235 and 305 s.

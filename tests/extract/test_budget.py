@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mer.pipeline import budget
-from mer.pipeline.budget import Trial, fill, places, remember, remembered, search, try_budget
-from mer.pipeline.extract import extract
-from mer.pipeline.fingerprint import ExtractOptions
+from mer.pipeline.extraction import budget
+from mer.pipeline.extraction.budget import Trial, fill, places, remember, remembered, search, try_budget
+from mer.pipeline.extraction.extract import extract
+from mer.pipeline.extraction.fingerprint import ExtractOptions
 from mer.pipeline.manifest import Manifest
-from mer.pipeline.plan import Settings
-from mer.pipeline.progress import Silent
+from mer.pipeline.extraction.plan import Settings
+from mer.pipeline.runtime.progress import Silent
 from tests.extract import corpus
 
 
@@ -174,7 +174,7 @@ def test_extraction_tries_once_and_remembers(tmp_path, monkeypatch):
     path = tmp_path / "cache" / "mer" / "budgets.json"
     known = json.loads(path.read_text())
     assert len(known) == 2 and {entry["budget"] for entry in known.values()} <= {0.5, 1.0, 4, 8}
-    monkeypatch.setattr("mer.pipeline.budget.try_budget", lambda *a, **k: pytest.fail("tried again"))
+    monkeypatch.setattr("mer.pipeline.extraction.budget.try_budget", lambda *a, **k: pytest.fail("tried again"))
     other, other_file = corpus.make(tmp_path / "b", 6, seed=3)
     again = extract(other, tmp_path / "b.h5", options, source=other_file, progress=then)
     assert sum("remembered for this device" in line for line in then.lines) == 2
@@ -189,16 +189,16 @@ def test_a_resumed_run_keeps_its_budget(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mer.pipeline.extract.write_head", killed)
+        patch.setattr("mer.pipeline.extraction.extract.write_head", killed)
         with pytest.raises(KeyboardInterrupt):
             extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
     settings = Settings.read(tmp_path / "feats.shards" / ".work" / "plan.json", fingerprint_of(manifest))
-    monkeypatch.setattr("mer.pipeline.extract.choose", lambda *a: pytest.fail("tried"))
+    monkeypatch.setattr("mer.pipeline.extraction.extract.choose", lambda *a: pytest.fail("tried"))
     extract(Manifest.read(file), tmp_path / "feats.h5", corpus.options(budget_seconds="auto"), source=file)
     assert settings.budgets == {"audio": 32_000, "text": 24}
 
 
 def fingerprint_of(manifest: Manifest) -> str:
-    from mer.pipeline.fingerprint import fingerprint
+    from mer.pipeline.extraction.fingerprint import fingerprint
 
     return fingerprint(manifest, corpus.options())

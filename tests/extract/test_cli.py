@@ -93,7 +93,7 @@ def test_bad_requests_are_one_line(folder, args, code, words):
 
 
 def test_large_stores_ask_first(folder, monkeypatch):
-    monkeypatch.setattr("mer.pipeline.extract.Prepared.bytes", 30_000_000_000)
+    monkeypatch.setattr("mer.pipeline.extraction.extract.Prepared.bytes", 30_000_000_000)
     result = mer("extract", "--manifest", "manifest.parquet", *TINY)
     assert result.exit_code == 2 and "30.0 GB" in result.stderr and "--yes" in result.stderr and not (folder / "feats.h5").exists()
     assert mer("extract", "--manifest", "manifest.parquet", *TINY, "--yes").exit_code == 0

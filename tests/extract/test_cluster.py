@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from mer.pipeline.errors import DataError, FailuresError
-from mer.pipeline.extract import extract
-from mer.pipeline.hold import hold
+from mer.pipeline.extraction.extract import extract
+from mer.pipeline.runtime.hold import hold
 from mer.pipeline.manifest import Manifest
-from mer.pipeline.progress import Silent
+from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 from tests.extract import corpus
 
@@ -109,9 +109,9 @@ def test_impossible_shares(fresh, share):
 
 
 def test_an_unreachable_scheduler_is_one_line(fresh, monkeypatch):
-    import mer.pipeline.cluster
+    import mer.pipeline.extraction.cluster
 
-    monkeypatch.setattr(mer.pipeline.cluster, "CONNECT_SECONDS", 2)
+    monkeypatch.setattr(mer.pipeline.extraction.cluster, "CONNECT_SECONDS", 2)
     with pytest.raises(DataError, match="--scheduler tcp://127.0.0.1:9: cannot be reached"):
         call(fresh[0], scheduler="tcp://127.0.0.1:9")
 
@@ -160,7 +160,7 @@ class Lost:
 
 
 def test_a_result_that_died_with_its_worker_is_not_waited_for_without_end(monkeypatch):
-    from mer.pipeline import cluster as module
+    from mer.pipeline.extraction import cluster as module
 
     monkeypatch.setattr(module, "LOOK_SECONDS", 0)
     monkeypatch.setattr(module, "LOST_SECONDS", 0)
@@ -192,7 +192,7 @@ def test_a_worker_that_does_not_end_is_ended(tmp_path, monkeypatch):
 
     from distributed import Client, WorkerPlugin
 
-    from mer.pipeline import cluster as module
+    from mer.pipeline.extraction import cluster as module
 
     monkeypatch.setattr(module, "CLOSE_SECONDS", 3)
     with module.local_cluster(1) as cluster:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mer.pipeline import decode
-from mer.pipeline.decode import Decoders, Job
+from mer.pipeline.media import workers as decode
+from mer.pipeline.media.workers import Decoders, Job
 from tests.extract import corpus
 
 
@@ -53,7 +53,7 @@ def test_a_hanging_decoder_costs_one_clip(clips):
     os.mkfifo(clips / "pipe.wav")
     script = clips / "sitecustomize.py"
     script.write_text(
-        "import mer.pipeline.media as m\nload = m.load\n"
+        "import mer.pipeline.media.audio as m\nload = m.load\n"
         "def hang(path, **k):\n    if 'pipe' in str(path): open(path).read()\n    return load(path, **k)\nm.load = hang\n"
     )
     environment = os.environ.get("PYTHONPATH")
@@ -128,6 +128,6 @@ def test_surprises_are_one_clip_not_the_run(monkeypatch):
     def surprise(*args, **kwargs):
         raise ZeroDivisionError("inside a codec")
 
-    monkeypatch.setattr("mer.pipeline.media.load", surprise)
+    monkeypatch.setattr("mer.pipeline.media.audio.load", surprise)
     found = decode.decode(Job("load", "x.wav", "auto", None, None))
     assert found.stage == "decode" and "ZeroDivisionError" in found.reason

@@ -16,11 +16,11 @@ from mer.pipeline.encoders.audio import AudioEncoder
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.text import TextEncoder
 from mer.pipeline.errors import DataError, EncoderError, FailuresError, KeyMismatchError, StoreError
-from mer.pipeline.extract import extract, repair
+from mer.pipeline.extraction.extract import extract, repair
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.parts import stored
-from mer.pipeline.plan import ShardPlan
-from mer.pipeline.progress import Lines
+from mer.pipeline.extraction.parts import stored
+from mer.pipeline.extraction.plan import ShardPlan
+from mer.pipeline.runtime.progress import Lines
 from mer.pipeline.store import FeatureStore
 from mer.pipeline.store.schema import HALF_MAX
 from tests.extract import corpus
@@ -86,7 +86,7 @@ def test_again_does_nothing(made, again):
 
 def test_again_on_a_read_only_mount_writes_nothing(made, again, monkeypatch):
     """Root may write anywhere, so a forbidden open stands for the mount."""
-    monkeypatch.setattr("mer.pipeline.extract.hold", lambda path: pytest.fail("took a hold"))
+    monkeypatch.setattr("mer.pipeline.extraction.extract.hold", lambda path: pytest.fail("took a hold"))
     monkeypatch.setattr("mer.pipeline.store.arrays.write", lambda *a, **k: pytest.fail("wrote"))
     assert again().action == "nothing"
 
@@ -354,15 +354,15 @@ def test_one_modality_may_be_missing(tmp_path):
 def test_a_clip_that_changes_during_the_run_stops_it(made, again, monkeypatch):
     """Its hash was taken before; features of other bytes must not get under that key."""
     corpus.write_clip(made / "clip3.wav", 0.7, seed=5)
-    import mer.pipeline.parts
+    import mer.pipeline.extraction.parts
 
-    original = mer.pipeline.parts.audio_inputs
+    original = mer.pipeline.extraction.parts.audio_inputs
 
     def meddle(*args, **kwargs):
         os.utime(made / "clip3.wav", (1, 1))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("mer.pipeline.work.audio_inputs", meddle)
+    monkeypatch.setattr("mer.pipeline.extraction.work.audio_inputs", meddle)
     with pytest.raises(DataError, match="clip3.wav: changed while it was being extracted; run the same command again"):
         again()
 
@@ -378,7 +378,7 @@ def test_memory_that_runs_out_splits_the_batch(made, again, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory (made up)")
         return forward(self, batch, **keywords)
 
-    monkeypatch.setattr("mer.pipeline.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
     monkeypatch.setattr(AudioEncoder, "forward", small)
     for path in (made / "feats.shards").glob("shard-*.h5"):
         path.unlink()
@@ -397,7 +397,7 @@ def test_a_clip_that_fits_no_memory_is_a_failure(tmp_path, monkeypatch):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to")
         return forward(self, batch, **keywords)
 
-    monkeypatch.setattr("mer.pipeline.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
     monkeypatch.setattr(AudioEncoder, "forward", small)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(max_failures=1), source=file)
     assert [(f.id, f.stage) for f in report.failures] == [("u002", "oom")] and report.utterances == 4
@@ -409,7 +409,7 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
     def broken(self, batch, **keywords):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr("mer.pipeline.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
     monkeypatch.setattr(AudioEncoder, "forward", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
@@ -423,7 +423,7 @@ def test_half_precision_that_overflows_is_computed_again(tmp_path, monkeypatch):
         frames = forward(self, batch, precision=precision)
         return frames if precision == "fp32" else [x * np.float32("inf") for x in frames]
 
-    monkeypatch.setattr("mer.pipeline.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
     monkeypatch.setattr(AudioEncoder, "forward", overflowing)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(precision="bf16"), source=file)
     assert report.fp32_batches >= 1 and report.utterances == 3
@@ -537,7 +537,7 @@ def test_progress_lines(made, capsys):
 def test_a_short_run_says_how_fast_it_was_and_a_resumed_one_counts_only_its_own_work(made, capsys, monkeypatch):
     """Nothing between start and end is what a run of under ten seconds had said."""
     manifest, clock = Manifest.read(made / "manifest.parquet"), iter(range(1000, 10**6))
-    monkeypatch.setattr("mer.pipeline.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("mer.pipeline.runtime.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     with Lines(every=1e9).task("extracting", 7200, "s") as advance:
         advance(3600, fresh=False)
         advance(1800)

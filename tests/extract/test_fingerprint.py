@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.fingerprint import ExtractOptions, FileMemory, fingerprint, keys
+from mer.pipeline.extraction.fingerprint import ExtractOptions, FileMemory, fingerprint, keys
 from tests.extract import corpus
 
 
@@ -57,7 +57,7 @@ def test_the_key_is_of_contents(tmp_path, toy):
 
 
 def test_text_only_keys_do_not_read_audio(toy, monkeypatch):
-    monkeypatch.setattr("mer.pipeline.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("mer.pipeline.extraction.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}"))
     fingerprint(toy, corpus.options(audio_encoder="none"))
 
 
@@ -69,7 +69,7 @@ def test_hashes_are_remembered(tmp_path, monkeypatch):
     first = keys(manifest, corpus.options(), memory, cold=lambda files, size: told.append((files, size)))
     memory.save()
     assert told == [(4, sum(clip.stat().st_size for clip in tmp_path.glob("*.wav")))]
-    monkeypatch.setattr("mer.pipeline.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("mer.pipeline.extraction.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}"))
     again = keys(manifest, corpus.options(), FileMemory(tmp_path / "memory"), cold=lambda *a: pytest.fail("cold"))
     assert again.fingerprint == first.fingerprint
 

@@ -18,7 +18,7 @@ from mer.fusion import checkpoint, config, data, evaluate, experiment, report
 from mer.fusion import figures as pictures
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.hold import hold
+from mer.pipeline.runtime.hold import hold
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import run as fit_alone
 from tests.fusion.test_train import settings

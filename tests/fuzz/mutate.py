@@ -21,14 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from mer.pipeline import media
+from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import table
 from mer.pipeline.errors import MerError
 from mer.pipeline.interchange import mmsa, npz, parquet
 from mer.pipeline.interchange.write import Options, write_store
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore
-from mer.pipeline.store.export import export
+from mer.pipeline.interchange.export import export
 from tests.extract import corpus
 from tests.media.clips import tone, write_aac
 from tests.store.build import assert_holds, make_store

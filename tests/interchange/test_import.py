@@ -21,7 +21,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.interchange import mmsa, npydir, npz, parquet
 from mer.pipeline.interchange.write import Options, write_store
 from mer.pipeline.store import FeatureStore, ShardWriter, build_index
-from mer.pipeline.store.export import export
+from mer.pipeline.interchange.export import export
 from tests.store.build import make_store
 from tests.store.test_export import awkward
 

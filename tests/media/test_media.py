@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchaudio.functional import resample
 
-from mer.pipeline import media
-from mer.pipeline.media import MediaError, load, probe, resampled_length
+from mer.pipeline.media import audio as media
+from mer.pipeline.media.audio import MediaError, load, probe, resampled_length
 from tests.media.clips import surround, tone, write_aac
 
 

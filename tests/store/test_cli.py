@@ -90,9 +90,9 @@ def test_repair_is_handed_to_extraction(tmp_path, monkeypatch):
         calls.append((head, root))
         path.write_bytes(raw)
 
-    extract = ModuleType("mer.pipeline.extract")  # extraction has its own tests of repairing
+    extract = ModuleType("mer.pipeline.extraction.extract")  # extraction has its own tests of repairing
     extract.repair = repair
-    monkeypatch.setitem(sys.modules, "mer.pipeline.extract", extract)
+    monkeypatch.setitem(sys.modules, "mer.pipeline.extraction.extract", extract)
     code, out, _ = mer("verify", "--repair", "--root", tmp_path, tmp_path / "feats.h5")
     assert code == 0 and "1 of 3 shards extracted again" in out and calls == [(tmp_path / "feats.h5", tmp_path)]
     code, out, _ = mer("verify", "--repair", tmp_path / "feats.h5")

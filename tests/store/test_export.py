@@ -14,7 +14,7 @@ import pytest
 
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.store import FeatureStore, Header, ShardWriter, build_index, verify_shards
-from mer.pipeline.store.export import EXPORTS, export
+from mer.pipeline.interchange.export import EXPORTS, export
 from mer.pipeline.store.schema import COLUMNS
 from tests.store.build import DIMS, arrays, assert_holds, make_store
 
@@ -135,7 +135,7 @@ def test_parquet_is_read_by_anyone(tmp_path):
 
 
 def test_parquet_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("mer.pipeline.store.export.GROUP_ROWS", 5)
+    monkeypatch.setattr("mer.pipeline.interchange.export.GROUP_ROWS", 5)
     store = make_store(tmp_path, n=23)
     export(store, "parquet", tmp_path / "out.parquet")
     file = pq.ParquetFile(tmp_path / "out.parquet")
@@ -162,7 +162,7 @@ def test_mmsa_pickle_has_the_known_form(tmp_path):
 
 def test_mmsa_refuses_what_it_cannot_hold(tmp_path, monkeypatch):
     store = make_store(tmp_path)
-    monkeypatch.setattr("mer.pipeline.store.export.MMSA_LIMIT", 100)
+    monkeypatch.setattr("mer.pipeline.interchange.export.MMSA_LIMIT", 100)
     with pytest.raises(DataError, match="padded to the longest utterance"):
         export(store, "mmsa", tmp_path / "out.pkl")
     monkeypatch.undo()

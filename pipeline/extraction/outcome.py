@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.parts import BIT, FLAGS
+from mer.pipeline.extraction.parts import BIT, FLAGS
 
 SHOWN = 10  # failures listed; all are in failures.jsonl
 NAMED = 5  # ids of each count; all are in the store

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.batching import cut, group
+from mer.pipeline.extraction.batching import cut, group
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 
 

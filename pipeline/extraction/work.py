@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.decode import AGAIN, Decoders, Job
+from mer.pipeline.media.workers import AGAIN, Decoders, Job
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import EncoderError, MerError, StoreError
-from mer.pipeline.fingerprint import ExtractOptions
-from mer.pipeline.hold import appear
-from mer.pipeline.parts import BIT, Done, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
-from mer.pipeline.plan import Inputs, Item, Part, Plan, ShardPlan
-from mer.pipeline.signals import Stop
+from mer.pipeline.extraction.fingerprint import ExtractOptions
+from mer.pipeline.runtime.hold import appear
+from mer.pipeline.extraction.parts import BIT, Done, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
+from mer.pipeline.extraction.plan import Inputs, Item, Part, Plan, ShardPlan
+from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import Shard, ShardWriter
 
 TOLERANCE = {"fp32": 2e-5, "bf16": 5e-2, "fp16": 1e-2}  # of batch against single, relative to the largest feature (at least 1)

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer.pipeline.decode import identity
+from mer.pipeline.media.workers import identity
 from mer.pipeline.encoders.geometry import Geometry, parse_layer
 from mer.pipeline.encoders.loading import Checkpoint, resolve, sha256_file
 from mer.pipeline.errors import DataError

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError
-from mer.pipeline.extract import extract
-from mer.pipeline.fingerprint import ExtractOptions, differences
+from mer.pipeline.extraction.extract import extract
+from mer.pipeline.extraction.fingerprint import ExtractOptions, differences
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.progress import Silent
-from mer.pipeline.report import Failure
+from mer.pipeline.runtime.progress import Silent
+from mer.pipeline.extraction.outcome import Failure
 from mer.pipeline.store import FeatureStore
 
 SETTINGS = {"audio_layer": "layer", "pool": "pool", "channel": "channel", "max_seconds": "max_seconds"}  # option: name in the recipe

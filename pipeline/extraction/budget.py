@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.encoders.geometry import SAMPLE_RATE
-from mer.pipeline.fingerprint import ExtractOptions
-from mer.pipeline.parts import Encoder, is_out_of_memory, release, single_threaded
-from mer.pipeline.work import Work, one_thread, open_decoders
+from mer.pipeline.extraction.fingerprint import ExtractOptions
+from mer.pipeline.extraction.parts import Encoder, is_out_of_memory, release, single_threaded
+from mer.pipeline.extraction.work import Work, one_thread, open_decoders
 
 UNIT = {"audio": SAMPLE_RATE, "text": 1}  # lengths are in samples and tokens, budgets are told in seconds and tokens
 FIXED = {"cpu": {"audio": 8.0, "text": 512}, "cuda": {"audio": 320.0, "text": 16_384}}  # seconds and tokens, unless asked for

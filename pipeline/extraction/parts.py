@@ -14,16 +14,16 @@ from typing import Protocol
 
 import numpy as np
 
-from mer.pipeline.background import Writer, prefetch
-from mer.pipeline.decode import Decoded, Decoders, Job
+from mer.pipeline.runtime.background import Writer, prefetch
+from mer.pipeline.media.workers import Decoded, Decoders, Job
 from mer.pipeline.errors import DataError, MerError, StoreError
-from mer.pipeline.plan import Item, Part
-from mer.pipeline.signals import Stop
+from mer.pipeline.extraction.plan import Item, Part
+from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import Shard, ShardWriter
 from mer.pipeline.store.schema import HALF_MAX
 from mer.pipeline.store.shard import largest
 
-# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `mer.pipeline.media`.
+# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `mer.pipeline.media.audio`.
 FLAGS = {
     "short": "shorter than the encoder's first frame, padded with zeros",
     "chunked": "longer than --max-seconds, encoded in overlapping pieces",

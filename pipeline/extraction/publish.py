@@ -13,13 +13,13 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from mer.pipeline.fingerprint import ExtractOptions
-from mer.pipeline.plan import Settings
-from mer.pipeline.report import ExtractReport, Failure
-from mer.pipeline.state import State
+from mer.pipeline.extraction.fingerprint import ExtractOptions
+from mer.pipeline.extraction.plan import Settings
+from mer.pipeline.extraction.outcome import ExtractReport, Failure
+from mer.pipeline.extraction.state import State
 from mer.pipeline.store import ModalityInfo, build_index
 from mer.pipeline.store.arrays import temporary_for
-from mer.pipeline.work import Work
+from mer.pipeline.extraction.work import Work
 
 SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 COLUMNS = ("id", "split", "session", "dialogue", "speaker", "position", "label", "targets", "text", "tags")  # of the manifest, in the head

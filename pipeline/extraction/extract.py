@@ -17,23 +17,23 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.budget import choose, fixed, wanted
-from mer.pipeline.decode import AGAIN
+from mer.pipeline.extraction.budget import choose, fixed, wanted
+from mer.pipeline.media.workers import AGAIN
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 from mer.pipeline.encoders.loading import sha256_file
 from mer.pipeline.errors import DataError, FailuresError
-from mer.pipeline.fingerprint import UNREADABLE, ExtractOptions, span
-from mer.pipeline.hold import appear, held, hold, turn
+from mer.pipeline.extraction.fingerprint import UNREADABLE, ExtractOptions, span
+from mer.pipeline.runtime.hold import appear, held, hold, turn
 from mer.pipeline.manifest import Manifest
-from mer.pipeline.parts import Done, Tally
-from mer.pipeline.plan import Inputs, Part, Plan, Settings, build, cut_shards
-from mer.pipeline.progress import Silent
-from mer.pipeline.publish import describe_modalities, describe_run, left_untidy, tidy, write_failures, write_head
-from mer.pipeline.report import NAMED, ExtractReport, flagged
-from mer.pipeline.signals import Stop
-from mer.pipeline.state import State
+from mer.pipeline.extraction.parts import Done, Tally
+from mer.pipeline.extraction.plan import Inputs, Part, Plan, Settings, build, cut_shards
+from mer.pipeline.runtime.progress import Silent
+from mer.pipeline.extraction.publish import describe_modalities, describe_run, left_untidy, tidy, write_failures, write_head
+from mer.pipeline.extraction.outcome import NAMED, ExtractReport, flagged
+from mer.pipeline.runtime.signals import Stop
+from mer.pipeline.extraction.state import State
 from mer.pipeline.store import FeatureStore, Shard
-from mer.pipeline.work import Work, existing, load_encoders, make_job, open_decoders
+from mer.pipeline.extraction.work import Work, existing, load_encoders, make_job, open_decoders
 
 
 def extract(
@@ -143,7 +143,7 @@ def run(state: State, confirm: Callable[[int], None], workers: int, scheduler: s
     job.settle(confirm)
     if not workers and scheduler is None:
         return finish(job, encode_windows(job, job.work))
-    from mer.pipeline.cluster import workers_for
+    from mer.pipeline.extraction.cluster import workers_for
 
     with workers_for(job.work, state.keys.checkpoints, workers=workers, scheduler=scheduler) as cluster:
         tally = encode_windows(job, cluster)

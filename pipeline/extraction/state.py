@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mer.pipeline.decode import AGAIN
+from mer.pipeline.media.workers import AGAIN
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
-from mer.pipeline.fingerprint import ExtractOptions, FileMemory, Keys, differences, keys, memory_path, recipe_key, spelled
+from mer.pipeline.extraction.fingerprint import ExtractOptions, FileMemory, Keys, differences, keys, memory_path, recipe_key, spelled
 from mer.pipeline.manifest import Manifest
-from mer.pipeline.progress import Silent
-from mer.pipeline.report import Failure
-from mer.pipeline.signals import Stop
+from mer.pipeline.runtime.progress import Silent
+from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import FeatureStore
 
 

@@ -20,13 +20,13 @@ from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 
-from mer.pipeline.background import prefetch
+from mer.pipeline.runtime.background import prefetch
 from mer.pipeline.encoders.loading import Checkpoint, resolve
 from mer.pipeline.errors import DataError, EncoderError, MerError
-from mer.pipeline.parts import Finished, Tally, keep
-from mer.pipeline.plan import Part, ShardPlan
-from mer.pipeline.signals import Stop
-from mer.pipeline.work import Work, cores, load_encoders, open_decoders
+from mer.pipeline.extraction.parts import Finished, Tally, keep
+from mer.pipeline.extraction.plan import Part, ShardPlan
+from mer.pipeline.runtime.signals import Stop
+from mer.pipeline.extraction.work import Work, cores, load_encoders, open_decoders
 
 RETRIES = 2  # of a task that raised
 CONNECT_SECONDS = 30

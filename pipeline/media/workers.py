@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline import media
+from mer.pipeline.media import audio as media
 
 AGAIN = ("timeout", "killed")  # stages of failures that are tried again by the next run: the clip may not be to blame
 ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # statuses of a decoder that somebody ended: the kernel for lack of memory, …
@@ -143,7 +143,7 @@ class Decoders:
             ours, theirs = Pipe()
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "mer.pipeline.decode", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    [sys.executable, "-m", "mer.pipeline.media.workers", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                 )  # fmt: skip
             self._local.connection, self._local.process = ours, process
@@ -176,7 +176,7 @@ def _work(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    # Run as a script this module is `__main__`; the jobs name `mer.pipeline.decode`, so work with that one.
-    from mer.pipeline import decode as module
+    # Run as a script this module is `__main__`; the jobs name `mer.pipeline.media.workers`, so work with that one.
+    from mer.pipeline.media import workers as module
 
     module._work(Connection(int(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Manifest to store: encoders run once over every utterance."""
