@@ -1,4 +1,6 @@
-"""The command line: parse, call one function, print. Results on stdout, progress and notes on stderr.
+"""The command line: parse, call one function, print.
+
+Results on stdout, progress and notes on stderr.
 
 Heavy imports stay inside the commands, so that `mer --help` does not load torch.
 """
@@ -20,18 +22,24 @@ import click
 from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
 from mer.pipeline.runtime.signals import Terminated
 
-PAIRED = ("torch", "torchaudio")  # the two must be of one release: torchaudio's wheel is linked against torch
+# the two must be of one release: torchaudio's wheel is linked against torch
+PAIRED = ("torch", "torchaudio")
 
 
 def check_pair() -> None:
-    """Raise DependencyError when the installed torchaudio does not belong to the installed torch. Reads metadata only:
-    importing a mismatched torchaudio (which transformers does) ends in an OSError from the dynamic linker."""
+    """Raise DependencyError when the installed torchaudio does not belong to the installed torch.
+
+    Reads metadata only: importing a mismatched torchaudio (which transformers does) ends in an
+    OSError from the dynamic linker.
+    """
     found = {}
     for name in PAIRED:
         try:
             found[name] = metadata.version(name).split("+")[0]
         except metadata.PackageNotFoundError:
-            raise DependencyError(f"{name} is not installed; run `pip install -r requirements.txt`") from None
+            raise DependencyError(
+                f"{name} is not installed; run `pip install -r requirements.txt`"
+            ) from None
     if found["torch"].split(".")[:2] != found["torchaudio"].split(".")[:2]:
         raise DependencyError(
             f"torch {found['torch']} and torchaudio {found['torchaudio']} do not fit together; "
@@ -50,19 +58,24 @@ class Mer(click.Group):
         return fail_on(lambda: super(Mer, self).make_context(*args, **kwargs))
 
     def invoke(self, ctx: click.Context):
-        ctx.obj = bool({"--help", "-h"} & set(ctx.args))  # click empties args before the group's callback
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that the locale cannot express is no reason to end
+        # click empties args before the group's callback
+        ctx.obj = bool({"--help", "-h"} & set(ctx.args))
+        # a file name that the locale cannot express is no reason to end
+        if isinstance(sys.stdout, io.TextIOWrapper):
             utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
             sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
         before = signal.signal(signal.SIGTERM, on_sigterm)
         try:
             return fail_on(lambda: super(Mer, self).invoke(ctx))
         finally:
-            signal.signal(signal.SIGTERM, before)  # a caller in this process, and what it forks, keeps its own
+            # a caller in this process, and what it forks, keeps its own
+            signal.signal(signal.SIGTERM, before)
 
 
 def fail_on(call):
-    """Run `call`; a MerError, an interruption or a full disk ends the process with one line and its status."""
+    """Run `call`; a MerError, an interruption or a full disk ends the process with one line and its
+    status.
+    """
     try:
         return call()
     except MerError as error:
@@ -76,22 +89,37 @@ def fail_on(call):
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        remedy = {errno.ENOSPC: "; free some space and run the same command again", errno.EACCES: "; check its permissions",
-                  errno.EROFS: "; name a place that can be written with --out, or work on a copy", errno.EISDIR: "; name a file",
-                  **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "; a file is where a folder is needed: name another place"),
-                  errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere"}
+        remedy = {
+            errno.ENOSPC: "; free some space and run the same command again",
+            errno.EACCES: "; check its permissions",
+            errno.EROFS: "; name a place that can be written with --out, or work on a copy",
+            errno.EISDIR: "; name a file",
+            **dict.fromkeys(
+                (errno.EEXIST, errno.ENOTDIR),
+                "; a file is where a folder is needed: name another place",
+            ),
+            errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere",
+        }
         stop(f"{where}{error.strerror or error}{remedy.get(error.errno, '')}", 1)
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.ClickException as error:
         asked = getattr(error, "ctx", None)
-        stop(error.format_message() + (f" (see `{asked.command_path} --help`)" if asked else ""), error.exit_code)
+        stop(
+            error.format_message() + (f" (see `{asked.command_path} --help`)" if asked else ""),
+            error.exit_code,
+        )
     except (click.exceptions.Exit, SystemExit):
         raise
-    except Exception as error:  # the last net: a traceback is a bug of ours, and the user still gets one line
+    # the last net: a traceback is a bug of ours, and the user still gets one line
+    except Exception as error:
         if os.environ.get("MER_DEBUG"):
             raise
-        stop(f"internal error: {type(error).__name__}: {error}; set MER_DEBUG=1 for the traceback, and please report it", 1)
+        stop(
+            f"internal error: {type(error).__name__}: {error}; set MER_DEBUG=1 for the traceback, "
+            "and please report it",
+            1,
+        )
 
 
 def stop(message: str, code: int):
@@ -103,22 +131,28 @@ def note(message: str) -> None:
     click.echo(message, err=True)
 
 
-@click.group(cls=Mer, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MER"})
+@click.group(
+    cls=Mer, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MER"}
+)
 @click.version_option(package_name="mer", prog_name="mer")
 @click.pass_context
 def main(ctx: click.Context):
-    """Multimodal emotion recognition on cached features: extract once, train fusion models many times."""
+    """Multimodal emotion recognition on cached features: extract once, train fusion models many
+    times.
+    """
     if ctx.invoked_subcommand != "doctor" and not ctx.obj:
         check_pair()
 
 
-# -------------------------------------------------------------------------------------------- corpora: datasets, prepare
+# --- corpora: datasets, prepare
 
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a corpus.")
 def datasets(as_json):
-    """Known corpora: what they hold, their licence, how to get each, and what is found on this disk."""
+    """Known corpora: what they hold, their licence, how to get each, and what is found on this
+    disk.
+    """
     from mer.pipeline.datasets import overview
 
     found = overview()
@@ -136,29 +170,70 @@ def datasets(as_json):
 
 @main.command()
 @click.argument("dataset", metavar="DATASET")
-@click.option("--root", type=click.Path(path_type=Path), help="Where the corpus is. [default: $MER_DATA/NAME, else data/NAME]")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="[default: manifest.parquet or manifest-LABELS.parquet in the root; table: in data/NAME]")  # fmt: skip
-@click.option("--labels", metavar="NAME", help="Label set of the corpus, e.g. sentiment; for a table its classes in order, A,B,C.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Where the corpus is. [default: $MER_DATA/NAME, else data/NAME]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="[default: manifest.parquet or manifest-LABELS.parquet in the root; table: in data/NAME]",
+)
+@click.option(
+    "--labels",
+    metavar="NAME",
+    help="Label set of the corpus, e.g. sentiment; for a table its classes in order, A,B,C.",
+)
 @click.option("--size", type=click.IntRange(min=1), help="synthetic: utterances. [default: 600]")
-@click.option("--seed", type=click.IntRange(min=0), help="synthetic and table: random seed. [default: 0]")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="table: the CSV, TSV, JSONL or Parquet file.")
-@click.option("--audio-dir", type=click.Path(path_type=Path), help="table: folder of the audio. [default: the table's]")
-@click.option("--column", "columns", multiple=True, metavar="FIELD=NAME", help="table: the column that holds a field; repeatable.")
-@click.option("--task", type=click.Choice(["single", "multi", "regression"]), help="table: what the labels are. [default: single]")
-@click.option("--split", type=click.Choice(["auto", "none"]), help="table without a split: make one by group, or leave it open for folds.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="synthetic and table: random seed. [default: 0]"
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="table: the CSV, TSV, JSONL or Parquet file.",
+)
+@click.option(
+    "--audio-dir",
+    type=click.Path(path_type=Path),
+    help="table: folder of the audio. [default: the table's]",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="table: the column that holds a field; repeatable.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["single", "multi", "regression"]),
+    help="table: what the labels are. [default: single]",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "none"]),
+    help="table without a split: make one by group, or leave it open for folds.",
+)
 @click.option("--name", help="table: name of the corpus. [default: the file's]")
 @click.option("--language", help="table: language code, for the default encoders. [default: en]")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **options):
-    """Build and check the manifest of DATASET (`mer datasets`), or of your own table; print what was found against what is expected."""
+    """Build and check the manifest of DATASET (`mer datasets`), or of your own table; print what
+    was found against what is expected.
+    """
     from mer.pipeline.datasets import default_root
     from mer.pipeline.datasets import prepare as build
 
     options = {name: value for name, value in options.items() if value is not None}
     if dataset == "table":
         if source is None or root is not None:
-            raise click.UsageError("table takes --from FILE" + (" and --audio-dir, not --root" if root is not None else ""))
+            raise click.UsageError(
+                "table takes --from FILE"
+                + (" and --audio-dir, not --root" if root is not None else "")
+            )
         if bad := [c for c in columns if "=" not in c]:
             raise click.UsageError(f"--column {bad[0]}: expected FIELD=NAME")
         options |= {"source": source, "columns": dict(c.split("=", 1) for c in columns)}
@@ -173,36 +248,104 @@ def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **o
     try:
         manifest.write(out)
     except OSError as error:
-        raise DataError(f"{out}: {error.strerror or error}; name a file that can be written with --out") from None
+        raise DataError(
+            f"{out}: {error.strerror or error}; name a file that can be written with --out"
+        ) from None
     if as_json:
-        click.echo(json.dumps(report.to_dict() | {"manifest": str(out), "hash": manifest.hash}, ensure_ascii=False, indent=1))
+        click.echo(
+            json.dumps(
+                report.to_dict() | {"manifest": str(out), "hash": manifest.hash},
+                ensure_ascii=False,
+                indent=1,
+            )
+        )
     else:
         for line in report.lines():
             click.echo(line)
         click.echo(f"wrote {out}")
 
 
-# -------------------------------------------------------------------------------------- extraction: extract, fingerprint
+# --- extraction: extract, fingerprint
 
 
 def extraction_options(command):
     """The options that decide features, shared by `extract` and `fingerprint`."""
-    for option in reversed([
-        click.option("--dataset", metavar="NAME", help="A known corpus (`mer datasets`); prepared first if it has no manifest yet."),
-        click.option("--manifest", "manifest_file", type=click.Path(path_type=Path), help="A manifest made by `mer prepare`."),
-        click.option("--root", type=click.Path(path_type=Path), help="Where the media are. [default: $MER_DATA/NAME, else data/NAME]"),
-        click.option("--labels", metavar="NAME", help="Label set of the corpus, e.g. sentiment."),
-        click.option("--audio-encoder", metavar="ID|DIR", help="Hub id[@revision], directory, builtin:tiny-wav2vec2, or none."),
-        click.option("--text-encoder", metavar="ID|DIR", help="Hub id[@revision], directory, builtin:tiny-roberta, or none."),
-        click.option("--audio-layer", default="last", show_default=True, metavar="last|N|mean:A-B", help="Which hidden states are kept."),
-        click.option("--pool", default=1, show_default=True, metavar="K", help="Keep means over K audio frames."),
-        click.option("--channel", default="auto", show_default=True, metavar="auto|centre|mix|N", help="Channel of multi-channel audio."),
-        click.option("--max-seconds", default=60.0, show_default=True, metavar="S", help="Longer clips are cut; 0: never."),
-        click.option("--dtype", default="float16", show_default=True, type=click.Choice(["float16", "float32"]), help="As stored."),
-        click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-                     help="How they are computed; auto: fp32 on the CPU, fp16 on a GPU."),
-        click.option("--offline", is_flag=True, help="Never touch a network."),
-    ]):  # fmt: skip
+    for option in reversed(
+        [
+            click.option(
+                "--dataset",
+                metavar="NAME",
+                help="A known corpus (`mer datasets`); prepared first if it has no manifest yet.",
+            ),
+            click.option(
+                "--manifest",
+                "manifest_file",
+                type=click.Path(path_type=Path),
+                help="A manifest made by `mer prepare`.",
+            ),
+            click.option(
+                "--root",
+                type=click.Path(path_type=Path),
+                help="Where the media are. [default: $MER_DATA/NAME, else data/NAME]",
+            ),
+            click.option(
+                "--labels", metavar="NAME", help="Label set of the corpus, e.g. sentiment."
+            ),
+            click.option(
+                "--audio-encoder",
+                metavar="ID|DIR",
+                help="Hub id[@revision], directory, builtin:tiny-wav2vec2, or none.",
+            ),
+            click.option(
+                "--text-encoder",
+                metavar="ID|DIR",
+                help="Hub id[@revision], directory, builtin:tiny-roberta, or none.",
+            ),
+            click.option(
+                "--audio-layer",
+                default="last",
+                show_default=True,
+                metavar="last|N|mean:A-B",
+                help="Which hidden states are kept.",
+            ),
+            click.option(
+                "--pool",
+                default=1,
+                show_default=True,
+                metavar="K",
+                help="Keep means over K audio frames.",
+            ),
+            click.option(
+                "--channel",
+                default="auto",
+                show_default=True,
+                metavar="auto|centre|mix|N",
+                help="Channel of multi-channel audio.",
+            ),
+            click.option(
+                "--max-seconds",
+                default=60.0,
+                show_default=True,
+                metavar="S",
+                help="Longer clips are cut; 0: never.",
+            ),
+            click.option(
+                "--dtype",
+                default="float16",
+                show_default=True,
+                type=click.Choice(["float16", "float32"]),
+                help="As stored.",
+            ),
+            click.option(
+                "--precision",
+                default="auto",
+                show_default=True,
+                type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+                help="How they are computed; auto: fp32 on the CPU, fp16 on a GPU.",
+            ),
+            click.option("--offline", is_flag=True, help="Never touch a network."),
+        ]
+    ):
         command = option(command)
     return command
 
@@ -212,8 +355,12 @@ def manifest_path(root: Path, labels: str | None) -> Path:
     return root / ("manifest.parquet" if labels is None else f"manifest-{labels}.parquet")
 
 
-def find_manifest(dataset: str | None, manifest_file: Path | None, root: Path | None, labels: str | None):
-    """(manifest, its file): the named file, or the corpus's own, which is prepared when it is not there yet."""
+def find_manifest(
+    dataset: str | None, manifest_file: Path | None, root: Path | None, labels: str | None
+):
+    """(manifest, its file): the named file, or the corpus's own, which is prepared when it is not
+    there yet.
+    """
     from mer.pipeline.datasets import default_root, prepare
     from mer.pipeline.manifest import Manifest
 
@@ -221,7 +368,9 @@ def find_manifest(dataset: str | None, manifest_file: Path | None, root: Path | 
         raise click.UsageError("give either --dataset NAME or --manifest FILE")
     if manifest_file is not None:
         if labels is not None:
-            raise click.UsageError("--labels goes with --dataset; a manifest has its labels already")
+            raise click.UsageError(
+                "--labels goes with --dataset; a manifest has its labels already"
+            )
         manifest = Manifest.read(manifest_file)
         return (manifest.with_root(root) if root is not None else manifest), manifest_file
     root = root if root is not None else default_root(dataset)
@@ -235,7 +384,10 @@ def find_manifest(dataset: str | None, manifest_file: Path | None, root: Path | 
     try:
         manifest.write(file)
     except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}; run `mer prepare {dataset} --out FILE`, then use --manifest FILE") from None
+        raise DataError(
+            f"{file}: {error.strerror or error}; run `mer prepare {dataset} --out FILE`, then use "
+            "--manifest FILE"
+        ) from None
     return manifest, file
 
 
@@ -254,23 +406,76 @@ def extract_options(manifest, offline: bool, **given):
 
 @main.command()
 @extraction_options
-@click.option("--out", default="feats.h5", show_default=True, type=click.Path(path_type=Path), help="The store.")
+@click.option(
+    "--out",
+    default="feats.h5",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The store.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
-@click.option("--budget-seconds", metavar="auto|N",
-              help="Padded seconds of audio a batch; auto: found by trying, and remembered. [default: 8 on a CPU, 320 on a GPU]")
-@click.option("--budget-tokens", metavar="auto|N", help="Padded tokens a batch, likewise. [default: 512 on a CPU, 16384 on a GPU]")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Local processes, one a GPU or a share of the cores.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the workers of a Dask cluster, e.g. tcp://host:8786.")
-@click.option("--shard", metavar="i/n", help="Do the i-th of n shares (from 1); other runs do the others, at the same --out.")
-@click.option("--max-failures", default=0, show_default=True, metavar="N", help="Tolerated, beyond the known-bad clips.")
-@click.option("--dry-run", is_flag=True, help="Print counts, hours, bytes, batches and padding; compute and write nothing.")
+@click.option(
+    "--budget-seconds",
+    metavar="auto|N",
+    help="Padded seconds of audio a batch; auto: found by trying, and remembered. [default: 8 on a "
+    "CPU, 320 on a GPU]",
+)
+@click.option(
+    "--budget-tokens",
+    metavar="auto|N",
+    help="Padded tokens a batch, likewise. [default: 512 on a CPU, 16384 on a GPU]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Local processes, one a GPU or a share of the cores.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Use the workers of a Dask cluster, e.g. tcp://host:8786.",
+)
+@click.option(
+    "--shard",
+    metavar="i/n",
+    help="Do the i-th of n shares (from 1); other runs do the others, at the same --out.",
+)
+@click.option(
+    "--max-failures",
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Tolerated, beyond the known-bad clips.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print counts, hours, bytes, batches and padding; compute and write nothing.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before writing more than 20 GB.")
 @click.option("--force", is_flag=True, help="Replace a store made by another recipe.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def extract(
-    dataset, manifest_file, root, labels, out, budget_seconds, budget_tokens, workers, scheduler, shard, dry_run, yes, as_json, **given
+    dataset,
+    manifest_file,
+    root,
+    labels,
+    out,
+    budget_seconds,
+    budget_tokens,
+    workers,
+    scheduler,
+    shard,
+    dry_run,
+    yes,
+    as_json,
+    **given,
 ):
-    """Compute features once: media and transcripts through frozen encoders into a store. Run it again to finish or update it."""
+    """Compute features once: media and transcripts through frozen encoders into a store.
+
+    Run it again to finish or update it.
+    """
     from mer.pipeline.extraction import extract as extraction
     from mer.pipeline.runtime.progress import choose
 
@@ -279,9 +484,13 @@ def extract(
         try:
             given[f"budget_{name}"] = value if value in (None, "auto") else kind(value)
         except ValueError:
-            raise click.UsageError(f"--budget-{name} '{value}' is neither auto nor a number") from None
+            raise click.UsageError(
+                f"--budget-{name} '{value}' is neither auto nor a number"
+            ) from None
     if sum(way is not None for way in (workers, scheduler, shard)) > 1:
-        raise click.UsageError("--workers, --scheduler and --shard are three ways to do the same; give one of them")
+        raise click.UsageError(
+            "--workers, --scheduler and --shard are three ways to do the same; give one of them"
+        )
     if shard is not None and not re.fullmatch(r"[1-9]\d{0,5}/[1-9]\d{0,5}", shard):
         raise click.UsageError(f"--shard '{shard}' is not i/n, e.g. 3/8")
     share = tuple(int(number) for number in shard.split("/")) if shard else None
@@ -289,7 +498,10 @@ def extract(
 
     def confirm(size: int):
         if size > 20e9 and not yes:
-            question = f"this will write {size / 1e9:.1f} GB of features (and needs twice that for a while)"
+            question = (
+                f"this will write {size / 1e9:.1f} GB of features (and needs twice that for a "
+                "while)"
+            )
             if not sys.stdin.isatty():
                 raise click.UsageError(f"{question}; say --yes")
             click.confirm(f"{question}; go on?", abort=True, err=True)
@@ -297,9 +509,18 @@ def extract(
     failed = None
     try:
         report = extraction.extract(
-            manifest, out, options, source=file, progress=choose(), dry_run=dry_run, confirm=confirm, workers=workers or 0,
-            scheduler=scheduler, share=share, gentle=True,
-        )  # fmt: skip
+            manifest,
+            out,
+            options,
+            source=file,
+            progress=choose(),
+            dry_run=dry_run,
+            confirm=confirm,
+            workers=workers or 0,
+            scheduler=scheduler,
+            share=share,
+            gentle=True,
+        )
     except FailuresError as error:
         failed, report = error, error.report
     for line in report.lines():
@@ -328,38 +549,60 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
     click.echo(key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold))
 
 
-
-# ------------------------------------------------------------------------------- stores: inspect, verify, export, import
+# --- stores: inspect, verify, export, import
 
 
 @main.command()
 @click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
-@click.option("--flag", metavar="NAME", help="Only ids, one a line: of what extraction counted as short, chunked, silent …")
+@click.option(
+    "--flag",
+    metavar="NAME",
+    help="Only ids, one a line: of what extraction counted as short, chunked, silent …",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def inspect(store: Path, flag: str | None, as_json: bool):
     """What is in a store: header, counts, encoders, key, sizes, lengths, odd rows."""
-    from mer.pipeline.extraction.parts import FLAGS
     from mer.pipeline.extraction.outcome import NAMED, count_lines, flagged
+    from mer.pipeline.extraction.parts import FLAGS
     from mer.pipeline.store import FeatureStore
     from mer.pipeline.store.describe import describe, render
 
     if flag is not None and flag not in FLAGS:
         raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(FLAGS)}")
     opened = FeatureStore(store)
-    counted = flagged(opened.table()["id"].to_pylist(), opened.flags) if opened.header.recipe else {}  # else the bits are another writer's
+    # else the bits are another writer's
+    counted = (
+        flagged(opened.table()["id"].to_pylist(), opened.flags) if opened.header.recipe else {}
+    )
     if flag is not None:
         ids = counted.get(flag, [])
-        click.echo(json.dumps(ids, ensure_ascii=False) if as_json else "\n".join(ids), nl=as_json or bool(ids))
+        click.echo(
+            json.dumps(ids, ensure_ascii=False) if as_json else "\n".join(ids),
+            nl=as_json or bool(ids),
+        )
         return
     found = describe(opened) | {"flags": {name: len(ids) for name, ids in counted.items()}}
-    lines = [f"  {line}" for line in count_lines(found["flags"], {name: ids[:NAMED] for name, ids in counted.items()})]
-    click.echo(json.dumps(found, ensure_ascii=False, indent=1) if as_json else "\n".join([render(found), *lines]))
+    lines = [
+        f"  {line}"
+        for line in count_lines(
+            found["flags"], {name: ids[:NAMED] for name, ids in counted.items()}
+        )
+    ]
+    click.echo(
+        json.dumps(found, ensure_ascii=False, indent=1)
+        if as_json
+        else "\n".join([render(found), *lines])
+    )
 
 
 @main.command()
 @click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="Extract the damaged shards again.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of the media, when it is not where it was.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Folder of the media, when it is not where it was.",
+)
 def verify(store: Path, repair: bool, root: Path | None):
     """Check every checksum of a store; with --repair, extract only the bad shards again."""
     from mer.pipeline.store import FeatureStore, verify_shards
@@ -370,30 +613,54 @@ def verify(store: Path, repair: bool, root: Path | None):
         note(f"{found.path}: {found.reason}")
     if damaged and repair:
         if not opened.header.fingerprint:
-            raise StoreError(f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was imported: import it again")
+            raise StoreError(
+                f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was "
+                "imported: import it again"
+            )
         from mer.pipeline.extraction.extract import repair as extract_again
         from mer.pipeline.runtime.progress import choose
 
         extract_again(store, root=root, progress=choose(), gentle=True)
         opened = FeatureStore(store)
         opened.verify()
-        click.echo(f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte is as written")
+        click.echo(
+            f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte "
+            "is as written"
+        )
     elif damaged:
-        remedy = "run it with --repair" if opened.header.fingerprint else "it was imported: import it again"
-        raise StoreError(f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged; {remedy}")
+        remedy = (
+            "run it with --repair"
+            if opened.header.fingerprint
+            else "it was imported: import it again"
+        )
+        raise StoreError(
+            f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged; {remedy}"
+        )
     else:
-        click.echo(f"{store}: {len(opened):,} utterances in {len(opened.shards)} shards, every byte is as written")
+        click.echo(
+            f"{store}: {len(opened):,} utterances in {len(opened.shards)} shards, every byte is "
+            "as written"
+        )
 
 
 @main.command()
 @click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", required=True, type=click.Choice(["single", "npy", "parquet", "mmsa", "kaldi"]), help="Form to write.")
-@click.option("--subset", metavar="SPLIT|FILE", help="Only this split, or the ids in this file, one a line.")
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(["single", "npy", "parquet", "mmsa", "kaldi"]),
+    help="Form to write.",
+)
+@click.option(
+    "--subset", metavar="SPLIT|FILE", help="Only this split, or the ids in this file, one a line."
+)
 def export(store: Path, out: Path, to: str, subset: str | None):
-    """Write a store in another form: one file, a folder of arrays, Parquet, an MMSA pickle, Kaldi archives."""
-    from mer.pipeline.store import FeatureStore
+    """Write a store in another form: one file, a folder of arrays, Parquet, an MMSA pickle, Kaldi
+    archives.
+    """
     from mer.pipeline.interchange.export import export as write
+    from mer.pipeline.store import FeatureStore
 
     count = write(FeatureStore(store), to, out, subset=subset)
     note(f"{count:,} utterances")
@@ -414,18 +681,73 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 @main.command("import")
 @click.argument("kind", type=click.Choice(["mmsa", "npz", "parquet", "npy-dir"]))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", default="feats.h5", show_default=True, type=click.Path(path_type=Path), help="The store to write.")
+@click.option(
+    "--out",
+    default="feats.h5",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The store to write.",
+)
 @click.option("--dataset", metavar="NAME", help="Name of the corpus; by default that of the file.")
-@click.option("--task", type=click.Choice(["single", "multi", "regression"]), help="What to learn; by default what the file offers.")
-@click.option("--labels", metavar="A,B,…", default="", help="Names of the classes, in the order of their numbers.")
+@click.option(
+    "--task",
+    type=click.Choice(["single", "multi", "regression"]),
+    help="What to learn; by default what the file offers.",
+)
+@click.option(
+    "--labels",
+    metavar="A,B,…",
+    default="",
+    help="Names of the classes, in the order of their numbers.",
+)
 @click.option("--language", metavar="CODE", help="Language spoken; en by default.")
-@click.option("--column", "columns", metavar="FIELD=NAME", multiple=True, callback=pairs, help="Where id, label, split, text … are.")
-@click.option("--feature", "features", metavar="MODALITY=NAME", multiple=True, callback=pairs, help="Where features are.")
-@click.option("--frame-rate", "rates", metavar="MODALITY=HZ", multiple=True, callback=pairs, help="Steps per second of a modality.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="How to store; by default as exported, else float32.")
+@click.option(
+    "--column",
+    "columns",
+    metavar="FIELD=NAME",
+    multiple=True,
+    callback=pairs,
+    help="Where id, label, split, text … are.",
+)
+@click.option(
+    "--feature",
+    "features",
+    metavar="MODALITY=NAME",
+    multiple=True,
+    callback=pairs,
+    help="Where features are.",
+)
+@click.option(
+    "--frame-rate",
+    "rates",
+    metavar="MODALITY=HZ",
+    multiple=True,
+    callback=pairs,
+    help="Steps per second of a modality.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="How to store; by default as exported, else float32.",
+)
 @click.option("--force", is_flag=True, help="Replace the store at --out.")
-def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, columns, features, rates, dtype, force: bool):
-    """Turn features made elsewhere into a store: MMSA pickles, npz, Parquet, a folder of npy files with a csv."""
+def import_(
+    kind,
+    file: Path,
+    out: Path,
+    dataset,
+    task,
+    labels: str,
+    language,
+    columns,
+    features,
+    rates,
+    dtype,
+    force: bool,
+):
+    """Turn features made elsewhere into a store: MMSA pickles, npz, Parquet, a folder of npy files
+    with a csv.
+    """
     from importlib import import_module
 
     from mer.pipeline.interchange.write import Options, write_store
@@ -433,7 +755,9 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
     try:
         rates = {name: float(value) for name, value in rates.items()}
     except ValueError:
-        raise click.BadParameter("a rate is a number of steps per second", param_hint="--frame-rate") from None
+        raise click.BadParameter(
+            "a rate is a number of steps per second", param_hint="--frame-rate"
+        ) from None
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     options = Options(dataset, task, names, language, columns, features, rates, dtype)
     foreign = import_module(f"mer.pipeline.interchange.{kind.replace('-', '')}").read(file, options)
@@ -447,33 +771,70 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
         if count:
             note(f"{modality}: absent in {count:,} utterances")
     splits = ", ".join(f"{name or 'no split'} {n:,}" for name, n in report.splits.items())
-    note(f"{report.utterances:,} utterances ({splits}); {store.header.task} task: {', '.join(store.header.labels)}")
+    note(
+        f"{report.utterances:,} utterances ({splits}); {store.header.task} task: "
+        f"{', '.join(store.header.labels)}"
+    )
     click.echo(out)
 
 
-# ------------------------------------------------------------------- training: train, evaluate, predict, report, compare
+# --- training: train, evaluate, predict, report, compare
 
 
 @main.command()
-@click.option("--features", required=True, metavar="FEATS.H5", type=click.Path(path_type=Path), help="The store.")
-@click.option("--model", metavar="NAME", help="drkf (default), dmd, dhmd, fusion, concat, audio, text, vision.")
-@click.option("--preset", metavar="NAME|FILE", help="A TOML preset; by default the one named like the model.")
-@click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Change one value, for example optim.lr=3e-5.")
-@click.option("--seeds", default=1, show_default=True, metavar="N", help="Train with N seeds; report mean and deviation.")
-@click.option("--folds", type=click.Choice(["session", "speaker", "dialogue"]), help="Leave one group out in turn.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/<dataset>-<model>-<n>.")
+@click.option(
+    "--features",
+    required=True,
+    metavar="FEATS.H5",
+    type=click.Path(path_type=Path),
+    help="The store.",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="drkf (default), dmd, dhmd, fusion, concat, audio, text, vision.",
+)
+@click.option(
+    "--preset", metavar="NAME|FILE", help="A TOML preset; by default the one named like the model."
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Change one value, for example optim.lr=3e-5.",
+)
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Train with N seeds; report mean and deviation.",
+)
+@click.option(
+    "--folds",
+    type=click.Choice(["session", "speaker", "dialogue"]),
+    help="Leave one group out in turn.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder; by default runs/<dataset>-<model>-<n>.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--no-test", is_flag=True, help="Do not open the test part.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_json):
-    """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the end.
+    """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the
+    end.
 
     The same command goes on with an interrupted run, and does nothing for a finished one.
     """
     from mer.fusion import config
     from mer.pipeline.store import FeatureStore
 
-    store = FeatureStore(features)  # what is wrong with this or the settings is said before torch is loaded
+    # what is wrong with this or the settings is said before torch is loaded
+    store = FeatureStore(features)
     settings = config.load(model=model, preset=preset, sets=sets)
     from mer.fusion import experiment, report
     from mer.fusion.evaluate import evaluate, has_test, stored_metrics
@@ -482,49 +843,101 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
-        run = experiment.train(store, settings, out, seeds=seeds, folds=folds, device=device, note=say, processes=together)
+        run = experiment.train(
+            store,
+            settings,
+            out,
+            seeds=seeds,
+            folds=folds,
+            device=device,
+            note=say,
+            processes=together,
+        )
         if not together.first:
             return
         testable = has_test(run, store)
     note(f"run: {run.path}")
     if no_test or not testable:
-        note("the test part was not opened (--no-test)" if no_test else "the store has no test rows; train with --folds to have some")
-        click.echo(json.dumps(run.info, ensure_ascii=False) if as_json else report.plain(report.dev_table(run)))
+        note(
+            "the test part was not opened (--no-test)"
+            if no_test
+            else "the store has no test rows; train with --folds to have some"
+        )
+        click.echo(
+            json.dumps(run.info, ensure_ascii=False)
+            if as_json
+            else report.plain(report.dev_table(run))
+        )
         return
     found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
-    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(
+        found, terminal=sys.stdout.isatty()
+    )
 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--features", metavar="FEATS.H5", type=click.Path(path_type=Path), help="The store; by default the one it was trained on.")
-@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "dev", "test"]))
-@click.option("--predictions", metavar="FILE", type=click.Path(path_type=Path), help="Also write the predictions to this Parquet file.")
-@click.option("--figures", metavar="DIR", type=click.Path(path_type=Path), help="Draw the run and its model as PNG and SVG.")
+@click.option(
+    "--features",
+    metavar="FEATS.H5",
+    type=click.Path(path_type=Path),
+    help="The store; by default the one it was trained on.",
+)
+@click.option(
+    "--split", default="test", show_default=True, type=click.Choice(["train", "dev", "test"])
+)
+@click.option(
+    "--predictions",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write the predictions to this Parquet file.",
+)
+@click.option(
+    "--figures",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Draw the run and its model as PNG and SVG.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def evaluate(run, features, split, predictions, figures, device, as_json):
-    """Score a trained run; writes metrics and predictions into its folder, and logs every opening of the test part."""
+    """Score a trained run; writes metrics and predictions into its folder, and logs every opening
+    of the test part.
+    """
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
     from mer.fusion.train import pick_device
 
     opened = Run.open(run)
-    found = evaluate(opened, features, split, device=pick_device(device), predictions=predictions, note=note)
+    found = evaluate(
+        opened, features, split, device=pick_device(device), predictions=predictions, note=note
+    )
     if figures:
         from mer.fusion import figures as pictures
 
-        written = pictures.write(opened, found, figures, features=features, device=pick_device(device))
+        written = pictures.write(
+            opened, found, figures, features=features, device=pick_device(device)
+        )
         note(f"wrote {len(written)} files to {figures}")
-    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(
+        found, terminal=sys.stdout.isatty()
+    )
 
 
 @main.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", default="report.html", show_default=True, type=click.Path(path_type=Path), help="One self-contained HTML file.")
+@click.option(
+    "--out",
+    default="report.html",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="One self-contained HTML file.",
+)
 def report(runs, out):
-    """Tables with spread, confusion matrices and loss curves of evaluated runs, as one HTML page."""
+    """Tables with spread, confusion matrices and loss curves of evaluated runs, as one
+    HTML page.
+    """
     from mer.fusion import report
     from mer.fusion.checkpoint import Run, write_text
 
@@ -535,8 +948,16 @@ def report(runs, out):
 @main.command()
 @click.argument("run_a", type=click.Path(path_type=Path))
 @click.argument("run_b", type=click.Path(path_type=Path))
-@click.option("--metric", metavar="NAME", help="The figure that decides; by default wf1, weighted_f1 or mae, by task.")
-@click.option("--fail-if", type=click.Choice(["worse"]), help="Exit 1 when RUN_B is worse than RUN_A beyond the interval.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="The figure that decides; by default wf1, weighted_f1 or mae, by task.",
+)
+@click.option(
+    "--fail-if",
+    type=click.Choice(["worse"]),
+    help="Exit 1 when RUN_B is worse than RUN_A beyond the interval.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The comparison as one JSON object.")
 def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
@@ -548,24 +969,48 @@ def compare(run_a, run_b, metric, fail_if, as_json):
         click.echo(json.dumps(found, ensure_ascii=False))
     else:
         click.echo(report.plain(report.comparison_table(found)))
-        click.echo(f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by {found['metric']}")
+        click.echo(
+            f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by "
+            f"{found['metric']}"
+        )
     if fail_if == found["verdict"]:
         sys.exit(1)
 
 
 @main.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--audio", type=click.Path(path_type=Path), help="The clip: any file with sound in it.")
+@click.option(
+    "--audio", type=click.Path(path_type=Path), help="The clip: any file with sound in it."
+)
 @click.option("--text", help="What is said in it.")
-@click.option("--manifest", "manifest_file", type=click.Path(path_type=Path), help="Many clips: a manifest made by `mer prepare`.")
-@click.option("--root", type=click.Path(path_type=Path), help="Where the manifest's media are, when not where they were.")
-@click.option("--audio-encoder", metavar="DIR", help="Where the run's audio encoder is now, if it was a folder.")
-@click.option("--text-encoder", metavar="DIR", help="Where the run's text encoder is now, if it was a folder.")
+@click.option(
+    "--manifest",
+    "manifest_file",
+    type=click.Path(path_type=Path),
+    help="Many clips: a manifest made by `mer prepare`.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Where the manifest's media are, when not where they were.",
+)
+@click.option(
+    "--audio-encoder",
+    metavar="DIR",
+    help="Where the run's audio encoder is now, if it was a folder.",
+)
+@click.option(
+    "--text-encoder", metavar="DIR", help="Where the run's text encoder is now, if it was a folder."
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--offline", is_flag=True, help="Never touch a network.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a clip.")
-def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, device, offline, as_json):
-    """One clip end to end, or a manifest of clips: class probabilities, the modality the model looked at, whether they disagree."""
+def predict(
+    run, audio, text, manifest_file, root, audio_encoder, text_encoder, device, offline, as_json
+):
+    """One clip end to end, or a manifest of clips: class probabilities, the modality the model
+    looked at, whether they disagree.
+    """
     import tempfile
 
     if (manifest_file is None) == (audio is None and text is None):
@@ -582,7 +1027,10 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
 
     trained = Run.open(run).trained()
     if len(trained.children) != 1:
-        raise click.UsageError(f"{run} holds {len(trained.children)} runs; name one of them, e.g. {trained.children[0].path}")
+        raise click.UsageError(
+            f"{run} holds {len(trained.children)} runs; name one of them, e.g. "
+            f"{trained.children[0].path}"
+        )
     trained = trained.children[0]
     if manifest_file is None:
         rows = [Utterance(id=str(audio or "text"), audio=audio and str(audio.resolve()), text=text)]
@@ -590,39 +1038,60 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
     else:
         manifest = Manifest.read(manifest_file)
         rows, clips = manifest.rows, clips_of(manifest, root)
-    said = {u.id: {"label": u.label, "targets": u.targets} for u in rows}  # never shown to the model
+    # never shown to the model
+    said = {u.id: {"label": u.label, "targets": u.targets} for u in rows}
     was = sources(Path(trained.info["features"]))
     encoders = {"audio": audio_encoder or was.get("audio"), "text": text_encoder or was.get("text")}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         store, failures = extract_clips(
-            clips, trained.info["store"], Path(folder) / "feats.h5", encoders=encoders, device=device, offline=offline,
-            wanted=trained.spec.modalities, progress=choose() if manifest_file is not None else None,
-        )  # fmt: skip
+            clips,
+            trained.info["store"],
+            Path(folder) / "feats.h5",
+            encoders=encoders,
+            device=device,
+            offline=offline,
+            wanted=trained.spec.modalities,
+            progress=choose() if manifest_file is not None else None,
+        )
         with store:
             table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
     for row in table.to_pylist():
         row |= {key: value for key, value in said[row["id"]].items() if key in row}
-        click.echo(json.dumps(row, ensure_ascii=False) if as_json else "\n".join(prediction_lines(row, trained.spec)))
+        click.echo(
+            json.dumps(row, ensure_ascii=False)
+            if as_json
+            else "\n".join(prediction_lines(row, trained.spec))
+        )
     for failure in failures:
-        note(f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: {failure.reason}")
+        note(
+            f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: "
+            f"{failure.reason}"
+        )
     if unexpected := sum(not failure.known for failure in failures):
-        raise FailuresError(f"{unexpected:,} of {len(clips):,} clips have no prediction; mend them, or leave them out of the manifest")
+        raise FailuresError(
+            f"{unexpected:,} of {len(clips):,} clips have no prediction; mend them, or leave them "
+            "out of the manifest"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------- doctor
+# --- doctor
 
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a finding.")
 def doctor(as_json: bool):
-    """What works on this machine: versions, GPU, kernels, decoders, encoders found; and what to do about the rest."""
+    """What works on this machine: versions, GPU, kernels, decoders, encoders found; and what to do
+    about the rest.
+    """
     from mer.pipeline.doctor import examine
 
     bad = False
     for finding in examine(check_pair):
         bad |= finding.state == "bad"
         if as_json:
-            click.echo(json.dumps({"state": finding.state, "what": finding.what, "detail": finding.detail}))
+            click.echo(
+                json.dumps({"state": finding.state, "what": finding.what, "detail": finding.detail})
+            )
         else:
             click.echo(f"{finding.state:5} {finding.what:12} {finding.detail}")
     sys.exit(1 if bad else 0)

@@ -1,4 +1,6 @@
-"""`python -m docs` writes docs/cli.md from the commands' own help; tests/test_docs.py holds the page to it."""
+"""`python -m docs` writes docs/cli.md from the commands' own help; tests/test_docs.py holds the
+page to it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import click
 
 HEAD = """# Command line
 
-Written from `mer --help` by `python -m docs`; do not edit by hand. Results go to stdout, progress and notes to stderr.
+Written from `mer --help` by `python -m docs`; do not edit by hand. Results go to stdout,
+progress and notes to stderr.
 Every option has an environment variable: `MER_<COMMAND>_<OPTION>`.
 
 | exit | meaning |
@@ -16,7 +19,7 @@ Every option has an environment variable: `MER_<COMMAND>_<OPTION>`.
 | 0 | done |
 | 1 | one line says why |
 | 2 | usage |
-| 3 | finished, but more clips failed than `--max-failures`, in `mer predict` any (a corpus's known-bad clips do not count) |
+| 3 | finished, but more clips failed than `--max-failures` (known-bad ones do not count) |
 | 4 | the store at hand was made by another recipe |
 | 5 | a store or shard is damaged |
 | 130, 143 | interrupted or terminated; the same command goes on from there |
@@ -26,15 +29,28 @@ Every option has an environment variable: `MER_<COMMAND>_<OPTION>`.
 def page() -> str:
     from mer.cli import main
 
-    context = click.Context(main, info_name="mer", max_content_width=100, terminal_width=100, **main.context_settings)
+    context = click.Context(
+        main, info_name="mer", max_content_width=100, terminal_width=100, **main.context_settings
+    )
     parts = [HEAD]
     for name in sorted(main.commands):
         command = main.commands[name]
-        with click.Context(command, parent=context, info_name=name, max_content_width=100, terminal_width=100) as sub:
+        with click.Context(
+            command, parent=context, info_name=name, max_content_width=100, terminal_width=100
+        ) as sub:
             parts.append(f"## mer {name}\n\n```\n{command.get_help(sub)}\n```\n")
             for inner in sorted(getattr(command, "commands", {})):
-                with click.Context(command.commands[inner], parent=sub, info_name=inner, max_content_width=100, terminal_width=100) as last:
-                    parts.append(f"### mer {name} {inner}\n\n```\n{command.commands[inner].get_help(last)}\n```\n")
+                with click.Context(
+                    command.commands[inner],
+                    parent=sub,
+                    info_name=inner,
+                    max_content_width=100,
+                    terminal_width=100,
+                ) as last:
+                    parts.append(
+                        f"### mer {name} "
+                        f"{inner}\n\n```\n{command.commands[inner].get_help(last)}\n```\n"
+                    )
     return "\n".join(parts)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 class DataSpec:
     """What a model must know of a store before it sees a batch.
 
-    `modalities` maps name to feature width D, in the fixed order audio, text, vision (those that are present).
-    `frame_rates` maps name to steps per second (None for tokens and for utterance-level vectors).
-    `task` is single | multi | regression; `labels` names the classes (for regression: the one target).
+    `modalities` maps name to feature width D, in the fixed order audio, text, vision (those that
+    are present). `frame_rates` maps name to steps per second (None for tokens and for
+    utterance-level vectors). `task` is single | multi | regression; `labels` names the classes (for
+    regression: the one target).
     """
 
     modalities: dict[str, int]
@@ -31,7 +32,8 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """`x[m]` (B, T_m, D_m) float, zero beyond `lengths[m]` (B,) int64; a length of 0 says the modality is absent for that row.
+    """`x[m]` (B, T_m, D_m) float, zero beyond `lengths[m]` (B,) int64; a length of 0 says the
+    modality is absent for that row.
 
     `target`: single (B,) int64; multi (B, C) float; regression (B, 1) float. Unlabelled: -1 / NaN.
     `row` (B,) int64 indexes the store's table.
@@ -53,8 +55,12 @@ class Batch:
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Consecutive batches of `sizes` rows, views of this one."""
         x, lengths = ({m: t.split(sizes) for m, t in d.items()} for d in (self.x, self.lengths))
-        for i, (target, row) in enumerate(zip(self.target.split(sizes), self.row.split(sizes), strict=True)):
-            yield Batch({m: t[i] for m, t in x.items()}, {m: t[i] for m, t in lengths.items()}, target, row)
+        for i, (target, row) in enumerate(
+            zip(self.target.split(sizes), self.row.split(sizes), strict=True)
+        ):
+            yield Batch(
+                {m: t[i] for m, t in x.items()}, {m: t[i] for m, t in lengths.items()}, target, row
+            )
 
     def to(self, device: torch.device | str) -> Batch:
         def move(d: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,18 @@
 """A run folder: what was trained, on what, and the weights.
 
 config.toml        the resolved configuration
-run.json           the store it belongs to (fingerprint, recipe, labels, encoders), split counts, versions; `finished` is written last
+run.json           the store it belongs to (fingerprint, recipe, labels, encoders), split counts,
+                   versions; `finished` is written last
 split.json         ids of the training and dev rows
 log.jsonl          one object an epoch
-model.safetensors  weights of the epoch that dev chose, the standardisation by the training rows among them
-last.safetensors   weights, optimizer and progress after the last finished epoch: what a resume starts from
+model.safetensors  weights of the epoch that dev chose, the standardisation by the training rows
+                   among them
+last.safetensors   weights, optimizer and progress after the last finished epoch: what a resume
+                   starts from
 metrics.json  predictions.parquet  test_log.jsonl      by `mer.fusion.evaluate`
 
-A run over seeds or folds is a folder of such folders; its run.json has `kind` "group" and names its children.
+A run over seeds or folds is a folder of such folders; its run.json has `kind` "group" and names its
+children.
 """
 
 from __future__ import annotations
@@ -41,7 +45,13 @@ from mer.pipeline.store.arrays import temporary_for
 VERSION = 1
 AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
 CHUNK = 1 << 16  # rows of a table that are Python objects at a time
-MODEL, LAST, INFO, CONFIG, SPLIT = "model.safetensors", "last.safetensors", "run.json", "config.toml", "split.json"
+MODEL, LAST, INFO, CONFIG, SPLIT = (
+    "model.safetensors",
+    "last.safetensors",
+    "run.json",
+    "config.toml",
+    "split.json",
+)
 HOLD = ".hold"  # who trains into the folder now
 
 
@@ -55,12 +65,18 @@ class Run:
         path = Path(path)
         if not (path / INFO).exists():
             inside = sum(1 for _ in path.glob(f"*/{INFO}"))
-            remedy = f"the runs are in it: {path}/*" if inside else "make one with `mer train`, or leave it out"
+            remedy = (
+                f"the runs are in it: {path}/*"
+                if inside
+                else "make one with `mer train`, or leave it out"
+            )
             raise DataError(f"{path}: not a run folder (no {INFO}); {remedy}")
         info = read_json(path / INFO, {}, AGAIN)
         if info.get("format") != "mer-run" or info.get("version") != VERSION:
             said = f"{str(info.get('format'))[:40]} of version {str(info.get('version'))[:40]}"
-            raise DataError(f"{path / INFO}: {said}, this mer reads mer-run of version {VERSION}; {AGAIN}")
+            raise DataError(
+                f"{path / INFO}: {said}, this mer reads mer-run of version {VERSION}; {AGAIN}"
+            )
         if found := _fault(info):
             raise DataError(f"{path / INFO}: damaged ({found}); {AGAIN}")
         return cls(path, info)
@@ -73,7 +89,10 @@ class Run:
         runs = [Run.open(self.path / c) for c in self.info["children"]]
         for run in runs:
             if run.info.get("spec") != runs[0].info.get("spec") or run.info["kind"] == "group":
-                raise DataError(f"{run.path / INFO}: not a run of the group that {self.path / INFO} names; {AGAIN}")
+                raise DataError(
+                    f"{run.path / INFO}: not a run of the group that {self.path / INFO} names; "
+                    f"{AGAIN}"
+                )
         return runs
 
     @property
@@ -85,14 +104,23 @@ class Run:
         except DataError as error:
             where = "" if str(error).startswith(str(path)) else f"{path}: "
             raise DataError(f"{where}{error}; {AGAIN}") from None
-        if self.info.get("config_sha256") not in (None, digest(path)) or config.model != self.info["model"]:  # older runs have none
-            raise DataError(f"{path}: not the configuration that this training wrote ({INFO} has another); {AGAIN}")
+        # older runs have none
+        if (
+            self.info.get("config_sha256") not in (None, digest(path))
+            or config.model != self.info["model"]
+        ):
+            raise DataError(
+                f"{path}: not the configuration that this training wrote ({INFO} has another); "
+                f"{AGAIN}"
+            )
         return config
 
     @property
     def spec(self) -> DataSpec:
         s = self.info["spec"]
-        return DataSpec(dict(s["modalities"]), dict(s["frame_rates"]), s["task"], tuple(s["labels"]))
+        return DataSpec(
+            dict(s["modalities"]), dict(s["frame_rates"]), s["task"], tuple(s["labels"])
+        )
 
     @property
     def fold(self) -> Fold | None:
@@ -104,9 +132,14 @@ class Run:
         return bool(self.info.get("finished"))
 
     def trained(self) -> Run:
-        """This run; raises DataError when its training was not finished, or that of one of its children, or a configuration is damaged."""
+        """This run; raises DataError when its training was not finished, or that of one of its
+        children, or a configuration is damaged.
+        """
         if not (self.finished and all(child.finished for child in self.children)):
-            raise DataError(f"{self.path}: the training is not finished; run the same `mer train` command again, or leave it out")
+            raise DataError(
+                f"{self.path}: the training is not finished; run the same `mer train` command "
+                "again, or leave it out"
+            )
         for child in self.children:
             _ = child.config
         return self
@@ -117,7 +150,10 @@ class Run:
         path = self.path / MODEL
         tensors, _ = load_tensors(path)
         if self.info.get("model_sha256") not in (None, digest(path)):  # older runs have none
-            raise DataError(f"{path}: not the weights that this training wrote ({INFO} has another sha256); put them back, or train again")
+            raise DataError(
+                f"{path}: not the weights that this training wrote ({INFO} has another sha256); "
+                "put them back, or train again"
+            )
         model = build(config.model, config.model_args, self.spec)
         fill(model, tensors, f"{path}: does not fit {config.model} of this mer")
         return model.to(device).eval()
@@ -126,11 +162,21 @@ class Run:
 def _fault(info: dict[str, Any]) -> str | None:
     """What is wrong with the content of a run.json; None: nothing."""
     group = info.get("kind") == "group"
-    shape = shapes.GROUP if group else shapes.FINISHED if info.get("finished") is True else shapes.SINGLE
+    shape = (
+        shapes.GROUP
+        if group
+        else shapes.FINISHED
+        if info.get("finished") is True
+        else shapes.SINGLE
+    )
     if found := shapes.fault(info, shape):
         return found
     if group:
-        odd = [c for c in info["children"] if c in ("", ".", "..") or "/" in c or "\0" in c or info["children"].count(c) > 1]
+        odd = [
+            c
+            for c in info["children"]
+            if c in ("", ".", "..") or "/" in c or "\0" in c or info["children"].count(c) > 1
+        ]
         return f"children are {odd or 'none'}" if odd or not info["children"] else None
     spec, store, thresholds = info["spec"], info["store"], info.get("thresholds")
     dims = {m: store["modalities"].get(m, {}).get("dim") for m in spec["modalities"]}
@@ -138,25 +184,40 @@ def _fault(info: dict[str, Any]) -> str | None:
         return "spec and store differ in their modalities"
     if (spec["task"], spec["labels"]) != (store["task"], store["labels"]):
         return "spec and store differ in their task or labels"
-    if info["finished"] and spec["task"] == "multi" and len(thresholds or ()) != len(spec["labels"]):
+    if (
+        info["finished"]
+        and spec["task"] == "multi"
+        and len(thresholds or ()) != len(spec["labels"])
+    ):
         return "thresholds are not one a label"
     return None
 
 
 def strangers(folder: Path, *ours: str) -> set[str]:
-    """Names in `folder` that are neither `ours`, the hold, nor what a killed write left behind (the next write of that file removes it)."""
+    """Names in `folder` that are neither `ours`, the hold, nor what a killed write left behind (the
+    next write of that file removes it).
+    """
     names = {p.name for p in folder.iterdir()} if folder.exists() else set()
     return {name for name in names if not re.fullmatch(r"\..+\.tmp-\d+", name)} - {HOLD, *ours}
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load `tensors` into `model`; DataError, opened by `where`, names the first that does not fit."""
+    """Load `tensors` into `model`; DataError, opened by `where`, names the first that
+    does not fit.
+    """
     wanted = model.state_dict()
-    odd = [f"it has no {k}" for k in wanted if k not in tensors] + [f"the model has no {k}" for k in tensors if k not in wanted]
-    shapes = [(k, tuple(tensors[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in tensors]
+    odd = [f"it has no {k}" for k in wanted if k not in tensors] + [
+        f"the model has no {k}" for k in tensors if k not in wanted
+    ]
+    shapes = [
+        (k, tuple(tensors[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in tensors
+    ]
     odd += [f"{k} is {is_}, expected {expected}" for k, is_, expected in shapes if is_ != expected]
     if odd:
-        raise DataError(f"{where} ({odd[0]}{f'; and {len(odd) - 1} more' if len(odd) > 1 else ''}); train again into a new folder")
+        raise DataError(
+            f"{where} ({odd[0]}{f'; and {len(odd) - 1} more' if len(odd) > 1 else ''}); train "
+            "again into a new folder"
+        )
     model.load_state_dict(dict(tensors))
 
 
@@ -167,7 +228,8 @@ def digest(path: Path) -> str:
 
 
 def check_store(run: Run, store: FeatureStore) -> list[str]:
-    """Raise KeyMismatchError, naming what differs, unless `store` holds the same kind of features and labels as the run was trained on.
+    """Raise KeyMismatchError, naming what differs, unless `store` holds the same kind of features
+    and labels as the run was trained on.
 
     Other clips under the same recipe are fine (another corpus, new utterances); the notes say so.
     """
@@ -175,16 +237,32 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
     used = run.spec.modalities
     missing = [m for m in used if m not in now["modalities"]]
     if missing:
-        raise KeyMismatchError(f"{store.path}: has no {', '.join(missing)}, which {run.path} was trained on")
+        raise KeyMismatchError(
+            f"{store.path}: has no {', '.join(missing)}, which {run.path} was trained on"
+        )
     pick = ("task", "labels")
-    was = {**{k: then[k] for k in pick}, **{m: then["modalities"][m] for m in used}, "recipe": then["recipe"]}
-    has = {**{k: now[k] for k in pick}, **{m: now["modalities"][m] for m in used}, "recipe": now["recipe"]}
+    was = {
+        **{k: then[k] for k in pick},
+        **{m: then["modalities"][m] for m in used},
+        "recipe": then["recipe"],
+    }
+    has = {
+        **{k: now[k] for k in pick},
+        **{m: now["modalities"][m] for m in used},
+        "recipe": now["recipe"],
+    }
     differs = configs.differences(was, has)
     if differs:
         more = f" (and {len(differs) - 3} more)" if len(differs) > 3 else ""
-        raise KeyMismatchError(f"{store.path}: not the kind of store {run.path} was trained on: {'; '.join(differs[:3])}{more}")
+        raise KeyMismatchError(
+            f"{store.path}: not the kind of store {run.path} was trained on: "
+            f"{'; '.join(differs[:3])}{more}"
+        )
     if store_key(store) != run.info["store_key"]:
-        return [f"{store.path} has other clips, labels or splits than the run was trained on (same recipe; dataset {now['dataset']})"]
+        return [
+            f"{store.path} has other clips, labels or splits than the run was trained on (same "
+            f"recipe; dataset {now['dataset']})"
+        ]
     return []
 
 
@@ -194,29 +272,41 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
     kept = ("dim", "frame_rate", "encoder", "revision", "layer", "trained")
     modalities = {m: {k: getattr(info, k) for k in kept} for m, info in h.modalities.items()}
     described = {
-        "dataset": h.dataset, "task": h.task, "labels": list(h.labels), "language": h.language, "modalities": modalities,
-        "fingerprint": h.fingerprint, "recipe": dict(h.recipe),
-    }  # fmt: skip
+        "dataset": h.dataset,
+        "task": h.task,
+        "labels": list(h.labels),
+        "language": h.language,
+        "modalities": modalities,
+        "fingerprint": h.fingerprint,
+        "recipe": dict(h.recipe),
+    }
     return json.loads(json.dumps(described, default=str))
 
 
 def store_key(store: FeatureStore) -> str:
-    """Changes when features, labels, splits or groups change: the same run folder is only continued on the same key."""
+    """Changes when features, labels, splits or groups change: the same run folder is only continued
+    on the same key.
+    """
     h = hashlib.sha256(json.dumps(describe_store(store), sort_keys=True).encode())
     table = store.table()
     lengths = [c for c in table.column_names if c.startswith("n_")]
     for name in ("id", "split", "label", "targets", "dialogue", "speaker", "session", *lengths):
         if name in table.column_names:
-            h.update(f"[{json.dumps(name)}, [".encode())  # the JSON of [name, values], never whole in memory
+            # the JSON of [name, values], never whole in memory
+            h.update(f"[{json.dumps(name)}, [".encode())
             for at in range(0, len(table), CHUNK):
-                values = json.dumps(table[name].slice(at, CHUNK).to_pylist(), ensure_ascii=False)[1:-1]
+                values = json.dumps(table[name].slice(at, CHUNK).to_pylist(), ensure_ascii=False)[
+                    1:-1
+                ]
                 h.update(f"{', ' if at else ''}{values}".encode())
             h.update(b"]]")
     return h.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """safetensors, written to a temporary file and renamed; `meta` travels as JSON in the header."""
+    """safetensors, written to a temporary file and renamed; `meta` travels as JSON in
+    the header.
+    """
     with publishing(path) as temporary:
         plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
         save_file(plain, temporary, metadata={"mer": json.dumps(meta)})
@@ -225,11 +315,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, json.loads((file.metadata() or {}).get("mer", "{}"))
+            return {k: file.get_tensor(k) for k in file.keys()}, json.loads(
+                (file.metadata() or {}).get("mer", "{}")
+            )
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; was the training finished?") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); delete it and train again") from None
+        raise DataError(
+            f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); delete it and train again"
+        ) from None
 
 
 def read_text(path: Path, remedy: str) -> str:
@@ -243,12 +337,16 @@ def read_text(path: Path, remedy: str) -> str:
 
 
 def read_json(path: Path, shape: Any, remedy: str, *, text: str | None = None) -> Any:
-    """The JSON of a file of a run folder (or of `text` from it), of the shape that `mer.fusion.shapes` says; DataError when it is not."""
+    """The JSON of a file of a run folder (or of `text` from it), of the shape that
+    `mer.fusion.shapes` says; DataError when it is not.
+    """
     text = read_text(path, remedy) if text is None else text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({error if text.strip() else 'empty'}); {remedy}") from None
+        raise DataError(
+            f"{path}: damaged ({error if text.strip() else 'empty'}); {remedy}"
+        ) from None
     if found := shapes.fault(value, shape):
         raise DataError(f"{path}: damaged ({found}); {remedy}")
     return value

@@ -1,7 +1,9 @@
-"""The configuration of a training run: frozen dataclasses hold the only defaults, TOML presets and `--set` change them.
+"""The configuration of a training run: frozen dataclasses hold the only defaults, TOML presets and
+`--set` change them.
 
-A preset is TOML with the key `model` and any of the tables [model_args], [data], [optim], [train]; `--set TABLE.KEY=VALUE`
-changes one value. [model_args] holds the arguments of the model's own config class (fusion/models).
+A preset is TOML with the key `model` and any of the tables [model_args], [data], [optim], [train];
+`--set TABLE.KEY=VALUE` changes one value. [model_args] holds the arguments of the model's own
+config class (fusion/models).
 """
 
 from __future__ import annotations
@@ -30,11 +32,16 @@ PRESETS = Path(__file__).parent / "presets"
 @dataclass(frozen=True)
 class DataConfig:
     modalities: str = "all"  # "all" that the store has, or a list: "audio,text"
-    pool_hz: float = 12.5  # mean-pool sequences to at most about this rate, from the header's frame rate; inf: as stored
-    standardise: bool = True  # let the model z-score its input by the training rows (model.calibrate); kept in its checkpoint
-    residence: Literal["auto", "device", "stream"] = "auto"  # auto: on the device when it fits in half of its free memory
-    dev_share: float = 0.15  # of the training rows, when the store has no dev split and in every fold
-    dev_by: Literal["auto", "dialogue", "speaker", "session", "utterance"] = "auto"  # auto: the first of these three the store has
+    # mean-pool sequences to at most about this rate, from the header's frame rate; inf: as stored
+    pool_hz: float = 12.5
+    # let the model z-score its input by the training rows (model.calibrate); kept in its checkpoint
+    standardise: bool = True
+    # auto: on the device when it fits in half of its free memory
+    residence: Literal["auto", "device", "stream"] = "auto"
+    # of the training rows, when the store has no dev split and in every fold
+    dev_share: float = 0.15
+    # auto: the first of these three the store has
+    dev_by: Literal["auto", "dialogue", "speaker", "session", "utterance"] = "auto"
     split_seed: int = 0  # which groups become dev; the same for every training seed
 
 
@@ -54,9 +61,12 @@ class LoopConfig:
     epochs: int = 40
     batch_size: int = 32
     patience: int = 8  # epochs without a better dev score before stopping
-    select_metric: str = "auto"  # dev metric that chooses the epoch; auto: wf1 (single), weighted_f1 (multi), mae (regression)
-    class_weight: Literal["none", "balanced", "sqrt"] = "none"  # weight of a sample's classification loss: 1/n_c, 1/sqrt(n_c)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, fp32 elsewhere
+    # dev metric that chooses the epoch; auto: wf1 (single), weighted_f1 (multi), mae (regression)
+    select_metric: str = "auto"
+    # weight of a sample's classification loss: 1/n_c, 1/sqrt(n_c)
+    class_weight: Literal["none", "balanced", "sqrt"] = "none"
+    # auto: bf16 autocast on CUDA, fp32 elsewhere
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
 
 
@@ -78,10 +88,13 @@ PLAIN = {"data": DataConfig, "optim": OptimConfig, "train": LoopConfig}
 TABLES = ("model_args", *PLAIN)
 
 
-def load(*, model: str | None = None, preset: str | None = None, sets: Iterable[str] = ()) -> TrainConfig:
+def load(
+    *, model: str | None = None, preset: str | None = None, sets: Iterable[str] = ()
+) -> TrainConfig:
     """The configuration that `--model`, `--preset` and `--set` ask for.
 
-    Without a preset the one named like the model is taken where it exists, so `load()` is DRKF with the preset `drkf`.
+    Without a preset the one named like the model is taken where it exists, so `load()` is DRKF with
+    the preset `drkf`.
     """
     sets = list(sets)
     for text, table, tree in map(_parse, sets):  # before the model's module, which imports torch
@@ -91,15 +104,24 @@ def load(*, model: str | None = None, preset: str | None = None, sets: Iterable[
     if preset is None:
         name = model or TrainConfig.model
         if name not in REGISTRY:
-            raise DataError(f"--model {name}: unknown{_did_you_mean(name, REGISTRY)}; known: {', '.join(REGISTRY)}")
+            raise DataError(
+                f"--model {name}: unknown{_did_you_mean(name, REGISTRY)}; known: "
+                f"{', '.join(REGISTRY)}"
+            )
         tree = _read(known[name], f"preset {name}") if name in known else {"model": name}
     else:
         path = known.get(preset, Path(preset))
         if preset not in known and not path.is_file():
-            raise DataError(f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; presets: {', '.join(known)}")
+            raise DataError(
+                f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; "
+                f"presets: {', '.join(known)}"
+            )
         tree = _read(path, f"preset {preset}")
         if model is not None and tree.get("model", model) != model:
-            raise DataError(f"--preset {preset} is for model {tree['model']}, not for --model {model}; give one of the two")
+            raise DataError(
+                f"--preset {preset} is for model {tree['model']}, not for --model {model}; give "
+                "one of the two"
+            )
         tree.setdefault("model", model or TrainConfig.model)
     return override(from_tree(tree, f"preset {preset or tree['model']}"), sets)
 
@@ -114,10 +136,16 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
     unknown = set(tree) - {"model", *TABLES}
     if unknown:
         key = sorted(unknown)[0]
-        raise DataError(f"{where}: unknown key '{key}'{_did_you_mean(key, ('model', *TABLES))}; known: model, {', '.join(TABLES)}")
+        raise DataError(
+            f"{where}: unknown key '{key}'{_did_you_mean(key, ('model', *TABLES))}; known: model, "
+            f"{', '.join(TABLES)}"
+        )
     name = tree.get("model", TrainConfig.model)
     if not isinstance(name, str) or name not in REGISTRY:
-        raise DataError(f"{where}: unknown model '{name}'{_did_you_mean(str(name), REGISTRY)}; known: {', '.join(REGISTRY)}")
+        raise DataError(
+            f"{where}: unknown model '{name}'{_did_you_mean(str(name), REGISTRY)}; known: "
+            f"{', '.join(REGISTRY)}"
+        )
     config = TrainConfig(model=name)
     tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in TABLES if t in tree}
     return replace(config, **tables)
@@ -126,7 +154,9 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
 def override(config: TrainConfig, sets: Iterable[str]) -> TrainConfig:
     """Apply `TABLE.KEY=VALUE` strings; later ones win."""
     for path, table, tree in map(_parse, sets):
-        config = replace(config, **{table: _fill(getattr(config, table), tree, f"--set {path}: {table}")})
+        config = replace(
+            config, **{table: _fill(getattr(config, table), tree, f"--set {path}: {table}")}
+        )
     return config
 
 
@@ -136,9 +166,15 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     path = path.strip()
     table, dot, key = path.partition(".")
     if not equals or not dot:
-        raise DataError(f"--set {text}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: {', '.join(TABLES)}")
+        raise DataError(
+            f"--set {text}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: "
+            f"{', '.join(TABLES)}"
+        )
     if table not in TABLES:
-        raise DataError(f"--set {text}: unknown table '{table}'{_did_you_mean(table, TABLES)}; tables: {', '.join(TABLES)}")
+        raise DataError(
+            f"--set {text}: unknown table '{table}'{_did_you_mean(table, TABLES)}; tables: "
+            f"{', '.join(TABLES)}"
+        )
     tree: Any = value.strip()
     for part in reversed(key.split(".")):
         tree = {part: tree}
@@ -191,17 +227,27 @@ def _read(path: Path, where: str) -> dict[str, Any]:
 
 
 def _fill(instance, values: Any, where: str):
-    """`instance` with the fields named in `values` replaced, each converted to the type its field declares."""
+    """`instance` with the fields named in `values` replaced, each converted to the type its field
+    declares.
+    """
     if not isinstance(values, Mapping):
-        raise DataError(f"{where} is a table of keys, not a value; known: {', '.join(f.name for f in dataclasses.fields(instance))}")
+        raise DataError(
+            f"{where} is a table of keys, not a value; known: "
+            f"{', '.join(f.name for f in dataclasses.fields(instance))}"
+        )
     hints = typing.get_type_hints(type(instance))
     changed = {}
     for key, value in values.items():
         if key not in hints:
-            raise DataError(f"{where}: unknown key '{key}'{_did_you_mean(key, hints)}; known: {', '.join(hints)}")
+            raise DataError(
+                f"{where}: unknown key '{key}'{_did_you_mean(key, hints)}; known: "
+                f"{', '.join(hints)}"
+            )
         current = getattr(instance, key)
         at = f"{where}.{key}"
-        changed[key] = _fill(current, value, at) if is_dataclass(current) else _convert(value, hints[key], at)
+        changed[key] = (
+            _fill(current, value, at) if is_dataclass(current) else _convert(value, hints[key], at)
+        )
     try:
         return replace(instance, **changed)
     except ValueError as error:  # a config class may check its own values
@@ -209,7 +255,9 @@ def _fill(instance, values: Any, where: str):
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` (a TOML value, or the string of a `--set`) as `kind`; raises DataError that names both."""
+    """`value` (a TOML value, or the string of a `--set`) as `kind`; raises DataError that names
+    both.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if type(None) in args and isinstance(value, str) and value.lower() == "none":
@@ -222,11 +270,20 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         raise failed
     if origin is Literal:
         for option in args:
-            if value == option and isinstance(value, bool) == isinstance(option, bool) or isinstance(value, str) and value == str(option):
+            if (
+                value == option
+                and isinstance(value, bool) == isinstance(option, bool)
+                or isinstance(value, str)
+                and value == str(option)
+            ):
                 return option
         raise DataError(f"{where} = {value!r}: expected one of {', '.join(map(str, args))}")
     if origin in (tuple, list):
-        items = [v.strip() for v in value.strip("[]() ").split(",") if v.strip()] if isinstance(value, str) else value
+        items = (
+            [v.strip() for v in value.strip("[]() ").split(",") if v.strip()]
+            if isinstance(value, str)
+            else value
+        )
         if not isinstance(items, list | tuple):
             raise DataError(f"{where} = {value!r}: expected a list")
         kinds = [args[0]] * len(items) if origin is list or args[-1] is Ellipsis else args
@@ -248,9 +305,14 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             try:
                 value = kind(value)
             except ValueError:
-                raise DataError(f"{where} = {value!r}: expected {'a whole number' if kind is int else 'a number'}") from None
+                raise DataError(
+                    f"{where} = {value!r}: expected "
+                    f"{'a whole number' if kind is int else 'a number'}"
+                ) from None
         if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-            raise DataError(f"{where} = {value!r}: expected {'a whole number' if kind is int else 'a number'}")
+            raise DataError(
+                f"{where} = {value!r}: expected {'a whole number' if kind is int else 'a number'}"
+            )
         return kind(value)
     if kind is str:
         if isinstance(value, str):
@@ -288,7 +350,10 @@ def _check(config: TrainConfig) -> None:
 
 
 def _plausible(name: str, value: Any) -> tuple[bool, str]:
-    """(whether a model's argument can be meant, what it must be). By type and name: all its whole numbers are sizes and counts."""
+    """(whether a model's argument can be meant, what it must be).
+
+    By type and name: all its whole numbers are sizes and counts.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True, ""
     if isinstance(value, int):

@@ -1,8 +1,9 @@
 """FeatureStore -> padded batches on the device.
 
-`part` reads the rows it is given, and no others: sequences pooled to `data.pool_hz`, packed end to end and kept on the
-device when they fit. A batch is then one index gather a modality; otherwise a thread reads ahead. For a model that looks
-at nothing but mean and deviation, each sequence is reduced to them once, when it is read.
+`part` reads the rows it is given, and no others: sequences pooled to `data.pool_hz`, packed end to
+end and kept on the device when they fit. A batch is then one index gather a modality; otherwise a
+thread reads ahead. For a model that looks at nothing but mean and deviation, each sequence is
+reduced to them once, when it is read.
 """
 
 from __future__ import annotations
@@ -16,47 +17,63 @@ from torch import Tensor
 
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.config import DataConfig
-from mer.pipeline.runtime.background import prefetch
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.background import prefetch
 from mer.pipeline.store import FeatureStore
 
 ORDER = ("audio", "text", "vision")
 CHUNK = 256  # rows read from the store at a time
 AHEAD = 4  # streamed batches that wait for the trainer at most
 TOGETHER = 16  # batches of one-step sequences that are gathered at once
-POOL_OF_BATCHES = 16  # shuffled batches within which rows are sorted by length: little padding, still random
+# shuffled batches within which rows are sorted by length: little padding, still random
+POOL_OF_BATCHES = 16
 
 
 def spec(store: FeatureStore, config: DataConfig) -> DataSpec:
     """What the model is built for: the chosen modalities and their frame rates after pooling."""
     header = store.header
-    present = [*(m for m in ORDER if m in header.modalities), *(m for m in header.modalities if m not in ORDER)]
+    present = [
+        *(m for m in ORDER if m in header.modalities),
+        *(m for m in header.modalities if m not in ORDER),
+    ]
     if config.modalities.strip() == "all":
         chosen = present
     else:
         wanted = [m.strip() for m in config.modalities.split(",") if m.strip()]
         unknown = [m for m in wanted if m not in present]
         if unknown or not wanted:
-            raise DataError(f"data.modalities = {config.modalities!r}: no such features; the store has {', '.join(present)}")
+            raise DataError(
+                f"data.modalities = {config.modalities!r}: no such features; the store has "
+                f"{', '.join(present)}"
+            )
         chosen = [m for m in present if m in wanted]
     rates = {}
     for m in chosen:
         rate = header.modalities[m].frame_rate
         rates[m] = None if rate is None else rate / pool_factor(rate, config.pool_hz)
-    return DataSpec({m: header.modalities[m].dim for m in chosen}, rates, header.task, tuple(header.labels))
+    return DataSpec(
+        {m: header.modalities[m].dim for m in chosen}, rates, header.task, tuple(header.labels)
+    )
 
 
 def pool_factor(frame_rate: float | None, pool_hz: float) -> int:
-    """How many steps become one. Tokens, utterance-level vectors and stores at or below `pool_hz` stay as they are.
+    """How many steps become one.
+
+    Tokens, utterance-level vectors and stores at or below `pool_hz` stay as they are.
 
     >>> pool_factor(50.0, 12.5), pool_factor(12.5, 12.5), pool_factor(None, 12.5)
     (4, 1, 1)
     """
-    return 1 if frame_rate is None or not np.isfinite(pool_hz) else max(1, round(frame_rate / pool_hz))
+    return (
+        1 if frame_rate is None or not np.isfinite(pool_hz) else max(1, round(frame_rate / pool_hz))
+    )
 
 
 def pool(packed: np.ndarray, lengths: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over windows of `factor` steps inside each sequence; the last window may be shorter. (sum T, D) -> (sum ceil(T/factor), D)."""
+    """Mean over windows of `factor` steps inside each sequence; the last window may be shorter.
+
+    (sum T, D) -> (sum ceil(T/factor), D).
+    """
     if factor == 1 or not len(packed):
         return packed, lengths
     shorter = -(-lengths // factor)
@@ -68,15 +85,18 @@ def pool(packed: np.ndarray, lengths: np.ndarray, factor: int) -> tuple[np.ndarr
 
 
 def summarise(packed: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each sequence as one step, its mean and standard deviation side by side: (sum T, D), (B,) -> (sum min(T, 1), 2D), (B,).
-    The same as `mer.fusion.modules.pooling.masked_mean_std`."""
+    """Each sequence as one step, its mean and standard deviation side by side: (sum T, D), (B,) ->
+    (sum min(T, 1), 2D), (B,). The same as `mer.fusion.modules.pooling.masked_mean_std`.
+    """
     there = lengths > 0
     n = lengths[there]
     x = packed.astype(np.float64)
     if len(n):
         start = np.cumsum(n) - n
         mean = np.add.reduceat(x, start, axis=0) / n[:, None]
-        variance = np.add.reduceat(np.square(x - np.repeat(mean, n, axis=0)), start, axis=0) / n[:, None]
+        variance = (
+            np.add.reduceat(np.square(x - np.repeat(mean, n, axis=0)), start, axis=0) / n[:, None]
+        )
         x = np.concatenate([mean, np.sqrt(variance + 1e-8)], axis=1)
     else:
         x = np.zeros((0, 2 * packed.shape[1]))
@@ -85,7 +105,10 @@ def summarise(packed: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass
 class Part:
-    """Some rows of a store, ready to be asked for batches. `n[m]` (N,) steps after pooling; `target` as in `Batch`."""
+    """Some rows of a store, ready to be asked for batches.
+
+    `n[m]` (N,) steps after pooling; `target` as in `Batch`.
+    """
 
     store: FeatureStore
     spec: DataSpec
@@ -95,7 +118,8 @@ class Part:
     device: torch.device
     n: dict[str, np.ndarray]
     summary: bool = False  # each sequence as one step, (mean, standard deviation)
-    packed: dict[str, Tensor] = field(default_factory=dict)  # (sum T + 1, D); the last row is zero and serves the padding. Empty: streamed
+    # (sum T + 1, D); the last row is zero and serves the padding. Empty: streamed
+    packed: dict[str, Tensor] = field(default_factory=dict)
     offset: dict[str, Tensor] = field(default_factory=dict)
     length: dict[str, Tensor] = field(default_factory=dict)
 
@@ -115,9 +139,15 @@ class Part:
         return sum(4 * (int(self.n[m].sum()) + 1) * self.width(m) for m in self.spec.modalities)
 
     def read(self, rows: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or summarised."""
+        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or
+        summarised.
+        """
         packed, lengths = self.store.batch(modality, rows, check=True)
-        packed, lengths = pool(packed, lengths, pool_factor(self.store.header.modalities[modality].frame_rate, self.config.pool_hz))
+        packed, lengths = pool(
+            packed,
+            lengths,
+            pool_factor(self.store.header.modalities[modality].frame_rate, self.config.pool_hz),
+        )
         return summarise(packed, lengths) if self.summary else (packed, lengths)
 
     def make_resident(self) -> Part:
@@ -145,18 +175,26 @@ class Part:
             yield from (b.to(self.device) for b in prefetch(map(self._assemble, order), AHEAD))
         elif any(n.max(initial=0) > 1 for n in self.n.values()):
             yield from map(self._gather, order)
-        else:  # nothing to pad; a model of such batches does so little that gathering one by one would be 6 % of its step
+        # nothing to pad; a model of such batches does so little that gathering one by one would be
+        # 6 % of its step
+        else:
             for i in range(0, len(order), TOGETHER):
                 group = order[i : i + TOGETHER]
-                yield from self._gather(np.concatenate(group)).split([len(index) for index in group])
+                yield from self._gather(np.concatenate(group)).split(
+                    [len(index) for index in group]
+                )
 
     def in_order(self, batch_size: int) -> list[np.ndarray]:
-        """Index arrays that cover all rows once, longest first: little padding, and too large a batch shows at once."""
+        """Index arrays that cover all rows once, longest first: little padding, and too large a
+        batch shows at once.
+        """
         order = np.argsort(-self._total_length(), kind="stable")
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     def shuffled(self, batch_size: int, seed: tuple[int, ...]) -> list[np.ndarray]:
-        """Random batches of rows of similar length, every row once, the last batch maybe smaller; a function of `seed` alone."""
+        """Random batches of rows of similar length, every row once, the last batch maybe smaller; a
+        function of `seed` alone.
+        """
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(self))
         total, batches = self._total_length(), []
@@ -176,8 +214,14 @@ class Part:
             longest = max(int(self.n[m][index].max()), 1)
             step = torch.arange(longest, device=self.device)
             n = self.length[m].index_select(0, at)
-            place = torch.where(step < n[:, None], self.offset[m].index_select(0, at)[:, None] + step, len(packed) - 1)
-            x[m] = packed.index_select(0, place.flatten()).view(len(index), longest, packed.shape[1])
+            place = torch.where(
+                step < n[:, None],
+                self.offset[m].index_select(0, at)[:, None] + step,
+                len(packed) - 1,
+            )
+            x[m] = packed.index_select(0, place.flatten()).view(
+                len(index), longest, packed.shape[1]
+            )
             lengths[m] = n
         row = torch.from_numpy(self.rows[index]).to(self.device, non_blocking=True)
         return Batch(x, lengths, self.target.index_select(0, at), row)
@@ -188,8 +232,13 @@ class Part:
             packed, n = self.read(self.rows[index], m)
             padded = np.zeros((len(index), max(int(n.max()), 1), self.width(m)), dtype=np.float32)
             padded[np.arange(padded.shape[1]) < n[:, None]] = packed
-            x[m], lengths[m] = torch.from_numpy(padded), torch.from_numpy(np.asarray(n, dtype=np.int64))
-        return Batch(x, lengths, self.target[torch.from_numpy(index)], torch.from_numpy(self.rows[index]))
+            x[m], lengths[m] = (
+                torch.from_numpy(padded),
+                torch.from_numpy(np.asarray(n, dtype=np.int64)),
+            )
+        return Batch(
+            x, lengths, self.target[torch.from_numpy(index)], torch.from_numpy(self.rows[index])
+        )
 
 
 def part(
@@ -203,8 +252,11 @@ def part(
     room: int | None = None,
     summary: bool = False,
 ) -> Part:
-    """`rows` of `store` with their targets (already cut to `rows`). Resident if it takes at most `room`
-    bytes (None: half of what is free). `summary`: what a model with this attribute asks for."""
+    """`rows` of `store` with their targets (already cut to `rows`).
+
+    Resident if it takes at most `room` bytes (None: half of what is free). `summary`: what a model
+    with this attribute asks for.
+    """
     device = torch.device(device)
     n = {}
     for m in spec.modalities:
@@ -212,7 +264,16 @@ def part(
         n[m] = -(-np.asarray(store.lengths(m), dtype=np.int64)[rows] // factor)
         if summary:
             n[m] = np.minimum(n[m], 1)
-    made = Part(store, spec, config, np.asarray(rows, dtype=np.int64), torch.from_numpy(target), device, n, summary)
+    made = Part(
+        store,
+        spec,
+        config,
+        np.asarray(rows, dtype=np.int64),
+        torch.from_numpy(target),
+        device,
+        n,
+        summary,
+    )
     room = free_bytes(device) // 2 if room is None else room
     if config.residence == "device" or (config.residence == "auto" and made.nbytes() <= room):
         made.make_resident()
@@ -220,7 +281,9 @@ def part(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a resident part may count on: of the GPU, or of this process's machine or container."""
+    """Memory that a resident part may count on: of the GPU, or of this process's machine or
+    container.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo") as file:

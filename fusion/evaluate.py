@@ -1,6 +1,9 @@
-"""Run + store -> predictions.parquet and metrics.json. The only place that opens the test split, and it keeps a log of that.
+"""Run + store -> predictions.parquet and metrics.json.
 
-Every figure is computed from the columns of predictions.parquet, so that it can be checked, compared and pooled without the store.
+The only place that opens the test split, and it keeps a log of that.
+
+Every figure is computed from the columns of predictions.parquet, so that it can be checked,
+compared and pooled without the store.
 """
 
 from __future__ import annotations
@@ -40,7 +43,10 @@ UNEQUAL = "inconsistent"  # the tag of utterances whose voice and words are know
 
 @dataclass(frozen=True)
 class Predicted:
-    """Columns of a predictions table as arrays, labelled rows only. `true` as in `Batch.target`, `pred` as of `infer.decide`."""
+    """Columns of a predictions table as arrays, labelled rows only.
+
+    `true` as in `Batch.target`, `pred` as of `infer.decide`.
+    """
 
     table: pa.Table
     true: np.ndarray
@@ -55,13 +61,20 @@ class Predicted:
 
 
 def evaluate(
-    run: Run | str | os.PathLike, features: str | os.PathLike | None = None, split: str = "test", *,
-    device: torch.device | str = "cpu", predictions: str | os.PathLike | None = None, note: Note = print,
-) -> dict[str, Any]:  # fmt: skip
-    """Predict `split`, write metrics and predictions into the run folder, return the metrics (the content of metrics.json).
+    run: Run | str | os.PathLike,
+    features: str | os.PathLike | None = None,
+    split: str = "test",
+    *,
+    device: torch.device | str = "cpu",
+    predictions: str | os.PathLike | None = None,
+    note: Note = print,
+) -> dict[str, Any]:
+    """Predict `split`, write metrics and predictions into the run folder, return the metrics (the
+    content of metrics.json).
 
-    `features` is the store the run was trained on unless given; a store of another recipe or other labels raises KeyMismatchError.
-    Another split, or a store with other clips, writes beside the run's own figures (metrics-dev.json, metrics-test-<dataset>.json).
+    `features` is the store the run was trained on unless given; a store of another recipe or other
+    labels raises KeyMismatchError. Another split, or a store with other clips, writes beside the
+    run's own figures (metrics-dev.json, metrics-test-<dataset>.json).
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
     if split not in ("train", "dev", "test"):
@@ -101,7 +114,10 @@ def stored_metrics(run: Run) -> dict[str, Any] | None:
     found = checkpoint.read_json(path, shape, f"run `mer evaluate {run.path}` again")
     for matrix in filter(None, (found.get("confusion"), found["metrics"].get("confusion"))):
         if [len(row) for row in matrix] != [len(found["labels"])] * len(found["labels"]):
-            raise DataError(f"{path}: damaged (confusion is not a row and a column a label); run `mer evaluate {run.path}` again")
+            raise DataError(
+                f"{path}: damaged (confusion is not a row and a column a label); run `mer "
+                f"evaluate {run.path}` again"
+            )
     return found
 
 
@@ -110,9 +126,17 @@ def has_test(run: Run, store: FeatureStore) -> bool:
     return run.children[0].fold is not None or "test" in store.table()["split"].to_pylist()
 
 
-def predict_rows(run: Run, store: FeatureStore, rows: Sequence[int] | np.ndarray, *, device: torch.device | str = "cpu") -> pa.Table:
-    """A row an utterance, in the order of `rows`: id, dialogue, speaker, session, tags, label or targets (null: unlabelled), pred,
-    p_<label>... (regression: value), attention_<modality>, disagreement, pred_<modality>; columns a model has no answer for are null."""
+def predict_rows(
+    run: Run,
+    store: FeatureStore,
+    rows: Sequence[int] | np.ndarray,
+    *,
+    device: torch.device | str = "cpu",
+) -> pa.Table:
+    """A row an utterance, in the order of `rows`: id, dialogue, speaker, session, tags, label or
+    targets (null: unlabelled), pred, p_<label>... (regression: value), attention_<modality>,
+    disagreement, pred_<modality>; columns a model has no answer for are null.
+    """
     model = run.model(device)
     return _predict(run, model, _part(run, store, np.asarray(rows, dtype=np.int64), device))
 
@@ -120,7 +144,9 @@ def predict_rows(run: Run, store: FeatureStore, rows: Sequence[int] | np.ndarray
 def read_predictions(path: Path, task: str, labels: Sequence[str]) -> Predicted:
     try:
         table = pq.read_table(path)
-        missing = {"id", "pred", *UNITS, "label" if task == "single" else "targets"} - set(table.column_names)
+        missing = {"id", "pred", *UNITS, "label" if task == "single" else "targets"} - set(
+            table.column_names
+        )
         if missing:
             raise ValueError(f"no column {min(missing)}")
         if table["id"].null_count:
@@ -129,18 +155,25 @@ def read_predictions(path: Path, task: str, labels: Sequence[str]) -> Predicted:
     except FileNotFoundError:
         raise DataError(f"{path}: no predictions; run `mer evaluate {path.parent}` first") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, DataError) as error:
-        raise DataError(f"{path}: damaged ({str(error).splitlines()[0]}); run `mer evaluate {path.parent}` again") from None
+        raise DataError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); run `mer evaluate {path.parent}` "
+            "again"
+        ) from None
 
 
 def from_table(table: pa.Table, task: str, labels: Sequence[str]) -> Predicted:
     true = splits.targets(table, task, labels)
     kept = splits.labelled(true)
     table = table.filter(pa.array(kept))
-    return Predicted(table, true[kept], _decisions(table["pred"], task, labels), task, tuple(labels))
+    return Predicted(
+        table, true[kept], _decisions(table["pred"], task, labels), task, tuple(labels)
+    )
 
 
 def unit(table: pa.Table) -> tuple[str, np.ndarray]:
-    """What the bootstrap resamples: the first of dialogue, session, speaker with at least eight groups, else single utterances."""
+    """What the bootstrap resamples: the first of dialogue, session, speaker with at least eight
+    groups, else single utterances.
+    """
     name = next((g for g in UNITS if _groups(table, g) >= FEWEST_UNITS), "id")
     return ("utterance" if name == "id" else name), np.array(table[name].to_pylist())
 
@@ -157,7 +190,9 @@ def _part(run: Run, store: FeatureStore, rows: np.ndarray, device: torch.device 
     return data.part(store, spec, run.config.data, rows, target, device=device, summary=summary)
 
 
-def _predict_split(run: Run, store: FeatureStore, split: str, device: torch.device | str) -> pa.Table:
+def _predict_split(
+    run: Run, store: FeatureStore, split: str, device: torch.device | str
+) -> pa.Table:
     table = store.table()
     if split == "test":
         rows = splits.held_out(table, run.fold)
@@ -168,21 +203,33 @@ def _predict_split(run: Run, store: FeatureStore, split: str, device: torch.devi
             leaked = {ids[r] for r in rows} & {*used["train"], *used["dev"]}
             if leaked:
                 some = f"{len(leaked)} test rows (first: {min(leaked)})"
-                raise DataError(f"{store.path}: {some} were used in training {run.path}; train again on the splits as they are now")
+                raise DataError(
+                    f"{store.path}: {some} were used in training {run.path}; train again on the "
+                    "splits as they are now"
+                )
     else:
-        plan = splits.plan(table, splits.targets(table, run.spec.task, run.spec.labels), run.config.data, run.fold)
+        plan = splits.plan(
+            table, splits.targets(table, run.spec.task, run.spec.labels), run.config.data, run.fold
+        )
         rows = getattr(plan, split)
     if not len(rows):
-        raise DataError(f"{store.path}: no {split} rows{'; evaluate another split, or train with --folds' if split == 'test' else ''}")
+        raise DataError(
+            f"{store.path}: no {split} "
+            f"rows{'; evaluate another split, or train with --folds' if split == 'test' else ''}"
+        )
     return predict_rows(run, store, rows, device=device)
 
 
 def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
-    """Append to test_log.jsonl before the split is read: how often it was opened is part of the result."""
+    """Append to test_log.jsonl before the split is read: how often it was opened is part of the
+    result.
+    """
     entry = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"), "store": str(Path(store.path).resolve()),
-        "fingerprint": store.header.fingerprint, "rows": rows,
-    }  # fmt: skip
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "store": str(Path(store.path).resolve()),
+        "fingerprint": store.header.fingerprint,
+        "rows": rows,
+    }
     with open(run.path / TEST_LOG, "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -191,18 +238,32 @@ def _predict(run: Run, model: nn.Module, part: Part) -> pa.Table:
     spec, thresholds = run.spec, run.info["thresholds"]
     out = infer.infer(model, part)
     source = part.store.table().take(pa.array(out.rows))
-    columns: dict[str, Any] = {k: source[k] for k in ("id", "dialogue", "speaker", "session", "tags")}
-    columns["label" if spec.task == "single" else "targets"] = source["label" if spec.task == "single" else "targets"]
-    columns["pred"] = _named(infer.decide(out.scores, spec.task, thresholds), spec.task, spec.labels)
+    columns: dict[str, Any] = {
+        k: source[k] for k in ("id", "dialogue", "speaker", "session", "tags")
+    }
+    columns["label" if spec.task == "single" else "targets"] = source[
+        "label" if spec.task == "single" else "targets"
+    ]
+    columns["pred"] = _named(
+        infer.decide(out.scores, spec.task, thresholds), spec.task, spec.labels
+    )
     names = ["value"] if spec.task == "regression" else [f"p_{name}" for name in spec.labels]
     columns.update({name: out.scores[:, c] for c, name in enumerate(names)})
     for k, m in enumerate(spec.modalities):
-        columns[f"attention_{m}"] = pa.nulls(len(part), pa.float32()) if out.attention is None else out.attention[:, k]
-    columns["disagreement"] = pa.nulls(len(part), pa.float32()) if out.disagreement is None else _null_nan(out.disagreement)
+        columns[f"attention_{m}"] = (
+            pa.nulls(len(part), pa.float32()) if out.attention is None else out.attention[:, k]
+        )
+    columns["disagreement"] = (
+        pa.nulls(len(part), pa.float32())
+        if out.disagreement is None
+        else _null_nan(out.disagreement)
+    )
     for m in spec.modalities:
         head = None if out.unimodal is None else out.unimodal.get(m)
         if head is not None:
-            columns[f"pred_{m}"] = _named(infer.decide(head, spec.task, [0.5] * len(spec.labels)), spec.task, spec.labels)
+            columns[f"pred_{m}"] = _named(
+                infer.decide(head, spec.task, [0.5] * len(spec.labels)), spec.task, spec.labels
+            )
     return pa.table(columns)
 
 
@@ -210,7 +271,10 @@ def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
     if task == "single":
         return pa.array([labels[c] for c in pred], pa.string())
     if task == "multi":
-        return pa.array([[n for n, holds in zip(labels, row, strict=True) if holds] for row in pred], pa.list_(pa.string()))
+        return pa.array(
+            [[n for n, holds in zip(labels, row, strict=True) if holds] for row in pred],
+            pa.list_(pa.string()),
+        )
     return pa.array(pred, pa.float64())
 
 
@@ -221,7 +285,9 @@ def _decisions(column: pa.ChunkedArray, task: str, labels: Sequence[str]) -> np.
     if task == "single":
         return np.array([index[v] for v in values], dtype=np.int64)
     if task == "multi":
-        return np.array([[name in v for name in labels] for v in values], dtype=bool).reshape(len(values), len(labels))
+        return np.array([[name in v for name in labels] for v in values], dtype=bool).reshape(
+            len(values), len(labels)
+        )
     return np.array(values, dtype=float)
 
 
@@ -229,33 +295,65 @@ def _null_nan(values: np.ndarray) -> pa.Array:
     return pa.array(values, pa.float32(), mask=np.isnan(values))
 
 
-def _describe_predictions(run: Run, table: pa.Table, split: str, *, device: torch.device | str, store: FeatureStore) -> dict[str, Any]:
+def _describe_predictions(
+    run: Run, table: pa.Table, split: str, *, device: torch.device | str, store: FeatureStore
+) -> dict[str, Any]:
     """The content of metrics.json for one run."""
     spec = run.spec
     p = from_table(table, spec.task, spec.labels)
     name, groups = unit(p.table)
     found: dict[str, Any] = {
-        "format": "mer-metrics", "version": 1, "kind": "single", "run": run.path.name, "model": run.info["model"],
-        "dataset": store.header.dataset, "split": split, "task": spec.task, "labels": list(spec.labels),
-        "select_metric": run.info["select_metric"], "modalities": list(spec.modalities),
-        "fold": run.info["fold"], "seed": run.info["seed"],
-        "untrained_encoders": [m for m in spec.modalities if not store.header.modalities[m].trained],
-        "unlabelled": len(table) - len(p.table), "metrics": infer.score(p.pred, p.true, spec.task, spec.labels),
+        "format": "mer-metrics",
+        "version": 1,
+        "kind": "single",
+        "run": run.path.name,
+        "model": run.info["model"],
+        "dataset": store.header.dataset,
+        "split": split,
+        "task": spec.task,
+        "labels": list(spec.labels),
+        "select_metric": run.info["select_metric"],
+        "modalities": list(spec.modalities),
+        "fold": run.info["fold"],
+        "seed": run.info["seed"],
+        "untrained_encoders": [
+            m for m in spec.modalities if not store.header.modalities[m].trained
+        ],
+        "unlabelled": len(table) - len(p.table),
+        "metrics": infer.score(p.pred, p.true, spec.task, spec.labels),
         "interval": metrics.bootstrap(p.figures, groups, resamples=RESAMPLES),
-        "bootstrap": {"unit": name, "groups": len(np.unique(groups)), "resamples": RESAMPLES, "level": 0.95},
+        "bootstrap": {
+            "unit": name,
+            "groups": len(np.unique(groups)),
+            "resamples": RESAMPLES,
+            "level": 0.95,
+        },
         "thresholds": run.info["thresholds"],
-    }  # fmt: skip
-    heads = {m: _decisions(p.table[f"pred_{m}"], spec.task, spec.labels) for m in spec.modalities if f"pred_{m}" in p.table.column_names}
+    }
+    heads = {
+        m: _decisions(p.table[f"pred_{m}"], spec.task, spec.labels)
+        for m in spec.modalities
+        if f"pred_{m}" in p.table.column_names
+    }
     if heads:
         scored = {m: infer.score(pred, p.true, spec.task, spec.labels) for m, pred in heads.items()}
-        found["unimodal"] = {m: {k: v for k, v in s.items() if isinstance(v, float)} for m, s in scored.items()}
+        found["unimodal"] = {
+            m: {k: v for k, v in s.items() if isinstance(v, float)} for m, s in scored.items()
+        }
     if len(heads) > 1:
         differ = _heads_differ(list(heads.values()), spec.task)
         for part, rows in (("heads_agree", ~differ), ("heads_disagree", differ)):
-            found[part] = {"n": int(rows.sum()), "share": float(rows.mean()) if len(rows) else float("nan"), **p.figures(rows)}
+            found[part] = {
+                "n": int(rows.sum()),
+                "share": float(rows.mean()) if len(rows) else float("nan"),
+                **p.figures(rows),
+            }
     attention = {m: p.table[f"attention_{m}"] for m in spec.modalities}
     if all(column.null_count == 0 for column in attention.values()):
-        found["attention"] = {m: float(np.mean(column.to_numpy())) if len(column) else float("nan") for m, column in attention.items()}
+        found["attention"] = {
+            m: float(np.mean(column.to_numpy())) if len(column) else float("nan")
+            for m, column in attention.items()
+        }
     if p.table["disagreement"].null_count < len(p.table):
         found.update(_disagreement(run, p, store, device))
     if spec.task == "single":
@@ -271,14 +369,20 @@ def _heads_differ(heads: list[np.ndarray], task: str) -> np.ndarray:
     return np.any(rows, axis=0)
 
 
-def _disagreement(run: Run, p: Predicted, store: FeatureStore, device: torch.device | str) -> dict[str, Any]:
-    """How well the model's disagreement tells mismatched emotions: on shuffled pairs by label, and on utterances tagged as inconsistent.
+def _disagreement(
+    run: Run, p: Predicted, store: FeatureStore, device: torch.device | str
+) -> dict[str, Any]:
+    """How well the model's disagreement tells mismatched emotions: on shuffled pairs by label, and
+    on utterances tagged as inconsistent.
 
-    Emotion discrimination has two unequal classes, so it is reported as AUC and balanced accuracy at 0.5, never as accuracy.
+    Emotion discrimination has two unequal classes, so it is reported as AUC and balanced accuracy
+    at 0.5, never as accuracy.
     """
     found: dict[str, Any] = {"discrimination": discrimination(run, p, store, device)}
     tagged = np.array([UNEQUAL in (t or ()) for t in p.table["tags"].to_pylist()])
-    said = np.array([np.nan if v is None else v for v in p.table["disagreement"].to_pylist()], dtype=float)
+    said = np.array(
+        [np.nan if v is None else v for v in p.table["disagreement"].to_pylist()], dtype=float
+    )
     known = ~np.isnan(said)
     if tagged[known].any():
         found["inconsistent"] = {
@@ -289,9 +393,13 @@ def _disagreement(run: Run, p: Predicted, store: FeatureStore, device: torch.dev
     return found
 
 
-def discrimination(run: Run, p: Predicted, store: FeatureStore, device: torch.device | str) -> dict[str, Any]:
-    """ED on re-paired utterances: for every pair of modalities (m, n), m of utterance i with n of another utterance j, one j of the same
-    emotion and one of another, drawn with a fixed seed. The reference is whether the labels differ."""
+def discrimination(
+    run: Run, p: Predicted, store: FeatureStore, device: torch.device | str
+) -> dict[str, Any]:
+    """ED on re-paired utterances: for every pair of modalities (m, n), m of utterance i with n of
+    another utterance j, one j of the same emotion and one of another, drawn with a fixed seed. The
+    reference is whether the labels differ.
+    """
     spec = run.spec
     place = {name: r for r, name in enumerate(store.table()["id"].to_pylist())}
     rows = np.array([place[name] for name in p.table["id"].to_pylist()], dtype=np.int64)
@@ -310,12 +418,18 @@ def discrimination(run: Run, p: Predicted, store: FeatureStore, device: torch.de
                 said.append(model(_mixed(a, b, m, n)).disagreement.float().cpu().numpy())
         score = np.concatenate(said) if said else np.zeros(0)
         balanced = metrics.balanced_accuracy(truth, score > 0.5)
-        found[f"{m}-{n}"] = {"pairs": len(i), "auc": metrics.auc(truth, score), "balanced_accuracy": balanced}
+        found[f"{m}-{n}"] = {
+            "pairs": len(i),
+            "auc": metrics.auc(truth, score),
+            "balanced_accuracy": balanced,
+        }
     return found
 
 
 def _pairs(same: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(i, j, differs): for every i one other row of the same emotion and one of another, where there are such rows."""
+    """(i, j, differs): for every i one other row of the same emotion and one of another, where
+    there are such rows.
+    """
     first, second, differs = [], [], []
     for i, row in enumerate(same):
         for kind, wanted in ((row, False), (~row, True)):
@@ -325,7 +439,11 @@ def _pairs(same: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
                 first.append(i)
                 second.append(int(rng.choice(others)))
                 differs.append(wanted)
-    return np.array(first, dtype=np.int64), np.array(second, dtype=np.int64), np.array(differs, dtype=bool)
+    return (
+        np.array(first, dtype=np.int64),
+        np.array(second, dtype=np.int64),
+        np.array(differs, dtype=bool),
+    )
 
 
 def _mixed(a: Batch, b: Batch, m: str, n: str) -> Batch:
@@ -335,59 +453,118 @@ def _mixed(a: Batch, b: Batch, m: str, n: str) -> Batch:
     return Batch(x, lengths, a.target, a.row)
 
 
-def _aggregate(run: Run, results: list[tuple[Run, pa.Table, dict]], split: str) -> tuple[dict[str, Any], pa.Table]:
-    """Figures over the children: mean and deviation over folds (of the seeds' means) or over seeds; with folds also pooled over all
-    held-out predictions. The interval resamples groups of the pooled predictions, each figure averaged over the seeds."""
+def _aggregate(
+    run: Run, results: list[tuple[Run, pa.Table, dict]], split: str
+) -> tuple[dict[str, Any], pa.Table]:
+    """Figures over the children: mean and deviation over folds (of the seeds' means) or over seeds;
+    with folds also pooled over all held-out predictions. The interval resamples groups of the
+    pooled predictions, each figure averaged over the seeds.
+    """
     first = results[0][0]
     tables = [
-        table.append_column("fold", pa.array([child.fold.name if child.fold else None] * len(table), pa.string())).append_column(
-            "seed", pa.array([child.info["seed"]] * len(table), pa.int64())
-        )
+        table.append_column(
+            "fold", pa.array([child.fold.name if child.fold else None] * len(table), pa.string())
+        ).append_column("seed", pa.array([child.info["seed"]] * len(table), pa.int64()))
         for child, table, _ in results
     ]
     whole = pa.concat_tables(tables)
     p = from_table(whole, first.spec.task, first.spec.labels)
     by_seed = seeds_of(p)
     name, groups = unit(by_seed[0].table)
-    scalars = [k for k, v in results[0][2]["metrics"].items() if k != "n" and not isinstance(v, dict | list)]
+    scalars = [
+        k
+        for k, v in results[0][2]["metrics"].items()
+        if k != "n" and not isinstance(v, dict | list)
+    ]
     runs = [
         {
-            "run": c.path.name, "fold": f["fold"] and f["fold"]["name"], "seed": f["seed"], "best_epoch": c.info["best_epoch"],
+            "run": c.path.name,
+            "fold": f["fold"] and f["fold"]["name"],
+            "seed": f["seed"],
+            "best_epoch": c.info["best_epoch"],
             "metrics": {k: f["metrics"][k] for k in scalars},
         }
         for c, _, f in results
-    ]  # fmt: skip
+    ]
     folds = list(dict.fromkeys(r["fold"] for r in runs))
     over = "folds" if run.info["folds"] else "seeds"
     key = "fold" if over == "folds" else "seed"
-    values = {k: [_mean([r["metrics"][k] for r in runs if r[key] == g]) for g in dict.fromkeys(r[key] for r in runs)] for k in scalars}
+    values = {
+        k: [
+            _mean([r["metrics"][k] for r in runs if r[key] == g])
+            for g in dict.fromkeys(r[key] for r in runs)
+        ]
+        for k in scalars
+    }
     pooled = {k: _mean([q.figures()[k] for q in by_seed]) for k in scalars}
-    common = ("format", "version", "model", "dataset", "split", "task", "labels", "select_metric", "modalities", "untrained_encoders")
+    common = (
+        "format",
+        "version",
+        "model",
+        "dataset",
+        "split",
+        "task",
+        "labels",
+        "select_metric",
+        "modalities",
+        "untrained_encoders",
+    )
     found = {
         **{k: results[0][2][k] for k in common},
-        "kind": "group", "run": run.path.name, "over": over, "seeds": sorted({r["seed"] for r in runs}), "folds": [f for f in folds if f],
-        "n": len(by_seed[0].table), "unlabelled": sum(f["unlabelled"] for _, _, f in results) // run.info["seeds"],
-        "metrics": {k: _mean(v) for k, v in values.items()}, "sd": {k: _deviation(v) for k, v in values.items()},
+        "kind": "group",
+        "run": run.path.name,
+        "over": over,
+        "seeds": sorted({r["seed"] for r in runs}),
+        "folds": [f for f in folds if f],
+        "n": len(by_seed[0].table),
+        "unlabelled": sum(f["unlabelled"] for _, _, f in results) // run.info["seeds"],
+        "metrics": {k: _mean(v) for k, v in values.items()},
+        "sd": {k: _deviation(v) for k, v in values.items()},
         "pooled": pooled if over == "folds" else None,
-        "interval": metrics.bootstrap(lambda index: mean_figures(by_seed, index), groups, resamples=RESAMPLES),
-        "bootstrap": {"unit": name, "groups": len(np.unique(groups)), "resamples": RESAMPLES, "level": 0.95}, "runs": runs,
-    }  # fmt: skip
+        "interval": metrics.bootstrap(
+            lambda index: mean_figures(by_seed, index), groups, resamples=RESAMPLES
+        ),
+        "bootstrap": {
+            "unit": name,
+            "groups": len(np.unique(groups)),
+            "resamples": RESAMPLES,
+            "level": 0.95,
+        },
+        "runs": runs,
+    }
     if first.spec.task == "single":
-        found["confusion"] = np.mean([infer.score(q.pred, q.true, "single", q.labels)["confusion"] for q in by_seed], axis=0)
+        found["confusion"] = np.mean(
+            [infer.score(q.pred, q.true, "single", q.labels)["confusion"] for q in by_seed], axis=0
+        )
     found |= mean_parts([f for _, _, f in results])
     return metrics.jsonable(found), whole
 
 
 def mean_parts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics.json has beside the metrics, averaged over runs. Where the heads agree, or disagree: over the runs that have such
-    utterances; `without` counts the others."""
+    """What metrics.json has beside the metrics, averaged over runs.
+
+    Where the heads agree, or disagree: over the runs that have such utterances; `without` counts
+    the others.
+    """
     found: dict[str, Any] = {}
-    for part in ("unimodal", "heads_agree", "heads_disagree", "discrimination", "inconsistent", "attention", "calibration"):
+    for part in (
+        "unimodal",
+        "heads_agree",
+        "heads_disagree",
+        "discrimination",
+        "inconsistent",
+        "attention",
+        "calibration",
+    ):
         if all(part in f for f in results):
             found[part] = _mean_tree([f[part] for f in results])
             if part.startswith("heads_"):
                 there = [f[part] for f in results if f[part]["n"]]
-                found[part] |= {k: v for k, v in (_mean_tree(there) if there else {}).items() if k not in ("n", "share")}
+                found[part] |= {
+                    k: v
+                    for k, v in (_mean_tree(there) if there else {}).items()
+                    if k not in ("n", "share")
+                }
                 found[part]["without"] = len(results) - len(there)
     return found
 
@@ -402,11 +579,15 @@ def seeds_of(p: Predicted) -> list[Predicted]:
     for s in np.unique(seed):
         rows = np.flatnonzero(seed == s)
         rows = rows[np.argsort(ids[rows], kind="stable")]
-        parts.append(Predicted(p.table.take(pa.array(rows)), p.true[rows], p.pred[rows], p.task, p.labels))
+        parts.append(
+            Predicted(p.table.take(pa.array(rows)), p.true[rows], p.pred[rows], p.task, p.labels)
+        )
     return parts
 
 
-def mean_figures(by_seed: Sequence[Predicted], index: np.ndarray | slice = slice(None)) -> dict[str, float]:
+def mean_figures(
+    by_seed: Sequence[Predicted], index: np.ndarray | slice = slice(None)
+) -> dict[str, float]:
     """Every metric on the same rows, averaged over the seeds."""
     figures = [q.figures(index) for q in by_seed]
     return {k: float(np.mean([f[k] for f in figures])) for k in figures[0]}
@@ -433,5 +614,6 @@ def _write(folder: Path, stem: str, found: dict[str, Any], table: pa.Table) -> N
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    with checkpoint.publishing(path) as temporary, temporary.open("wb") as file:  # Arrow itself takes no path that is not UTF-8
+    # Arrow itself takes no path that is not UTF-8
+    with checkpoint.publishing(path) as temporary, temporary.open("wb") as file:
         pq.write_table(table, file, compression="zstd")

@@ -1,4 +1,6 @@
-"""What `mer train` runs: one training, or the same one over seeds and folds, each in its own folder."""
+"""What `mer train` runs: one training, or the same one over seeds and folds, each in its own
+folder.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,23 @@ MOST_SEEDS = 10_000
 
 
 def train(
-    store: FeatureStore, config: TrainConfig, folder: Path | None = None, *,
-    seeds: int = 1, folds: str | None = None, runs: Path = Path("runs"), device: torch.device | str = "cpu", note: Note = print,
+    store: FeatureStore,
+    config: TrainConfig,
+    folder: Path | None = None,
+    *,
+    seeds: int = 1,
+    folds: str | None = None,
+    runs: Path = Path("runs"),
+    device: torch.device | str = "cpu",
+    note: Note = print,
     processes: Processes = ALONE,
-) -> Run:  # fmt: skip
-    """Train into `folder` (None: a new `runs/<dataset>-<model>-<n>`, or the one that this very command began before).
+) -> Run:
+    """Train into `folder` (None: a new `runs/<dataset>-<model>-<n>`, or the one that this very
+    command began before).
 
-    `seeds` N trains with seeds s, s+1, ... s+N-1 (s is `train.seed`); `folds` leaves one session, speaker or dialogue out in turn,
-    with a dev part carved from the rest. What is finished is not trained again.
+    `seeds` N trains with seeds s, s+1, ... s+N-1 (s is `train.seed`); `folds` leaves one session,
+    speaker or dialogue out in turn, with a dev part carved from the rest. What is finished is not
+    trained again.
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
@@ -50,35 +61,67 @@ def train(
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
     for m, info in store.header.modalities.items():
         if not info.trained:
-            note(f"{m}: features of an UNTRAINED encoder ({info.encoder}); figures say nothing about a real one")
+            note(
+                f"{m}: features of an UNTRAINED encoder ({info.encoder}); figures say nothing "
+                "about a real one"
+            )
     if not grouped:
         plan = splits.plan(table, target, config.data)
         processes.agree(lambda: check_folder(folder, config, key, wanted))
         with _alone_in(folder, processes, note):
-            return fit(store, config, folder, plan=plan, device=device, note=note, processes=processes)
+            return fit(
+                store, config, folder, plan=plan, device=device, note=note, processes=processes
+            )
 
     children: list[tuple[str, Fold | None, TrainConfig]] = []
     for f in parts:
         for seed in range(config.train.seed, config.train.seed + seeds):
-            name = "-".join([*([f"fold-{_plain(f.name)}"] if f else []), *([f"seed-{seed}"] if seeds > 1 else [])])
+            name = "-".join(
+                [
+                    *([f"fold-{_plain(f.name)}"] if f else []),
+                    *([f"seed-{seed}"] if seeds > 1 else []),
+                ]
+            )
             children.append((name, f, replace(config, train=replace(config.train, seed=seed))))
     if len({name for name, _, _ in children}) < len(children):
-        raise DataError(f"--folds {folds}: two groups have the same name once written as a folder name; rename them")
+        raise DataError(
+            f"--folds {folds}: two groups have the same name once written as a folder name; "
+            "rename them"
+        )
     info = {
-        "format": "mer-run", "version": checkpoint.VERSION, "kind": "group", "identity": wanted, "store_key": key, "model": config.model,
-        "seeds": seeds, "folds": folds, "children": [name for name, _, _ in children], "features": str(Path(store.path).resolve()),
-        "store": checkpoint.describe_store(store), "finished": False,
-    }  # fmt: skip
+        "format": "mer-run",
+        "version": checkpoint.VERSION,
+        "kind": "group",
+        "identity": wanted,
+        "store_key": key,
+        "model": config.model,
+        "seeds": seeds,
+        "folds": folds,
+        "children": [name for name, _, _ in children],
+        "features": str(Path(store.path).resolve()),
+        "store": checkpoint.describe_store(store),
+        "finished": False,
+    }
     processes.agree(lambda: _check_group(folder, info, config))
     with _alone_in(folder, processes, note):
-        there = processes.agree(lambda: _check_group(folder, info, config))  # again: another one may just have begun
+        # again: another one may just have begun
+        there = processes.agree(lambda: _check_group(folder, info, config))
         if processes.first and there is None:
             checkpoint.write_json(folder / checkpoint.INFO, info)
         for k, (name, fold, one) in enumerate(children):
             note(f"[{k + 1}/{len(children)}] {name}")
             plan = splits.plan(table, target, config.data, fold)
             with _alone_in(folder / name, processes, note):
-                fit(store, one, folder / name, plan=plan, fold=fold, device=device, note=note, processes=processes)
+                fit(
+                    store,
+                    one,
+                    folder / name,
+                    plan=plan,
+                    fold=fold,
+                    device=device,
+                    note=note,
+                    processes=processes,
+                )
         info["finished"] = True
         if processes.first and not (there and there.finished):
             checkpoint.write_json(folder / checkpoint.INFO, info)
@@ -87,7 +130,9 @@ def train(
 
 @contextmanager
 def _alone_in(folder: Path, processes: Processes, note: Note) -> Iterator[None]:
-    """Hold a run folder, so that a second training into it is refused; a finished run is only looked at."""
+    """Hold a run folder, so that a second training into it is refused; a finished run is only
+    looked at.
+    """
     with ExitStack() as stack:
 
         def enter() -> str | None:
@@ -101,12 +146,18 @@ def _alone_in(folder: Path, processes: Processes, note: Note) -> Iterator[None]:
 
 
 def _check_group(folder: Path, info: dict, config: TrainConfig) -> Run | None:
-    """The group of this identity that `folder` holds, None if it is free; anything else there is left alone (DataError)."""
+    """The group of this identity that `folder` holds, None if it is free; anything else there is
+    left alone (DataError).
+    """
     if (folder / checkpoint.INFO).exists():
         there = Run.open(folder)
         if there.info["identity"] != info["identity"]:
             single = there.info["kind"] == "single"
-            reason = explain(there, info["store_key"], config) if single else "other configuration, seeds, folds or store"
+            reason = (
+                explain(there, info["store_key"], config)
+                if single
+                else "other configuration, seeds, folds or store"
+            )
             raise DataError(f"{folder}: holds another run ({reason}); choose another --out")
         return there
     if checkpoint.strangers(folder):
@@ -116,7 +167,11 @@ def _check_group(folder: Path, info: dict, config: TrainConfig) -> Run | None:
 
 def _default_folder(runs: Path, stem: str, wanted: str, note: Note) -> Path:
     stem = _plain(stem)
-    taken = {int(m[1]): p for p in runs.glob(f"{stem}-*") if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))}
+    taken = {
+        int(m[1]): p
+        for p in runs.glob(f"{stem}-*")
+        if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))
+    }
     for path in taken.values():
         try:
             if (path / checkpoint.INFO).exists() and Run.open(path).info["identity"] == wanted:

@@ -1,7 +1,9 @@
-"""The pictures of the papers from a run folder and its store, as PNG and SVG: `mer evaluate RUN --figures DIR`.
+"""The pictures of the papers from a run folder and its store, as PNG and SVG: `mer evaluate RUN
+--figures DIR`.
 
-What a model does not have is left out: edges are DMD's and DHMD's, dictionaries DHMD's, [CLS] attention and MI bounds DRKF's.
-Curves are means over the children of a group (seeds, folds) with the range between them; pictures of features come from the first.
+What a model does not have is left out: edges are DMD's and DHMD's, dictionaries DHMD's, [CLS]
+attention and MI bounds DRKF's. Curves are means over the children of a group (seeds, folds) with
+the range between them; pictures of features come from the first.
 """
 
 from __future__ import annotations
@@ -26,35 +28,69 @@ if TYPE_CHECKING:
 COLOURS = {"text": "#1f77b4", "audio": "#d62728", "vision": "#2ca02c"}
 OTHERS = ("#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#bcbd22", "#e377c2", "#7f7f7f", "#000000")
 DASHES = ("-", "--", ":")
-FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")  # for what DejaVu lacks
+# for what DejaVu lacks
+FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+)
 MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
 HEADLINE = {"single": "ua", "multi": "weighted_f1", "regression": "acc2_has0"}
 
 
-def write(run: Run, found: dict[str, Any], folder: Path, *, features: Path | None = None, device: torch.device | str = "cpu") -> list[Path]:
-    """Draw all that `run` has into `folder`. `found` is what `mer.fusion.evaluate.evaluate` returned; `features` is the store (None: the one
-    it was trained on), whose dev rows are pictured."""
+def write(
+    run: Run,
+    found: dict[str, Any],
+    folder: Path,
+    *,
+    features: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Path]:
+    """Draw all that `run` has into `folder`.
+
+    `found` is what `mer.fusion.evaluate.evaluate` returned; `features` is the store (None: the one
+    it was trained on), whose dev rows are pictured.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with style():
-        for name, figure in [*of_results(run, found), *of_features(run.children[0], features, device)]:
+        for name, figure in [
+            *of_results(run, found),
+            *of_features(run.children[0], features, device),
+        ]:
             for kind in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{kind}", dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
+                figure.savefig(
+                    folder / f"{name}.{kind}",
+                    dpi=150,
+                    bbox_inches="tight",
+                    metadata={"Date": None} if kind == "svg" else None,
+                )
                 written.append(folder / f"{name}.{kind}")
     return written
 
 
 def inline(run: Run, found: dict[str, Any]) -> list[str]:
-    """The pictures that need no store, as `<svg>` elements for an HTML page; their text stays text."""
+    """The pictures that need no store, as `<svg>` elements for an HTML page; their text
+    stays text.
+    """
     with style(**{"svg.fonttype": "none"}):
         return [_element(figure) for _, figure in of_results(run, found)]
 
 
 def _element(figure: Figure) -> str:
-    """Without the XML declaration, the document type and the metadata, which have no place within a page."""
+    """Without the XML declaration, the document type and the metadata, which have no place within a
+    page.
+    """
     file = io.StringIO()
-    figure.savefig(file, format="svg", bbox_inches="tight", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(
+        file,
+        format="svg",
+        bbox_inches="tight",
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
     return file.getvalue().partition("<!DOCTYPE")[2].partition(">")[2].strip()
 
 
@@ -67,30 +103,56 @@ def of_results(run: Run, found: dict[str, Any]) -> list[tuple[str, Figure]]:
         "unimodal": unimodal(found),
         "attention": bars(found.get("attention"), "[CLS] attention", "share"),
         "losses": curves(logs, terms, "training loss terms, unweighted", log=True),
-        "dev": curves(logs, lambda e: {chosen: e["dev"].get(chosen)}, f"dev {metrics.TITLES.get(chosen, chosen)}"),
+        "dev": curves(
+            logs,
+            lambda e: {chosen: e["dev"].get(chosen)},
+            f"dev {metrics.TITLES.get(chosen, chosen)}",
+        ),
     }
     for space in ("homo", "hetero"):
-        pictures[f"edges-{space}"] = curves(logs, under(f"edge/{space}/"), f"GD-Unit edges, {space} space (mean weight)")
+        pictures[f"edges-{space}"] = curves(
+            logs, under(f"edge/{space}/"), f"GD-Unit edges, {space} space (mean weight)"
+        )
         used, unused = (under(f"dictionary/{space}/{what}/") for what in ("entropy", "dead"))
-        pictures[f"entropy-{space}"] = curves(logs, used, f"entropy of atom usage / log K, {space} space")
-        pictures[f"dead-{space}"] = curves(logs, unused, f"share of unused atoms, {space} space", share=True)
-    pictures["overlap"] = curves(logs, overlap, "share with the same strongest atom in two modalities", share=True)
-    pictures["cosine"] = curves(logs, under("cosine_"), "cosine of raw and augmented view (identity: 1)")
-    pictures["mi-bounds"] = curves(logs, under("mi_bound_"), "lower bound of the mutual information (nats)")
+        pictures[f"entropy-{space}"] = curves(
+            logs, used, f"entropy of atom usage / log K, {space} space"
+        )
+        pictures[f"dead-{space}"] = curves(
+            logs, unused, f"share of unused atoms, {space} space", share=True
+        )
+    pictures["overlap"] = curves(
+        logs, overlap, "share with the same strongest atom in two modalities", share=True
+    )
+    pictures["cosine"] = curves(
+        logs, under("cosine_"), "cosine of raw and augmented view (identity: 1)"
+    )
+    pictures["mi-bounds"] = curves(
+        logs, under("mi_bound_"), "lower bound of the mutual information (nats)"
+    )
     return [(name, figure) for name, figure in pictures.items() if figure is not None]
 
 
 @contextmanager
 def style(**more: Any):
-    """Settings that end with the drawing. The same run gives the same file: no random ids. Names are text, never formulas; a letter
-    that no font here has becomes a box in PNG and stays itself in the report."""
+    """Settings that end with the drawing.
+
+    The same run gives the same file: no random ids. Names are text, never formulas; a letter that
+    no font here has becomes a box in PNG and stays itself in the report.
+    """
     import matplotlib
     from matplotlib.font_manager import fontManager
 
     here = set(fontManager.get_font_names())
     fonts = ["DejaVu Sans", *(name for name in FONTS if name in here)]
     spines = {f"axes.spines.{side}": False for side in ("top", "right")}
-    looks = {"svg.hashsalt": "mer", "font.family": fonts, "font.size": 9, "text.parse_math": False, **spines, **more}
+    looks = {
+        "svg.hashsalt": "mer",
+        "font.family": fonts,
+        "font.size": 9,
+        "text.parse_math": False,
+        **spines,
+        **more,
+    }
     with matplotlib.rc_context(looks), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
@@ -118,7 +180,11 @@ def read_log(run: Run) -> list[dict[str, Any]]:
 
 def under(prefix: str) -> Callable[[dict], dict[str, float]]:
     """The diagnostics of an epoch whose name begins with `prefix`, without it."""
-    return lambda entry: {k.removeprefix(prefix): v for k, v in entry.get("diagnostics", {}).items() if k.startswith(prefix)}
+    return lambda entry: {
+        k.removeprefix(prefix): v
+        for k, v in entry.get("diagnostics", {}).items()
+        if k.startswith(prefix)
+    }
 
 
 def terms(entry: dict) -> dict[str, float]:
@@ -126,13 +192,25 @@ def terms(entry: dict) -> dict[str, float]:
 
 
 def overlap(entry: dict) -> dict[str, float]:
-    return {k.split("/")[1]: v for k, v in entry.get("diagnostics", {}).items() if k.startswith("dictionary/") and k.endswith("/overlap")}
+    return {
+        k.split("/")[1]: v
+        for k, v in entry.get("diagnostics", {}).items()
+        if k.startswith("dictionary/") and k.endswith("/overlap")
+    }
 
 
 def curves(
-    logs: list[list[dict]], pick: Callable[[dict], dict[str, float | None]], title: str, *, log: bool = False, share: bool = False
+    logs: list[list[dict]],
+    pick: Callable[[dict], dict[str, float | None]],
+    title: str,
+    *,
+    log: bool = False,
+    share: bool = False,
 ) -> Figure | None:
-    """One line a name: mean over the logs, the range between them shaded. None when no epoch has such a value."""
+    """One line a name: mean over the logs, the range between them shaded.
+
+    None when no epoch has such a value.
+    """
     from matplotlib.ticker import SymmetricalLogLocator
 
     names = list(dict.fromkeys(k for entries in logs for e in entries for k in pick(e)))
@@ -151,14 +229,29 @@ def curves(
             seen = values[:, epochs]
             colour, dash = (COLOURS[name], "-") if name in COLOURS else next(looks)
             look = {"color": colour, "linestyle": dash, "marker": "." if len(epochs) == 1 else ""}
-            axes.plot(epochs + 1, np.nanmean(seen, 0), label=name.replace("->", " \N{RIGHTWARDS ARROW} "), **look)
+            axes.plot(
+                epochs + 1,
+                np.nanmean(seen, 0),
+                label=name.replace("->", " \N{RIGHTWARDS ARROW} "),
+                **look,
+            )
             if len(logs) > 1:
-                axes.fill_between(epochs + 1, np.nanmin(seen, 0), np.nanmax(seen, 0), color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(
+                    epochs + 1,
+                    np.nanmin(seen, 0),
+                    np.nanmax(seen, 0),
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
+                )
     axes.set(title=title, xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if log:
         axes.set_yscale("symlog", linthresh=1e-3)
-        axes.yaxis.set(major_locator=SymmetricalLogLocator(base=10, linthresh=1e-3, subs=(1, 3)), major_formatter="{x:g}")
+        axes.yaxis.set(
+            major_locator=SymmetricalLogLocator(base=10, linthresh=1e-3, subs=(1, 3)),
+            major_formatter="{x:g}",
+        )
     if share:  # from 0, with room for a line that lies there
         top = axes.get_ylim()[1]
         axes.set_ylim(-0.03 * top, top)
@@ -181,10 +274,22 @@ def confusion(found: dict[str, Any]) -> Figure | None:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
-        axes.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.5 else "black")
+        axes.text(
+            j,
+            i,
+            f"{count:.0f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if share[i, j] > 0.5 else "black",
+        )
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="predicted", ylabel="reference", title=f"{found['model']} on {found['dataset']} {found['split']}")
+    axes.set(
+        xlabel="predicted",
+        ylabel="reference",
+        title=f"{found['model']} on {found['dataset']} {found['split']}",
+    )
     figure.colorbar(image, ax=axes, label="share of the row")
     return figure
 
@@ -194,7 +299,9 @@ def unimodal(found: dict[str, Any]) -> Figure | None:
     metric = HEADLINE[found["task"]]
     if "unimodal" not in found:
         return None
-    values = {m: f.get(metric) for m, f in found["unimodal"].items()} | {"all": found["metrics"].get(metric)}
+    values = {m: f.get(metric) for m, f in found["unimodal"].items()} | {
+        "all": found["metrics"].get(metric)
+    }
     return bars(values, "each modality alone, and all", metrics.TITLES[metric])
 
 
@@ -212,7 +319,9 @@ def bars(values: dict[str, float | None] | None, title: str, label: str) -> Figu
 # ---- Of the features
 
 
-def of_features(run: Run, features: Path | None, device: torch.device | str) -> list[tuple[str, Figure]]:
+def of_features(
+    run: Run, features: Path | None, device: torch.device | str
+) -> list[tuple[str, Figure]]:
     """From dev rows, so that no picture opens the test part."""
     model = run.model(device)
     if not hasattr(model, "spaces"):
@@ -228,13 +337,20 @@ def of_features(run: Run, features: Path | None, device: torch.device | str) -> 
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
                 spaces.append(model.spaces(batch))
-                activations.append(model.activations(batch) if hasattr(model, "activations") else {})
+                activations.append(
+                    model.activations(batch) if hasattr(model, "activations") else {}
+                )
                 targets.append(batch.target)
     target = torch.cat(targets).cpu().numpy()
     pictures = [("spaces", scatter(spaces, spec.task))]
     for space in activations[0]:
         activation = torch.cat([a[space] for a in activations], 1).float().cpu().numpy()
-        pictures.append((f"atoms-{space}", atoms(activation, groups(target, spec.task, spec.labels), model.modalities, space)))
+        pictures.append(
+            (
+                f"atoms-{space}",
+                atoms(activation, groups(target, spec.task, spec.labels), model.modalities, space),
+            )
+        )
     return pictures
 
 
@@ -244,7 +360,11 @@ def groups(target: np.ndarray, task: str, labels: tuple[str, ...]) -> dict[str, 
         return {name: target == c for c, name in enumerate(labels)}
     if task == "multi":
         return {name: target[:, c] > 0.5 for c, name in enumerate(labels)}
-    return {"negative": target[:, 0] < 0, "neutral": target[:, 0] == 0, "positive": target[:, 0] > 0}
+    return {
+        "negative": target[:, 0] < 0,
+        "neutral": target[:, 0] == 0,
+        "positive": target[:, 0] > 0,
+    }
 
 
 def principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -259,32 +379,65 @@ def principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scatter(spaces: list[dict[str, dict[str, torch.Tensor]]], task: str) -> Figure:
-    """Shared and specific parts in one plane: decoupling shows as shared parts that mix and specific ones that do not."""
+    """Shared and specific parts in one plane: decoupling shows as shared parts that mix and
+    specific ones that do not.
+    """
     names = list(spaces[0]["shared"])
-    points = {(kind, m): torch.cat([s[kind][m] for s in spaces]).float().cpu().numpy()[:MOST_POINTS] for kind in spaces[0] for m in names}
+    points = {
+        (kind, m): torch.cat([s[kind][m] for s in spaces]).float().cpu().numpy()[:MOST_POINTS]
+        for kind in spaces[0]
+        for m in names
+    }
     flat, share = principal(np.concatenate(list(points.values())))
     figure, axes = new(5.4, 4)
     at = 0
     for (kind, m), x in points.items():
         axes.scatter(
-            *flat[at : at + len(x)].T, s=9, alpha=0.6, linewidths=0.6, marker="o" if kind == "shared" else "x",
-            color=COLOURS.get(m, "#7f7f7f"), label=f"{kind}, {m}",
-        )  # fmt: skip
+            *flat[at : at + len(x)].T,
+            s=9,
+            alpha=0.6,
+            linewidths=0.6,
+            marker="o" if kind == "shared" else "x",
+            color=COLOURS.get(m, "#7f7f7f"),
+            label=f"{kind}, {m}",
+        )
         at += len(x)
-    first, second = (f"component {i} ({100 * s:.0f} % of the variance)" for i, s in enumerate(share, start=1))
+    first, second = (
+        f"component {i} ({100 * s:.0f} % of the variance)" for i, s in enumerate(share, start=1)
+    )
     axes.set(title="shared and specific parts of dev utterances (PCA)", xlabel=first, ylabel=second)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def atoms(activation: np.ndarray, classes: dict[str, np.ndarray], modalities: tuple[str, ...], space: str) -> Figure:
-    """Mean activation (M, N, K) by class and modality, atoms sorted by use: equal columns say that modalities share atoms."""
+def atoms(
+    activation: np.ndarray, classes: dict[str, np.ndarray], modalities: tuple[str, ...], space: str
+) -> Figure:
+    """Mean activation (M, N, K) by class and modality, atoms sorted by use: equal columns say that
+    modalities share atoms.
+    """
     order = np.argsort(-activation.mean((0, 1)), kind="stable")[:SHOWN_ATOMS]
-    figure, axes = new(6.5, 0.8 + 0.28 * len(classes) * len(modalities), nrows=len(modalities), sharex=True, squeeze=False)
-    means = np.array([[a[rows].mean(0) if rows.any() else np.full(a.shape[1], np.nan) for rows in classes.values()] for a in activation])
+    figure, axes = new(
+        6.5,
+        0.8 + 0.28 * len(classes) * len(modalities),
+        nrows=len(modalities),
+        sharex=True,
+        squeeze=False,
+    )
+    means = np.array(
+        [
+            [
+                a[rows].mean(0) if rows.any() else np.full(a.shape[1], np.nan)
+                for rows in classes.values()
+            ]
+            for a in activation
+        ]
+    )
     top = np.nanmax(means)
     for axis, m, values in zip(axes[:, 0], modalities, means, strict=True):
-        image = axis.imshow(values[:, order], aspect="auto", cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+        image = axis.imshow(
+            values[:, order], aspect="auto", cmap="magma", vmin=0, vmax=top, interpolation="nearest"
+        )
         axis.set_yticks(range(len(classes)), classes)
         axis.set_ylabel(m)
     axes[-1, 0].set_xlabel("atom, by use")

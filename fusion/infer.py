@@ -1,4 +1,7 @@
-"""Model and rows -> predictions as arrays, and their figures. Used on dev by the trainer and on anything by `mer.fusion.evaluate`."""
+"""Model and rows -> predictions as arrays, and their figures.
+
+Used on dev by the trainer and on anything by `mer.fusion.evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,12 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Outputs:
-    """In the order of `rows` (N,). `scores` (N, C): probabilities (single: rows sum to 1; multi: one a label), or the value (N, 1).
-    `unimodal[m]` the same from one modality; `attention` (N, M) in the order of the model's modalities; `disagreement` (N,).
-    `loss`: the task's own loss over the labelled rows."""
+    """In the order of `rows` (N,).
+
+    `scores` (N, C): probabilities (single: rows sum to 1; multi: one a label), or the value (N, 1).
+    `unimodal[m]` the same from one modality; `attention` (N, M) in the order of the model's
+    modalities; `disagreement` (N,). `loss`: the task's own loss over the labelled rows.
+    """
 
     rows: np.ndarray
     scores: np.ndarray
@@ -44,16 +50,24 @@ def infer(model: nn.Module, part: Part) -> Outputs:
             place.append(index)
             kept.append((p.logits, p.unimodal, p.attention, p.disagreement))
     model.train(was_training)
-    back = np.argsort(np.concatenate(place), kind="stable") if place else np.zeros(0, dtype=np.int64)
+    back = (
+        np.argsort(np.concatenate(place), kind="stable") if place else np.zeros(0, dtype=np.int64)
+    )
 
     def join(pieces: list) -> torch.Tensor | None:
-        return None if not pieces or pieces[0] is None else torch.cat(pieces).float().cpu()[torch.from_numpy(back)]
+        return (
+            None
+            if not pieces or pieces[0] is None
+            else torch.cat(pieces).float().cpu()[torch.from_numpy(back)]
+        )
 
     logits = join([k[0] for k in kept])
     if logits is None:
         logits = torch.zeros(0, part.spec.outputs)
     heads = kept[0][1] if kept else None
-    unimodal = None if heads is None else {m: _scores(join([k[1][m] for k in kept]), task) for m in heads}
+    unimodal = (
+        None if heads is None else {m: _scores(join([k[1][m] for k in kept]), task) for m in heads}
+    )
     attention, disagreement = join([k[2] for k in kept]), join([k[3] for k in kept])
     return Outputs(
         part.rows,
@@ -67,7 +81,11 @@ def infer(model: nn.Module, part: Part) -> Outputs:
 
 def _scores(logits: torch.Tensor, task: str) -> np.ndarray:
     logits = logits.double()
-    return {"single": lambda: logits.softmax(1), "multi": logits.sigmoid, "regression": lambda: logits}[task]().numpy()
+    return {
+        "single": lambda: logits.softmax(1),
+        "multi": logits.sigmoid,
+        "regression": lambda: logits,
+    }[task]().numpy()
 
 
 def decide(scores: np.ndarray, task: str, thresholds: Sequence[float] | None) -> np.ndarray:
@@ -78,7 +96,9 @@ def decide(scores: np.ndarray, task: str, thresholds: Sequence[float] | None) ->
 
 
 def score(pred: np.ndarray, target: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, Any]:
-    """The metrics of the task (fusion.metrics) for decisions as `decide` makes them, over labelled rows."""
+    """The metrics of the task (fusion.metrics) for decisions as `decide` makes them, over labelled
+    rows.
+    """
     if task == "single":
         return metrics.classification(target, pred, labels)
     if task == "multi":
@@ -90,7 +110,11 @@ def scalars(task: str, labels: Sequence[str]) -> list[str]:
     """Names of the task's figures that are one number."""
     shape = {"single": 0, "multi": (0, len(labels)), "regression": (0, 1)}[task]
     none = np.zeros(shape, dtype=np.int64)
-    return [k for k, v in score(none[:, 0] if task == "regression" else none, none, task, labels).items() if isinstance(v, float)]
+    return [
+        k
+        for k, v in score(none[:, 0] if task == "regression" else none, none, task, labels).items()
+        if isinstance(v, float)
+    ]
 
 
 def headline(task: str) -> str:

@@ -1,12 +1,16 @@
-"""Metrics by their definitions, in NumPy. An undefined figure (no sample, one class, constant input) is NaN here and
-null in files.
+"""Metrics by their definitions, in NumPy.
+
+An undefined figure (no sample, one class, constant input) is NaN here and null in files.
 
 WA    weighted accuracy: correct / N.
 UA    unweighted accuracy: mean recall over the classes present in the reference.
-WF1   sum_c n_c/N F1_c, with n_c the reference count. macro_f1: mean F1 over the classes present in reference or prediction.
+WF1   sum_c n_c/N F1_c, with n_c the reference count. macro_f1: mean F1 over the classes present in
+      reference or prediction.
       (The same conventions as scikit-learn's accuracy, balanced accuracy and f1_score.)
-Regression in [-3, 3] (CMU-MOSI, MOSEI), as MMSA defines it: acc2_has0 compares >= 0 with >= 0 on all samples; acc2_non0 compares
-> 0 with > 0 where the reference is not 0; acc7 and acc5 clip to +-3 and +-2, round half to even and compare; F1 is WF1 of the two.
+Regression in [-3, 3] (CMU-MOSI, MOSEI), as MMSA defines it: acc2_has0 compares >= 0 with >= 0 on
+all samples; acc2_non0 compares
+> 0 with > 0 where the reference is not 0; acc7 and acc5 clip to +-3 and +-2, round half to even and
+compare; F1 is WF1 of the two.
 """
 
 from __future__ import annotations
@@ -18,17 +22,33 @@ import numpy as np
 
 NAN = float("nan")
 TITLES = {  # as printed, in this order
-    "wa": "WA", "ua": "UA", "wf1": "WF1", "macro_f1": "macro-F1", "subset_accuracy": "subset accuracy", "micro_f1": "micro-F1",
-    "weighted_f1": "weighted F1", "mae": "MAE", "pearson": "Pearson", "acc2_has0": "Acc-2 (has 0)", "f1_has0": "F1 (has 0)",
-    "acc2_non0": "Acc-2 (non 0)", "f1_non0": "F1 (non 0)", "acc5": "Acc-5", "acc7": "Acc-7", "ece": "ECE", "auc": "AUC",
+    "wa": "WA",
+    "ua": "UA",
+    "wf1": "WF1",
+    "macro_f1": "macro-F1",
+    "subset_accuracy": "subset accuracy",
+    "micro_f1": "micro-F1",
+    "weighted_f1": "weighted F1",
+    "mae": "MAE",
+    "pearson": "Pearson",
+    "acc2_has0": "Acc-2 (has 0)",
+    "f1_has0": "F1 (has 0)",
+    "acc2_non0": "Acc-2 (non 0)",
+    "f1_non0": "F1 (non 0)",
+    "acc5": "Acc-5",
+    "acc7": "Acc-7",
+    "ece": "ECE",
+    "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
-}  # fmt: skip
+}
 LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
 
 
 def confusion(true: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
     """(C, C) counts, a row a reference class, a column a predicted one."""
-    return np.bincount(np.asarray(true) * classes + np.asarray(pred), minlength=classes * classes).reshape(classes, classes)
+    return np.bincount(
+        np.asarray(true) * classes + np.asarray(pred), minlength=classes * classes
+    ).reshape(classes, classes)
 
 
 def from_confusion(matrix: np.ndarray) -> dict[str, float]:
@@ -52,12 +72,17 @@ def from_confusion(matrix: np.ndarray) -> dict[str, float]:
 
 
 def classification(true: np.ndarray, pred: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Single-label metrics, `per_class` precision, recall, F1 and support, and the confusion matrix. `true`, `pred` (N,) int."""
+    """Single-label metrics, `per_class` precision, recall, F1 and support, and the confusion
+    matrix. `true`, `pred` (N,) int.
+    """
     matrix = confusion(true, pred, len(labels))
     return {
         "n": int(matrix.sum()),
         **from_confusion(matrix),
-        "per_class": {name: _prf(matrix[c, c], matrix[c].sum(), matrix[:, c].sum()) for c, name in enumerate(labels)},
+        "per_class": {
+            name: _prf(matrix[c, c], matrix[c].sum(), matrix[:, c].sum())
+            for c, name in enumerate(labels)
+        },
         "confusion": matrix.tolist(),
     }
 
@@ -71,10 +96,15 @@ def _prf(hit: int, reference: int, predicted: int) -> dict[str, float]:
     }
 
 
-def multilabel(true: np.ndarray, scores: np.ndarray, labels: Sequence[str], thresholds: Sequence[float]) -> dict[str, Any]:
-    """Subset accuracy and micro, macro, weighted F1. `true` (N, C) 0/1, `scores` (N, C); a label holds where score >= threshold.
+def multilabel(
+    true: np.ndarray, scores: np.ndarray, labels: Sequence[str], thresholds: Sequence[float]
+) -> dict[str, Any]:
+    """Subset accuracy and micro, macro, weighted F1.
 
-    A label that is neither in the reference nor predicted has F1 0 in the mean, as in scikit-learn with zero_division=0.
+    `true` (N, C) 0/1, `scores` (N, C); a label holds where score >= threshold.
+
+    A label that is neither in the reference nor predicted has F1 0 in the mean, as in scikit-learn
+    with zero_division=0.
     """
     true, pred = np.asarray(true) > 0.5, np.asarray(scores) >= np.asarray(thresholds)
     hit, reference, predicted = (true & pred).sum(0), true.sum(0), pred.sum(0)
@@ -86,12 +116,16 @@ def multilabel(true: np.ndarray, scores: np.ndarray, labels: Sequence[str], thre
         "micro_f1": float(2 * hit.sum() / max(reference.sum() + predicted.sum(), 1)) if n else NAN,
         "macro_f1": float(f1.mean()) if n else NAN,
         "weighted_f1": float((reference * f1).sum() / reference.sum()) if reference.sum() else NAN,
-        "per_class": {name: _prf(hit[c], reference[c], predicted[c]) for c, name in enumerate(labels)},
+        "per_class": {
+            name: _prf(hit[c], reference[c], predicted[c]) for c, name in enumerate(labels)
+        },
     }
 
 
 def choose_thresholds(true: np.ndarray, scores: np.ndarray) -> list[float]:
-    """Per label the threshold with the best F1; among equals the one nearest to 0.5, which is also the choice for an absent label."""
+    """Per label the threshold with the best F1; among equals the one nearest to 0.5, which is also
+    the choice for an absent label.
+    """
     chosen = []
     for y, s in zip(np.asarray(true).T > 0.5, np.asarray(scores, dtype=float).T, strict=True):
         if not y.any():
@@ -101,7 +135,8 @@ def choose_thresholds(true: np.ndarray, scores: np.ndarray) -> list[float]:
         ranked = s[order]
         hits = np.cumsum(y[order])
         f1 = 2 * hits / (np.arange(1, len(s) + 1) + y.sum())
-        last = np.append(ranked[1:] < ranked[:-1], True)  # a threshold can only fall between different scores
+        # a threshold can only fall between different scores
+        last = np.append(ranked[1:] < ranked[:-1], True)
         middle = np.append((ranked[1:] + ranked[:-1]) / 2, ranked[-1] / 2)
         best = np.flatnonzero(last & (f1 >= f1[last].max() - 1e-12))
         chosen.append(float(min(middle[best], key=lambda t: abs(t - 0.5))))
@@ -110,7 +145,10 @@ def choose_thresholds(true: np.ndarray, scores: np.ndarray) -> list[float]:
 
 def regression(true: np.ndarray, pred: np.ndarray) -> dict[str, Any]:
     """`true`, `pred` (N,) in [-3, 3]; predictions may go beyond."""
-    true, pred = np.asarray(true, dtype=np.float64).reshape(-1), np.asarray(pred, dtype=np.float64).reshape(-1)
+    true, pred = (
+        np.asarray(true, dtype=np.float64).reshape(-1),
+        np.asarray(pred, dtype=np.float64).reshape(-1),
+    )
     non0 = true != 0
     has0, non0 = _two_way(true >= 0, pred >= 0), _two_way(true[non0] > 0, pred[non0] > 0)
     return {
@@ -133,7 +171,9 @@ def _two_way(true: np.ndarray, pred: np.ndarray) -> dict[str, float]:
 def _graded(true: np.ndarray, pred: np.ndarray, limit: int) -> float:
     if not len(true):
         return NAN
-    return float((np.round(np.clip(true, -limit, limit)) == np.round(np.clip(pred, -limit, limit))).mean())
+    return float(
+        (np.round(np.clip(true, -limit, limit)) == np.round(np.clip(pred, -limit, limit))).mean()
+    )
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
@@ -145,14 +185,18 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def auc(true: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve of a 0/1 reference: the share of (positive, negative) pairs in the right order, ties a half."""
+    """Area under the ROC curve of a 0/1 reference: the share of (positive, negative) pairs in the
+    right order, ties a half.
+    """
     true, score = np.asarray(true).astype(bool), np.asarray(score, dtype=float)
     positive, negative = int(true.sum()), int((~true).sum())
     if not positive or not negative:
         return NAN
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     rank = np.cumsum(counts) - (counts - 1) / 2  # mean rank of each distinct score
-    return float((rank[inverse][true].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return float(
+        (rank[inverse][true].sum() - positive * (positive + 1) / 2) / (positive * negative)
+    )
 
 
 def balanced_accuracy(true: np.ndarray, pred: np.ndarray) -> float:
@@ -164,11 +208,15 @@ def balanced_accuracy(true: np.ndarray, pred: np.ndarray) -> float:
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, *, bins: int = 15) -> float:
-    """Expected calibration error: |confidence - accuracy| averaged over equal-width bins, weighted by their counts (Naeini et al. 2015)."""
+    """Expected calibration error: |confidence - accuracy| averaged over equal-width bins, weighted
+    by their counts (Naeini et al. 2015).
+    """
     if not len(confidence):
         return NAN
     place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(place, np.asarray(confidence, dtype=float), bins) - np.bincount(place, np.asarray(correct, dtype=float), bins)
+    gap = np.bincount(place, np.asarray(confidence, dtype=float), bins) - np.bincount(
+        place, np.asarray(correct, dtype=float), bins
+    )
     return float(np.abs(gap).sum() / len(confidence))
 
 
@@ -176,12 +224,19 @@ Statistic = Callable[[np.ndarray], Mapping[str, float]]
 
 
 def bootstrap(
-    statistic: Statistic, groups: np.ndarray, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+    statistic: Statistic,
+    groups: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> dict[str, list[float]]:
-    """Percentile interval of every figure of `statistic(index)` under resampling of whole groups with replacement.
+    """Percentile interval of every figure of `statistic(index)` under resampling of whole groups
+    with replacement.
 
-    `groups` (N,) holds the group (dialogue) of every sample; utterances of one dialogue are not independent, so the dialogue is
-    the unit. A figure that is undefined in a resample is left out of its quantiles; with fewer than two groups all are NaN.
+    `groups` (N,) holds the group (dialogue) of every sample; utterances of one dialogue are not
+    independent, so the dialogue is the unit. A figure that is undefined in a resample is left out
+    of its quantiles; with fewer than two groups all are NaN.
     """
     names = list(statistic(np.arange(len(groups))))
     _, code = np.unique(groups, return_inverse=True)
@@ -202,7 +257,11 @@ def bootstrap(
     interval = {}
     for k, name in enumerate(names):
         defined = drawn[:, k][~np.isnan(drawn[:, k])]
-        interval[name] = [float(q) for q in np.quantile(defined, [tail, 1 - tail])] if len(defined) else [NAN, NAN]
+        interval[name] = (
+            [float(q) for q in np.quantile(defined, [tail, 1 - tail])]
+            if len(defined)
+            else [NAN, NAN]
+        )
     return interval
 
 

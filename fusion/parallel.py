@@ -1,9 +1,11 @@
 """Data-parallel training under `torchrun`: the batches of a step are dealt over the processes.
 
-A step is the sum of the gradients of its `optim.accumulate` batches, whoever computes which. Process r of W takes batches
-r, r + W, ... of the step, gradients are added over the processes, and all of them take the same step. Nothing but the order of
-that sum depends on W, for any model: contrastive negatives come from the batch they are in, here as there, and dropout is drawn
-from (seed, epoch, batch). A process computes what all need (dev scores, folders) once: the first one, which alone writes.
+A step is the sum of the gradients of its `optim.accumulate` batches, whoever computes which.
+Process r of W takes batches r, r + W, ... of the step, gradients are added over the processes, and
+all of them take the same step. Nothing but the order of that sum depends on W, for any model:
+contrastive negatives come from the batch they are in, here as there, and dropout is drawn from
+(seed, epoch, batch). A process computes what all need (dev scores, folders) once: the first one,
+which alone writes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import nn
 from mer.pipeline.errors import DataError, MerError
 
 T = TypeVar("T")
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment of a process that torchrun started
+# environment of a process that torchrun started
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,32 @@ class Processes:
         """Raise DataError when a step has fewer batches than there are processes."""
         if accumulate < self.size:
             raise DataError(
-                f"{self.size} processes, but a step has optim.accumulate = {accumulate} batches: some would have nothing to do; "
-                f"use --set optim.accumulate={self.size} (a step then sees {self.size} x train.batch_size rows, so lower that to match)"
+                f"{self.size} processes, but a step has optim.accumulate = {accumulate} batches: "
+                "some would have nothing to do; "
+                f"use --set optim.accumulate={self.size} (a step then sees {self.size} x "
+                "train.batch_size rows, so lower that to match)"
             )
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes; a parameter that nobody used keeps none."""
+        """Replace each gradient by its sum over the processes; a parameter that nobody used keeps
+        none.
+        """
         if self.size == 1:
             return
         parameters = list(parameters)
-        used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+        used = torch.tensor(
+            [float(p.grad is not None) for p in parameters], device=parameters[0].device
+        )
         # One message: the gradients end to end, then which of them there are.
-        flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters), used])
+        flat = torch.cat(
+            [
+                *(
+                    (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                    for p in parameters
+                ),
+                used,
+            ]
+        )
         dist.all_reduce(flat)
         *summed, used = flat.split([*(p.numel() for p in parameters), len(parameters)])
         for p, gradient, anyone in zip(parameters, summed, used.tolist(), strict=True):
@@ -94,12 +111,16 @@ ALONE = Processes()
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The processes that `torchrun` started, connected; otherwise this one alone. On CUDA each takes the GPU of its local rank."""
+    """The processes that `torchrun` started, connected; otherwise this one alone.
+
+    On CUDA each takes the GPU of its local rank.
+    """
     if not all(name in os.environ for name in LAUNCHED) or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE
         return
-    # Its functions take the group that there is when it is imported as their default. Imported later, by the first compiled step, it
-    # would keep the group's threads beyond `destroy_process_group`, and now and then they abort a process that is ending.
+    # Its functions take the group that there is when it is imported as their default. Imported
+    # later, by the first compiled step, it would keep the group's threads beyond
+    # `destroy_process_group`, and now and then they abort a process that is ending.
     import torch.distributed.nn  # noqa: F401
 
     cuda = torch.cuda.is_available()

@@ -1,4 +1,6 @@
-"""Which rows train, which choose (dev), which report (test). Whole groups go to one side, never single utterances.
+"""Which rows train, which choose (dev), which report (test).
+
+Whole groups go to one side, never single utterances.
 
 The trainer calls `plan`, which knows of no test rows; only `mer.fusion.evaluate` calls `held_out`.
 """
@@ -33,7 +35,9 @@ class Fold:
 
 @dataclass(frozen=True)
 class Plan:
-    """Store rows (int64) to train on and to choose with; `notes` say how they came about and what was left out."""
+    """Store rows (int64) to train on and to choose with; `notes` say how they came about and what
+    was left out.
+    """
 
     train: np.ndarray
     dev: np.ndarray
@@ -41,20 +45,28 @@ class Plan:
 
 
 def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
-    """single: (N,) int64 class, -1 unlabelled; multi: (N, C) float32; regression: (N, 1) float32; NaN unlabelled."""
+    """single: (N,) int64 class, -1 unlabelled; multi: (N, C) float32; regression: (N, 1) float32;
+    NaN unlabelled.
+    """
     if task == "single":
         index = {name: c for c, name in enumerate(labels)}
         column = table["label"].to_pylist()
         unknown = sorted({v for v in column if v is not None and v not in index})
         if unknown:
-            raise DataError(f"the store's table has label '{unknown[0]}', which its header does not name ({', '.join(labels)})")
+            raise DataError(
+                f"the store's table has label '{unknown[0]}', which its header does not name "
+                f"({', '.join(labels)})"
+            )
         return np.array([-1 if v is None else index[v] for v in column], dtype=np.int64)
     width = 1 if task == "regression" else len(labels)
     out = np.full((len(table), width), np.nan, dtype=np.float32)
     for row, value in enumerate(table["targets"].to_pylist()):
         if value is not None:
             if len(value) != width:
-                raise DataError(f"row {row + 1} of the store's table has {len(value)} targets, its header says {width}")
+                raise DataError(
+                    f"row {row + 1} of the store's table has {len(value)} targets, its header "
+                    f"says {width}"
+                )
             out[row] = value
     return out
 
@@ -65,7 +77,10 @@ def labelled(target: np.ndarray) -> np.ndarray:
 
 
 def plan(table: pa.Table, target: np.ndarray, config: DataConfig, fold: Fold | None = None) -> Plan:
-    """Training and dev rows: the stored splits, or in a fold everything outside its test part. Dev is carved by group where needed."""
+    """Training and dev rows: the stored splits, or in a fold everything outside its test part.
+
+    Dev is carved by group where needed.
+    """
     split = np.array(table["split"].to_pylist(), dtype=object)
     known = labelled(target)
     notes = []
@@ -75,12 +90,17 @@ def plan(table: pa.Table, target: np.ndarray, config: DataConfig, fold: Fold | N
         if not len(train):
             by = group_column(table, np.arange(len(table)), FOLDS)
             remedy = f"train with --folds {by}" if by else "give its table a split column"
-            raise DataError(f"the store has no training rows (its splits: {_counts(split)}); {remedy}")
+            raise DataError(
+                f"the store has no training rows (its splits: {_counts(split)}); {remedy}"
+            )
         if undecided:
             notes.append(f"{undecided} rows without a split left out")
     else:
         value = _values(table, fold.by)
-        train, dev = np.flatnonzero(np.array([v is not None and v not in fold.held for v in value])), np.array([], dtype=np.int64)
+        train, dev = (
+            np.flatnonzero(np.array([v is not None and v not in fold.held for v in value])),
+            np.array([], dtype=np.int64),
+        )
         missing = sum(v is None for v in value)
         if missing:
             notes.append(f"{missing} rows without a {fold.by} left out")
@@ -104,15 +124,29 @@ def held_out(table: pa.Table, fold: Fold | None = None) -> np.ndarray:
     return np.flatnonzero(np.isin(np.array(_values(table, fold.by), dtype=object), list(fold.held)))
 
 
-def folds(table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0) -> tuple[list[Fold], tuple[str, ...]]:
-    """Leave one group out for every value of `by` (session | speaker | dialogue); many groups are bundled into ten folds of even size."""
+def folds(
+    table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0
+) -> tuple[list[Fold], tuple[str, ...]]:
+    """Leave one group out for every value of `by` (session | speaker | dialogue); many groups are
+    bundled into ten folds of even size.
+    """
     size = _sizes(table, target, by)
     if len(size) < 3:
         other = next((g for g in FOLDS if g != by and len(_sizes(table, target, g)) >= 3), None)
         remedy = f"; by {other} there are enough: --folds {other}" if other else ""
-        raise DataError(f"--folds {by}: the store has {len(size)} labelled groups; at least 3 are needed (train, dev, test){remedy}")
+        raise DataError(
+            f"--folds {by}: the store has {len(size)} labelled groups; at least 3 are needed "
+            f"(train, dev, test){remedy}"
+        )
     stored = set(table["split"].to_pylist()) - {"", None}
-    notes = [f"the stored splits ({', '.join(sorted(stored))}) are not used: --folds {by} makes its own"] if stored else []
+    notes = (
+        [
+            f"the stored splits ({', '.join(sorted(stored))}) are not used: --folds {by} makes "
+            "its own"
+        ]
+        if stored
+        else []
+    )
     if len(size) <= MOST_FOLDS:
         return [Fold(v, by, (v,)) for v in sorted(size)], tuple(notes)
     order = sorted(size)
@@ -129,16 +163,26 @@ def folds(table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0) -> tup
 
 def _sizes(table: pa.Table, target: np.ndarray, by: str) -> dict[str, int]:
     """Labelled rows of every group."""
-    return Counter(v for v, known in zip(_values(table, by), labelled(target), strict=True) if v is not None and known)
+    return Counter(
+        v
+        for v, known in zip(_values(table, by), labelled(target), strict=True)
+        if v is not None and known
+    )
 
 
 def group_column(table: pa.Table, rows: np.ndarray, among: Sequence[str] = GROUPS) -> str | None:
-    """The first of the group columns that every one of `rows` has a value in; None when there is no such column."""
+    """The first of the group columns that every one of `rows` has a value in; None when there is no
+    such column.
+    """
     return next((g for g in among if _complete(table, g, rows)), None)
 
 
 def _values(table: pa.Table, by: str) -> list[str | None]:
-    return [v or None for v in table[by].to_pylist()] if by in table.column_names else [None] * len(table)
+    return (
+        [v or None for v in table[by].to_pylist()]
+        if by in table.column_names
+        else [None] * len(table)
+    )
 
 
 def _complete(table: pa.Table, by: str, rows: np.ndarray) -> bool:
@@ -153,23 +197,40 @@ def _counts(split: np.ndarray) -> str:
 
 
 def _carve_by(table: pa.Table, train: np.ndarray, config: DataConfig, fold: Fold | None) -> str:
-    """The unit dev is carved by. In speaker folds that is the speaker: dev then measures what test will, a voice never heard."""
+    """The unit dev is carved by.
+
+    In speaker folds that is the speaker: dev then measures what test will, a voice never heard.
+    """
     if config.dev_by != "auto":
         if config.dev_by != "utterance" and not _complete(table, config.dev_by, train):
-            raise DataError(f"data.dev_by = {config.dev_by}: not every training row has a {config.dev_by}, or there is only one")
+            raise DataError(
+                f"data.dev_by = {config.dev_by}: not every training row has a {config.dev_by}, or "
+                "there is only one"
+            )
         return config.dev_by
-    by = group_column(table, train, ("speaker", *GROUPS) if fold is not None and fold.by == "speaker" else GROUPS)
+    by = group_column(
+        table, train, ("speaker", *GROUPS) if fold is not None and fold.by == "speaker" else GROUPS
+    )
     if by is None:
         raise DataError(
-            "the store has no dev split, and no dialogue, speaker or session column to carve one by; add one, "
+            "the store has no dev split, and no dialogue, speaker or session column to carve one "
+            "by; add one, "
             "or say that its utterances are independent: --set data.dev_by=utterance"
         )
     return by
 
 
-def _carve(table: pa.Table, train: np.ndarray, target: np.ndarray, by: str, config: DataConfig) -> tuple[np.ndarray, np.ndarray, str]:
-    """Move whole groups from train to dev until dev has its share; of several seeded draws the one with the most train-like labels."""
-    value = train.astype(str) if by == "utterance" else np.array(_values(table, by), dtype=object)[train]
+def _carve(
+    table: pa.Table, train: np.ndarray, target: np.ndarray, by: str, config: DataConfig
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Move whole groups from train to dev until dev has its share; of several seeded draws the one
+    with the most train-like labels.
+    """
+    value = (
+        train.astype(str)
+        if by == "utterance"
+        else np.array(_values(table, by), dtype=object)[train]
+    )
     names, code = np.unique(value.astype(str), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"dev cannot be carved by {by}: there is one group only")
@@ -184,7 +245,9 @@ def _carve(table: pa.Table, train: np.ndarray, target: np.ndarray, by: str, conf
         filled = np.cumsum(size[order])
         count = min(int(np.argmin(np.abs(filled - wanted))) + 1, len(names) - 1)
         inside = np.isin(code, order[:count])
-        distance = np.abs(classes[inside].mean(0) - whole).sum() + abs(inside.sum() - wanted) / len(train)
+        distance = np.abs(classes[inside].mean(0) - whole).sum() + abs(inside.sum() - wanted) / len(
+            train
+        )
         if distance < best_distance:
             best, best_distance, groups = inside, distance, count
     dev = int(best.sum())
@@ -194,7 +257,9 @@ def _carve(table: pa.Table, train: np.ndarray, target: np.ndarray, by: str, conf
 
 
 def _histogram(target: np.ndarray) -> np.ndarray:
-    """(N, K) indicator of what should be spread evenly: the class, the labels, or the sign of a regression target."""
+    """(N, K) indicator of what should be spread evenly: the class, the labels, or the sign of a
+    regression target.
+    """
     if target.ndim == 1:
         return (target[:, None] == np.arange(max(int(target.max(initial=0)) + 1, 1))).astype(float)
     if target.shape[1] == 1:

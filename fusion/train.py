@@ -1,6 +1,8 @@
-"""One trainer for every model: any run is a function of (store, configuration, seed) on one machine, and can be killed at any moment.
+"""One trainer for every model: any run is a function of (store, configuration, seed) on one
+machine, and can be killed at any moment.
 
-The trainer is handed a `Plan` of training and dev rows. It reads no other rows of the store; dev chooses the epoch.
+The trainer is handed a `Plan` of training and dev rows. It reads no other rows of the store; dev
+chooses the epoch.
 """
 
 from __future__ import annotations
@@ -45,18 +47,29 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise DataError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
+        raise DataError(
+            f"--device {name}: not usable here ({str(error).splitlines()[0]})"
+        ) from None
     return device
 
 
 def fit(
-    store: FeatureStore, config: TrainConfig, folder: Path, *,
-    plan: Plan, fold: Fold | None = None, device: torch.device | str, note: Note, processes: Processes = ALONE,
-) -> Run:  # fmt: skip
-    """Train one model into `folder`, or go on from its last finished epoch. Returns the finished run.
+    store: FeatureStore,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    plan: Plan,
+    fold: Fold | None = None,
+    device: torch.device | str,
+    note: Note,
+    processes: Processes = ALONE,
+) -> Run:
+    """Train one model into `folder`, or go on from its last finished epoch.
 
-    Deterministic: epoch e draws its batches and dropout from (seed, e) alone, so that a resumed run equals an uninterrupted one.
-    Of several `processes` all make this call; the first one writes.
+    Returns the finished run.
+
+    Deterministic: epoch e draws its batches and dropout from (seed, e) alone, so that a resumed run
+    equals an uninterrupted one. Of several `processes` all make this call; the first one writes.
     """
     processes.check(config.optim.accumulate)
     device = torch.device(device)
@@ -76,20 +89,44 @@ def fit(
     model = build(config.model, config.model_args, spec).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
     text = to_toml(config)
-    made_of = hashlib.sha256(text.encode()).hexdigest() if there is None else there.info.get("config_sha256")
+    made_of = (
+        hashlib.sha256(text.encode()).hexdigest()
+        if there is None
+        else there.info.get("config_sha256")
+    )
     info = {
-        "format": "mer-run", "version": checkpoint.VERSION, "kind": "single", "identity": wanted, "store_key": key,
-        "model": config.model, "config_sha256": made_of, "seed": loop.seed, "select_metric": metric,
-        "fold": None if fold is None else {"name": fold.name, "by": fold.by, "held": list(fold.held)},
-        "features": str(Path(store.path).resolve()), "store": checkpoint.describe_store(store), "spec": checkpoint.spec_tree(spec),
-        "counts": {"train": len(plan.train), "dev": len(plan.dev)}, "notes": list(plan.notes),
-        "parameters": sum(p.numel() for p in model.parameters()), "device": str(device),
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in ("torch", "numpy")}}, "finished": False,
-    }  # fmt: skip
+        "format": "mer-run",
+        "version": checkpoint.VERSION,
+        "kind": "single",
+        "identity": wanted,
+        "store_key": key,
+        "model": config.model,
+        "config_sha256": made_of,
+        "seed": loop.seed,
+        "select_metric": metric,
+        "fold": None
+        if fold is None
+        else {"name": fold.name, "by": fold.by, "held": list(fold.held)},
+        "features": str(Path(store.path).resolve()),
+        "store": checkpoint.describe_store(store),
+        "spec": checkpoint.spec_tree(spec),
+        "counts": {"train": len(plan.train), "dev": len(plan.dev)},
+        "notes": list(plan.notes),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(device),
+        "versions": {
+            "python": platform.python_version(),
+            **{p: metadata.version(p) for p in ("torch", "numpy")},
+        },
+        "finished": False,
+    }
     if there is None and processes.first:
         ids = table["id"].to_pylist()
         checkpoint.write_text(folder / checkpoint.CONFIG, text)
-        checkpoint.write_json(folder / checkpoint.SPLIT, {name: [ids[r] for r in getattr(plan, name)] for name in ("train", "dev")})
+        checkpoint.write_json(
+            folder / checkpoint.SPLIT,
+            {name: [ids[r] for r in getattr(plan, name)] for name in ("train", "dev")},
+        )
         checkpoint.write_json(folder / checkpoint.INFO, info)
 
     room = data.free_bytes(device) // 2
@@ -98,18 +135,32 @@ def fit(
     parts = {}
     for name in ("train", "dev"):
         rows = getattr(plan, name)
-        parts[name] = data.part(store, spec, config.data, rows, target[rows], device=device, room=room, summary=model.summary)
+        parts[name] = data.part(
+            store,
+            spec,
+            config.data,
+            rows,
+            target[rows],
+            device=device,
+            room=room,
+            summary=model.summary,
+        )
         if parts[name].resident:
             room -= parts[name].nbytes()
         else:
-            note(f"{name}: {parts[name].nbytes() / 2**30:.1f} GiB are read from the store batch by batch, not kept on {device}")
+            note(
+                f"{name}: {parts[name].nbytes() / 2**30:.1f} GiB are read from the store batch by "
+                f"batch, not kept on {device}"
+            )
 
     state = _resume(folder, model, optimizer, device)
     if state["epoch"]:
         note(f"{folder}: goes on after epoch {state['epoch']}")
     else:
         if loop.class_weight != "none":
-            model.set_class_weights(class_weights(target[plan.train], spec, loop.class_weight).to(device))
+            model.set_class_weights(
+                class_weights(target[plan.train], spec, loop.class_weight).to(device)
+            )
         if config.data.standardise:
             model.calibrate(parts["train"].batches(parts["train"].in_order(infer.BATCH)))
     batches = -(-len(plan.train) // loop.batch_size)
@@ -118,47 +169,77 @@ def fit(
         while state["epoch"] < loop.epochs and state["epoch"] - state["best_epoch"] < loop.patience:
             epoch = state["epoch"] + 1
             torch.manual_seed(_mix(loop.seed, epoch))
-            entry = {"epoch": epoch, **run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes)}
-            entry["dev"], thresholds = processes.agree(lambda: _dev_score(infer.infer(model, parts["dev"]), target[plan.dev], spec))
+            entry = {
+                "epoch": epoch,
+                **run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes),
+            }
+            entry["dev"], thresholds = processes.agree(
+                lambda: _dev_score(infer.infer(model, parts["dev"]), target[plan.dev], spec)
+            )
             rank = _rank(metric, entry["dev"])
             if not state["best_epoch"] or rank > tuple(state["best_rank"]):
-                state.update(best_epoch=epoch, best_rank=list(rank), best=entry["dev"], thresholds=thresholds)
+                state.update(
+                    best_epoch=epoch, best_rank=list(rank), best=entry["dev"], thresholds=thresholds
+                )
                 if processes.first:
-                    checkpoint.save_tensors(folder / checkpoint.MODEL, model.state_dict(), {"epoch": epoch})
-            state.update(epoch=epoch, step=entry["step"], log=[*state["log"], metrics.jsonable(entry)])
+                    checkpoint.save_tensors(
+                        folder / checkpoint.MODEL, model.state_dict(), {"epoch": epoch}
+                    )
+            state.update(
+                epoch=epoch, step=entry["step"], log=[*state["log"], metrics.jsonable(entry)]
+            )
             if processes.first:
                 _save_last(folder, model, optimizer, state)
             note(_line(entry, metric, state["best_epoch"] == epoch))
     info.update(
-        finished=True, best_epoch=state["best_epoch"], epochs=state["epoch"], dev=metrics.jsonable(state["best"]),
-        thresholds=state["thresholds"], utterances_per_second=_rate(state["log"], len(plan.train)),
-    )  # fmt: skip
+        finished=True,
+        best_epoch=state["best_epoch"],
+        epochs=state["epoch"],
+        dev=metrics.jsonable(state["best"]),
+        thresholds=state["thresholds"],
+        utterances_per_second=_rate(state["log"], len(plan.train)),
+    )
     if processes.first:
         info["model_sha256"] = checkpoint.digest(folder / checkpoint.MODEL)
-        checkpoint.write_text(folder / "log.jsonl", "".join(json.dumps(e) + "\n" for e in state["log"]))
+        checkpoint.write_text(
+            folder / "log.jsonl", "".join(json.dumps(e) + "\n" for e in state["log"])
+        )
         checkpoint.write_json(folder / checkpoint.INFO, info)
     return Run(folder, info)
 
 
 def check(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
-    """What the model is built for, and the dev metric that chooses the epoch. Raises DataError for a configuration that cannot be
-    trained on such a store; reads no features."""
+    """What the model is built for, and the dev metric that chooses the epoch.
+
+    Raises DataError for a configuration that cannot be trained on such a store; reads no features.
+    """
     spec, loop = data.spec(store, config.data), config.train
     metric = infer.headline(spec.task) if loop.select_metric == "auto" else loop.select_metric
     known = infer.scalars(spec.task, spec.labels)
     if metric not in (*known, "loss"):
         raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss")
     if loop.class_weight != "none" and spec.task == "regression":
-        raise DataError(f"train.class_weight = {loop.class_weight}: a regression has no classes; use none")
-    build(config.model, config.model_args, spec)  # it says itself what it needs; tens of milliseconds
+        raise DataError(
+            f"train.class_weight = {loop.class_weight}: a regression has no classes; use none"
+        )
+    # it says itself what it needs; tens of milliseconds
+    build(config.model, config.model_args, spec)
     return spec, metric
 
 
 def run_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, part: data.Part, config: TrainConfig, epoch: int, steps: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    part: data.Part,
+    config: TrainConfig,
+    epoch: int,
+    steps: int,
     processes: Processes = ALONE,
-) -> dict[str, Any]:  # fmt: skip
-    """One pass over the training rows. Sums stay on the device, so that the host never waits for a step."""
+) -> dict[str, Any]:
+    """One pass over the training rows.
+
+    Sums stay on the device, so that the host never waits for a step.
+    """
     loop, optim, device = config.train, config.optim, part.device
     started = time.perf_counter()
     order = part.shuffled(loop.batch_size, (loop.seed, epoch))
@@ -198,42 +279,70 @@ def run_epoch(
         optimizer.zero_grad(set_to_none=True)
     found = processes.gather({name: (float(value), counts[name]) for name, value in sums.items()})
     names = dict.fromkeys(name for one in found for name in one)
-    means = {n: sum(one[n][0] for one in found if n in one) / sum(one[n][1] for one in found if n in one) for n in names}
+    means = {
+        n: sum(one[n][0] for one in found if n in one) / sum(one[n][1] for one in found if n in one)
+        for n in names
+    }
     gradient = float(norm) / len(groups)
     if not math.isfinite(means["total"]) or not math.isfinite(gradient):
         bad = [n for n, v in means.items() if not math.isfinite(v)] or ["gradient"]
-        raise DataError(f"epoch {epoch}: the loss is no longer finite ({', '.join(bad)}); lower optim.lr or optim.clip and train again")
+        raise DataError(
+            f"epoch {epoch}: the loss is no longer finite ({', '.join(bad)}); lower optim.lr or "
+            "optim.clip and train again"
+        )
     seconds = time.perf_counter() - started
     return {
-        "step": done + len(groups), "lr": optimizer.param_groups[0]["lr"], "gradient_norm": gradient, "train": means,
+        "step": done + len(groups),
+        "lr": optimizer.param_groups[0]["lr"],
+        "gradient_norm": gradient,
+        "train": means,
         "diagnostics": {k: float(v) for k, v in model.diagnostics().items()},
-        "seconds": round(seconds, 4), "data_seconds": round(waited, 4),
-    }  # fmt: skip
+        "seconds": round(seconds, 4),
+        "data_seconds": round(waited, 4),
+    }
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups: no decay on one-dimensional parameters (biases, norms), nor on those to which `model.lr_scale` gives a rate
-    of their own."""
+    """AdamW groups: no decay on one-dimensional parameters (biases, norms), nor on those to which
+    `model.lr_scale` gives a rate of their own.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             decay = config.optim.weight_decay if p.ndim > 1 and name not in model.lr_scale else 0.0
-            groups.setdefault((config.optim.lr * model.lr_scale.get(name, 1.0), decay), []).append(p)
-    return [{"params": p, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+            groups.setdefault((config.optim.lr * model.lr_scale.get(name, 1.0), decay), []).append(
+                p
+            )
+    return [
+        {"params": p, "lr": lr, "peak": lr, "weight_decay": decay}
+        for (lr, decay), p in groups.items()
+    ]
 
 
 def schedule(step: int, steps: int, warmup: float, shape: str) -> float:
-    """Factor on the learning rate at `step` of `steps`: linear warm-up over a share of them, then a cosine to 0, or constant."""
+    """Factor on the learning rate at `step` of `steps`: linear warm-up over a share of them, then a
+    cosine to 0, or constant.
+    """
     rising = max(round(warmup * steps), 1)
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) if shape == "cosine" else 1.0
+    return (
+        0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+        if shape == "cosine"
+        else 1.0
+    )
 
 
 def class_weights(target: np.ndarray, spec: DataSpec, kind: str) -> Tensor:
-    """(C,) weights by the training labels. single: 1/n_c (balanced) or its root, with mean 1 over the samples; multi: the weight of a
-    positive, n_negative/n_positive or its root. A class without samples has no say in it: weight 1."""
-    count = np.bincount(target, minlength=spec.outputs).astype(float) if spec.task == "single" else target.sum(0).astype(float)
+    """(C,) weights by the training labels. single: 1/n_c (balanced) or its root, with mean 1 over
+    the samples; multi: the weight of a positive, n_negative/n_positive or its root. A class without
+    samples has no say in it: weight 1.
+    """
+    count = (
+        np.bincount(target, minlength=spec.outputs).astype(float)
+        if spec.task == "single"
+        else target.sum(0).astype(float)
+    )
     seen = np.maximum(count, 1)
     weight = 1 / seen if spec.task == "single" else (len(target) - count) / seen
     weight = weight if kind == "balanced" else np.sqrt(weight)
@@ -261,7 +370,10 @@ def announcements(note: Note) -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """Deterministic kernels where PyTorch has them; the former settings come back."""
-    was, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    was, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(device.type == "cuda" or was, warn_only=True)
     try:
         yield
@@ -269,32 +381,58 @@ def deterministic(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(was, warn_only=warn)
 
 
-def _dev_score(out: infer.Outputs, target: np.ndarray, spec: DataSpec) -> tuple[dict[str, float], list[float] | None]:
+def _dev_score(
+    out: infer.Outputs, target: np.ndarray, spec: DataSpec
+) -> tuple[dict[str, float], list[float] | None]:
     thresholds = metrics.choose_thresholds(target, out.scores) if spec.task == "multi" else None
-    figures = infer.score(infer.decide(out.scores, spec.task, thresholds), target, spec.task, spec.labels)
-    return {**{k: v for k, v in figures.items() if isinstance(v, float)}, "loss": out.loss}, thresholds
+    figures = infer.score(
+        infer.decide(out.scores, spec.task, thresholds), target, spec.task, spec.labels
+    )
+    return {
+        **{k: v for k, v in figures.items() if isinstance(v, float)},
+        "loss": out.loss,
+    }, thresholds
 
 
 def _rank(metric: str, dev: dict[str, float]) -> tuple[float, float]:
     """Larger is better; on small dev sets many epochs tie, and the smaller dev loss decides."""
     value = dev[metric] if metric not in metrics.LOWER_IS_BETTER else -dev[metric]
-    return (value if math.isfinite(value) else -math.inf, -dev["loss"] if math.isfinite(dev["loss"]) else -math.inf)
+    return (
+        value if math.isfinite(value) else -math.inf,
+        -dev["loss"] if math.isfinite(dev["loss"]) else -math.inf,
+    )
 
 
-def _save_last(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _save_last(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for name, p in model.named_parameters():
-        tensors.update({f"optim.{key}.{name}": value for key, value in optimizer.state.get(p, {}).items()})
+        tensors.update(
+            {f"optim.{key}.{name}": value for key, value in optimizer.state.get(p, {}).items()}
+        )
     checkpoint.save_tensors(folder / checkpoint.LAST, tensors, state)
 
 
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
+def _resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Any]:
     """Progress so far; loads model and optimizer in place when there is some."""
     if not (folder / checkpoint.LAST).exists():
-        return {"epoch": 0, "step": 0, "best_epoch": 0, "best_rank": [-math.inf, -math.inf], "best": {}, "thresholds": None, "log": []}
+        return {
+            "epoch": 0,
+            "step": 0,
+            "best_epoch": 0,
+            "best_rank": [-math.inf, -math.inf],
+            "best": {},
+            "thresholds": None,
+            "log": [],
+        }
     tensors, state = checkpoint.load_tensors(folder / checkpoint.LAST)
     if found := shapes.fault(state, shapes.PROGRESS):
-        raise DataError(f"{folder / checkpoint.LAST}: damaged checkpoint ({found}); delete it and train again")
+        raise DataError(
+            f"{folder / checkpoint.LAST}: damaged checkpoint ({found}); delete it and train again"
+        )
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     checkpoint.fill(model, weights, f"{folder / checkpoint.LAST}: does not fit this run's model")
     for name, p in model.named_parameters():
@@ -305,14 +443,18 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, de
 
 
 def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Run | None:
-    """The run of this identity that `folder` holds, None if it is free; anything else there is left alone (DataError)."""
+    """The run of this identity that `folder` holds, None if it is free; anything else there is left
+    alone (DataError).
+    """
     if not (folder / checkpoint.INFO).exists():
         if checkpoint.strangers(folder, checkpoint.CONFIG, checkpoint.SPLIT):
             raise DataError(f"{folder}: not empty and not a run folder; choose another --out")
         return None
     there = Run.open(folder)
     if there.info.get("identity") != wanted:
-        raise DataError(f"{folder}: holds another run ({explain(there, key, config)}); choose another --out")
+        raise DataError(
+            f"{folder}: holds another run ({explain(there, key, config)}); choose another --out"
+        )
     _ = there.config  # raises where it is damaged
     return there
 
@@ -329,7 +471,9 @@ def explain(there: Run, key: str, config: TrainConfig) -> str:
 
 def identity(config: TrainConfig, key: str, *more: Any) -> str:
     """Two commands with the same identity ask for the same run."""
-    return hashlib.sha256(json.dumps([to_tree(config), key, *more], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([to_tree(config), key, *more], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _mix(*numbers: int) -> int:
@@ -343,4 +487,7 @@ def _rate(log: list[dict], rows: int) -> float:
 
 
 def _line(entry: dict[str, Any], metric: str, best: bool) -> str:
-    return f"epoch {entry['epoch']:3d}  loss {entry['train']['total']:.4f}  dev {metric} {entry['dev'][metric]:.4f}{'  *' if best else ''}"
+    return (
+        f"epoch {entry['epoch']:3d}  loss {entry['train']['total']:.4f}  dev {metric} "
+        f"{entry['dev'][metric]:.4f}{'  *' if best else ''}"
+    )

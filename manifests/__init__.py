@@ -1,6 +1,8 @@
-"""What is known about each corpus, one TOML each: labels and their order, expected counts, known-bad clips, licence, encoders.
+"""What is known about each corpus, one TOML each: labels and their order, expected counts,
+known-bad clips, licence, encoders.
 
-Data only: adding a corpus is one TOML here, one file in `pipeline/datasets/` and one line in its registry (docs/adding.md).
+Data only: adding a corpus is one TOML here, one file in `pipeline/datasets/` and one line in its
+registry (docs/adding.md).
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class LabelSet:
-    """`labels` in the order of their indices. `source` maps the corpus's own label to one of `labels`; labels of the corpus that are absent
-    from it are dropped rows. `expected[split][label]` are the published or measured counts; empty: unknown."""
+    """`labels` in the order of their indices.
+
+    `source` maps the corpus's own label to one of `labels`; labels of the corpus that are absent
+    from it are dropped rows. `expected[split][label]` are the published or measured counts; empty:
+    unknown.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -31,8 +37,11 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """`audio_encoder` and `text_encoder` are encoder ids, `ID@REVISION` where a revision is known. `folds` names the columns of the
-    manifest that leave-one-group-out folds may use, best first. `restricted`: do not pass features on without reading `licence`."""
+    """`audio_encoder` and `text_encoder` are encoder ids, `ID@REVISION` where a revision is known.
+
+    `folds` names the columns of the manifest that leave-one-group-out folds may use, best first.
+    `restricted`: do not pass features on without reading `licence`.
+    """
 
     name: str
     title: str
@@ -47,8 +56,10 @@ class CorpusInfo:
     built_in: bool = False
     folds: tuple[str, ...] = ()
     known_bad: dict[str, str] = field(default_factory=dict)  # utterance id -> why
-    expected_files: dict[str, int] = field(default_factory=dict)  # split or session -> rows of the corpus, labelled or not
-    videos: dict[str, tuple[str, ...]] = field(default_factory=dict)  # split -> ids, where a corpus is split by video and may say so
+    # split or session -> rows of the corpus, labelled or not
+    expected_files: dict[str, int] = field(default_factory=dict)
+    # split -> ids, where a corpus is split by video and may say so
+    videos: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cite: str = ""
 
     def label_set(self, name: str | None = None) -> LabelSet:
@@ -69,19 +80,31 @@ def corpus(name: str) -> CorpusInfo:
     """Raises DataError with the known names."""
     path = HERE / f"{name}.toml"
     if name not in names():
-        raise DataError(f"dataset '{name}' is not known; known: {', '.join(names())}, and `table` for your own files")
+        raise DataError(
+            f"dataset '{name}' is not known; known: {', '.join(names())}, and `table` for your "
+            "own files"
+        )
     return parse(name, tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def parse(name: str, data: dict) -> CorpusInfo:
-    """A corpus from its TOML's contents. An unknown key is an error: a misspelt one would silently do nothing."""
+    """A corpus from its TOML's contents.
+
+    An unknown key is an error: a misspelt one would silently do nothing.
+    """
     data = dict(data)
     sets = {key: _label_set(key, value) for key, value in data.pop("labels", {}).items()}
     encoders = data.pop("encoders", {})
     data["folds"] = tuple(data.get("folds", ()))
     data["videos"] = {split: tuple(ids) for split, ids in data.get("videos", {}).items()}
     try:
-        return CorpusInfo(name=name, label_sets=sets, audio_encoder=encoders["audio"], text_encoder=encoders["text"], **data)
+        return CorpusInfo(
+            name=name,
+            label_sets=sets,
+            audio_encoder=encoders["audio"],
+            text_encoder=encoders["text"],
+            **data,
+        )
     except (TypeError, KeyError) as error:
         raise DataError(f"manifests/{name}.toml: {error}") from None
 
@@ -89,4 +112,9 @@ def parse(name: str, data: dict) -> CorpusInfo:
 def _label_set(name: str, data: dict) -> LabelSet:
     data = dict(data)
     labels = tuple(data.pop("order"))
-    return LabelSet(name=name, labels=labels, source=data.pop("source", {label: label for label in labels}), **data)
+    return LabelSet(
+        name=name,
+        labels=labels,
+        source=data.pop("source", {label: label for label in labels}),
+        **data,
+    )

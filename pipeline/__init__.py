@@ -1,1 +1,4 @@
-"""Media and transcripts to a feature store. Kept free of imports so that `mer.pipeline.store` loads without torch."""
+"""Media and transcripts to a feature store.
+
+Kept free of imports so that `mer.pipeline.store` loads without torch.
+"""

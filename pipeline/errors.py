@@ -1,4 +1,7 @@
-"""What the command line prints as one line: where, what, remedy. Anything else that escapes is a bug of ours."""
+"""What the command line prints as one line: where, what, remedy.
+
+Anything else that escapes is a bug of ours.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ class DataError(MerError):
 
 
 class EncoderError(MerError):
-    """An encoder that cannot be loaded or trusted: missing files, missing weights, failed self-test, offline."""
+    """An encoder that cannot be loaded or trusted: missing files, missing weights, failed
+    self-test, offline.
+    """
 
 
 class DependencyError(MerError):

@@ -1,7 +1,8 @@
-"""A corpus as a table: one `Utterance` a row, written as Parquet with its provenance in the file's metadata.
+"""A corpus as a table: one `Utterance` a row, written as Parquet with its provenance in the file's
+metadata.
 
-Schema (version 1; docs/manifest.md): see `SCHEMA`. The metadata key `mer` holds a JSON object with `format`, `version`,
-`dataset`, `task`, `labels`, `language`, `root` and `source`.
+Schema (version 1; docs/manifest.md): see `SCHEMA`. The metadata key `mer` holds a JSON object with
+`format`, `version`, `dataset`, `task`, `labels`, `language`, `root` and `source`.
 """
 
 from __future__ import annotations
@@ -26,20 +27,25 @@ SPLITS = ("train", "dev", "test", "")
 
 SCHEMA = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),  # unique; names that repeat across splits are prefixed with the split
+        # unique; names that repeat across splits are prefixed with the split
+        pa.field("id", pa.string(), nullable=False),
         pa.field("audio", pa.string()),  # path relative to `root`; null: no audio
         pa.field("text", pa.string()),  # transcript as given to the text encoder; null: no text
-        pa.field("split", pa.string(), nullable=False),  # train | dev | test | "" (decided at training, by fold or group)
+        # train | dev | test | "" (decided at training, by fold or group)
+        pa.field("split", pa.string(), nullable=False),
         pa.field("label", pa.string()),  # task single: one of `labels`; null: unlabelled
-        pa.field("targets", pa.list_(pa.float32())),  # task multi: 0/1 a label; task regression: one value
+        # task multi: 0/1 a label; task regression: one value
+        pa.field("targets", pa.list_(pa.float32())),
         pa.field("speaker", pa.string()),
         pa.field("dialogue", pa.string()),
         pa.field("session", pa.string()),
         pa.field("position", pa.int32()),  # place in the dialogue, from 0
         pa.field("start", pa.float64()),  # seconds into `audio`; null: whole file
         pa.field("end", pa.float64()),
-        pa.field("known_bad", pa.string()),  # why this clip is known to be unusable; such failures do not fail a run
-        pa.field("tags", pa.list_(pa.string())),  # free flags of the corpus, e.g. "improvised", "inconsistent"
+        # why this clip is known to be unusable; such failures do not fail a run
+        pa.field("known_bad", pa.string()),
+        # free flags of the corpus, e.g. "improvised", "inconsistent"
+        pa.field("tags", pa.list_(pa.string())),
     ]
 )
 
@@ -72,34 +78,55 @@ class Manifest:
     rows: tuple[Utterance, ...]
     root: Path
     language: str = "en"
-    source: dict = field(default_factory=dict)  # how it was made: options, file hashes, counts; never used in the hash
+    # how it was made: options, file hashes, counts; never used in the hash
+    source: dict = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
         if self.task not in TASKS:
-            raise DataError(f"manifest of {self.dataset}: task '{self.task}' is not one of {', '.join(TASKS)}")
+            raise DataError(
+                f"manifest of {self.dataset}: task '{self.task}' is not one of {', '.join(TASKS)}"
+            )
         seen: set[str] = set()
         known = set(self.labels)
         for u in self.rows:
             if not u.id or u.id in seen:
-                raise DataError(f"manifest of {self.dataset}: {'duplicate' if u.id else 'empty'} id '{u.id}'; ids must be unique")
+                raise DataError(
+                    f"manifest of {self.dataset}: {'duplicate' if u.id else 'empty'} id '{u.id}'; "
+                    "ids must be unique"
+                )
             seen.add(u.id)
             if u.split not in SPLITS:
-                raise DataError(f"manifest of {self.dataset}: {u.id} has split '{u.split}'; expected train, dev or test")
+                raise DataError(
+                    f"manifest of {self.dataset}: {u.id} has split '{u.split}'; expected train, "
+                    "dev or test"
+                )
             if self.task == "single" and u.label is not None and u.label not in known:
-                raise DataError(f"manifest of {self.dataset}: {u.id} has unknown label '{u.label}'; known: {', '.join(self.labels)}")
+                raise DataError(
+                    f"manifest of {self.dataset}: {u.id} has unknown label '{u.label}'; known: "
+                    f"{', '.join(self.labels)}"
+                )
             wanted = len(self.labels) if self.task == "multi" else 1
             if self.task != "single" and u.targets is not None and len(u.targets) != wanted:
-                raise DataError(f"manifest of {self.dataset}: {u.id} has {len(u.targets)} targets, expected {wanted}")
+                raise DataError(
+                    f"manifest of {self.dataset}: {u.id} has {len(u.targets)} targets, expected "
+                    f"{wanted}"
+                )
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def hash(self) -> str:
-        """sha256 over everything that names the data (not `root`, not `source`): the same rows anywhere hash the same."""
+        """sha256 over everything that names the data (not `root`, not `source`): the same rows
+        anywhere hash the same.
+        """
         h = hashlib.sha256()
-        h.update(json.dumps([self.dataset, self.task, self.labels, self.language], ensure_ascii=False).encode())
+        h.update(
+            json.dumps(
+                [self.dataset, self.task, self.labels, self.language], ensure_ascii=False
+            ).encode()
+        )
         values = attrgetter(*SCHEMA.names)
         for u in self.rows:
             h.update(json.dumps(values(u), ensure_ascii=False).encode())
@@ -109,19 +136,34 @@ class Manifest:
         return replace(self, root=Path(root))
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write atomically. A `root` inside the manifest's own folder is stored relative to it, so that the folder can move."""
+        """Write atomically.
+
+        A `root` inside the manifest's own folder is stored relative to it, so that the folder can
+        move.
+        """
         path = Path(path)
         root = self.root.resolve()
         if root.is_relative_to(path.resolve().parent):
             root = root.relative_to(path.resolve().parent)
         meta = {
-            "format": "mer-manifest", "version": VERSION, "dataset": self.dataset, "task": self.task, "labels": list(self.labels),
-            "language": self.language, "root": str(root), "source": self.source,
-        }  # fmt: skip
+            "format": "mer-manifest",
+            "version": VERSION,
+            "dataset": self.dataset,
+            "task": self.task,
+            "labels": list(self.labels),
+            "language": self.language,
+            "root": str(root),
+            "source": self.source,
+        }
         try:
-            table = pa.table([[getattr(u, name) for u in self.rows] for name in SCHEMA.names], schema=SCHEMA)
+            table = pa.table(
+                [[getattr(u, name) for u in self.rows] for name in SCHEMA.names], schema=SCHEMA
+            )
         except UnicodeEncodeError as error:
-            raise DataError(f"{path}: {error.object!r} is not UTF-8; rename that file, then run the command again") from None
+            raise DataError(
+                f"{path}: {error.object!r} is not UTF-8; rename that file, then run the command "
+                "again"
+            ) from None
         table = table.replace_schema_metadata({"mer": json.dumps(meta)})
         from mer.pipeline.store.arrays import temporary_for
 
@@ -136,7 +178,9 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Manifest:
-        """Raises DataError when the file is absent, not Parquet, or not a manifest of a version this mer reads."""
+        """Raises DataError when the file is absent, not Parquet, or not a manifest of a version
+        this mer reads.
+        """
         path = Path(path)
         try:
             with path.open("rb") as file:
@@ -145,22 +189,43 @@ class Manifest:
             raise DataError(f"{path}: no such manifest; make one with `mer prepare`") from None
         except (pa.ArrowException, OSError) as error:
             if path.suffix.lower() in TABLES:
-                raise DataError(f"{path}: a table, not a manifest; make one with `mer prepare table --from {path}`") from None
-            raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); run `mer prepare` again") from None
+                raise DataError(
+                    f"{path}: a table, not a manifest; make one with `mer prepare table --from "
+                    f"{path}`"
+                ) from None
+            raise DataError(
+                f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); run `mer "
+                "prepare` again"
+            ) from None
         raw = (table.schema.metadata or {}).get(b"mer")
         if raw is None:
-            raise DataError(f"{path}: Parquet, but not a mer manifest; turn a table into one with `mer prepare table --from {path}`")
+            raise DataError(
+                f"{path}: Parquet, but not a mer manifest; turn a table into one with `mer "
+                f"prepare table --from {path}`"
+            )
         try:
             meta = json.loads(raw)
             if meta.get("format") != "mer-manifest" or meta.get("version") != VERSION:
-                raise DataError(f"{path}: manifest version {meta.get('version')}, this mer reads {VERSION}; run `mer prepare` again")
+                raise DataError(
+                    f"{path}: manifest version {meta.get('version')}, this mer reads {VERSION}; "
+                    "run `mer prepare` again"
+                )
             rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
             return cls(
-                dataset=meta["dataset"], task=meta["task"], labels=tuple(meta["labels"]), rows=tuple(_utterances(rows)),
-                root=path.resolve().parent / meta["root"], language=meta["language"], source=meta["source"],
-            )  # fmt: skip
-        except (ValueError, KeyError, AttributeError, TypeError) as error:  # ArrowInvalid is a ValueError
-            raise DataError(f"{path}: not a manifest of version {VERSION} ({str(error).splitlines()[0]}); see docs/manifest.md") from None
+                dataset=meta["dataset"],
+                task=meta["task"],
+                labels=tuple(meta["labels"]),
+                rows=tuple(_utterances(rows)),
+                root=path.resolve().parent / meta["root"],
+                language=meta["language"],
+                source=meta["source"],
+            )
+        # ArrowInvalid is a ValueError
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(
+                f"{path}: not a manifest of version {VERSION} ({str(error).splitlines()[0]}); see "
+                "docs/manifest.md"
+            ) from None
 
 
 def _utterances(rows: Iterable[dict]) -> Iterable[Utterance]:

@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it brings
+# tiny tensors: a second thread costs more than it brings
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder with real annotation, features and speech that the project may not ship. Skips where it is absent."""
+    """The folder with real annotation, features and speech that the project may not ship.
+
+    Skips where it is absent.
+    """
     root = os.environ.get("MER_TEST_DATA")
     if not root or not Path(root).is_dir():
-        pytest.skip("MER_TEST_DATA does not name a folder with the real test data (MELD rows, MOSI features, nEMO speech)")
+        pytest.skip(
+            "MER_TEST_DATA does not name a folder with the real test data (MELD rows, MOSI "
+            "features, nEMO speech)"
+        )
     return Path(root)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mer.cli import main
+
 from docs.__main__ import page
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,9 @@ def test_cli_page_is_current():
 
 
 def commands(text: str) -> list[str]:
-    """The lines in shell blocks that call mer, continuations joined, prompts, comments and pipes cut."""
+    """The lines in shell blocks that call mer, continuations joined, prompts, comments and pipes
+    cut.
+    """
     lines = []
     for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, flags=re.S):
         for line in block.replace("\\\n", " ").splitlines():
@@ -36,7 +39,9 @@ def commands(text: str) -> list[str]:
 def test_shell_blocks_use_commands_and_options_that_exist(path: Path):
     for line in commands(path.read_text()):
         words = shlex.split(line, comments=True)[1:]
-        words = words[: next((i for i, w in enumerate(words) if w in ("|", ">", "&&", "2>", "&")), len(words))]
+        words = words[
+            : next((i for i, w in enumerate(words) if w in ("|", ">", "&&", "2>", "&")), len(words))
+        ]
         command: click.Command = main
         while isinstance(command, click.Group) and words and not words[0].startswith("-"):
             assert words[0] in command.commands, f"{path.name}: `{line}`: no command {words[0]}"
@@ -57,6 +62,9 @@ def test_relative_links_exist(path: Path):
 def test_the_kubernetes_job_is_yaml_and_its_command_exists():
     job = yaml.safe_load((ROOT / "docs" / "kubernetes.yaml").read_text())
     container = job["spec"]["template"]["spec"]["containers"][0]
-    assert job["spec"]["completionMode"] == "Indexed" and f"/{job['spec']['completions']} " in container["args"][0]
+    assert (
+        job["spec"]["completionMode"] == "Indexed"
+        and f"/{job['spec']['completions']} " in container["args"][0]
+    )
     known = {o for p in main.commands["extract"].params for o in p.opts}
     assert set(re.findall(r"--[a-z-]+", container["args"][0])) <= known

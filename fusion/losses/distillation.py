@@ -1,8 +1,10 @@
-"""Kullback-Leibler terms that pull the posterior of one view towards a label or towards the posterior of another view.
+"""Kullback-Leibler terms that pull the posterior of one view towards a label or towards the
+posterior of another view.
 
-What a posterior is depends on the task: a categorical over C classes (single), C independent Bernoullis (multi, the mean over
-the labels), a normal of unit variance around the predicted value (regression, where KL = (mu_p - mu_q)^2 / 2). Every term is a
-mean over rows, never negative, and zero only where the two posteriors are equal.
+What a posterior is depends on the task: a categorical over C classes (single), C independent
+Bernoullis (multi, the mean over the labels), a normal of unit variance around the predicted value
+(regression, where KL = (mu_p - mu_q)^2 / 2). Every term is a mean over rows, never negative, and
+zero only where the two posteriors are equal.
 """
 
 from __future__ import annotations
@@ -15,20 +17,30 @@ from mer.fusion.losses.precision import widened
 
 
 def kl_to_label(logits: Tensor, target: Tensor, *, task: str, smoothing: float = 0.1) -> Tensor:
-    """KL(y~ || q) with q the posterior of `logits` (B, C) and y~ the label, smoothed by `smoothing` over the C classes (single)
-    or over present and absent (multi). Rows without a label do not count. target: see `mer.fusion.batch.Batch`."""
+    """KL(y~ || q) with q the posterior of `logits` (B, C) and y~ the label, smoothed by `smoothing`
+    over the C classes (single) or over present and absent (multi). Rows without a label do not
+    count. target: see `mer.fusion.batch.Batch`.
+    """
     logits = widened(logits)
     if task == "regression":
-        return mean_over((logits - target.nan_to_num()).square().div(2).mean(1), ~target.isnan().any(1))
+        return mean_over(
+            (logits - target.nan_to_num()).square().div(2).mean(1), ~target.isnan().any(1)
+        )
     if task == "single":
         label = F.one_hot(target.clamp(min=0), logits.shape[1]).to(logits.dtype)
-        return mean_over(categorical_kl(smooth(label, smoothing, logits.shape[1]), logits.log_softmax(1)), target >= 0)
+        return mean_over(
+            categorical_kl(smooth(label, smoothing, logits.shape[1]), logits.log_softmax(1)),
+            target >= 0,
+        )
     label = target.nan_to_num().to(logits.dtype)
     return mean_over(bernoulli_kl(smooth(label, smoothing, 2), logits), ~target.isnan().any(1))
 
 
 def kl_to_posterior(teacher: Tensor, student: Tensor, *, task: str) -> Tensor:
-    """KL(sg(p) || q) with p, q the posteriors of the logits `teacher` and `student` (B, C). The teacher gets no gradient."""
+    """KL(sg(p) || q) with p, q the posteriors of the logits `teacher` and `student` (B, C).
+
+    The teacher gets no gradient.
+    """
     teacher, student = widened(teacher).detach(), widened(student)
     if task == "regression":
         return (student - teacher).square().div(2).mean()

@@ -1,4 +1,6 @@
-"""Terms that read the labels, for single-label, multi-label and regression targets (`mer.fusion.batch.Batch`)."""
+"""Terms that read the labels, for single-label, multi-label and regression targets
+(`mer.fusion.batch.Batch`).
+"""
 
 from __future__ import annotations
 
@@ -11,25 +13,45 @@ from mer.pipeline.errors import DataError
 
 
 def task_loss(
-    logits: Tensor, target: Tensor, *, task: str, class_weights: Tensor | None = None, smoothing: float = 0.0, regression: str = "l1"
+    logits: Tensor,
+    target: Tensor,
+    *,
+    task: str,
+    class_weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    regression: str = "l1",
 ) -> Tensor:
     """The loss of the task itself over the labelled rows; 0 where no row has a label.
 
-    single: cross-entropy, weighted mean with `class_weights` (C,). multi: binary cross-entropy, `class_weights` (C,) weighs the
-    positives. regression: absolute (`l1`) or squared (`mse`) error.
+    single: cross-entropy, weighted mean with `class_weights` (C,). multi: binary cross-entropy,
+    `class_weights` (C,) weighs the positives. regression: absolute (`l1`) or squared (`mse`) error.
     """
     logits = widened(logits)
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
     if task == "single":
-        total = F.cross_entropy(logits, target, weight=class_weights, ignore_index=-1, reduction="sum", label_smoothing=smoothing)
-        weight = torch.ones_like(logits[:, 0]) if class_weights is None else class_weights[target.clamp(min=0)]
+        total = F.cross_entropy(
+            logits,
+            target,
+            weight=class_weights,
+            ignore_index=-1,
+            reduction="sum",
+            label_smoothing=smoothing,
+        )
+        weight = (
+            torch.ones_like(logits[:, 0])
+            if class_weights is None
+            else class_weights[target.clamp(min=0)]
+        )
         return total / weight.where(target >= 0, 0).sum().clamp(min=torch.finfo(logits.dtype).tiny)
     labelled = ~target.isnan().any(1)
     known = target.nan_to_num().to(logits.dtype)
     if task == "multi":
         rows = F.binary_cross_entropy_with_logits(
-            logits, known * (1 - smoothing) + smoothing / 2, pos_weight=class_weights, reduction="none"
+            logits,
+            known * (1 - smoothing) + smoothing / 2,
+            pos_weight=class_weights,
+            reduction="none",
         ).mean(1)
     elif regression in ("l1", "mse"):
         rows = ((logits - known).abs() if regression == "l1" else (logits - known).square()).mean(1)
@@ -41,8 +63,9 @@ def task_loss(
 def same_emotion(target: Tensor, *, task: str, jaccard: float = 1.0) -> tuple[Tensor, Tensor]:
     """(same (B, B), labelled (B,)), both bool: do rows i and j carry the same emotion?
 
-    single: equal labels. multi: overlap |A and B| / |A or B| of the label sets of at least `jaccard` (1: equal sets; two empty
-    sets are equal). regression: the same integer bin, so that everything within half a point of 0 is neutral.
+    single: equal labels. multi: overlap |A and B| / |A or B| of the label sets of at least
+    `jaccard` (1: equal sets; two empty sets are equal). regression: the same integer bin, so that
+    everything within half a point of 0 is neutral.
 
     >>> same_emotion(torch.tensor([0, 1, 0]), task="single")[0].int().tolist()
     [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
@@ -61,10 +84,19 @@ def same_emotion(target: Tensor, *, task: str, jaccard: float = 1.0) -> tuple[Te
 
 
 def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Binary cross-entropy of (N,) logits in which positives and negatives weigh one half each, however many there are.
-    0 where one of the two is missing: a batch of one class would only teach the constant answer."""
+    """Binary cross-entropy of (N,) logits in which positives and negatives weigh one half each,
+    however many there are. 0 where one of the two is missing: a batch of one class would only teach
+    the constant answer.
+    """
     logits = widened(logits)
     positive, negative = valid & (target > 0.5), valid & (target <= 0.5)
     n_pos, n_neg = positive.sum(), negative.sum()
-    weight = (positive / n_pos.clamp(min=1) + negative / n_neg.clamp(min=1)) / 2 * ((n_pos > 0) & (n_neg > 0))
-    return (F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none") * weight.to(logits.dtype)).sum()
+    weight = (
+        (positive / n_pos.clamp(min=1) + negative / n_neg.clamp(min=1))
+        / 2
+        * ((n_pos > 0) & (n_neg > 0))
+    )
+    return (
+        F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+        * weight.to(logits.dtype)
+    ).sum()

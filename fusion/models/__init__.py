@@ -1,17 +1,24 @@
 """Fusion models: one published system a file, and one registry.
 
-A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own frozen dataclass (the only place for its
-defaults) and `spec` a `mer.fusion.batch.DataSpec`. It offers
+A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own frozen dataclass
+(the only place for its defaults) and `spec` a `mer.fusion.batch.DataSpec`. It offers
 
-- `forward(batch) -> Prediction`      inference; needs no labels, draws no random numbers in eval mode
-- `losses(batch, progress) -> dict`   named scalar loss terms, unweighted, each a mean over what it is defined on; `progress`
-                                      in [0, 1] is the share of training done. Terms that cannot be computed are left out.
+- `forward(batch) -> Prediction`      inference; needs no labels, draws no random numbers in eval
+                                      mode
+- `losses(batch, progress) -> dict`   named scalar loss terms, unweighted, each a mean over what it
+                                      is defined on; `progress`
+                                      in [0, 1] is the share of training done. Terms that cannot be
+                                      computed are left out.
 - `weights(progress) -> dict`         the weight of every term that `losses` may return
-- `calibrate(batches)`                once before training: statistics of the training rows (standardisation), kept in the state dict
+- `calibrate(batches)`                once before training: statistics of the training rows
+                                      (standardisation), kept in the state dict
 - `set_class_weights(weights)`        (C,), when the configuration asks for class weighting
-- `lr_scale: dict[str, float]`        parameters whose learning rate is a multiple of the optimizer's, by name
-- `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D) (`mer.fusion.data.summarise`), are all it needs
-- `diagnostics() -> dict`             floats worth logging from the last `losses` call (temperature, MI bounds in nats,
+- `lr_scale: dict[str, float]`        parameters whose learning rate is a multiple of the
+                                      optimizer's, by name
+- `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D)
+                                      (`mer.fusion.data.summarise`), are all it needs
+- `diagnostics() -> dict`             floats worth logging from the last `losses` call (temperature,
+                                      MI bounds in nats,
                                       raw/augmented cosine, ...), detached
 """
 
@@ -43,9 +50,11 @@ REGISTRY = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """`logits` (B, C) or (B, 1) for regression; `unimodal[m]` the same shape from one modality alone;
-    `attention` (B, M) share of [CLS] attention per modality in the order of `spec.modalities`, rows sum to 1;
-    `disagreement` (B,) probability that the modalities carry different emotions. None: the model has no such thing."""
+    """`logits` (B, C) or (B, 1) for regression; `unimodal[m]` the same shape from one modality
+    alone; `attention` (B, M) share of [CLS] attention per modality in the order of
+    `spec.modalities`, rows sum to 1; `disagreement` (B,) probability that the modalities carry
+    different emotions. None: the model has no such thing.
+    """
 
     logits: Tensor
     unimodal: dict[str, Tensor] | None = None
@@ -63,8 +72,20 @@ def model_class(name: str):
 
 
 def build(name: str, args, spec: DataSpec) -> nn.Module:
-    """A model of the registry; raises DataError for arguments with which it cannot be built: sizes beyond the memory, for example."""
+    """A model of the registry; raises DataError for arguments with which it cannot be built: sizes
+    beyond the memory, for example.
+    """
     try:
         return model_class(name)[0](args, spec)
-    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError, ZeroDivisionError) as error:
-        raise DataError(f"{name} cannot be built with these model_args ({str(error).splitlines()[0]}); change them") from None
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        ZeroDivisionError,
+    ) as error:
+        raise DataError(
+            f"{name} cannot be built with these model_args ({str(error).splitlines()[0]}); change "
+            "them"
+        ) from None

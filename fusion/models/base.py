@@ -1,4 +1,6 @@
-"""What every fusion model has in common: the spec, class weights, the task's own loss, and statistics of the features."""
+"""What every fusion model has in common: the spec, class weights, the task's own loss, and
+statistics of the features.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from mer.pipeline.errors import DataError
 class FusionModel(nn.Module):
     """Base of the models; see `mer.fusion.models` for the contract.
 
-    `lr_scale` maps parameter names to factors on the learning rate; such parameters are not decayed either.
-    `summary`: the model looks at nothing but mean and deviation of a sequence, and its batches may bring just those.
+    `lr_scale` maps parameter names to factors on the learning rate; such parameters are not decayed
+    either. `summary`: the model looks at nothing but mean and deviation of a sequence, and its
+    batches may bring just those.
     """
 
     lr_scale: dict[str, float] = {}
@@ -26,10 +29,14 @@ class FusionModel(nn.Module):
     def __init__(self, config, spec: DataSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.register_buffer("class_weights", None if spec.task == "regression" else torch.ones(spec.outputs))
+        self.register_buffer(
+            "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
+        )
 
     def set_class_weights(self, weights: Tensor) -> None:
-        """Weights (C,) of the classes (single) or of the positives of each label (multi) in the task's loss."""
+        """Weights (C,) of the classes (single) or of the positives of each label (multi) in the
+        task's loss.
+        """
         if self.class_weights is None:
             raise DataError("class weights make no sense for a regression target")
         self.class_weights.copy_(weights)
@@ -37,13 +44,20 @@ class FusionModel(nn.Module):
     def task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         c = self.config
         return task_loss(
-            logits, target, task=self.spec.task, class_weights=self.class_weights, smoothing=c.label_smoothing, regression=c.regression_loss
+            logits,
+            target,
+            task=self.spec.task,
+            class_weights=self.class_weights,
+            smoothing=c.label_smoothing,
+            regression=c.regression_loss,
         )
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """One pass over the training part, labels unread, that fixes the scale of the features. Optional: without it the features
-        are taken as they are."""
+        """One pass over the training part, labels unread, that fixes the scale of the features.
+
+        Optional: without it the features are taken as they are.
+        """
         targets = self.standardisers()
         moments = {m: Moments() for m in targets}
         for batch in batches:
@@ -58,7 +72,9 @@ class FusionModel(nn.Module):
         raise NotImplementedError
 
     def statistics(self, batch: Batch, modality: str) -> Tensor:
-        """(N, D) rows over which the modality's mean and spread are taken: its real steps, unless a model says otherwise."""
+        """(N, D) rows over which the modality's mean and spread are taken: its real steps, unless a
+        model says otherwise.
+        """
         return batch.x[modality][batch.mask(modality)]
 
     def diagnostics(self) -> dict[str, float]:

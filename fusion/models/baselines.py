@@ -1,7 +1,9 @@
-"""The models that DRKF has to beat on the same cache: one modality alone, concatenation, and a plain fusion encoder.
+"""The models that DRKF has to beat on the same cache: one modality alone, concatenation, and a
+plain fusion encoder.
 
-The pooled ones see mean and standard deviation over the real steps of each modality, standardised over the training rows,
-and a small MLP: for a few thousand frozen-feature utterances this is a strong baseline, not a straw man.
+The pooled ones see mean and standard deviation over the real steps of each modality, standardised
+over the training rows, and a small MLP: for a few thousand frozen-feature utterances this is a
+strong baseline, not a straw man.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class FusionConfig:
 
 
 class Pooled(FusionModel):
-    """MLP on the pooled features of `modalities`; a modality that a row lacks counts as the average one."""
+    """MLP on the pooled features of `modalities`; a modality that a row lacks counts as the average
+    one.
+    """
 
     summary = True
 
@@ -59,15 +63,25 @@ class Pooled(FusionModel):
         super().__init__(config, spec)
         missing = [m for m in modalities if m not in spec.modalities]
         if missing:
-            raise DataError(f"the model needs {missing[0]} features; the store has {', '.join(spec.modalities)}")
+            raise DataError(
+                f"the model needs {missing[0]} features; the store has {', '.join(spec.modalities)}"
+            )
         self.modalities = modalities
-        self.standardise = nn.ModuleDict({m: Standardise(2 * spec.modalities[m]) for m in modalities})
+        self.standardise = nn.ModuleDict(
+            {m: Standardise(2 * spec.modalities[m]) for m in modalities}
+        )
         self.dropout = nn.Dropout(config.dropout)
-        self.head = mlp(2 * sum(spec.modalities[m] for m in modalities), config.hidden, spec.outputs, dropout=config.dropout)
+        self.head = mlp(
+            2 * sum(spec.modalities[m] for m in modalities),
+            config.hidden,
+            spec.outputs,
+            dropout=config.dropout,
+        )
 
     def forward(self, batch: Batch) -> Prediction:
         pooled = [
-            self.standardise[m](self.pool(batch, m)).where(batch.lengths[m][:, None] > 0, 0) for m in self.modalities
+            self.standardise[m](self.pool(batch, m)).where(batch.lengths[m][:, None] > 0, 0)
+            for m in self.modalities
         ]
         return Prediction(self.head(self.dropout(torch.cat(pooled, 1))))
 
@@ -80,7 +94,11 @@ class Pooled(FusionModel):
     def pool(self, batch: Batch, m: str) -> Tensor:
         """(B, 2D) mean and deviation: of the steps, or as the batch brings them."""
         x = batch.x[m].to(self.standardise[m].mean.dtype)
-        return x[:, 0] if x.shape[2] == 2 * self.spec.modalities[m] else masked_mean_std(x, batch.mask(m))
+        return (
+            x[:, 0]
+            if x.shape[2] == 2 * self.spec.modalities[m]
+            else masked_mean_std(x, batch.mask(m))
+        )
 
     def standardisers(self) -> dict[str, list[Standardise]]:
         return {m: [layer] for m, layer in self.standardise.items()}
@@ -115,11 +133,22 @@ class FusionEncoderModel(FusionModel):
     def __init__(self, config: FusionConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
         c = config
-        self.adapter = nn.ModuleDict({m: Adapter(width, c.d, dropout=c.feature_dropout) for m, width in spec.modalities.items()})
+        self.adapter = nn.ModuleDict(
+            {
+                m: Adapter(width, c.d, dropout=c.feature_dropout)
+                for m, width in spec.modalities.items()
+            }
+        )
         self.fe = FusionEncoder(
-            tuple(spec.modalities), c.d, layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout,
-            positions=c.positions, max_positions=c.max_positions,
-        )  # fmt: skip
+            tuple(spec.modalities),
+            c.d,
+            layers=c.layers,
+            heads=c.heads,
+            ffn=c.ffn,
+            dropout=c.dropout,
+            positions=c.positions,
+            max_positions=c.max_positions,
+        )
         self.ec = mlp(c.d, c.d, spec.outputs, dropout=c.dropout)
 
     def forward(self, batch: Batch) -> Prediction:
@@ -134,7 +163,9 @@ class FusionEncoderModel(FusionModel):
 
     def classify(self, batch: Batch, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         mask = {m: batch.mask(m) for m in self.spec.modalities}
-        z, share = self.fe({m: self.adapter[m](batch.x[m], mask[m]) for m in mask}, mask, attention=attention)
+        z, share = self.fe(
+            {m: self.adapter[m](batch.x[m], mask[m]) for m in mask}, mask, attention=attention
+        )
         return self.ec(z), share
 
     def standardisers(self) -> dict[str, list[Standardise]]:

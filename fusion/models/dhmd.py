@@ -1,12 +1,16 @@
-"""DHMD: Decoupled Hierarchical Multimodal Distillation (arXiv 2602.04260, IEEE TPAMI 2026), the fine stage RECONSTRUCTED.
+"""DHMD: Decoupled Hierarchical Multimodal Distillation (arXiv 2602.04260, IEEE TPAMI 2026), the
+fine stage RECONSTRUCTED.
 
-Known from the abstract: DMD's decoupling; a coarse stage, a GD-Unit in each space; a fine stage, cross-modal dictionary matching.
-Everything about the dictionary below is ours: no body of the paper and no code was at hand. Each choice is a config field.
-docs/papers/dhmd.md separates what is known from what is reconstructed; figures of this file are not figures of the paper.
+Known from the abstract: DMD's decoupling; a coarse stage, a GD-Unit in each space; a fine stage,
+cross-modal dictionary matching. Everything about the dictionary below is ours: no body of the paper
+and no code was at hand. Each choice is a config field. docs/papers/dhmd.md separates what is known
+from what is reconstructed; figures of this file are not figures of the paper.
 
-    a_m, e_m = dictionary(F_m)     F = C in the homo space, the memory transformers' output in the hetero space    modules/dictionary.py
+    a_m, e_m = dictionary(F_m)     F = C in the homo space, the memory transformers' output in the
+                                   hetero space    modules/dictionary.py
     L_dict   = sum over m < n of symmetric InfoNCE(e_m, e_n), in each space
-    L_act    = sum over edges j <- i of w_ji JS(sg(a_i), a_j), w the GD-Unit's edges: ties the fine stage to the coarse one
+    L_act    = sum over edges j <- i of w_ji JS(sg(a_i), a_j), w the GD-Unit's edges: ties the fine
+             stage to the coarse one
     heads read their vector and e_m
 """
 
@@ -23,14 +27,23 @@ from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses.contrastive import info_nce
 from mer.fusion.losses.graph import distillation
 from mer.fusion.models.dmd import DMD, DMDConfig, Outputs
-from mer.fusion.modules.dictionary import Dictionary, Matches, dead_atoms, jensen_shannon, top_atom_overlap, usage_entropy
+from mer.fusion.modules.dictionary import (
+    Dictionary,
+    Matches,
+    dead_atoms,
+    jensen_shannon,
+    top_atom_overlap,
+    usage_entropy,
+)
 from mer.fusion.modules.graph_distillation import pairs
 
 
 @dataclass(frozen=True)
 class DHMDConfig(DMDConfig):
-    stage: Literal["coarse", "fine", "both"] = "both"  # coarse: GD-Units, i.e. DMD; fine: dictionary matching
-    dictionary: Literal["shared", "separate"] = "shared"  # one set of atoms for all modalities of a space, or one each
+    # coarse: GD-Units, i.e. DMD; fine: dictionary matching
+    stage: Literal["coarse", "fine", "both"] = "both"
+    # one set of atoms for all modalities of a space, or one each
+    dictionary: Literal["shared", "separate"] = "shared"
     atoms: int = 64  # K; 512 in the closest public code, 64-128 for MOSI-sized data
     activation: Literal["sparsemax", "softmax"] = "sparsemax"
     dictionary_temperature: float = 2.0  # of the similarity before the activation
@@ -56,9 +69,15 @@ class DHMD(DMD):
         m, d, c = len(self.modalities), config.width, config
         if c.stage == "fine":
             self.graph.clear()
-        options = dict(shared=c.dictionary == "shared", activation=c.activation, temperature=c.dictionary_temperature)
+        options = dict(
+            shared=c.dictionary == "shared",
+            activation=c.activation,
+            temperature=c.dictionary_temperature,
+        )
         widths = {} if c.stage == "coarse" else {"homo": d, "hetero": (m - 1) * d}
-        self.dictionary = nn.ModuleDict({s: Dictionary(self.modalities, n, c.atoms, **options) for s, n in widths.items()})
+        self.dictionary = nn.ModuleDict(
+            {s: Dictionary(self.modalities, n, c.atoms, **options) for s, n in widths.items()}
+        )
         for space in self.dictionary:
             self.register_buffer(f"usage_{space}", torch.zeros(m, c.atoms))
         self.overlap: dict[str, Tensor] = {}
@@ -66,7 +85,9 @@ class DHMD(DMD):
     def extra_width(self, space: str, width: int) -> int:
         return width if self.config.stage != "coarse" and self.config.join_codes else 0
 
-    def lookup(self, space: str, sequences: dict[str, Tensor], masks: dict[str, Tensor]) -> Matches | None:
+    def lookup(
+        self, space: str, sequences: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> Matches | None:
         return self.dictionary[space](sequences, masks) if space in self.dictionary else None
 
     def joined(self, vectors: dict[str, Tensor], matches: Matches | None) -> dict[str, Tensor]:
@@ -84,32 +105,54 @@ class DHMD(DMD):
 
     def dictionary_terms(self, o: Outputs, edges: dict[str, Tensor]) -> dict[str, Tensor]:
         c, terms = self.config, {}
-        students, teachers = zip(*((self.modalities.index(s), self.modalities.index(t)) for s, t in pairs(self.modalities)), strict=True)
+        students, teachers = zip(
+            *(
+                (self.modalities.index(s), self.modalities.index(t))
+                for s, t in pairs(self.modalities)
+            ),
+            strict=True,
+        )
         complete = bool(o.present.all()) if o.matches else True  # the one wait for the device
         for space, found in o.matches.items():
             both = combinations(range(len(self.modalities)), 2)
-            terms[f"{space}_dictionary"] = sum(self.matching(found.code, None if complete else o.present, i, j) for i, j in both)
+            terms[f"{space}_dictionary"] = sum(
+                self.matching(found.code, None if complete else o.present, i, j) for i, j in both
+            )
             if c.match_activations:
-                # The coarse stage says who teaches whom; the fine stage must not move its edges, hence detached.
+                # The coarse stage says who teaches whom; the fine stage must not move its edges,
+                # hence detached.
                 usable = o.present[list(students)] & o.present[list(teachers)]
                 weights = edges[space].detach() if space in edges else usable / len(students)
-                distance = jensen_shannon(found.activation[list(students)], found.activation.detach()[list(teachers)])
+                distance = jensen_shannon(
+                    found.activation[list(students)], found.activation.detach()[list(teachers)]
+                )
                 terms[f"{space}_activation"] = distillation(distance * usable, weights)
             self.monitor(space, found, o.present)
         return terms
 
     def matching(self, code: Tensor, present: Tensor | None, i: int, j: int) -> Tensor:
-        """Symmetric InfoNCE between the codes of two modalities, over the utterances that have both (None: all do)."""
-        x, y = (code[i], code[j]) if present is None else (code[k][present[i] & present[j]] for k in (i, j))
+        """Symmetric InfoNCE between the codes of two modalities, over the utterances that have both
+        (None: all do).
+        """
+        x, y = (
+            (code[i], code[j])
+            if present is None
+            else (code[k][present[i] & present[j]] for k in (i, j))
+        )
         if len(x) == 0:
             return code.sum() * 0
-        return info_nce(x, y, temperature=self.config.match_temperature, symmetric=True, impl=self.config.impl)
+        return info_nce(
+            x, y, temperature=self.config.match_temperature, symmetric=True, impl=self.config.impl
+        )
 
     @torch.no_grad()
     def monitor(self, space: str, found: Matches, present: Tensor) -> None:
         self.overlap[space] = top_atom_overlap(found.activation, present)
         if self.training:
-            usage, now = getattr(self, f"usage_{space}"), found.activation.sum(1) / present.sum(1, keepdim=True).clamp(min=1)
+            usage, now = (
+                getattr(self, f"usage_{space}"),
+                found.activation.sum(1) / present.sum(1, keepdim=True).clamp(min=1),
+            )
             usage.lerp_(now, torch.where(usage.any(), 1 - self.config.usage_decay, 1.0).to(usage))
 
     def weights(self, progress: float) -> dict[str, float]:
@@ -117,16 +160,29 @@ class DHMD(DMD):
         return super().weights(progress) | {
             f"{space}_{term}": weight
             for space in self.dictionary
-            for term, weight in (("dictionary", c.weight_dictionary), ("activation", c.weight_activation))
+            for term, weight in (
+                ("dictionary", c.weight_dictionary),
+                ("activation", c.weight_activation),
+            )
         }
 
     def diagnostics(self) -> dict[str, float]:
-        """DMD's, and by space: `overlap`, share of utterance pairs of modalities with the same strongest atom, in the last `losses`
-        call; and by modality, over the recent batches: `entropy` of atom usage (1: even) and `dead`, the share of unused atoms."""
+        """DMD's, and by space: `overlap`, share of utterance pairs of modalities with the same
+        strongest atom, in the last `losses` call; and by modality, over the recent batches:
+        `entropy` of atom usage (1: even) and `dead`, the share of unused atoms.
+        """
         values = super().diagnostics()
         for space, overlap in self.overlap.items():
             usage = getattr(self, f"usage_{space}")
             values[f"dictionary/{space}/overlap"] = overlap.item()
-            for name, entropy, dead in zip(self.modalities, usage_entropy(usage).tolist(), dead_atoms(usage).tolist(), strict=True):
-                values |= {f"dictionary/{space}/entropy/{name}": entropy, f"dictionary/{space}/dead/{name}": dead}
+            for name, entropy, dead in zip(
+                self.modalities,
+                usage_entropy(usage).tolist(),
+                dead_atoms(usage).tolist(),
+                strict=True,
+            ):
+                values |= {
+                    f"dictionary/{space}/entropy/{name}": entropy,
+                    f"dictionary/{space}/dead/{name}": dead,
+                }
         return values

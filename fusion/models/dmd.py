@@ -1,15 +1,21 @@
-"""DMD: Decoupled Multimodal Distilling for emotion recognition (Li, Wang, Cui; CVPR 2023, arXiv 2303.13802).
+"""DMD: Decoupled Multimodal Distilling for emotion recognition (Li, Wang, Cui; CVPR 2023, arXiv
+2303.13802).
 
     X_m -> X~_m          projection to width d, m in {L text, V vision, A audio}
-    X~_m -> S_m, C_m     decoupling into a specific (heterogeneous) and a shared (homogeneous) part    modules/decoupling.py
-    C_m -> homo heads    one prediction and representation a modality; a GD-Unit distils between them  modules/graph_distillation.py
-    C_m -> C_fus         self-attention a modality, read out and concatenated; a prediction of its own
-    S_m, S_n -> h_m      cross-modal transformers m <- n, concatenated, then a memory transformer      modules/crossmodal.py
+    X~_m -> S_m, C_m     decoupling into a specific (heterogeneous) and a shared (homogeneous) part
+                         modules/decoupling.py
+    C_m -> homo heads    one prediction and representation a modality; a GD-Unit distils between
+                         them  modules/graph_distillation.py
+    C_m -> C_fus         self-attention a modality, read out and concatenated; a prediction of its
+                         own
+    S_m, S_n -> h_m      cross-modal transformers m <- n, concatenated, then a memory transformer
+                         modules/crossmodal.py
     h_m -> hetero heads  as the homo heads, with a GD-Unit of their own
     h_m, C_fus -> y      gated, concatenated, residual MLP
 
-What the authors' code (github.com/mdswyz/DMD, commit 516d4e1) does differently, and what is right, is in PUBLISHED below; every
-entry is one switch of `DMDConfig.as_published`. docs/papers/dmd.md explains each and says what the trainer corrects.
+What the authors' code (github.com/mdswyz/DMD, commit 516d4e1) does differently, and what is right,
+is in PUBLISHED below; every entry is one switch of `DMDConfig.as_published`. docs/papers/dmd.md
+explains each and says what the trainer corrects.
 """
 
 from __future__ import annotations
@@ -24,7 +30,12 @@ from torch.nn import functional as F
 
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses.disentangle import orthogonality, orthogonality_over_batch
-from mer.fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
+from mer.fusion.losses.graph import (
+    distillation,
+    edge_regulariser,
+    logit_distances,
+    representation_distances,
+)
 from mer.fusion.losses.margin import margin_loss, margin_loss_as_published
 from mer.fusion.losses.precision import widened
 from mer.fusion.losses.reconstruction import masked_mse
@@ -38,26 +49,39 @@ from mer.fusion.modules.graph_distillation import GDUnit
 from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
 from mer.pipeline.errors import DataError
 
-# The published orders: of modalities everywhere (L, V, A), and of the streams a memory transformer concatenates (L, A, V).
+# The published orders: of modalities everywhere (L, V, A), and of the streams a memory transformer
+# concatenates (L, A, V).
 ORDER = ("text", "vision", "audio")
 STREAM_ORDER = ("text", "audio", "vision")
 
-# What the public code does. Each is off by default; `as_published = ["all"]` reproduces the public model, number for number.
+# What the public code does. Each is off by default; `as_published = ["all"]` reproduces the public
+# model, number for number.
 PUBLISHED = {
-    "valid_convolution": "the projection is not padded: kernel - 1 steps are lost, and streams of equal length become unequal",
-    "flatten": "homo and alignment layers read the flattened sequence, so weights are tied to one padded length (`length_*`)",
+    "valid_convolution": "the projection is not padded: kernel - 1 steps are lost, and streams of "
+    "equal "
+    "length "
+    "become unequal",
+    "flatten": "homo and alignment layers read the flattened sequence, so weights are tied to one "
+    "padded "
+    "length (`length_*`)",
     "no_padding_mask": "padding takes part in attention, readout and every loss",
     "last_step": "sequences are read out at their last padded step",
-    "band_mask": "attention is limited to key - query <= |T_q - T_k|, which is causal only for equal lengths",
+    "band_mask": "attention is limited to key - query <= |T_q - T_k|, which is causal only for "
+    "equal "
+    "lengths",
     "zero_positions": "a step whose channel 0 is exactly 0 gets no position",
     "relu_representation": "the homo representation is taken after an in-place ReLU",
     "no_gate": "the fusion gate sigmoid(W h) replaces h instead of scaling it",
-    "authors_prior": "the GD-Units' prior favours text -> others (homo) and also vision -> audio (hetero)",
-    "homo_repr_unused": "the homo representation distillation is computed and left out of the total",
+    "authors_prior": "the GD-Units' prior favours text -> others (homo) and also vision -> audio "
+    "(hetero)",
+    "homo_repr_unused": "the homo representation distillation is computed and left out of the "
+    "total",
     "hetero_repr_repels": "the hetero representation term pushes modalities apart: max(0, cos)",
     "hetero_repr_reduced": "and it is averaged over the batch before the edges weigh it",
     "orthogonality": "max(0, cos), summed over the batch axis instead of the features",
-    "margin": "positives share the exact float label, negatives come from any modality, the margin is 0.15 |label difference|",
+    "margin": "positives share the exact float label, negatives come from any modality, the "
+    "margin is "
+    "0.15 |label difference|",
     "unused_layers": "a projection of the flattened S_m is computed that no loss uses",
 }
 
@@ -68,16 +92,19 @@ class DMDConfig:
     heads: int = 4
     layers: int = 2  # of the shared and cross-modal transformers; published 4
     memory_layers: int = 2  # of the memory transformers; published max(layers, 3)
-    kernel_text: int = 3  # of the projections' convolutions; published 5/5/5 (MOSI), text 5, audio 1, vision 3 (MOSEI)
+    # of the projections' convolutions; published 5/5/5 (MOSI), text 5, audio 1, vision 3 (MOSEI)
+    kernel_text: int = 3
     kernel_audio: int = 3
     kernel_vision: int = 3
-    readout: Literal["mean", "last"] = "mean"  # of the transformers: mean over the real steps, or the last real one
+    # of the transformers: mean over the real steps, or the last real one
+    readout: Literal["mean", "last"] = "mean"
     causal: bool = False  # transformers see no later steps
 
     dropout: float = 0.1  # everywhere where the next ones say nothing
     text_dropout: float | None = None  # on the text features
     embedding_dropout: float | None = None  # on the transformers' inputs
-    attention_dropout: float | None = None  # on attention weights where text is the source, and in the memory transformers
+    # on attention weights where text is the source, and in the memory transformers
+    attention_dropout: float | None = None
     attention_dropout_audio: float | None = None
     attention_dropout_vision: float | None = None
     hidden_dropout: float | None = None  # inside the transformers' feed-forward part
@@ -86,12 +113,14 @@ class DMDConfig:
 
     graph_width_homo: int = 64  # node code per half
     graph_width_hetero: int = 32
-    edge_softmax: Literal["all", "incoming"] = "all"  # over all edges of an utterance, or over those into one student
+    # over all edges of an utterance, or over those into one student
+    edge_softmax: Literal["all", "incoming"] = "all"
     edge_temperature: float = 8.0
     prior: Literal["uniform", "authors"] = "uniform"
     distill_temperature: float = 4.0  # classification only
     homo_representation: Literal["off", "match", "l1"] = "match"
-    hetero_representation: Literal["off", "match", "repel"] = "off"  # the specific parts are meant to differ
+    # the specific parts are meant to differ
+    hetero_representation: Literal["off", "match", "repel"] = "off"
     orthogonality: Literal["squared", "absolute", "hinge"] = "squared"
     margin: float = 0.15
     label_smoothing: float = 0.0  # of the task terms, classification only
@@ -115,12 +144,20 @@ class DMDConfig:
         names = tuple(PUBLISHED) if "all" in self.as_published else tuple(self.as_published)
         unknown = [n for n in names if n not in PUBLISHED]
         if unknown:
-            raise ValueError(f"as_published: unknown '{unknown[0]}'; known: all, {', '.join(PUBLISHED)}")
+            raise ValueError(
+                f"as_published: unknown '{unknown[0]}'; known: all, {', '.join(PUBLISHED)}"
+            )
         object.__setattr__(self, "as_published", names)
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width = {self.width} is not divisible by heads = {self.heads}")
-        if self.edge_softmax == "incoming" and "authors" in (self.prior, *(n.split("_")[0] for n in names)):
-            raise ValueError("the authors' prior is a distribution over all edges; it does not fit edge_softmax = 'incoming'")
+        if self.edge_softmax == "incoming" and "authors" in (
+            self.prior,
+            *(n.split("_")[0] for n in names),
+        ):
+            raise ValueError(
+                "the authors' prior is a distribution over all edges; it does not fit "
+                "edge_softmax = 'incoming'"
+            )
 
     def drop(self, kind: str) -> float:
         value = getattr(self, f"{kind}_dropout")
@@ -139,9 +176,10 @@ class DMDConfig:
 class Outputs:
     """All that one pass computes, modalities in the model's order.
 
-    present (M, B) bool; homo and hetero: logits (M, B, C) and representations (M, B, d) and (M, B, n); aligned (M, B, d), shared
-    vectors for the margin loss; last (M, B, n), the h_m read out; shared_logits and logits (B, C); unused (M, B, d) only as published;
-    matches: what a dictionary found in each space (DHMD).
+    present (M, B) bool; homo and hetero: logits (M, B, C) and representations (M, B, d) and (M, B,
+    n); aligned (M, B, d), shared vectors for the margin loss; last (M, B, n), the h_m read out;
+    shared_logits and logits (B, C); unused (M, B, d) only as published; matches: what a dictionary
+    found in each space (DHMD).
     """
 
     parts: dict[str, Parts]
@@ -163,7 +201,11 @@ class ResidualHead(nn.Module):
 
     def __init__(self, width: int, hidden: int, outputs: int, dropout: float):
         super().__init__()
-        self.fc1, self.fc2, self.out = nn.Linear(width, hidden), nn.Linear(hidden, width), nn.Linear(width, outputs)
+        self.fc1, self.fc2, self.out = (
+            nn.Linear(width, hidden),
+            nn.Linear(hidden, width),
+            nn.Linear(width, outputs),
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,23 +220,36 @@ class DMD(FusionModel):
 
     def __init__(self, config: DMDConfig, spec: DataSpec):
         super().__init__(config, spec)
-        names = sorted(spec.modalities, key=lambda m: (ORDER.index(m) if m in ORDER else len(ORDER), m))
+        names = sorted(
+            spec.modalities, key=lambda m: (ORDER.index(m) if m in ORDER else len(ORDER), m)
+        )
         if len(names) < 2:
-            raise DataError(f"{type(self).__name__} distils between modalities and needs two; got only {names[0]}: use --model {names[0]}")
+            raise DataError(
+                f"{type(self).__name__} distils between modalities and needs two; got only "
+                f"{names[0]}: use --model {names[0]}"
+            )
         self.modalities = tuple(names)
         c, d, m = config, config.width, len(names)
         self.decoupling = Decoupling(
-            {n: spec.modalities[n] for n in names}, d, {n: c.of("kernel", n) for n in names}, valid="valid_convolution" in c.as_published
+            {n: spec.modalities[n] for n in names},
+            d,
+            {n: c.of("kernel", n) for n in names},
+            valid="valid_convolution" in c.as_published,
         )
         self.standardise = nn.ModuleDict({n: Standardise(spec.modalities[n]) for n in names})
         self.text_dropout = nn.Dropout(c.drop("text"))
 
-        # Shared parts. A vector is the mean over steps, or (as published) all steps one after the other.
+        # Shared parts. A vector is the mean over steps, or (as published) all steps one after the
+        # other.
         vector = {n: d * self.steps(n) if "flatten" in c.as_published else d for n in names}
         homo = {n: width + self.extra_width("homo", d) for n, width in vector.items()}
         self.align = nn.ModuleDict({n: nn.Linear(vector[n], d) for n in names})
-        self.unused = nn.ModuleDict({n: nn.Linear(vector[n], d) for n in names if "unused_layers" in c.as_published})
-        self.homo_head = nn.ModuleDict({n: ResidualHead(homo[n], d, spec.outputs, c.drop("output")) for n in names})
+        self.unused = nn.ModuleDict(
+            {n: nn.Linear(vector[n], d) for n in names if "unused_layers" in c.as_published}
+        )
+        self.homo_head = nn.ModuleDict(
+            {n: ResidualHead(homo[n], d, spec.outputs, c.drop("output")) for n in names}
+        )
         self.self_attention = nn.ModuleDict({n: self.encoder(d, c.layers, n) for n in names})
         shared = m * (d + self.extra_width("homo", d))
         self.shared_head = ResidualHead(shared, shared, spec.outputs, c.drop("output"))
@@ -202,18 +257,31 @@ class DMD(FusionModel):
         # Specific parts.
         memory = (m - 1) * d
         hetero = memory + self.extra_width("hetero", memory)
-        self.cross = nn.ModuleDict({f"{n}<-{s}": self.encoder(d, c.layers, s) for n in names for s in self.sources(n)})
-        self.memory = nn.ModuleDict({n: self.encoder(memory, c.memory_layers, "text") for n in names})
-        self.hetero_head = nn.ModuleDict({n: ResidualHead(hetero, hetero, spec.outputs, c.drop("output")) for n in names})
+        self.cross = nn.ModuleDict(
+            {f"{n}<-{s}": self.encoder(d, c.layers, s) for n in names for s in self.sources(n)}
+        )
+        self.memory = nn.ModuleDict(
+            {n: self.encoder(memory, c.memory_layers, "text") for n in names}
+        )
+        self.hetero_head = nn.ModuleDict(
+            {n: ResidualHead(hetero, hetero, spec.outputs, c.drop("output")) for n in names}
+        )
 
         # Fusion and graphs.
         self.gate = nn.ModuleDict({n: nn.Linear(hetero, hetero) for n in names})
         self.shared_gate = nn.Linear(shared, shared)
-        self.fused_head = ResidualHead(m * hetero + shared, m * hetero + shared, spec.outputs, c.drop("output"))
+        self.fused_head = ResidualHead(
+            m * hetero + shared, m * hetero + shared, spec.outputs, c.drop("output")
+        )
         prior = "authors" if self.published("authors_prior") else c.prior
         options = dict(softmax=c.edge_softmax, temperature=c.edge_temperature, prior=prior)
         sizes = {"homo": (d, c.graph_width_homo), "hetero": (hetero, c.graph_width_hetero)}
-        self.graph = nn.ModuleDict({s: GDUnit(self.modalities, spec.outputs, *n, space=s, **options) for s, n in sizes.items()})
+        self.graph = nn.ModuleDict(
+            {
+                s: GDUnit(self.modalities, spec.outputs, *n, space=s, **options)
+                for s, n in sizes.items()
+            }
+        )
         self.logged: dict[str, Tensor] = {}
 
     def published(self, name: str) -> bool:
@@ -221,7 +289,9 @@ class DMD(FusionModel):
 
     def sources(self, modality: str) -> list[str]:
         others = [n for n in self.modalities if n != modality]
-        return sorted(others, key=lambda n: STREAM_ORDER.index(n) if n in STREAM_ORDER else len(STREAM_ORDER))
+        return sorted(
+            others, key=lambda n: STREAM_ORDER.index(n) if n in STREAM_ORDER else len(STREAM_ORDER)
+        )
 
     def steps(self, modality: str) -> int:
         """Steps of a flattened sequence."""
@@ -229,8 +299,10 @@ class DMD(FusionModel):
         steps = length - kernel + 1 if self.published("valid_convolution") else length
         if steps < 1:
             raise DataError(
-                f"model_args.length_{modality} = {length} leaves no step to a convolution of kernel_{modality} = {kernel}; "
-                f"set model_args.kernel_{modality} lower or leave out as_published 'valid_convolution'"
+                f"model_args.length_{modality} = {length} leaves no step to a convolution of "
+                f"kernel_{modality} = {kernel}; "
+                f"set model_args.kernel_{modality} lower or leave out as_published "
+                "'valid_convolution'"
             )
         return steps
 
@@ -253,16 +325,23 @@ class DMD(FusionModel):
         """How much `refine` adds to a vector of this space."""
         return 0
 
-    def lookup(self, space: str, sequences: dict[str, Tensor], masks: dict[str, Tensor]) -> Matches | None:
-        """A hook for what finds codes in the sequences of a space; their vectors are joined to those that the heads read."""
+    def lookup(
+        self, space: str, sequences: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> Matches | None:
+        """A hook for what finds codes in the sequences of a space; their vectors are joined to
+        those that the heads read.
+        """
         return None
 
     def joined(self, vectors: dict[str, Tensor], matches: Matches | None) -> dict[str, Tensor]:
         if matches is None:
             return vectors
-        return {m: torch.cat([v, code], 1) for (m, v), code in zip(vectors.items(), matches.code, strict=True)}
+        return {
+            m: torch.cat([v, code], 1)
+            for (m, v), code in zip(vectors.items(), matches.code, strict=True)
+        }
 
-    # ------------------------------------------------------------------------------------------------------------------ one pass
+    # --- one pass
 
     def decouple(self, batch: Batch) -> dict[str, Parts]:
         parts = {}
@@ -280,8 +359,10 @@ class DMD(FusionModel):
         length = self.config.of("length", modality)
         if x.shape[1] > length:
             raise DataError(
-                f"{modality}: {x.shape[1]} steps, but as_published 'flatten' ties the weights to {length}; "
-                f"set model_args.length_{modality} to the longest sequence of the corpus or leave the switch out"
+                f"{modality}: {x.shape[1]} steps, but as_published 'flatten' ties the weights to "
+                f"{length}; "
+                f"set model_args.length_{modality} to the longest sequence of the corpus or leave "
+                "the switch out"
             )
         return F.pad(x, (0, 0, 0, length - x.shape[1])), F.pad(mask, (0, length - x.shape[1]))
 
@@ -296,7 +377,9 @@ class DMD(FusionModel):
 
     def vector(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, T, d) -> (B, n), for the layers that may be flattening."""
-        return zero_padding(x, mask).flatten(1) if self.published("flatten") else masked_mean(x, mask)
+        return (
+            zero_padding(x, mask).flatten(1) if self.published("flatten") else masked_mean(x, mask)
+        )
 
     def attend(self, modality: str, parts: dict[str, Parts]) -> Tensor:
         """The specific part of one modality as the others see it: (B, T, (M-1) d)."""
@@ -305,7 +388,9 @@ class DMD(FusionModel):
         for source in self.sources(modality):
             other = parts[source]
             encoder = self.cross[f"{modality}<-{source}"]
-            streams.append(encoder(own.specific, other.specific, mask=own.mask, source_mask=other.mask))
+            streams.append(
+                encoder(own.specific, other.specific, mask=own.mask, source_mask=other.mask)
+            )
         return self.memory[modality](torch.cat(streams, -1), mask=own.mask)
 
     def gated(self, gate: nn.Linear, x: Tensor) -> Tensor:
@@ -320,7 +405,10 @@ class DMD(FusionModel):
         vectors = {m: self.vector(x, masks[m]) for m, x in shared.items()}
         matches = {"homo": self.lookup("homo", shared, masks)}
         homo = [self.homo_head[m](x) for m, x in self.joined(vectors, matches["homo"]).items()]
-        attended = {m: self.readout(self.self_attention[m](x, mask=masks[m]), masks[m]) for m, x in shared.items()}
+        attended = {
+            m: self.readout(self.self_attention[m](x, mask=masks[m]), masks[m])
+            for m, x in shared.items()
+        }
         in_common = torch.cat(list(self.joined(attended, matches["homo"]).values()), 1)
 
         memory = {m: self.attend(m, parts) for m in parts}
@@ -329,14 +417,20 @@ class DMD(FusionModel):
         specific = self.joined(last, matches["hetero"])
         hetero = [self.hetero_head[m](x) for m, x in specific.items()]
 
-        fused = [self.gated(self.gate[m], x) for m, x in specific.items()] + [self.gated(self.shared_gate, in_common)]
+        fused = [self.gated(self.gate[m], x) for m, x in specific.items()] + [
+            self.gated(self.shared_gate, in_common)
+        ]
         representation = torch.stack([hidden for _, hidden, _ in homo])
-        unused = [layer(self.vector(parts[m].specific, masks[m])) for m, layer in self.unused.items()]
+        unused = [
+            layer(self.vector(parts[m].specific, masks[m])) for m, layer in self.unused.items()
+        ]
         return Outputs(
             parts=parts,
             present=torch.stack([mask.any(1) for mask in masks.values()]),
             homo_logits=torch.stack([logits for logits, _, _ in homo]),
-            homo_representation=representation.relu() if self.published("relu_representation") else representation,
+            homo_representation=representation.relu()
+            if self.published("relu_representation")
+            else representation,
             hetero_logits=torch.stack([logits for logits, _, _ in hetero]),
             hetero_representation=torch.stack([y for _, _, y in hetero]),
             aligned=torch.stack([self.align[m](x) for m, x in vectors.items()]),
@@ -349,19 +443,32 @@ class DMD(FusionModel):
 
     def forward(self, batch: Batch) -> Prediction:
         outputs = self.encode(batch)
-        return Prediction(outputs.logits, unimodal=dict(zip(self.modalities, outputs.homo_logits, strict=True)))
+        return Prediction(
+            outputs.logits, unimodal=dict(zip(self.modalities, outputs.homo_logits, strict=True))
+        )
 
     def spaces(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """{"shared": C_m, "specific": S_m} by modality, each the mean over real steps, (B, d). For pictures."""
+        """{"shared": C_m, "specific": S_m} by modality, each the mean over real steps, (B, d). For
+        pictures.
+        """
         parts = self.decouple(batch)
-        return {k: {m: masked_mean(getattr(p, k), p.mask) for m, p in parts.items()} for k in ("shared", "specific")}
+        return {
+            k: {m: masked_mean(getattr(p, k), p.mask) for m, p in parts.items()}
+            for k in ("shared", "specific")
+        }
 
-    # -------------------------------------------------------------------------------------------------------------------- losses
+    # --- losses
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Terms over several modalities or edges are sums over them, as in the paper; each summand is a mean over its samples or steps."""
+        """Terms over several modalities or edges are sums over them, as in the paper; each summand
+        is a mean over its samples or steps.
+        """
         outputs = self.encode(batch)
-        return self.task_terms(outputs, batch) | self.decoupling_terms(outputs, batch) | self.graph_terms(outputs, self.edges(outputs))
+        return (
+            self.task_terms(outputs, batch)
+            | self.decoupling_terms(outputs, batch)
+            | self.graph_terms(outputs, self.edges(outputs))
+        )
 
     def task_terms(self, o: Outputs, batch: Batch) -> dict[str, Tensor]:
         def term(logits: Tensor, present: Tensor) -> Tensor:
@@ -382,24 +489,35 @@ class DMD(FusionModel):
         if self.published("orthogonality"):
             parallel = sum(orthogonality_over_batch(p.specific, p.shared) for p in parts)
         else:
-            parallel = sum(orthogonality(p.specific, p.shared, p.mask, kind=self.config.orthogonality) for p in parts)
+            parallel = sum(
+                orthogonality(p.specific, p.shared, p.mask, kind=self.config.orthogonality)
+                for p in parts
+            )
         return {
-            "reconstruction": sum(masked_mse(widened(p.restored), widened(p.origin), p.mask) for p in parts),
+            "reconstruction": sum(
+                masked_mse(widened(p.restored), widened(p.origin), p.mask) for p in parts
+            ),
             "cycle": sum(masked_mse(widened(p.again), widened(p.specific), p.mask) for p in parts),
             "orthogonality": parallel,
             "margin": self.margin_term(o, batch),
         }
 
     def margin_term(self, o: Outputs, batch: Batch) -> Tensor:
-        if self.published("margin"):  # rows are utterance-major there; the loss does not depend on their order
+        # rows are utterance-major there; the loss does not depend on their order
+        if self.published("margin"):
             score = batch.target.flatten(1)[:, 0] if batch.target.ndim > 1 else batch.target
-            return margin_loss_as_published(o.aligned.flatten(0, 1), score.float().repeat(len(self.modalities)))
+            return margin_loss_as_published(
+                o.aligned.flatten(0, 1), score.float().repeat(len(self.modalities))
+            )
         same, known = same_emotion(batch.target, task=self.spec.task)
         return margin_loss(o.aligned, same, known, o.present, margin=self.config.margin)
 
     def edges(self, o: Outputs) -> dict[str, Tensor]:
         """(E, B) by space."""
-        seen = {"homo": (o.homo_logits, o.homo_representation), "hetero": (o.hetero_logits, o.hetero_representation)}
+        seen = {
+            "homo": (o.homo_logits, o.homo_representation),
+            "hetero": (o.hetero_logits, o.hetero_representation),
+        }
         edges = {space: graph(*seen[space], o.present) for space, graph in self.graph.items()}
         self.logged = {space: e.detach().mean(1) for space, e in edges.items()}
         return edges
@@ -417,7 +535,9 @@ class DMD(FusionModel):
         for space, graph in self.graph.items():
             weights = graph.weights(edges[space], o.present)
             ends = graph.student, graph.teacher
-            distances = logit_distances(logits[space], *ends, task=self.spec.task, temperature=c.distill_temperature)
+            distances = logit_distances(
+                logits[space], *ends, task=self.spec.task, temperature=c.distill_temperature
+            )
             terms[f"{space}_logit"] = distillation(distances, weights)
             terms[f"{space}_edges"] = edge_regulariser(edges[space], graph.prior, o.present.all(0))
             if kind[space] != "off":
@@ -429,7 +549,12 @@ class DMD(FusionModel):
 
     def weights(self, progress: float) -> dict[str, float]:
         c = self.config
-        weights = {"task": 1.0, "shared": c.weight_shared, "homo": c.weight_heads, "hetero": c.weight_heads}
+        weights = {
+            "task": 1.0,
+            "shared": c.weight_shared,
+            "homo": c.weight_heads,
+            "hetero": c.weight_heads,
+        }
         weights |= {"reconstruction": c.weight_reconstruction, "cycle": c.weight_reconstruction}
         weights |= {"orthogonality": c.weight_orthogonality, "margin": c.weight_margin}
         for space in ("homo", "hetero"):
@@ -442,13 +567,29 @@ class DMD(FusionModel):
         return {m: [layer] for m, layer in self.standardise.items()}
 
     def diagnostics(self) -> dict[str, float]:
-        """`edge/<space>/<teacher>-><student>`: mean edge weights of the last `losses` call, before the prior is added."""
-        named = {space: zip(self.graph[space].names(), mean.tolist(), strict=True) for space, mean in self.logged.items()}
-        return {f"edge/{space}/{name}": weight for space, edges in named.items() for name, weight in edges}
+        """`edge/<space>/<teacher>-><student>`: mean edge weights of the last `losses` call, before
+        the prior is added.
+        """
+        named = {
+            space: zip(self.graph[space].names(), mean.tolist(), strict=True)
+            for space, mean in self.logged.items()
+        }
+        return {
+            f"edge/{space}/{name}": weight
+            for space, edges in named.items()
+            for name, weight in edges
+        }
 
 
 # The authors' parameter names, and ours. Groups are translated by WORDS.
-WORDS = {"l": "text", "v": "vision", "a": "audio", "proj1": "fc1", "proj2": "fc2", "out_layer": "out"}
+WORDS = {
+    "l": "text",
+    "v": "vision",
+    "a": "audio",
+    "proj1": "fc1",
+    "proj2": "fc2",
+    "out_layer": "out",
+}
 WORDS |= {"W_logit": "logit", "W_repr": "representation", "W_edge": "edge"}
 RENAMED = {
     r"proj_([lva])": "decoupling.project.{}",
@@ -469,15 +610,22 @@ RENAMED = {
     r"homo\.(W_logit|W_repr|W_edge)": "graph.homo.{}",
     r"hetero\.(W_logit|W_repr|W_edge)": "graph.hetero.{}",
 }
-LAYER = {"self_attn.in_proj_": "attention.qkv.", "self_attn.out_proj": "attention.out", "layer_norms.0": "norm1", "layer_norms.1": "norm2"}
+LAYER = {
+    "self_attn.in_proj_": "attention.qkv.",
+    "self_attn.out_proj": "attention.out",
+    "layer_norms.0": "norm1",
+    "layer_norms.1": "norm2",
+}
 LAYER |= {"layer_norm.": "norm."}
 
 
 def from_published(state: dict[str, Tensor], config: DMDConfig) -> dict[str, Tensor]:
-    """The authors' `state_dict` (its GD-Units' entries prefixed `homo.` and `hetero.`) under this model's names.
+    """The authors' `state_dict` (its GD-Units' entries prefixed `homo.` and `hetero.`) under this
+    model's names.
 
-    For text, vision and audio, and as_published "flatten"; the other switches are free. 1x1 convolutions become linear layers, and
-    the columns of the alignment layers are reordered from channel-major to time-major.
+    For text, vision and audio, and as_published "flatten"; the other switches are free. 1x1
+    convolutions become linear layers, and the columns of the alignment layers are reordered from
+    channel-major to time-major.
     """
     renamed = {}
     for name, value in state.items():

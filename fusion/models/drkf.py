@@ -7,7 +7,8 @@
     KF    z   = FE([cls; H_1; sep; H_2; sep])[0]        fusion encoder
           EC(z) the emotion, ED(z) whether the two modalities carry the same one
 
-The corrected objective, the paper's figures and every difference from the authors' code are in docs/papers/drkf.md.
+The corrected objective, the paper's figures and every difference from the authors' code are in
+docs/papers/drkf.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mer.fusion.batch import Batch, DataSpec
-from mer.fusion.losses import balanced_bce, info_nce, kl_to_label, kl_to_posterior, masked_mse, mi_lower_bound, nt_xent, same_emotion
+from mer.fusion.losses import (
+    balanced_bce,
+    info_nce,
+    kl_to_label,
+    kl_to_posterior,
+    masked_mse,
+    mi_lower_bound,
+    nt_xent,
+    same_emotion,
+)
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.dropout import LockedDropout
@@ -43,32 +53,45 @@ class DRKFConfig:
     feature_dropout: float = 0.1  # on the frozen features, before the adapter
     positions: str = "sinusoidal"  # sinusoidal | learned (published), always restarted per modality
     max_positions: int = 2800  # rows of the learned table
-    fe_input: str = "adapter"  # adapter: FE reads H | raw: FE has an adapter of its own, so ORL cannot reach it (published wiring)
+    # adapter: FE reads H | raw: FE has an adapter of its own, so ORL cannot reach it (published
+    # wiring)
+    fe_input: str = "adapter"
 
     ae_blocks: int = 3  # K autoencoders in cascade (published: 5)
-    ae_layers: tuple[int, ...] = (64, 32, 16)  # widths of a block's encoder (published: 256, 128, 64)
-    ae_noise: float = 0.1  # dropout on the autoencoder's input, so that the identity is no solution (published: 0)
-    progressive: str = "ramp"  # off | ramp: weights of MI, rec, KL grow from 0 | blocks: active autoencoders grow from 1 to K
+    # widths of a block's encoder (published: 256, 128, 64)
+    ae_layers: tuple[int, ...] = (64, 32, 16)
+    # dropout on the autoencoder's input, so that the identity is no solution (published: 0)
+    ae_noise: float = 0.1
+    # off | ramp: weights of MI, rec, KL grow from 0 | blocks: active autoencoders grow from 1 to K
+    progressive: str = "ramp"
     progressive_share: float = 0.15  # the share of training over which they grow
 
     d_p: int = 128  # width of the contrastive space (published: 1024)
-    mi_projection: str = "both"  # both views through P_m | raw: only the raw view (published; needs d_p = d)
-    mi_direction: str = "both"  # of the cross-modal term: both | first, e.g. audio to text only (published)
+    # both views through P_m | raw: only the raw view (published; needs d_p = d)
+    mi_projection: str = "both"
+    # of the cross-modal term: both | first, e.g. audio to text only (published)
+    mi_direction: str = "both"
     tau: float = 0.1  # first value of the learned temperature (published: 0.731)
     tau_low: float = 0.01  # its lower bound (published bounds: 0 and 1)
     tau_high: float = 1.0  # the upper one
     tau_lr_scale: float = 10.0  # on the learning rate of theta (published: 1)
     impl: str = "auto"  # of the contrastive losses: auto | eager | chunked | triton
 
-    rec_stop: str = "both"  # no gradient of rec through: both input and target | target | none (published)
-    kl_target: str = "label"  # label (the paper's figure) | posterior of the raw view (the code's intent) | off
+    # no gradient of rec through: both input and target | target | none (published)
+    rec_stop: str = "both"
+    # label (the paper's figure) | posterior of the raw view (the code's intent) | off
+    kl_target: str = "label"
     kl_smoothing: float = 0.1  # of the label in KL(label || q)
 
     ed_positives: int = 1  # same-emotion partners per anchor
     ed_negatives: int = 1  # other-emotion partners per anchor
-    ed_anchors: float = 0.25  # share of the batch used as anchors; a pair costs one pass of the fusion encoder (published: 1)
-    ed_natural: bool = False  # also show the true pairs, as positives (the label of ED is then known to be wrong for mixed emotions)
-    ed_jaccard: float = 1.0  # multi-label: overlap of label sets from which two utterances carry the same emotion
+    # share of the batch used as anchors; a pair costs one pass of the fusion encoder (published: 1)
+    ed_anchors: float = 0.25
+    # also show the true pairs, as positives (the label of ED is then known to be wrong for mixed
+    # emotions)
+    ed_natural: bool = False
+    # multi-label: overlap of label sets from which two utterances carry the same emotion
+    ed_jaccard: float = 1.0
 
     label_smoothing: float = 0.0  # of the classification terms
     regression_loss: str = "l1"  # l1 | mse
@@ -95,16 +118,25 @@ class DRKFConfig:
             if getattr(self, field) not in values:
                 raise DataError(f"{field}={getattr(self, field)!r}: known are {', '.join(values)}")
         if self.mi_projection == "raw" and self.d_p != self.d:
-            raise DataError(f"mi_projection='raw' compares d_p = {self.d_p} with d = {self.d} numbers; set d_p to {self.d}")
+            raise DataError(
+                f"mi_projection='raw' compares d_p = {self.d_p} with d = {self.d} numbers; set "
+                f"d_p to {self.d}"
+            )
         if not self.tau_low < self.tau < self.tau_high:
-            raise DataError(f"tau={self.tau} must lie between tau_low={self.tau_low} and tau_high={self.tau_high}")
+            raise DataError(
+                f"tau={self.tau} must lie between tau_low={self.tau_low} and "
+                f"tau_high={self.tau_high}"
+            )
         for field in ("layers", "ae_blocks", "ed_positives", "ed_negatives"):
             if getattr(self, field) < 1:
                 raise DataError(f"{field}={getattr(self, field)}: at least one is needed")
         if not self.ae_layers:
             raise DataError("ae_layers is empty: name at least one width, such as 64,32,16")
         if not 0 < self.ed_anchors <= 1:
-            raise DataError(f"ed_anchors={self.ed_anchors} must lie above 0 and be at most 1; w_ed=0 switches ED off")
+            raise DataError(
+                f"ed_anchors={self.ed_anchors} must lie above 0 and be at most 1; w_ed=0 switches "
+                "ED off"
+            )
 
 
 class DRKF(FusionModel):
@@ -114,18 +146,32 @@ class DRKF(FusionModel):
         self.pairs = list(combinations(names, 2))
 
         def adapters() -> nn.ModuleDict:
-            return nn.ModuleDict({m: Adapter(width, c.d, dropout=c.feature_dropout) for m, width in spec.modalities.items()})
+            return nn.ModuleDict(
+                {
+                    m: Adapter(width, c.d, dropout=c.feature_dropout)
+                    for m, width in spec.modalities.items()
+                }
+            )
 
         self.adapter = adapters()
         self.fe_adapter = adapters() if c.fe_input == "raw" else None
         self.unimodal = nn.ModuleDict({m: nn.Linear(c.d, spec.outputs) for m in names})
         self.fe = FusionEncoder(
-            names, c.d, layers=c.layers, heads=c.heads, ffn=c.ffn, dropout=c.dropout, positions=c.positions, max_positions=c.max_positions
+            names,
+            c.d,
+            layers=c.layers,
+            heads=c.heads,
+            ffn=c.ffn,
+            dropout=c.dropout,
+            positions=c.positions,
+            max_positions=c.max_positions,
         )
         self.ec = mlp(c.d, c.d, spec.outputs, dropout=c.dropout)
         self.ed = mlp(c.d, c.d, 1, dropout=c.dropout) if self.pairs else None
 
-        self.autoencoder = nn.ModuleDict({m: ResidualAutoencoder(c.d, c.ae_layers, c.ae_blocks) for m in names})
+        self.autoencoder = nn.ModuleDict(
+            {m: ResidualAutoencoder(c.d, c.ae_layers, c.ae_blocks) for m in names}
+        )
         self.noise = LockedDropout(c.ae_noise)
         self.projection = nn.ModuleDict(
             {m: nn.Sequential(nn.Linear(c.d, c.d), nn.ReLU(), nn.Linear(c.d, c.d_p)) for m in names}
@@ -144,8 +190,12 @@ class DRKF(FusionModel):
         alone = {m: self.unimodal[m](masked_mean(h[m], mask[m])) for m in h}
         return Prediction(self.ec(z), alone, share, self.disagreement(z, x, mask))
 
-    def disagreement(self, z: Tensor, x: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor | None:
-        """(B,) 1 - P(same emotion), mean over the pairs of modalities that the row has; NaN for a row with fewer than two."""
+    def disagreement(
+        self, z: Tensor, x: dict[str, Tensor], mask: dict[str, Tensor]
+    ) -> Tensor | None:
+        """(B,) 1 - P(same emotion), mean over the pairs of modalities that the row has; NaN for a
+        row with fewer than two.
+        """
         if not self.pairs:
             return None
         values, valid = [], []
@@ -163,7 +213,10 @@ class DRKF(FusionModel):
     # Training
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """ec, uni_m, mi_m, mi_m_n, rec_m, kl_m, ed: as in docs/papers/drkf.md. Rows that lack a modality take no part in its terms."""
+        """ec, uni_m, mi_m, mi_m_n, rec_m, kl_m, ed: as in docs/papers/drkf.md.
+
+        Rows that lack a modality take no part in its terms.
+        """
         c, task, target = self.config, self.spec.task, batch.target
         mask = {m: batch.mask(m) for m in self.spec.modalities}
         h = self.adapt(self.adapter, batch, mask)
@@ -173,7 +226,11 @@ class DRKF(FusionModel):
 
         def rows(*names: str) -> Tensor | slice:
             """Index of the rows that have all these modalities."""
-            return slice(None) if complete else torch.stack([present[m] for m in names]).all(0).nonzero()[:, 0]
+            return (
+                slice(None)
+                if complete
+                else torch.stack([present[m] for m in names]).all(0).nonzero()[:, 0]
+            )
 
         self.last = {}
         z, _ = self.fe(x, mask)
@@ -195,13 +252,19 @@ class DRKF(FusionModel):
             g = self.augment(m, h[m], progress)
             if c.w_rec:
                 again = self.augment(m, h[m].detach(), progress) if c.rec_stop == "both" else g
-                terms[f"rec_{m}"] = masked_mse(again, h[m] if c.rec_stop == "none" else h[m].detach(), mask[m])
+                terms[f"rec_{m}"] = masked_mse(
+                    again, h[m] if c.rec_stop == "none" else h[m].detach(), mask[m]
+                )
             pooled = masked_mean(g, mask[m])[r]
             if c.w_mi:
                 v = self.projection[m](pooled) if c.mi_projection == "both" else pooled
                 terms[f"mi_{m}"] = nt_xent(u[m][r], v, temperature=tau, impl=c.impl)
-                self.last[f"mi_bound_{m}"] = mi_lower_bound(terms[f"mi_{m}"].detach(), 2 * len(v) - 1)
-                self.last[f"cosine_{m}"] = F.cosine_similarity(u[m][r].detach(), v.detach(), dim=1).mean()
+                self.last[f"mi_bound_{m}"] = mi_lower_bound(
+                    terms[f"mi_{m}"].detach(), 2 * len(v) - 1
+                )
+                self.last[f"cosine_{m}"] = F.cosine_similarity(
+                    u[m][r].detach(), v.detach(), dim=1
+                ).mean()
             if self.uses_kl:
                 q = self.unimodal[m](pooled)
                 terms[f"kl_{m}"] = (
@@ -213,30 +276,51 @@ class DRKF(FusionModel):
             for m, n in self.pairs:
                 r = rows(m, n)
                 if len(target[r]):
-                    loss = info_nce(u[m][r], u[n][r], temperature=tau, symmetric=c.mi_direction == "both", impl=c.impl)
+                    loss = info_nce(
+                        u[m][r],
+                        u[n][r],
+                        temperature=tau,
+                        symmetric=c.mi_direction == "both",
+                        impl=c.impl,
+                    )
                     terms[f"mi_{m}_{n}"] = loss
                     self.last[f"mi_bound_{m}_{n}"] = mi_lower_bound(loss.detach(), len(target[r]))
         if c.w_ed and self.pairs:
             terms["ed"] = self.discrimination(x, mask, present, target, z)
-        self.last["ramp"], self.last["ae_blocks"] = self.ramp(progress), float(self.blocks(progress))
+        self.last["ramp"], self.last["ae_blocks"] = (
+            self.ramp(progress),
+            float(self.blocks(progress)),
+        )
         return terms
 
     def augment(self, m: str, h: Tensor, progress: float) -> Tensor:
         return self.autoencoder[m](self.noise(h), active=self.blocks(progress))[0]
 
     def discrimination(
-        self, x: dict[str, Tensor], mask: dict[str, Tensor], present: dict[str, Tensor], target: Tensor, z: Tensor
+        self,
+        x: dict[str, Tensor],
+        mask: dict[str, Tensor],
+        present: dict[str, Tensor],
+        target: Tensor,
+        z: Tensor,
     ) -> Tensor:
-        """ED on pairs (modality m of i, modality n of j), i != j, target: same emotion. The anchors i are dealt out over the
-        pairs of modalities; partners are drawn by label, and both inputs gathered by index."""
+        """ED on pairs (modality m of i, modality n of j), i != j, target: same emotion.
+
+        The anchors i are dealt out over the pairs of modalities; partners are drawn by label, and
+        both inputs gathered by index.
+        """
         c = self.config
         same, labelled = same_emotion(target, task=self.spec.task, jaccard=c.ed_jaccard)
-        anchors = torch.randperm(len(target), device=target.device)[: max(1, round(c.ed_anchors * len(target)))]
+        anchors = torch.randperm(len(target), device=target.device)[
+            : max(1, round(c.ed_anchors * len(target)))
+        ]
         logits, truth, known = [], [], []
         for (m, n), i in zip(self.pairs, anchors.tensor_split(len(self.pairs)), strict=True):
             allowed = (labelled & present[n])[None] & (labelled & present[m])[i, None]
             allowed = allowed & (torch.arange(len(target), device=i.device) != i[:, None])
-            j, is_same, valid = sample_pairs(same[i], allowed, positives=c.ed_positives, negatives=c.ed_negatives)
+            j, is_same, valid = sample_pairs(
+                same[i], allowed, positives=c.ed_positives, negatives=c.ed_negatives
+            )
             i = i[:, None].expand_as(j).flatten()
             j = j.flatten()
             pair, _ = self.fe({m: x[m][i], n: x[n][j]}, {m: mask[m][i], n: mask[n][j]})
@@ -257,7 +341,9 @@ class DRKF(FusionModel):
         weights = {"ec": c.w_ec}
         weights |= {f"uni_{m}": c.w_uni for m in names if c.w_uni}
         weights |= {f"mi_{m}": rho * c.w_mi for m in names if c.w_mi}
-        weights |= {f"mi_{m}_{n}": rho * c.w_cross / len(self.pairs) for m, n in self.pairs if c.w_cross}
+        weights |= {
+            f"mi_{m}_{n}": rho * c.w_cross / len(self.pairs) for m, n in self.pairs if c.w_cross
+        }
         weights |= {f"rec_{m}": rho * c.w_rec for m in names if c.w_rec}
         weights |= {f"kl_{m}": rho * c.w_kl for m in names if self.uses_kl}
         return weights | ({"ed": c.w_ed} if c.w_ed and self.pairs else {})
@@ -267,15 +353,24 @@ class DRKF(FusionModel):
         return bool(self.config.w_kl) and self.config.kl_target != "off"
 
     def ramp(self, progress: float) -> float:
-        return ramp(progress, self.config.progressive_share) if self.config.progressive == "ramp" else 1.0
+        return (
+            ramp(progress, self.config.progressive_share)
+            if self.config.progressive == "ramp"
+            else 1.0
+        )
 
     def blocks(self, progress: float) -> int:
         c = self.config
-        return active_blocks(progress, c.progressive_share, c.ae_blocks) if c.progressive == "blocks" else c.ae_blocks
+        return (
+            active_blocks(progress, c.progressive_share, c.ae_blocks)
+            if c.progressive == "blocks"
+            else c.ae_blocks
+        )
 
     def diagnostics(self) -> dict[str, float]:
-        """Of the last `losses` call: tau, mi_bound_* (nats), cosine_m of raw and augmented view (1: the augmentation is empty),
-        ed_balanced_accuracy on the batch's pairs, ramp, ae_blocks."""
+        """Of the last `losses` call: tau, mi_bound_* (nats), cosine_m of raw and augmented view (1:
+        the augmentation is empty), ed_balanced_accuracy on the batch's pairs, ramp, ae_blocks.
+        """
         return {name: float(value) for name, value in self.last.items()}
 
     def standardisers(self) -> dict[str, list[Standardise]]:

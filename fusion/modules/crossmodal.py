@@ -1,7 +1,9 @@
-"""Cross-modal transformers (MulT, Tsai et al. 2019; DMD section 3.3): pre-norm layers whose queries come from one modality
-and whose keys and values come from another. Without a source they are plain self-attention encoders.
+"""Cross-modal transformers (MulT, Tsai et al. 2019; DMD section 3.3): pre-norm layers whose queries
+come from one modality and whose keys and values come from another. Without a source they are plain
+self-attention encoders.
 
-Symbols: B batch, T steps, d width, n true lengths. Everything is batch-first, (B, T, d), and padding is carried as a mask.
+Symbols: B batch, T steps, d width, n true lengths. Everything is batch-first, (B, T, d), and
+padding is carried as a mask.
 """
 
 from __future__ import annotations
@@ -15,24 +17,32 @@ from torch.nn import functional as F
 
 
 def sinusoids(steps: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
-    """(steps, width) table of MulT's positions: sines in the first half, cosines in the second, an odd last column 0.
+    """(steps, width) table of MulT's positions: sines in the first half, cosines in the second, an
+    odd last column 0.
 
     Step t holds position t + 1, because position 0 is reserved (all zero) in the original.
     """
     half = width // 2
-    rate = torch.exp(torch.arange(half, device=device, dtype=torch.float32) * -(math.log(10000) / max(half - 1, 1)))
+    rate = torch.exp(
+        torch.arange(half, device=device, dtype=torch.float32)
+        * -(math.log(10000) / max(half - 1, 1))
+    )
     angle = torch.arange(1, steps + 1, device=device, dtype=torch.float32)[:, None] * rate
     return F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, width % 2))
 
 
 def band_mask(queries: int, keys: int, *, device: torch.device | str | None = None) -> Tensor:
-    """(Tq, Tk) bool, True where attention is allowed, as MulT's code has it: key - query <= |Tq - Tk|. Causal only for Tq = Tk."""
+    """(Tq, Tk) bool, True where attention is allowed, as MulT's code has it: key - query <= |Tq -
+    Tk|. Causal only for Tq = Tk.
+    """
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(abs(queries - keys))
 
 
 def causal_mask(query_mask: Tensor, key_mask: Tensor) -> Tensor:
-    """(B, Tq, Tk) bool: a key is seen once it has begun before the query step ends, both clocks running from 0 to 1 over the
-    utterance, k / n_k < (q + 1) / n_q. For equal lengths that is k <= q."""
+    """(B, Tq, Tk) bool: a key is seen once it has begun before the query step ends, both clocks
+    running from 0 to 1 over the utterance, k / n_k < (q + 1) / n_q. For equal lengths that is k <=
+    q.
+    """
     n_q, n_k = (m.sum(1)[:, None, None] for m in (query_mask, key_mask))
     q = torch.arange(query_mask.shape[1], device=query_mask.device)[:, None]
     k = torch.arange(key_mask.shape[1], device=key_mask.device)
@@ -41,8 +51,9 @@ def causal_mask(query_mask: Tensor, key_mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Allowed:
-    """Which keys a query may see: `mask` bool, broadcastable to (B, 1, Tq, Tk), with at least one key for every query, and `any`
-    (…, 1), False for those queries whose keys are not meant."""
+    """Which keys a query may see: `mask` bool, broadcastable to (B, 1, Tq, Tk), with at least one
+    key for every query, and `any` (…, 1), False for those queries whose keys are not meant.
+    """
 
     mask: Tensor
     any: Tensor
@@ -66,24 +77,42 @@ class Attention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Allowed | None) -> Tensor:
-        """query (B, Tq, d), key and value (B, Tk, d) -> (B, Tq, d). A query that may see no key at all (its source modality is
-        absent) gets the output bias instead of NaN."""
+        """query (B, Tq, d), key and value (B, Tk, d) -> (B, Tq, d).
+
+        A query that may see no key at all (its source modality is absent) gets the output bias
+        instead of NaN.
+        """
         if query is key:
             q, k, v = self.qkv(query).chunk(3, -1)
         else:
-            q, k, v = map(F.linear, (query, key, value), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3))
+            q, k, v = map(
+                F.linear, (query, key, value), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+            )
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         mask = None if allowed is None else allowed.mask
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
         if allowed is not None:
             y = y * allowed.any
         return self.out(y.transpose(1, 2).flatten(2))
 
 
 class CrossModalLayer(nn.Module):
-    """x + Attention(LN x, LN source), then x + FFN(LN x). Query and source share the first layer norm, as in MulT."""
+    """x + Attention(LN x, LN source), then x + FFN(LN x).
 
-    def __init__(self, width: int, heads: int, *, attention_dropout: float, hidden_dropout: float, residual_dropout: float):
+    Query and source share the first layer norm, as in MulT.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        attention_dropout: float,
+        hidden_dropout: float,
+        residual_dropout: float,
+    ):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads, attention_dropout)
@@ -91,9 +120,14 @@ class CrossModalLayer(nn.Module):
         for linear in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        self.hidden_dropout, self.residual_dropout = nn.Dropout(hidden_dropout), nn.Dropout(residual_dropout)
+        self.hidden_dropout, self.residual_dropout = (
+            nn.Dropout(hidden_dropout),
+            nn.Dropout(residual_dropout),
+        )
 
-    def forward(self, x: Tensor, key: Tensor | None, value: Tensor | None, allowed: Allowed | None) -> Tensor:
+    def forward(
+        self, x: Tensor, key: Tensor | None, value: Tensor | None, allowed: Allowed | None
+    ) -> Tensor:
         query = self.norm1(x)
         if key is None:
             attended = self.attention(query, query, query, allowed)
@@ -101,7 +135,9 @@ class CrossModalLayer(nn.Module):
             k = self.norm1(key)
             attended = self.attention(query, k, k if value is key else self.norm1(value), allowed)
         x = x + self.residual_dropout(attended)
-        return x + self.residual_dropout(self.fc2(self.hidden_dropout(F.relu(self.fc1(self.norm2(x))))))
+        return x + self.residual_dropout(
+            self.fc2(self.hidden_dropout(F.relu(self.fc1(self.norm2(x)))))
+        )
 
 
 class CrossModalEncoder(nn.Module):
@@ -113,14 +149,28 @@ class CrossModalEncoder(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, layers: int, *, attention_dropout: float = 0.0, embedding_dropout: float = 0.0,
-        hidden_dropout: float = 0.0, residual_dropout: float = 0.0, causal: bool = False, band: bool = False, zero_positions: bool = False,
-    ):  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        *,
+        attention_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        residual_dropout: float = 0.0,
+        causal: bool = False,
+        band: bool = False,
+        zero_positions: bool = False,
+    ):
         super().__init__()
         self.causal, self.band, self.zero_positions = causal, band, zero_positions
         self.layers = nn.ModuleList(
             CrossModalLayer(
-                width, heads, attention_dropout=attention_dropout, hidden_dropout=hidden_dropout, residual_dropout=residual_dropout
+                width,
+                heads,
+                attention_dropout=attention_dropout,
+                hidden_dropout=hidden_dropout,
+                residual_dropout=residual_dropout,
             )
             for _ in range(layers)
         )
@@ -131,20 +181,28 @@ class CrossModalEncoder(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """sqrt(d) x + position."""
         if len(self.positions) < x.shape[1]:
-            with torch.inference_mode(False):  # the table outlives this pass, and a later one may train
-                self.positions = sinusoids(2 * x.shape[1], x.shape[2], device=x.device).to(self.positions.dtype)
+            # the table outlives this pass, and a later one may train
+            with torch.inference_mode(False):
+                self.positions = sinusoids(2 * x.shape[1], x.shape[2], device=x.device).to(
+                    self.positions.dtype
+                )
         position = self.positions[: x.shape[1]].to(x.dtype)
         if self.zero_positions:
             position = position * (x[..., :1] != 0)
         return self.dropout(math.sqrt(x.shape[2]) * x + position)
 
-    def allowed(self, x: Tensor, source: Tensor, mask: Tensor | None, source_mask: Tensor | None) -> Allowed | None:
+    def allowed(
+        self, x: Tensor, source: Tensor, mask: Tensor | None, source_mask: Tensor | None
+    ) -> Allowed | None:
         """None: every query sees every key."""
         seen = None if source_mask is None else source_mask[:, None, None, :]
         if self.band:
             order = band_mask(x.shape[1], source.shape[1], device=x.device)
         elif self.causal:
-            real = (torch.ones_like(t[..., 0], dtype=torch.bool) if m is None else m for t, m in ((x, mask), (source, source_mask)))
+            real = (
+                torch.ones_like(t[..., 0], dtype=torch.bool) if m is None else m
+                for t, m in ((x, mask), (source, source_mask))
+            )
             order = causal_mask(*real)[:, None]
         else:
             return None if seen is None else Allowed.of(seen)
@@ -154,14 +212,21 @@ class CrossModalEncoder(nn.Module):
         self, x: Tensor, source: Tensor | None = None, value: Tensor | None = None, *,
         mask: Tensor | None = None, source_mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """x (B, Tq, d); source (B, Tk, d), None for self-attention; value the source's values where they differ from its keys;
-        mask (B, Tq) and source_mask (B, Tk) bool, True on real steps, None: everything is real. -> (B, Tq, d)."""
+        """x (B, Tq, d); source (B, Tk, d), None for self-attention; value the source's values where
+        they differ from its keys; mask (B, Tq) and source_mask (B, Tk) bool, True on real steps,
+        None: everything is real. -> (B, Tq, d).
+        """
         if source is None:
             allowed, key, value = self.allowed(x, x, mask, mask), None, None
         else:
             allowed, key = self.allowed(x, source, mask, source_mask), self.embed(source)
-            # Keys and values are dropped out independently, as in MulT; without dropout they are one tensor and cost one layer norm.
-            value = key if value is None and not (self.training and self.dropout.p) else self.embed(source if value is None else value)
+            # Keys and values are dropped out independently, as in MulT; without dropout they are
+            # one tensor and cost one layer norm.
+            value = (
+                key
+                if value is None and not (self.training and self.dropout.p)
+                else self.embed(source if value is None else value)
+            )
         x = self.embed(x)
         for layer in self.layers:
             x = layer(x, key, value, allowed)

@@ -1,6 +1,7 @@
-"""Feature decoupling of DMD (section 3.1): every modality is projected to one width, then split by a private encoder into what is
-its own (S_m) and by one shared encoder into what all modalities have in common (C_m); a decoder must restore the projection
-from the two, and the private encoder must find S_m again in what was restored.
+"""Feature decoupling of DMD (section 3.1): every modality is projected to one width, then split by
+a private encoder into what is its own (S_m) and by one shared encoder into what all modalities have
+in common (C_m); a decoder must restore the projection from the two, and the private encoder must
+find S_m again in what was restored.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from mer.pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Parts:
-    """One modality, decoupled; each (B, T, d) and 0 beyond `mask` (B, T) unless padding is treated as data.
+    """One modality, decoupled; each (B, T, d) and 0 beyond `mask` (B, T) unless padding is treated
+    as data.
 
     origin X~_m, specific S_m, shared C_m, restored X^_m = D_m(S_m, C_m), again S^_m = E_m(X^_m).
     """
@@ -32,20 +34,27 @@ class Parts:
 class Decoupling(nn.Module):
     """`widths` and `kernels` by modality -> `Parts` by modality.
 
-    The projection keeps T (zero-padded convolution), so any length works, an utterance-level vector (T = 1) included.
-    `valid`: as published, an unpadded convolution that drops kernel - 1 steps and needs at least `kernel` of them.
+    The projection keeps T (zero-padded convolution), so any length works, an utterance-level vector
+    (T = 1) included. `valid`: as published, an unpadded convolution that drops kernel - 1 steps and
+    needs at least `kernel` of them.
     """
 
-    def __init__(self, widths: dict[str, int], width: int, kernels: dict[str, int], *, valid: bool = False):
+    def __init__(
+        self, widths: dict[str, int], width: int, kernels: dict[str, int], *, valid: bool = False
+    ):
         super().__init__()
         self.kernels, self.valid = dict(kernels), valid
-        self.project = nn.ModuleDict({m: nn.Conv1d(n, width, kernels[m], bias=False) for m, n in widths.items()})
+        self.project = nn.ModuleDict(
+            {m: nn.Conv1d(n, width, kernels[m], bias=False) for m, n in widths.items()}
+        )
         self.private = nn.ModuleDict({m: nn.Linear(width, width, bias=False) for m in widths})
         self.common = nn.Linear(width, width, bias=False)
         self.decoder = nn.ModuleDict({m: nn.Linear(2 * width, width, bias=False) for m in widths})
 
     def forward(self, modality: str, x: Tensor, mask: Tensor) -> Parts:
-        """x (B, T, D) with zeros beyond `mask` (B, T) -> Parts with T' = T steps (`valid`: T - kernel + 1)."""
+        """x (B, T, D) with zeros beyond `mask` (B, T) -> Parts with T' = T steps (`valid`: T -
+        kernel + 1).
+        """
         kernel = self.kernels[modality]
         x = x.transpose(1, 2)
         if not self.valid:
@@ -53,7 +62,8 @@ class Decoupling(nn.Module):
         elif x.shape[2] < kernel:
             raise DataError(
                 f"{modality}: {x.shape[2]} steps are fewer than the convolution's kernel {kernel}; "
-                f"set model_args.kernel_{modality} lower or leave out as_published 'valid_convolution'"
+                f"set model_args.kernel_{modality} lower or leave out as_published "
+                "'valid_convolution'"
             )
         else:  # an utterance keeps its whole windows; one shorter than the kernel keeps its first
             steps = torch.arange(x.shape[2] - kernel + 1, device=mask.device)

@@ -1,5 +1,6 @@
-"""A learned dictionary over which every modality of a space expresses itself (DHMD's fine stage; our reconstruction, see
-docs/papers/dhmd.md): if two modalities of an utterance light up the same atoms, they speak at the same semantic granularity.
+"""A learned dictionary over which every modality of a space expresses itself (DHMD's fine stage;
+our reconstruction, see docs/papers/dhmd.md): if two modalities of an utterance light up the same
+atoms, they speak at the same semantic granularity.
 
     q_m = Query_m(F_m)                     (B, T, d)
     sim = q_m D' / (sqrt(d) tau)           (B, T, K), padding -inf
@@ -21,15 +22,17 @@ from mer.fusion.losses.precision import widened
 
 @dataclass(frozen=True)
 class Matches:
-    """What the modalities of one space found: activation (M, B, K), rows on the simplex; code (M, B, d), unit rows.
-    Both are 0 for an absent modality."""
+    """What the modalities of one space found: activation (M, B, K), rows on the simplex; code (M,
+    B, d), unit rows. Both are 0 for an absent modality.
+    """
 
     activation: Tensor
     code: Tensor
 
 
 def sparsemax(z: Tensor) -> Tensor:
-    """Euclidean projection of the last axis onto the simplex (Martins and Astudillo 2016, alg. 1): like softmax, with exact zeros.
+    """Euclidean projection of the last axis onto the simplex (Martins and Astudillo 2016, alg. 1):
+    like softmax, with exact zeros.
 
     >>> sparsemax(torch.tensor([1.0, 0.5, -1.0]))
     tensor([0.7500, 0.2500, 0.0000])
@@ -44,19 +47,30 @@ def sparsemax(z: Tensor) -> Tensor:
 
 
 def query_map(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, width))
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, width),
+        nn.GELU(),
+        nn.LayerNorm(width),
+        nn.Linear(width, width),
+    )
 
 
 class Dictionary(nn.Module):
-    """`shared`: the modalities look up one set of `atoms`; otherwise each has its own (an ablation: then nothing makes atom k of one
-    modality mean what atom k of another means, but the losses)."""
+    """`shared`: the modalities look up one set of `atoms`; otherwise each has its own (an ablation:
+    then nothing makes atom k of one modality mean what atom k of another means, but the losses).
+    """
 
     def __init__(
         self, modalities: tuple[str, ...], width: int, atoms: int, *,
         shared: bool = True, activation: str = "sparsemax", temperature: float = 2.0,
     ):  # fmt: skip
         super().__init__()
-        self.modalities, self.activation, self.scale = modalities, activation, 1 / (math.sqrt(width) * temperature)
+        self.modalities, self.activation, self.scale = (
+            modalities,
+            activation,
+            1 / (math.sqrt(width) * temperature),
+        )
         self.atoms = nn.Parameter(torch.empty(1 if shared else len(modalities), atoms, width))
         for book in self.atoms:
             nn.init.xavier_normal_(book)
@@ -64,20 +78,31 @@ class Dictionary(nn.Module):
 
     def forward(self, sequences: dict[str, Tensor], masks: dict[str, Tensor]) -> Matches:
         """sequences (B, T_m, d), masks (B, T_m) bool, by modality."""
-        found = [self.look_up(m, self.atoms[i % len(self.atoms)], sequences[m], masks[m]) for i, m in enumerate(self.modalities)]
+        found = [
+            self.look_up(m, self.atoms[i % len(self.atoms)], sequences[m], masks[m])
+            for i, m in enumerate(self.modalities)
+        ]
         return Matches(*(torch.stack(part) for part in zip(*found, strict=True)))
 
-    def look_up(self, modality: str, atoms: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def look_up(
+        self, modality: str, atoms: Tensor, x: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         similarity = widened(self.query[modality](x) @ atoms.T) * self.scale
-        strongest = similarity.masked_fill(~mask[..., None], torch.finfo(similarity.dtype).min).amax(1)
+        strongest = similarity.masked_fill(
+            ~mask[..., None], torch.finfo(similarity.dtype).min
+        ).amax(1)
         present = mask.any(1, keepdim=True)
         strongest = strongest.where(present, 0)  # an absent modality has no finite maximum
-        activation = (sparsemax(strongest) if self.activation == "sparsemax" else strongest.softmax(-1)) * present
+        activation = (
+            sparsemax(strongest) if self.activation == "sparsemax" else strongest.softmax(-1)
+        ) * present
         return activation, F.normalize(activation @ widened(atoms), dim=-1, eps=1e-6)
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    """Over the last axis, in nats, between 0 and log 2. Exact zeros are fine, and so are their gradients.
+    """Over the last axis, in nats, between 0 and log 2.
+
+    Exact zeros are fine, and so are their gradients.
 
     >>> jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).exp().item()
     2.0
@@ -90,7 +115,9 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
 
 
 def usage_entropy(usage: Tensor) -> Tensor:
-    """Entropy of the mean activation (..., K), divided by log K: 1 if all atoms are used alike, 0 if one does everything."""
+    """Entropy of the mean activation (..., K), divided by log K: 1 if all atoms are used alike, 0
+    if one does everything.
+    """
     share = usage / usage.sum(-1, keepdim=True).clamp(min=1e-12)
     return -(share * share.clamp(min=1e-12).log()).sum(-1) / math.log(usage.shape[-1])
 
@@ -102,7 +129,9 @@ def dead_atoms(usage: Tensor) -> Tensor:
 
 
 def top_atom_overlap(activation: Tensor, present: Tensor) -> Tensor:
-    """Share of (utterance, pair of modalities) with the same strongest atom; activation (M, B, K), present (M, B)."""
+    """Share of (utterance, pair of modalities) with the same strongest atom; activation (M, B, K),
+    present (M, B).
+    """
     m = len(activation)
     first, second = torch.triu_indices(m, m, 1, device=activation.device)
     both = present[first] & present[second]

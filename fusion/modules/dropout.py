@@ -8,8 +8,9 @@ from torch import Tensor, nn
 class LockedDropout(nn.Module):
     """Zeroes channels of x (B, T, D) for a whole sequence and scales the rest by 1 / (1 - p).
 
-    Redundant neighbouring steps cannot give a dropped channel away, and drawing B D instead of B T D numbers matters on a
-    CPU, where the draw is a sixth of a training step of the fusion encoder."""
+    Redundant neighbouring steps cannot give a dropped channel away, and drawing B D instead of B T
+    D numbers matters on a CPU, where the draw is a sixth of a training step of the fusion encoder.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()

@@ -7,4 +7,6 @@ from torch import nn
 
 def mlp(width: int, hidden: int, out: int, *, dropout: float) -> nn.Sequential:
     """Linear, GELU, dropout, Linear."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out)
+    )

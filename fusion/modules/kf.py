@@ -1,4 +1,6 @@
-"""Knowledge fusion (KF) of DRKF: the fusion encoder and the pairs on which emotion discrimination (ED) is trained."""
+"""Knowledge fusion (KF) of DRKF: the fusion encoder and the pairs on which emotion discrimination
+(ED) is trained.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,22 @@ from mer.pipeline.errors import DataError
 class FusionEncoder(nn.Module):
     """z = FE([cls; H_1 + e_1; sep; H_2 + e_2; sep; ...])[0]: a pre-norm transformer read at [CLS].
 
-    Padded steps are never attended to; positions start anew in every modality, so that they depend on nothing but the step
-    itself; a modality that a row lacks takes its [SEP] with it. As only [CLS] is read, the last layer computes only its row.
+    Padded steps are never attended to; positions start anew in every modality, so that they depend
+    on nothing but the step itself; a modality that a row lacks takes its [SEP] with it. As only
+    [CLS] is read, the last layer computes only its row.
     """
 
     def __init__(
-        self, names: tuple[str, ...], d: int, *, layers: int, heads: int, ffn: int, dropout: float, positions: str, max_positions: int
+        self,
+        names: tuple[str, ...],
+        d: int,
+        *,
+        layers: int,
+        heads: int,
+        ffn: int,
+        dropout: float,
+        positions: str,
+        max_positions: int,
     ) -> None:
         super().__init__()
         if positions not in ("sinusoidal", "learned"):
@@ -30,23 +42,36 @@ class FusionEncoder(nn.Module):
             raise DataError(f"model width {d} does not divide by {heads} heads")
         self.cls = nn.Parameter(0.02 * torch.randn(d))
         self.sep = nn.Parameter(0.02 * torch.randn(d))
-        self.modality = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(d)) for name in names})
-        # A tenth of the layer-normed features' scale, and learned: order matters less than content in frozen features.
+        self.modality = nn.ParameterDict(
+            {name: nn.Parameter(0.02 * torch.randn(d)) for name in names}
+        )
+        # A tenth of the layer-normed features' scale, and learned: order matters less than content
+        # in frozen features.
         self.position_scale = nn.Parameter(torch.tensor(0.1)) if positions == "sinusoidal" else None
-        self.position = nn.Parameter(0.02 * torch.randn(max_positions, d)) if positions == "learned" else None
+        self.position = (
+            nn.Parameter(0.02 * torch.randn(max_positions, d)) if positions == "learned" else None
+        )
         self.blocks = nn.ModuleList(Block(d, heads, ffn, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(d)
         self.dropout = LockedDropout(dropout)
 
-    def forward(self, h: dict[str, Tensor], mask: dict[str, Tensor], *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
-        """h[m] (B, T_m, d), mask[m] (B, T_m): any subset of the modalities. Returns z (B, d) and, if asked for, the share
-        (B, M) of the last layer's [CLS] attention (mean over heads) that falls on each modality of `h`; rows sum to 1."""
+    def forward(
+        self, h: dict[str, Tensor], mask: dict[str, Tensor], *, attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """h[m] (B, T_m, d), mask[m] (B, T_m): any subset of the modalities.
+
+        Returns z (B, d) and, if asked for, the share (B, M) of the last layer's [CLS] attention
+        (mean over heads) that falls on each modality of `h`; rows sum to 1.
+        """
         first = next(iter(h.values()))
         b, d = len(first), first.shape[2]
         real = [torch.ones(b, 1, dtype=torch.bool, device=first.device)]
         parts = [self.cls.expand(b, 1, d).to(first.dtype)]
         for name, x in h.items():
-            parts += [x + (self.modality[name] + self.positions(x)), (self.sep + self.modality[name]).expand(b, 1, d).to(x.dtype)]
+            parts += [
+                x + (self.modality[name] + self.positions(x)),
+                (self.sep + self.modality[name]).expand(b, 1, d).to(x.dtype),
+            ]
             real += [mask[name], mask[name].any(1, keepdim=True)]
         x, keys = self.dropout(torch.cat(parts, 1)), torch.cat(real, 1)
         for block in self.blocks[:-1]:
@@ -58,16 +83,28 @@ class FusionEncoder(nn.Module):
         """(T, d) embeddings of the steps 0..T-1."""
         steps, d = x.shape[1:]
         if self.position is None:
-            return self.position_scale * sinusoids(steps, d, device=x.device, dtype=self.position_scale.dtype)
+            return self.position_scale * sinusoids(
+                steps, d, device=x.device, dtype=self.position_scale.dtype
+            )
         if steps > len(self.position):
-            raise DataError(f"a sequence of {steps} steps is longer than max_positions = {len(self.position)}; raise it or pool more")
+            raise DataError(
+                f"a sequence of {steps} steps is longer than max_positions = "
+                f"{len(self.position)}; raise it or pool more"
+            )
         return self.position[:steps]
 
     def share(self, x: Tensor, keys: Tensor, h: dict[str, Tensor]) -> Tensor:
         """The attention of the last layer materialised for [CLS] alone."""
         row = self.blocks[-1].attention_row(x, keys)
-        ends = accumulate(x.shape[1] + 1 for x in h.values())  # position of each [SEP]; its modality's steps lie before it
-        on = torch.stack([row[:, end - x.shape[1] : end].sum(1) for end, x in zip(ends, h.values(), strict=True)], 1)
+        # position of each [SEP]; its modality's steps lie before it
+        ends = accumulate(x.shape[1] + 1 for x in h.values())
+        on = torch.stack(
+            [
+                row[:, end - x.shape[1] : end].sum(1)
+                for end, x in zip(ends, h.values(), strict=True)
+            ],
+            1,
+        )
         total = on.sum(1, keepdim=True)
         return torch.where(total > 0, on / total.clamp(min=torch.finfo(on.dtype).tiny), 1 / len(h))
 
@@ -85,7 +122,10 @@ class Block(nn.Module):
         self.dropout = LockedDropout(dropout)
 
     def forward(self, x: Tensor, keys: Tensor, *, rows: int | None = None) -> Tensor:
-        """x (B, S, d), keys (B, S) bool. Only the first `rows` positions are computed and returned (None: all)."""
+        """x (B, S, d), keys (B, S) bool.
+
+        Only the first `rows` positions are computed and returned (None: all).
+        """
         y = self.norm_attention(x)
         q, (k, v) = self.split(self.query(y[:, :rows]), 1)[0], self.split(self.key_value(y), 2)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None])
@@ -102,11 +142,15 @@ class Block(nn.Module):
     def split(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
         """(B, S, n d) to n tensors (B, heads, S, d / heads)."""
         b, s, width = x.shape
-        return x.view(b, s, n, self.heads, width // (n * self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        return (
+            x.view(b, s, n, self.heads, width // (n * self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
 
 
 def sinusoids(steps: int, d: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(T, d) of Vaswani et al. 2017: sines in the first half of the channels, cosines in the second (its first d - ceil(d/2))."""
+    """(T, d) of Vaswani et al. 2017: sines in the first half of the channels, cosines in the second
+    (its first d - ceil(d/2)).
+    """
     half = (d + 1) // 2
     rate = torch.exp(torch.arange(half, device=device, dtype=dtype) * (-math.log(10000.0) / half))
     angle = torch.arange(steps, device=device, dtype=dtype)[:, None] * rate
@@ -124,12 +168,19 @@ def label_pairs(same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sample_pairs(
-    same: Tensor, allowed: Tensor, *, positives: int, negatives: int, generator: torch.Generator | None = None
+    same: Tensor,
+    allowed: Tensor,
+    *,
+    positives: int,
+    negatives: int,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of N anchors, up to `positives` partners with same[n, j] and `negatives` without, drawn without replacement
-    among the `allowed`; same, allowed (N, B) bool. Returns partners (N, K) int64, target (N, K) and valid (N, K) bool with
-    K = positives + negatives; where an anchor has too few partners of a kind, `valid` is False (shapes never depend on the
-    labels, so that nothing waits for the device)."""
+    """For each of N anchors, up to `positives` partners with same[n, j] and `negatives` without,
+    drawn without replacement among the `allowed`; same, allowed (N, B) bool. Returns partners (N,
+    K) int64, target (N, K) and valid (N, K) bool with K = positives + negatives; where an anchor
+    has too few partners of a kind, `valid` is False (shapes never depend on the labels, so that
+    nothing waits for the device).
+    """
     noise = torch.rand(same.shape, device=same.device, generator=generator)
     partners, target, valid = [], [], []
     for kind, count in ((same, positives), (~same, negatives)):

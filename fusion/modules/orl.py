@@ -1,4 +1,6 @@
-"""Optimised representation learning (ORL) of DRKF: adapter, residual autoencoder, projection, temperature (docs/papers/drkf.md)."""
+"""Optimised representation learning (ORL) of DRKF: adapter, residual autoencoder, projection,
+temperature (docs/papers/drkf.md).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from mer.fusion.modules.pooling import Standardise, zero_padding
 
 
 class Adapter(nn.Module):
-    """H = LN(Linear(X)): X (B, T, D) of a frozen encoder to H (B, T, d), zero beyond the mask (B, T).
+    """H = LN(Linear(X)): X (B, T, D) of a frozen encoder to H (B, T, d), zero beyond the mask (B,
+    T).
 
-    With frozen encoders this is the only place where ORL can reach what the fusion encoder sees."""
+    With frozen encoders this is the only place where ORL can reach what the fusion encoder sees.
+    """
 
     def __init__(self, width: int, d: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -30,20 +34,26 @@ class Adapter(nn.Module):
 
 
 class ResidualAutoencoder(nn.Module):
-    """G = A(H): K autoencoders in a cascade (Zhao et al. 2021, MMIN). Block k reads the input plus the outputs of all blocks
-    before it; a two-layer transition reads the input plus the outputs of all blocks. Works on the last axis.
+    """G = A(H): K autoencoders in a cascade (Zhao et al. 2021, MMIN). Block k reads the input plus
+    the outputs of all blocks before it; a two-layer transition reads the input plus the outputs of
+    all blocks. Works on the last axis.
 
-    `layers` are the widths of a block's encoder, the last one its code; the decoder mirrors them."""
+    `layers` are the widths of a block's encoder, the last one its code; the decoder mirrors them.
+    """
 
     def __init__(self, d: int, layers: tuple[int, ...], blocks: int) -> None:
         super().__init__()
         widths = (d, *layers)
-        self.encoders = nn.ModuleList(chain(widths, lambda: nn.LeakyReLU(0.01)) for _ in range(blocks))
+        self.encoders = nn.ModuleList(
+            chain(widths, lambda: nn.LeakyReLU(0.01)) for _ in range(blocks)
+        )
         self.decoders = nn.ModuleList(chain(widths[::-1], nn.ReLU) for _ in range(blocks))
         self.transition = chain((d, d, d), nn.ReLU)
 
     def forward(self, x: Tensor, *, active: int | None = None) -> tuple[Tensor, Tensor]:
-        """(G (..., d), codes (..., sum of the active blocks' code widths)) through the first `active` blocks (None: all)."""
+        """(G (..., d), codes (..., sum of the active blocks' code widths)) through the first
+        `active` blocks (None: all).
+        """
         codes = []
         for encode, decode in list(zip(self.encoders, self.decoders, strict=True))[:active]:
             codes.append(encode(x))
@@ -60,7 +70,10 @@ def chain(widths: tuple[int, ...], activation) -> nn.Sequential:
 
 
 class Temperature(nn.Module):
-    """tau = low + (high - low) sigmoid(theta), learned; `initial` is its first value. The published form is low 0, high 1."""
+    """tau = low + (high - low) sigmoid(theta), learned; `initial` is its first value.
+
+    The published form is low 0, high 1.
+    """
 
     def __init__(self, initial: float, *, low: float, high: float) -> None:
         super().__init__()
@@ -75,7 +88,8 @@ class Temperature(nn.Module):
 
 
 def active_blocks(progress: float, share: float, blocks: int) -> int:
-    """How many of `blocks` are in use when the number grows from 1 to all of them in equal steps over the first `share` of training.
+    """How many of `blocks` are in use when the number grows from 1 to all of them in equal steps
+    over the first `share` of training.
 
     >>> [active_blocks(p, 0.5, 4) for p in (0.0, 0.2, 0.3, 0.5, 1.0)]
     [1, 2, 3, 4, 4]

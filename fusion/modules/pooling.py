@@ -1,4 +1,7 @@
-"""Sequences to vectors, and features to a common scale. Nothing beyond the mask is read, not even if it is NaN."""
+"""Sequences to vectors, and features to a common scale.
+
+Nothing beyond the mask is read, not even if it is NaN.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """(B, D) mean over the real steps of x (B, T, D); zeros for a row without any.
 
-    >>> masked_mean(torch.tensor([[[1.0], [3.0], [torch.nan]]]), torch.tensor([[True, True, False]])).item()
+    >>> masked_mean(torch.tensor([[[1.0], [3.0], [torch.nan]]]), torch.tensor([[True, True,
+        False]])).item()
     2.0
     """
     return zero_padding(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def masked_mean_std(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, 2D) mean and standard deviation (of the population, so 0 for one step) over the real steps of x (B, T, D)."""
+    """(B, 2D) mean and standard deviation (of the population, so 0 for one step) over the real
+    steps of x (B, T, D).
+    """
     x = zero_padding(x, mask)
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean[:, None]).square(), mask)
@@ -29,7 +35,9 @@ def masked_mean_std(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class Moments:
-    """Mean and standard deviation per channel over chunks (N, D), merged in float64 (Chan et al. 1979)."""
+    """Mean and standard deviation per channel over chunks (N, D), merged in float64 (Chan et al.
+    1979).
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -43,14 +51,20 @@ class Moments:
         x = chunk.double()
         mean = x.mean(0)
         delta, total = mean - self.mean, self.count + len(x)
-        self.square = self.square + (x - mean).square().sum(0) + delta.square() * (self.count * len(x) / total)
+        self.square = (
+            self.square
+            + (x - mean).square().sum(0)
+            + delta.square() * (self.count * len(x) / total)
+        )
         self.mean = self.mean + delta * (len(x) / total)
         self.count = total
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std per channel, the statistics those of the training rows: set once before training, kept in the checkpoint,
-    the identity until then. Frozen encoders have channels whose offset is many times their spread."""
+    """(x - mean) / std per channel, the statistics those of the training rows: set once before
+    training, kept in the checkpoint, the identity until then. Frozen encoders have channels whose
+    offset is many times their spread.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -59,7 +73,9 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def set(self, moments: Moments) -> None:
-        """A channel that is constant up to rounding keeps std 1 (float16 features carry 11 bits)."""
+        """A channel that is constant up to rounding keeps std 1 (float16 features carry
+        11 bits).
+        """
         if moments.count:
             std = (moments.square / moments.count).sqrt()
             self.mean.copy_(moments.mean)

@@ -1,10 +1,14 @@
-"""The chunked path: exact, plain PyTorch, any device and dtype. Memory is O(R·D), two tiles of TILE_ROWS x TILE_COLS, and at most
-KEEP_BYTES of exponentials carried from forward to backward; what does not fit there is computed again.
+"""The chunked path: exact, plain PyTorch, any device and dtype.
 
-With z = x/|x|, s = z z^T, l = s/tau and P the softmax of l over an anchor's candidates, the gradient of sum_i a_i loss_i is
-dz = G z / tau with G_ij = a_i (P_ij - y_ij) + a_j (P_ji - y_ji): one matrix product where autograd does two. Two-directional terms
-visit every unordered pair of rows once. While |l| <= MAX_LOGIT no shift is needed, P_ij = e^l / sum_j e^l, and one exponential serves
-both directions, forward and backward. The temperature's gradient costs nothing: sum_ij G_ij l_ij is half of sum_i z_i·dz_i.
+Memory is O(R·D), two tiles of TILE_ROWS x TILE_COLS, and at most KEEP_BYTES of exponentials carried
+from forward to backward; what does not fit there is computed again.
+
+With z = x/|x|, s = z z^T, l = s/tau and P the softmax of l over an anchor's candidates, the
+gradient of sum_i a_i loss_i is dz = G z / tau with G_ij = a_i (P_ij - y_ij) + a_j (P_ji - y_ji):
+one matrix product where autograd does two. Two-directional terms visit every unordered pair of rows
+once. While |l| <= MAX_LOGIT no shift is needed, P_ij = e^l / sum_j e^l, and one exponential serves
+both directions, forward and backward. The temperature's gradient costs nothing: sum_ij G_ij l_ij is
+half of sum_i z_i·dz_i.
 """
 
 from __future__ import annotations
@@ -19,17 +23,25 @@ from torch import Tensor
 from mer.fusion.ops.plan import Plan
 
 EPS = 1e-12  # rows shorter than this are divided by it, as torch.nn.functional.normalize does
-TILE_ROWS, TILE_COLS = 256, 512  # 512 KiB of float32: two of them and their rows stay in a core's second-level cache
+# 512 KiB of float32: two of them and their rows stay in a core's second-level cache
+TILE_ROWS, TILE_COLS = 256, 512
 KEEP_BYTES = 64 << 20
 ROWS = 256  # of (R, D) in one go where a temporary is needed
-LISTED_ROWS = 4096  # plans of up to so many rows have their tiles listed once; beyond, listing them costs nothing beside the work
-MAX_LOGIT = {torch.float32: 60.0, torch.float64: 300.0}  # e^60 * 1e8 candidates < 3.4e38; e^-60 is normal
+# plans of up to so many rows have their tiles listed once; beyond, listing them costs nothing
+# beside the work
+LISTED_ROWS = 4096
+# e^60 * 1e8 candidates < 3.4e38; e^-60 is normal
+MAX_LOGIT = {torch.float32: 60.0, torch.float64: 300.0}
 
 
 class Tile(NamedTuple):
-    """Rows a0:a1 meet rows b0:b1 (flat numbers) in one term. `both`: either are the other's anchors; on the `diagonal` (a0 == b0) the
-    tile holds each such pair twice, elsewhere once. `positives`: (columns, its entries that pair a row anchor, or a column anchor,
-    with its positive by index: first row, first column, length). `own`: first diagonal with rows that meet themselves."""
+    """Rows a0:a1 meet rows b0:b1 (flat numbers) in one term.
+
+    `both`: either are the other's anchors; on the `diagonal` (a0 == b0) the tile holds each such
+    pair twice, elsewhere once. `positives`: (columns, its entries that pair a row anchor, or a
+    column anchor, with its positive by index: first row, first column, length). `own`: first
+    diagonal with rows that meet themselves.
+    """
 
     term: int
     a0: int
@@ -58,7 +70,7 @@ def normalised(views: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, Tensor
     return x.div_(norm), norm
 
 
-# --- tiles ------------------------------------------------------------------------------------------------------------------------
+# --- tiles
 
 
 def tiles_of(plan: Plan) -> Iterator[Tile] | tuple[Tile, ...]:
@@ -77,7 +89,8 @@ def _generated(plan: Plan) -> Iterator[Tile]:
         for a0 in range(pair.i0, pair.i1, TILE_ROWS):
             a1 = min(a0 + TILE_ROWS, pair.i1)
             start = pair.j0
-            if square:  # the block on the diagonal holds both triangles, to its right every pair is new
+            # the block on the diagonal holds both triangles, to its right every pair is new
+            if square:
                 yield _tile(plan, pair.term, a0, a1, a0, a1, True)
                 start = a1
             for b0 in range(start, pair.j1, TILE_COLS):
@@ -92,13 +105,17 @@ def _tile(plan: Plan, term: int, a0: int, a1: int, b0: int, b1: int, both: bool)
             low, high = max(first, s.r0, other - s.rel), min(last, s.r1, end - s.rel)
             if low < high:
                 anchor, positive = low - first, low + s.rel - other
-                positives.append((columns, *((positive, anchor) if columns else (anchor, positive)), high - low))
+                positives.append(
+                    (columns, *((positive, anchor) if columns else (anchor, positive)), high - low)
+                )
     own = a0 - b0 if a0 < b1 and b0 < a1 else None
     return Tile(term, a0, a1, b0, b1, both, both and a0 == b0, own, tuple(positives))
 
 
 def kept_size(plan: Plan, bytes_each: int) -> int:
-    """Entries carried from forward to backward: those of the first tiles, as many as fit KEEP_BYTES."""
+    """Entries carried from forward to backward: those of the first tiles, as many as fit
+    KEEP_BYTES.
+    """
     size = 0
     for tile in tiles_of(plan):
         if (size + tile.size) * bytes_each > KEEP_BYTES:
@@ -109,8 +126,9 @@ def kept_size(plan: Plan, bytes_each: int) -> int:
 
 @lru_cache(maxsize=64)
 def _shares(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(T,) weight of one anchor's loss in its term, 0 where the positive is the only candidate and the loss is 0 whatever the rows are;
-    (T, R) bool, rows that are no anchors of the term."""
+    """(T,) weight of one anchor's loss in its term, 0 where the positive is the only candidate and
+    the loss is 0 whatever the rows are; (T, R) bool, rows that are no anchors of the term.
+    """
     others = torch.ones(len(plan.terms), plan.total, dtype=torch.bool)
     for s in plan.strips:
         others[s.term, s.r0 : s.r1] = False
@@ -119,12 +137,18 @@ def _shares(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
 
 
 class _Tiles:
-    """The plan's tiles one after another: e^l with 0 where a row meets itself, or l with -inf there where e^l might overflow."""
+    """The plan's tiles one after another: e^l with 0 where a row meets itself, or l with -inf there
+    where e^l might overflow.
+    """
 
     def __init__(self, plan: Plan, z: Tensor, tau: Tensor, simple: bool, kept: Tensor):
         self.z, self.tau, self.simple, self.kept = z, tau, simple, kept
         self.cursor, self.term, self.scaled = 0, -1, z
-        self.inverse = [1 / t if t else torch.inf for t in tau.expand(len(plan.terms)).tolist()] if tau.device.type == "cpu" else None
+        self.inverse = (
+            [1 / t if t else torch.inf for t in tau.expand(len(plan.terms)).tolist()]
+            if tau.device.type == "cpu"
+            else None
+        )
         tiles = tiles_of(plan)
         size = max(t.size for t in tiles) if isinstance(tiles, tuple) else TILE_ROWS * TILE_COLS
         self.scratch = z.new_empty(2 * size)
@@ -134,10 +158,14 @@ class _Tiles:
         return self.scratch[start : start + tile.size].view(tile.a1 - tile.a0, tile.b1 - tile.b0)
 
     def place(self, tile: Tile) -> tuple[Tensor, bool]:
-        """Where this tile's entries belong, and whether they stay there. Called once a tile, in order."""
+        """Where this tile's entries belong, and whether they stay there.
+
+        Called once a tile, in order.
+        """
         end = self.cursor + tile.size
         if end > len(self.kept):
-            self.cursor = len(self.kept) + 1  # no later, smaller tile fits either: only the first ones are kept
+            # no later, smaller tile fits either: only the first ones are kept
+            self.cursor = len(self.kept) + 1
             return self.spare(tile, 1), False
         out = self.kept[self.cursor : end].view(tile.a1 - tile.a0, tile.b1 - tile.b0)
         self.cursor = end
@@ -150,8 +178,14 @@ class _Tiles:
 
     def logits(self, tile: Tile, out: Tensor) -> Tensor:
         if self.inverse is not None:  # on the host the temperature is a factor of the product
-            return out.addmm_(self.z[tile.a0 : tile.a1], self.z[tile.b0 : tile.b1].T, beta=0, alpha=self.inverse[tile.term])
-        if tile.term != self.term:  # elsewhere one product of it into (R, D) instead of a pass over every tile
+            return out.addmm_(
+                self.z[tile.a0 : tile.a1],
+                self.z[tile.b0 : tile.b1].T,
+                beta=0,
+                alpha=self.inverse[tile.term],
+            )
+        # elsewhere one product of it into (R, D) instead of a pass over every tile
+        if tile.term != self.term:
             if self.term < 0 or self.tau.ndim:
                 self.scaled = self.z / (self.tau[tile.term] if self.tau.ndim else self.tau)
             self.term = tile.term
@@ -165,19 +199,22 @@ class _Tiles:
         return out
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------------------
+# --- labels
 
 
 def _diagonals(tile: Tile, entries: Tensor, *, columns: bool) -> Iterator[Tensor]:
-    """Views of the entries that pair row anchors (or with `columns` column anchors) with their positives by index."""
+    """Views of the entries that pair row anchors (or with `columns` column anchors) with their
+    positives by index.
+    """
     for side, i, j, n in tile.positives:
         if side == columns:
             yield entries[i : i + n, j : j + n].diagonal()
 
 
 def _alike(tile: Tile, labels: Tensor, *, columns: bool, paired: bool) -> Tensor:
-    """(rows, cols) bool: labelled alike (a negative label is unlike every other), the anchor's positive by index set to `paired`, and
-    no row with itself."""
+    """(rows, cols) bool: labelled alike (a negative label is unlike every other), the anchor's
+    positive by index set to `paired`, and no row with itself.
+    """
     a, b = labels[tile.a0 : tile.a1, None], labels[None, tile.b0 : tile.b1]
     same = (a == b) & (a >= 0)
     for entries in _diagonals(tile, same, columns=columns):
@@ -187,32 +224,50 @@ def _alike(tile: Tile, labels: Tensor, *, columns: bool, paired: bool) -> Tensor
     return same
 
 
-# --- forward and backward -----------------------------------------------------------------------------------------------------------
+# --- forward and backward
 
 
 def unshifted(tau: Tensor, dtype: torch.dtype) -> bool:
-    """Whether e^l needs no shift. Reads the temperature on the host, so only where that costs no synchronisation."""
-    return tau.device.type == "cpu" and all(abs(t) * MAX_LOGIT[dtype] >= 1 for t in tau.reshape(-1).tolist())
+    """Whether e^l needs no shift.
+
+    Reads the temperature on the host, so only where that costs no synchronisation.
+    """
+    return tau.device.type == "cpu" and all(
+        abs(t) * MAX_LOGIT[dtype] >= 1 for t in tau.reshape(-1).tolist()
+    )
 
 
 def _sides(tile: Tile) -> tuple[tuple[bool, int, int, int], ...]:
-    """(columns, first anchor, last, the dimension their candidates lie along) of each direction in which the tile is to be summed."""
+    """(columns, first anchor, last, the dimension their candidates lie along) of each direction in
+    which the tile is to be summed.
+    """
     rows = (False, tile.a0, tile.a1, 1)
     return (rows, (True, tile.b0, tile.b1, 0)) if tile.both and not tile.diagonal else (rows,)
 
 
 def forward(
-    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str, *, gradients: bool
+    plan: Plan,
+    views: tuple[Tensor, ...],
+    tau: Tensor,
+    labels: Tensor | None,
+    mode: str,
+    *,
+    gradients: bool,
 ) -> tuple[Tensor, ...]:
-    """(T,) mean losses; then for the backward pass (R, D) unit rows, (R, 1) norms, (T, R) sum of e^l (or its logarithm where it might
-    overflow) over each anchor's candidates, (T, R) positives of each anchor (empty unless supcon), and entries of the first tiles."""
+    """(T,) mean losses; then for the backward pass (R, D) unit rows, (R, 1) norms, (T, R) sum of
+    e^l (or its logarithm where it might overflow) over each anchor's candidates, (T, R) positives
+    of each anchor (empty unless supcon), and entries of the first tiles.
+    """
     z, norm = normalised(views)
     tau = tau.to(z.dtype)
     simple = unshifted(tau, z.dtype)
-    tiles = _Tiles(plan, z, tau, simple, z.new_empty(kept_size(plan, z.element_size()) if gradients else 0))
+    tiles = _Tiles(
+        plan, z, tau, simple, z.new_empty(kept_size(plan, z.element_size()) if gradients else 0)
+    )
     shape = len(plan.terms), plan.total
     total = z.new_zeros(shape) if simple else z.new_full(shape, -torch.inf)
-    pull, supcon = z.new_zeros(shape), mode == "supcon"  # logit of the positive, or the sum over the positives
+    # logit of the positive, or the sum over the positives
+    pull, supcon = z.new_zeros(shape), mode == "supcon"
     count = z.new_zeros(shape if supcon else 0)
     for tile in tiles_of(plan):
         sums, pulls = total[tile.term], pull[tile.term]
@@ -230,7 +285,10 @@ def forward(
         for columns, r0, r1, dim in _sides(tile):
             entries = out
             if mode == "exclude":
-                entries = out.masked_fill(_alike(tile, labels, columns=columns, paired=False), 0.0 if simple else -torch.inf)
+                entries = out.masked_fill(
+                    _alike(tile, labels, columns=columns, paired=False),
+                    0.0 if simple else -torch.inf,
+                )
             if simple:
                 sums[r0:r1] += entries.sum(dim)
             else:
@@ -238,7 +296,8 @@ def forward(
     each = (total.log() if simple else total).sub(pull.div_(count) if supcon else pull)
     shares, others = _shares(plan, z.dtype, z.device)
     losses = each.masked_fill_(others, 0.0).sum(1).mul_(shares)
-    return losses + tau * 0, z, norm, total, count, tiles.kept  # a NaN that is a factor of a product does not come out of it everywhere
+    # a NaN that is a factor of a product does not come out of it everywhere
+    return losses + tau * 0, z, norm, total, count, tiles.kept
 
 
 def backward(
@@ -250,16 +309,20 @@ def backward(
     grad: Tensor,
     need: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor]:
-    """(R, D) gradient of sum_t grad_t loss_t to the rows of all views, and to the temperature in its shape, in compute dtype. `need`:
-    each view's, then the temperature's; rows of views that need none are left wrong."""
+    """(R, D) gradient of sum_t grad_t loss_t to the rows of all views, and to the temperature in
+    its shape, in compute dtype. `need`: each view's, then the temperature's; rows of views that
+    need none are left wrong.
+    """
     z, norm, total, count, kept = saved
     tau = tau.to(z.dtype)
     tiles = _Tiles(plan, z, tau, unshifted(tau, z.dtype), kept)
-    share = grad.to(z.dtype) * _shares(plan, z.dtype, z.device)[0] / tau  # (T,) of one anchor's loss
+    # (T,) of one anchor's loss
+    share = grad.to(z.dtype) * _shares(plan, z.dtype, z.device)[0] / tau
     # Rows that are no anchors have a factor, too, which no tile uses.
     factor = share[:, None] / total if tiles.simple else share[:, None].expand_as(total)
     dz = torch.zeros_like(z)
-    own_tau = need[-1] and tau.ndim > 0 and len(plan.terms) > 1  # then each term's z·dz is wanted by itself
+    # then each term's z·dz is wanted by itself
+    own_tau = need[-1] and tau.ndim > 0 and len(plan.terms) > 1
     part = torch.zeros_like(z) if own_tau else dz
     radial_sums, term = z.new_zeros(len(plan.terms)), 0
     wanted = None if all(need) or need[-1] else _row_ranges(plan, need)
@@ -290,7 +353,9 @@ def project(dz: Tensor, z: Tensor, norm: Tensor, radial: Tensor) -> Tensor:
 
 def radial(dz: Tensor, z: Tensor) -> Tensor:
     """(R, 1) z·dz of every row, without a second (R, D)."""
-    parts = [(dz[a : a + ROWS] * z[a : a + ROWS]).sum(1, keepdim=True) for a in range(0, len(z), ROWS)]
+    parts = [
+        (dz[a : a + ROWS] * z[a : a + ROWS]).sum(1, keepdim=True) for a in range(0, len(z), ROWS)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -303,11 +368,20 @@ def _touches(ranges: list[tuple[int, int]], low: int, high: int) -> bool:
 
 
 def _coefficients(
-    tiles: _Tiles, tile: Tile, labels: Tensor | None, mode: str, share: Tensor, factor: Tensor, total: Tensor, count: Tensor
+    tiles: _Tiles,
+    tile: Tile,
+    labels: Tensor | None,
+    mode: str,
+    share: Tensor,
+    factor: Tensor,
+    total: Tensor,
+    count: Tensor,
 ) -> Tensor:
     """G/tau of one tile: a_i (P_ij - y_ij), plus a_j (P_ji - y_ji) when both directions count.
 
-    The positives' -y is taken here, not from dz later: where P is close to 1 their difference is all that is left."""
+    The positives' -y is taken here, not from dz later: where P is close to 1 their difference is
+    all that is left.
+    """
     t, a, b = tile.term, slice(tile.a0, tile.a1), slice(tile.b0, tile.b1)
     entries = tiles.stored_or_again(tile)
     g = tiles.spare(tile)

@@ -1,6 +1,9 @@
-"""The dense path: for so few rows that the calls cost more than the arithmetic. All similarities at once, all terms in one batch and
-the gradient in closed form (chunked.py has it): about 30 operations where autograd runs 50 to 180. Memory is T·R·R, so
-`paths.DENSE_ROWS` bounds R."""
+"""The dense path: for so few rows that the calls cost more than the arithmetic.
+
+All similarities at once, all terms in one batch and the gradient in closed form (chunked.py has
+it): about 30 operations where autograd runs 50 to 180. Memory is T·R·R, so `paths.DENSE_ROWS`
+bounds R.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ LOW = -1e30  # logit of what is no candidate; finite, so that rows without candi
 
 @lru_cache(maxsize=64)
 def _masks(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, R, R) bool what is no candidate; (T, R, 1) weight of each anchor's loss, 0 elsewhere and where the positive is the only
-    candidate; (T, R, R) that weight at positives by index."""
+    """(T, R, R) bool what is no candidate; (T, R, 1) weight of each anchor's loss, 0 elsewhere and
+    where the positive is the only candidate; (T, R, R) that weight at positives by index.
+    """
     blocked = torch.ones(len(plan.terms), plan.total, plan.total, dtype=torch.bool)
     positive = torch.zeros(blocked.shape, dtype=dtype)
     weight = torch.zeros(len(plan.terms), plan.total, 1, dtype=dtype)
@@ -32,8 +36,12 @@ def _masks(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Tensor
     return blocked.to(device), weight.to(device), (positive * weight).to(device)
 
 
-def _labelled(plan: Plan, labels: Tensor | None, mode: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`_masks`, with false negatives blocked ("exclude") or an anchor's weight shared by all its positives ("supcon")."""
+def _labelled(
+    plan: Plan, labels: Tensor | None, mode: str, z: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_masks`, with false negatives blocked ("exclude") or an anchor's weight shared by all its
+    positives ("supcon").
+    """
     blocked, weight, target = _masks(plan, z.dtype, z.device)
     if mode == "none":
         return blocked, weight, target
@@ -44,8 +52,12 @@ def _labelled(plan: Plan, labels: Tensor | None, mode: str, z: Tensor) -> tuple[
     return blocked, weight, several * (weight / several.sum(2, keepdim=True).clamp_min(1))
 
 
-def forward(plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str) -> tuple[Tensor, ...]:
-    """(T,) mean losses; then for the backward pass (R, D) unit rows, (R, 1) norms, (T, R, R) log-probabilities of the candidates."""
+def forward(
+    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str
+) -> tuple[Tensor, ...]:
+    """(T,) mean losses; then for the backward pass (R, D) unit rows, (R, 1) norms, (T, R, R)
+    log-probabilities of the candidates.
+    """
     z, norm = normalised(views)
     tau = tau.to(z.dtype)
     blocked, _, target = _labelled(plan, labels, mode, z)
@@ -55,13 +67,21 @@ def forward(plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor |
 
 
 def backward(
-    plan: Plan, tau: Tensor, labels: Tensor | None, mode: str, saved: tuple[Tensor, ...], grad: Tensor
+    plan: Plan,
+    tau: Tensor,
+    labels: Tensor | None,
+    mode: str,
+    saved: tuple[Tensor, ...],
+    grad: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(R, D) gradient of sum_t grad_t loss_t to the rows of all views, and to the temperature in its shape, in compute dtype."""
+    """(R, D) gradient of sum_t grad_t loss_t to the rows of all views, and to the temperature in
+    its shape, in compute dtype.
+    """
     z, norm, logp = saved
     tau = tau.to(z.dtype)
     _, weight, target = _labelled(plan, labels, mode, z)
-    g = logp.exp().mul_(weight).sub_(target).mul_((grad.to(z.dtype) / tau)[:, None, None])  # (T, R, R) dL/ds
+    # (T, R, R) dL/ds
+    g = logp.exp().mul_(weight).sub_(target).mul_((grad.to(z.dtype) / tau)[:, None, None])
     both = g[0] if len(g) == 1 else g.sum(0)
     dz = (both + both.T) @ z
     radial = (dz * z).sum(1, keepdim=True)

@@ -1,8 +1,10 @@
-"""Host side of the Triton path: which kernels for which sizes, their tables on the device, and the launches.
+"""Host side of the Triton path: which kernels for which sizes, their tables on the device, and the
+launches.
 
-Sizes and tiles come from one fixed table: tuning at run time would recompile, break graph capture and make results depend on the
-machine's mood. None of it has been measured on a GPU yet; tests/ops/test_aot.py holds every entry to "compiles for sm_80, sm_90 and
-sm_100, no spills, shared memory within the chip's limit".
+Sizes and tiles come from one fixed table: tuning at run time would recompile, break graph capture
+and make results depend on the machine's mood. None of it has been measured on a GPU yet;
+tests/ops/test_aot.py holds every entry to "compiles for sm_80, sm_90 and sm_100, no spills, shared
+memory within the chip's limit".
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from mer.fusion.ops.paths import MAX_VIEWS, MID_ROWS, TINY_ROWS
 from mer.fusion.ops.plan import NEVER, Piece, Plan, Visit
 
 SCRATCH_BYTES = 256 << 20  # coefficients of one chunk in the large path
-SCRATCH_COLS = 16384  # of a chunk at most: a product of few rows and hundreds of thousands of columns would leave most of the chip idle
-G_SCALE = 4096.0  # float16 coefficients: 2 * 4096 is far from overflow, 1e-6 * 4096 far from subnormal
+# of a chunk at most: a product of few rows and hundreds of thousands of columns would leave most of
+# the chip idle
+SCRATCH_COLS = 16384
+# float16 coefficients: 2 * 4096 is far from overflow, 1e-6 * 4096 far from subnormal
+G_SCALE = 4096.0
 MODES = {"none": 0, "exclude": 1, "supcon": 2}
 TIERS = {"ieee": 0, "tf32": 1, "fast": 2}
 INTERPRETED = triton.knobs.runtime.interpret
@@ -47,7 +52,8 @@ class Tile:
 
 
 def _cdiv(n: int, d: int) -> int:
-    return -(-n // d)  # Triton's own cdiv and next_power_of_2 cost microseconds a call, outside of kernels
+    # Triton's own cdiv and next_power_of_2 cost microseconds a call, outside of kernels
+    return -(-n // d)
 
 
 def _power(n: int, low: int, high: int) -> int:
@@ -56,25 +62,43 @@ def _power(n: int, low: int, high: int) -> int:
 
 def tiny_tile(rows: int, d: int) -> Tile:
     rp = _power(rows, 16, TINY_ROWS)
-    return Tile(rp, rp, _power(d, 16, 64 if rp == 16 else 32), _power(d, 16, {16: 64, 32: 32, 64: 16}[rp]), 8 if rp == 64 else 4, 2)
+    return Tile(
+        rp,
+        rp,
+        _power(d, 16, 64 if rp == 16 else 32),
+        _power(d, 16, {16: 64, 32: 32, 64: 16}[rp]),
+        8 if rp == 64 else 4,
+        2,
+    )
 
 
 def mid_tile(rows: int, d: int, dot: int, mode: str) -> Tile:
-    bm = 16 if rows <= 2048 or mode != "none" else 32  # label masks cost registers, and so do three products for one
-    return Tile(bm, 32, _power(d, 16, 32), _power(d, 16, 128 if bm == 32 and dot == TIERS["ieee"] else 256), 8, 3)
+    # label masks cost registers, and so do three products for one
+    bm = 16 if rows <= 2048 or mode != "none" else 32
+    return Tile(
+        bm,
+        32,
+        _power(d, 16, 32),
+        _power(d, 16, 128 if bm == 32 and dot == TIERS["ieee"] else 256),
+        8,
+        3,
+    )
 
 
 def large_tile(dot: int, mode: str) -> Tile:
     if dot == TIERS["ieee"]:
         return Tile(64, 64, 32, 0, 4, 3)
-    return Tile(128, 128, 64, 0, 8, 3) if mode == "none" else Tile(64, 32, 64, 0, 8, 3)  # label masks are held in registers
+    # label masks are held in registers
+    return Tile(128, 128, 64, 0, 8, 3) if mode == "none" else Tile(64, 32, 64, 0, 8, 3)
 
 
 def choose(rows: int, d: int) -> str:
     """tiny | mid | large."""
     if rows <= TINY_ROWS:
         return "tiny"
-    return "mid" if any(d <= width and rows <= most for width, most in MID_ROWS.items()) else "large"
+    return (
+        "mid" if any(d <= width and rows <= most for width, most in MID_ROWS.items()) else "large"
+    )
 
 
 def capability(device: torch.device) -> int:
@@ -84,19 +108,22 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-# --- tables, made once per plan and device ----------------------------------------------------------------------------------------
+# --- tables, made once per plan and device
 
 _in_graphs: set[Plan] = set()
 
 
 def ready(plan: Plan, device: torch.device) -> AbstractContextManager:
-    """Around forward and backward: Triton launches on the current device, so that is the views' one inside. What a CUDA graph is
-    captured with is never dropped: the graph remembers addresses."""
+    """Around forward and backward: Triton launches on the current device, so that is the views' one
+    inside. What a CUDA graph is captured with is never dropped: the graph remembers addresses.
+    """
     if device.type != "cuda":
         return nullcontext()
     if torch.cuda.is_current_stream_capturing():
         _in_graphs.add(plan)
-    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+    return (
+        nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+    )
 
 
 def _once(make: Callable) -> Callable:
@@ -112,12 +139,18 @@ def _once(make: Callable) -> Callable:
 
 
 def _kept(table: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that outlives this call. Another thread makes it: the warm-up of torch.compile(mode="reduce-overhead") sends
-    this thread's allocations to the memory of its graph, where the next replay would overwrite them."""
+    """A copy on the device that outlives this call.
+
+    Another thread makes it: the warm-up of torch.compile(mode="reduce-overhead") sends this
+    thread's allocations to the memory of its graph, where the next replay would overwrite them.
+    """
     if device.type != "cuda":
         return table.to(device)
     if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("contrastive_terms: first call with these sizes inside a CUDA graph capture; run one step before capturing")
+        raise RuntimeError(
+            "contrastive_terms: first call with these sizes inside a CUDA graph capture; run one "
+            "step before capturing"
+        )
     with ThreadPoolExecutor(1) as other:
         return other.submit(table.to, device).result()
 
@@ -128,14 +161,18 @@ def _ints(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
 
 @_once
 def scales(plan: Plan, device: torch.device) -> Tensor:
-    """(T,) 1/n_t; 0 where the positive is the only candidate, so that loss and gradient are exactly 0."""
+    """(T,) 1/n_t; 0 where the positive is the only candidate, so that loss and gradient are exactly
+    0.
+    """
     each = [1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]
     return _kept(torch.tensor(each, dtype=torch.float32), device)
 
 
 @_once
 def forward_tables(plan: Plan, bm: int, device: torch.device, merge: bool) -> tuple[Tensor, Tensor]:
-    """(blocks, 9), (ranges, 4) of mid_forward; with `merge` those of large_forward: flat row numbers, touching ranges joined."""
+    """(blocks, 9), (ranges, 4) of mid_forward; with `merge` those of large_forward: flat row
+    numbers, touching ranges joined.
+    """
     blocks, ranges = [], []
     seen: set[tuple[int, int]] = set()
     for s in plan.strips:
@@ -144,47 +181,84 @@ def forward_tables(plan: Plan, bm: int, device: torch.device, merge: bool) -> tu
             if merge and len(ranges) > begin and ranges[-1][2] == c0:
                 ranges[-1] = (*ranges[-1][:2], c1, 0)
             else:
-                ranges.append((v, c0, c1, 0) if merge else (v, c0 - plan.base[v], c1 - plan.base[v], plan.base[v]))
+                ranges.append(
+                    (v, c0, c1, 0)
+                    if merge
+                    else (v, c0 - plan.base[v], c1 - plan.base[v], plan.base[v])
+                )
         base = 0 if merge else plan.base[s.view]
         for r in range(s.r0 - base, s.r1 - base, bm):
             first = (s.view, r) not in seen
             seen.add((s.view, r))
-            blocks.append((s.view, r, s.r1 - base, base, s.term, s.rel, begin, len(ranges), int(first)))
+            blocks.append(
+                (s.view, r, s.r1 - base, base, s.term, s.rel, begin, len(ranges), int(first))
+            )
     if not merge:  # rows that are nobody's anchors still need their norms
         for p in plan.pieces:
             if not any(s.view == p.view and s.r0 <= p.r0 < s.r1 for s in plan.strips):
                 base = plan.base[p.view]
-                blocks += [(p.view, r, p.r1 - base, base, -1, 0, 0, 0, 1) for r in range(p.r0 - base, p.r1 - base, bm)]
+                blocks += [
+                    (p.view, r, p.r1 - base, base, -1, 0, 0, 0, 1)
+                    for r in range(p.r0 - base, p.r1 - base, bm)
+                ]
     return _ints(blocks, device), _ints(ranges, device)
 
 
 @_once
-def backward_tables(plan: Plan, bm: int, need: tuple[bool, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def backward_tables(
+    plan: Plan, bm: int, need: tuple[bool, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(blocks, 9), (visits, 9) of mid_backward for the views that need a gradient."""
     blocks, visits = [], []
     for p in (p for p in plan.pieces if need[p.view]):
         base, begin = plan.base[p.view], len(visits)
         for v in p.visits:
             at = plan.base[v.view]
-            visits.append((v.term, v.view, v.c0 - at, v.c1 - at, at, int(v.row), int(v.col), v.row_rel, v.col_rel))
-        blocks += [(p.view, r, p.r1 - base, base, 0, 0, begin, len(visits), 0) for r in range(p.r0 - base, p.r1 - base, bm)]
+            visits.append(
+                (
+                    v.term,
+                    v.view,
+                    v.c0 - at,
+                    v.c1 - at,
+                    at,
+                    int(v.row),
+                    int(v.col),
+                    v.row_rel,
+                    v.col_rel,
+                )
+            )
+        blocks += [
+            (p.view, r, p.r1 - base, base, 0, 0, begin, len(visits), 0)
+            for r in range(p.r0 - base, p.r1 - base, bm)
+        ]
     return _ints(blocks, device), _ints(visits or [(0,) * 9], device)
 
 
 @_once
 def row_table(plan: Plan, bm: int, device: torch.device) -> Tensor:
     """(blocks, 9): all rows of all views, bm at a time."""
-    return _ints([(v, r, n, plan.base[v], 0, 0, 0, 0, 0) for v, n in enumerate(plan.rows) for r in range(0, n, bm)], device)
+    return _ints(
+        [
+            (v, r, n, plan.base[v], 0, 0, 0, 0, 0)
+            for v, n in enumerate(plan.rows)
+            for r in range(0, n, bm)
+        ],
+        device,
+    )
 
 
 @_once
 def tiny_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(V+1,) first flat row of each view and R; (T, R, 2) bits of the candidate views of an anchor row, flat number of its positive."""
+    """(V+1,) first flat row of each view and R; (T, R, 2) bits of the candidate views of an anchor
+    row, flat number of its positive.
+    """
     adjacency = torch.zeros(len(plan.terms), plan.total, 2, dtype=torch.int32)
     adjacency[..., 1] = -1
     for s in plan.strips:
         adjacency[s.term, s.r0 : s.r1, 0] = sum(1 << v for v, _, _ in s.ranges)
-        adjacency[s.term, s.r0 : s.r1, 1] = torch.arange(s.r0 + s.rel, s.r1 + s.rel, dtype=torch.int32)
+        adjacency[s.term, s.r0 : s.r1, 1] = torch.arange(
+            s.r0 + s.rel, s.r1 + s.rel, dtype=torch.int32
+        )
     return _ints([*plan.base, plan.total], device), _ints(adjacency.tolist(), device)
 
 
@@ -192,8 +266,11 @@ _tickets: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def ticket(device: torch.device) -> Tensor:
-    """A counter at 0 that the kernel leaves at 0. One per stream, as launches of one stream do not overlap; a captured graph may be
-    replayed on any stream and gets its own."""
+    """A counter at 0 that the kernel leaves at 0.
+
+    One per stream, as launches of one stream do not overlap; a captured graph may be replayed on
+    any stream and gets its own.
+    """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=device)
     key = device, torch.cuda.current_stream(device).cuda_stream
@@ -202,12 +279,14 @@ def ticket(device: torch.device) -> Tensor:
     return _tickets[key]
 
 
-# --- launches ---------------------------------------------------------------------------------------------------------------------
+# --- launches
 
 
 def tier(precision: str, dtype: torch.dtype) -> int:
-    """What `auto` means: 16-bit inputs are multiplied as they are, float32 as PyTorch would (torch.set_float32_matmul_precision or
-    torch.backends.cuda.matmul.fp32_precision; the latter tells both, the former's getter raises where the other was set)."""
+    """What `auto` means: 16-bit inputs are multiplied as they are, float32 as PyTorch would
+    (torch.set_float32_matmul_precision or torch.backends.cuda.matmul.fp32_precision; the latter
+    tells both, the former's getter raises where the other was set).
+    """
     if precision == "auto":
         if dtype in (torch.float16, torch.bfloat16):
             precision = "fast"
@@ -217,7 +296,8 @@ def tier(precision: str, dtype: torch.dtype) -> int:
 
 
 def _mid_dot(dot: int, dtype: torch.dtype) -> int:
-    return TIERS["tf32"] if dot == TIERS["fast"] and dtype == torch.float32 else dot  # raw float32 rows may not fit 16 bits
+    # raw float32 rows may not fit 16 bits
+    return TIERS["tf32"] if dot == TIERS["fast"] and dtype == torch.float32 else dot
 
 
 def _pad(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -225,24 +305,54 @@ def _pad(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def forward(
-    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str, precision: str, path: str, *, gradients: bool
+    plan: Plan,
+    views: tuple[Tensor, ...],
+    tau: Tensor,
+    labels: Tensor | None,
+    mode: str,
+    precision: str,
+    path: str,
+    *,
+    gradients: bool,
 ) -> tuple[Tensor, ...]:
-    """(T,) losses, (T,) slopes d loss/d tau, then what the backward pass of this path wants. `views` contiguous, of one dtype."""
+    """(T,) losses, (T,) slopes d loss/d tau, then what the backward pass of this path wants.
+
+    `views` contiguous, of one dtype.
+    """
     device, d = views[0].device, views[0].shape[1]
     terms, rows = len(plan.terms), plan.total
     args = dict(MODE=MODES[mode], TAU_N=tau.ndim)
     labels = views[0] if labels is None else labels
-    empty = partial(torch.empty, device=device, dtype=torch.float32)  # whatever PyTorch's default type is
+    # whatever PyTorch's default type is
+    empty = partial(torch.empty, device=device, dtype=torch.float32)
     loss, slope = empty(terms), empty(terms)
     dot = tier(precision, views[0].dtype)
     if path == "tiny":
         tile = tiny_tile(rows, d)
         base, adjacency = tiny_tables(plan, device)
-        dz = empty((terms, rows, d) if gradients else (terms,))  # an operator's results share no storage
+        # an operator's results share no storage
+        dz = empty((terms, rows, d) if gradients else (terms,))
         kernels.tiny_values_and_gradients[(_cdiv(d, tile.bd) if gradients else 1,)](
-            *_pad(views), tau, labels, base, adjacency, scales(plan, device), loss, slope, dz, rows, d, terms,
-            NV=len(views), RP=tile.bm, BK=tile.bk, BD=tile.bd, GRADIENTS=gradients, **args, **tile.options,
-        )  # fmt: skip
+            *_pad(views),
+            tau,
+            labels,
+            base,
+            adjacency,
+            scales(plan, device),
+            loss,
+            slope,
+            dz,
+            rows,
+            d,
+            terms,
+            NV=len(views),
+            RP=tile.bm,
+            BK=tile.bk,
+            BD=tile.bd,
+            GRADIENTS=gradients,
+            **args,
+            **tile.options,
+        )
         return loss, slope, dz
     lse = empty(terms, rows)
     count = torch.empty_like(lse) if mode == "supcon" else lse
@@ -253,28 +363,79 @@ def forward(
         blocks, ranges = forward_tables(plan, tile.bm, device, False)
         part = empty(2, len(blocks))
         kernels.mid_forward[(len(blocks),)](
-            *_pad(views), tau, labels, blocks, ranges, scales(plan, device), lse, count, norm, part, ticket(device), loss, slope,
-            rows, d, terms, len(blocks),
-            NV=len(views), BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=dot, **args, **tile.options,
-        )  # fmt: skip
+            *_pad(views),
+            tau,
+            labels,
+            blocks,
+            ranges,
+            scales(plan, device),
+            lse,
+            count,
+            norm,
+            part,
+            ticket(device),
+            loss,
+            slope,
+            rows,
+            d,
+            terms,
+            len(blocks),
+            NV=len(views),
+            BM=tile.bm,
+            BN=tile.bn,
+            BK=tile.bk,
+            DOT=dot,
+            **args,
+            **tile.options,
+        )
     else:
         tile = large_tile(dot, mode)
         z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
         blocks, ranges = forward_tables(plan, tile.bm, device, True)
         part = empty(2, len(blocks))
         kernels.large_forward[(len(blocks),)](
-            *_operands(z, tile), tau, labels, blocks, ranges, scales(plan, device), lse, count, part, ticket(device), loss, slope,
-            rows, z.shape[1], terms, len(blocks),
-            BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=_large_dot(dot), TMA=_uses_tma(z), **args, **tile.options,
-        )  # fmt: skip
+            *_operands(z, tile),
+            tau,
+            labels,
+            blocks,
+            ranges,
+            scales(plan, device),
+            lse,
+            count,
+            part,
+            ticket(device),
+            loss,
+            slope,
+            rows,
+            z.shape[1],
+            terms,
+            len(blocks),
+            BM=tile.bm,
+            BN=tile.bn,
+            BK=tile.bk,
+            DOT=_large_dot(dot),
+            TMA=_uses_tma(z),
+            **args,
+            **tile.options,
+        )
     return loss, slope, lse, norm, *((count,) if mode == "supcon" else ())
 
 
 def backward(
-    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor | None, mode: str, precision: str, path: str,
-    saved: tuple[Tensor, ...], grad: Tensor, need: tuple[bool, ...],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(R, D) gradient to the rows of all views that need one (the others' rows are left unwritten), gradient to tau in tau's shape."""
+    plan: Plan,
+    views: tuple[Tensor, ...],
+    tau: Tensor,
+    labels: Tensor | None,
+    mode: str,
+    precision: str,
+    path: str,
+    saved: tuple[Tensor, ...],
+    grad: Tensor,
+    need: tuple[bool, ...],
+) -> tuple[Tensor, Tensor]:
+    """(R, D) gradient to the rows of all views that need one (the others' rows are left unwritten),
+    gradient to tau in tau's shape.
+    """
     device, d = views[0].device, views[0].shape[1]
     terms, rows = len(plan.terms), plan.total
     slope, rest = saved[0], saved[1:]
@@ -286,7 +447,16 @@ def backward(
     if path == "tiny":
         block = 1024
         kernels.tiny_scale[(_cdiv(rows * d, block),)](
-            rest[0], grad, slope, dx, dtau, rows * d, terms, grad.stride(0), BLOCK=block, TAU_N=tau.ndim
+            rest[0],
+            grad,
+            slope,
+            dx,
+            dtau,
+            rows * d,
+            terms,
+            grad.stride(0),
+            BLOCK=block,
+            TAU_N=tau.ndim,
         )
         return dx, dtau
     args = dict(MODE=MODES[mode], TAU_N=tau.ndim)
@@ -295,19 +465,43 @@ def backward(
     labels = views[0] if labels is None else labels
     dot = tier(precision, views[0].dtype)
     if path == "large":
-        return _large_backward(plan, views, tau, labels, mode, args, dot, lse, count, norm, slope, grad, need, dx, dtau)
+        return _large_backward(
+            plan, views, tau, labels, mode, args, dot, lse, count, norm, slope, grad, need, dx, dtau
+        )
     dot = _mid_dot(dot, views[0].dtype)
     tile = mid_tile(rows, d, dot, mode)
     blocks, visits = backward_tables(plan, tile.bm, need, device)
     kernels.mid_backward[(len(blocks), _cdiv(d, tile.bd))](
-        *_pad(views), tau, labels, blocks, visits, scales(plan, device), lse, count, norm, grad, slope, dx, dtau,
-        rows, d, terms, grad.stride(0),
-        NV=len(views), BM=tile.bm, BN=tile.bn, BK=tile.bk, BD=tile.bd, DOT=dot, **args, **tile.options,
-    )  # fmt: skip
+        *_pad(views),
+        tau,
+        labels,
+        blocks,
+        visits,
+        scales(plan, device),
+        lse,
+        count,
+        norm,
+        grad,
+        slope,
+        dx,
+        dtau,
+        rows,
+        d,
+        terms,
+        grad.stride(0),
+        NV=len(views),
+        BM=tile.bm,
+        BN=tile.bn,
+        BK=tile.bk,
+        BD=tile.bd,
+        DOT=dot,
+        **args,
+        **tile.options,
+    )
     return dx, dtau
 
 
-# --- large path -------------------------------------------------------------------------------------------------------------------
+# --- large path
 
 ROW_BLOCK = 8  # rows a program of the two row-wise kernels
 
@@ -323,20 +517,43 @@ def _uses_tma(z: Tensor) -> bool:
 
 
 def _operands(z: Tensor, tile: Tile) -> tuple[object, object]:
-    """z as the kernels take it: tensor-map descriptors for row and column tiles where the chip has them, else the plain tensor."""
+    """z as the kernels take it: tensor-map descriptors for row and column tiles where the chip has
+    them, else the plain tensor.
+    """
     if not _uses_tma(z):
         return z, z
     shape, strides = list(z.shape), list(z.stride())
-    return TensorDescriptor(z, shape, strides, [tile.bm, tile.bk]), TensorDescriptor(z, shape, strides, [tile.bn, tile.bk])
+    return TensorDescriptor(z, shape, strides, [tile.bm, tile.bk]), TensorDescriptor(
+        z, shape, strides, [tile.bn, tile.bk]
+    )
 
 
-def _unit_rows(plan: Plan, views: tuple[Tensor, ...], norm: Tensor, dtype: torch.dtype, *, rounded: bool = False) -> Tensor:
-    """(R, DP) unit rows, DP a multiple of 16 so that rows start where a tensor map wants them; fills `norm`."""
+def _unit_rows(
+    plan: Plan,
+    views: tuple[Tensor, ...],
+    norm: Tensor,
+    dtype: torch.dtype,
+    *,
+    rounded: bool = False,
+) -> Tensor:
+    """(R, DP) unit rows, DP a multiple of 16 so that rows start where a tensor map wants them;
+    fills `norm`.
+    """
     device, d = views[0].device, views[0].shape[1]
     z = torch.empty(plan.total, _aligned(d), dtype=dtype, device=device)
     blocks = row_table(plan, ROW_BLOCK, device)
     kernels.prepare[(len(blocks),)](
-        *_pad(views), blocks, z, norm, d, z.shape[1], NV=len(views), BM=ROW_BLOCK, BK=_power(d, 16, 256), ROUND=rounded, num_warps=4
+        *_pad(views),
+        blocks,
+        z,
+        norm,
+        d,
+        z.shape[1],
+        NV=len(views),
+        BM=ROW_BLOCK,
+        BK=_power(d, 16, 256),
+        ROUND=rounded,
+        num_warps=4,
     )
     return z
 
@@ -363,19 +580,38 @@ def _product(g: Tensor, z: Tensor, dot: int) -> Tensor:
 
 
 def _large_backward(
-    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, labels: Tensor, mode: str, args: dict, dot: int, lse: Tensor, count: Tensor,
-    norm: Tensor, slope: Tensor, grad: Tensor, need: tuple[bool, ...], dx: Tensor, dtau: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Per chunk of rows and columns: a tile kernel writes coefficients into the scratch, one matrix product takes them to dz."""
+    plan: Plan,
+    views: tuple[Tensor, ...],
+    tau: Tensor,
+    labels: Tensor,
+    mode: str,
+    args: dict,
+    dot: int,
+    lse: Tensor,
+    count: Tensor,
+    norm: Tensor,
+    slope: Tensor,
+    grad: Tensor,
+    need: tuple[bool, ...],
+    dx: Tensor,
+    dtau: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Per chunk of rows and columns: a tile kernel writes coefficients into the scratch, one matrix
+    product takes them to dz.
+    """
     device = dx.device
     tile = large_tile(dot, mode)
     z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
-    values = _unit_rows(plan, views, norm, torch.float32, rounded=True) if dot == TIERS["tf32"] else z
+    values = (
+        _unit_rows(plan, views, norm, torch.float32, rounded=True) if dot == TIERS["tf32"] else z
+    )
     half = values.dtype == torch.float16
     share = grad * scales(plan, device) / (tau * G_SCALE if half else tau)
     dz = torch.zeros(plan.total, z.shape[1], dtype=torch.float32, device=device)
     pieces = [p for p in plan.pieces if need[p.view]]
-    widest = _aligned(min(SCRATCH_COLS, max((v.c1 - v.c0 for p in pieces for v in _merged(p)), default=1)))
+    widest = _aligned(
+        min(SCRATCH_COLS, max((v.c1 - v.c0 for p in pieces for v in _merged(p)), default=1))
+    )
     chunk = max(tile.bm, SCRATCH_BYTES // (widest * values.element_size()) // tile.bm * tile.bm)
     scratch = torch.empty(min(chunk, plan.total) * widest, dtype=values.dtype, device=device)
     operands = _operands(z, tile)
@@ -384,21 +620,62 @@ def _large_backward(
             cols = _aligned(c1 - c0)  # of the scratch; the product takes those that are there
             g = scratch[: (r1 - r0) * cols].view(r1 - r0, cols)
             kernels.large_coefficients[(_cdiv(r1 - r0, tile.bm), _cdiv(cols, tile.bn))](
-                *operands, tau, labels, lse, count, g, r0, r1, c0, c1, v.term, int(v.row), int(v.col), v.row_rel, v.col_rel,
-                plan.total, z.shape[1], cols, BM=tile.bm, BN=tile.bn, BK=tile.bk, DOT=_large_dot(dot), TMA=_uses_tma(z),
-                SCALE=G_SCALE if half else 1.0, ROUND=dot == TIERS["tf32"], **args, **tile.options,
-            )  # fmt: skip
+                *operands,
+                tau,
+                labels,
+                lse,
+                count,
+                g,
+                r0,
+                r1,
+                c0,
+                c1,
+                v.term,
+                int(v.row),
+                int(v.col),
+                v.row_rel,
+                v.col_rel,
+                plan.total,
+                z.shape[1],
+                cols,
+                BM=tile.bm,
+                BN=tile.bn,
+                BK=tile.bk,
+                DOT=_large_dot(dot),
+                TMA=_uses_tma(z),
+                SCALE=G_SCALE if half else 1.0,
+                ROUND=dot == TIERS["tf32"],
+                **args,
+                **tile.options,
+            )
             dz[r0:r1].addcmul_(_product(g[:, : c1 - c0], values[c0:c1], dot), share[v.term])
     blocks = row_table(plan, ROW_BLOCK, device)
     kernels.large_finish[(len(blocks),)](
-        *_pad(views), blocks, norm, dz, dx, grad, slope, dtau, views[0].shape[1], z.shape[1], len(plan.terms), grad.stride(0),
-        NV=len(views), BM=ROW_BLOCK, BK=_power(views[0].shape[1], 16, 256), TAU_N=tau.ndim, num_warps=4,
-    )  # fmt: skip
+        *_pad(views),
+        blocks,
+        norm,
+        dz,
+        dx,
+        grad,
+        slope,
+        dtau,
+        views[0].shape[1],
+        z.shape[1],
+        len(plan.terms),
+        grad.stride(0),
+        NV=len(views),
+        BM=ROW_BLOCK,
+        BK=_power(views[0].shape[1], 16, 256),
+        TAU_N=tau.ndim,
+        num_warps=4,
+    )
     return dx, dtau
 
 
 def _aligned(n: int) -> int:
-    """The next multiple of 16: rows of such a length start where vector stores and cuBLAS's tensor-core kernels want them."""
+    """The next multiple of 16: rows of such a length start where vector stores and cuBLAS's
+    tensor-core kernels want them.
+    """
     return _cdiv(n, 16) * 16
 
 
@@ -412,14 +689,20 @@ def _chunks(p: Piece, rows: int) -> Iterator[tuple[int, int, Visit, int, int]]:
 
 @lru_cache(maxsize=256)
 def _merged(piece: Piece) -> tuple[Visit, ...]:
-    """Visits to touching ranges joined where one offset to the anchor column serves both (NT-Xent: one product over both views)."""
+    """Visits to touching ranges joined where one offset to the anchor column serves both (NT-Xent:
+    one product over both views).
+    """
     out = []
     for v in piece.visits:
         last = out[-1] if out else None
         joinable = last and (last.term, last.c1, last.row, last.col) == (v.term, v.c0, v.row, v.col)
         offsets = {v.col_rel, last.col_rel} - {NEVER} if last else set()
         if joinable and len(offsets) <= 1:
-            out[-1] = last._replace(c1=v.c1, row_rel=min(last.row_rel, v.row_rel), col_rel=offsets.pop() if offsets else v.col_rel)
+            out[-1] = last._replace(
+                c1=v.c1,
+                row_rel=min(last.row_rel, v.row_rel),
+                col_rel=offsets.pop() if offsets else v.col_rel,
+            )
         else:
             out.append(v)
     return tuple(out)

@@ -1,7 +1,8 @@
 """Negatives beyond the batch: a memory bank of past embeddings, and the other ranks' embeddings.
 
-A bound on mutual information never exceeds log N, N candidates per anchor (van den Oord et al., arXiv 1807.03748): a batch of 4 can
-show at most 1.95 nats. Both ways here raise N without a larger batch on one device.
+A bound on mutual information never exceeds log N, N candidates per anchor (van den Oord et al.,
+arXiv 1807.03748): a batch of 4 can show at most 1.95 nats. Both ways here raise N without a larger
+batch on one device.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 
 class FeatureQueue(nn.Module):
-    """The last `size` embeddings, first in first out, detached (MoCo, He et al., arXiv 1911.05722); saved with the model.
+    """The last `size` embeddings, first in first out, detached (MoCo, He et al., arXiv 1911.05722);
+    saved with the model.
 
-    `queue.rows()` (K, D) goes to `nt_xent(..., queue=...)`, or into `views` as a candidate view that is nobody's positive; `push`
-    the batch after the loss is taken. Until it is full K grows with every push, so warm it up before capturing a CUDA graph; from
-    then on a push moves no data to the host and K is constant.
+    `queue.rows()` (K, D) goes to `nt_xent(..., queue=...)`, or into `views` as a candidate view
+    that is nobody's positive; `push` the batch after the loss is taken. Until it is full K grows
+    with every push, so warm it up before capturing a CUDA graph; from then on a push moves no data
+    to the host and K is constant.
     """
 
     def __init__(self, size: int, dim: int):
@@ -34,8 +37,9 @@ class FeatureQueue(nn.Module):
         self.filled = int(state)
 
     def rows(self) -> Tensor:
-        """(K, D) embeddings pushed so far, at most `size`, in no particular order; K = 0 before the first push. A copy: the next push
-        must not change what a pending backward pass needs."""
+        """(K, D) embeddings pushed so far, at most `size`, in no particular order; K = 0 before the
+        first push. A copy: the next push must not change what a pending backward pass needs.
+        """
         return self.data[: self.filled].clone()
 
     @torch.no_grad()
@@ -69,11 +73,14 @@ class _Gather(torch.autograd.Function):
         return total[start : start + ctx.rows], None
 
 
-def gather_views(*views: Tensor, group: dist.ProcessGroup | None = None) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    """((W·B, D) of every view from all W ranks, anchor_rows of this rank): `contrastive_terms(views, ..., anchor_rows=rows)` is this
-    rank's loss, its B anchors against everybody's candidates. The mean of the ranks' losses is the loss of one process with the whole
-    batch, and so are the gradients once data parallelism has averaged them. Every rank must have the same B. Without an initialised
-    process group the views come back as they are.
+def gather_views(
+    *views: Tensor, group: dist.ProcessGroup | None = None
+) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+    """((W·B, D) of every view from all W ranks, anchor_rows of this rank):
+    `contrastive_terms(views, ..., anchor_rows=rows)` is this rank's loss, its B anchors against
+    everybody's candidates. The mean of the ranks' losses is the loss of one process with the whole
+    batch, and so are the gradients once data parallelism has averaged them. Every rank must have
+    the same B. Without an initialised process group the views come back as they are.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return views, (0, views[0].shape[0])

@@ -16,12 +16,14 @@ Impl = Literal["auto", "dense", "chunked", "triton"]
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_VIEWS = 8  # pointers a kernel chooses among
 MIN_CAPABILITY = (8, 0)
-# Rows of all views together up to which the dense path is quicker than the chunked one (one thread, D = 256, forward and backward):
-# DRKF's three terms took it 0.9 of the time at 128 rows, one NT-Xent 0.7.
+# Rows of all views together up to which the dense path is quicker than the chunked one (one thread,
+# D = 256, forward and backward): DRKF's three terms took it 0.9 of the time at 128 rows, one
+# NT-Xent 0.7.
 DENSE_ROWS = 128
 # The kernels' borders; here, as compiled code must know them without Triton (function.encode).
 TINY_ROWS = 64  # all views together, so NT-Xent up to B = 32 and DRKF's four views up to B = 16
-MID_ROWS = {256: 8192, 1024: 2048}  # largest D -> most rows for which the row-owner kernels are chosen
+# largest D -> most rows for which the row-owner kernels are chosen
+MID_ROWS = {256: 8192, 1024: 2048}
 
 
 def available() -> dict[str, str]:
@@ -40,7 +42,10 @@ def _triton_obstacle() -> str:
     if not torch.cuda.is_available():
         return "no CUDA device"
     if torch.version.hip or torch.cuda.get_device_capability() < MIN_CAPABILITY:
-        return f"{torch.cuda.get_device_name()} is not an NVIDIA GPU of compute capability 8.0 or later"
+        return (
+            f"{torch.cuda.get_device_name()} is not an NVIDIA GPU of compute capability 8.0 or "
+            "later"
+        )
     return ""
 
 
@@ -51,8 +56,10 @@ def _interpreting() -> bool:
 
 
 def path_for(views: Sequence[Tensor], impl: Impl = "auto") -> str:
-    """dense | chunked | tiny | mid | large: what `contrastive_terms` runs for these views. `impl="triton"` raises where kernels cannot
-    run."""
+    """dense | chunked | tiny | mid | large: what `contrastive_terms` runs for these views.
+
+    `impl="triton"` raises where kernels cannot run.
+    """
     if impl in ("dense", "chunked"):
         return impl
     if impl not in ("auto", "triton"):

@@ -1,7 +1,8 @@
-"""Which rows meet which rows: a set of contrastive terms over shared views, reduced once to row ranges and visits.
+"""Which rows meet which rows: a set of contrastive terms over shared views, reduced once to row
+ranges and visits.
 
-All views lie one under another in one virtual matrix of R = sum(rows) rows ("flat" row numbers); nothing is copied for that.
-Pure Python, cached: a training step looks its plan up.
+All views lie one under another in one virtual matrix of R = sum(rows) rows ("flat" row numbers);
+nothing is copied for that. Pure Python, cached: a training step looks its plan up.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ NEVER = 1 << 30  # an offset that no pair of rows has
 
 
 class Term(NamedTuple):
-    """One InfoNCE-type term: mean over anchor rows of log-sum-exp over their candidates minus the positive's logit.
+    """One InfoNCE-type term: mean over anchor rows of log-sum-exp over their candidates minus the
+    positive's logit.
 
-    Candidates of an anchor row are all rows of the views `candidates`. Where the anchor's own view is among them, the row itself
-    is masked (`mask_self=True`, NT-Xent) or the whole view is skipped (`mask_self=False`, InfoNCE, so `Term((0, 1), (0, 1),
-    mask_self=False)` is the symmetric InfoNCE). The positive is the row of the same index in the first candidate view that is not
-    the anchor's own. Further candidate views (a queue) hold negatives only.
+    Candidates of an anchor row are all rows of the views `candidates`. Where the anchor's own view
+    is among them, the row itself is masked (`mask_self=True`, NT-Xent) or the whole view is skipped
+    (`mask_self=False`, InfoNCE, so `Term((0, 1), (0, 1), mask_self=False)` is the symmetric
+    InfoNCE). The positive is the row of the same index in the first candidate view that is not the
+    anchor's own. Further candidate views (a queue) hold negatives only.
     """
 
     anchors: tuple[int, ...]
@@ -36,7 +39,9 @@ class Term(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """Anchor rows r0:r1 (flat) of one view in one term; the positive of row r is r + rel; `ranges` are candidates (view, c0, c1), flat."""
+    """Anchor rows r0:r1 (flat) of one view in one term; the positive of row r is r + rel; `ranges`
+    are candidates (view, c0, c1), flat.
+    """
 
     term: int
     view: int
@@ -47,8 +52,10 @@ class Strip(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Rows i0:i1 are anchors over the candidates j0:j1; `both` also the other way round (the same similarities serve twice).
-    i0 == j0 only in a square block over all of whose unordered pairs `both` holds."""
+    """Rows i0:i1 are anchors over the candidates j0:j1; `both` also the other way round (the same
+    similarities serve twice). i0 == j0 only in a square block over all of whose unordered pairs
+    `both` holds.
+    """
 
     term: int
     i0: int
@@ -61,8 +68,9 @@ class Pair(NamedTuple):
 class Visit(NamedTuple):
     """What a row r of a piece meets in one term in the backward pass: rows c0:c1 (flat) of `view`.
 
-    `row`: r is an anchor and they are its candidates (its positive is r + row_rel); `col`: they are anchors and r their candidate
-    (the positive of c is r where c == r + col_rel)."""
+    `row`: r is an anchor and they are its candidates (its positive is r + row_rel); `col`: they are
+    anchors and r their candidate (the positive of c is r where c == r + col_rel).
+    """
 
     term: int
     view: int
@@ -83,7 +91,8 @@ class Piece(NamedTuple):
     visits: tuple[Visit, ...]
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: make_plan returns the same object for the same request
+# compared by identity: make_plan returns the same object for the same request
+@dataclass(frozen=True, eq=False)
 class Plan:
     terms: tuple[Term, ...]
     rows: tuple[int, ...]  # of each view
@@ -98,37 +107,61 @@ class Plan:
     tables: dict = field(default_factory=dict, repr=False)  # what a path derives from the plan once
 
 
-def check(terms: tuple[Term, ...], rows: tuple[int, ...], anchor_rows: tuple[int, int] | None) -> None:
+def check(
+    terms: tuple[Term, ...], rows: tuple[int, ...], anchor_rows: tuple[int, int] | None
+) -> None:
     """ValueError where a term does not define a loss over views of these sizes."""
     if not terms:
         raise ValueError("contrastive_terms: no terms given")
     for n, view in zip(rows, range(len(rows)), strict=True):
         if n < 1:
-            raise ValueError(f"contrastive_terms: view {view} has no rows; a contrastive loss needs at least one")
+            raise ValueError(
+                f"contrastive_terms: view {view} has no rows; a contrastive loss needs at least one"
+            )
     for t, term in enumerate(terms):
         used = (*term.anchors, *term.candidates)
         if not term.anchors or any(not 0 <= v < len(rows) for v in used):
-            raise ValueError(f"contrastive_terms: term {t} names views {used} but there are {len(rows)}")
-        if len(set(term.anchors)) != len(term.anchors) or len(set(term.candidates)) != len(term.candidates):
+            raise ValueError(
+                f"contrastive_terms: term {t} names views {used} but there are {len(rows)}"
+            )
+        if len(set(term.anchors)) != len(term.anchors) or len(set(term.candidates)) != len(
+            term.candidates
+        ):
             raise ValueError(f"contrastive_terms: term {t} names a view twice")
         for a in term.anchors:
             if not any(c != a for c in term.candidates):
-                raise ValueError(f"contrastive_terms: term {t}: anchors of view {a} have no candidate view with a positive")
+                raise ValueError(
+                    f"contrastive_terms: term {t}: anchors of view {a} have no candidate view "
+                    "with a positive"
+                )
             if rows[a] != rows[term.positive_of(a)]:
                 p = term.positive_of(a)
-                raise ValueError(f"contrastive_terms: term {t}: view {a} has {rows[a]} rows, the view {p} of its positives has {rows[p]}")
+                raise ValueError(
+                    f"contrastive_terms: term {t}: view {a} has {rows[a]} rows, the view {p} of "
+                    f"its positives has {rows[p]}"
+                )
             if anchor_rows and not 0 <= anchor_rows[0] < anchor_rows[1] <= rows[a]:
-                raise ValueError(f"contrastive_terms: anchor_rows {anchor_rows} outside view {a} of {rows[a]} rows")
-        counts = {sum(rows[c] for c in term.seen_by(a)) - (a in term.seen_by(a)) for a in term.anchors}
+                raise ValueError(
+                    f"contrastive_terms: anchor_rows {anchor_rows} outside view {a} of {rows[a]} "
+                    "rows"
+                )
+        counts = {
+            sum(rows[c] for c in term.seen_by(a)) - (a in term.seen_by(a)) for a in term.anchors
+        }
         if len(counts) > 1:
             raise ValueError(
-                f"contrastive_terms: term {t}: anchors of different views see different numbers of candidates {sorted(counts)}"
+                f"contrastive_terms: term {t}: anchors of different views see different numbers "
+                f"of candidates {sorted(counts)}"
             )
 
 
 @lru_cache(maxsize=256)
-def make_plan(terms: tuple[Term, ...], rows: tuple[int, ...], anchor_rows: tuple[int, int] | None = None) -> Plan:
-    """`anchor_rows` (start, stop) restricts the anchors to these rows of every anchor view (one rank's share of gathered views)."""
+def make_plan(
+    terms: tuple[Term, ...], rows: tuple[int, ...], anchor_rows: tuple[int, int] | None = None
+) -> Plan:
+    """`anchor_rows` (start, stop) restricts the anchors to these rows of every anchor view (one
+    rank's share of gathered views).
+    """
     check(terms, rows, anchor_rows)
     base = tuple(sum(rows[:v]) for v in range(len(rows)))
 
@@ -140,27 +173,49 @@ def make_plan(terms: tuple[Term, ...], rows: tuple[int, ...], anchor_rows: tuple
         return (base[v] + anchor_rows[0], base[v] + anchor_rows[1]) if restricted else whole(v)
 
     strips = tuple(
-        Strip(t, a, *anchored(a), base[term.positive_of(a)] - base[a], tuple((c, *whole(c)) for c in term.seen_by(a)))
+        Strip(
+            t,
+            a,
+            *anchored(a),
+            base[term.positive_of(a)] - base[a],
+            tuple((c, *whole(c)) for c in term.seen_by(a)),
+        )
         for t, term in enumerate(terms)
         for a in term.anchors
     )
     return Plan(
-        terms=terms, rows=rows, base=base, total=sum(rows), strips=strips, anchor_rows=anchor_rows,
+        terms=terms,
+        rows=rows,
+        base=base,
+        total=sum(rows),
+        strips=strips,
+        anchor_rows=anchor_rows,
         anchors=tuple(sum(s.r1 - s.r0 for s in strips if s.term == t) for t in range(len(terms))),
-        candidates=tuple(sum(rows[c] for c in term.seen_by(a)) - (a in term.seen_by(a)) for term in terms for a in term.anchors[:1]),
-        pairs=tuple(p for t, term in enumerate(terms) for p in _pairs(t, term, whole, anchored, anchor_rows is None)),
+        candidates=tuple(
+            sum(rows[c] for c in term.seen_by(a)) - (a in term.seen_by(a))
+            for term in terms
+            for a in term.anchors[:1]
+        ),
+        pairs=tuple(
+            p
+            for t, term in enumerate(terms)
+            for p in _pairs(t, term, whole, anchored, anchor_rows is None)
+        ),
         pieces=tuple(p for v in range(len(rows)) for p in _pieces(v, terms, base, whole, anchored)),
-    )  # fmt: skip
+    )
 
 
 def _pairs(t: int, term: Term, whole, anchored, mutual: bool) -> list[Pair]:
     """Unordered where both directions exist, so that each similarity is computed once."""
     views = sorted(set(term.anchors))
     adjacent = all(whole(a)[1] == whole(b)[0] for a, b in zip(views, views[1:], strict=False))
-    if mutual and term.mask_self and adjacent and set(views) <= set(term.candidates):  # NT-Xent: one square block over all anchor views
+    # NT-Xent: one square block over all anchor views
+    if mutual and term.mask_self and adjacent and set(views) <= set(term.candidates):
         low, high = whole(views[0])[0], whole(views[-1])[1]
         rest = [c for c in term.candidates if c not in views]
-        return [Pair(t, low, high, low, high, True)] + [Pair(t, low, high, *whole(c), False) for c in rest]
+        return [Pair(t, low, high, low, high, True)] + [
+            Pair(t, low, high, *whole(c), False) for c in rest
+        ]
     pairs = []
     for a in term.anchors:
         for c in term.seen_by(a):

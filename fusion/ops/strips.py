@@ -1,8 +1,10 @@
-"""One-directional terms on the chunked path: a block of anchors meets all its candidates at once, so that its log-sum-exp is complete
-before the block is left and the gradient is made in the forward pass: three matrix products, none of them twice. With one term the
-backward pass is a multiplication by what arrives. Memory is O(R·D) and a strip of at most STRIP entries.
+"""One-directional terms on the chunked path: a block of anchors meets all its candidates at once,
+so that its log-sum-exp is complete before the block is left and the gradient is made in the forward
+pass: three matrix products, none of them twice. With one term the backward pass is a multiplication
+by what arrives. Memory is O(R·D) and a strip of at most STRIP entries.
 
-Terms of two directions are not served: a similarity's share seen from its column needs all rows first (chunked.py).
+Terms of two directions are not served: a similarity's share seen from its column needs all rows
+first (chunked.py).
 """
 
 from __future__ import annotations
@@ -14,26 +16,39 @@ from mer.fusion.ops import chunked
 from mer.fusion.ops.plan import Plan
 
 STRIP = 16 << 20  # entries: 64 MiB of float32
-ROWS, FEWEST_ROWS = 256, 64  # anchors in a block; below, adding each block's share to all candidates costs more than it saves
+# anchors in a block; below, adding each block's share to all candidates costs more than it saves
+ROWS, FEWEST_ROWS = 256, 64
 
 
 def serves(plan: Plan, mode: str) -> bool:
-    """Whether the plan is one term without labels whose anchors are nobody's candidates in return, over not too many candidates."""
-    return mode == "none" and len(plan.terms) == 1 and not any(p.both for p in plan.pairs) and _width(plan) * FEWEST_ROWS <= STRIP
+    """Whether the plan is one term without labels whose anchors are nobody's candidates in return,
+    over not too many candidates.
+    """
+    return (
+        mode == "none"
+        and len(plan.terms) == 1
+        and not any(p.both for p in plan.pairs)
+        and _width(plan) * FEWEST_ROWS <= STRIP
+    )
 
 
 def _width(plan: Plan) -> int:
     return max(sum(c1 - c0 for _, c0, c1 in strip.ranges) for strip in plan.strips)
 
 
-def forward(plan: Plan, views: tuple[Tensor, ...], tau: Tensor, need: tuple[bool, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """(1,) mean loss, its gradient to the rows of all views (R, D), and to the temperature in its shape, in compute dtype. `need`:
-    each view's, then the temperature's; rows of views that need none are left wrong."""
+def forward(
+    plan: Plan, views: tuple[Tensor, ...], tau: Tensor, need: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(1,) mean loss, its gradient to the rows of all views (R, D), and to the temperature in its
+    shape, in compute dtype. `need`: each view's, then the temperature's; rows of views that need
+    none are left wrong.
+    """
     z, norm = chunked.normalised(views)
     tau = tau.to(z.dtype)
     on_host, simple = tau.device.type == "cpu", chunked.unshifted(tau, z.dtype)
     alpha, scaled = (1 / float(tau) if tau else torch.inf, z) if on_host else (1.0, z / tau)
-    weight = 1 / plan.anchors[0] if plan.candidates[0] > 1 else 0.0  # where the positive is the only candidate the loss is 0
+    # where the positive is the only candidate the loss is 0
+    weight = 1 / plan.anchors[0] if plan.candidates[0] > 1 else 0.0
     share = weight / tau.reshape(())
     width, dz = _width(plan), torch.zeros_like(z)
     height = min(ROWS, STRIP // width)

@@ -1,7 +1,8 @@
 """Corpora: one a file, one line in `DATASETS`, one TOML in `manifests/` (docs/adding.md).
 
-A corpus module offers `prepare(root, info, *, labels=None, **options) -> (Manifest, Report)`. It fills the report with what only it can
-know (missing files, known-bad clips, orphans, repairs); counts and overlaps are added here, the same for every corpus.
+A corpus module offers `prepare(root, info, *, labels=None, **options) -> (Manifest, Report)`. It
+fills the report with what only it can know (missing files, known-bad clips, orphans, repairs);
+counts and overlaps are added here, the same for every corpus.
 """
 
 from __future__ import annotations
@@ -34,21 +35,30 @@ def default_root(name: str) -> Path:
     return (Path(data) if data else Path("data")) / name
 
 
-def prepare(name: str, /, root: str | os.PathLike | None = None, *, labels: str | None = None, **options) -> tuple[Manifest, Report]:
-    """The manifest of a corpus under `root` (default: `default_root`), and what was found against what was expected. Options are the
-    corpus's own (synthetic: size, seed). `table` is anyone's file, with the options of `table.prepare` and `root` its audio folder.
-    Raises DataError."""
+def prepare(
+    name: str, /, root: str | os.PathLike | None = None, *, labels: str | None = None, **options
+) -> tuple[Manifest, Report]:
+    """The manifest of a corpus under `root` (default: `default_root`), and what was found against
+    what was expected. Options are the corpus's own (synthetic: size, seed). `table` is anyone's
+    file, with the options of `table.prepare` and `root` its audio folder. Raises DataError.
+    """
     if name == "table":
         from mer.pipeline.datasets import table
 
         return complete(*table.prepare(audio_dir=root, labels=labels, **options))
     if name not in DATASETS:
         known = ", ".join(DATASETS)
-        raise DataError(f"dataset '{name}' is not known; known: {known}, and table, for your own files (see `mer prepare table --help`)")
+        raise DataError(
+            f"dataset '{name}' is not known; known: {known}, and table, for your own files (see "
+            "`mer prepare table --help`)"
+        )
     module = import_module(DATASETS[name])
     known = list(inspect.signature(module.prepare).parameters)[3:]
     if unknown := [option for option in options if option not in known]:
-        raise DataError(f"{name} takes no option {', '.join(unknown)}" + (f"; it takes {', '.join(known)}" if known else ""))
+        raise DataError(
+            f"{name} takes no option {', '.join(unknown)}"
+            + (f"; it takes {', '.join(known)}" if known else "")
+        )
     root = Path(root) if root is not None else default_root(name)
     info = manifests.corpus(name)
     manifest, report = module.prepare(root, info, labels=labels, **options)
@@ -77,9 +87,20 @@ def overview() -> list[dict]:
             here = f"prepared: {root / 'manifest.parquet'}"
         elif root.is_dir():
             here = f"{root}, not prepared yet: `mer prepare {name}`"
-        out.append({
-            "name": name, "title": info.title, "here": here, "size": info.size, "language": info.language, "licence": info.licence,
-            "obtain": info.obtain, "labels": {key: list(value.labels) for key, value in info.label_sets.items()},
-            "folds": list(info.folds), "audio_encoder": info.audio_encoder, "text_encoder": info.text_encoder, "cite": info.cite,
-        })  # fmt: skip
+        out.append(
+            {
+                "name": name,
+                "title": info.title,
+                "here": here,
+                "size": info.size,
+                "language": info.language,
+                "licence": info.licence,
+                "obtain": info.obtain,
+                "labels": {key: list(value.labels) for key, value in info.label_sets.items()},
+                "folds": list(info.folds),
+                "audio_encoder": info.audio_encoder,
+                "text_encoder": info.text_encoder,
+                "cite": info.cite,
+            }
+        )
     return out

@@ -1,4 +1,5 @@
-"""What CMU-MOSI and CMU-MOSEI share: MMSA's label.csv, the SDK's label files (.csd, HDF5) and folds, media by segment or by video.
+"""What CMU-MOSI and CMU-MOSEI share: MMSA's label.csv, the SDK's label files (.csd, HDF5) and
+folds, media by segment or by video.
 
 Ids are `<video>_<clip>`. Video ids hold `_` and may start with `-`; MMSA joins with `$_$`.
 """
@@ -22,14 +23,24 @@ from mer.pipeline.manifest import Utterance
 
 DEPTH = 4
 MODES = {"train": "train", "valid": "dev", "val": "dev", "dev": "dev", "test": "test"}
-FOLDS = {"standard_train_fold": "train", "standard_valid_fold": "dev", "standard_test_fold": "test"}  # names in the SDK's *_std_folds.py
-SEGMENTS = ("Audio/WAV_16000/Segmented", "Audio/Segmented", "Video/Segmented", "Videos/Segmented/Combined")  # best first
+# names in the SDK's *_std_folds.py
+FOLDS = {"standard_train_fold": "train", "standard_valid_fold": "dev", "standard_test_fold": "test"}
+# best first
+SEGMENTS = (
+    "Audio/WAV_16000/Segmented",
+    "Audio/Segmented",
+    "Video/Segmented",
+    "Videos/Segmented/Combined",
+)
 WHOLE = ("Audio/WAV_16000/Full", "Audio/Full/WAV_16000", "Video/Full", "Videos/Full/Combined")
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`values`: sentiment, then whatever the label file adds. `start`, `end`: seconds into the whole video, where known."""
+    """`values`: sentiment, then whatever the label file adds.
+
+    `start`, `end`: seconds into the whole video, where known.
+    """
 
     video: str
     clip: str
@@ -41,12 +52,21 @@ class Segment:
 
 
 def find(below: list[Path], *names: str) -> Path | None:
-    return next((folder / name for name in names for folder in below if (folder / name).exists()), None)
+    return next(
+        (folder / name for name in names for folder in below if (folder / name).exists()), None
+    )
 
 
 def below(root: Path) -> list[Path]:
-    """The folders to look in. Videos' own folders (Raw/<video>/) are many, and nothing is looked for in them."""
-    return [folder for folder in folders(root, DEPTH) if "Raw" not in folder.relative_to(root).parts[:-1]]
+    """The folders to look in.
+
+    Videos' own folders (Raw/<video>/) are many, and nothing is looked for in them.
+    """
+    return [
+        folder
+        for folder in folders(root, DEPTH)
+        if "Raw" not in folder.relative_to(root).parts[:-1]
+    ]
 
 
 def read_label_csv(path: Path) -> list[Segment]:
@@ -54,20 +74,29 @@ def read_label_csv(path: Path) -> list[Segment]:
     out = []
     for i, row in enumerate(read_csv(path, ["video_id", "clip_id", "text", "label", "mode"])):
         if row["mode"] not in MODES:
-            raise DataError(f"{path}: {place(path, i)} has mode '{row['mode']}'; expected train, valid or test")
+            raise DataError(
+                f"{path}: {place(path, i)} has mode '{row['mode']}'; expected train, valid or test"
+            )
         video, clip = row["video_id"].strip(), row["clip_id"].strip()
         if not re.fullmatch(r"[\w-]+", video) or not re.fullmatch(r"\w+", clip):
-            raise DataError(f"{path}: {place(path, i)} has video '{video}', clip '{clip}', which cannot be file names")
+            raise DataError(
+                f"{path}: {place(path, i)} has video '{video}', clip '{clip}', which cannot be "
+                "file names"
+            )
         try:
             value = float(row["label"])
         except ValueError:
-            raise DataError(f"{path}: {place(path, i)} has label '{row['label']}', expected a number") from None
+            raise DataError(
+                f"{path}: {place(path, i)} has label '{row['label']}', expected a number"
+            ) from None
         out.append(Segment(video, clip, (value,), MODES[row["mode"]], row["text"].strip() or None))
     return out
 
 
 def read_csd(path: Path, values: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """video -> (intervals (n, 2) in seconds, features (n, values)), in order of time, from an SDK label file."""
+    """video -> (intervals (n, 2) in seconds, features (n, values)), in order of time, from an SDK
+    label file.
+    """
     import h5py
 
     out = {}
@@ -75,27 +104,44 @@ def read_csd(path: Path, values: int) -> dict[str, tuple[np.ndarray, np.ndarray]
         with h5py.File(path) as file:
             for root in file.values():
                 for video, entry in root["data"].items():
-                    intervals, features = np.asarray(entry["intervals"][()], float), np.asarray(entry["features"][()], float)
+                    intervals, features = (
+                        np.asarray(entry["intervals"][()], float),
+                        np.asarray(entry["features"][()], float),
+                    )
                     if intervals.shape != (len(features), 2) or features.shape[1:] != (values,):
-                        raise DataError(f"{path}: {video} has intervals {intervals.shape} and features {features.shape}")
+                        raise DataError(
+                            f"{path}: {video} has intervals {intervals.shape} and features "
+                            f"{features.shape}"
+                        )
                     order = np.argsort(intervals[:, 0], kind="stable")
                     out[video] = intervals[order], features[order]
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a label file of CMU-MultimodalSDK ({type(error).__name__}: {error})") from None
+        raise DataError(
+            f"{path}: not a label file of CMU-MultimodalSDK ({type(error).__name__}: {error})"
+        ) from None
     return out
 
 
 def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[str, str]:
-    """video -> split: the SDK's `*_std_folds.py` where one lies below the root (it is parsed, not run), else the corpus's own list."""
+    """video -> split: the SDK's `*_std_folds.py` where one lies below the root (it is parsed, not
+    run), else the corpus's own list.
+    """
     file = next((path for folder in folders for path in sorted(folder.glob("*std_folds.py"))), None)
     if file is None:
         if not info.videos:
-            report.warnings.append(f"no cmu_{info.name}_std_folds.py found: no split; copy it from CMU-MultimodalSDK into the root")
+            report.warnings.append(
+                f"no cmu_{info.name}_std_folds.py found: no split; copy it from CMU-MultimodalSDK "
+                "into the root"
+            )
         return {video: split for split, videos in info.videos.items() for video in videos}
     out: dict[str, str] = {}
     try:
         for node in ast.parse(read_text(file)).body:
-            name = node.targets[0].id if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) else None
+            name = (
+                node.targets[0].id
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+                else None
+            )
             if name in FOLDS:
                 out |= dict.fromkeys(ast.literal_eval(node.value), FOLDS[name])
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
@@ -106,8 +152,11 @@ def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[st
 
 
 class Media:
-    """Where a segment's sound is: a file of its own, or a piece of its video's file. Folders are listed once. `raw`: whether clip numbers
-    are MMSA's, so that Raw/<video>/<clip>.mp4 may be taken."""
+    """Where a segment's sound is: a file of its own, or a piece of its video's file.
+
+    Folders are listed once. `raw`: whether clip numbers are MMSA's, so that Raw/<video>/<clip>.mp4
+    may be taken.
+    """
 
     def __init__(self, root: Path, folders: list[Path], *, raw: bool = True):
         self.root = root
@@ -124,7 +173,9 @@ class Media:
         return files
 
     def find(self, s: Segment) -> tuple[str, float | None, float | None]:
-        """(path relative to the root, start, end); the path of what should be there when nothing is."""
+        """(path relative to the root, start, end); the path of what should be there when nothing
+        is.
+        """
         name = f"{s.video}_{s.clip}"
         if name in self.segments:
             return os.path.relpath(self.segments[name], self.root), None, None
@@ -136,8 +187,13 @@ class Media:
         return os.path.relpath(raw / s.video / f"{s.clip}.mp4", self.root), None, None
 
 
-def utterances(segments: list[Segment], media: Media, chosen: LabelSet, report: Report) -> list[Utterance]:
-    """Rows in the order of the segments. Upper-case transcripts become lower-case, negative starts 0; both are counted."""
+def utterances(
+    segments: list[Segment], media: Media, chosen: LabelSet, report: Report
+) -> list[Utterance]:
+    """Rows in the order of the segments.
+
+    Upper-case transcripts become lower-case, negative starts 0; both are counted.
+    """
     out, positions = [], {}
     for s in segments:
         if not all(map(math.isfinite, s.values)):
@@ -154,16 +210,26 @@ def utterances(segments: list[Segment], media: Media, chosen: LabelSet, report: 
         positions[s.video] = positions.get(s.video, -1) + 1
         out.append(
             Utterance(
-                id=f"{s.video}_{s.clip}", audio=audio, text=text, split=s.split, label=label, targets=targets, dialogue=s.video,
-                position=positions[s.video], start=start, end=end,
-            )  # fmt: skip
+                id=f"{s.video}_{s.clip}",
+                audio=audio,
+                text=text,
+                split=s.split,
+                label=label,
+                targets=targets,
+                dialogue=s.video,
+                position=positions[s.video],
+                start=start,
+                end=end,
+            )
         )
     if silent := [u.id for u in out if u.text is None]:
         report.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
     return out
 
 
-def _label(values: tuple[float, ...], chosen: LabelSet) -> tuple[str | None, tuple[float, ...] | None]:
+def _label(
+    values: tuple[float, ...], chosen: LabelSet
+) -> tuple[str | None, tuple[float, ...] | None]:
     if chosen.name == "binary":
         return chosen.labels[values[0] >= 0], None
     if chosen.task == "regression":

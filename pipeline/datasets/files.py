@@ -1,4 +1,6 @@
-"""What every corpus needs of a disk: rows of a table as text, media files by folder, a first look at each file."""
+"""What every corpus needs of a disk: rows of a table as text, media files by folder, a first look
+at each file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,23 @@ from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 
-MEDIA = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".mp4", ".mkv", ".webm", ".avi", ".mov", ".aiff", ".aif", ".au")
+MEDIA = (
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".opus",
+    ".mp3",
+    ".m4a",
+    ".aac",
+    ".mp4",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mov",
+    ".aiff",
+    ".aif",
+    ".au",
+)
 NO_BREAK_SPACE = "\u00a0"
 
 
@@ -26,31 +44,49 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start:,}); save it as UTF-8") from None
+        raise DataError(
+            f"{path}: not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start:,}); save it as "
+            "UTF-8"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a corpus's own csv, every value as text ("nan" and "NA" stay). Raises DataError when a column is missing."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))  # not splitlines(): it breaks at U+0085, which MELD has in its text
+    """The rows of a corpus's own csv, every value as text ("nan" and "NA" stay).
+
+    Raises DataError when a column is missing.
+    """
+    # not splitlines(): it breaks at U+0085, which MELD has in its text
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         rows = list(reader)
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from None
     if absent := [c for c in columns if c not in (reader.fieldnames or ())]:
-        raise DataError(f"{path}: no column {', '.join(absent)}; found {', '.join(reader.fieldnames or ['nothing'])}")
+        raise DataError(
+            f"{path}: no column {', '.join(absent)}; found "
+            f"{', '.join(reader.fieldnames or ['nothing'])}"
+        )
     for i, row in enumerate(rows):
         if any(row[c] is None for c in columns):
-            raise DataError(f"{path}: {place(path, i)} has fewer columns than the header; the file may be truncated")
+            raise DataError(
+                f"{path}: {place(path, i)} has fewer columns than the header; the file may be "
+                "truncated"
+            )
     return rows
 
 
 def place(table: Path, row: int) -> str:
-    """Where data row `row` (from 0) of a table begins, for a message: "line 7", as an editor counts it, blank lines and line breaks within
-    quotes included. Parquet has no lines: "row 6", from 1. Reads the file again, which only a message costs."""
+    """Where data row `row` (from 0) of a table begins, for a message: "line 7", as an editor counts
+    it, blank lines and line breaks within quotes included. Parquet has no lines: "row 6", from 1.
+    Reads the file again, which only a message costs.
+    """
     if table.suffix.lower() != ".parquet":
-        with suppress(csv.Error), table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        with (
+            suppress(csv.Error),
+            table.open(encoding="utf-8-sig", errors="replace", newline="") as file,
+        ):
             if table.suffix.lower() in (".csv", ".tsv"):
                 begins = _records(file, "\t" if table.suffix.lower() == ".tsv" else ",")
                 next(begins, None)  # the header
@@ -71,9 +107,13 @@ def _records(file: Iterable[str], delimiter: str) -> Iterator[int]:
 
 
 def repair(text: str) -> str:
-    """C1 control characters are cp1252 punctuation that was read as Latin-1 (’ became U+0092): map them back, and no-break spaces to
-    spaces, so that the corpus's revisions agree. Five code points that cp1252 does not define stay as they are."""
-    return "".join(_from_c1(c) if "\x80" <= c <= "\x9f" else c for c in text).replace(NO_BREAK_SPACE, " ")
+    """C1 control characters are cp1252 punctuation that was read as Latin-1 (’ became U+0092): map
+    them back, and no-break spaces to spaces, so that the corpus's revisions agree. Five code points
+    that cp1252 does not define stay as they are.
+    """
+    return "".join(_from_c1(c) if "\x80" <= c <= "\x9f" else c for c in text).replace(
+        NO_BREAK_SPACE, " "
+    )
 
 
 def _from_c1(character: str) -> str:
@@ -89,7 +129,10 @@ def hidden(name: str) -> bool:
 
 
 def media_files(folder: Path, suffixes: Sequence[str] = MEDIA) -> tuple[dict[str, Path], int]:
-    """stem -> file of the media directly in `folder`, and how many hidden ones were ignored. Raises DataError."""
+    """stem -> file of the media directly in `folder`, and how many hidden ones were ignored.
+
+    Raises DataError.
+    """
     found: dict[str, Path] = {}
     ignored = 0
     try:
@@ -102,7 +145,10 @@ def media_files(folder: Path, suffixes: Sequence[str] = MEDIA) -> tuple[dict[str
             if hidden(name):
                 ignored += 1
             elif path.stem in found:
-                raise DataError(f"{folder}: both {found[path.stem].name} and {name} for one clip; keep one of them")
+                raise DataError(
+                    f"{folder}: both {found[path.stem].name} and {name} for one clip; keep one of "
+                    "them"
+                )
             else:
                 found[path.stem] = path
     return found, ignored
@@ -114,18 +160,31 @@ def folders(root: Path, depth: int) -> Iterator[Path]:
     for _ in range(depth + 1):
         yield from level
         try:
-            level = [Path(e.path) for f in level for e in sorted(os.scandir(f), key=lambda e: e.name) if e.is_dir() and not hidden(e.name)]
+            level = [
+                Path(e.path)
+                for f in level
+                for e in sorted(os.scandir(f), key=lambda e: e.name)
+                if e.is_dir() and not hidden(e.name)
+            ]
         except OSError as error:
             raise DataError(f"{error.filename}: {error.strerror}") from None
 
 
 def require_root(root: Path, info: CorpusInfo) -> None:
     if not root.is_dir():
-        raise DataError(f"{info.name}: no folder {root.absolute()} (--root or MER_DATA names another); to get it: {info.obtain}")
+        raise DataError(
+            f"{info.name}: no folder {root.absolute()} (--root or MER_DATA names another); to get "
+            f"it: {info.obtain}"
+        )
 
 
-def look(rows: Iterable[Utterance], root: Path, info: CorpusInfo, report: Report) -> list[Utterance]:
-    """Mark the known-bad rows, and report files that are absent or that cannot be media. Nothing is decoded."""
+def look(
+    rows: Iterable[Utterance], root: Path, info: CorpusInfo, report: Report
+) -> list[Utterance]:
+    """Mark the known-bad rows, and report files that are absent or that cannot be media.
+
+    Nothing is decoded.
+    """
     seen: dict[str, str | None] = {}  # several rows may cut pieces from one file
     base = os.fspath(root)
     out = []
@@ -146,7 +205,9 @@ def look(rows: Iterable[Utterance], root: Path, info: CorpusInfo, report: Report
 
 
 def unreadable(path: str) -> str | None:
-    """Why a file cannot be media, from its size and first bytes: "missing", "empty", "a text file"…; None: it may be."""
+    """Why a file cannot be media, from its size and first bytes: "missing", "empty", "a text
+    file"…; None: it may be.
+    """
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(64)
@@ -158,7 +219,9 @@ def unreadable(path: str) -> str | None:
         return "empty"
     if not head.strip(b"\0"):
         return "only zero bytes"
-    if path.lower().endswith((".wav", ".mp4", ".m4a", ".mov")) and all(32 <= b < 127 or b in b"\t\r\n" for b in head):
+    if path.lower().endswith((".wav", ".mp4", ".m4a", ".mov")) and all(
+        32 <= b < 127 or b in b"\t\r\n" for b in head
+    ):
         return "a text file"
     return None
 

@@ -1,4 +1,6 @@
-"""What `mer prepare` found, against what was expected: nothing is missing, dropped or repaired without a line here."""
+"""What `mer prepare` found, against what was expected: nothing is missing, dropped or repaired
+without a line here.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,16 @@ from mer.pipeline.manifest import Manifest, Utterance
 
 UNLABELLED = "(none)"
 SHOWN = 8  # names listed before "and N more"
-LONG_TEXT = 4  # words from which an identical sentence on both sides of a split is more than small talk
+# words from which an identical sentence on both sides of a split is more than small talk
+LONG_TEXT = 4
 
 
 @dataclass
 class Report:
-    """`counts` and `expected`: split -> label -> utterances. `repairs` and `dropped`: what -> ids of the rows (or names of the files)."""
+    """`counts` and `expected`: split -> label -> utterances.
+
+    `repairs` and `dropped`: what -> ids of the rows (or names of the files).
+    """
 
     dataset: str
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -27,7 +33,8 @@ class Report:
     orphans: list[str] = field(default_factory=list)  # media files without a row
     repairs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    overlaps: dict[str, dict[str, int]] = field(default_factory=dict)  # "train/test" -> texts, long_texts, speakers
+    # "train/test" -> texts, long_texts, speakers
+    overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -38,7 +45,10 @@ class Report:
             found = self.counts.get(split, {})
             for label in labels | {k: 0 for k in found if k != UNLABELLED}:
                 if found.get(label, 0) != labels.get(label, 0):
-                    lines.append(f"{split or 'all'} {label}: {found.get(label, 0):,} found, {labels.get(label, 0):,} expected")
+                    lines.append(
+                        f"{split or 'all'} {label}: {found.get(label, 0):,} found, "
+                        f"{labels.get(label, 0):,} expected"
+                    )
         return lines
 
     def lines(self) -> list[str]:
@@ -47,17 +57,45 @@ class Report:
         out += _table(self.counts)
         if self.expected:
             wrong = self.unexpected
-            out.append("counts: as expected" if not wrong else f"counts: {len(wrong)} differ from the expected ones: " + some(wrong))
-        for what, names in (("files missing", self.missing), ("files without a row (ignored)", self.orphans)):
+            out.append(
+                "counts: as expected"
+                if not wrong
+                else f"counts: {len(wrong)} differ from the expected ones: " + some(wrong)
+            )
+        for what, names in (
+            ("files missing", self.missing),
+            ("files without a row (ignored)", self.orphans),
+        ):
             if names:
                 out.append(f"{what}: {len(names):,}: {some(names)}")
         if self.unreadable:
-            out.append(f"files unreadable: {len(self.unreadable):,}: " + some([f"{k} ({why})" for k, why in self.unreadable.items()]))
+            out.append(
+                f"files unreadable: {len(self.unreadable):,}: "
+                + some([f"{k} ({why})" for k, why in self.unreadable.items()])
+            )
         if self.known_bad:
-            out.append(f"known-bad clips: {len(self.known_bad):,}: " + some([f"{k} ({why})" for k, why in self.known_bad.items()]))
-        out += [f"repaired: {what}: {len(names):,}: {some(names)}" for what, names in self.repairs.items()]
-        out += [f"left out: {what}: {len(names):,}: {some(names)}" for what, names in self.dropped.items()]
-        if any(len(x) > SHOWN for x in (self.missing, self.orphans, self.unreadable, *self.repairs.values(), *self.dropped.values())):
+            out.append(
+                f"known-bad clips: {len(self.known_bad):,}: "
+                + some([f"{k} ({why})" for k, why in self.known_bad.items()])
+            )
+        out += [
+            f"repaired: {what}: {len(names):,}: {some(names)}"
+            for what, names in self.repairs.items()
+        ]
+        out += [
+            f"left out: {what}: {len(names):,}: {some(names)}"
+            for what, names in self.dropped.items()
+        ]
+        if any(
+            len(x) > SHOWN
+            for x in (
+                self.missing,
+                self.orphans,
+                self.unreadable,
+                *self.repairs.values(),
+                *self.dropped.values(),
+            )
+        ):
             out.append("the whole lists: the same command with --json")
         clean = [pair for pair, n in self.overlaps.items() if not any(n.values())]
         if clean:
@@ -68,22 +106,35 @@ class Report:
             left, right = pair.split("/")
             out.append(
                 f"overlap {pair}: {n['texts']:,} {right} utterances have a text that {left} has "
-                f"({n['long_texts']:,} of {LONG_TEXT} or more words), {n['speakers']:,} speakers are in both"
+                f"({n['long_texts']:,} of {LONG_TEXT} or more words), {n['speakers']:,} speakers "
+                "are in both"
             )
         return out + [f"warning: {w}" for w in self.warnings]
 
     def to_dict(self) -> dict:
         return {
-            "dataset": self.dataset, "utterances": sum(sum(c.values()) for c in self.counts.values()), "counts": self.counts,
-            "expected": self.expected, "unexpected": self.unexpected, "missing": self.missing, "unreadable": self.unreadable,
-            "known_bad": self.known_bad, "orphans": self.orphans, "repairs": self.repairs, "dropped": self.dropped,
-            "overlaps": self.overlaps, "warnings": self.warnings,
-        }  # fmt: skip
+            "dataset": self.dataset,
+            "utterances": sum(sum(c.values()) for c in self.counts.values()),
+            "counts": self.counts,
+            "expected": self.expected,
+            "unexpected": self.unexpected,
+            "missing": self.missing,
+            "unreadable": self.unreadable,
+            "known_bad": self.known_bad,
+            "orphans": self.orphans,
+            "repairs": self.repairs,
+            "dropped": self.dropped,
+            "overlaps": self.overlaps,
+            "warnings": self.warnings,
+        }
 
 
 def count(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """split -> label -> utterances. Multi-label rows count once a label and once as `(none)` when no label is set; regression rows count by
-    sign."""
+    """split -> label -> utterances.
+
+    Multi-label rows count once a label and once as `(none)` when no label is set; regression rows
+    count by sign.
+    """
     pairs = Counter((u.split, label) for u in manifest.rows for label in _labels(manifest, u))
     counts: dict[str, dict[str, int]] = {}
     for (split, label), n in pairs.items():
@@ -103,12 +154,16 @@ def _labels(manifest: Manifest, u: Utterance) -> list[str]:
         return [UNLABELLED]
     if manifest.task == "regression":
         return ["negative" if u.targets[0] < 0 else "positive" if u.targets[0] > 0 else "zero"]
-    return [label for label, target in zip(manifest.labels, u.targets, strict=True) if target > 0] or [UNLABELLED]
+    return [
+        label for label, target in zip(manifest.labels, u.targets, strict=True) if target > 0
+    ] or [UNLABELLED]
 
 
 def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, dict[str, int]]:
-    """For each pair of splits, how many utterances of the later one have a text of the earlier one, and how many speakers are in both.
-    Texts are compared without case and outer or doubled white space. A Chinese character counts as a word."""
+    """For each pair of splits, how many utterances of the later one have a text of the earlier one,
+    and how many speakers are in both. Texts are compared without case and outer or doubled white
+    space. A Chinese character counts as a word.
+    """
     texts: dict[str, list[str | None]] = {}
     speakers: dict[str, set[str]] = {}
     for u in rows:
@@ -124,7 +179,9 @@ def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, di
     return found
 
 
-def shared_texts(left: Iterable[str | None], right: Iterable[str | None], *, language: str = "en") -> tuple[int, int]:
+def shared_texts(
+    left: Iterable[str | None], right: Iterable[str | None], *, language: str = "en"
+) -> tuple[int, int]:
     """(texts of `right` that `left` has, those of them with `LONG_TEXT` or more words)."""
     known = {_plain(text) for text in left if text}
     shared = [text for text in map(_plain, filter(None, right)) if text in known]
@@ -141,13 +198,23 @@ def _words(text: str, language: str) -> int:
 
 def some(names: Sequence[str]) -> str:
     """The first few names, for a line."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:SHOWN]) + (
+        f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    )
 
 
 def _table(counts: dict[str, dict[str, int]]) -> list[str]:
     labels = list(dict.fromkeys(label for split in counts.values() for label in split))
     head = ["", *labels]
-    rows = [[split or "(no split)", *(f"{found.get(label, 0):,}" for label in labels)] for split, found in counts.items()]
+    rows = [
+        [split or "(no split)", *(f"{found.get(label, 0):,}" for label in labels)]
+        for split, found in counts.items()
+    ]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in [head, *rows]]  # fmt: skip
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    ]

@@ -1,8 +1,9 @@
 """IEMOCAP (Busso et al. 2008): EmoEvaluation, transcriptions and sentence wavs of five sessions.
 
-The speaker is the session and the letter of the utterance (`Ses01F_impro01_M012` is Ses01M; the letter after the session only says who wore
-the markers). There is no split: the protocol is leave-one-session-out, `mer train --folds session`. Utterances whose label is not in the
-chosen set, "xxx" (no majority) first of all, are left out and counted.
+The speaker is the session and the letter of the utterance (`Ses01F_impro01_M012` is Ses01M; the
+letter after the session only says who wore the markers). There is no split: the protocol is
+leave-one-session-out, `mer train --folds session`. Utterances whose label is not in the chosen set,
+"xxx" (no majority) first of all, are left out and counted.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
-EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[", re.M)  # [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
-TRANSCRIPT = re.compile(r"^(Ses\S+) \[\d+\.\d+-\d+\.\d+\]:[ \t]*(.*?)\s*$", re.M)  # other lines (`M: …`) have no time and no utterance
+# [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
+EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[", re.M)
+# other lines (`M: …`) have no time and no utterance
+TRANSCRIPT = re.compile(r"^(Ses\S+) \[\d+\.\d+-\d+\.\d+\]:[ \t]*(.*?)\s*$", re.M)
 UTTERANCE = re.compile(r"^(Ses\d\d)[FM]_\w+_([FM])\d+$")
 NOISE = re.compile(r"\[[A-Z ]+\]")  # [LAUGHTER]
 
@@ -39,7 +42,9 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             for position, (_, _, utterance, code) in enumerate(lines):
                 parts = UTTERANCE.match(utterance)
                 if parts is None:
-                    raise DataError(f"{file}: utterance '{utterance}' is not named like Ses01F_impro01_F000")
+                    raise DataError(
+                        f"{file}: utterance '{utterance}' is not named like Ses01F_impro01_F000"
+                    )
                 found[parts[1]] += 1
                 label = chosen.source.get(code)
                 if label is None:
@@ -49,33 +54,58 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 wav = session / "sentences" / "wav" / dialogue / f"{utterance}.wav"
                 rows.append(
                     Utterance(
-                        id=utterance, audio=os.path.relpath(wav, root), text=texts.get(utterance) or None, label=label,
-                        speaker=parts[1] + parts[2], dialogue=dialogue, session=parts[1], position=position,
+                        id=utterance,
+                        audio=os.path.relpath(wav, root),
+                        text=texts.get(utterance) or None,
+                        label=label,
+                        speaker=parts[1] + parts[2],
+                        dialogue=dialogue,
+                        session=parts[1],
+                        position=position,
                         tags=("improvised" if "impro" in dialogue else "scripted",),
-                    )  # fmt: skip
+                    )
                 )
     by_number = sorted(dropped.items(), key=lambda item: -len(item[1]))
-    report.dropped = {f"label {code}, not in the set '{chosen.name}'": names for code, names in by_number}
+    report.dropped = {
+        f"label {code}, not in the set '{chosen.name}'": names for code, names in by_number
+    }
     _check_sessions(rows, found, chosen, info, report)
     _check_texts(rows, report)
-    return Manifest("iemocap", chosen.task, chosen.labels, tuple(look(rows, root, info, report)), root, info.language,
-                    {"labels": chosen.name}), report  # fmt: skip
+    return Manifest(
+        "iemocap",
+        chosen.task,
+        chosen.labels,
+        tuple(look(rows, root, info, report)),
+        root,
+        info.language,
+        {"labels": chosen.name},
+    ), report
 
 
 def _sessions(root: Path, info: CorpusInfo, report: Report) -> list[Path]:
     """The session folders, in the root or one folder below it."""
-    for base in (root, *sorted(path for path in root.iterdir() if path.is_dir() and not hidden(path.name))):
-        found = [base / name for name in SESSIONS if (base / name / "dialog" / "EmoEvaluation").is_dir()]
+    for base in (
+        root,
+        *sorted(path for path in root.iterdir() if path.is_dir() and not hidden(path.name)),
+    ):
+        found = [
+            base / name for name in SESSIONS if (base / name / "dialog" / "EmoEvaluation").is_dir()
+        ]
         if found:
             if absent := sorted(set(SESSIONS) - {path.name for path in found}):
                 report.warnings.append(f"{', '.join(absent)} not found in {base}")
             return found
-    raise DataError(f"iemocap: no Session1/dialog/EmoEvaluation in {root.absolute()} or one folder below; to get it: {info.obtain}")
+    raise DataError(
+        f"iemocap: no Session1/dialog/EmoEvaluation in {root.absolute()} or one folder below; to "
+        f"get it: {info.obtain}"
+    )
 
 
 def _files(folder: Path) -> list[Path]:
     """The dialogues' files: not the raters' folders beside them, nor macOS's `._` twins."""
-    return sorted(path for path in folder.glob("Ses*.txt") if path.is_file() and not hidden(path.name))
+    return sorted(
+        path for path in folder.glob("Ses*.txt") if path.is_file() and not hidden(path.name)
+    )
 
 
 def _read(path: Path, report: Report) -> str:
@@ -86,25 +116,39 @@ def _read(path: Path, report: Report) -> str:
 
 
 def _transcripts(session: Path, report: Report) -> dict[str, str]:
-    """Utterance -> text. The `XX` lines have neither wav nor label, so no evaluation line asks for them."""
+    """Utterance -> text.
+
+    The `XX` lines have neither wav nor label, so no evaluation line asks for them.
+    """
     texts: dict[str, str] = {}
     for file in _files(session / "dialog" / "transcriptions"):
         for utterance, text in TRANSCRIPT.findall(_read(file, report)):
             if texts.setdefault(utterance, text) != text and UTTERANCE.match(utterance):
-                report.warnings.append(f"{file.name}: two different lines for {utterance}; the first is used")
+                report.warnings.append(
+                    f"{file.name}: two different lines for {utterance}; the first is used"
+                )
     return texts
 
 
-def _check_sessions(rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, report: Report) -> None:
+def _check_sessions(
+    rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, report: Report
+) -> None:
     kept = Counter(u.session for u in rows)
-    for what, counts, expected in (("labelled", found, info.expected_files), (f"of set '{chosen.name}'", kept, chosen.groups)):
+    for what, counts, expected in (
+        ("labelled", found, info.expected_files),
+        (f"of set '{chosen.name}'", kept, chosen.groups),
+    ):
         for session, n in expected.items():
             if counts[session] != n:
-                report.warnings.append(f"{session}: {counts[session]:,} utterances {what}, {n:,} expected")
+                report.warnings.append(
+                    f"{session}: {counts[session]:,} utterances {what}, {n:,} expected"
+                )
 
 
 def _check_texts(rows: list[Utterance], report: Report) -> None:
-    """Overlap of each session's transcripts with the other four, scripted and improvised apart: scripts are spoken in several sessions."""
+    """Overlap of each session's transcripts with the other four, scripted and improvised apart:
+    scripts are spoken in several sessions.
+    """
     if silent := [u.id for u in rows if u.text is None]:
         report.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
     if noise := [u.id for u in rows if u.text is not None and not NOISE.sub("", u.text).strip()]:
@@ -115,4 +159,8 @@ def _check_texts(rows: list[Utterance], report: Report) -> None:
         for kind in ("scripted", "improvised"):
             part = [u for u in rows if u.session == session and kind in u.tags]
             texts, long = shared_texts(others, [u.text for u in part])
-            report.overlaps[f"other sessions/{kind} {session}"] = {"texts": texts, "long_texts": long, "speakers": 0}
+            report.overlaps[f"other sessions/{kind} {session}"] = {
+                "texts": texts,
+                "long_texts": long,
+                "speakers": 0,
+            }

@@ -1,7 +1,9 @@
-"""M3ED (Zhao et al. 2022): annotation.json, lists of series, and a wav an utterance (`A_series_dialogue_utterance.wav`).
+"""M3ED (Zhao et al. 2022): annotation.json, lists of series, and a wav an utterance
+(`A_series_dialogue_utterance.wav`).
 
-The published lists of series decide the split; counts only warn. The annotation's times (HH:MM:SS:FF, within a dialogue's video) are not
-needed: the wavs are already cut, two of them to fewer samples than one wav2vec2 frame sees.
+The published lists of series decide the split; counts only warn. The annotation's times
+(HH:MM:SS:FF, within a dialogue's video) are not needed: the wavs are already cut, two of them to
+fewer samples than one wav2vec2 frame sees.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 
-AUDIO = ("modality_speech", "audio", "speech", "wav")  # the download's name, and what other code calls it
+# the download's name, and what other code calls it
+AUDIO = ("modality_speech", "audio", "speech", "wav")
 SPLITS = {"train": "train", "val": "dev", "test": "test"}
 DEPTH = 2
 
@@ -26,9 +29,15 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
     chosen = info.label_set(labels)
     report = Report("m3ed", expected=chosen.expected)
     below = list(folders(root, DEPTH))
-    file = next((folder / "annotation.json" for folder in below if (folder / "annotation.json").is_file()), None)
+    file = next(
+        (folder / "annotation.json" for folder in below if (folder / "annotation.json").is_file()),
+        None,
+    )
     if file is None:
-        raise DataError(f"m3ed: no annotation.json within {DEPTH} levels of {root.absolute()}; to get it: {info.obtain}")
+        raise DataError(
+            f"m3ed: no annotation.json within {DEPTH} levels of {root.absolute()}; to get it: "
+            f"{info.obtain}"
+        )
     split_of = _splits(below, root, info)
     folder, wavs = _wavs(below, root, report)
     rows, used = [], set()
@@ -36,9 +45,13 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         for dialogue, content in dialogues.items():
             try:
                 if series not in split_of:
-                    report.dropped[f"series {series}, in none of the lists"] += list(content["Dialog"])
+                    report.dropped[f"series {series}, in none of the lists"] += list(
+                        content["Dialog"]
+                    )
                     continue
-                lines = sorted(content["Dialog"].items(), key=lambda item: int(item[0].rsplit("_", 1)[1]))
+                lines = sorted(
+                    content["Dialog"].items(), key=lambda item: int(item[0].rsplit("_", 1)[1])
+                )
                 for position, (utterance, line) in enumerate(lines):
                     name = f"{line['Speaker']}_{utterance}"
                     used.add(name)
@@ -47,15 +60,35 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                     wav = os.path.relpath(wavs.get(name, folder / f"{name}.wav"), root)
                     rows.append(
                         Utterance(
-                            id=utterance, audio=wav, text=(line["Text"] or "").strip() or None, split=split_of[series], label=label,
-                            targets=targets, speaker=f"{series}/{person}", dialogue=dialogue, session=series, position=position,
-                        )  # fmt: skip
+                            id=utterance,
+                            audio=wav,
+                            text=(line["Text"] or "").strip() or None,
+                            split=split_of[series],
+                            label=label,
+                            targets=targets,
+                            speaker=f"{series}/{person}",
+                            dialogue=dialogue,
+                            session=series,
+                            position=position,
+                        )
                     )
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise DataError(f"{file}: {dialogue} is not as published ({type(error).__name__}: {error})") from None
-    report.orphans = [os.path.relpath(path, root) for name, path in wavs.items() if name not in used]
+                raise DataError(
+                    f"{file}: {dialogue} is not as published ({type(error).__name__}: {error})"
+                ) from None
+    report.orphans = [
+        os.path.relpath(path, root) for name, path in wavs.items() if name not in used
+    ]
     rows = look(rows, root, info, report)
-    return Manifest("m3ed", chosen.task, chosen.labels, tuple(rows), root, info.language, {"labels": chosen.name}), report
+    return Manifest(
+        "m3ed",
+        chosen.task,
+        chosen.labels,
+        tuple(rows),
+        root,
+        info.language,
+        {"labels": chosen.name},
+    ), report
 
 
 def _object(text: str, file: Path) -> dict:
@@ -72,9 +105,19 @@ def _splits(below: list[Path], root: Path, info: CorpusInfo) -> dict[str, str]:
     """series -> split, from the published lists."""
     out: dict[str, str] = {}
     for name, split in SPLITS.items():
-        path = next((f / f"movie_list_{name}.txt" for f in below if (f / f"movie_list_{name}.txt").is_file()), None)
+        path = next(
+            (
+                f / f"movie_list_{name}.txt"
+                for f in below
+                if (f / f"movie_list_{name}.txt").is_file()
+            ),
+            None,
+        )
         if path is None:
-            raise DataError(f"m3ed: no movie_list_{name}.txt (folder splitInfo) below {root.absolute()}; to get it: {info.obtain}")
+            raise DataError(
+                f"m3ed: no movie_list_{name}.txt (folder splitInfo) below {root.absolute()}; to "
+                f"get it: {info.obtain}"
+            )
         for series in read_text(path).split():
             if out.setdefault(series, split) != split:
                 raise DataError(f"{path}: series {series} is in two splits")

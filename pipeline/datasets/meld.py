@@ -1,7 +1,9 @@
-"""MELD (Poria et al. 2019): three folders of mp4 clips and three csv files, however the archives were unpacked.
+"""MELD (Poria et al. 2019): three folders of mp4 clips and three csv files, however the archives
+were unpacked.
 
-Clip names repeat across splits, so ids are `{split}/dia{d}_utt{u}`. The csv's times differ from the clips' by seconds in places and are not
-used. Both csv revisions give the same text: the one inside MELD.Raw.tar.gz carries C1 control characters, which are repaired and counted.
+Clip names repeat across splits, so ids are `{split}/dia{d}_utt{u}`. The csv's times differ from the
+clips' by seconds in places and are not used. Both csv revisions give the same text: the one inside
+MELD.Raw.tar.gz carries C1 control characters, which are repaired and counted.
 """
 
 from __future__ import annotations
@@ -11,14 +13,28 @@ from collections import defaultdict
 from pathlib import Path
 
 from mer.manifests import CorpusInfo
-from mer.pipeline.datasets.files import find_repeats, folders, look, media_files, place, read_csv, repair, require_root
+from mer.pipeline.datasets.files import (
+    find_repeats,
+    folders,
+    look,
+    media_files,
+    place,
+    read_csv,
+    repair,
+    require_root,
+)
 from mer.pipeline.datasets.findings import Report, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 
-FOLDERS = {"train": ("train_splits", "train"), "dev": ("dev_splits_complete", "dev"), "test": ("output_repeated_splits_test", "test")}
+FOLDERS = {
+    "train": ("train_splits", "train"),
+    "dev": ("dev_splits_complete", "dev"),
+    "test": ("output_repeated_splits_test", "test"),
+}
 COLUMN = {"emotion": "Emotion", "sentiment": "Sentiment"}  # label set -> csv column
-LINE = ("Utterance", "Speaker", "Season", "Episode", "StartTime", "EndTime")  # what two rows share when one is a copy of the other
+# what two rows share when one is a copy of the other
+LINE = ("Utterance", "Speaker", "Season", "Episode", "StartTime", "EndTime")
 DEPTH = 3  # folders below the root that are searched
 
 
@@ -34,53 +50,97 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             continue
         folder, clips, ignored = _clips(below, names)
         if folder is None:
-            report.warnings.append(f"no folder of {split} clips ({' or '.join(names)}, with dia*_utt* files) found below {root}")
+            report.warnings.append(
+                f"no folder of {split} clips ({' or '.join(names)}, with dia*_utt* files) found "
+                f"below {root}"
+            )
         if ignored:
             report.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
         lines = read_csv(table, [*LINE, "Dialogue_ID", "Utterance_ID", COLUMN[chosen.name]])
         column = COLUMN[chosen.name]
         used = set()
         for line, position in zip(lines, _positions(lines, table), strict=True):
-            dialogue, name = f"dia{int(line['Dialogue_ID'])}", f"dia{int(line['Dialogue_ID'])}_utt{int(line['Utterance_ID'])}"
+            dialogue, name = (
+                f"dia{int(line['Dialogue_ID'])}",
+                f"dia{int(line['Dialogue_ID'])}_utt{int(line['Utterance_ID'])}",
+            )
             label = chosen.source.get(line[column].strip().lower())
             if label is None:
-                raise DataError(f"{table}: {name} has {column} '{line[column]}'; known: {', '.join(chosen.labels)}")
+                raise DataError(
+                    f"{table}: {name} has {column} '{line[column]}'; known: "
+                    f"{', '.join(chosen.labels)}"
+                )
             text, speaker = repair(line["Utterance"]), repair(line["Speaker"])
             if text != line["Utterance"] or speaker != line["Speaker"]:
-                report.repairs["old-encoding characters in text or speaker"].append(f"{split}/{name}")
+                report.repairs["old-encoding characters in text or speaker"].append(
+                    f"{split}/{name}"
+                )
             used.add(name)
             clip = clips.get(name) or (folder or root / names[0]) / f"{name}.mp4"
             rows.append(
                 Utterance(
-                    id=f"{split}/{name}", audio=os.path.relpath(clip, root), text=text.strip() or None, split=split, label=label,
-                    speaker=speaker, dialogue=f"{split}/{dialogue}", position=position,
-                )  # fmt: skip
+                    id=f"{split}/{name}",
+                    audio=os.path.relpath(clip, root),
+                    text=text.strip() or None,
+                    split=split,
+                    label=label,
+                    speaker=speaker,
+                    dialogue=f"{split}/{dialogue}",
+                    position=position,
+                )
             )
-        repeats, other = find_repeats((tuple(line[c] for c in LINE) for line in lines), (line[column] for line in lines))
+        repeats, other = find_repeats(
+            (tuple(line[c] for c in LINE) for line in lines), (line[column] for line in lines)
+        )
         if repeats:
             named = some([rows[len(rows) - len(lines) + i].id for i in repeats])
-            what = f"{len(repeats)} {split} rows repeat another row's line and times, {other} of them with another label"
+            what = (
+                f"{len(repeats)} {split} rows repeat another row's line and times, {other} of "
+                "them with another label"
+            )
             report.warnings.append(f"{what}: {named}")
-        report.orphans += [os.path.relpath(path, root) for name, path in clips.items() if name not in used]
+        report.orphans += [
+            os.path.relpath(path, root) for name, path in clips.items() if name not in used
+        ]
     if not rows:
-        raise DataError(f"meld: no *_sent_emo.csv within {DEPTH} levels of {root.absolute()}; to get it: {info.obtain}")
+        raise DataError(
+            f"meld: no *_sent_emo.csv within {DEPTH} levels of {root.absolute()}; to get it: "
+            f"{info.obtain}"
+        )
     rows = look(rows, root, info, report)
-    return Manifest("meld", chosen.task, chosen.labels, tuple(rows), root, info.language, {"labels": chosen.name}), report
+    return Manifest(
+        "meld",
+        chosen.task,
+        chosen.labels,
+        tuple(rows),
+        root,
+        info.language,
+        {"labels": chosen.name},
+    ), report
 
 
 def _table(below: list[Path], split: str, report: Report) -> Path | None:
     """The split's csv, the shallowest of several."""
-    found = [folder / f"{split}_sent_emo.csv" for folder in below if (folder / f"{split}_sent_emo.csv").is_file()]
+    found = [
+        folder / f"{split}_sent_emo.csv"
+        for folder in below
+        if (folder / f"{split}_sent_emo.csv").is_file()
+    ]
     if not found:
         report.warnings.append(f"{split}_sent_emo.csv not found: no {split} utterances")
         return None
     if len(found) > 1 and len({path.read_bytes() for path in found}) > 1:
-        report.warnings.append(f"several {split}_sent_emo.csv that differ; {found[0]} is used, not {', '.join(map(str, found[1:]))}")
+        report.warnings.append(
+            f"several {split}_sent_emo.csv that differ; {found[0]} is used, not "
+            f"{', '.join(map(str, found[1:]))}"
+        )
     return found[0]
 
 
 def _clips(below: list[Path], names: tuple[str, ...]) -> tuple[Path | None, dict[str, Path], int]:
-    """(folder, stem -> file, hidden files) of the first folder of that name that has clips; the archive's own name comes first."""
+    """(folder, stem -> file, hidden files) of the first folder of that name that has clips; the
+    archive's own name comes first.
+    """
     for name in names:
         for folder in below:
             if folder.name == name:
@@ -91,12 +151,17 @@ def _clips(below: list[Path], names: tuple[str, ...]) -> tuple[Path | None, dict
 
 
 def _positions(lines: list[dict[str, str]], table: Path) -> list[int]:
-    """Each row's rank in its dialogue by utterance number: numbers have gaps, and many dialogues do not start at 0."""
+    """Each row's rank in its dialogue by utterance number: numbers have gaps, and many dialogues do
+    not start at 0.
+    """
     numbers = defaultdict(list)
     for i, line in enumerate(lines):
         dialogue, utterance = line["Dialogue_ID"], line["Utterance_ID"]
         if not (dialogue.isdecimal() and utterance.isdecimal()):
-            raise DataError(f"{table}: {place(table, i)} has dialogue '{dialogue}' and utterance '{utterance}'; expected numbers")
+            raise DataError(
+                f"{table}: {place(table, i)} has dialogue '{dialogue}' and utterance "
+                f"'{utterance}'; expected numbers"
+            )
         numbers[int(dialogue)].append(int(utterance))
     ranks = {d: {u: rank for rank, u in enumerate(sorted(us))} for d, us in numbers.items()}
     return [ranks[int(line["Dialogue_ID"])][int(line["Utterance_ID"])] for line in lines]

@@ -1,6 +1,8 @@
-"""CMU-MOSI (Zadeh et al. 2016): MMSA's layout (label.csv and Raw/<video>/<clip>.mp4) or CMU's (label file, transcripts, segmented media).
+"""CMU-MOSI (Zadeh et al. 2016): MMSA's layout (label.csv and Raw/<video>/<clip>.mp4) or CMU's
+(label file, transcripts, segmented media).
 
-Segments are numbered from 1 in order of time in CMU's files. One speaker a video, who is not named: folds go by video (`dialogue`).
+Segments are numbered from 1 in order of time in CMU's files. One speaker a video, who is not named:
+folds go by video (`dialogue`).
 """
 
 from __future__ import annotations
@@ -29,9 +31,22 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
     elif (file := cmu.find(below, *LABELS)) is not None:
         segments = _segments(file, below, info, report)
     else:
-        raise DataError(f"mosi: no label.csv and no {LABELS[0]} below {root.absolute()}; to get them: {info.obtain}")
-    rows = look(cmu.utterances(segments, cmu.Media(root, below), chosen, report), root, info, report)
-    return Manifest("mosi", chosen.task, chosen.labels, tuple(rows), root, info.language, {"labels": chosen.name}), report
+        raise DataError(
+            f"mosi: no label.csv and no {LABELS[0]} below {root.absolute()}; to get them: "
+            f"{info.obtain}"
+        )
+    rows = look(
+        cmu.utterances(segments, cmu.Media(root, below), chosen, report), root, info, report
+    )
+    return Manifest(
+        "mosi",
+        chosen.task,
+        chosen.labels,
+        tuple(rows),
+        root,
+        info.language,
+        {"labels": chosen.name},
+    ), report
 
 
 def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -> list[Segment]:
@@ -40,10 +55,24 @@ def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -
     out = []
     for video, (intervals, values) in cmu.read_csd(file, 1).items():
         if split_of and video not in split_of:
-            report.dropped["segments of videos in no standard fold"] += [f"{video}_{i + 1}" for i in range(len(values))]
+            report.dropped["segments of videos in no standard fold"] += [
+                f"{video}_{i + 1}" for i in range(len(values))
+            ]
             continue
-        for i, ((start, end), value) in enumerate(zip(intervals.tolist(), values.tolist(), strict=True), start=1):
-            out.append(Segment(video, str(i), tuple(value), split_of.get(video, ""), texts.get((video, str(i))), start, end))
+        for i, ((start, end), value) in enumerate(
+            zip(intervals.tolist(), values.tolist(), strict=True), start=1
+        ):
+            out.append(
+                Segment(
+                    video,
+                    str(i),
+                    tuple(value),
+                    split_of.get(video, ""),
+                    texts.get((video, str(i))),
+                    start,
+                    end,
+                )
+            )
     return out
 
 

@@ -2,15 +2,19 @@
 
 FROZEN before any model was tuned on it, and checked on a second seed.
 
-Each utterance has a vocal and a textual emotion; they differ in one third of the utterances ("inconsistent"). The label is the stronger of
-the two by `DOMINANCE`: anger over sadness over joy over neutral. Labels are balanced. Hence, with perfect ears, voice alone or words alone
-reach 83.3 % (two thirds agree; of the rest each modality names the label half the time), and both together 100 %.
+Each utterance has a vocal and a textual emotion; they differ in one third of the utterances
+("inconsistent"). The label is the stronger of the two by `DOMINANCE`: anger over sadness over joy
+over neutral. Labels are balanced. Hence, with perfect ears, voice alone or words alone reach 83.3 %
+(two thirds agree; of the rest each modality names the label half the time), and both together 100
+%.
 
-Voice: pulses at the glottal rate excite the resonances of a vowel a syllable; the emotion moves level and range of F0, its contour, the
-spectral tilt, breathiness, energy, rate and roughness (`VOICES`). Speakers differ in F0, vocal tract length, tilt and rate, and no
-speaker or dialogue is in two splits. Words: templates filled from a lexicon an emotion (`LEXICON`) between neutral filler.
+Voice: pulses at the glottal rate excite the resonances of a vowel a syllable; the emotion moves
+level and range of F0, its contour, the spectral tilt, breathiness, energy, rate and roughness
+(`VOICES`). Speakers differ in F0, vocal tract length, tilt and rate, and no speaker or dialogue is
+in two splits. Words: templates filled from a lexicon an emotion (`LEXICON`) between neutral filler.
 
-Everything follows from (VERSION, size, seed); a change in this file that moves one sample must raise VERSION.
+Everything follows from (VERSION, size, seed); a change in this file that moves one sample must
+raise VERSION.
 """
 
 from __future__ import annotations
@@ -42,7 +46,11 @@ SECONDS = (0.4, 6.0)
 
 @dataclass(frozen=True)
 class Voice:
-    """How an emotion speaks. F0 as factors of the speaker's own; `range`, `contour` in octaves; `tilt` dB per octave above 250 Hz."""
+    """How an emotion speaks.
+
+    F0 as factors of the speaker's own; `range`, `contour` in octaves; `tilt` dB per octave above
+    250 Hz.
+    """
 
     level: float
     range: float
@@ -56,10 +64,50 @@ class Voice:
 
 
 VOICES = {  # wider apart than people's, so that untrained encoders can tell them
-    "neutral": Voice(level=1.0, range=0.08, contour=-0.10, tilt=-14.0, breath=0.02, energy=-25.0, rate=4.8, rough=0.01, tract=1.0),
-    "joy": Voice(level=2.2, range=0.25, contour=0.25, tilt=-3.0, breath=0.01, energy=-20.0, rate=5.8, rough=0.01, tract=1.25),
-    "anger": Voice(level=1.15, range=0.15, contour=-0.05, tilt=3.0, breath=0.02, energy=-14.0, rate=5.2, rough=0.4, tract=1.0),
-    "sadness": Voice(level=0.85, range=0.04, contour=-0.25, tilt=-8.0, breath=2.5, energy=-31.0, rate=3.6, rough=0.02, tract=0.94),
+    "neutral": Voice(
+        level=1.0,
+        range=0.08,
+        contour=-0.10,
+        tilt=-14.0,
+        breath=0.02,
+        energy=-25.0,
+        rate=4.8,
+        rough=0.01,
+        tract=1.0,
+    ),
+    "joy": Voice(
+        level=2.2,
+        range=0.25,
+        contour=0.25,
+        tilt=-3.0,
+        breath=0.01,
+        energy=-20.0,
+        rate=5.8,
+        rough=0.01,
+        tract=1.25,
+    ),
+    "anger": Voice(
+        level=1.15,
+        range=0.15,
+        contour=-0.05,
+        tilt=3.0,
+        breath=0.02,
+        energy=-14.0,
+        rate=5.2,
+        rough=0.4,
+        tract=1.0,
+    ),
+    "sadness": Voice(
+        level=0.85,
+        range=0.04,
+        contour=-0.25,
+        tilt=-8.0,
+        breath=2.5,
+        energy=-31.0,
+        rate=3.6,
+        rough=0.02,
+        tract=0.94,
+    ),
 }
 FORMANTS = {  # Hz, an adult male's; Peterson & Barney 1952, table II, F4 added
     "i": (270, 2290, 3010, 3600), "e": (530, 1840, 2480, 3500), "a": (730, 1090, 2440, 3400),
@@ -90,35 +138,59 @@ LEXICON = {  # emotion -> (interjections, feelings, clauses)
     ),
 }
 TOPICS = (
-    "the meeting", "the train", "my sister", "the neighbour", "this letter", "the garden", "our teacher", "the concert", "that phone call",
-    "the old house", "our holiday", "the new camera",
-)  # fmt: skip
+    "the meeting",
+    "the train",
+    "my sister",
+    "the neighbour",
+    "this letter",
+    "the garden",
+    "our teacher",
+    "the concert",
+    "that phone call",
+    "the old house",
+    "our holiday",
+    "the new camera",
+)
 TIMES = ("this morning", "last night", "on monday", "at noon", "after work", "two days ago")
 FILLERS = ("you know", "i mean", "listen", "to be honest", "look", "by the way")
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None, size: int = 600, seed: int = 0) -> tuple[Manifest, Report]:
-    """Write what is missing of the corpus of this size and seed under `root`, in a folder of its own, and return its manifest."""
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None, size: int = 600, seed: int = 0
+) -> tuple[Manifest, Report]:
+    """Write what is missing of the corpus of this size and seed under `root`, in a folder of its
+    own, and return its manifest.
+    """
     if size < MINIMUM or seed < 0:
-        raise DataError(f"synthetic: --size {size} --seed {seed}; a size of at least {MINIMUM} and a seed of at least 0 are needed")
+        raise DataError(
+            f"synthetic: --size {size} --seed {seed}; a size of at least {MINIMUM} and a seed of "
+            "at least 0 are needed"
+        )
     chosen = info.label_set(labels)
     folder = f"v{VERSION}-size{size}-seed{seed}"
     lines = plan(size, seed)
     try:
         (root / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{root}: cannot write the synthetic corpus here ({error.strerror}); name another folder with --root") from None
+        raise DataError(
+            f"{root}: cannot write the synthetic corpus here ({error.strerror}); name another "
+            "folder with --root"
+        ) from None
     speakers, cache = _speakers(seed), {}
     for i, line in enumerate(lines):
         path = root / folder / f"{line.id}.wav"
         if not path.exists():
             _write(path, render(line, speakers[line.speaker], seed, i, cache))
-    rows = tuple(replace(u, audio=f"{folder}/{u.id}.wav", label=chosen.source[u.label]) for u in lines)
+    rows = tuple(
+        replace(u, audio=f"{folder}/{u.id}.wav", label=chosen.source[u.label]) for u in lines
+    )
     source = {"generator": VERSION, "size": size, "seed": seed, "labels": chosen.name}
-    return Manifest("synthetic", chosen.task, chosen.labels, rows, root, info.language, source), Report("synthetic")
+    return Manifest(
+        "synthetic", chosen.task, chosen.labels, rows, root, info.language, source
+    ), Report("synthetic")
 
 
-# ---------------------------------------------------------------------------------------------------------------------- who says what
+# --- who says what
 
 
 def plan(size: int, seed: int) -> list[Utterance]:
@@ -127,7 +199,9 @@ def plan(size: int, seed: int) -> list[Utterance]:
     dialogues = max(len(SPLITS), round(size / TURNS))
     lengths = np.full(dialogues, size // dialogues) + (np.arange(dialogues) < size % dialogues)
     held_out = max(1, round(SPLITS["dev"] * dialogues))
-    splits = np.array(["train"] * (dialogues - 2 * held_out) + ["dev"] * held_out + ["test"] * held_out)
+    splits = np.array(
+        ["train"] * (dialogues - 2 * held_out) + ["dev"] * held_out + ["test"] * held_out
+    )
     rng.shuffle(splits)
     decks = {split: _emotions(int(lengths[splits == split].sum()), rng) for split in SPLITS}
     by_split = {split: [s for s in _speakers(seed) if s.startswith(split)] for split in SPLITS}
@@ -138,18 +212,30 @@ def plan(size: int, seed: int) -> list[Utterance]:
         for t in range(turns):
             voice, words = decks[split].pop()
             label = min(voice, words, key=DOMINANCE.index)
-            tags = (f"voice={voice}", f"words={words}", *(("inconsistent",) if voice != words else ()))
+            tags = (
+                f"voice={voice}",
+                f"words={words}",
+                *(("inconsistent",) if voice != words else ()),
+            )
             out.append(
                 Utterance(
-                    id=f"dia{d:04d}_utt{t:02d}", text=_sentence(words, rng, used), split=str(split), label=label,
-                    speaker=str(pair[t % 2]), dialogue=f"dia{d:04d}", position=t, tags=tags,
-                )  # fmt: skip
+                    id=f"dia{d:04d}_utt{t:02d}",
+                    text=_sentence(words, rng, used),
+                    split=str(split),
+                    label=label,
+                    speaker=str(pair[t % 2]),
+                    dialogue=f"dia{d:04d}",
+                    position=t,
+                    tags=tags,
+                )
             )
     return out
 
 
 def _emotions(n: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """`n` pairs (voice, words) in random order: a third of them differ, over all 12 ordered pairs, and the labels are balanced."""
+    """`n` pairs (voice, words) in random order: a third of them differ, over all 12 ordered pairs,
+    and the labels are balanced.
+    """
     different = list(permutations(EMOTIONS, 2))
     pairs = []
     while len(pairs) < round(n / 3):
@@ -165,9 +251,14 @@ def _emotions(n: int, rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def _sentence(emotion: str, rng: np.random.Generator, used: set[str]) -> str:
-    """One to three words or clauses of the emotion between neutral filler. A sentence is not used twice, unless the short forms run out."""
+    """One to three words or clauses of the emotion between neutral filler.
+
+    A sentence is not used twice, unless the short forms run out.
+    """
     for _ in range(20):
-        interjections, feelings, clauses = ([str(w) for w in rng.permutation(words)] for words in LEXICON[emotion])
+        interjections, feelings, clauses = (
+            [str(w) for w in rng.permutation(words)] for words in LEXICON[emotion]
+        )
         topic, time, filler = rng.choice(TOPICS), rng.choice(TIMES), rng.choice(FILLERS)
         match rng.choice(5, p=[0.06, 0.2, 0.26, 0.26, 0.22]):
             case 0:
@@ -186,7 +277,7 @@ def _sentence(emotion: str, rng: np.random.Generator, used: set[str]) -> str:
     return text[0].upper() + text[1:] + rng.choice([".", "!", "?"], p=[0.7, 0.2, 0.1])
 
 
-# ------------------------------------------------------------------------------------------------------------------------- how it sounds
+# --- how it sounds
 
 
 @dataclass(frozen=True)
@@ -213,8 +304,11 @@ def _speakers(seed: int) -> dict[str, Speaker]:
 
 
 def render(line: Utterance, speaker: Speaker, seed: int, index: int, cache: dict) -> np.ndarray:
-    """The waveform of an utterance, float32 (n,) at 16 kHz. Only `voice=…` of its tags is heard; of its text, only the length.
-    `cache` keeps the resonances of each vocal tract and FFT size."""
+    """The waveform of an utterance, float32 (n,) at 16 kHz.
+
+    Only `voice=…` of its tags is heard; of its text, only the length. `cache` keeps the resonances
+    of each vocal tract and FFT size.
+    """
     rng = np.random.default_rng([VERSION, seed, 2, index])
     voice = VOICES[line.tags[0].removeprefix("voice=")]
     syllables = max(2, round(sum(map(len, line.text.split())) / 4.5))
@@ -227,25 +321,39 @@ def render(line: Utterance, speaker: Speaker, seed: int, index: int, cache: dict
 
     # F0: a line from first to last syllable, an accent a syllable
     centres = (edges[1:] + edges[:-1]) / 2
-    octaves = np.log2(voice.level) + np.linspace(-0.5, 0.5, syllables) * voice.contour + rng.normal(0, voice.range, syllables)
+    octaves = (
+        np.log2(voice.level)
+        + np.linspace(-0.5, 0.5, syllables) * voice.contour
+        + rng.normal(0, voice.range, syllables)
+    )
     f0 = speaker.f0 * 2.0 ** np.interp(t, centres, octaves)
     phase = np.cumsum(f0) / RATE
     at = np.flatnonzero(np.diff(np.floor(phase))) + 1
-    at = np.clip(at + np.rint(rng.normal(0, voice.rough, len(at)) * RATE / f0[at]).astype(np.int64), 0, n - 1)
+    at = np.clip(
+        at + np.rint(rng.normal(0, voice.rough, len(at)) * RATE / f0[at]).astype(np.int64), 0, n - 1
+    )
     source = np.zeros(n)
-    source[at] = (1.0 + rng.normal(0, 3 * voice.rough, len(at))) * np.sqrt(RATE / f0[at])  # equal power at every F0
+    # equal power at every F0
+    source[at] = (1.0 + rng.normal(0, 3 * voice.rough, len(at))) * np.sqrt(RATE / f0[at])
     source += rng.standard_normal(n) * voice.breath
 
     # each syllable: a gate with soft edges, its own loudness and vowel
     syllable = np.clip(np.searchsorted(edges, t) - 1, 0, syllables - 1)
     place = np.clip((t - edges[syllable]) / np.diff(edges)[syllable], 0.0, 1.0)
-    source *= np.sqrt(np.sin(np.pi * place)) * (10 ** (rng.normal(0, 1.5, syllables) / 20))[syllable]
+    source *= (
+        np.sqrt(np.sin(np.pi * place)) * (10 ** (rng.normal(0, 1.5, syllables) / 20))[syllable]
+    )
     vowels = rng.integers(len(FORMANTS), size=syllables)[syllable]
     fft = 2 ** math.ceil(math.log2(n + 400))
     resonances = _resonances(speaker.tract * voice.tract, fft, cache)
-    spectrum = sum(np.fft.rfft(np.where(vowels == v, source, 0.0), fft) * resonances[v] for v in np.unique(vowels))
+    spectrum = sum(
+        np.fft.rfft(np.where(vowels == v, source, 0.0), fft) * resonances[v]
+        for v in np.unique(vowels)
+    )
     frequency = np.fft.rfftfreq(fft, 1 / RATE)
-    spectrum *= np.maximum(frequency / 250.0, 1.0) ** ((voice.tilt + speaker.tilt) / (20 * np.log10(2)))
+    spectrum *= np.maximum(frequency / 250.0, 1.0) ** (
+        (voice.tilt + speaker.tilt) / (20 * np.log10(2))
+    )
     wave = np.fft.irfft(spectrum, fft)[:n]
     wave *= 10 ** ((voice.energy + rng.normal(0, 1.5)) / 20) / np.sqrt(np.mean(wave**2))
     wave += rng.standard_normal(n) * 10 ** (rng.uniform(-66, -58) / 20)  # the room
@@ -253,7 +361,9 @@ def render(line: Utterance, speaker: Speaker, seed: int, index: int, cache: dict
 
 
 def _resonances(tract: float, fft: int, cache: dict) -> np.ndarray:
-    """Frequency response of each vowel, (vowels, fft // 2 + 1): a cascade of two-pole resonators with unit gain at 0 Hz (Klatt 1980)."""
+    """Frequency response of each vowel, (vowels, fft // 2 + 1): a cascade of two-pole resonators
+    with unit gain at 0 Hz (Klatt 1980).
+    """
     key = (tract, fft)
     if key not in cache:
         z = np.exp(-2j * np.pi * np.arange(fft // 2 + 1) / fft)

@@ -1,4 +1,6 @@
-"""Frozen encoders: audio (any wav2vec2-family checkpoint), text (any encoder-only checkpoint), and tiny untrained built-in ones."""
+"""Frozen encoders: audio (any wav2vec2-family checkpoint), text (any encoder-only checkpoint), and
+tiny untrained built-in ones.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,17 @@ ENGLISH = ("facebook/wav2vec2-large-960h-lv60-self", "roberta-large")
 
 
 def defaults(manifest: Manifest) -> tuple[str, str]:
-    """(audio, text) encoder ids for a corpus: those its TOML names, else the English pair. Raises DataError for any other language."""
+    """(audio, text) encoder ids for a corpus: those its TOML names, else the English pair.
+
+    Raises DataError for any other language.
+    """
     if manifest.dataset in manifests.names():
         info = manifests.corpus(manifest.dataset)
         return info.audio_encoder, info.text_encoder
     if manifest.language.split("-")[0] == "en":
         return ENGLISH
     raise DataError(
-        f"no default encoders for language '{manifest.language}'; name them with --audio-encoder and --text-encoder "
+        f"no default encoders for language '{manifest.language}'; name them with --audio-encoder "
+        "and --text-encoder "
         "(a hub id, a directory, builtin:tiny-wav2vec2 or builtin:tiny-roberta, or none)"
     )

@@ -1,9 +1,13 @@
-"""Waveforms → frames, with any checkpoint of the wav2vec2 family (wav2vec 2.0, HuBERT, WavLM, data2vec-audio, …).
+"""Waveforms → frames, with any checkpoint of the wav2vec2 family (wav2vec 2.0, HuBERT, WavLM,
+data2vec-audio, …).
 
-Features do not depend on the batch they were computed in. Three things make that so (Baevski et al. 2020 trained with padding and batch
+Features do not depend on the batch they were computed in. Three things make that so (Baevski et al.
+2020 trained with padding and batch
 statistics; huggingface/transformers#21534 tells what batching otherwise does to the features):
-- each waveform is normalised over its own samples before padding, if the checkpoint's processor asks for it;
-- a first layer with GroupNorm takes its statistics from each utterance's own samples (`OwnSampleGroupNorm`);
+- each waveform is normalised over its own samples before padding, if the checkpoint's processor
+  asks for it;
+- a first layer with GroupNorm takes its statistics from each utterance's own samples
+  (`OwnSampleGroupNorm`);
 - the attention mask is always given, and every output is cut to its true number of frames.
 """
 
@@ -16,14 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.pipeline.encoders.frozen import choose_device, choose_precision, computing, load_model, pad, to_host
+from mer.pipeline.encoders.frozen import (
+    choose_device,
+    choose_precision,
+    computing,
+    load_model,
+    pad,
+    to_host,
+)
 from mer.pipeline.encoders.geometry import Geometry, parse_layer
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import EncoderError
 
 
 class PerBatch(threading.local):
-    """What a forward pass leaves for its own thread: true lengths after the first convolution, and the hidden states collected."""
+    """What a forward pass leaves for its own thread: true lengths after the first convolution, and
+    the hidden states collected.
+    """
 
     lengths: list[int] | None = None
 
@@ -32,7 +45,10 @@ class PerBatch(threading.local):
 
 
 class OwnSampleGroupNorm(nn.Module):
-    """`norm` over each row's own steps. `state.lengths` (B,) counts the valid steps of this thread's next batch; None: no padding."""
+    """`norm` over each row's own steps.
+
+    `state.lengths` (B,) counts the valid steps of this thread's next batch; None: no padding.
+    """
 
     def __init__(self, norm: nn.GroupNorm, state: PerBatch):
         super().__init__()
@@ -48,17 +64,29 @@ class OwnSampleGroupNorm(nn.Module):
 
 
 class AudioEncoder:
-    """`encode` turns waveforms (n,) float32 at 16 kHz into frames (T, dim) float32; T follows from n by `geometry`."""
+    """`encode` turns waveforms (n,) float32 at 16 kHz into frames (T, dim) float32; T follows from
+    n by `geometry`.
+    """
 
-    def __init__(self, checkpoint: Checkpoint, *, layer: str = "last", device: str = "auto", precision: str = "auto"):
-        """Raises EncoderError for a checkpoint that is incomplete or not of the family, DataError for a wrong option."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        layer: str = "last",
+        device: str = "auto",
+        precision: str = "auto",
+    ):
+        """Raises EncoderError for a checkpoint that is incomplete or not of the family, DataError
+        for a wrong option.
+        """
         self.checkpoint = checkpoint
         self.geometry = Geometry.of(checkpoint)
         self.dim = self.geometry.dim
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.layers = parse_layer(layer, self.geometry.layers)
-        self.normalised = bool(checkpoint.processor.get("do_normalize", True))  # the family's processor defaults to True
+        # the family's processor defaults to True
+        self.normalised = bool(checkpoint.processor.get("do_normalize", True))
         self.model = load_model(checkpoint, self.device)
         self._state = PerBatch()
         first = self.model.feature_extractor.conv_layers[0]
@@ -68,13 +96,20 @@ class AudioEncoder:
             self._tap()
 
     def _tap(self) -> None:
-        """Collect the chosen hidden states as they are computed; blocks above the highest are dropped."""
+        """Collect the chosen hidden states as they are computed; blocks above the highest are
+        dropped.
+        """
         try:
             blocks = self.model.encoder.layers
         except AttributeError:
-            raise EncoderError(f"audio encoder {self.checkpoint.name}: its layers cannot be told apart; use --audio-layer last") from None
+            raise EncoderError(
+                f"audio encoder {self.checkpoint.name}: its layers cannot be told apart; use "
+                "--audio-layer last"
+            ) from None
         if self.layers[0] == 0:
-            blocks[0].register_forward_pre_hook(lambda block, args: self._state.taps.append(args[0]))
+            blocks[0].register_forward_pre_hook(
+                lambda block, args: self._state.taps.append(args[0])
+            )
         for number in self.layers:
             if number:
                 blocks[number - 1].register_forward_hook(self._collect)
@@ -84,26 +119,46 @@ class AudioEncoder:
         self._state.taps.append(output[0] if isinstance(output, tuple) else output)
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
-        """The processor's normalisation over the clip's own samples, and zeros up to one receptive field for a shorter clip."""
+        """The processor's normalisation over the clip's own samples, and zeros up to one receptive
+        field for a shorter clip.
+        """
         if self.normalised:
-            waveform = ((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)).astype(np.float32)
+            waveform = ((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)).astype(
+                np.float32
+            )
         short = self.geometry.field - len(waveform)
         return np.pad(waveform, (0, short)) if short > 0 else waveform
 
     def collate(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
-        """*Prepared* waveforms as one padded batch on the host: samples (B, n), mask (B, n), lengths."""
-        return *pad(waveforms, 0.0, np.float32, self.device), [len(waveform) for waveform in waveforms]
+        """*Prepared* waveforms as one padded batch on the host: samples (B, n), mask (B, n),
+        lengths.
+        """
+        return *pad(waveforms, 0.0, np.float32, self.device), [
+            len(waveform) for waveform in waveforms
+        ]
 
-    def forward(self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None) -> list[np.ndarray]:
-        """Frames (T_i, dim) float32 of each waveform of a collated batch. `precision` overrides the encoder's own."""
+    def forward(
+        self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None
+    ) -> list[np.ndarray]:
+        """Frames (T_i, dim) float32 of each waveform of a collated batch.
+
+        `precision` overrides the encoder's own.
+        """
         samples, mask, lengths = batch
         self._state.taps.clear()
         self._state.lengths = [self.geometry.first(n) for n in lengths]
         with computing(self.device, precision or self.precision):
-            output = self.model(samples.to(self.device, non_blocking=True), attention_mask=mask.to(self.device, non_blocking=True))
+            output = self.model(
+                samples.to(self.device, non_blocking=True),
+                attention_mask=mask.to(self.device, non_blocking=True),
+            )
             if self.layers:
                 taps = self._state.taps
-                frames = torch.stack([tap.float() for tap in taps]).mean(0) if len(taps) > 1 else taps[0].float()
+                frames = (
+                    torch.stack([tap.float() for tap in taps]).mean(0)
+                    if len(taps) > 1
+                    else taps[0].float()
+                )
                 taps.clear()
             else:
                 frames = output.last_hidden_state.float()
@@ -113,11 +168,14 @@ class AudioEncoder:
         counts = [self.geometry.frames(n) for n in lengths]
         if frames.shape[1] < max(counts) or frames.shape[2] != self.dim:
             raise EncoderError(
-                f"audio encoder {self.checkpoint.name}: gave {frames.shape[1]} frames of width {frames.shape[2]} where its configuration "
+                f"audio encoder {self.checkpoint.name}: gave {frames.shape[1]} frames of width "
+                f"{frames.shape[2]} where its configuration "
                 f"says {max(counts)} of {self.dim}; this architecture is not supported"
             )
         return [row[:count] for row, count in zip(frames, counts, strict=True)]
 
-    def encode(self, waveforms: Sequence[np.ndarray], *, precision: str | None = None) -> list[np.ndarray]:
+    def encode(
+        self, waveforms: Sequence[np.ndarray], *, precision: str | None = None
+    ) -> list[np.ndarray]:
         """Frames (T_i, dim) float32 of each *prepared* waveform, computed as one batch."""
         return self.forward(self.collate(waveforms), precision=precision)

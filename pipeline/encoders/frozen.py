@@ -1,4 +1,6 @@
-"""What audio and text encoders share: device and precision, checked loading, packing, and the batch-against-single self-test."""
+"""What audio and text encoders share: device and precision, checked loading, packing, and the
+batch-against-single self-test.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,19 @@ from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import DataError, EncoderError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Weights that no feature passes through: poolers, the embedding that masked training swaps in, position indices, heads of other tasks.
-UNUSED = ("pooler.", "masked_spec_embed", "position_ids", "lm_head", "classifier", "cls.", "quantizer", "project_q", "project_hid")
+# Weights that no feature passes through: poolers, the embedding that masked training swaps in,
+# position indices, heads of other tasks.
+UNUSED = (
+    "pooler.",
+    "masked_spec_embed",
+    "position_ids",
+    "lm_head",
+    "classifier",
+    "cls.",
+    "quantizer",
+    "project_q",
+    "project_hid",
+)
 
 
 def choose_device(device: str) -> torch.device:
@@ -28,12 +41,17 @@ def choose_device(device: str) -> torch.device:
         raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise DataError(f"device '{device}': this machine offers {torch.cuda.device_count()} CUDA devices; use --device cpu or auto")
+        raise DataError(
+            f"device '{device}': this machine offers {torch.cuda.device_count()} CUDA devices; "
+            "use --device cpu or auto"
+        )
     return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """`auto` is fp32 on the CPU and fp16 on a GPU: finer than bf16, and a batch that overflows it is computed again in fp32."""
+    """`auto` is fp32 on the CPU and fp16 on a GPU: finer than bf16, and a batch that overflows it
+    is computed again in fp32.
+    """
     if precision == "auto":
         return "fp32" if device.type == "cpu" else "fp16"
     if precision not in PRECISIONS:
@@ -42,7 +60,10 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    """The frozen network in fp32. A weight that is missing, or of another shape, is fatal: the features would be noise."""
+    """The frozen network in fp32.
+
+    A weight that is missing, or of another shape, is fatal: the features would be noise.
+    """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
     from transformers import AutoModel
@@ -54,20 +75,36 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     logging.set_verbosity_error()  # its report on missing weights is replaced by the check below
     try:
         model, report = AutoModel.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False, use_safetensors=checkpoint.safetensors,
-            dtype=torch.float32, output_loading_info=True,
-        )  # fmt: skip
+            checkpoint.folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=checkpoint.safetensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError) as error:
-        raise EncoderError(f"{what}: cannot be loaded from {checkpoint.folder} ({_first_line(error)})") from None
-    except Exception as error:  # safetensors and the weights-only unpickler raise classes of their own
-        raise EncoderError(f"{what}: its weights cannot be read ({type(error).__name__}: {_first_line(error)})") from None
+        raise EncoderError(
+            f"{what}: cannot be loaded from {checkpoint.folder} ({_first_line(error)})"
+        ) from None
+    # safetensors and the weights-only unpickler raise classes of their own
+    except Exception as error:
+        raise EncoderError(
+            f"{what}: its weights cannot be read ({type(error).__name__}: {_first_line(error)})"
+        ) from None
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in UNUSED))
-    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ()))
+    missing = sorted(
+        key for key in report["missing_keys"] if not any(part in key for part in UNUSED)
+    )
+    wrong = sorted(
+        str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())
+    )
     for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
         if keys:
-            raise EncoderError(f"{what}: {len(keys)} weights {problem} {checkpoint.folder} (first: {keys[0]}); it is not usable")
+            raise EncoderError(
+                f"{what}: {len(keys)} weights {problem} {checkpoint.folder} (first: {keys[0]}); "
+                "it is not usable"
+            )
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -80,10 +117,13 @@ _QUEUE = threading.Lock()
 
 @contextlib.contextmanager
 def computing(device: torch.device, precision: str):
-    """Inference mode, under autocast where the precision is not fp32: weights stay in fp32, matrix products run in half precision.
+    """Inference mode, under autocast where the precision is not fp32: weights stay in fp32, matrix
+    products run in half precision.
 
-    On a GPU by one thread at a time: a batch's results are on their way to the host before the next batch is queued, which then computes
-    while they are looked at, and activations of one batch only are in memory."""
+    On a GPU by one thread at a time: a batch's results are on their way to the host before the next
+    batch is queued, which then computes while they are looked at, and activations of one batch only
+    are in memory.
+    """
     with _QUEUE if device.type == "cuda" else contextlib.nullcontext(), torch.inference_mode():
         if precision == "fp32":
             yield
@@ -93,7 +133,10 @@ def computing(device: torch.device, precision: str):
 
 
 def to_host(x: Tensor) -> Callable[[], np.ndarray]:
-    """Start the copy of `x` to the host; the call waits for it. To be started under `computing`, and waited for outside of it."""
+    """Start the copy of `x` to the host; the call waits for it.
+
+    To be started under `computing`, and waited for outside of it.
+    """
     if x.device.type == "cpu":
         return x.numpy
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
@@ -108,9 +151,12 @@ def to_host(x: Tensor) -> Callable[[], np.ndarray]:
     return wait
 
 
-def pad(rows: Sequence[np.ndarray], value: float, dtype: np.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host, where `device` can fetch them by
-    itself."""
+def pad(
+    rows: Sequence[np.ndarray], value: float, dtype: np.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host,
+    where `device` can fetch them by itself.
+    """
     lengths = np.array([len(row) for row in rows])
     padded = np.full((len(rows), lengths.max()), value, dtype=dtype)
     for i, row in enumerate(rows):
@@ -120,9 +166,16 @@ def pad(rows: Sequence[np.ndarray], value: float, dtype: np.dtype, device: torch
     return (both[0].pin_memory(), both[1].pin_memory()) if device.type == "cuda" else both
 
 
-def invariance(encode: Callable[[Sequence], list[np.ndarray]], items: Sequence) -> tuple[float, float]:
-    """Largest difference between features computed in one batch and one at a time, as (absolute, relative to the largest feature)."""
+def invariance(
+    encode: Callable[[Sequence], list[np.ndarray]], items: Sequence
+) -> tuple[float, float]:
+    """Largest difference between features computed in one batch and one at a time, as (absolute,
+    relative to the largest feature).
+    """
     together, alone = encode(items), [encode([item])[0] for item in items]
-    worst = max((float(np.abs(a - b).max()) for a, b in zip(together, alone, strict=True) if a.size), default=0.0)
+    worst = max(
+        (float(np.abs(a - b).max()) for a, b in zip(together, alone, strict=True) if a.size),
+        default=0.0,
+    )
     scale = max((float(np.abs(b).max()) for b in alone if b.size), default=1.0)
     return worst, worst / max(1.0, scale)

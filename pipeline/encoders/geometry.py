@@ -1,4 +1,7 @@
-"""What an audio encoder's configuration says about its output: frame counts, rates and layers. Pure arithmetic, no torch."""
+"""What an audio encoder's configuration says about its output: frame counts, rates and layers.
+
+Pure arithmetic, no torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class Geometry:
-    """Convolution arithmetic of the feature extractor: n samples give `frames(n)` frames, `hop` samples apart, each of `field` samples."""
+    """Convolution arithmetic of the feature extractor: n samples give `frames(n)` frames, `hop`
+    samples apart, each of `field` samples.
+    """
 
     kernels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -28,14 +33,20 @@ class Geometry:
         config, what = checkpoint.config, f"audio encoder {checkpoint.name}"
         try:
             kernels, strides = tuple(config["conv_kernel"]), tuple(config["conv_stride"])
-            found = cls(kernels, strides, int(config["hidden_size"]), int(config["num_hidden_layers"]))
+            found = cls(
+                kernels, strides, int(config["hidden_size"]), int(config["num_hidden_layers"])
+            )
         except KeyError:
             kind = config.get("model_type")
-            raise EncoderError(f"{what}: model type '{kind}' is not of the wav2vec2 family (it takes no waveform)") from None
+            raise EncoderError(
+                f"{what}: model type '{kind}' is not of the wav2vec2 family (it takes no waveform)"
+            ) from None
         except (TypeError, ValueError):
             raise EncoderError(f"{what}: its config.json has no usable convolution sizes") from None
         if config.get("add_adapter"):
-            raise EncoderError(f"{what}: has a convolutional adapter after the encoder, which is not supported")
+            raise EncoderError(
+                f"{what}: has a convolutional adapter after the encoder, which is not supported"
+            )
         rate = checkpoint.processor.get("sampling_rate", SAMPLE_RATE)
         if rate != SAMPLE_RATE:
             raise EncoderError(f"{what}: expects {rate} Hz; mer decodes to {SAMPLE_RATE} Hz")
@@ -70,11 +81,15 @@ class Geometry:
             n = (n - kernel) // stride + 1
         return n
 
-    def pieces(self, samples: int, longest: int, *, multiple: int = 1) -> Iterator[tuple[int, int, int, int]]:
-        """Cut a clip into pieces of at most `longest` samples that overlap by `CONTEXT` frames on each inner side.
+    def pieces(
+        self, samples: int, longest: int, *, multiple: int = 1
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """Cut a clip into pieces of at most `longest` samples that overlap by `CONTEXT` frames on
+        each inner side.
 
-        Yields (first sample, end sample, frames to skip, frames to keep). The kept frames join to exactly `frames(samples)`, on the same
-        grid as the uncut clip's; every inner boundary is a multiple of `multiple` frames, so that pooling works piece by piece.
+        Yields (first sample, end sample, frames to skip, frames to keep). The kept frames join to
+        exactly `frames(samples)`, on the same grid as the uncut clip's; every inner boundary is a
+        multiple of `multiple` frames, so that pooling works piece by piece.
         """
         total = self.frames(samples)
         if samples <= longest:
@@ -84,21 +99,31 @@ class Geometry:
         core = (widest - 2 * CONTEXT) // multiple * multiple
         if core < 1:
             overlap = CONTEXT * self.hop / SAMPLE_RATE
-            raise DataError(f"--max-seconds {longest / SAMPLE_RATE:g} is too short to cut clips with {overlap:g} s of overlap")
+            raise DataError(
+                f"--max-seconds {longest / SAMPLE_RATE:g} is too short to cut clips with "
+                f"{overlap:g} s of overlap"
+            )
         count = -(-total // core)
         even = -(-total // (count * multiple)) * multiple  # pieces of about the same length
         for start in range(0, total, even):
             end = min(total, start + even)
             left = min(CONTEXT, start)
-            last = samples if end + CONTEXT >= total else (end + CONTEXT - 1) * self.hop + self.field
+            last = (
+                samples if end + CONTEXT >= total else (end + CONTEXT - 1) * self.hop + self.field
+            )
             yield (start - left) * self.hop, last, left, end - start
 
 
-CONTEXT = 50  # frames (1 s at 50 Hz) on each inner side of a piece: more than the positional convolution's reach (64 frames on both sides)
+# frames (1 s at 50 Hz) on each inner side of a piece: more than the positional convolution's reach
+# (64 frames on both sides)
+CONTEXT = 50
 
 
 def parse_layer(layer: str, count: int) -> tuple[int, ...]:
-    """`last` → (); `N` → (N,); `mean:A-B` → (A, …, B). Layer N is the output of transformer block N, layer 0 what enters the first."""
+    """`last` → (); `N` → (N,); `mean:A-B` → (A, …, B).
+
+    Layer N is the output of transformer block N, layer 0 what enters the first.
+    """
     if layer == "last":
         return ()
     match = re.fullmatch(r"(\d+)|mean:(\d+)-(\d+)", layer)

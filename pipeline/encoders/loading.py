@@ -1,7 +1,10 @@
-"""Encoder id → files on disk, their hash and configuration. Reads no weights and does not import torch.
+"""Encoder id → files on disk, their hash and configuration.
 
-An id is a built-in (`builtin:tiny-wav2vec2`), a local directory, or a hub id with an optional `@REVISION`. Hub files are fetched into the
-hub's own cache, and everything after that works from the local snapshot: `offline` means that the network is never touched.
+Reads no weights and does not import torch.
+
+An id is a built-in (`builtin:tiny-wav2vec2`), a local directory, or a hub id with an optional
+`@REVISION`. Hub files are fetched into the hub's own cache, and everything after that works from
+the local snapshot: `offline` means that the network is never touched.
 """
 
 from __future__ import annotations
@@ -15,16 +18,39 @@ from pathlib import Path
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
 
-CONFIGURATION = ("config.json", "preprocessor_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
-                 "added_tokens.json", "spiece.model", "sentencepiece*", "bpe.codes", "*.tiktoken")  # fmt: skip
+CONFIGURATION = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece*",
+    "bpe.codes",
+    "*.tiktoken",
+)
 SAFE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-VOCABULARY = ("tokenizer.json", "vocab*", "spiece.model", "sentencepiece*", "tokenizer.model", "*.tiktoken")  # one of these is a tokenizer
+# one of these is a tokenizer
+VOCABULARY = (
+    "tokenizer.json",
+    "vocab*",
+    "spiece.model",
+    "sentencepiece*",
+    "tokenizer.model",
+    "*.tiktoken",
+)
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An encoder as files. `hash` names everything that its features depend on: weights, configuration, processor or tokenizer."""
+    """An encoder as files.
+
+    `hash` names everything that its features depend on: weights, configuration, processor or
+    tokenizer.
+    """
 
     kind: str  # audio | text
     id: str  # as asked for, without the revision
@@ -42,7 +68,11 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """What headers show: the hub id, the folder's name, or the built-in's id."""
-        return Path(self.id).expanduser().resolve().name if self.folder is not None and not self.revision else self.id
+        return (
+            Path(self.id).expanduser().resolve().name
+            if self.folder is not None and not self.revision
+            else self.id
+        )
 
     @property
     def source(self) -> str:
@@ -57,16 +87,33 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def resolve(kind: str, encoder: str, *, offline: bool = False, sha256: Callable[[Path], str] = sha256_file) -> Checkpoint:
-    """The files of `encoder`, downloaded if need be. `sha256` hashes a file (a caller may remember hashes). Raises EncoderError."""
+def resolve(
+    kind: str, encoder: str, *, offline: bool = False, sha256: Callable[[Path], str] = sha256_file
+) -> Checkpoint:
+    """The files of `encoder`, downloaded if need be.
+
+    `sha256` hashes a file (a caller may remember hashes). Raises EncoderError.
+    """
     if encoder.startswith(tiny.PREFIX):
         config = tiny.config(kind, encoder)
-        return Checkpoint(kind, encoder, "", None, config, tiny.PROCESSOR if kind == "audio" else {}, True, tiny.digest(encoder))
+        return Checkpoint(
+            kind,
+            encoder,
+            "",
+            None,
+            config,
+            tiny.PROCESSOR if kind == "audio" else {},
+            True,
+            tiny.digest(encoder),
+        )
     folder, revision = Path(encoder).expanduser(), ""
     name = encoder
     if not folder.is_dir() or not encoder:
         if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1 or not encoder.strip():
-            raise EncoderError(f"{kind} encoder '{encoder}': no such directory; give a checkpoint's directory or a hub id")
+            raise EncoderError(
+                f"{kind} encoder '{encoder}': no such directory; give a checkpoint's directory or "
+                "a hub id"
+            )
         name, _, revision = encoder.partition("@")
         folder = _snapshot(kind, name, revision or None, offline)
         revision = folder.name  # the hub's cache names a snapshot by its commit
@@ -76,13 +123,17 @@ def resolve(kind: str, encoder: str, *, offline: bool = False, sha256: Callable[
     if not safetensors:
         weights = matching(folder, PICKLED)
         if not any(path.suffix == ".bin" for path in weights):
-            raise EncoderError(f"{kind} encoder {folder}: neither model.safetensors nor pytorch_model.bin is there")
+            raise EncoderError(
+                f"{kind} encoder {folder}: neither model.safetensors nor pytorch_model.bin is there"
+            )
     digest = hashlib.sha256()
     for path in sorted({*weights, *matching(folder, CONFIGURATION)}):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
     processor = _json(kind, folder / "preprocessor_config.json", required=False)
     folder = folder if revision else folder.resolve()
-    return Checkpoint(kind, name, revision, folder, config, processor, safetensors, digest.hexdigest())
+    return Checkpoint(
+        kind, name, revision, folder, config, processor, safetensors, digest.hexdigest()
+    )
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -97,29 +148,48 @@ def _json(kind: str, path: Path, *, required: bool) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
-        raise EncoderError(f"{kind} encoder: {path}: {reason}; the directory is not a complete checkpoint") from None
+        raise EncoderError(
+            f"{kind} encoder: {path}: {reason}; the directory is not a complete checkpoint"
+        ) from None
     if not isinstance(content, dict):
         raise EncoderError(f"{kind} encoder: {path}: not a JSON object")
     return content
 
 
 def _snapshot(kind: str, name: str, revision: str | None, offline: bool) -> Path:
-    """The hub's local snapshot of the files an encoder needs. A `.bin` is fetched only where no safetensors exist."""
+    """The hub's local snapshot of the files an encoder needs.
+
+    A `.bin` is fetched only where no safetensors exist.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     what = f"{kind} encoder {name}" + (f"@{revision}" if revision else "")
     try:
         for weights in (SAFE, PICKLED):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*CONFIGURATION, *weights], local_files_only=offline))
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    allow_patterns=[*CONFIGURATION, *weights],
+                    local_files_only=offline,
+                )
+            )
             if matching(folder, weights):
                 break
     except LocalEntryNotFoundError:
         raise EncoderError(
             f"{what}: not in the local hub cache"
-            + (" and --offline forbids downloading; run once without --offline" if offline else " and the hub cannot be reached")
-            + f"; or name a directory with --{kind}-encoder, or {tiny.NAMES[kind]} to try things out"
-        ) from None  # fmt: skip
+            + (
+                " and --offline forbids downloading; run once without --offline"
+                if offline
+                else " and the hub cannot be reached"
+            )
+            + f"; or name a directory with --{kind}-encoder, or {tiny.NAMES[kind]} to try "
+            "things out"
+        ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise EncoderError(f"{what}: cannot be downloaded ({str(error).strip().splitlines()[0]})") from None
+        raise EncoderError(
+            f"{what}: cannot be downloaded ({str(error).strip().splitlines()[0]})"
+        ) from None
     return folder

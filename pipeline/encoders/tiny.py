@@ -1,7 +1,8 @@
-"""Built-in encoders for the synthetic corpus, tests and CI: real Wav2Vec2 and RoBERTa classes, small, with seeded random weights.
+"""Built-in encoders for the synthetic corpus, tests and CI: real Wav2Vec2 and RoBERTa classes,
+small, with seeded random weights.
 
-They are *untrained*, and everything that uses them says so. The weights come from NumPy's PCG64, so they do not depend on torch's random
-state; `digest` names them by what they are made from.
+They are *untrained*, and everything that uses them says so. The weights come from NumPy's PCG64, so
+they do not depend on torch's random state; `digest` names them by what they are made from.
 """
 
 from __future__ import annotations
@@ -17,40 +18,72 @@ from mer.pipeline.errors import EncoderError
 PREFIX = "builtin:"
 NAMES = {"audio": "builtin:tiny-wav2vec2", "text": "builtin:tiny-roberta"}
 SEED = 20_260
-VERSION = 2  # raise it whenever the weights or the tokenizer change: stores made by another version must not match
-PROCESSOR = {"do_normalize": False, "sampling_rate": 16_000}  # off: loudness is prosody, and random weights have not learnt to do without
+# raise it whenever the weights or the tokenizer change: stores made by another version must not
+# match
+VERSION = 2
+# off: loudness is prosody, and random weights have not learnt to do without
+PROCESSOR = {"do_normalize": False, "sampling_rate": 16_000}
 CONFIGS = {
     "builtin:tiny-wav2vec2": (
         "audio",
         {
-            "model_type": "wav2vec2", "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192,
-            "conv_dim": [32, 64, 64, 64, 96, 96, 96], "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-            "feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True, "num_conv_pos_embeddings": 16,
-            "num_conv_pos_embedding_groups": 8, "layerdrop": 0.0, "mask_time_prob": 0.0, "vocab_size": 32,
+            "model_type": "wav2vec2",
+            "hidden_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 192,
+            "conv_dim": [32, 64, 64, 64, 96, 96, 96],
+            "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+            "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+            "feat_extract_norm": "layer",
+            "conv_bias": True,
+            "do_stable_layer_norm": True,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 8,
+            "layerdrop": 0.0,
+            "mask_time_prob": 0.0,
+            "vocab_size": 32,
         },
     ),
     "builtin:tiny-roberta": (
         "text",
         {
-            "model_type": "roberta", "vocab_size": 4096, "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "intermediate_size": 192, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0,
+            "model_type": "roberta",
+            "vocab_size": 4096,
+            "hidden_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 192,
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
             "eos_token_id": 2,
         },
     ),
-}  # fmt: skip
+}
 
 
 def config(kind: str, encoder: str) -> dict:
-    """The configuration of a built-in encoder. Raises EncoderError for an unknown name or one of the other kind."""
+    """The configuration of a built-in encoder.
+
+    Raises EncoderError for an unknown name or one of the other kind.
+    """
     known = [name for name, (modality, _) in CONFIGS.items() if modality == kind]
     if encoder not in known:
-        raise EncoderError(f"{kind} encoder '{encoder}': no such built-in; known: {', '.join(known)}")
+        raise EncoderError(
+            f"{kind} encoder '{encoder}': no such built-in; known: {', '.join(known)}"
+        )
     return CONFIGS[encoder][1]
 
 
 def digest(encoder: str) -> str:
-    """What stands for the weights' hash: the configuration, the seed and the version of the rule that fills them."""
-    return hashlib.sha256(json.dumps([encoder, CONFIGS[encoder][1], SEED, VERSION], sort_keys=True).encode()).hexdigest()
+    """What stands for the weights' hash: the configuration, the seed and the version of the rule
+    that fills them.
+    """
+    return hashlib.sha256(
+        json.dumps([encoder, CONFIGS[encoder][1], SEED, VERSION], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def model(encoder: str):
@@ -60,7 +93,8 @@ def model(encoder: str):
 
     kind, settings = CONFIGS[encoder]
     settings = {name: value for name, value in settings.items() if name != "model_type"}
-    with torch.random.fork_rng(devices=[]):  # the classes initialise themselves from the global generator; leave that as it was
+    # the classes initialise themselves from the global generator; leave that as it was
+    with torch.random.fork_rng(devices=[]):
         if kind == "audio":
             network = Wav2Vec2Model(Wav2Vec2Config(**settings))
         else:
@@ -73,8 +107,10 @@ def model(encoder: str):
 
 
 def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Norm weights are one and biases zero; matrices and convolutions keep the variance of what passes through (LeCun). Embeddings of
-    positions and types are a tenth of those of words: untrained, they would drown what a word is."""
+    """Norm weights are one and biases zero; matrices and convolutions keep the variance of what
+    passes through (LeCun). Embeddings of positions and types are a tenth of those of words:
+    untrained, they would drown what a word is.
+    """
     if name.endswith("bias"):
         return np.zeros(shape, dtype=np.float32)
     if "norm" in name.lower():
@@ -86,7 +122,9 @@ def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> n
 
 
 class HashTokenizer:
-    """Words to ids by CRC-32 of their UTF-8 bytes: no vocabulary file, no unknown words, the same on every machine."""
+    """Words to ids by CRC-32 of their UTF-8 bytes: no vocabulary file, no unknown words, the same
+    on every machine.
+    """
 
     pad_token_id, bos_token_id, eos_token_id = 1, 0, 2
     model_max_length = 512
@@ -96,14 +134,20 @@ class HashTokenizer:
         self.vocabulary = vocabulary
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
-        return [[self.bos_token_id, *map(self._id, _words(text)), self.eos_token_id] for text in texts]
+        return [
+            [self.bos_token_id, *map(self._id, _words(text)), self.eos_token_id] for text in texts
+        ]
 
     def _id(self, word: str) -> int:
-        return self.special + zlib.crc32(word.encode("utf-8", "surrogatepass")) % (self.vocabulary - self.special)
+        return self.special + zlib.crc32(word.encode("utf-8", "surrogatepass")) % (
+            self.vocabulary - self.special
+        )
 
 
 def _words(text: str) -> list[str]:
-    """Lower-cased runs of letters and digits; every other visible character, and every CJK one, is a word of its own."""
+    """Lower-cased runs of letters and digits; every other visible character, and every CJK one, is
+    a word of its own.
+    """
     words, run = [], ""
     for character in text.lower():
         if character.isalnum() and not "\u2e80" <= character <= "\ud7ff":

@@ -1,7 +1,10 @@
-"""The same work on many processes or machines, with or without Dask. Whoever does it, the bytes are the same.
+"""The same work on many processes or machines, with or without Dask.
 
-Tasks carry the numbers of parts and shards and return a few integers; features never travel through the scheduler, they are written by the
-worker that computed them. What is finished is what is on disk, so a scheduler, a worker or the client may die at any time.
+Whoever does it, the bytes are the same.
+
+Tasks carry the numbers of parts and shards and return a few integers; features never travel through
+the scheduler, they are written by the worker that computed them. What is finished is what is on
+disk, so a scheduler, a worker or the client may die at any time.
 """
 
 from __future__ import annotations
@@ -16,17 +19,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker, wait
+from distributed import (
+    Client,
+    KilledWorker,
+    LocalCluster,
+    Worker,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+    wait,
+)
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 
-from mer.pipeline.runtime.background import prefetch
 from mer.pipeline.encoders.loading import Checkpoint, resolve
 from mer.pipeline.errors import DataError, EncoderError, MerError
 from mer.pipeline.extraction.parts import Finished, Tally, keep
 from mer.pipeline.extraction.plan import Part, ShardPlan
-from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.extraction.work import Work, cores, load_encoders, open_decoders
+from mer.pipeline.runtime.background import prefetch
+from mer.pipeline.runtime.signals import Stop
 
 RETRIES = 2  # of a task that raised
 CONNECT_SECONDS = 30
@@ -39,12 +51,16 @@ LOST_SECONDS = 180  # without any worker; a nanny does not restart one that dies
 
 
 class Encoding(WorkerPlugin):
-    """What a worker process has for its tasks: encoders loaded once, on its device. Dask calls `setup` in every one, restarted ones too.
-    The name is the run's own: other runs may use the same workers."""
+    """What a worker process has for its tasks: encoders loaded once, on its device.
+
+    Dask calls `setup` in every one, restarted ones too. The name is the run's own: other runs may
+    use the same workers.
+    """
 
     def __init__(self, work: Work, checkpoints: dict[str, Checkpoint], *, local_workers: int = 0):
         self.name = f"mer-{uuid.uuid4().hex}"
-        self.work = replace(work, encoders={}, folder=work.folder.absolute())  # workers may have been started in another folder
+        # workers may have been started in another folder
+        self.work = replace(work, encoders={}, folder=work.folder.absolute())
         self.sources = {kind: (point.source, point.hash) for kind, point in checkpoints.items()}
         self.local_workers = local_workers
 
@@ -53,17 +69,31 @@ class Encoding(WorkerPlugin):
         options = self.work.options
         self.stop = Stop()
         if self.local_workers:
-            for number in (signal.SIGINT, signal.SIGTERM):  # both reach the whole group; the client decides, through `stop`
+            # both reach the whole group; the client decides, through `stop`
+            for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             options = replace(
-                options, device=pin(options.device, worker.name), threads=options.threads or max(1, cores() // self.local_workers),
+                options,
+                device=pin(options.device, worker.name),
+                threads=options.threads or max(1, cores() // self.local_workers),
                 decoders=options.decoders if options.decoders >= 0 else 1,
-            )  # fmt: skip
-        points = {kind: resolve(kind, source, offline=options.offline) for kind, (source, _) in self.sources.items()}
+            )
+        points = {
+            kind: resolve(kind, source, offline=options.offline)
+            for kind, (source, _) in self.sources.items()
+        }
         for kind, (source, digest) in self.sources.items():
             if points[kind].hash != digest:
-                raise EncoderError(f"{kind} encoder {source} has other files on {worker.address} than on the machine that made the plan")
-        self.work = replace(self.work, options=options, encoders=load_encoders(points, options), decoders=open_decoders(options, 1 << 30))
+                raise EncoderError(
+                    f"{kind} encoder {source} has other files on {worker.address} than on the "
+                    "machine that made the plan"
+                )
+        self.work = replace(
+            self.work,
+            options=options,
+            encoders=load_encoders(points, options),
+            decoders=open_decoders(options, 1 << 30),
+        )
         self.finished: dict[int, Finished] = {}
 
     def teardown(self, worker) -> None:
@@ -71,8 +101,11 @@ class Encoding(WorkerPlugin):
 
     def encode(self, window: int, number: int) -> Tally:
         tally, part = Tally(), self.work.plan.parts[window][number]
-        if not Finished(self.work.work).add(part):  # it is there when the worker that made it died before it could say so
-            self.work.encode(window, [part], tally, lambda part, length, fresh=True: None, self.stop)
+        # it is there when the worker that made it died before it could say so
+        if not Finished(self.work.work).add(part):
+            self.work.encode(
+                window, [part], tally, lambda part, length, fresh=True: None, self.stop
+            )
         return tally
 
     def assemble(self, window: int, number: int) -> None:
@@ -84,7 +117,9 @@ class Encoding(WorkerPlugin):
 
 
 def pin(device: str, name: int | str) -> str:
-    """The device of a local worker: the GPUs in turn for `auto` and `cuda`, otherwise what was asked for."""
+    """The device of a local worker: the GPUs in turn for `auto` and `cuda`, otherwise what was
+    asked for.
+    """
     import torch
 
     if device in ("auto", "cuda") and torch.cuda.is_available() and str(name).isdecimal():
@@ -112,7 +147,12 @@ class Cluster:
         self._looked = self._seen = time.monotonic()
 
     def encode(
-        self, window: int, parts: Sequence[Part], tally: Tally, done: Callable[[Part, int], None], stop: Stop | None = None
+        self,
+        window: int,
+        parts: Sequence[Part],
+        tally: Tally,
+        done: Callable[[Part, int], None],
+        stop: Stop | None = None,
     ) -> None:
         numbers = {part.name: number for number, part in enumerate(self.work.plan.parts[window])}
         jobs = {numbers[part.name]: part for part in parts}
@@ -120,29 +160,48 @@ class Cluster:
             tally.add(counted)
             done(jobs[number], jobs[number].length)
 
-    def assemble(self, window: int, shards: Sequence[ShardPlan], *, stop: Stop | None = None) -> None:
+    def assemble(
+        self, window: int, shards: Sequence[ShardPlan], *, stop: Stop | None = None
+    ) -> None:
         first = self.work.plan.windows[window][0].number
-        for _ in self._run(assemble_task, window, [shard.number - first for shard in shards], stop or Stop()):
+        for _ in self._run(
+            assemble_task, window, [shard.number - first for shard in shards], stop or Stop()
+        ):
             pass
 
-    def _run(self, task: Callable, window: int, numbers: list[int], stop: Stop) -> Iterator[tuple[int, object]]:
-        """(number, result) as the tasks finish, longest first, as planned. Asked to stop, the workers write what they have of the tasks
-        they are at, and do nothing for the others."""
+    def _run(
+        self, task: Callable, window: int, numbers: list[int], stop: Stop
+    ) -> Iterator[tuple[int, object]]:
+        """(number, result) as the tasks finish, longest first, as planned.
+
+        Asked to stop, the workers write what they have of the tasks they are at, and do nothing for
+        the others.
+        """
         futures = {
-            self.client.submit(task, self.plugin, window, number, pure=False, retries=RETRIES, priority=-i): number
+            self.client.submit(
+                task, self.plugin, window, number, pure=False, retries=RETRIES, priority=-i
+            ): number
             for i, number in enumerate(numbers)
         }
         self._seen = time.monotonic()
-        finished = prefetch(as_completed(list(futures)), max(1, len(futures)), until=lambda: stop.asked or self._lost())
+        finished = prefetch(
+            as_completed(list(futures)),
+            max(1, len(futures)),
+            until=lambda: stop.asked or self._lost(),
+        )
         try:
             for future in finished:
                 yield futures[future], self._result(future)
             if stop.asked:
-                self.client.run(stop_worker, self.plugin, on_error="ignore")  # one that is just starting has nothing to write
+                # one that is just starting has nothing to write
+                self.client.run(stop_worker, self.plugin, on_error="ignore")
                 self._stopped(list(futures))
         except KilledWorker as error:
-            raise DataError(f"{error.allowed_failures + 1} workers died over one piece of work, probably out of memory; "
-                            "use a smaller --budget-seconds or fewer workers") from None  # fmt: skip
+            raise DataError(
+                f"{error.allowed_failures + 1} workers died over one piece of work, probably out "
+                "of memory; "
+                "use a smaller --budget-seconds or fewer workers"
+            ) from None
         except (FutureCancelledError, CommClosedError):
             raise DataError(GONE) from None
         finally:
@@ -151,7 +210,10 @@ class Cluster:
             finished.close()
 
     def _result(self, future) -> object:
-        """What a finished task returned. If the worker that has it died meanwhile the task runs again, provided there is another."""
+        """What a finished task returned.
+
+        If the worker that has it died meanwhile the task runs again, provided there is another.
+        """
         while future.status != "error":
             try:
                 return future.result(timeout=LOOK_SECONDS)
@@ -169,7 +231,9 @@ class Cluster:
                 self._lost()
 
     def _lost(self) -> bool:
-        """False; raises DataError when there has been no worker for a while, or there is no scheduler."""
+        """False; raises DataError when there has been no worker for a while, or there is no
+        scheduler.
+        """
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
@@ -180,19 +244,31 @@ class Cluster:
             if workers:
                 self._seen = now
             elif now - self._seen > LOST_SECONDS:
-                raise DataError(f"all workers are gone, and none came for {LOST_SECONDS} s; they probably ran out of memory: use a smaller "
-                                "--budget-seconds or fewer workers; the same command goes on from here")  # fmt: skip
+                raise DataError(
+                    f"all workers are gone, and none came for {LOST_SECONDS} s; they probably ran "
+                    "out of memory: use a smaller "
+                    "--budget-seconds or fewer workers; the same command goes on from here"
+                )
         return False
 
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[LocalCluster]:
-    """Worker processes on this machine. They are ended by force when they do not end in time, as one that is just being restarted after its
-    death may not: Dask would wait for it without end, and so would the interpreter, since the workers ignore SIGTERM."""
-    address = "127.0.0.1:0"  # of the scheduler's status page: any free port, so that several runs go on side by side
+    """Worker processes on this machine.
+
+    They are ended by force when they do not end in time, as one that is just being restarted after
+    its death may not: Dask would wait for it without end, and so would the interpreter, since the
+    workers ignore SIGTERM.
+    """
+    # of the scheduler's status page: any free port, so that several runs go on side by side
+    address = "127.0.0.1:0"
     cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=address, silence_logs=logging.CRITICAL
-    )  # fmt: skip
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=address,
+        silence_logs=logging.CRITICAL,
+    )
     try:
         yield cluster
     finally:
@@ -205,16 +281,26 @@ def local_cluster(workers: int) -> Iterator[LocalCluster]:
 
 
 @contextmanager
-def workers_for(work: Work, checkpoints: dict[str, Checkpoint], *, workers: int = 0, scheduler: str | None = None) -> Iterator[Cluster]:
-    """Workers that have the encoders loaded: `workers` local processes, or those of the scheduler at an address."""
+def workers_for(
+    work: Work,
+    checkpoints: dict[str, Checkpoint],
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+) -> Iterator[Cluster]:
+    """Workers that have the encoders loaded: `workers` local processes, or those of the scheduler
+    at an address.
+    """
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
-        "distributed.deploy.lost-worker-timeout": LOST_SECONDS,  # one that died may take a while to load its encoders again
+        # one that died may take a while to load its encoders again
+        "distributed.deploy.lost-worker-timeout": LOST_SECONDS,
         "distributed.worker.memory.terminate": False,  # encoders are large on purpose
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
-        "distributed.worker.profile.enabled": False,  # looks at the stacks of all threads a hundred times a second: 5 % of a CPU worker
+        # looks at the stacks of all threads a hundred times a second: 5 % of a CPU worker
+        "distributed.worker.profile.enabled": False,
     }
     quiet = logging.getLogger("distributed")
     level = quiet.level
@@ -229,12 +315,18 @@ def workers_for(work: Work, checkpoints: dict[str, Checkpoint], *, workers: int 
                 try:
                     client = Client(scheduler, timeout=CONNECT_SECONDS)
                 except (OSError, TimeoutError, ValueError) as error:
-                    raise DataError(f"--scheduler {scheduler}: cannot be reached ({str(error).splitlines()[0]})") from None
+                    raise DataError(
+                        f"--scheduler {scheduler}: cannot be reached ({str(error).splitlines()[0]})"
+                    ) from None
                 with client:
                     if not client.scheduler_info()["workers"]:
-                        raise DataError(f"--scheduler {scheduler}: it has no workers yet; start some, then run the same command again")
+                        raise DataError(
+                            f"--scheduler {scheduler}: it has no workers yet; start some, then "
+                            "run the same command again"
+                        )
                     yield _ready(client, plugin, work)
-                    client.unregister_worker_plugin(plugin.name)  # the workers go on to other things
+                    # the workers go on to other things
+                    client.unregister_worker_plugin(plugin.name)
     finally:
         quiet.setLevel(level)
 
@@ -246,5 +338,7 @@ def _ready(client, plugin: Encoding, work: Work) -> Cluster:
     except MerError:
         raise
     except (OSError, TimeoutError, ImportError) as error:
-        raise DataError(f"the workers cannot load the encoders ({str(error).splitlines()[0]})") from None
+        raise DataError(
+            f"the workers cannot load the encoders ({str(error).splitlines()[0]})"
+        ) from None
     return Cluster(client, work, plugin.name)

@@ -1,8 +1,9 @@
 """The two keys of a store, without loading torch.
 
-The *recipe* says how features are computed: encoders by the hash of their files, layer, pooling, channel, cutting, dtype, precision,
-version of the extractor. The *content* says of what: for each utterance the sha256 of its audio file, its span and its transcript. The
-fingerprint is both. Labels and splits are in neither: changing them never computes a feature again.
+The *recipe* says how features are computed: encoders by the hash of their files, layer, pooling,
+channel, cutting, dtype, precision, version of the extractor. The *content* says of what: for each
+utterance the sha256 of its audio file, its span and its transcript. The fingerprint is both. Labels
+and splits are in neither: changing them never computes a feature again.
 """
 
 from __future__ import annotations
@@ -21,21 +22,27 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer.pipeline.media.workers import identity
 from mer.pipeline.encoders.geometry import Geometry, parse_layer
 from mer.pipeline.encoders.loading import Checkpoint, resolve, sha256_file
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.media.workers import identity
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
-SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within a tick of the clock: not remembered
+# a file changed this shortly before it was hashed may change again within a tick of the clock: not
+# remembered
+SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """What `mer extract` can be asked for. The first block is the recipe, the rest never changes a feature beyond rounding."""
+    """What `mer extract` can be asked for.
 
-    audio_encoder: str = ""  # hub id[@revision], directory or built-in; "" or "none": no audio features
+    The first block is the recipe, the rest never changes a feature beyond rounding.
+    """
+
+    # hub id[@revision], directory or built-in; "" or "none": no audio features
+    audio_encoder: str = ""
     text_encoder: str = ""
     audio_layer: str = "last"  # last | N | mean:A-B
     pool: int = 1  # mean over this many frames
@@ -45,16 +52,21 @@ class ExtractOptions:
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
 
     device: str = "auto"
-    budget_seconds: float | str | None = None  # padded seconds a batch; "auto": found by trying; None: the device's fixed figure
+    # padded seconds a batch; "auto": found by trying; None: the device's fixed figure
+    budget_seconds: float | str | None = None
     budget_tokens: int | str | None = None  # padded tokens a batch, likewise
     max_failures: int = 0
     offline: bool = False
     force: bool = False  # replace a store made by another recipe
-    threads: int = 0  # batches computed side by side on a CPU, one core each; 0: as many as there are cores
-    decoders: int = -1  # processes that decode ahead; -1: chosen by the number of cores; 0: decode in this process, without a time-out
+    # batches computed side by side on a CPU, one core each; 0: as many as there are cores
+    threads: int = 0
+    # processes that decode ahead; -1: chosen by the number of cores; 0: decode in this process,
+    # without a time-out
+    decoders: int = -1
     decode_timeout: float = 120.0  # seconds after which a decoder counts as hanging
     shard_bytes: int = 96 << 20
-    part_seconds: float = 600.0  # audio whose features are published at a time: what a kill can cost
+    # audio whose features are published at a time: what a kill can cost
+    part_seconds: float = 600.0
     part_tokens: int = 50_000
     window: int = 65_536  # utterances that are sorted together
 
@@ -64,11 +76,20 @@ class ExtractOptions:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise DataError(f"--precision '{self.precision}' is not one of auto, fp32, bf16, fp16")
         if self.channel not in ("auto", "centre", "mix") and not self.channel.isdecimal():
-            raise DataError(f"--channel '{self.channel}' is not auto, centre, mix or a number from 0")
-        for name, value, least in (("pool", self.pool, 1), ("max-seconds", self.max_seconds, 0), ("max-failures", self.max_failures, 0)):
+            raise DataError(
+                f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
+            )
+        for name, value, least in (
+            ("pool", self.pool, 1),
+            ("max-seconds", self.max_seconds, 0),
+            ("max-failures", self.max_failures, 0),
+        ):
             if value < least:
                 raise DataError(f"--{name} {value} is below {least}")
-        for name, value in (("budget-seconds", self.budget_seconds), ("budget-tokens", self.budget_tokens)):
+        for name, value in (
+            ("budget-seconds", self.budget_seconds),
+            ("budget-tokens", self.budget_tokens),
+        ):
             if value not in (None, "auto") and (isinstance(value, str) or not value > 0):
                 raise DataError(f"--{name} {value} is neither auto nor a number above 0")
 
@@ -81,20 +102,31 @@ UNREADABLE = {
 
 
 class FileMemory:
-    """Remembers file hashes by (inode, size, mtime_ns), and of hashed content how many samples a span decodes to, in a Parquet file.
+    """Remembers file hashes by (inode, size, mtime_ns), and of hashed content how many samples a
+    span decodes to, in a Parquet file.
 
     Losing the file costs time only. `path` None: remember for this process.
     """
 
     SCHEMA = pa.schema(
-        [("path", pa.string()), ("inode", pa.int64()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string()),
-         ("span", pa.string()), ("samples", pa.int64()), ("stage", pa.string()), ("reason", pa.string())]
-    )  # fmt: skip
+        [
+            ("path", pa.string()),
+            ("inode", pa.int64()),
+            ("size", pa.int64()),
+            ("mtime_ns", pa.int64()),
+            ("sha256", pa.string()),
+            ("span", pa.string()),
+            ("samples", pa.int64()),
+            ("stage", pa.string()),
+            ("reason", pa.string()),
+        ]
+    )
 
     def __init__(self, path: Path | None = None):
         self.path = path
         self.files: dict[str, tuple[int, int, int, str]] = {}
-        self.spans: dict[tuple[str, str], tuple[int, str | None, str | None]] = {}  # (sha256, span) → samples, stage, reason
+        # (sha256, span) → samples, stage, reason
+        self.spans: dict[tuple[str, str], tuple[int, str | None, str | None]] = {}
         self.seen: dict[str, tuple[int, int, int]] = {}  # what each file looked like in this run
         self.changed = False
         if path is not None and path.exists():
@@ -106,10 +138,14 @@ class FileMemory:
                 table = pq.read_table(file, schema=self.SCHEMA)
         except (pa.ArrowException, OSError, ValueError):
             return  # damaged or of another version: start afresh
-        if (table.schema.metadata or {}).get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
+        if (table.schema.metadata or {}).get(b"mer", str(EXTRACTOR).encode()) != str(
+            EXTRACTOR
+        ).encode():
             return
         columns = [column.to_pylist() for column in table.columns]
-        for name, inode, size, mtime, digest, span, samples, stage, reason in zip(*columns, strict=True):
+        for name, inode, size, mtime, digest, span, samples, stage, reason in zip(
+            *columns, strict=True
+        ):
             if name is not None:
                 self.files[name] = inode, size, mtime, digest
             if span is not None:
@@ -120,14 +156,22 @@ class FileMemory:
         if self.path is None or not self.changed:
             return
         rows = [(name, *entry, None, None, None, None) for name, entry in self.files.items()]
-        rows += [(None, None, None, None, digest, span, *entry) for (digest, span), entry in self.spans.items()]
+        rows += [
+            (None, None, None, None, digest, span, *entry)
+            for (digest, span), entry in self.spans.items()
+        ]
         columns = list(zip(*rows, strict=True)) or [[] for _ in self.SCHEMA]
-        table = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, self.SCHEMA, strict=True)], schema=self.SCHEMA)
+        table = pa.Table.from_arrays(
+            [pa.array(c, f.type) for c, f in zip(columns, self.SCHEMA, strict=True)],
+            schema=self.SCHEMA,
+        )
         temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                pq.write_table(table.replace_schema_metadata({"mer": str(EXTRACTOR)}), file, compression="zstd")
+                pq.write_table(
+                    table.replace_schema_metadata({"mer": str(EXTRACTOR)}), file, compression="zstd"
+                )
             os.replace(temporary, self.path)
         except PermissionError:
             return
@@ -140,7 +184,10 @@ class FileMemory:
         self.changed = False
 
     def known(self, path: Path) -> str | None:
-        """The remembered hash, if the file looks unchanged. Raises OSError when it cannot be looked at."""
+        """The remembered hash, if the file looks unchanged.
+
+        Raises OSError when it cannot be looked at.
+        """
         self.seen[str(path)] = now = identity(path)
         entry = self.files.get(spelled(path))
         return entry[3] if entry and entry[:3] == now else None
@@ -156,7 +203,14 @@ class FileMemory:
                 self.changed = True
         return digest
 
-    def remember(self, digest: str, span: str, samples: int, stage: str | None = None, reason: str | None = None) -> None:
+    def remember(
+        self,
+        digest: str,
+        span: str,
+        samples: int,
+        stage: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         self.spans[digest, span] = samples, stage, reason and spelled(reason)
         self.changed = True
 
@@ -168,7 +222,9 @@ def spelled(text: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Keys:
-    """`contents[i]` is the key of row i's content; `digests[i]` its audio file's sha256 ("" without audio, "!stage" if unreadable)."""
+    """`contents[i]` is the key of row i's content; `digests[i]` its audio file's sha256 ("" without
+    audio, "!stage" if unreadable).
+    """
 
     recipe: dict
     contents: tuple[str, ...]
@@ -178,15 +234,23 @@ class Keys:
 
 
 def keys(
-    manifest: Manifest, options: ExtractOptions, memory: FileMemory, *, cold: Callable[[int, int], None] = lambda files, size: None
+    manifest: Manifest,
+    options: ExtractOptions,
+    memory: FileMemory,
+    *,
+    cold: Callable[[int, int], None] = lambda files, size: None,
 ) -> Keys:
-    """Recipe, content and fingerprint of what `extract` would make. `cold` is told the files and bytes that have to be read. Raises
-    EncoderError and DataError."""
+    """Recipe, content and fingerprint of what `extract` would make.
+
+    `cold` is told the files and bytes that have to be read. Raises EncoderError and DataError.
+    """
     checkpoints = find_encoders(manifest, options, memory)
     recipe = make_recipe(options, checkpoints)
     digests = _digests(manifest, memory, cold) if "audio" in checkpoints else [""] * len(manifest)
     contents = [
-        _content(u, digest if "audio" in checkpoints else "", u.text if "text" in checkpoints else None)
+        _content(
+            u, digest if "audio" in checkpoints else "", u.text if "text" in checkpoints else None
+        )
         for u, digest in zip(manifest.rows, digests, strict=True)
     ]
     h = hashlib.sha256(recipe_key(recipe).encode())
@@ -195,8 +259,12 @@ def keys(
     return Keys(recipe, tuple(contents), tuple(digests), h.hexdigest(), checkpoints)
 
 
-def find_encoders(manifest: Manifest, options: ExtractOptions, memory: FileMemory) -> dict[str, Checkpoint]:
-    """The checkpoint of each modality that the manifest has and the options want, in the order audio, text."""
+def find_encoders(
+    manifest: Manifest, options: ExtractOptions, memory: FileMemory
+) -> dict[str, Checkpoint]:
+    """The checkpoint of each modality that the manifest has and the options want, in the order
+    audio, text.
+    """
     wanted = {
         "audio": options.audio_encoder if any(u.audio for u in manifest.rows) else "",
         "text": options.text_encoder if any(u.text for u in manifest.rows) else "",
@@ -207,7 +275,10 @@ def find_encoders(manifest: Manifest, options: ExtractOptions, memory: FileMemor
         if encoder not in ("", "none")
     }
     if not found:
-        raise DataError(f"{manifest.dataset}: nothing to extract; the manifest has no audio or text that an encoder was named for")
+        raise DataError(
+            f"{manifest.dataset}: nothing to extract; the manifest has no audio or text that an "
+            "encoder was named for"
+        )
     if "audio" in found:
         parse_layer(options.audio_layer, Geometry.of(found["audio"]).layers)
     return found
@@ -218,9 +289,12 @@ def make_recipe(options: ExtractOptions, checkpoints: dict[str, Checkpoint]) -> 
     recipe: dict = {"extractor": EXTRACTOR, "dtype": options.dtype, "precision": options.precision}
     if "audio" in checkpoints:
         recipe["audio"] = {
-            "encoder": checkpoints["audio"].hash, "layer": options.audio_layer, "pool": options.pool, "channel": options.channel,
+            "encoder": checkpoints["audio"].hash,
+            "layer": options.audio_layer,
+            "pool": options.pool,
+            "channel": options.channel,
             "max_seconds": float(options.max_seconds),
-        }  # fmt: skip
+        }
     if "text" in checkpoints:
         recipe["text"] = {"encoder": checkpoints["text"].hash}
     return recipe
@@ -231,22 +305,33 @@ def recipe_key(recipe: dict) -> str:
 
 
 def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list[str]:
-    """What two recipes differ in, one phrase each. `names[modality]` are the encoders' names in the old and the new store."""
+    """What two recipes differ in, one phrase each.
+
+    `names[modality]` are the encoders' names in the old and the new store.
+    """
     if not old:
         return ["it holds features that were not made by `mer extract`"]
     found = []
     for part in ("audio", "text"):
         a, b = old.get(part), new.get(part)
         if (a is None) != (b is None):
-            found.append(f"{part} features: {'yes' if a else 'no'} there, {'yes' if b else 'no'} now")
+            found.append(
+                f"{part} features: {'yes' if a else 'no'} there, {'yes' if b else 'no'} now"
+            )
         elif a and b:
             for key in sorted(a.keys() | b.keys()):
                 if a.get(key) != b.get(key):
                     if key == "encoder":
                         was, now = names.get(part, ("", ""))
-                        found.append(f"{part} encoder: {was} there, {now} now" if was != now else f"{part} encoder: {now} with other files")
+                        found.append(
+                            f"{part} encoder: {was} there, {now} now"
+                            if was != now
+                            else f"{part} encoder: {now} with other files"
+                        )
                     else:
-                        found.append(f"{part} {key.replace('_', '-')}: {a.get(key)} there, {b.get(key)} now")
+                        found.append(
+                            f"{part} {key.replace('_', '-')}: {a.get(key)} there, {b.get(key)} now"
+                        )
     for key in ("dtype", "precision", "extractor"):
         if old.get(key) != new.get(key):
             found.append(f"{key}: {old.get(key)} there, {new.get(key)} now")
@@ -255,15 +340,21 @@ def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list
 
 def span(u: Utterance) -> str:
     """The part of the file that an utterance is, as text."""
-    return f"{'' if u.start is None else repr(float(u.start))}:{'' if u.end is None else repr(float(u.end))}"
+    start = "" if u.start is None else repr(float(u.start))
+    end = "" if u.end is None else repr(float(u.end))
+    return f"{start}:{end}"
 
 
 def _content(u: Utterance, digest: str, text: str | None) -> str:
-    return hashlib.sha256(json.dumps([digest, span(u) if digest else "", text or ""]).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([digest, span(u) if digest else "", text or ""]).encode()
+    ).hexdigest()[:32]
 
 
 def _digests(manifest: Manifest, memory: FileMemory, cold: Callable[[int, int], None]) -> list[str]:
-    """sha256 of each row's audio file; "" without audio; "!" and a reason of UNREADABLE for a file that cannot be read."""
+    """sha256 of each row's audio file; "" without audio; "!" and a reason of UNREADABLE for a file
+    that cannot be read.
+    """
     names = list(dict.fromkeys(u.audio for u in manifest.rows if u.audio))
     known: dict[str, str] = {}
     unknown: list[tuple[str, Path]] = []
@@ -285,8 +376,15 @@ def _digests(manifest: Manifest, memory: FileMemory, cold: Callable[[int, int], 
             known[name] = "!unreadable"
     if unknown:
         cold(len(unknown), size)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter's lock
-            known.update(zip((name for name, _ in unknown), pool.map(lambda item: _digest(item[1], memory), unknown), strict=True))
+        # hashing lets go of the interpreter's lock
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            known.update(
+                zip(
+                    (name for name, _ in unknown),
+                    pool.map(lambda item: _digest(item[1], memory), unknown),
+                    strict=True,
+                )
+            )
     return [known[u.audio] if u.audio else "" for u in manifest.rows]
 
 
@@ -298,15 +396,28 @@ def _digest(path: Path, memory: FileMemory) -> str:
 
 
 def memory_path(source: Path | None) -> Path | None:
-    """Where hashes are remembered: in the folder of the manifest's file, for all manifests there, if that folder can be written."""
-    return source.with_name(".mer-files.parquet") if source is not None and os.access(source.parent, os.W_OK) else None
+    """Where hashes are remembered: in the folder of the manifest's file, for all manifests there,
+    if that folder can be written.
+    """
+    return (
+        source.with_name(".mer-files.parquet")
+        if source is not None and os.access(source.parent, os.W_OK)
+        else None
+    )
 
 
-def fingerprint(manifest: Manifest, options: ExtractOptions, *, memory: FileMemory | None = None, cold=lambda files, size: None) -> str:
-    """The cache key that `extract` with these options would give its store. Nothing is decoded or computed."""
+def fingerprint(
+    manifest: Manifest,
+    options: ExtractOptions,
+    *,
+    memory: FileMemory | None = None,
+    cold=lambda files, size: None,
+) -> str:
+    """The cache key that `extract` with these options would give its store.
+
+    Nothing is decoded or computed.
+    """
     memory = memory or FileMemory()
     found = keys(manifest, options, memory, cold=cold).fingerprint
     memory.save()
     return found
-
-

@@ -1,4 +1,7 @@
-"""Parts of the plan → files: decode ahead, encode, write behind. Each finished part is one atomic file, and so is the beginning of one."""
+"""Parts of the plan → files: decode ahead, encode, write behind.
+
+Each finished part is one atomic file, and so is the beginning of one.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,17 @@ from typing import Protocol
 
 import numpy as np
 
-from mer.pipeline.runtime.background import Writer, prefetch
-from mer.pipeline.media.workers import Decoded, Decoders, Job
 from mer.pipeline.errors import DataError, MerError, StoreError
 from mer.pipeline.extraction.plan import Item, Part
+from mer.pipeline.media.workers import Decoded, Decoders, Job
+from mer.pipeline.runtime.background import Writer, prefetch
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import Shard, ShardWriter
 from mer.pipeline.store.schema import HALF_MAX
 from mer.pipeline.store.shard import largest
 
-# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `mer.pipeline.media.audio`.
+# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media
+# flags are those of `mer.pipeline.media.audio`.
 FLAGS = {
     "short": "shorter than the encoder's first frame, padded with zeros",
     "chunked": "longer than --max-seconds, encoded in overlapping pieces",
@@ -36,7 +40,8 @@ FLAGS = {
     "end_beyond": "an end beyond the end of the file",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
-Done = Callable[..., None]  # (part, length, fresh=True): so much of a part is done; not fresh: an earlier run did it
+# (part, length, fresh=True): so much of a part is done; not fresh: an earlier run did it
+Done = Callable[..., None]
 
 
 class Encoder(Protocol):
@@ -47,7 +52,9 @@ class Encoder(Protocol):
 
     def collate(self, items: Sequence[np.ndarray]) -> tuple: ...
     def forward(self, batch: tuple, *, precision: str | None = None) -> list[np.ndarray]: ...
-    def encode(self, items: Sequence[np.ndarray], *, precision: str | None = None) -> list[np.ndarray]: ...
+    def encode(
+        self, items: Sequence[np.ndarray], *, precision: str | None = None
+    ) -> list[np.ndarray]: ...
 
 
 @dataclass
@@ -55,7 +62,8 @@ class Source:
     """Where the items of a modality come from, and what they go through."""
 
     encoder: Encoder
-    inputs: Callable[[Iterable[Item]], Iterator[Decoded]]  # waveform or token ids of each item, in order
+    # waveform or token ids of each item, in order
+    inputs: Callable[[Iterable[Item]], Iterator[Decoded]]
     pool: int = 1
     one_by_one: bool = False
 
@@ -74,24 +82,40 @@ class Tally:
 
 
 def audio_inputs(
-    encoder, decoders: Decoders, jobs: Callable[[int], Job], samples: Sequence[int], *, ahead: int = 64
+    encoder,
+    decoders: Decoders,
+    jobs: Callable[[int], Job],
+    samples: Sequence[int],
+    *,
+    ahead: int = 64,
 ) -> Callable[[Iterable[Item]], Iterator[Decoded]]:
-    """Items → prepared waveforms, decoded ahead. A clip is normalised whole, then cut into its pieces."""
+    """Items → prepared waveforms, decoded ahead.
+
+    A clip is normalised whole, then cut into its pieces.
+    """
 
     def inputs(items: Iterable[Item]) -> Iterator[Decoded]:
         items = list(items)
-        for item, clip in zip(items, decoders.run((jobs(item.row) for item in items), ahead=ahead), strict=True):
+        for item, clip in zip(
+            items, decoders.run((jobs(item.row) for item in items), ahead=ahead), strict=True
+        ):
             if clip.stage is not None:
                 if clip.stage == "changed":
                     raise DataError(f"{clip.reason}; run the same command again")
                 yield clip
             elif clip.samples != samples[item.row]:
-                reason = f"{jobs(item.row).path}: {clip.samples:,} samples decoded, {samples[item.row]:,} expected"
+                reason = (
+                    f"{jobs(item.row).path}: {clip.samples:,} samples decoded, "
+                    f"{samples[item.row]:,} expected"
+                )
                 yield Decoded(stage="decode", reason=reason)
             else:
                 whole = encoder.prepare(clip.waveform)
-                uncut = (item.first, item.end) == (0, clip.samples)  # then `whole` may be longer: a short clip is padded
-                yield Decoded(item.length, whole if uncut else whole[item.first : item.end], clip.flags)
+                # then `whole` may be longer: a short clip is padded
+                uncut = (item.first, item.end) == (0, clip.samples)
+                yield Decoded(
+                    item.length, whole if uncut else whole[item.first : item.end], clip.flags
+                )
 
     return inputs
 
@@ -108,7 +132,10 @@ def text_inputs(ids: Callable[[int], np.ndarray]) -> Callable[[Iterable[Item]], 
 
 @dataclass
 class Batch:
-    """What one forward pass needs. `collated` is None where items go one by one; `last` marks the end of a part."""
+    """What one forward pass needs.
+
+    `collated` is None where items go one by one; `last` marks the end of a part.
+    """
 
     part: Part
     items: list[Item]
@@ -119,7 +146,9 @@ class Batch:
 
 @dataclass
 class Begun:
-    """The first `batches` batches of a part: rows (key, frames, flags) and failures (row, stage, reason)."""
+    """The first `batches` batches of a part: rows (key, frames, flags) and failures (row, stage,
+    reason).
+    """
 
     batches: int = 0
     rows: list[tuple[str, np.ndarray, int]] = field(default_factory=list)
@@ -134,23 +163,40 @@ class Begun:
         try:
             shard = Shard(path)
             batches = shard.meta["batches"]
-            if shard.key != part.key or not 0 < batches < len(part.batches) or next(shard.mismatches(part.modality), None) is not None:
+            if (
+                shard.key != part.key
+                or not 0 < batches < len(part.batches)
+                or next(shard.mismatches(part.modality), None) is not None
+            ):
                 return None
         except MerError:
             return None
-        rows = [(key, shard.frames(part.modality, at, at + 1), int(shard.flags[at])) for at, key in enumerate(shard.ids)]
+        rows = [
+            (key, shard.frames(part.modality, at, at + 1), int(shard.flags[at]))
+            for at, key in enumerate(shard.ids)
+        ]
         return cls(batches, rows, [tuple(failure) for failure in shard.meta["failures"]])
 
     def write(self, part: Part, folder: Path, dim: int) -> None:
-        """In float32: what the whole part is stored in, and with it every last bit, is decided when the whole is there."""
+        """In float32: what the whole part is stored in, and with it every last bit, is decided when
+        the whole is there.
+        """
         meta = {"failures": self.failures, "batches": self.batches}
-        with ShardWriter(folder / part.begun, {part.modality: dim}, dtype="float32", meta=meta, key=part.key) as writer:
+        with ShardWriter(
+            folder / part.begun, {part.modality: dim}, dtype="float32", meta=meta, key=part.key
+        ) as writer:
             for key, frames, flags in self.rows:
                 writer.add(key, {part.modality: frames}, flags=flags)
 
     def publish(self, part: Part, folder: Path, dim: int, dtype: str) -> None:
         """All batches are there: the part itself."""
-        with ShardWriter(folder / part.name, {part.modality: dim}, dtype=dtype, meta={"failures": self.failures}, key=part.key) as writer:
+        with ShardWriter(
+            folder / part.name,
+            {part.modality: dim},
+            dtype=dtype,
+            meta={"failures": self.failures},
+            key=part.key,
+        ) as writer:
             for key, frames, flags in self.rows:
                 writer.add(key, {part.modality: frames}, flags=flags)
         (folder / part.begun).unlink(missing_ok=True)
@@ -159,15 +205,20 @@ class Begun:
 
 
 def trim() -> None:
-    """Give freed memory back to the system. glibc keeps it, in pieces between what lives on, and ever more of it: without this the size of
-    a process grows with the number of clips it has seen."""
+    """Give freed memory back to the system. glibc keeps it, in pieces between what lives on, and
+    ever more of it: without this the size of a process grows with the number of clips it has seen.
+    """
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep() -> None:
-    """Let this process keep freed memory until `trim`. Dask's nannies start workers with MALLOC_TRIM_THRESHOLD_=65536: every tensor would
-    come from the system anew, page by page, and extraction take twice as long. These are the thresholds that glibc grows to by itself."""
+    """Let this process keep freed memory until `trim`.
+
+    Dask's nannies start workers with MALLOC_TRIM_THRESHOLD_=65536: every tensor would come from the
+    system anew, page by page, and extraction take twice as long. These are the thresholds that
+    glibc grows to by itself.
+    """
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
@@ -175,22 +226,44 @@ def keep() -> None:
 
 
 def run_parts(
-    parts: Sequence[Part], sources: dict[str, Source], folder: Path, *, dtype: str, threads: int, tally: Tally,
-    done: Done, stop: Stop | None = None,
-) -> None:  # fmt: skip
-    """Encode `parts` and publish each as `folder / part.name`. `done(part, length)` is called after every batch.
+    parts: Sequence[Part],
+    sources: dict[str, Source],
+    folder: Path,
+    *,
+    dtype: str,
+    threads: int,
+    tally: Tally,
+    done: Done,
+    stop: Stop | None = None,
+) -> None:
+    """Encode `parts` and publish each as `folder / part.name`.
 
-    `threads` batches are computed side by side, each by operations of one thread: on a CPU that is faster than sharing every operation
-    among all cores, and the result does not depend on how many cores there are. The modalities take turns, so that there are transcripts
-    to encode while clips are being decoded. Asked to stop, the batches that are being computed are the last, and what there is of their
-    parts is published as `folder / part.begun`, from where the next call goes on.
+    `done(part, length)` is called after every batch.
+
+    `threads` batches are computed side by side, each by operations of one thread: on a CPU that is
+    faster than sharing every operation among all cores, and the result does not depend on how many
+    cores there are. The modalities take turns, so that there are transcripts to encode while clips
+    are being decoded. Asked to stop, the batches that are being computed are the last, and what
+    there is of their parts is published as `folder / part.begun`, from where the next call goes on.
     """
     stop = stop or Stop()
     opened = {part.name: begun for part in parts if (begun := Begun.read(part, folder))}
     for part in parts:
         if part.name in opened:
-            done(part, sum(item.length for batch in part.batches[: opened[part.name].batches] for item in batch), fresh=False)
-    feed = prefetch(_feed(parts, sources, {name: begun.batches for name, begun in opened.items()}), 2, until=lambda: stop.asked)
+            done(
+                part,
+                sum(
+                    item.length
+                    for batch in part.batches[: opened[part.name].batches]
+                    for item in batch
+                ),
+                fresh=False,
+            )
+    feed = prefetch(
+        _feed(parts, sources, {name: begun.batches for name, begun in opened.items()}),
+        2,
+        until=lambda: stop.asked,
+    )
     running: deque[tuple[Batch, Future]] = deque()
     touched: dict[str, Part] = {}  # parts with batches of this call that are not published yet
 
@@ -217,13 +290,17 @@ def run_parts(
     try:
         with Writer() as writer:
             for batch in feed:
-                running.append((batch, pool.submit(_encode, batch, sources[batch.part.modality], dtype, stop)))
+                running.append(
+                    (batch, pool.submit(_encode, batch, sources[batch.part.modality], dtype, stop))
+                )
                 if len(running) > threads:  # one more than can run waits, so that no thread does
                     take(writer)
             while running:
                 take(writer)
             for name, part in touched.items():
-                writer.put(partial(opened[name].write, part, folder, sources[part.modality].encoder.dim))
+                writer.put(
+                    partial(opened[name].write, part, folder, sources[part.modality].encoder.dim)
+                )
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         feed.close()
@@ -239,7 +316,9 @@ def single_threaded() -> None:
 def _encode(
     batch: Batch, source: Source, dtype: str, stop: Stop
 ) -> tuple[list[tuple[str, np.ndarray, int]], list[tuple[int, str, str]], Tally] | None:
-    """Rows (key, frames, flags) and failures (row, stage, reason) of one batch; None, for it and all later ones, when asked to stop."""
+    """Rows (key, frames, flags) and failures (row, stage, reason) of one batch; None, for it and
+    all later ones, when asked to stop.
+    """
     if stop.asked:
         return None
     tally = Tally()
@@ -247,24 +326,42 @@ def _encode(
     good = [(item, x) for item, x in pairs if x.stage is None]
     failures = [(item.row, x.stage, x.reason) for item, x in pairs if x.stage is not None]
     rows = []
-    for (item, x), output in zip(good, compute(source, [x.waveform for _, x in good], batch.collated, tally), strict=True):
+    for (item, x), output in zip(
+        good, compute(source, [x.waveform for _, x in good], batch.collated, tally), strict=True
+    ):
         if isinstance(output, str):
             failures.append((item.row, output, WHY[output]))
             continue
         if item.keep and item.keep != len(output):
             output = output[item.skip : item.skip + item.keep]
-        rows.append((item.key, stored(pooled(output, source.pool), dtype), sum(BIT[flag] for flag in x.flags if flag in BIT)))
+        rows.append(
+            (
+                item.key,
+                stored(pooled(output, source.pool), dtype),
+                sum(BIT[flag] for flag in x.flags if flag in BIT),
+            )
+        )
     return rows, failures, tally
 
 
-WHY = {"oom": "does not fit into memory even alone; use a smaller --max-seconds", "nan": "the encoder gives values that are not finite"}
+WHY = {
+    "oom": "does not fit into memory even alone; use a smaller --max-seconds",
+    "nan": "the encoder gives values that are not finite",
+}
 
 
-def _feed(parts: Sequence[Part], sources: dict[str, Source], begun: dict[str, int]) -> Iterator[Batch]:
-    """Batches with their inputs decoded and padded, without the first `begun[name]` of a part; next is always the modality of which the
-    smaller share is done."""
+def _feed(
+    parts: Sequence[Part], sources: dict[str, Source], begun: dict[str, int]
+) -> Iterator[Batch]:
+    """Batches with their inputs decoded and padded, without the first `begun[name]` of a part; next
+    is always the modality of which the smaller share is done.
+    """
     length = {m: sum(part.length for part in parts if part.modality == m) for m in sources}
-    lanes = {m: _lane([part for part in parts if part.modality == m], sources[m], begun) for m in sources if length[m]}
+    lanes = {
+        m: _lane([part for part in parts if part.modality == m], sources[m], begun)
+        for m in sources
+        if length[m]
+    }
     fed = dict.fromkeys(lanes, 0)
     while lanes:
         modality = min(lanes, key=lambda m: fed[m] / length[m])
@@ -278,8 +375,12 @@ def _feed(parts: Sequence[Part], sources: dict[str, Source], begun: dict[str, in
 
 def _lane(parts: Sequence[Part], source: Source, begun: dict[str, int]) -> Iterator[Batch]:
     """Batches of one modality."""
-    left = [(part, batch, number == len(part.batches) - 1) for part in parts
-            for number, batch in enumerate(part.batches) if number >= begun.get(part.name, 0)]  # fmt: skip
+    left = [
+        (part, batch, number == len(part.batches) - 1)
+        for part in parts
+        for number, batch in enumerate(part.batches)
+        if number >= begun.get(part.name, 0)
+    ]
     stream = source.inputs([item for _, batch, _ in left for item in batch])
     for part, batch, last in left:
         inputs = [next(stream) for _ in batch]
@@ -288,8 +389,13 @@ def _lane(parts: Sequence[Part], source: Source, begun: dict[str, int]) -> Itera
         yield Batch(part, batch, inputs, collated, last)
 
 
-def compute(source: Source, items: list[np.ndarray], collated: tuple | None, tally: Tally) -> list[np.ndarray | str]:
-    """Frames of each item, or "oom" or "nan". A batch that does not fit into memory is halved until it does."""
+def compute(
+    source: Source, items: list[np.ndarray], collated: tuple | None, tally: Tally
+) -> list[np.ndarray | str]:
+    """Frames of each item, or "oom" or "nan".
+
+    A batch that does not fit into memory is halved until it does.
+    """
     if not items:
         return []
     if source.one_by_one and len(items) > 1:
@@ -314,7 +420,9 @@ def compute(source: Source, items: list[np.ndarray], collated: tuple | None, tal
             return ["oom"]
         tally.oom_splits += 1
         half = len(items) // 2
-        return compute(source, items[:half], None, tally) + compute(source, items[half:], None, tally)
+        return compute(source, items[:half], None, tally) + compute(
+            source, items[half:], None, tally
+        )
     return [x if good else "nan" for x, good in zip(outputs, finite, strict=True)]
 
 
@@ -349,12 +457,16 @@ def pooled(frames: np.ndarray, pool: int) -> np.ndarray:
 
 
 def stored(frames: np.ndarray, dtype: str) -> np.ndarray:
-    """A copy of `frames` (T, D), in float16 where that is `dtype` and they fit. A view would keep the whole padded batch alive until the
-    part is written; and here, beside the next batch, the rounding costs no time."""
+    """A copy of `frames` (T, D), in float16 where that is `dtype` and they fit.
+
+    A view would keep the whole padded batch alive until the part is written; and here, beside the
+    next batch, the rounding costs no time.
+    """
     import torch
 
     if dtype == "float16" and frames.size and largest(frames) <= HALF_MAX:
-        return torch.from_numpy(frames).to(torch.float16).numpy()  # as NumPy rounds, several times as fast
+        # as NumPy rounds, several times as fast
+        return torch.from_numpy(frames).to(torch.float16).numpy()
     return frames.copy()
 
 
@@ -367,12 +479,17 @@ class Finished:
         self.failures: dict[int, tuple[str, str]] = {}
 
     def add(self, part: Part, *, read: bool = True) -> bool:
-        """Take in a part's file. False, and the file removed, when it is absent, damaged or of another plan. `read`: hold all frames
-        against their checksums now; otherwise each when it is asked for."""
+        """Take in a part's file.
+
+        False, and the file removed, when it is absent, damaged or of another plan. `read`: hold all
+        frames against their checksums now; otherwise each when it is asked for.
+        """
         path = self.folder / part.name
         try:
             shard = Shard(path)
-            if shard.key != part.key or (read and next(shard.mismatches(part.modality), None) is not None):
+            if shard.key != part.key or (
+                read and next(shard.mismatches(part.modality), None) is not None
+            ):
                 raise DataError("not this part")
         except MerError:
             path.unlink(missing_ok=True)
@@ -384,7 +501,10 @@ class Finished:
         return True
 
     def get(self, modality: str, key: str) -> tuple[np.ndarray, int]:
-        """Frames of an item (T, D) as stored, and its flags. Raises StoreError when they do not match their checksum."""
+        """Frames of an item (T, D) as stored, and its flags.
+
+        Raises StoreError when they do not match their checksum.
+        """
         shard, at = self.frames[modality, key]
         frames = shard.frames(modality, at, at + 1)
         if next(shard.differing(modality, frames, at, at + 1), None) is not None:

@@ -1,8 +1,11 @@
-"""Manifest rows → shards, windows, items, batches, parts: the same for every worker and every resume.
+"""Manifest rows → shards, windows, items, batches, parts: the same for every worker and every
+resume.
 
-A *shard* holds consecutive rows of the manifest. A *window* is a run of whole shards whose rows are sorted by length together. An *item* is
-what an encoder takes at a time: a clip, a piece of a long clip, or a transcript, however many rows have it. *Batches* of items cut across
-shards, so work is done in *parts*, consecutive batches of one modality; when all parts of a window are there, its shards are assembled.
+A *shard* holds consecutive rows of the manifest. A *window* is a run of whole shards whose rows are
+sorted by length together. An *item* is what an encoder takes at a time: a clip, a piece of a long
+clip, or a transcript, however many rows have it. *Batches* of items cut across shards, so work is
+done in *parts*, consecutive batches of one modality; when all parts of a window are there, its
+shards are assembled.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.extraction.batching import cut, group
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
+from mer.pipeline.extraction.batching import cut, group
 
 
 @dataclass
 class Inputs:
-    """The manifest's rows as extraction sees them, a list entry a row. `samples` at 16 kHz (0: no audio); `token_ids` of each transcript;
-    `sizes` are bytes of features; `seen` is what each audio file looked like when it was hashed."""
+    """The manifest's rows as extraction sees them, a list entry a row.
+
+    `samples` at 16 kHz (0: no audio); `token_ids` of each transcript; `sizes` are bytes of
+    features; `seen` is what each audio file looked like when it was hashed.
+    """
 
     ids: list[str]
     paths: list[str | None]
@@ -41,10 +47,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a plan fixes, kept beside the shards until the store is complete. Budgets and part lengths in samples and tokens; `one_by_one`
-    names modalities whose encoder is not independent of its batch; `left_out` are rows that could not be probed: row → (stage, reason);
-    `kept` and `rebuilt` name shards that are there and sound, or there and not; `reused` are rows whose features an older shard has: row →
-    (shard, place in it)."""
+    """What a plan fixes, kept beside the shards until the store is complete.
+
+    Budgets and part lengths in samples and tokens; `one_by_one` names modalities whose encoder is
+    not independent of its batch; `left_out` are rows that could not be probed: row → (stage,
+    reason); `kept` and `rebuilt` name shards that are there and sound, or there and not; `reused`
+    are rows whose features an older shard has: row → (shard, place in it).
+    """
 
     fingerprint: str
     budgets: dict[str, int]
@@ -85,8 +94,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`row` indexes the manifest (for a transcript: the first row that has it). `length` in samples or tokens, as the encoder sees it. A
-    clip or a piece of one covers samples [first, end); of its frames `keep` are kept after `skip`."""
+    """`row` indexes the manifest (for a transcript: the first row that has it).
+
+    `length` in samples or tokens, as the encoder sees it. A clip or a piece of one covers samples
+    [first, end); of its frames `keep` are kept after `skip`.
+    """
 
     row: int
     length: int
@@ -144,8 +156,11 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """`windows[w]` are shards, `parts[w]` the parts that they are made of. `pieces[row]` counts the pieces of a clip, `text_rows[w]` maps a
-    transcript to the row that its item is named by."""
+    """`windows[w]` are shards, `parts[w]` the parts that they are made of.
+
+    `pieces[row]` counts the pieces of a clip, `text_rows[w]` maps a transcript to the row that its
+    item is named by.
+    """
 
     settings: Settings
     windows: list[list[ShardPlan]]
@@ -159,14 +174,20 @@ class Plan:
 
     def length(self, modality: str) -> int:
         """Samples or tokens to encode."""
-        return sum(part.length for parts in self.parts for part in parts if part.modality == modality)
+        return sum(
+            part.length for parts in self.parts for part in parts if part.modality == modality
+        )
 
     def padding(self) -> dict[str, float]:
         """Padded over valid length, a modality."""
         padded: Counter = Counter()
         for part in (part for parts in self.parts for part in parts):
-            padded[part.modality] += sum(len(batch) * max(item.length for item in batch) for batch in part.batches)
-        return {modality: round(total / self.length(modality), 4) for modality, total in padded.items()}
+            padded[part.modality] += sum(
+                len(batch) * max(item.length for item in batch) for batch in part.batches
+            )
+        return {
+            modality: round(total / self.length(modality), 4) for modality, total in padded.items()
+        }
 
     def batches(self) -> dict[str, int]:
         found: Counter = Counter()
@@ -176,7 +197,13 @@ class Plan:
 
 
 def build(
-    settings: Settings, inputs: Inputs, modalities: Sequence[str], geometry: Geometry | None, *, max_seconds: float, pool: int
+    settings: Settings,
+    inputs: Inputs,
+    modalities: Sequence[str],
+    geometry: Geometry | None,
+    *,
+    max_seconds: float,
+    pool: int,
 ) -> Plan:
     """The plan that follows from `settings`: a pure function of its arguments."""
     shards = cut_shards(inputs, set(settings.left_out), settings.shard_bytes)
@@ -185,15 +212,29 @@ def build(
     pieces: Counter = Counter()
     text_rows: list[dict[str, int]] = []
     for number, window in enumerate(windows):
-        rows = [row for shard in window if shard.name not in settings.kept for row in shard.rows if row not in settings.reused]
+        rows = [
+            row
+            for shard in window
+            if shard.name not in settings.kept
+            for row in shard.rows
+            if row not in settings.reused
+        ]
         items = {}
         if "audio" in modalities:
-            items["audio"] = audio_items(rows, inputs.samples, geometry, max_seconds=max_seconds, pool=pool)
+            items["audio"] = audio_items(
+                rows, inputs.samples, geometry, max_seconds=max_seconds, pool=pool
+            )
             pieces.update(item.row for item in items["audio"])
         if "text" in modalities:
             items["text"] = text_items(rows, inputs.texts, inputs.token_ids)
         text_rows.append({inputs.texts[item.row]: item.row for item in items.get("text", ())})
-        parts.append([part for modality in modalities for part in make_parts(modality, number, items[modality], settings)])
+        parts.append(
+            [
+                part
+                for modality in modalities
+                for part in make_parts(modality, number, items[modality], settings)
+            ]
+        )
     return Plan(settings, windows, parts, pieces, text_rows)
 
 
@@ -232,18 +273,31 @@ def cut_windows(shards: Sequence[ShardPlan], size: int) -> list[list[ShardPlan]]
     return out
 
 
-def audio_items(rows: Sequence[int], samples: Sequence[int], geometry: Geometry, *, max_seconds: float, pool: int) -> list[Item]:
+def audio_items(
+    rows: Sequence[int],
+    samples: Sequence[int],
+    geometry: Geometry,
+    *,
+    max_seconds: float,
+    pool: int,
+) -> list[Item]:
     """One item a clip, several for a clip longer than `max_seconds` (0: never)."""
     items = []
     for row in rows:
         if samples[row]:
             longest = round(max_seconds * SAMPLE_RATE) or samples[row]
-            for piece, (first, end, skip, keep) in enumerate(geometry.pieces(samples[row], longest, multiple=pool)):
-                items.append(Item(row, max(end - first, geometry.field), piece, first, end, skip, keep))
+            for piece, (first, end, skip, keep) in enumerate(
+                geometry.pieces(samples[row], longest, multiple=pool)
+            ):
+                items.append(
+                    Item(row, max(end - first, geometry.field), piece, first, end, skip, keep)
+                )
     return items
 
 
-def text_items(rows: Sequence[int], texts: Sequence[str | None], token_ids: dict[str, np.ndarray]) -> list[Item]:
+def text_items(
+    rows: Sequence[int], texts: Sequence[str | None], token_ids: dict[str, np.ndarray]
+) -> list[Item]:
     """One item a distinct transcript."""
     first: dict[str, int] = {}
     for row in rows:
@@ -257,10 +311,19 @@ def make_parts(modality: str, window: int, items: list[Item], settings: Settings
     lengths = [item.length for item in items]
     budget = settings.budgets[modality]
     parts = []
-    for number, batches in enumerate(group(lengths, cut(lengths, budget), settings.part_lengths[modality])):
+    for number, batches in enumerate(
+        group(lengths, cut(lengths, budget), settings.part_lengths[modality])
+    ):
         chosen = [[items[i] for i in batch] for batch in batches]
-        h = hashlib.sha256(f"{settings.fingerprint} {modality} {window} {budget} {settings.one_by_one}".encode())
+        h = hashlib.sha256(
+            f"{settings.fingerprint} {modality} {window} {budget} {settings.one_by_one}".encode()
+        )
         for batch in chosen:
-            h.update((" ".join(f"{item.key}:{item.first}-{item.end}:{item.length}" for item in batch) + "\n").encode())
+            h.update(
+                (
+                    " ".join(f"{item.key}:{item.first}-{item.end}:{item.length}" for item in batch)
+                    + "\n"
+                ).encode()
+            )
         parts.append(Part(modality, window, number, chosen, h.hexdigest()))
     return parts

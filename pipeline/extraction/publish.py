@@ -1,4 +1,6 @@
-"""The last step of an extraction: the list of failures, the head file that says the store is complete, and tidying up."""
+"""The last step of an extraction: the list of failures, the head file that says the store is
+complete, and tidying up.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,27 @@ from importlib import metadata
 from pathlib import Path
 
 from mer.pipeline.extraction.fingerprint import ExtractOptions
-from mer.pipeline.extraction.plan import Settings
 from mer.pipeline.extraction.outcome import ExtractReport, Failure
+from mer.pipeline.extraction.plan import Settings
 from mer.pipeline.extraction.state import State
+from mer.pipeline.extraction.work import Work
 from mer.pipeline.store import ModalityInfo, build_index
 from mer.pipeline.store.arrays import temporary_for
-from mer.pipeline.extraction.work import Work
 
 SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
-COLUMNS = ("id", "split", "session", "dialogue", "speaker", "position", "label", "targets", "text", "tags")  # of the manifest, in the head
+# of the manifest, in the head
+COLUMNS = (
+    "id",
+    "split",
+    "session",
+    "dialogue",
+    "speaker",
+    "position",
+    "label",
+    "targets",
+    "text",
+    "tags",
+)
 
 
 def write_failures(path: Path, failures: list[Failure]) -> None:
@@ -31,7 +45,8 @@ def write_failures(path: Path, failures: list[Failure]) -> None:
         return
     temporary = temporary_for(path)
     lines = "".join(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
-    temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")  # as escaped, it is still JSON
+    # as escaped, it is still JSON
+    temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 
@@ -42,26 +57,45 @@ def describe_modalities(options: ExtractOptions, work: Work) -> dict[str, Modali
         extra = {"hash": point.hash, "precision": encoder.precision}
         rate, layer = None, "last"
         if modality == "audio":
-            rate, layer, extra["pool"] = work.geometry.rate / options.pool, options.audio_layer, options.pool
-        infos[modality] = ModalityInfo(encoder.dim, rate, point.name, point.revision, layer, options.dtype, point.trained, extra)
+            rate, layer, extra["pool"] = (
+                work.geometry.rate / options.pool,
+                options.audio_layer,
+                options.pool,
+            )
+        infos[modality] = ModalityInfo(
+            encoder.dim,
+            rate,
+            point.name,
+            point.revision,
+            layer,
+            options.dtype,
+            point.trained,
+            extra,
+        )
     return infos
 
 
 def describe_run(state: State, work: Work, report: ExtractReport) -> dict:
     """What goes into the head file and nowhere else: it differs from run to run."""
     settings = work.plan.settings
-    options = asdict(state.options) | {f"{m}_encoder": point.source for m, point in state.keys.checkpoints.items()} | {"force": False}
+    options = (
+        asdict(state.options)
+        | {f"{m}_encoder": point.source for m, point in state.keys.checkpoints.items()}
+        | {"force": False}
+    )
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
         "device": str(next(iter(work.encoders.values())).device),
-        "versions": {n: metadata.version(n) for n in ("mer", "torch", "transformers", "numpy")} | {"python": platform.python_version()},
+        "versions": {n: metadata.version(n) for n in ("mer", "torch", "transformers", "numpy")}
+        | {"python": platform.python_version()},
         "extract": {
             "manifest": str(state.source.resolve()) if state.source else None,
             "manifest_hash": state.manifest.hash,
             "root": str(state.manifest.root),
             "options": options,
-            "plan": {n: getattr(settings, n) for n in ("budgets", "one_by_one")} | {"batches": report.batches},
+            "plan": {n: getattr(settings, n) for n in ("budgets", "one_by_one")}
+            | {"batches": report.batches},
             "padding": report.padding,
             "self_test": report.self_test,
             "counts": report.counts,
@@ -74,13 +108,30 @@ def describe_run(state: State, work: Work, report: ExtractReport) -> dict:
     }
 
 
-def write_head(state: State, shards: list[Path], failed: set[str], modalities: dict[str, ModalityInfo], provenance: dict) -> None:
+def write_head(
+    state: State,
+    shards: list[Path],
+    failed: set[str],
+    modalities: dict[str, ModalityInfo],
+    provenance: dict,
+) -> None:
     manifest = state.manifest
-    table = [{name: getattr(u, name) for name in COLUMNS} for u in manifest.rows if u.id not in failed]
+    table = [
+        {name: getattr(u, name) for name in COLUMNS} for u in manifest.rows if u.id not in failed
+    ]
     build_index(
-        state.out, shards, table, dataset=manifest.dataset, task=manifest.task, labels=manifest.labels, modalities=modalities,
-        language=manifest.language, fingerprint=state.keys.fingerprint, recipe=state.keys.recipe, provenance=provenance,
-    ).close()  # fmt: skip
+        state.out,
+        shards,
+        table,
+        dataset=manifest.dataset,
+        task=manifest.task,
+        labels=manifest.labels,
+        modalities=modalities,
+        language=manifest.language,
+        fingerprint=state.keys.fingerprint,
+        recipe=state.keys.recipe,
+        provenance=provenance,
+    ).close()
 
 
 def tidy(state: State, shards: list[Path]) -> None:
@@ -95,8 +146,10 @@ def tidy(state: State, shards: list[Path]) -> None:
 
 
 def left_untidy(state: State) -> bool:
-    """Whether the run that wrote this head file was killed before it could tidy up. What another run has left, with other options or of
-    another corpus, is that run's to go on with."""
+    """Whether the run that wrote this head file was killed before it could tidy up.
+
+    What another run has left, with other options or of another corpus, is that run's to go on with.
+    """
     if not state.work.exists() or not os.access(state.folder, os.W_OK):
         return False
     plan = state.work / "plan.json"

@@ -6,12 +6,21 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mer.pipeline.media.workers import AGAIN
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
-from mer.pipeline.extraction.fingerprint import ExtractOptions, FileMemory, Keys, differences, keys, memory_path, recipe_key, spelled
-from mer.pipeline.manifest import Manifest
-from mer.pipeline.runtime.progress import Silent
+from mer.pipeline.extraction.fingerprint import (
+    ExtractOptions,
+    FileMemory,
+    Keys,
+    differences,
+    keys,
+    memory_path,
+    recipe_key,
+    spelled,
+)
 from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.manifest import Manifest
+from mer.pipeline.media.workers import AGAIN
+from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import FeatureStore
 
@@ -37,7 +46,9 @@ class State:
             what = "directory" if self.out.is_dir() else "device or pipe"
             raise DataError(f"{self.out}: is a {what}; --out names the head file, e.g. feats.h5")
         if spelled(self.out.name) != self.out.name:
-            raise DataError(f"{spelled(self.out)}: the name of a store must be UTF-8; choose another --out")
+            raise DataError(
+                f"{spelled(self.out)}: the name of a store must be UTF-8; choose another --out"
+            )
         self.folder = self.out.with_name(self.out.name.removesuffix(".h5") + ".shards")
         self.work = self.folder / ".work"
         self.failures_path = self.folder / "failures.jsonl"
@@ -51,7 +62,9 @@ class State:
 
     def _cold(self, files: int, size: int) -> None:
         if size > 1 << 28:
-            self.progress.note(f"hashing {files:,} files, {size / 1e9:.1f} GB; remembered for the next time")
+            self.progress.note(
+                f"hashing {files:,} files, {size / 1e9:.1f} GB; remembered for the next time"
+            )
 
     def look(self) -> None:
         """Compare what is at `out` with what is asked for. Raises KeyMismatchError."""
@@ -69,12 +82,17 @@ class State:
             names = {m: (was[m].encoder, now[m].name) for m in was.keys() & now.keys()}
             what = "; ".join(differences(head.header.recipe, self.keys.recipe, names))
             if not self.options.force:
-                raise KeyMismatchError(f"{self.out}: made by another recipe ({what}); choose another --out, or replace it with --force")
+                raise KeyMismatchError(
+                    f"{self.out}: made by another recipe ({what}); choose another --out, or "
+                    "replace it with --force"
+                )
             self.progress.note(f"replacing {self.out} ({what})")
             return
         self.head = head
         made = head.header.provenance["extract"]
-        if head.header.fingerprint != self.keys.fingerprint or any(failure["stage"] in AGAIN for failure in made["failures"]):
+        if head.header.fingerprint != self.keys.fingerprint or any(
+            failure["stage"] in AGAIN for failure in made["failures"]
+        ):
             self._keep_another_corpus(head)
             return
         try:
@@ -85,13 +103,19 @@ class State:
         self.complete, self.labels_changed = True, made["manifest_hash"] != self.manifest.hash
 
     def _keep_another_corpus(self, head: FeatureStore) -> None:
-        """Count what would leave the store. Raises KeyMismatchError when it is of another corpus: the recipe may be the same."""
+        """Count what would leave the store.
+
+        Raises KeyMismatchError when it is of another corpus: the recipe may be the same.
+        """
         ours, there = {u.id for u in self.manifest.rows}, head.table()["id"].to_pylist()
         self.leaving = sum(name not in ours for name in there)
-        if self.options.force or (head.header.dataset == self.manifest.dataset and self.leaving < len(there)):
+        if self.options.force or (
+            head.header.dataset == self.manifest.dataset and self.leaving < len(there)
+        ):
             return
         raise KeyMismatchError(
-            f"{self.out}: holds {len(there):,} utterances of {head.header.dataset}, of which this manifest of {self.manifest.dataset} has "
+            f"{self.out}: holds {len(there):,} utterances of {head.header.dataset}, of which this "
+            f"manifest of {self.manifest.dataset} has "
             f"{len(there) - self.leaving:,}; choose another --out, or replace it with --force"
         )
 

@@ -1,4 +1,7 @@
-"""What a process needs to turn a plan into shards: inputs, plan, encoders. The same in the plain run and in every worker."""
+"""What a process needs to turn a plan into shards: inputs, plan, encoders.
+
+The same in the plain run and in every worker.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,31 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.media.workers import AGAIN, Decoders, Job
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import EncoderError, MerError, StoreError
 from mer.pipeline.extraction.fingerprint import ExtractOptions
-from mer.pipeline.runtime.hold import appear
-from mer.pipeline.extraction.parts import BIT, Done, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
+from mer.pipeline.extraction.parts import (
+    BIT,
+    Done,
+    Finished,
+    Source,
+    Tally,
+    audio_inputs,
+    run_parts,
+    text_inputs,
+)
 from mer.pipeline.extraction.plan import Inputs, Item, Part, Plan, ShardPlan
+from mer.pipeline.media.workers import AGAIN, Decoders, Job
+from mer.pipeline.runtime.hold import appear
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import Shard, ShardWriter
 
-TOLERANCE = {"fp32": 2e-5, "bf16": 5e-2, "fp16": 1e-2}  # of batch against single, relative to the largest feature (at least 1)
-# Of half precision against fp32: rounding costs a percent or two; oneDNN's bfloat16 convolutions of groups with few channels are plainly
-# wrong on processors with AMX (github.com/pytorch/pytorch/issues/163347).
+# of batch against single, relative to the largest feature (at least 1)
+TOLERANCE = {"fp32": 2e-5, "bf16": 5e-2, "fp16": 1e-2}
+# Of half precision against fp32: rounding costs a percent or two; oneDNN's bfloat16 convolutions of
+# groups with few channels are plainly wrong on processors with AMX
+# (github.com/pytorch/pytorch/issues/163347).
 FAULT = 0.2
 ON_GPU = 2  # threads that encode: while one looks at its results the other's batch computes
 SELF_TEST = (0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9)  # quantiles of the lengths it takes
@@ -37,16 +51,23 @@ def load_encoders(checkpoints: dict[str, Checkpoint], options: ExtractOptions) -
     encoders: dict = {}
     if "audio" in checkpoints:
         encoders["audio"] = AudioEncoder(
-            checkpoints["audio"], layer=options.audio_layer, device=options.device, precision=options.precision
+            checkpoints["audio"],
+            layer=options.audio_layer,
+            device=options.device,
+            precision=options.precision,
         )
     if "text" in checkpoints:
-        encoders["text"] = TextEncoder(checkpoints["text"], device=options.device, precision=options.precision)
+        encoders["text"] = TextEncoder(
+            checkpoints["text"], device=options.device, precision=options.precision
+        )
     return encoders
 
 
 @contextmanager
 def one_thread():
-    """Operations of this thread run on one core, as everywhere in an extraction: with another number of threads they round differently."""
+    """Operations of this thread run on one core, as everywhere in an extraction: with another
+    number of threads they round differently.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -63,7 +84,9 @@ def cores() -> int:
 
 
 def open_decoders(options: ExtractOptions, jobs: int) -> Decoders:
-    """As many decoding processes as the options and the cores say, and no more than there are jobs."""
+    """As many decoding processes as the options and the cores say, and no more than
+    there are jobs.
+    """
     wanted = options.decoders if options.decoders >= 0 else max(1, min(16, cores() // 2))
     return Decoders(min(wanted, jobs), timeout=options.decode_timeout)
 
@@ -84,7 +107,8 @@ class Work:
     geometry: Geometry | None
     encoders: dict
     dims: dict[str, int]
-    decoders: Decoders | None = None  # kept open between calls by a worker that does part after part
+    # kept open between calls by a worker that does part after part
+    decoders: Decoders | None = None
 
     @property
     def work(self) -> Path:
@@ -102,15 +126,26 @@ class Work:
         found = {}
         for modality, encoder in self.encoders.items():
             if modality == "audio":
-                read = audio_inputs(encoder, decoders, lambda row: make_job(inputs, row, "load", options.channel), inputs.samples)
+                read = audio_inputs(
+                    encoder,
+                    decoders,
+                    lambda row: make_job(inputs, row, "load", options.channel),
+                    inputs.samples,
+                )
                 found[modality] = Source(encoder, read, options.pool, modality in alone)
             else:
-                found[modality] = Source(encoder, text_inputs(lambda row: inputs.token_ids[inputs.texts[row]]), 1, modality in alone)
+                found[modality] = Source(
+                    encoder,
+                    text_inputs(lambda row: inputs.token_ids[inputs.texts[row]]),
+                    1,
+                    modality in alone,
+                )
         return found
 
     def self_test(self) -> dict[str, dict]:
-        """For each modality with something to encode, features of up to eight items computed in one batch and one at a time, and in half
-        precision against fp32."""
+        """For each modality with something to encode, features of up to eight items computed in one
+        batch and one at a time, and in half precision against fp32.
+        """
         from mer.pipeline.encoders.frozen import invariance
 
         results = {}
@@ -124,26 +159,46 @@ class Work:
                 absolute, relative = invariance(encoder.encode, inputs)
                 name = f"{modality} encoder {encoder.checkpoint.name}"
                 if not np.isfinite(relative):
-                    raise EncoderError(f"{name}: gives values that are not finite in {encoder.precision}; try --precision fp32")
+                    raise EncoderError(
+                        f"{name}: gives values that are not finite in {encoder.precision}; try "
+                        "--precision fp32"
+                    )
                 tolerance = TOLERANCE[encoder.precision]
                 results[modality] = {
-                    "items": len(inputs), "absolute": absolute, "relative": relative, "tolerance": tolerance,
-                    "precision": encoder.precision, "passed": relative <= tolerance,
-                }  # fmt: skip
+                    "items": len(inputs),
+                    "absolute": absolute,
+                    "relative": relative,
+                    "tolerance": tolerance,
+                    "precision": encoder.precision,
+                    "passed": relative <= tolerance,
+                }
                 if encoder.precision != "fp32":
                     results[modality]["precision_error"] = error = _precision_error(encoder, inputs)
                     if error > FAULT:
-                        raise EncoderError(f"{name}: {error:.0%} off in {encoder.precision}, which is no rounding; use --precision fp32")
+                        raise EncoderError(
+                            f"{name}: {error:.0%} off in {encoder.precision}, which is no "
+                            "rounding; use --precision fp32"
+                        )
         return results
 
     def by_length(self, modality: str) -> list[Item]:
         """Everything of a modality that is to be encoded, shortest first."""
-        items = [item for parts in self.plan.parts for part in parts if part.modality == modality for item in part.items]
+        items = [
+            item
+            for parts in self.plan.parts
+            for part in parts
+            if part.modality == modality
+            for item in part.items
+        ]
         return sorted(items, key=lambda item: (item.length, item.key))
 
     def _sample(self, modality: str) -> list[Item]:
         items = self.by_length(modality)
-        return list(dict.fromkeys(items[int(q * (len(items) - 1))] for q in SELF_TEST)) if items else []
+        return (
+            list(dict.fromkeys(items[int(q * (len(items) - 1))] for q in SELF_TEST))
+            if items
+            else []
+        )
 
     def missing(self, window: int) -> list[ShardPlan]:
         """Shards of a window that are not there yet."""
@@ -154,7 +209,8 @@ class Work:
             found = Shard(self.folder / shard.name)
             if found.key != shard.key:
                 return False
-            if shard.name in self.plan.settings.rebuilt:  # the unsound one lies there under the same name until it is replaced
+            # the unsound one lies there under the same name until it is replaced
+            if shard.name in self.plan.settings.rebuilt:
                 check_sound(found)
             return True
         except MerError:
@@ -176,23 +232,42 @@ class Work:
             decoders = self.decoders or stack.enter_context(open_decoders(self.options, clips))
             stack.enter_context(one_thread())
             run_parts(
-                parts, self.sources(decoders), self.work, dtype=self.options.dtype, threads=self.threads, tally=tally, done=done, stop=stop
+                parts,
+                self.sources(decoders),
+                self.work,
+                dtype=self.options.dtype,
+                threads=self.threads,
+                tally=tally,
+                done=done,
+                stop=stop,
             )
 
     def collect(self, window: int) -> Finished:
-        """All parts of a window. Their frames are read once, when they are asked for: every worker collects, but takes its own rows only.
-        Raises StoreError when one is absent or damaged."""
+        """All parts of a window.
+
+        Their frames are read once, when they are asked for: every worker collects, but takes its
+        own rows only. Raises StoreError when one is absent or damaged.
+        """
         finished = Finished(self.work)
         appear([self.work / part.name for part in self.plan.parts[window]])
         for part in self.plan.parts[window]:
             if not finished.add(part, read=False):
-                raise StoreError(f"{self.work / part.name}: absent or damaged; run the same command again")
+                raise StoreError(
+                    f"{self.work / part.name}: absent or damaged; run the same command again"
+                )
         return finished
 
     def assemble(
-        self, window: int, shards: Sequence[ShardPlan], finished: Finished | None = None, *, stop: Stop | None = None
+        self,
+        window: int,
+        shards: Sequence[ShardPlan],
+        finished: Finished | None = None,
+        *,
+        stop: Stop | None = None,
     ) -> None:
-        """Write shards of a window from its finished parts and from older shards; fewer when asked to stop."""
+        """Write shards of a window from its finished parts and from older shards; fewer when asked
+        to stop.
+        """
         finished = finished or self.collect(window)
         for shard in shards:
             if stop is None or not stop.asked:
@@ -200,14 +275,23 @@ class Work:
 
     def _assemble(self, shard: ShardPlan, window: int, finished: Finished) -> None:
         inputs, settings = self.inputs, self.plan.settings
-        older = {name: Shard(self.folder / name) for name in {settings.reused[row][0] for row in shard.rows if row in settings.reused}}
+        older = {
+            name: Shard(self.folder / name)
+            for name in {settings.reused[row][0] for row in shard.rows if row in settings.reused}
+        }
         contents, failures, rows = [], [], []
         for row in shard.rows:
             if row in settings.reused:
                 name, at = settings.reused[row]
                 if older[name].meta["contents"][at] != inputs.contents[row]:
-                    raise StoreError(f"{self.folder / name}: changed while it was being copied from; run the same command again")
-                frames, flags = {m: older[name].frames(m, at, at + 1) for m in self.dims}, int(older[name].flags[at])
+                    raise StoreError(
+                        f"{self.folder / name}: changed while it was being copied from; run the "
+                        "same command again"
+                    )
+                frames, flags = (
+                    {m: older[name].frames(m, at, at + 1) for m in self.dims},
+                    int(older[name].flags[at]),
+                )
             elif row in finished.failures:
                 failures.append([inputs.ids[row], *finished.failures[row]])
                 continue
@@ -216,20 +300,30 @@ class Work:
             rows.append((row, frames, flags))
             contents.append(inputs.contents[row])
         meta = {"recipe": inputs.recipe_key, "contents": contents, "failures": failures}
-        with ShardWriter(self.folder / shard.name, self.dims, dtype=self.options.dtype, meta=meta, key=shard.key) as writer:
+        with ShardWriter(
+            self.folder / shard.name, self.dims, dtype=self.options.dtype, meta=meta, key=shard.key
+        ) as writer:
             for row, frames, flags in rows:
                 seconds = inputs.samples[row] / SAMPLE_RATE if inputs.samples[row] else float("nan")
                 writer.add(inputs.ids[row], frames, duration=seconds, flags=flags)
 
-    def _frames(self, row: int, window: int, finished: Finished) -> tuple[dict[str, np.ndarray], int]:
+    def _frames(
+        self, row: int, window: int, finished: Finished
+    ) -> tuple[dict[str, np.ndarray], int]:
         """Features of a row from the parts, and its flags."""
         inputs, frames, flags = self.inputs, {}, 0
         if inputs.samples[row]:
-            found = [finished.get("audio", f"{row}.{piece}") for piece in range(self.plan.pieces[row])]
-            frames["audio"] = found[0][0] if len(found) == 1 else np.concatenate([x for x, _ in found])
+            found = [
+                finished.get("audio", f"{row}.{piece}") for piece in range(self.plan.pieces[row])
+            ]
+            frames["audio"] = (
+                found[0][0] if len(found) == 1 else np.concatenate([x for x, _ in found])
+            )
             for _, more in found:
                 flags |= more
-            flags |= BIT["chunked"] * (len(found) > 1) | BIT["short"] * (inputs.samples[row] < self.geometry.field)
+            flags |= BIT["chunked"] * (len(found) > 1) | BIT["short"] * (
+                inputs.samples[row] < self.geometry.field
+            )
         text = inputs.texts[row]
         if text:
             frames["text"], _ = finished.get("text", f"{self.plan.text_rows[window][text]}.0")
@@ -244,18 +338,27 @@ class Work:
 
 
 def check_sound(shard: Shard) -> None:
-    """Raise StoreError for a shard whose frames differ from their checksums, or in which a decoder ran out of time or was killed."""
+    """Raise StoreError for a shard whose frames differ from their checksums, or in which a decoder
+    ran out of time or was killed.
+    """
     for modality in shard.modalities:
         if next(shard.mismatches(modality), None) is not None:
             raise StoreError(f"{shard.path}: {modality} differs from its checksums")
     again = [stage for _, stage, _ in shard.meta["failures"] if stage in AGAIN]
     if again:
-        raise StoreError(f"{shard.path}: a decoder {'ran out of time' if again[0] == 'timeout' else 'was killed'}")
+        raise StoreError(
+            f"{shard.path}: a decoder "
+            f"{'ran out of time' if again[0] == 'timeout' else 'was killed'}"
+        )
 
 
-def existing(folder: Path, recipe_key: str, recorded: dict[str, str], sha256: Callable[[Path], str]) -> Iterator[tuple[Path, Shard | str]]:
-    """Shards of this recipe in the folder; for those that are not sound, the reason instead. `recorded` are the sha256 that a head file
-    knows by name."""
+def existing(
+    folder: Path, recipe_key: str, recorded: dict[str, str], sha256: Callable[[Path], str]
+) -> Iterator[tuple[Path, Shard | str]]:
+    """Shards of this recipe in the folder; for those that are not sound, the reason instead.
+
+    `recorded` are the sha256 that a head file knows by name.
+    """
     for path in sorted(folder.glob("shard-*.h5")) if folder.is_dir() else ():
         try:
             shard = Shard(path)

@@ -1,4 +1,7 @@
-"""A store as other tools' files, so that nobody is locked in. Each goes to a new place, and appears whole or not at all."""
+"""A store as other tools' files, so that nobody is locked in.
+
+Each goes to a new place, and appears whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,18 @@ from mer.pipeline.store.reader import FeatureStore
 from mer.pipeline.store.schema import COLUMNS, SPLITS
 
 MMSA_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
-MMSA_LIMIT = 16 << 30  # bytes of padded arrays, held in memory; MELD at frame rate would be over 100 GB
+# bytes of padded arrays, held in memory; MELD at frame rate would be over 100 GB
+MMSA_LIMIT = 16 << 30
 SAFE_NAME = r"[\w$+=@-][\w$+=@.-]{0,99}"  # an id that can name a file; others get a number
 GROUP_ROWS, GROUP_BYTES = 1024, 64 << 20  # one row group of the Parquet export
 
 
-def export(store: FeatureStore, to: str, out: str | os.PathLike, *, subset: str | None = None) -> int:
-    """Write the store, or its `subset` (a split, or a file with one id a line), as `to` at `out`; returns the number of utterances."""
+def export(
+    store: FeatureStore, to: str, out: str | os.PathLike, *, subset: str | None = None
+) -> int:
+    """Write the store, or its `subset` (a split, or a file with one id a line), as `to` at `out`;
+    returns the number of utterances.
+    """
     out = Path(out)
     if os.path.lexists(out):
         raise DataError(f"{out}: exists already; remove it or name another place")
@@ -52,13 +60,18 @@ def select(store: FeatureStore, subset: str | None) -> np.ndarray:
             raise DataError(f"{store.path}: no utterance has split '{subset}'")
         return rows
     if not Path(subset).is_file():
-        raise DataError(f"--subset {subset}: neither a split (train, dev, test) nor a file with one id a line")
+        raise DataError(
+            f"--subset {subset}: neither a split (train, dev, test) nor a file with one id a line"
+        )
     wanted = dict.fromkeys(Path(subset).read_text(encoding="utf-8-sig").splitlines())
     wanted.pop("", None)
     rows = np.array([i for i, id in enumerate(table["id"].to_pylist()) if id in wanted], np.int64)
     if len(rows) < len(wanted):
         unknown = wanted.keys() - set(table["id"].to_pylist())
-        raise DataError(f"{subset}: {len(unknown)} of {len(wanted)} ids are not in {store.path}, first '{min(unknown)}'")
+        raise DataError(
+            f"{subset}: {len(unknown)} of {len(wanted)} ids are not in {store.path}, first "
+            f"'{min(unknown)}'"
+        )
     return rows
 
 
@@ -67,22 +80,43 @@ def in_split(table: pa.Table, split: str) -> np.ndarray:
 
 
 def to_single(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
-    """One file that is a store by itself: a head with its one shard inside. Streams, whatever the size."""
+    """One file that is a store by itself: a head with its one shard inside.
+
+    Streams, whatever the size.
+    """
     table = store.table().take(rows)
     modalities = store.header.modalities
-    kinds = [{"name": m, "dim": info.dim, "dtype": info.dtype, "overflow": info.extra.get("overflow", 0)} for m, info in modalities.items()]
+    kinds = [
+        {"name": m, "dim": info.dim, "dtype": info.dtype, "overflow": info.extra.get("overflow", 0)}
+        for m, info in modalities.items()
+    ]
 
     def frames(m: str) -> Iterator[np.ndarray]:
-        return (store.features(m, row, "stored").astype(modalities[m].dtype, copy=False) for row in rows)
+        return (
+            store.features(m, row, "stored").astype(modalities[m].dtype, copy=False) for row in rows
+        )
 
     duration, flags = table["duration"].to_numpy(), store.flags[rows]
     attrs, data = shard.compose(
-        kinds, table["id"].to_pylist(), frames, duration=duration, flags=flags, meta={}, key=store.header.fingerprint
+        kinds,
+        table["id"].to_pylist(),
+        frames,
+        duration=duration,
+        flags=flags,
+        meta={},
+        key=store.header.fingerprint,
     )
-    columns = {"shard": np.zeros(len(rows)), "shard_row": np.arange(len(rows)), "duration": duration, "flags": flags}
+    columns = {
+        "shard": np.zeros(len(rows)),
+        "shard_row": np.arange(len(rows)),
+        "duration": duration,
+        "flags": flags,
+    }
     columns |= {f"n_{m}": table[f"n_{m}"].to_numpy() for m in modalities}
     record = head.ShardRecord(out, 0, "", attrs["identity"], head.EMBEDDED)
-    head_attrs, head_data = head.compose(store.header, table.select(COLUMNS.names), columns, [""], [record])
+    head_attrs, head_data = head.compose(
+        store.header, table.select(COLUMNS.names), columns, [""], [record]
+    )
     everything = head_data | {f"{head.EMBEDDED}/{name}": array for name, array in data.items()}
     arrays.write(out, attrs={"/": head_attrs, f"/{head.EMBEDDED}": attrs}, arrays=everything)
 
@@ -101,11 +135,16 @@ def to_npy(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
 
 
 def to_parquet(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
-    """One Parquet file: the table, and a column <modality>_features of T lists of D float32; the header is its metadata `mer`."""
+    """One Parquet file: the table, and a column <modality>_features of T lists of D float32; the
+    header is its metadata `mer`.
+    """
     modalities = store.header.modalities
     kinds = {m: pa.list_(pa.list_(pa.float32(), info.dim)) for m, info in modalities.items()}
     columns = [f for f in store.table().schema if f.name not in ("shard", "shard_row")]
-    schema = pa.schema([*columns, *(pa.field(f"{m}_features", kind) for m, kind in kinds.items())], {"mer": store.header.to_json()})
+    schema = pa.schema(
+        [*columns, *(pa.field(f"{m}_features", kind) for m, kind in kinds.items())],
+        {"mer": store.header.to_json()},
+    )
     steps = sum(store.lengths(m)[rows] * info.dim * 4 for m, info in modalities.items())
     with _file(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for start, stop in _pieces(steps):
@@ -114,26 +153,45 @@ def to_parquet(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
             data = [taken[f.name].combine_chunks() for f in columns]
             for m, kind in kinds.items():
                 packed, offsets = store.packed(m, part, dtype="float32")
-                items = pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), modalities[m].dim)
-                data.append(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items).cast(kind))
-            writer.write_table(pa.Table.from_arrays(data, schema=schema), row_group_size=max(1, len(part)))
+                items = pa.FixedSizeListArray.from_arrays(
+                    pa.array(packed.reshape(-1)), modalities[m].dim
+                )
+                data.append(
+                    pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items).cast(kind)
+                )
+            writer.write_table(
+                pa.Table.from_arrays(data, schema=schema), row_group_size=max(1, len(part))
+            )
 
 
 def to_mmsa(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
-    """A pickle as the MMSA tools read it: dict(train, valid, test), padded arrays, and true lengths for every modality."""
+    """A pickle as the MMSA tools read it: dict(train, valid, test), padded arrays, and true lengths
+    for every modality.
+    """
     table, header = store.table(), store.header
-    parts = {name: np.intersect1d(rows, in_split(table, split)) for split, name in MMSA_SPLITS.items()}
+    parts = {
+        name: np.intersect1d(rows, in_split(table, split)) for split, name in MMSA_SPLITS.items()
+    }
     without = len(rows) - sum(map(len, parts.values()))
     if without:
-        raise DataError(f"{store.path}: {without} utterances have no split; an MMSA pickle has train, valid and test")
+        raise DataError(
+            f"{store.path}: {without} utterances have no split; an MMSA pickle has train, valid "
+            "and test"
+        )
     longest = {m: max(1, int(store.lengths(m)[rows].max(initial=0))) for m in header.modalities}
     size = sum(len(rows) * longest[m] * info.dim * 4 for m, info in header.modalities.items())
     if size > MMSA_LIMIT:
-        raise DataError(f"{out}: padded to the longest utterance this is {size / 1e9:.0f} GB, too much for a pickle; use --subset or npy")
+        raise DataError(
+            f"{out}: padded to the longest utterance this is {size / 1e9:.0f} GB, too much for a "
+            "pickle; use --subset or npy"
+        )
     content: dict = {}
     for name, part in parts.items():
         taken = table.take(part)
-        entry: dict = {"id": taken["id"].to_pylist(), "raw_text": np.array([t or "" for t in taken["text"].to_pylist()], dtype=object)}
+        entry: dict = {
+            "id": taken["id"].to_pylist(),
+            "raw_text": np.array([t or "" for t in taken["text"].to_pylist()], dtype=object),
+        }
         for m, info in header.modalities.items():
             entry[m] = np.zeros((len(part), longest[m], info.dim), np.float32)
             for x, row in zip(entry[m], part, strict=True):
@@ -149,36 +207,61 @@ def _mmsa_labels(table: pa.Table, task: str, labels: Sequence[str]) -> dict:
     """annotations, classification_labels, regression_labels as MMSA names them."""
     n = len(table)
     if task == "regression":
-        y = np.array([np.nan if t is None else t[0] for t in table["targets"].to_pylist()], np.float32).reshape(n)
+        y = np.array(
+            [np.nan if t is None else t[0] for t in table["targets"].to_pylist()], np.float32
+        ).reshape(n)
         sign = np.where(np.isnan(y), -1, np.sign(np.nan_to_num(y)) + 1).astype(np.int64)
         names = ["Negative", "Neutral", "Positive", ""]
-        return {"regression_labels": y, "classification_labels": sign, "annotations": [names[s] for s in sign.tolist()]}
+        return {
+            "regression_labels": y,
+            "classification_labels": sign,
+            "annotations": [names[s] for s in sign.tolist()],
+        }
     if task == "multi":
         nothing = [np.nan] * len(labels)
-        y = np.array([nothing if t is None else t for t in table["targets"].to_pylist()], np.float32).reshape(n, len(labels))
-        return {"classification_labels": y, "annotations": [";".join(c for c, v in zip(labels, t, strict=True) if v > 0.5) for t in y]}
+        y = np.array(
+            [nothing if t is None else t for t in table["targets"].to_pylist()], np.float32
+        ).reshape(n, len(labels))
+        return {
+            "classification_labels": y,
+            "annotations": [
+                ";".join(c for c, v in zip(labels, t, strict=True) if v > 0.5) for t in y
+            ],
+        }
     given = table["label"].to_pylist()
     number = {name: i for i, name in enumerate(labels)} | {None: -1}
-    return {"classification_labels": np.array([number[g] for g in given], np.int64), "annotations": [g or "" for g in given]}
+    return {
+        "classification_labels": np.array([number[g] for g in given], np.int64),
+        "annotations": [g or "" for g in given],
+    }
 
 
 def to_kaldi(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
-    """A folder: <modality>.ark (binary float matrices) and <modality>.scp, index.csv and header.json."""
+    """A folder: <modality>.ark (binary float matrices) and <modality>.scp, index.csv and
+    header.json.
+    """
     ids = store.table()["id"].take(rows).to_pylist()
     bad = [id for id in ids if re.search(r"[\s\0]", id)]
     if bad:
-        raise DataError(f"{store.path}: {len(bad)} ids have white space, first {bad[0]!r}; Kaldi cannot name them, use --to npy or parquet")
+        raise DataError(
+            f"{store.path}: {len(bad)} ids have white space, first {bad[0]!r}; Kaldi cannot name "
+            "them, use --to npy or parquet"
+        )
     with _folder(out) as folder:
         write_index(store, rows, folder)
         for m in store.header.modalities:
-            with open(folder / f"{m}.ark", "wb") as ark, open(folder / f"{m}.scp", "w", encoding="utf-8") as scp:
+            with (
+                open(folder / f"{m}.ark", "wb") as ark,
+                open(folder / f"{m}.scp", "w", encoding="utf-8") as scp,
+            ):
                 for row, id in zip(rows, ids, strict=True):
                     x = store.features(m, row)
                     if not len(x):
                         continue
                     ark.write(id.encode() + b" ")
                     scp.write(f"{id} {out / f'{m}.ark'}:{ark.tell()}\n")
-                    # "\0B" binary, "FM " float matrix, then each dimension as (size of its integer, int32).
+                    # "\0B" binary, "FM " float matrix, then each dimension as (size of its integer,
+                    # int32).
                     ark.write(b"\0BFM " + struct.pack("<bibi", 4, x.shape[0], 4, x.shape[1]))
                     ark.write(x.astype("<f4", copy=False).tobytes())
 
@@ -189,21 +272,34 @@ EXPORTS: dict[str, Callable[[FeatureStore, np.ndarray, Path], None]] = {
 
 
 def write_index(store: FeatureStore, rows: np.ndarray, folder: Path) -> list[str]:
-    """index.csv and header.json; returns the name of each utterance's files. Lists are JSON; null and "" are both empty."""
+    """index.csv and header.json; returns the name of each utterance's files.
+
+    Lists are JSON; null and "" are both empty.
+    """
     table = store.table().take(rows).drop_columns(["shard", "shard_row"])
     taken: set[str] = set()
     names = []
     for n, id in enumerate(table["id"].to_pylist()):
         # A file system may fold case: what differs in case only counts as the same name.
-        names.append(id if re.fullmatch(SAFE_NAME, id, re.ASCII) and id.lower() not in taken else f"row.{n:07d}")
+        names.append(
+            id
+            if re.fullmatch(SAFE_NAME, id, re.ASCII) and id.lower() not in taken
+            else f"row.{n:07d}"
+        )
         taken.add(names[-1].lower())
     with open(folder / "index.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", *table.column_names])
         for name, row in zip(names, table.to_pylist(), strict=True):
-            cells = (json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in row.values())
+            cells = (
+                json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v
+                for v in row.values()
+            )
             writer.writerow([name, *("" if v is None else v for v in cells)])
-    header = replace(store.header, provenance={**store.header.provenance, "exported_from": store.header.fingerprint})
+    header = replace(
+        store.header,
+        provenance={**store.header.provenance, "exported_from": store.header.fingerprint},
+    )
     (folder / "header.json").write_text(header.to_json() + "\n", encoding="utf-8")
     return names
 

@@ -1,4 +1,6 @@
-"""One Parquet file: a row an utterance, features in list columns: of D numbers, or of T lists of D numbers."""
+"""One Parquet file: a row an utterance, features in list columns: of D numbers, or of T lists of D
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ def read(path: Path, options: Options) -> Foreign:
     try:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
-        wide = [f.name for f in schema if _numeric_list(f.type) and f.name not in ("targets", *options.columns.values())]
+        wide = [
+            f.name
+            for f in schema
+            if _numeric_list(f.type) and f.name not in ("targets", *options.columns.values())
+        ]
         names = find_columns(path, [f.name for f in schema if f.name not in wide], options)
         header = _header(schema)
         features = find_features(path, wide, options, header)
@@ -51,10 +57,19 @@ def read(path: Path, options: Options) -> Foreign:
     columns = {field: table[name].to_pylist() for field, name in names.items()}
     task, labels, rows = interpret(path, columns, options, header)
     return Foreign(
-        path=path, kind="parquet", dataset=options.dataset or (header.dataset if header else path.stem), task=task, labels=labels,
-        language=options.language or (header.language if header else "en"), rows=rows, dims=dims, frames=frames, header=header,
-        source={"sha256": sha256(path)}, notes=[account(names, features, task, schema.names)],
-    )  # fmt: skip
+        path=path,
+        kind="parquet",
+        dataset=options.dataset or (header.dataset if header else path.stem),
+        task=task,
+        labels=labels,
+        language=options.language or (header.language if header else "en"),
+        rows=rows,
+        dims=dims,
+        frames=frames,
+        header=header,
+        source={"sha256": sha256(path)},
+        notes=[account(names, features, task, schema.names)],
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -62,7 +77,9 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _header(schema: pa.Schema) -> Header | None:
-    """That of the store which was exported; None for any other file, also one with `mer` metadata of another kind (a manifest)."""
+    """That of the store which was exported; None for any other file, also one with `mer` metadata
+    of another kind (a manifest).
+    """
     raw = (schema.metadata or {}).get(b"mer")
     try:
         return Header.from_json(raw.decode()) if raw else None
@@ -71,7 +88,9 @@ def _header(schema: pa.Schema) -> Header | None:
 
 
 def _list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _numeric_list(kind: pa.DataType) -> bool:
@@ -99,5 +118,7 @@ def _piece(path: Path, modality: str, value: pa.ListScalar, dim: int) -> np.ndar
         return x.to_numpy(zero_copy_only=False)
     flat = x.flatten().to_numpy(zero_copy_only=False)
     if len(flat) != len(x) * dim:
-        raise DataError(f"{path}: {modality} has steps of unequal width; expected {dim} numbers in each")
+        raise DataError(
+            f"{path}: {modality} has steps of unequal width; expected {dim} numbers in each"
+        )
     return flat.reshape(len(x), dim)

@@ -1,9 +1,11 @@
 """Pickles as data: arrays, numbers, text, lists, tuples and dicts, and not one function called.
 
-A pickle is a program for a small stack machine that may call anything. This is that machine without the power to call: the few
-globals that NumPy arrays are made of are acted out here, every other one is refused by name before its arguments matter. Nothing
-is allocated on the word of the file: lengths are held against the bytes that are left, array shapes against their data, the
-number of objects against a limit. Opcodes: https://docs.python.org/3/library/pickletools.html, protocols 0 to 5.
+A pickle is a program for a small stack machine that may call anything. This is that machine without
+the power to call: the few globals that NumPy arrays are made of are acted out here, every other one
+is refused by name before its arguments matter. Nothing is allocated on the word of the file:
+lengths are held against the bytes that are left, array shapes against their data, the number of
+objects against a limit. Opcodes: https://docs.python.org/3/library/pickletools.html, protocols 0 to
+5.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class _Name(str):
 
 
 class _Pending:
-    """An array or dtype between its creation and its state. `slots` are the memo entries that must learn of the finished one."""
+    """An array or dtype between its creation and its state.
+
+    `slots` are the memo entries that must learn of the finished one.
+    """
 
     def __init__(self, build: Callable) -> None:
         self.build, self.slots = build, []
@@ -55,8 +60,19 @@ def load(path: str | os.PathLike):
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder, not a pickle") from None
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, struct.error, MemoryError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:200]})") from None
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        struct.error,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        raise DataError(
+            f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:200]})"
+        ) from None
 
 
 class _Machine:
@@ -78,15 +94,23 @@ class _Machine:
             if action is None:
                 raise self.refuse(f"opcode {name or code.hex()}")
             action()
-        raise DataError(f"{self.where}: more than {MAX_OBJECTS:,} objects; a pickle of arrays has far fewer")
+        raise DataError(
+            f"{self.where}: more than {MAX_OBJECTS:,} objects; a pickle of arrays has far fewer"
+        )
 
     def refuse(self, what: str) -> DataError:
-        return DataError(f"{self.where}: {what} is refused; only arrays, numbers, text, lists and dicts are read from a pickle")
+        return DataError(
+            f"{self.where}: {what} is refused; only arrays, numbers, text, lists and dicts are "
+            "read from a pickle"
+        )
 
     # reading, never more than there is
     def take(self, n: int) -> bytes:
         if n < 0 or n > self.left:
-            raise DataError(f"{self.where}: claims {n:,} bytes where {max(self.left, 0):,} are left; the file is truncated or hostile")
+            raise DataError(
+                f"{self.where}: claims {n:,} bytes where {max(self.left, 0):,} are left; the file "
+                "is truncated or hostile"
+            )
         data = self.file.read(n)
         self.left -= n
         if len(data) != n:
@@ -116,25 +140,62 @@ class _Machine:
         raise ValueError("no mark")
 
     # numbers, text, bytes
-    def op_NONE(self): self.push(None)
-    def op_NEWTRUE(self): self.push(True)
-    def op_NEWFALSE(self): self.push(False)
-    def op_BININT(self): self.push(self.number("i"))
-    def op_BININT1(self): self.push(self.number("B"))
-    def op_BININT2(self): self.push(self.number("H"))
-    def op_LONG1(self): self.push(int.from_bytes(self.take(self.number("B")), "little", signed=True))
-    def op_BINFLOAT(self): self.push(struct.unpack(">d", self.take(8))[0])
-    def op_FLOAT(self): self.push(float(self.line()[:MAX_DIGITS]))
-    def op_SHORT_BINUNICODE(self): self.push(self.text(self.number("B")))
-    def op_BINUNICODE(self): self.push(self.text(self.number("I")))
-    def op_BINUNICODE8(self): self.push(self.text(self.number("Q")))
-    def op_SHORT_BINBYTES(self): self.push(self.take(self.number("B")))
-    def op_BINBYTES(self): self.push(self.take(self.number("I")))
-    def op_BINBYTES8(self): self.push(self.take(self.number("Q")))
-    def op_BYTEARRAY8(self): self.push(self.take(self.number("Q")))
-    def op_SHORT_BINSTRING(self): self.push(self.take(self.number("B")))
-    def op_BINSTRING(self): self.push(self.take(self.number("i")))
-    def op_UNICODE(self): self.push(self.line().decode("raw-unicode-escape"))
+    def op_NONE(self):
+        self.push(None)
+
+    def op_NEWTRUE(self):
+        self.push(True)
+
+    def op_NEWFALSE(self):
+        self.push(False)
+
+    def op_BININT(self):
+        self.push(self.number("i"))
+
+    def op_BININT1(self):
+        self.push(self.number("B"))
+
+    def op_BININT2(self):
+        self.push(self.number("H"))
+
+    def op_LONG1(self):
+        self.push(int.from_bytes(self.take(self.number("B")), "little", signed=True))
+
+    def op_BINFLOAT(self):
+        self.push(struct.unpack(">d", self.take(8))[0])
+
+    def op_FLOAT(self):
+        self.push(float(self.line()[:MAX_DIGITS]))
+
+    def op_SHORT_BINUNICODE(self):
+        self.push(self.text(self.number("B")))
+
+    def op_BINUNICODE(self):
+        self.push(self.text(self.number("I")))
+
+    def op_BINUNICODE8(self):
+        self.push(self.text(self.number("Q")))
+
+    def op_SHORT_BINBYTES(self):
+        self.push(self.take(self.number("B")))
+
+    def op_BINBYTES(self):
+        self.push(self.take(self.number("I")))
+
+    def op_BINBYTES8(self):
+        self.push(self.take(self.number("Q")))
+
+    def op_BYTEARRAY8(self):
+        self.push(self.take(self.number("Q")))
+
+    def op_SHORT_BINSTRING(self):
+        self.push(self.take(self.number("B")))
+
+    def op_BINSTRING(self):
+        self.push(self.take(self.number("i")))
+
+    def op_UNICODE(self):
+        self.push(self.line().decode("raw-unicode-escape"))
 
     def text(self, n: int) -> str:
         return self.take(n).decode("utf-8", "surrogatepass")
@@ -145,25 +206,52 @@ class _Machine:
 
     def op_INT(self):
         line = self.line()
-        self.push({b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line[:MAX_DIGITS]))
+        self.push(
+            {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line[:MAX_DIGITS])
+        )
 
     def op_LONG(self):
         self.push(int(self.line().rstrip(b"L")[:MAX_DIGITS]))
 
     # containers
-    def op_MARK(self): self.push(MARK)
-    def op_POP(self): self.stack.pop()
-    def op_POP_MARK(self): self.marked()
-    def op_DUP(self): self.push(self.stack[-1])
-    def op_EMPTY_LIST(self): self.push([])
-    def op_EMPTY_DICT(self): self.push({})
-    def op_EMPTY_TUPLE(self): self.push(())
-    def op_LIST(self): self.push(self.marked())
-    def op_TUPLE(self): self.push(tuple(self.marked()))
-    def op_TUPLE1(self): self.push((self.stack.pop(),))
-    def op_TUPLE2(self): self.stack[-2:] = [tuple(self.stack[-2:])]
-    def op_TUPLE3(self): self.stack[-3:] = [tuple(self.stack[-3:])]
-    def op_DICT(self): self.push(self.pairs({}, self.marked()))
+    def op_MARK(self):
+        self.push(MARK)
+
+    def op_POP(self):
+        self.stack.pop()
+
+    def op_POP_MARK(self):
+        self.marked()
+
+    def op_DUP(self):
+        self.push(self.stack[-1])
+
+    def op_EMPTY_LIST(self):
+        self.push([])
+
+    def op_EMPTY_DICT(self):
+        self.push({})
+
+    def op_EMPTY_TUPLE(self):
+        self.push(())
+
+    def op_LIST(self):
+        self.push(self.marked())
+
+    def op_TUPLE(self):
+        self.push(tuple(self.marked()))
+
+    def op_TUPLE1(self):
+        self.push((self.stack.pop(),))
+
+    def op_TUPLE2(self):
+        self.stack[-2:] = [tuple(self.stack[-2:])]
+
+    def op_TUPLE3(self):
+        self.stack[-3:] = [tuple(self.stack[-3:])]
+
+    def op_DICT(self):
+        self.push(self.pairs({}, self.marked()))
 
     def op_APPEND(self):
         item = self.stack.pop()
@@ -196,13 +284,26 @@ class _Machine:
         return into
 
     # memo
-    def op_PUT(self): self.remember(int(self.line()[:20]))
-    def op_BINPUT(self): self.remember(self.number("B"))
-    def op_LONG_BINPUT(self): self.remember(self.number("I"))
-    def op_MEMOIZE(self): self.remember(len(self.memo))
-    def op_GET(self): self.push(self.memo[int(self.line()[:20])])
-    def op_BINGET(self): self.push(self.memo[self.number("B")])
-    def op_LONG_BINGET(self): self.push(self.memo[self.number("I")])
+    def op_PUT(self):
+        self.remember(int(self.line()[:20]))
+
+    def op_BINPUT(self):
+        self.remember(self.number("B"))
+
+    def op_LONG_BINPUT(self):
+        self.remember(self.number("I"))
+
+    def op_MEMOIZE(self):
+        self.remember(len(self.memo))
+
+    def op_GET(self):
+        self.push(self.memo[int(self.line()[:20])])
+
+    def op_BINGET(self):
+        self.push(self.memo[self.number("B")])
+
+    def op_LONG_BINGET(self):
+        self.push(self.memo[self.number("I")])
 
     def remember(self, slot: int) -> None:
         self.memo[slot] = value = self.stack[-1]
@@ -214,7 +315,8 @@ class _Machine:
         if self.number("B") > 5:
             raise ValueError("protocol above 5")
 
-    def op_FRAME(self): self.number("Q")  # only a hint for reading ahead
+    def op_FRAME(self):
+        self.number("Q")  # only a hint for reading ahead
 
     # globals: names, never objects
     def op_GLOBAL(self):
@@ -268,22 +370,31 @@ def _dtype(code: str, state: tuple) -> np.dtype:
     if any(part is not None for part in state[2:5]):
         raise ValueError("an array of records")
     order = state[1].decode() if isinstance(state[1], bytes) else state[1]
-    return np.dtype(code.rstrip("8") if code.startswith("O") else code).newbyteorder({"<": "<", ">": ">"}.get(order, "|"))
+    return np.dtype(code.rstrip("8") if code.startswith("O") else code).newbyteorder(
+        {"<": "<", ">": ">"}.get(order, "|")
+    )
 
 
 def _array(state: tuple) -> np.ndarray:
     """(version, shape, dtype, Fortran order, data): data must be exactly what the shape needs."""
     _, shape, dtype, fortran, data = state
-    if not isinstance(dtype, np.dtype) or not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+    if (
+        not isinstance(dtype, np.dtype)
+        or not isinstance(shape, tuple)
+        or not all(type(n) is int and n >= 0 for n in shape)
+    ):
         raise ValueError("an array without a proper shape and type")
     if dtype.kind == "O":
         if type(data) is not list or len(data) != prod(shape):
             raise ValueError(f"an array of shape {shape} without as many elements")
         flat = np.empty(len(data), object)
-        for i, value in enumerate(data):  # one by one: a list given whole would be spread over the elements
+        # one by one: a list given whole would be spread over the elements
+        for i, value in enumerate(data):
             flat[i] = value
     else:
         if not isinstance(data, bytes) or len(data) != prod(shape) * dtype.itemsize:
-            raise ValueError(f"an array of shape {shape} and {dtype} that comes with {len(data):,} bytes")
+            raise ValueError(
+                f"an array of shape {shape} and {dtype} that comes with {len(data):,} bytes"
+            )
         flat = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if fortran else "C")

@@ -24,17 +24,23 @@ class Options:
 
     dataset: str | None = None
     task: str | None = None  # single | multi | regression
-    labels: tuple[str, ...] = ()  # names of the classes; for labels given as numbers, in the order of the numbers
+    # names of the classes; for labels given as numbers, in the order of the numbers
+    labels: tuple[str, ...] = ()
     language: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)  # field -> name in the file (columns.FIELDS)
+    # field -> name in the file (columns.FIELDS)
+    columns: Mapping[str, str] = field(default_factory=dict)
     features: Mapping[str, str] = field(default_factory=dict)  # modality -> name in the file
     frame_rates: Mapping[str, float] = field(default_factory=dict)  # modality -> steps per second
-    dtype: str | None = None  # float16 | float32; by default as an exported store says, else float32
+    # float16 | float32; by default as an exported store says, else float32
+    dtype: str | None = None
 
 
 @dataclass
 class Foreign:
-    """A foreign file, read but not yet stored. `frames()` yields, row by row, {modality: (T, D), (D,) or None}."""
+    """A foreign file, read but not yet stored.
+
+    `frames()` yields, row by row, {modality: (T, D), (D,) or None}.
+    """
 
     path: Path
     kind: str
@@ -61,19 +67,28 @@ class Report:
     notes: list[str]
 
 
-def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, force: bool = False) -> tuple[FeatureStore, Report]:
-    """Write shards and head beside each other, as extraction does. NaN and infinite values become 0 and are counted."""
+def write_store(
+    foreign: Foreign, out: str | os.PathLike, options: Options, *, force: bool = False
+) -> tuple[FeatureStore, Report]:
+    """Write shards and head beside each other, as extraction does.
+
+    NaN and infinite values become 0 and are counted.
+    """
     out = Path(out)
     if os.path.lexists(out):
         if not force:
-            raise DataError(f"{out}: exists already; name another --out, or replace it with --force")
+            raise DataError(
+                f"{out}: exists already; name another --out, or replace it with --force"
+            )
         temporary_for(out)  # refuses a device
         out.unlink()  # first: a head over shards that are being replaced would be a lie
     if not foreign.rows:
         raise DataError(f"{foreign.path}: no utterances")
     kept = foreign.header.modalities if foreign.header else {}
     dtypes = {kept[m].dtype for m in foreign.dims if m in kept}
-    dtype = options.dtype or ("float16" if dtypes == {"float16"} and foreign.dims.keys() <= kept.keys() else "float32")
+    dtype = options.dtype or (
+        "float16" if dtypes == {"float16"} and foreign.dims.keys() <= kept.keys() else "float32"
+    )
     replaced, absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
     folder = out.parent / f"{out.name.removesuffix('.h5')}.shards"
     shards: list[Path] = []
@@ -82,7 +97,9 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
     while row is not None:
         shards.append(folder / f"shard-{len(shards):05d}.h5")
         held = 0
-        with ShardWriter(shards[-1], foreign.dims, dtype=dtype, meta={"imported": foreign.kind}) as writer:
+        with ShardWriter(
+            shards[-1], foreign.dims, dtype=dtype, meta={"imported": foreign.kind}
+        ) as writer:
             while row is not None and held < SHARD_BYTES:
                 features = {}
                 for m, x in next(pieces).items():
@@ -98,7 +115,11 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
     infos = {}
     for m, dim in foreign.dims.items():
         base = asdict(kept[m]) if m in kept else {"encoder": "imported"}
-        infos[m] = ModalityInfo(**base | {"dim": dim} | ({"frame_rate": options.frame_rates[m]} if m in options.frame_rates else {}))
+        infos[m] = ModalityInfo(
+            **base
+            | {"dim": dim}
+            | ({"frame_rate": options.frame_rates[m]} if m in options.frame_rates else {})
+        )
     provenance = {
         "imported": foreign.kind, "file": foreign.path.name, **foreign.source,
         "replaced_non_finite": replaced, "notes": foreign.notes,
@@ -106,9 +127,16 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
     if foreign.header:
         provenance["exported_from"] = foreign.header.fingerprint
     store = build_index(
-        out, shards, foreign.rows, dataset=foreign.dataset, task=foreign.task, labels=foreign.labels, modalities=infos,
-        language=foreign.language, provenance=provenance,
-    )  # fmt: skip
+        out,
+        shards,
+        foreign.rows,
+        dataset=foreign.dataset,
+        task=foreign.task,
+        labels=foreign.labels,
+        modalities=infos,
+        language=foreign.language,
+        provenance=provenance,
+    )
     splits = dict(Counter(row.get("split") or "" for row in foreign.rows))
     return store, Report(len(store), splits, replaced, absent, foreign.notes)
 

@@ -1,7 +1,8 @@
 """Decoding ahead of the encoder, in processes that may hang or crash without harm.
 
-Each worker is a bare interpreter that runs this module: it needs no `if __name__ == "__main__"` in the caller's script, shares no lock or
-thread with this process, and ends when this process does. A worker that does not answer in time is killed, and the clip counts as failed.
+Each worker is a bare interpreter that runs this module: it needs no `if __name__ == "__main__"` in
+the caller's script, shares no lock or thread with this process, and ends when this process does. A
+worker that does not answer in time is killed, and the clip counts as failed.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ import numpy as np
 
 from mer.pipeline.media import audio as media
 
-AGAIN = ("timeout", "killed")  # stages of failures that are tried again by the next run: the clip may not be to blame
-ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # statuses of a decoder that somebody ended: the kernel for lack of memory, …
+# stages of failures that are tried again by the next run: the clip may not be to blame
+AGAIN = ("timeout", "killed")
+# statuses of a decoder that somebody ended: the kernel for lack of memory, …
+ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`what`: probe (how many samples) or load (the waveform). `expected` are the bytes' (inode, size, mtime_ns); a file that no longer has
-    them changed while the run was going on."""
+    """`what`: probe (how many samples) or load (the waveform).
+
+    `expected` are the bytes' (inode, size, mtime_ns); a file that no longer has them changed while
+    the run was going on.
+    """
 
     what: str
     path: str
@@ -56,7 +62,9 @@ def decode(job: Job) -> Decoded:
     """Do one job. A file that cannot be decoded is a result, not an exception."""
     try:
         if job.expected is not None and identity(job.path) != job.expected:
-            return Decoded(stage="changed", reason=f"{job.path}: changed while it was being extracted")
+            return Decoded(
+                stage="changed", reason=f"{job.path}: changed while it was being extracted"
+            )
         if job.what == "probe":
             return Decoded(samples=media.probe(job.path, start=job.start, end=job.end).samples)
         clip = media.load(job.path, channel=job.channel, start=job.start, end=job.end)
@@ -72,8 +80,10 @@ def decode(job: Job) -> Decoded:
 
 
 def identity(path: str | Path) -> tuple[int, int, int]:
-    """(inode, size, mtime_ns): a file that keeps all three is taken for unchanged. Raises OSError, also for what is no regular file, since
-    reading a pipe may never end."""
+    """(inode, size, mtime_ns): a file that keeps all three is taken for unchanged.
+
+    Raises OSError, also for what is no regular file, since reading a pipe may never end.
+    """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -81,7 +91,10 @@ def identity(path: str | Path) -> tuple[int, int, int]:
 
 
 class Decoders:
-    """`workers` processes; 0 decodes in the calling thread. Context manager: leaving it ends them."""
+    """`workers` processes; 0 decodes in the calling thread.
+
+    Context manager: leaving it ends them.
+    """
 
     def __init__(self, workers: int, *, timeout: float = 120.0):
         self.workers, self.timeout = workers, timeout
@@ -105,7 +118,9 @@ class Decoders:
                 process.wait()
 
     def run(self, jobs: Iterable[Job], *, ahead: int = 64) -> Iterator[Decoded]:
-        """Results in the order of `jobs`, at most `ahead` of them decoded before they are asked for."""
+        """Results in the order of `jobs`, at most `ahead` of them decoded before they are asked
+        for.
+        """
         if self._pool is None:
             yield from map(decode, jobs)
             return
@@ -129,23 +144,34 @@ class Decoders:
                 if connection.poll(self.timeout):
                     return connection.recv()
                 self._drop()
-                return Decoded(stage="timeout", reason=f"{job.path}: the decoder did not answer within {self.timeout:g} s")
+                return Decoded(
+                    stage="timeout",
+                    reason=f"{job.path}: the decoder did not answer within {self.timeout:g} s",
+                )
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 code = self._drop()
                 if code not in ENDED:
-                    return Decoded(stage="decode", reason=f"{job.path}: the decoder crashed (status {code})")
+                    return Decoded(
+                        stage="decode", reason=f"{job.path}: the decoder crashed (status {code})"
+                    )
                 if self._closed:
                     break
-        return Decoded(stage="killed", reason=f"{job.path}: the decoder was killed (status {code}), perhaps for lack of memory")
+        return Decoded(
+            stage="killed",
+            reason=f"{job.path}: the decoder was killed (status {code}), perhaps for lack of "
+            "memory",
+        )
 
     def _connection(self) -> Connection:
         if getattr(self._local, "connection", None) is None:
             ours, theirs = Pipe()
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "mer.pipeline.media.workers", str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    [sys.executable, "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )  # fmt: skip
+                )
             self._local.connection, self._local.process = ours, process
             with self._lock:
                 self._running.append(process)
@@ -164,7 +190,8 @@ class Decoders:
 
 
 def _work(connection: Connection) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole group; the parent decides
+    # both may reach the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with connection:
         while True:
@@ -176,7 +203,8 @@ def _work(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    # Run as a script this module is `__main__`; the jobs name `mer.pipeline.media.workers`, so work with that one.
+    # Run as a script this module is `__main__`; the jobs name `mer.pipeline.media.workers`, so work
+    # with that one.
     from mer.pipeline.media import workers as module
 
     module._work(Connection(int(sys.argv[1])))

@@ -1,4 +1,7 @@
-"""Two small threads: one that prepares what is needed next, one that writes what is finished. Both bounded, both stop when told."""
+"""Two small threads: one that prepares what is needed next, one that writes what is finished.
+
+Both bounded, both stop when told.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,14 @@ END = object()
 POLL_SECONDS = 0.2
 
 
-def prefetch(source: Iterable, depth: int, *, until: Callable[[], bool] = lambda: False) -> Iterator:
-    """The items of `source`, up to `depth` of them computed ahead by a thread. Exceptions arrive where the items would. Ends early, within
-    `POLL_SECONDS`, when `until` becomes true."""
+def prefetch(
+    source: Iterable, depth: int, *, until: Callable[[], bool] = lambda: False
+) -> Iterator:
+    """The items of `source`, up to `depth` of them computed ahead by a thread.
+
+    Exceptions arrive where the items would. Ends early, within `POLL_SECONDS`, when `until` becomes
+    true.
+    """
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
@@ -58,7 +66,10 @@ def prefetch(source: Iterable, depth: int, *, until: Callable[[], bool] = lambda
 
 
 class Writer:
-    """Calls, in order, what it is given, in one thread; `depth` calls may wait. An exception is raised at the next `put` or at the end."""
+    """Calls, in order, what it is given, in one thread; `depth` calls may wait.
+
+    An exception is raised at the next `put` or at the end.
+    """
 
     def __init__(self, depth: int = 4):
         self._calls: queue.Queue = queue.Queue(depth)

@@ -1,5 +1,7 @@
-"""One run at a time at one output; the shares of `--shard i/n` together. A hold is an advisory lock on a file, so it ends with the process,
-however that ends."""
+"""One run at a time at one output; the shares of `--shard i/n` together.
+
+A hold is an advisory lock on a file, so it ends with the process, however that ends.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,11 @@ LATE_SECONDS = 90.0  # NFS clients keep what they know of a folder for up to 60 
 
 @contextmanager
 def hold(path: Path, *, shared: bool = False) -> Iterator[str | None]:
-    """Hold `path`, or raise DataError that says who does. Yields a line about a hold left behind by a run that was killed, if any. `shared`
-    holds go together with each other."""
+    """Hold `path`, or raise DataError that says who does.
+
+    Yields a line about a hold left behind by a run that was killed, if any. `shared` holds go
+    together with each other.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -28,12 +33,19 @@ def hold(path: Path, *, shared: bool = False) -> Iterator[str | None]:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder(descriptor)
-            raise DataError(f"{path.parent}: {holder} is writing there; wait for it, stop it, or choose another --out") from None
+            raise DataError(
+                f"{path.parent}: {holder} is writing there; wait for it, stop it, or choose "
+                "another --out"
+            ) from None
         if shared:
             yield None
             return
         left = _holder(descriptor) if os.fstat(descriptor).st_size else None
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        mine = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(mine).encode(), 0)
         try:
@@ -55,8 +67,9 @@ def held(path: Path) -> bool:
 
 
 class Ledger:
-    """A few words in the file of a lock, which whoever has the lock can rely on: network file systems keep a locked file coherent, where
-    names in a folder may be seen late."""
+    """A few words in the file of a lock, which whoever has the lock can rely on: network file
+    systems keep a locked file coherent, where names in a folder may be seen late.
+    """
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
@@ -75,7 +88,9 @@ class Ledger:
 
 @contextmanager
 def turn(path: Path) -> Iterator[Ledger]:
-    """Wait for the lock on `path`: for moments that the shares of a run take one after the other."""
+    """Wait for the lock on `path`: for moments that the shares of a run take one after
+    the other.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -85,8 +100,10 @@ def turn(path: Path) -> Iterator[Ledger]:
 
 
 def appear(paths: Sequence[Path]) -> list[Path]:
-    """Wait until files that have been published, perhaps by another machine, can be seen here, `LATE_SECONDS` at most: a network file
-    system may remember for a while that there was no such name. Reading the folder makes it look again. Returns those still unseen."""
+    """Wait until files that have been published, perhaps by another machine, can be seen here,
+    `LATE_SECONDS` at most: a network file system may remember for a while that there was no such
+    name. Reading the folder makes it look again. Returns those still unseen.
+    """
     deadline = time.monotonic() + LATE_SECONDS
     while (unseen := [path for path in paths if not path.exists()]) and time.monotonic() < deadline:
         for folder in {path.parent for path in unseen}:

@@ -1,4 +1,6 @@
-"""How far a long run is, on stderr: a bar on a terminal, one plain line every ten seconds elsewhere; at its end one line on both."""
+"""How far a long run is, on stderr: a bar on a terminal, one plain line every ten seconds
+elsewhere; at its end one line on both.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-Advance = Callable[..., None]  # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
+# (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
+Advance = Callable[..., None]
 
 
 @dataclass
@@ -30,10 +33,17 @@ class Count:
         """`done` of `total`, rate and time left."""
         seconds = time.monotonic() - self.started
         rate = self.fresh / seconds if seconds > 0 else 0.0
-        left = f", {clock((self.total - self.done) / rate)} left" if rate > 0 and self.total - self.done > 1e-6 * self.total else ""
+        left = (
+            f", {clock((self.total - self.done) / rate)} left"
+            if rate > 0 and self.total - self.done > 1e-6 * self.total
+            else ""
+        )
         if self.unit == "s":
             digits = 2 if self.total >= 3600 else 4
-            return f"{self.done / 3600:.{digits}f} of {self.total / 3600:.{digits}f} audio-hours, {rate:.1f} audio-hours an hour{left}"
+            return (
+                f"{self.done / 3600:.{digits}f} of {self.total / 3600:.{digits}f} audio-hours, "
+                f"{rate:.1f} audio-hours an hour{left}"
+            )
         return f"{self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f} a second{left}"
 
 

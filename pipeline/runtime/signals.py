@@ -9,8 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NOTICE = b"stopping: what is being computed is finished and written first; a second signal stops at once\n"
-ECHO_SECONDS = 1.0  # `timeout` and some launchers send a signal twice, to the process and to its group
+NOTICE = (
+    b"stopping: what is being computed is finished and written first; a second signal stops at "
+    b"once\n"
+)
+# `timeout` and some launchers send a signal twice, to the process and to its group
+ECHO_SECONDS = 1.0
 
 
 class Terminated(BaseException):
@@ -18,8 +22,12 @@ class Terminated(BaseException):
 
 
 class Stop:
-    """Whether a run was asked to end. What computes looks at `asked` between two batches and leaves what it has on disk; then `check` ends
-    the run. Signals set it only within `listening`, and only when `gentle`: otherwise they raise where they arrive."""
+    """Whether a run was asked to end.
+
+    What computes looks at `asked` between two batches and leaves what it has on disk; then `check`
+    ends the run. Signals set it only within `listening`, and only when `gentle`: otherwise they
+    raise where they arrive.
+    """
 
     def __init__(self, *, gentle: bool = False):
         self.asked = False
@@ -34,7 +42,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within, the first SIGINT or SIGTERM only sets `asked` and says so on stderr; the next raises."""
+        """Within, the first SIGINT or SIGTERM only sets `asked` and says so on stderr; the next
+        raises.
+        """
         if not self.gentle or threading.current_thread() is not threading.main_thread():
             yield
             return

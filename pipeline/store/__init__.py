@@ -1,7 +1,8 @@
-"""The contract between the stages: cached features, written once by extraction, import or anyone's script, read by training.
+"""The contract between the stages: cached features, written once by extraction, import or anyone's
+script, read by training.
 
-A store is a head file (index, header) and closed shards (contiguous arrays) beside it; docs/store.md has the format on one screen.
-Needs h5py, numpy and pyarrow only.
+A store is a head file (index, header) and closed shards (contiguous arrays) beside it;
+docs/store.md has the format on one screen. Needs h5py, numpy and pyarrow only.
 """
 
 from mer.pipeline.store.head import build_index
@@ -10,4 +11,14 @@ from mer.pipeline.store.schema import FORMAT_VERSION, Damage, Header, ModalityIn
 from mer.pipeline.store.shard import Shard, ShardWriter
 from mer.pipeline.store.verify import verify_shards
 
-__all__ = ["FORMAT_VERSION", "Damage", "FeatureStore", "Header", "ModalityInfo", "Shard", "ShardWriter", "build_index", "verify_shards"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Damage",
+    "FeatureStore",
+    "Header",
+    "ModalityInfo",
+    "Shard",
+    "ShardWriter",
+    "build_index",
+    "verify_shards",
+]

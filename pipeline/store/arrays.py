@@ -1,8 +1,10 @@
-"""One closed HDF5 file of contiguous arrays: written atomically, read without trusting a word of it.
+"""One closed HDF5 file of contiguous arrays: written atomically, read without trusting a word of
+it.
 
-HDF5 lays the file out (its metadata is a few kB and checksummed, libver v108); the arrays themselves are written to their
-places with plain file writes. So a full disk is a plain ENOSPC, bulk writing runs at disk speed, and the same arrays give the
-same bytes: no timestamps, no free space, no chunk index.
+HDF5 lays the file out (its metadata is a few kB and checksummed, libver v108); the arrays
+themselves are written to their places with plain file writes. So a full disk is a plain ENOSPC,
+bulk writing runs at disk speed, and the same arrays give the same bytes: no timestamps, no free
+space, no chunk index.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from h5py import h5d, h5g, h5p, h5s, h5t
 from mer.pipeline.errors import DataError, StoreError
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
-DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, IndexError)
+DAMAGE = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    IndexError,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ def write(
 ) -> None:
     """Publish `path` whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
-    `attrs` are per group ("/" is the file itself); `links` maps names to files, relative to the folder of `path`.
+    `attrs` are per group ("/" is the file itself); `links` maps names to files, relative to the
+    folder of `path`.
     """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,15 +74,22 @@ def write(
                     file.seek(places[name])
                 for part in parts:
                     if part.dtype != array.dtype:
-                        raise StoreError(f"{path}: {name} is {part.dtype}, laid out as {array.dtype}")
-                    written += file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8)) if part.size else 0
+                        raise StoreError(
+                            f"{path}: {name} is {part.dtype}, laid out as {array.dtype}"
+                        )
+                    written += (
+                        file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+                        if part.size
+                        else 0
+                    )
                 if written != expected:
                     raise StoreError(f"{path}: {name} has {written} bytes, laid out for {expected}")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # HDF5 keeps the errno of a failed write in its message only, and raises RuntimeError when it fails on closing.
+        # HDF5 keeps the errno of a failed write in its message only, and raises RuntimeError when
+        # it fails on closing.
         found = re.search(r"errno = (\d+)", str(error))
         number = int(found[1]) if found else getattr(error, "errno", None)
         if number is None:
@@ -82,12 +101,16 @@ def write(
 
 
 def temporary_for(path: Path) -> Path:
-    """Where this process may prepare `path`, file or folder; what dead writers of it left behind is removed. Raises DataError for a device
-    or pipe (/dev/null, /dev/stdout): a rename would put a file in its place."""
+    """Where this process may prepare `path`, file or folder; what dead writers of it left behind is
+    removed. Raises DataError for a device or pipe (/dev/null, /dev/stdout): a rename would put a
+    file in its place.
+    """
     if not path.name:  # "." or "/"
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DataError(f"{path}: a device or pipe, which cannot be replaced by a file; name another place")
+        raise DataError(
+            f"{path}: a device or pipe, which cannot be replaced by a file; name another place"
+        )
     for stale in path.parent.glob(f".{_escape(path.name)}.tmp-*"):
         if _alive(stale.name.rsplit("-", 1)[1]):
             continue
@@ -108,16 +131,21 @@ def sync_folder(folder: Path) -> None:
 
 
 REMEDY = {
-    "store": "if mer made it, its `mer extract` (or import) with --force makes it again, sound shards kept; if not, name another file",
+    "store": "if mer made it, its `mer extract` (or import) with --force makes it again, sound "
+    "shards "
+    "kept; if not, name another file",
     "shard": "run `mer verify --repair` on its store",
 }
 
 
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[h5py.File]:
-    """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes a StoreError."""
+    """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes
+    a StoreError.
+    """
     try:
-        # locking=False: readers on NFS and read-only mounts; a published file is never changed in place.
+        # locking=False: readers on NFS and read-only mounts; a published file is never changed in
+        # place.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except FileNotFoundError:
@@ -128,7 +156,10 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StoreError(f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; {REMEDY[what]}") from None
+        raise StoreError(
+            f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; "
+            f"{REMEDY[what]}"
+        ) from None
 
 
 def attribute(file: h5py.Group, name: str) -> str | int:
@@ -141,9 +172,16 @@ def attribute(file: h5py.Group, name: str) -> str | int:
 
 
 def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1) -> np.ndarray:
-    """A small array whole. Its claimed size is held against the file before anything is allocated."""
+    """A small array whole.
+
+    Its claimed size is held against the file before anything is allocated.
+    """
     dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.dtype(dtype) or dataset.ndim != ndim:
+    if (
+        not isinstance(dataset, h5py.Dataset)
+        or dataset.dtype != np.dtype(dtype)
+        or dataset.ndim != ndim
+    ):
         raise ValueError(f"{name} is not a {ndim}-d array of {np.dtype(dtype)}")
     if dataset.size and place(dataset) is None:
         raise ValueError(f"{name} is not stored in one piece")
@@ -151,8 +189,14 @@ def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1) -> np.ndarray:
 
 
 def place(dataset: h5py.Dataset) -> int | None:
-    """Byte offset of a contiguous, little-endian, wholly present array in its file; None when it cannot be memory-mapped."""
-    offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.is_virtual and dataset.external is None else None
+    """Byte offset of a contiguous, little-endian, wholly present array in its file; None when it
+    cannot be memory-mapped.
+    """
+    offset = (
+        dataset.id.get_offset()
+        if dataset.chunks is None and not dataset.is_virtual and dataset.external is None
+        else None
+    )
     size = prod(dataset.shape) * dataset.dtype.itemsize
     if offset is None or dataset.id.get_storage_size() != size or dataset.dtype.str.startswith(">"):
         return None
@@ -171,7 +215,9 @@ def digest(attrs: Mapping[str, str | int], arrays: Mapping[str, np.ndarray]) -> 
 
 
 def _lay_out(temporary: Path, attrs, arrays, links) -> dict[str, int]:
-    """Create the file with every array allocated and none written; returns the byte offset of each."""
+    """Create the file with every array allocated and none written; returns the byte
+    offset of each.
+    """
     timeless = h5p.create(h5p.GROUP_CREATE)
     timeless.set_obj_track_times(False)  # by default HDF5 writes the time of day into every group
     contiguous = h5p.create(h5p.DATASET_CREATE)
@@ -181,15 +227,28 @@ def _lay_out(temporary: Path, attrs, arrays, links) -> dict[str, int]:
     contiguous.set_obj_track_times(False)
     places = {}
     # Arrays of a page or more start on a page, so that maps of them are aligned.
-    with h5py.File(temporary, "w", libver=("v108", "v108"), locking=False, alignment_threshold=4096, alignment_interval=4096) as file:
-        for group in dict.fromkeys(str(p) for name in [*arrays, *links] for p in list(PurePosixPath(name).parents)[-2::-1]):
+    with h5py.File(
+        temporary,
+        "w",
+        libver=("v108", "v108"),
+        locking=False,
+        alignment_threshold=4096,
+        alignment_interval=4096,
+    ) as file:
+        for group in dict.fromkeys(
+            str(p) for name in [*arrays, *links] for p in list(PurePosixPath(name).parents)[-2::-1]
+        ):
             h5g.create(file.id, group.encode(), gcpl=timeless)
         for group, values in attrs.items():
             for name, value in values.items():
-                file[group].attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
+                file[group].attrs[name] = (
+                    np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
+                )
         for name, array in arrays.items():
             kind = h5t.py_create(np.dtype(array.dtype))
-            dataset = h5d.create(file.id, name.encode(), kind, h5s.create_simple(array.shape), contiguous)
+            dataset = h5d.create(
+                file.id, name.encode(), kind, h5s.create_simple(array.shape), contiguous
+            )
             places[name] = dataset.get_offset()
         for name, target in links.items():
             file.id.links.create_external(name.encode(), target.encode(), b"/")
@@ -201,7 +260,9 @@ def _escape(name: str) -> str:
 
 
 def _alive(pid: str) -> bool:
-    """Whether another process of that number is at work here; the temporary of a dead one is rubbish."""
+    """Whether another process of that number is at work here; the temporary of a dead one is
+    rubbish.
+    """
     if not pid.isdigit() or int(pid) == os.getpid():
         return False
     try:

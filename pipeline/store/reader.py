@@ -1,4 +1,6 @@
-"""Reading a store: by utterance, by batch, or a whole split at once; without a copy where the format allows."""
+"""Reading a store: by utterance, by batch, or a whole split at once; without a copy where the
+format allows.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,18 @@ from mer.pipeline.store.head import ShardRecord, read_head
 from mer.pipeline.store.schema import Header
 from mer.pipeline.store.shard import Shard
 
-OPEN_SHARDS = 4096  # mapped at a time: Linux allows a process 65,530 maps, and each shard has one a modality
+# mapped at a time: Linux allows a process 65,530 maps, and each shard has one a modality
+OPEN_SHARDS = 4096
 
 
 class FeatureStore:
-    """A head file and, once touched, its shards. Picklable; safe under fork, spawn and threads; reads from read-only mounts.
+    """A head file and, once touched, its shards.
 
-    Opening reads the head and looks at the size of every shard; a shard is opened, and held against what the head recorded of
-    it, when one of its rows is first read. Only `verify` reads whole shards. `check=False` opens a store whose shards may be
-    missing, to see what is wrong with it.
+    Picklable; safe under fork, spawn and threads; reads from read-only mounts.
+
+    Opening reads the head and looks at the size of every shard; a shard is opened, and held against
+    what the head recorded of it, when one of its rows is first read. Only `verify` reads whole
+    shards. `check=False` opens a store whose shards may be missing, to see what is wrong with it.
     """
 
     def __init__(self, path: str | os.PathLike, *, check: bool = True) -> None:
@@ -57,8 +62,9 @@ class FeatureStore:
         self._open = {}
 
     def table(self) -> pa.Table:
-        """A row an utterance: id, split, session, dialogue, speaker, position, label, targets, text, tags, duration,
-        n_<modality>..., shard, shard_row."""
+        """A row an utterance: id, split, session, dialogue, speaker, position, label, targets,
+        text, tags, duration, n_<modality>..., shard, shard_row.
+        """
         return self._table
 
     def lengths(self, modality: str) -> np.ndarray:
@@ -67,7 +73,9 @@ class FeatureStore:
         return self._lengths[modality]
 
     def features(self, modality: str, row: int, dtype: str | None = None) -> np.ndarray:
-        """(T, D) of one utterance: a float32 copy, or with dtype="stored" a read-only view of the file."""
+        """(T, D) of one utterance: a float32 copy, or with dtype="stored" a read-only view of the
+        file.
+        """
         self._known(modality)
         number, at = int(self._table_shard[operator.index(row)]), int(self._table_row[row])
         x = self.shard(number).frames(modality, at, at + 1)
@@ -76,20 +84,27 @@ class FeatureStore:
     def batch(
         self, modality: str, rows: Sequence[int], dtype: str | None = None, *, check: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Utterances end to end, in the order of `rows`: packed (sum T, D) float32 (dtype="stored": as stored), lengths (B,) int64.
-        `check` as in `packed`."""
+        """Utterances end to end, in the order of `rows`: packed (sum T, D) float32 (dtype="stored":
+        as stored), lengths (B,) int64. `check` as in `packed`.
+        """
         packed, offsets = self.packed(modality, rows, dtype=dtype or "float32", check=check)
         return packed, np.diff(offsets)
 
     def packed(
-        self, modality: str, rows: Sequence[int] | None = None, *, dtype: str = "stored", out: np.ndarray | None = None,
+        self,
+        modality: str,
+        rows: Sequence[int] | None = None,
+        *,
+        dtype: str = "stored",
+        out: np.ndarray | None = None,
         check: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Utterances end to end, in the order of `rows` (all by default): packed (sum T, D), offsets (B+1,) int64.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Utterances end to end, in the order of `rows` (all by default): packed (sum T, D),
+        offsets (B+1,) int64.
 
-        The result is the only large allocation; pass `out` (sum T, D) to fill an array of yours. Shards are read one after the
-        other, neighbours in one piece, whatever the order of `rows`. `check` holds what this object reads for the first time against
-        its checksums (StoreError).
+        The result is the only large allocation; pass `out` (sum T, D) to fill an array of yours.
+        Shards are read one after the other, neighbours in one piece, whatever the order of `rows`.
+        `check` holds what this object reads for the first time against its checksums (StoreError).
         """
         self._known(modality)
         rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
@@ -99,15 +114,22 @@ class FeatureStore:
         if out is None:
             out = np.empty(shape, info.dtype if dtype == "stored" else dtype)
         elif out.shape != shape:
-            raise DataError(f"packed({modality!r}): out has shape {out.shape}, the rows need {shape}")
+            raise DataError(
+                f"packed({modality!r}): out has shape {out.shape}, the rows need {shape}"
+            )
         if not len(rows):
             return out, offsets
         shard, at = self._table_shard[rows], self._table_row[rows]
         order = np.lexsort((at, shard))
-        # A run is a stretch of utterances that are neighbours both in their shard and in the result.
+        # A run is a stretch of utterances that are neighbours both in their shard and in the
+        # result.
         same = (np.diff(shard[order]) == 0) & (np.diff(at[order]) == 1) & (np.diff(order) == 1)
         starts = np.concatenate([[0], np.flatnonzero(~same) + 1, [len(order)]])
-        new = ~self._checked.setdefault(modality, np.zeros(len(self), bool))[rows] if check else np.zeros(len(rows), bool)
+        new = (
+            ~self._checked.setdefault(modality, np.zeros(len(self), bool))[rows]
+            if check
+            else np.zeros(len(rows), bool)
+        )
         for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             i, j = order[first], order[last - 1]
             source = self.shard(int(shard[i]))
@@ -129,22 +151,34 @@ class FeatureStore:
         return out
 
     def verify(self) -> None:
-        """Read every byte; raises StoreError that names the first damaged shard and how many there are."""
+        """Read every byte; raises StoreError that names the first damaged shard and how many there
+        are.
+        """
         from mer.pipeline.store.verify import verify_shards
 
         damaged = verify_shards(self)
         if damaged:
-            more = f" ({len(damaged)} of {len(self.shards)} shards are damaged)" if len(damaged) > 1 else ""
-            raise StoreError(f"{damaged[0].path}: {damaged[0].reason}{more}; run `mer verify --repair {self.path}`")
+            more = (
+                f" ({len(damaged)} of {len(self.shards)} shards are damaged)"
+                if len(damaged) > 1
+                else ""
+            )
+            raise StoreError(
+                f"{damaged[0].path}: {damaged[0].reason}{more}; run `mer verify --repair "
+                f"{self.path}`"
+            )
 
     def shard(self, number: int) -> Shard:
-        """The shard of that number, opened on first use in this process and checked against the head."""
+        """The shard of that number, opened on first use in this process and checked against the
+        head.
+        """
         if self._pid != os.getpid():
             self._open, self._pid = {}, os.getpid()
         shard = self._open.get(number)
         if shard is None:
             if len(self._open) >= OPEN_SHARDS:
-                self._open.pop(list(self._open)[0], None)  # the one opened first, unless another thread was faster
+                # the one opened first, unless another thread was faster
+                self._open.pop(list(self._open)[0], None)
             shard = self._open[number] = self._opened(number)
         return shard
 
@@ -153,21 +187,33 @@ class FeatureStore:
         check_file(record, self.path)
         shard = Shard(record.path, record.group)
         if shard.identity != record.identity:
-            raise StoreError(f"{record.path}: not the shard that {self.path.name} was built over; run `mer verify --repair {self.path}`")
+            raise StoreError(
+                f"{record.path}: not the shard that {self.path.name} was built over; run `mer "
+                f"verify --repair {self.path}`"
+            )
         return shard
 
     def _known(self, modality: str) -> None:
         if modality not in self.header.modalities:
-            raise DataError(f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}")
+            raise DataError(
+                f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}"
+            )
 
 
 def check_file(record: ShardRecord, store: Path) -> None:
-    """Raise StoreError unless the shard is there and of the recorded size (one inside the head file has none recorded)."""
+    """Raise StoreError unless the shard is there and of the recorded size (one inside the head file
+    has none recorded).
+    """
     if record.group != "/":
         return
     try:
         size = record.path.stat().st_size
     except FileNotFoundError:
-        raise StoreError(f"{record.path}: shard is missing; run `mer verify --repair {store}`") from None
+        raise StoreError(
+            f"{record.path}: shard is missing; run `mer verify --repair {store}`"
+        ) from None
     if size != record.bytes:
-        raise StoreError(f"{record.path}: shard has {size} bytes, {record.bytes} were written; run `mer verify --repair {store}`")
+        raise StoreError(
+            f"{record.path}: shard has {size} bytes, {record.bytes} were written; run `mer verify "
+            f"--repair {store}`"
+        )

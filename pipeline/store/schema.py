@@ -1,4 +1,6 @@
-"""What a store says: header, modalities, the columns of its table, and how each is kept as flat arrays."""
+"""What a store says: header, modalities, the columns of its table, and how each is kept as flat
+arrays.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ MODALITY = r"[a-z][a-z0-9_]{0,31}"
 RESERVED = {"ids", "crc32", "duration", "flags", "meta"}  # names a shard uses itself
 HALF_MAX = 65519.99  # the largest magnitude that still rounds to a finite float16 (65504)
 
-# The caller's columns of the table (their meaning is that of pipeline.manifest.SCHEMA); the store adds
-# duration, n_<modality>..., shard and shard_row.
+# The caller's columns of the table (their meaning is that of pipeline.manifest.SCHEMA); the store
+# adds duration, n_<modality>..., shard and shard_row.
 COLUMNS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -41,7 +43,10 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class ModalityInfo:
-    """One kind of features. `frame_rate` in steps per second; None for tokens and utterance-level vectors."""
+    """One kind of features.
+
+    `frame_rate` in steps per second; None for tokens and utterance-level vectors.
+    """
 
     dim: int
     frame_rate: float | None = None
@@ -49,7 +54,8 @@ class ModalityInfo:
     revision: str = ""
     layer: str = ""
     dtype: str = "float16"  # as stored: float32 also when a value of a shard did not fit float16
-    trained: bool = True  # False: a built-in or randomly initialised encoder; its features carry no knowledge
+    # False: a built-in or randomly initialised encoder; its features carry no knowledge
+    trained: bool = True
     extra: dict = field(default_factory=dict)
 
 
@@ -62,7 +68,8 @@ class Header:
     modalities: dict[str, ModalityInfo]
     fingerprint: str = ""  # key of the recipe; empty when the features were made elsewhere
     recipe: dict = field(default_factory=dict)
-    provenance: dict = field(default_factory=dict)  # may be volatile (times, host): lives here only, never in a shard
+    # may be volatile (times, host): lives here only, never in a shard
+    provenance: dict = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -85,8 +92,10 @@ class Damage:
 
 
 def canonical(value) -> str:
-    r"""JSON that is the same text for the same value (dict order is kept: the order of modalities means something). Half a surrogate pair,
-    which is how Python spells a byte of a file name that is no UTF-8, is escaped as JSON does, \udcXX, and comes back."""
+    r"""JSON that is the same text for the same value (dict order is kept: the order of modalities
+    means something). Half a surrogate pair, which is how Python spells a byte of a file name that
+    is no UTF-8, is escaped as JSON does, \udcXX, and comes back.
+    """
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -99,34 +108,46 @@ def blob(text: str) -> np.ndarray:
 
 
 def normalise(table: pa.Table | Sequence[Mapping]) -> pa.Table:
-    """The caller's rows with exactly the columns of COLUMNS; absent ones are null (split: "", tags: empty)."""
+    """The caller's rows with exactly the columns of COLUMNS; absent ones are null (split: "", tags:
+    empty).
+    """
     try:
         if not isinstance(table, pa.Table):
-            table = pa.table({f.name: pa.array([row.get(f.name) for row in table], f.type) for f in COLUMNS})
+            table = pa.table(
+                {f.name: pa.array([row.get(f.name) for row in table], f.type) for f in COLUMNS}
+            )
         if "id" not in table.column_names or table["id"].null_count:
             raise DataError("table: every row needs an 'id'")
         n, columns = len(table), []
         for f in COLUMNS:
-            column = table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(n, f.type)
+            column = (
+                table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(n, f.type)
+            )
             if f.name == "split":
                 column = pc.fill_null(column, "")
             elif f.name == "tags":
                 column = pc.if_else(pc.is_null(column), pa.scalar([], f.type), column)
-            columns.append(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+            columns.append(
+                column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            )
         return pa.Table.from_arrays(columns, schema=COLUMNS)
     except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
         raise DataError(f"table: {str(error).splitlines()[0]}") from None
 
 
 def pack_strings(values: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Strings -> (utf-8 bytes end to end, int64 offsets (n+1,)); the layout of the features, for text."""
+    """Strings -> (utf-8 bytes end to end, int64 offsets (n+1,)); the layout of the features, for
+    text.
+    """
     raw = [b"" if v is None else v.encode() for v in values]
     return np.frombuffer(b"".join(raw), np.uint8), _offsets([len(r) for r in raw])
 
 
 def unpack_strings(data: np.ndarray, offsets: np.ndarray) -> pa.Array:
     check_offsets(offsets, len(data))
-    array = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(data))
+    array = pa.LargeStringArray.from_buffers(
+        len(offsets) - 1, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(data)
+    )
     array.validate(full=True)
     return array.cast(pa.string())
 
@@ -138,7 +159,9 @@ def check_offsets(offsets: np.ndarray, total: int) -> None:
 
 
 def encode_column(name: str, column: pa.Array) -> dict[str, np.ndarray]:
-    """A column as flat arrays: NAME/x (+ NAME/offsets for strings and lists, + NAME/valid where null is possible)."""
+    """A column as flat arrays: NAME/x (+ NAME/offsets for strings and lists, + NAME/valid where
+    null is possible).
+    """
     kind = column.type
     out: dict[str, np.ndarray] = {}
     if pa.types.is_string(kind):
@@ -164,7 +187,11 @@ def decode_column(name: str, kind: pa.DataType, arrays: Mapping[str, np.ndarray]
     if pa.types.is_string(kind):
         column = unpack_strings(x, arrays[f"{name}/offsets"])
     elif pa.types.is_list(kind):
-        items = unpack_strings(x, arrays[f"{name}/item_offsets"]) if pa.types.is_string(kind.value_type) else pa.array(x)
+        items = (
+            unpack_strings(x, arrays[f"{name}/item_offsets"])
+            if pa.types.is_string(kind.value_type)
+            else pa.array(x)
+        )
         offsets = arrays[f"{name}/offsets"]
         check_offsets(offsets, len(items))
         column = pa.LargeListArray.from_arrays(pa.array(offsets), items).cast(kind)
@@ -184,7 +211,9 @@ def column_arrays(name: str) -> dict[str, str]:
         parts = {"x": "u1", "offsets": "<i8"}
     elif pa.types.is_list(field_.type):
         text = pa.types.is_string(field_.type.value_type)
-        parts = {"x": "u1" if text else "<f4", "offsets": "<i8"} | ({"item_offsets": "<i8"} if text else {})
+        parts = {"x": "u1" if text else "<f4", "offsets": "<i8"} | (
+            {"item_offsets": "<i8"} if text else {}
+        )
     else:
         parts = {"x": "<i4"}
     if field_.nullable:

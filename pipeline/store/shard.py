@@ -27,24 +27,36 @@ from mer.pipeline.store.schema import (
 )
 
 DTYPES = ("float16", "float32")
-LARGEST_RATIO = 1100  # deflate cannot expand further; a chunked array that claims more has chunks that were never written
+# deflate cannot expand further; a chunked array that claims more has chunks that were never written
+LARGEST_RATIO = 1100
 
 
 class ShardWriter:
-    """Collects utterances and publishes them as one shard on a clean exit; on an exception nothing appears.
+    """Collects utterances and publishes them as one shard on a clean exit; on an exception nothing
+    appears.
 
-    The same input gives the same bytes. Utterances are held in memory (as given, at most float32) until then: 64-256 MB is a
-    good shard. `overflow` counts, per modality, the values that did not fit float16: that modality of the shard is then float32.
+    The same input gives the same bytes. Utterances are held in memory (as given, at most float32)
+    until then: 64-256 MB is a good shard. `overflow` counts, per modality, the values that did not
+    fit float16: that modality of the shard is then float32.
     """
 
     def __init__(
-        self, path: str | Path, modalities: Mapping[str, int], *, dtype: str = "float16", meta: dict | None = None, key: str = ""
+        self,
+        path: str | Path,
+        modalities: Mapping[str, int],
+        *,
+        dtype: str = "float16",
+        meta: dict | None = None,
+        key: str = "",
     ) -> None:
         if dtype not in DTYPES:
             raise DataError(f"{path}: dtype '{dtype}' is not one of {', '.join(DTYPES)}")
         for name, dim in modalities.items():
             if not re.fullmatch(MODALITY, name) or name in RESERVED or name.startswith("n_"):
-                raise DataError(f"{path}: '{name}' cannot name a modality; use lower-case letters, digits and '_', e.g. audio")
+                raise DataError(
+                    f"{path}: '{name}' cannot name a modality; use lower-case letters, digits and "
+                    "'_', e.g. audio"
+                )
             if dim < 1:
                 raise DataError(f"{path}: modality {name} has dim {dim}")
         if not modalities:
@@ -63,8 +75,17 @@ class ShardWriter:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, id: str, features: Mapping[str, np.ndarray | None], *, duration: float = float("nan"), flags: int = 0) -> None:
-        """`features[m]` (T, D) or (D,), T = 0 or None when absent; `duration` in seconds; `flags` 32 bits of the caller's."""
+    def add(
+        self,
+        id: str,
+        features: Mapping[str, np.ndarray | None],
+        *,
+        duration: float = float("nan"),
+        flags: int = 0,
+    ) -> None:
+        """`features[m]` (T, D) or (D,), T = 0 or None when absent; `duration` in seconds; `flags`
+        32 bits of the caller's.
+        """
         if not id:
             raise DataError(f"{self.path}: empty id; every utterance needs one")
         try:
@@ -75,11 +96,19 @@ class ShardWriter:
             raise DataError(f"{self.path}: id '{id}' twice in one shard")
         unknown = features.keys() - self.modalities.keys()
         if unknown:
-            raise DataError(f"{self.path}: {id} has modality '{sorted(unknown)[0]}', the shard holds {', '.join(self.modalities)}")
+            raise DataError(
+                f"{self.path}: {id} has modality '{sorted(unknown)[0]}', the shard holds "
+                f"{', '.join(self.modalities)}"
+            )
         frames = {name: self._checked(id, name, features.get(name)) for name in self.modalities}
         for name, x in frames.items():
             self._frames[name].append(x)
-            if self.dtype == "float16" and x.dtype != np.float16 and x.size and largest(x) > HALF_MAX:
+            if (
+                self.dtype == "float16"
+                and x.dtype != np.float16
+                and x.size
+                and largest(x) > HALF_MAX
+            ):
                 self.overflow[name] += int((np.abs(x) > HALF_MAX).sum())
         self._ids[id] = len(self._ids)
         self._duration.append(duration)
@@ -95,22 +124,39 @@ class ShardWriter:
         if x.ndim != 2 or x.shape[1] != dim:
             raise DataError(f"{self.path}: {id}: {name} has shape {x.shape}, expected (T, {dim})")
         if x.dtype.kind not in "fiub":
-            raise DataError(f"{self.path}: {id}: {name} has dtype {x.dtype}, expected floating point")
+            raise DataError(
+                f"{self.path}: {id}: {name} has dtype {x.dtype}, expected floating point"
+            )
         with np.errstate(over="ignore"):
             x = np.array(x, np.float16 if x.dtype == np.float16 else np.float32, order="C")
         if not largest(x) < np.inf:
             bad = int((~np.isfinite(x)).sum())
-            raise DataError(f"{self.path}: {id}: {name} has {bad} values that are NaN or infinite; features must be finite")
+            raise DataError(
+                f"{self.path}: {id}: {name} has {bad} values that are NaN or infinite; features "
+                "must be finite"
+            )
         return x
 
     def close(self) -> None:
         """Publish the shard. Called by a clean exit of the context."""
-        dtypes = {m: "float32" if self.dtype == "float32" or self.overflow[m] else "float16" for m in self.modalities}
+        dtypes = {
+            m: "float32" if self.dtype == "float32" or self.overflow[m] else "float16"
+            for m in self.modalities
+        }
         for m, frames in self._frames.items():
             self._frames[m] = [x.astype(dtypes[m], copy=False) for x in frames]
-        kinds = [{"name": m, "dim": d, "dtype": dtypes[m], "overflow": self.overflow[m]} for m, d in self.modalities.items()]
+        kinds = [
+            {"name": m, "dim": d, "dtype": dtypes[m], "overflow": self.overflow[m]}
+            for m, d in self.modalities.items()
+        ]
         attrs, data = compose(
-            kinds, list(self._ids), self._frames.__getitem__, duration=self._duration, flags=self._flags, meta=self.meta, key=self.key
+            kinds,
+            list(self._ids),
+            self._frames.__getitem__,
+            duration=self._duration,
+            flags=self._flags,
+            meta=self.meta,
+            key=self.key,
         )
         arrays.write(self.path, attrs={"/": attrs}, arrays=data)
 
@@ -133,8 +179,11 @@ def compose(
     meta: dict,
     key: str,
 ) -> tuple[dict[str, str | int], dict[str, np.ndarray | arrays.Stream]]:
-    """Attributes and arrays of a shard. `frames(m)` yields the (T, D) of every id, in order; it is called twice a modality
-    (checksums, then writing), so that a shard larger than memory can be streamed."""
+    """Attributes and arrays of a shard.
+
+    `frames(m)` yields the (T, D) of every id, in order; it is called twice a modality (checksums,
+    then writing), so that a shard larger than memory can be streamed.
+    """
     data: dict[str, np.ndarray | arrays.Stream] = {}
     bulk: dict[str, np.ndarray | arrays.Stream] = {}
     data["ids/x"], data["ids/offsets"] = pack_strings(ids)
@@ -142,14 +191,22 @@ def compose(
     data["duration"], data["flags"] = np.asarray(duration, "<f8"), np.asarray(flags, "<u4")
     recorded = []
     for j, kind in enumerate(kinds):
-        m, lengths, pooled = kind["name"], np.zeros(len(ids), "<i8"), np.zeros((len(ids), kind["dim"]), "<f4")
+        m, lengths, pooled = (
+            kind["name"],
+            np.zeros(len(ids), "<i8"),
+            np.zeros((len(ids), kind["dim"]), "<f4"),
+        )
         for i, x in enumerate(frames(m)):
             lengths[i], data["crc32"][i, j] = len(x), checksum(x)
             if len(x):
                 pooled[i] = x.mean(axis=0, dtype=np.float64)
         data[f"{m}/offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
         bulk[f"{m}/pooled"] = pooled
-        bulk[f"{m}/x"] = arrays.Stream(np.dtype(kind["dtype"]).newbyteorder("<").str, (int(lengths.sum()), kind["dim"]), frames(m))
+        bulk[f"{m}/x"] = arrays.Stream(
+            np.dtype(kind["dtype"]).newbyteorder("<").str,
+            (int(lengths.sum()), kind["dim"]),
+            frames(m),
+        )
         recorded.append({**kind, "pooled_crc32": checksum(pooled)})
     data["meta"] = blob(canonical({"modalities": recorded, "meta": meta}))
     attrs = {"format": SHARD_FORMAT, "version": FORMAT_VERSION, "key": key}
@@ -157,8 +214,10 @@ def compose(
 
 
 def largest(x: np.ndarray) -> float:
-    """Largest magnitude in `x`, NaN or infinity if there is one. Halves are compared by their bits, for which every machine has
-    instructions."""
+    """Largest magnitude in `x`, NaN or infinity if there is one.
+
+    Halves are compared by their bits, for which every machine has instructions.
+    """
     if x.dtype == np.float16:
         return float(np.array((x.view(np.uint16) & 0x7FFF).max()).view(np.float16))
     return float(max(x.max(), -x.min()))
@@ -169,7 +228,9 @@ def checksum(x: np.ndarray) -> int:
 
 
 class Shard:
-    """A published shard, open for reading. Everything small is read and checked here; frames are mapped, not read.
+    """A published shard, open for reading.
+
+    Everything small is read and checked here; frames are mapped, not read.
 
     `group` is where in the file it lies: a store of a single file holds its one shard in a group.
     """
@@ -184,7 +245,10 @@ class Shard:
             file = root[group]
             check_format(file, self.path, SHARD_FORMAT, "shard")
             attrs = {name: arrays.attribute(file, name) for name in ("format", "version", "key")}
-            data = {name: arrays.read(file, name, dtype) for name, dtype in (("ids/x", "u1"), ("ids/offsets", "<i8"), ("meta", "u1"))}
+            data = {
+                name: arrays.read(file, name, dtype)
+                for name, dtype in (("ids/x", "u1"), ("ids/offsets", "<i8"), ("meta", "u1"))
+            }
             meta = json.loads(data["meta"].tobytes())
             self.modalities: dict[str, dict] = {kind["name"]: kind for kind in meta["modalities"]}
             data["crc32"] = self.crc32 = arrays.read(file, "crc32", "<u4", 2)  # (n, modalities)
@@ -192,7 +256,9 @@ class Shard:
             data["flags"] = self.flags = arrays.read(file, "flags", "<u4")
             self.offsets: dict[str, np.ndarray] = {}
             for name in self.modalities:
-                data[f"{name}/offsets"] = self.offsets[name] = arrays.read(file, f"{name}/offsets", "<i8")
+                data[f"{name}/offsets"] = self.offsets[name] = arrays.read(
+                    file, f"{name}/offsets", "<i8"
+                )
             self.identity = arrays.attribute(file, "identity")
             if self.identity != arrays.digest(attrs, data):
                 raise ValueError("its index does not match its own checksum")
@@ -208,7 +274,9 @@ class Shard:
         return len(self.ids)
 
     def frames(self, modality: str, start: int, stop: int) -> np.ndarray:
-        """Frames of the consecutive utterances [start, stop): (sum T, D) in the stored dtype, read-only, without a copy if mapped."""
+        """Frames of the consecutive utterances [start, stop): (sum T, D) in the stored dtype,
+        read-only, without a copy if mapped.
+        """
         offsets = self.offsets[modality]
         first, last = int(offsets[start]), int(offsets[stop])
         mapped = self._mapped.get(modality)
@@ -222,11 +290,17 @@ class Shard:
             if last > first:
                 self._file[self._group][f"{modality}/x"].read_direct(x, np.s_[first:last])
         except arrays.DAMAGE as error:
-            raise StoreError(f"{self.path}: {modality} cannot be read ({str(error).splitlines()[0]})") from None
-        # A chunk that was never written reads as zeros without an error, so what is not mapped is held against its checksum.
+            raise StoreError(
+                f"{self.path}: {modality} cannot be read ({str(error).splitlines()[0]})"
+            ) from None
+        # A chunk that was never written reads as zeros without an error, so what is not mapped is
+        # held against its checksum.
         bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
-            raise StoreError(f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run `mer verify --repair`")
+            raise StoreError(
+                f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run "
+                "`mer verify --repair`"
+            )
         x.setflags(write=False)
         return x
 
@@ -240,24 +314,34 @@ class Shard:
             return pooled
 
     def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, store: Path) -> None:
-        """Raise StoreError unless `x`, the frames of the utterances [start, stop), match their checksums; `store` is for the message."""
+        """Raise StoreError unless `x`, the frames of the utterances [start, stop), match their
+        checksums; `store` is for the message.
+        """
         bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
             raise StoreError(
-                f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run `mer verify --repair {store}`"
+                f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run "
+                f"`mer verify --repair {store}`"
             )
 
     def mismatches(self, modality: str) -> Iterator[int]:
         """Rows whose frames do not match their crc32; reads the shard in pieces of bounded size."""
-        offsets, limit = self.offsets[modality], max(1, (16 << 20) // (4 * self.modalities[modality]["dim"]))
+        offsets, limit = (
+            self.offsets[modality],
+            max(1, (16 << 20) // (4 * self.modalities[modality]["dim"])),
+        )
         start = 0
         while start < len(self):
-            stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + limit, side="right")) - 1)
+            stop = max(
+                start + 1, int(np.searchsorted(offsets, offsets[start] + limit, side="right")) - 1
+            )
             yield from self.differing(modality, self.frames(modality, start, stop), start, stop)
             start = stop
 
     def differing(self, modality: str, x: np.ndarray, start: int, stop: int) -> Iterator[int]:
-        """Rows whose crc32 is not that of their frames in `x`, which are those of the utterances [start, stop)."""
+        """Rows whose crc32 is not that of their frames in `x`, which are those of the utterances
+        [start, stop).
+        """
         offsets, crc = self.offsets[modality], self.crc32[:, list(self.modalities).index(modality)]
         for i in range(start, stop):
             part = x[offsets[i] - offsets[start] : offsets[i + 1] - offsets[start]]
@@ -265,12 +349,23 @@ class Shard:
                 yield i
 
     def _map(self, file: h5py.File, name: str, kind: dict) -> None:
-        """Map the frames where they lie; otherwise leave them to h5py, if what they claim to be can be true."""
+        """Map the frames where they lie; otherwise leave them to h5py, if what they claim to be can
+        be true.
+        """
         x = file[f"{name}/x"]
-        if x.ndim != 2 or x.shape[1] != kind["dim"] or x.dtype.name != kind["dtype"] or kind["dtype"] not in DTYPES:
-            raise ValueError(f"{name}/x is {x.shape} {x.dtype}, recorded as (T, {kind['dim']}) {kind['dtype']}")
+        if (
+            x.ndim != 2
+            or x.shape[1] != kind["dim"]
+            or x.dtype.name != kind["dtype"]
+            or kind["dtype"] not in DTYPES
+        ):
+            raise ValueError(
+                f"{name}/x is {x.shape} {x.dtype}, recorded as (T, {kind['dim']}) {kind['dtype']}"
+            )
         if len(self.offsets[name]) != len(self.ids) + 1:
-            raise ValueError(f"{name} has {len(self.offsets[name]) - 1} utterances of {len(self.ids)}")
+            raise ValueError(
+                f"{name} has {len(self.offsets[name]) - 1} utterances of {len(self.ids)}"
+            )
         check_offsets(self.offsets[name], x.shape[0])
         if x.size == 0:
             self._mapped[name] = np.empty(x.shape, x.dtype)
@@ -289,7 +384,12 @@ def check_format(file: h5py.Group, path: Path, expected: str, what: str) -> None
     if found == SHARD_FORMAT != expected:
         raise StoreError(f"{path}: this is a shard; open the head file that names it")
     if found != expected:
-        raise StoreError(f"{path}: HDF5, but not a mer {what}; features made elsewhere come in with `mer import`")
+        raise StoreError(
+            f"{path}: HDF5, but not a mer {what}; features made elsewhere come in with `mer import`"
+        )
     version = arrays.attribute(file, "version")
     if version != FORMAT_VERSION:
-        raise StoreVersionError(f"{path}: {what} of format version {version}, this mer reads {FORMAT_VERSION}; use a mer that fits")
+        raise StoreVersionError(
+            f"{path}: {what} of format version {version}, this mer reads {FORMAT_VERSION}; use a "
+            "mer that fits"
+        )

@@ -14,7 +14,10 @@ from mer.pipeline.store.schema import Damage
 
 
 def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
-    """The damaged shards and why; empty when every byte is as written. Raises when the head file itself is unusable."""
+    """The damaged shards and why; empty when every byte is as written.
+
+    Raises when the head file itself is unusable.
+    """
     if not isinstance(store, FeatureStore):
         store = FeatureStore(Path(store), check=False)
     found = []
@@ -32,13 +35,17 @@ def _check(store: FeatureStore, number: int) -> str | None:
         bad = {m: list(shard.mismatches(m)) for m in shard.modalities}
         for m in shard.modalities:
             shard.pooled(m)
-        whole = not record.sha256 or sha256(record.path) == record.sha256  # a file cannot hold its own sha256
+        # a file cannot hold its own sha256
+        whole = not record.sha256 or sha256(record.path) == record.sha256
     except (MerError, OSError) as error:
         return str(error).removeprefix(f"{record.path}: ").split("; run `mer")[0]
     rows = sorted({row for rows in bad.values() for row in rows})
     if rows:
         names = ", ".join(m for m in bad if bad[m])
-        return f"{len(rows)} of {len(shard)} utterances differ from their checksums ({names}; first '{shard.ids[rows[0]]}')"
+        return (
+            f"{len(rows)} of {len(shard)} utterances differ from their checksums ({names}; first "
+            f"'{shard.ids[rows[0]]}')"
+        )
     if not whole:
         return "its bytes differ from the recorded sha256"
     here = np.flatnonzero(store.table()["shard"].to_numpy() == number)

@@ -1,4 +1,6 @@
-"""A measuring process that may die or hang: a kernel that faults takes its process, and that process's use of the GPU, with it."""
+"""A measuring process that may die or hang: a kernel that faults takes its process, and that
+process's use of the GPU, with it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-SILENCE = 120  # seconds without a sign of life after which the child is given up: one peer's compilation and first steps
+# seconds without a sign of life after which the child is given up: one peer's compilation and first
+# steps
+SILENCE = 120
 NOBODY = ("start", "reference")  # places that are no peer's, so that there is nobody to leave out
 
 
@@ -39,8 +43,11 @@ def serve(pipe, measure: Callable) -> None:
 
 
 class Child:
-    """`measure` in a process that may die or hang. A peer that hung, or ended it twice, is left out of all that follows: each costs a
-    new process and the size measured again. Ours is tried at every size, unless it hung."""
+    """`measure` in a process that may die or hang.
+
+    A peer that hung, or ended it twice, is left out of all that follows: each costs a new process
+    and the size measured again. Ours is tried at every size, unless it hung.
+    """
 
     def __init__(self, measure: Callable, silence: float = SILENCE):
         self.measure, self.silence = measure, silence
@@ -48,18 +55,25 @@ class Child:
         self.deaths: Counter[str] = Counter()
         self.gone: dict[str, str] = {}
 
-    def __call__(self, workload: str, rows: int, d: int, device: torch.device, dtype: torch.dtype, **settings) -> list[dict]:
+    def __call__(
+        self, workload: str, rows: int, d: int, device: torch.device, dtype: torch.dtype, **settings
+    ) -> list[dict]:
         key = {"workload": workload, "B": rows, "D": d, "dtype": str(dtype)[6:]}
         lost = dict(self.gone)
         while True:
-            peer, value = self.ask((workload, rows, d, device, dtype), settings | {"left_out": tuple(lost)})
+            peer, value = self.ask(
+                (workload, rows, d, device, dtype), settings | {"left_out": tuple(lost)}
+            )
             if peer:
                 again = peer not in lost and peer not in NOBODY
                 lost[peer] = value
                 if again:
                     continue
             measured = [] if peer else value
-            return measured + [key | {"peer": name, "what": "failed", "failure": reason} for name, reason in lost.items()]
+            return measured + [
+                key | {"peer": name, "what": "failed", "failure": reason}
+                for name, reason in lost.items()
+            ]
 
     def ask(self, args: tuple, settings: dict) -> tuple[str, object]:
         """("", rows), or (the peer it was at, what happened)."""
@@ -84,7 +98,9 @@ class Child:
             reason = "its process died"
         self.close()
         hung = not reason
-        reason = reason or f"no sign of life for {self.silence:g} s at {args[0]} {args[1]}x{args[2]}"
+        reason = (
+            reason or f"no sign of life for {self.silence:g} s at {args[0]} {args[1]}x{args[2]}"
+        )
         self.deaths[peer] += 1
         if peer not in NOBODY and (hung or self.deaths[peer] > 1 and not peer.startswith("mer")):
             self.gone[peer] = reason

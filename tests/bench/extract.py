@@ -1,9 +1,11 @@
-"""Extraction against the loop that the field uses: one clip at a time through the same encoder, with all cores on each operation or one,
-whichever is faster (small operations lose more by sharing than they gain).
+"""Extraction against the loop that the field uses: one clip at a time through the same encoder,
+with all cores on each operation or one, whichever is faster (small operations lose more by sharing
+than they gain).
 
-Both sides read the same wav files and use the same weights (random: speed does not depend on them) in the same process, in turns; the best
-of the rounds counts. The loop keeps its features in memory; ours also writes and fsyncs them. Loading is in neither.
-Lengths are spread over MELD's quantiles (tests/extract/meld_quantiles.json), those of transcripts as in `sentences`.
+Both sides read the same wav files and use the same weights (random: speed does not depend on them)
+in the same process, in turns; the best of the rounds counts. The loop keeps its features in memory;
+ours also writes and fsyncs them. Loading is in neither. Lengths are spread over MELD's quantiles
+(tests/extract/meld_quantiles.json), those of transcripts as in `sentences`.
 """
 
 from __future__ import annotations
@@ -20,24 +22,42 @@ import numpy as np
 import soundfile
 import torch
 
-from mer.pipeline.extraction.budget import FIXED
-from mer.pipeline.media.workers import Decoders, Job
 from mer.pipeline.encoders.audio import AudioEncoder
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.extraction.budget import FIXED
 from mer.pipeline.extraction.parts import Source, Tally, audio_inputs, run_parts, text_inputs
 from mer.pipeline.extraction.plan import Item, Settings, make_parts
+from mer.pipeline.media.workers import Decoders, Job
+
 from tests.bench.machine import save
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES
 
 RATE = 16_000
 AUDIO = {  # facebook/wav2vec2-base and -large-lv60, and the built-in one
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "conv_dim": [512] * 7,
-             "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16, "norm": "group"},
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "conv_dim": [512] * 7,
-              "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16, "norm": "layer", "conv_bias": True},
-}  # fmt: skip
+    "base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "conv_dim": [512] * 7,
+        "num_conv_pos_embeddings": 128,
+        "num_conv_pos_embedding_groups": 16,
+        "norm": "group",
+    },
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "conv_dim": [512] * 7,
+        "num_conv_pos_embeddings": 128,
+        "num_conv_pos_embedding_groups": 16,
+        "norm": "layer",
+        "conv_bias": True,
+    },
+}
 TEXT = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
 
 
@@ -49,13 +69,17 @@ def clips(folder: Path, count: int) -> list[Path]:
     for i, q in enumerate(random.permutation((np.arange(count) + 0.5) / count)):
         n = round(float(np.interp(q, np.linspace(0, 1, len(table)), table)) * RATE)
         paths.append(folder / f"{i:05}.wav")
-        soundfile.write(paths[-1], (random.standard_normal(max(n, 400)) * 0.1).astype(np.float32), RATE)
+        soundfile.write(
+            paths[-1], (random.standard_normal(max(n, 400)) * 0.1).astype(np.float32), RATE
+        )
     return paths
 
 
 def sentences(count: int, vocabulary: int) -> list[np.ndarray]:
-    """Random tokens between those of beginning and end, 3 to 92 of them, 13 on average, half at most 11: as words, marks and both ends are
-    spread over MELD's transcripts, of which a sub-word tokenizer makes hardly more."""
+    """Random tokens between those of beginning and end, 3 to 92 of them, 13 on average, half at
+    most 11: as words, marks and both ends are spread over MELD's transcripts, of which a sub-word
+    tokenizer makes hardly more.
+    """
     random = np.random.default_rng(1)
     lengths = np.clip(3 + random.gamma(1.3, 7.9, count), 3, 92).astype(int)
     return [np.array([0, *random.integers(4, vocabulary, n - 2), 2]) for n in lengths]
@@ -63,7 +87,9 @@ def sentences(count: int, vocabulary: int) -> list[np.ndarray]:
 
 def audio_encoder(size: str, folder: Path, precision: str) -> AudioEncoder:
     if size == "tiny":
-        return AudioEncoder(resolve("audio", "builtin:tiny-wav2vec2"), device="cpu", precision=precision)
+        return AudioEncoder(
+            resolve("audio", "builtin:tiny-wav2vec2"), device="cpu", precision=precision
+        )
     if not folder.exists():
         settings = dict(AUDIO[size])
         checkpoints.audio(folder, norm=settings.pop("norm"), **settings)
@@ -72,16 +98,26 @@ def audio_encoder(size: str, folder: Path, precision: str) -> AudioEncoder:
 
 def text_encoder(size: str, folder: Path, precision: str) -> TextEncoder:
     if size == "tiny":
-        return TextEncoder(resolve("text", "builtin:tiny-roberta"), device="cpu", precision=precision)
+        return TextEncoder(
+            resolve("text", "builtin:tiny-roberta"), device="cpu", precision=precision
+        )
     if not folder.exists():
         hidden, layers, heads, inner = TEXT[size]
-        checkpoints.text(folder, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=inner,
-                         max_position_embeddings=514)  # fmt: skip
+        checkpoints.text(
+            folder,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=inner,
+            max_position_embeddings=514,
+        )
     return TextEncoder(resolve("text", str(folder)), device="cpu", precision=precision)
 
 
 def bf16() -> bool:
-    """Whether the processor computes in it; elsewhere it is emulated, many times slower, and nobody would ask for it."""
+    """Whether the processor computes in it; elsewhere it is emulated, many times slower, and nobody
+    would ask for it.
+    """
     return bool({"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
 
 
@@ -102,13 +138,27 @@ def audio_sides(encoder: AudioEncoder, paths: list[Path], budget: float, threads
             for path in paths:
                 waveform = encoder.prepare(soundfile.read(path, dtype="float32")[0])
                 encoder._state.lengths = None
-                kept.append(encoder.model(torch.from_numpy(waveform)[None]).last_hidden_state[0].numpy())
+                kept.append(
+                    encoder.model(torch.from_numpy(waveform)[None]).last_hidden_state[0].numpy()
+                )
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder, Decoders(1 if threads > 1 else 0) as decoders:
-            inputs = audio_inputs(encoder, decoders, lambda row: Job("load", str(paths[row]), "auto", None, None), lengths)
-            run_parts(parts, {"audio": Source(encoder, inputs)}, Path(folder), dtype="float16", threads=threads, tally=Tally(),
-                      done=lambda part, length, fresh=True: None)  # fmt: skip
+            inputs = audio_inputs(
+                encoder,
+                decoders,
+                lambda row: Job("load", str(paths[row]), "auto", None, None),
+                lengths,
+            )
+            run_parts(
+                parts,
+                {"audio": Source(encoder, inputs)},
+                Path(folder),
+                dtype="float16",
+                threads=threads,
+                tally=Tally(),
+                done=lambda part, length, fresh=True: None,
+            )
 
     return loop, ours, waste(parts)
 
@@ -121,23 +171,38 @@ def text_sides(encoder: TextEncoder, count: int, budget: int, threads: int):
         kept = []
         with torch.inference_mode():
             for row in ids:
-                kept.append(encoder.model(input_ids=torch.from_numpy(row)[None]).last_hidden_state[0].numpy())
+                kept.append(
+                    encoder.model(input_ids=torch.from_numpy(row)[None])
+                    .last_hidden_state[0]
+                    .numpy()
+                )
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run_parts(parts, {"text": Source(encoder, text_inputs(lambda row: ids[row]))}, Path(folder), dtype="float16", threads=threads,
-                      tally=Tally(), done=lambda part, length, fresh=True: None)  # fmt: skip
+            run_parts(
+                parts,
+                {"text": Source(encoder, text_inputs(lambda row: ids[row]))},
+                Path(folder),
+                dtype="float16",
+                threads=threads,
+                tally=Tally(),
+                done=lambda part, length, fresh=True: None,
+            )
 
     return loop, ours, waste(parts)
 
 
 def waste(parts: list) -> float:
     batches = [batch for part in parts for batch in part.batches]
-    return sum(len(b) * max(i.length for i in b) for b in batches) / sum(i.length for b in batches for i in b)
+    return sum(len(b) * max(i.length for i in b) for b in batches) / sum(
+        i.length for b in batches for i in b
+    )
 
 
 def race(loop, ours, rounds: int, threads: int) -> tuple[dict[int, float], float]:
-    """Best seconds of the loop by threads an operation, and of ours, in turns; the first round warms up."""
+    """Best seconds of the loop by threads an operation, and of ours, in turns; the first round
+    warms up.
+    """
     best: dict = {}
     for _ in range(rounds):
         for side in dict.fromkeys((threads, 1, "ours")):
@@ -158,7 +223,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget-seconds", type=float, default=FIXED["cpu"]["audio"])
     parser.add_argument("--budget-tokens", type=int, default=FIXED["cpu"]["text"])
-    parser.add_argument("--save", action="store_true", help="write tests/bench/results/extract.json")
+    parser.add_argument(
+        "--save", action="store_true", help="write tests/bench/results/extract.json"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     folder = Path(tempfile.mkdtemp())
@@ -170,17 +237,32 @@ def main(argv: list[str]) -> None:
                 baseline: dict[int, float] = {}
                 for precision in ("fp32", "bf16") if size != "tiny" and bf16() else ("fp32",):
                     if modality == "audio":
-                        sides = audio_sides(audio_encoder(size, folder / f"a-{size}", precision), paths, args.budget_seconds, args.threads)
+                        sides = audio_sides(
+                            audio_encoder(size, folder / f"a-{size}", precision),
+                            paths,
+                            args.budget_seconds,
+                            args.threads,
+                        )
                     else:
                         encoder = text_encoder(size, folder / f"t-{size}", precision)
                         sides = text_sides(encoder, args.texts, args.budget_tokens, args.threads)
                     loop, ours = race(*sides[:2], args.rounds, args.threads)
-                    baseline = {n: min(s, baseline.get(n, s)) for n, s in loop.items()}  # the loop is fp32 both times
+                    # the loop is fp32 both times
+                    baseline = {n: min(s, baseline.get(n, s)) for n, s in loop.items()}
                     n, best = min(baseline.items(), key=lambda pair: pair[1])
                     items = args.clips if modality == "audio" else args.texts
-                    row = {"encoder": size, "modality": modality, "precision": precision, "threads": args.threads, "items": items,
-                           "loop_fp32_s": round(best, 3), "loop_threads": n, "ours_s": round(ours, 3), "ratio": round(best / ours, 2),
-                           "padded_valid": round(sides[2], 4)}  # fmt: skip
+                    row = {
+                        "encoder": size,
+                        "modality": modality,
+                        "precision": precision,
+                        "threads": args.threads,
+                        "items": items,
+                        "loop_fp32_s": round(best, 3),
+                        "loop_threads": n,
+                        "ours_s": round(ours, 3),
+                        "ratio": round(best / ours, 2),
+                        "padded_valid": round(sides[2], 4),
+                    }
                     rows.append(row)
                     print(row, flush=True)
     finally:

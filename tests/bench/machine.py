@@ -17,20 +17,35 @@ def describe() -> dict:
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "python": platform.python_version(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "threads": torch.get_num_threads(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
         "commit": commit(),
-        "versions": {name: version for name in ("torch", "transformers", "triton", "numpy", "h5py") if (version := installed(name))},
-    }  # fmt: skip
+        "versions": {
+            name: version
+            for name in ("torch", "transformers", "triton", "numpy", "h5py")
+            if (version := installed(name))
+        },
+    }
 
 
 def commit() -> str:
-    """Of the checkout; where there is no git or no history (a copy on another machine), what MER_COMMIT says."""
+    """Of the checkout; where there is no git or no history (a copy on another machine), what
+    MER_COMMIT says.
+    """
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        said = subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parent
+        ).stdout.strip()
     except FileNotFoundError:
         said = ""
     return said or os.environ.get("MER_COMMIT", "unknown")
@@ -47,5 +62,7 @@ def save(name: str, rows: list[dict], *, command: str, folder: Path = RESULTS) -
     """Write `name.json`: the command, the machine and one object a row."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"command": command, "machine": describe(), "rows": rows}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"command": command, "machine": describe(), "rows": rows}, indent=1) + "\n"
+    )
     return path

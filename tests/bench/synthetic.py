@@ -1,8 +1,9 @@
 """The README's table: every model on the synthetic corpus, by the commands a user has.
 
-`python -m tests.bench synthetic --out DIR [--seed N] [--models drkf,concat,...]` extracts the corpus of generator seed N into DIR,
-trains each model with its own preset and 5 seeds as `mer train --model M --seeds 5` does, and compares each with the better single
-modality (the one with the higher dev UA) on the same test rows. What is in DIR already is not made again.
+`python -m tests.bench synthetic --out DIR [--seed N] [--models drkf,concat,...]` extracts the
+corpus of generator seed N into DIR, trains each model with its own preset and 5 seeds as `mer train
+--model M --seeds 5` does, and compares each with the better single modality (the one with the
+higher dev UA) on the same test rows. What is in DIR already is not made again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ SINGLE = ("audio", "text")
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench synthetic", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench synthetic", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the generator")
     parser.add_argument("--models", default="concat,drkf", help="beside audio and text")
@@ -31,24 +34,55 @@ def main(argv: list[str]) -> None:
 
     manifest, _ = prepare("synthetic", args.out / "synthetic", seed=args.seed)
     head = args.out / "feats.h5"
-    extract(manifest, head, ExtractOptions(audio_encoder="builtin:tiny-wav2vec2", text_encoder="builtin:tiny-roberta"))
+    extract(
+        manifest,
+        head,
+        ExtractOptions(audio_encoder="builtin:tiny-wav2vec2", text_encoder="builtin:tiny-roberta"),
+    )
     runs, rows = {}, []
     with FeatureStore(head) as store:
         for model in (*SINGLE, *args.models.split(",")):
-            runs[model] = experiment.train(store, config.load(model=model), args.out / "runs" / model, seeds=5, note=lambda line: None)
+            runs[model] = experiment.train(
+                store,
+                config.load(model=model),
+                args.out / "runs" / model,
+                seeds=5,
+                note=lambda line: None,
+            )
     better = max(SINGLE, key=lambda m: sum(child.info["dev"]["ua"] for child in runs[m].children))
-    found = {m: stored_metrics(run) or evaluate(run, note=lambda line: None) for m, run in runs.items()}
+    found = {
+        m: stored_metrics(run) or evaluate(run, note=lambda line: None) for m, run in runs.items()
+    }
     for model, run in runs.items():
         f = found[model]
-        row = {"model": model, "generator_seed": args.seed, "n": f["n"], "bootstrap": f["bootstrap"]}
-        row |= {k: {"mean": f["metrics"][k], "sd": f["sd"][k], "interval": f["interval"][k]} for k in ("ua", "wf1")}
+        row = {
+            "model": model,
+            "generator_seed": args.seed,
+            "n": f["n"],
+            "bootstrap": f["bootstrap"],
+        }
+        row |= {
+            k: {"mean": f["metrics"][k], "sd": f["sd"][k], "interval": f["interval"][k]}
+            for k in ("ua", "wf1")
+        }
         if model not in SINGLE:
             gap = report.compare(runs[better], run, metric="ua")["metrics"]["ua"]
-            row["minus_better_single"] = {"model": better, "ua": gap["difference"], "interval": gap["interval"]}
+            row["minus_better_single"] = {
+                "model": better,
+                "ua": gap["difference"],
+                "interval": gap["interval"],
+            }
         rows.append(row)
         print(line(row))
     name = "synthetic" if args.seed == 0 else f"synthetic-seed{args.seed}"
-    print(save(name, rows, command=f"python -m tests.bench synthetic --out DIR --seed {args.seed} --models {args.models}"))
+    print(
+        save(
+            name,
+            rows,
+            command=f"python -m tests.bench synthetic --out DIR --seed {args.seed} --models "
+            f"{args.models}",
+        )
+    )
 
 
 def line(row: dict) -> str:
@@ -56,5 +90,11 @@ def line(row: dict) -> str:
         return f"[{100 * values[0]:.1f}, {100 * values[1]:.1f}]"
 
     ua, gap = row["ua"], row.get("minus_better_single")
-    text = f"{row['model']:8} UA {100 * ua['mean']:.1f} ± {100 * ua['sd']:.1f} {span(ua['interval'])}"
-    return f"{text}  minus {gap['model']} {100 * gap['ua']:+.1f} {span(gap['interval'])}" if gap else text
+    text = (
+        f"{row['model']:8} UA {100 * ua['mean']:.1f} ± {100 * ua['sd']:.1f} {span(ua['interval'])}"
+    )
+    return (
+        f"{text}  minus {gap['model']} {100 * gap['ua']:+.1f} {span(gap['interval'])}"
+        if gap
+        else text
+    )

@@ -1,10 +1,13 @@
-"""Training speed of every preset, and the share of a step that is spent on data: `python -m tests.bench train`.
+"""Training speed of every preset, and the share of a step that is spent on data: `python -m
+tests.bench train`.
 
-Random features are written to a store in the shape that the preset is for (`SHAPES`), with durations drawn like MELD's. The trainer's own
-epoch then runs for about `--seconds`: again and again or, for a large model, over some of its batches, evenly spaced by length (one: the
-median). `data_share` is the time in which the loop orders rows and waits for its next batch, as a share of all; the rest is the model,
-its losses, the gradients, clipping and the optimizer. `--residence stream` measures reading from the store instead of the tensors kept
-on the device. With `--presets` nothing is written.
+Random features are written to a store in the shape that the preset is for (`SHAPES`), with
+durations drawn like MELD's. The trainer's own epoch then runs for about `--seconds`: again and
+again or, for a large model, over some of its batches, evenly spaced by length (one: the median).
+`data_share` is the time in which the loop orders rows and waits for its next batch, as a share of
+all; the rest is the model, its losses, the gradients, clipping and the optimizer. `--residence
+stream` measures reading from the store instead of the tensors kept on the device. With `--presets`
+nothing is written.
 """
 
 from __future__ import annotations
@@ -21,16 +24,23 @@ from mer.fusion import config, data, splits, train
 from mer.fusion.models import model_class
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
+
 from tests.bench.machine import save
 from tests.bench.store import lengths_like_meld
 
 LABELS = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
 HZ, WORDS_HZ = 49.95, 49.95 / 11  # audio frames, tokens
-MELD = {"audio": (1024, HZ, 2048), "text": (1024, None, 80)}  # width, steps a second (None: a token each), steps at most
-# Those of the MMSA features; rates of the unaligned ones: Tsai et al. 2019 (MulT), 12.5 and 20 Hz audio, 15 Hz vision.
+# width, steps a second (None: a token each), steps at most
+MELD = {"audio": (1024, HZ, 2048), "text": (1024, None, 80)}
+# Those of the MMSA features; rates of the unaligned ones: Tsai et al. 2019 (MulT), 12.5 and 20 Hz
+# audio, 15 Hz vision.
 SHAPES = {
     "mosi-unaligned": {"audio": (5, 12.5, 375), "text": (768, None, 50), "vision": (20, 15.0, 500)},
-    "mosei-unaligned": {"audio": (74, 20.0, 500), "text": (768, None, 50), "vision": (35, 15.0, 500)},
+    "mosei-unaligned": {
+        "audio": (74, 20.0, 500),
+        "text": (768, None, 50),
+        "vision": (35, 15.0, 500),
+    },
     "mosi": {"audio": (5, None, 50), "text": (768, None, 50), "vision": (20, None, 50)},
     "mosei": {"audio": (74, None, 50), "text": (768, None, 50), "vision": (35, None, 50)},
     "meld": MELD,
@@ -42,32 +52,70 @@ def shape_of(preset: str) -> str:
     return OF_PRESET.get(preset) or next((name for name in SHAPES if name in preset), "meld")
 
 
-def corpus(folder: Path, n: int, shape: dict[str, tuple[int, float | None, int]] = MELD) -> FeatureStore:
-    """`n` utterances of random features; two modalities: seven classes, three: regression, as on MOSI."""
+def corpus(
+    folder: Path, n: int, shape: dict[str, tuple[int, float | None, int]] = MELD
+) -> FeatureStore:
+    """`n` utterances of random features; two modalities: seven classes, three: regression, as on
+    MOSI.
+    """
     rng = np.random.default_rng(0)
     seconds = lengths_like_meld(n, rng) / HZ
-    steps = {m: np.clip(seconds * (rate or WORDS_HZ), 3, most).astype(np.int64) for m, (_, rate, most) in shape.items()}
+    steps = {
+        m: np.clip(seconds * (rate or WORDS_HZ), 3, most).astype(np.int64)
+        for m, (_, rate, most) in shape.items()
+    }
     shard = folder / "feats.shards" / "shard-00000.h5"
     shard.parent.mkdir(parents=True)
     with ShardWriter(shard, {m: width for m, (width, *_) in shape.items()}) as writer:
         for i in range(n):
-            writer.add(str(i), {m: rng.standard_normal((steps[m][i], width), dtype=np.float32) for m, (width, *_) in shape.items()})
+            writer.add(
+                str(i),
+                {
+                    m: rng.standard_normal((steps[m][i], width), dtype=np.float32)
+                    for m, (width, *_) in shape.items()
+                },
+            )
     task = "single" if len(shape) == 2 else "regression"
-    labels = [{"label": LABELS[i % 7]} if task == "single" else {"targets": [i % 7 - 3.0]} for i in range(n)]
-    rows = [{"id": str(i), "split": "train", "dialogue": str(i // 10), **labels[i]} for i in range(n)]
+    labels = [
+        {"label": LABELS[i % 7]} if task == "single" else {"targets": [i % 7 - 3.0]}
+        for i in range(n)
+    ]
+    rows = [
+        {"id": str(i), "split": "train", "dialogue": str(i // 10), **labels[i]} for i in range(n)
+    ]
     info = {m: ModalityInfo(width, rate) for m, (width, rate, _) in shape.items()}
     names = LABELS if task == "single" else ("sentiment",)
-    return build_index(folder / "feats.h5", [shard], rows, dataset="bench", task=task, labels=names, modalities=info)
+    return build_index(
+        folder / "feats.h5",
+        [shard],
+        rows,
+        dataset="bench",
+        task=task,
+        labels=names,
+        modalities=info,
+    )
 
 
-def measure(store: FeatureStore, settings: config.TrainConfig, device: torch.device, seconds: float) -> dict:
+def measure(
+    store: FeatureStore, settings: config.TrainConfig, device: torch.device, seconds: float
+) -> dict:
     """Rates of the trainer's epoch, after a warm-up."""
     spec, size = data.spec(store, settings.data), settings.train.batch_size
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     torch.manual_seed(0)
     model = model_class(settings.model)[0](settings.model_args, spec).to(device)
-    part = data.part(store, spec, settings.data, np.arange(len(store)), target, device=device, summary=model.summary)
-    optimizer = torch.optim.AdamW(train.parameter_groups(model, settings), betas=settings.optim.betas)
+    part = data.part(
+        store,
+        spec,
+        settings.data,
+        np.arange(len(store)),
+        target,
+        device=device,
+        summary=model.summary,
+    )
+    optimizer = torch.optim.AdamW(
+        train.parameter_groups(model, settings), betas=settings.optim.betas
+    )
     if settings.data.standardise:
         model.calibrate(part.batches(part.in_order(64)))
     whole, length = part.shuffled, sum(part.n.values())
@@ -88,19 +136,33 @@ def measure(store: FeatureStore, settings: config.TrainConfig, device: torch.dev
     taken, waited = map(sum, zip(*spent, strict=True))
     utterances = sum(len(index) for index in part.shuffled(size, (0, 0)))
     return {
-        "parameters": sum(p.numel() for p in model.parameters()), "batch_size": size, "accumulate": settings.optim.accumulate,
-        "resident": part.resident, "batches": f"{count} of {len(batches)}", "epochs": len(spent),
-        "utterances_per_second": float(f"{len(spent) * utterances / taken:.3g}"), "data_share": round(waited / taken, 4),
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "batch_size": size,
+        "accumulate": settings.optim.accumulate,
+        "resident": part.resident,
+        "batches": f"{count} of {len(batches)}",
+        "epochs": len(spent),
+        "utterances_per_second": float(f"{len(spent) * utterances / taken:.3g}"),
+        "data_share": round(waited / taken, 4),
+    }
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench train", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--utterances", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of measurement a preset, about; at least one batch")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="of measurement a preset, about; at least one batch",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--residence", choices=["device", "stream"], default="device")
-    parser.add_argument("--presets", default="", help="of all of them; measured and shown, not written")
+    parser.add_argument(
+        "--presets", default="", help="of all of them; measured and shown, not written"
+    )
     options = parser.parse_args(argv)
     device, rows, stores = train.pick_device(options.device), [], {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -110,7 +172,9 @@ def main(argv: list[str]) -> None:
             try:
                 settings = config.load(preset=name, sets=[f"data.residence={options.residence}"])
                 if shape not in stores:
-                    stores[shape] = stack.enter_context(corpus(Path(folder) / shape, options.utterances, SHAPES[shape]))
+                    stores[shape] = stack.enter_context(
+                        corpus(Path(folder) / shape, options.utterances, SHAPES[shape])
+                    )
                 row |= measure(stores[shape], settings, device, options.seconds)
             except DataError as error:
                 row["not_measured"] = str(error)

@@ -11,7 +11,9 @@ from tests.extract import corpus
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Nursery]:
-    """`run(folder, moment)` → (exit status, publications); `run.start(…)` for a run that goes on meanwhile."""
+    """`run(folder, moment)` → (exit status, publications); `run.start(…)` for a run that goes on
+    meanwhile.
+    """
     nursery = Nursery()
     yield nursery
     nursery.close()

@@ -1,4 +1,6 @@
-"""Extractions in processes of their own, to be killed, stopped or misled; and what must hold afterwards."""
+"""Extractions in processes of their own, to be killed, stopped or misled; and what must hold
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mer.pipeline.extraction.extract import extract
-from mer.pipeline.manifest import Manifest
 from mer.pipeline.extraction.outcome import ExtractReport
+from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore
+
 from tests.extract import corpus
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 170  # seconds of a run; before it is killed its stderr gets what every thread was at
 
-# Imports what is heavy once, computes nothing itself, and forks `mer extract` for every line of JSON: in `folder`, with `options` beside
-# those of the small corpus and the further `arguments`. It stops dead just before its `moment`-th publication of a file, which is where its
-# state changes (0: never). With `slow`, batches leave a file `batch-N` when they begin, and after that number of them they wait for the
-# file `go`; below zero it is the self-test's that do. `environment` is for the processes that it starts, `cluster` are constants of
-# `mer.pipeline.extraction.cluster`.
+# Imports what is heavy once, computes nothing itself, and forks `mer extract` for every line of
+# JSON: in `folder`, with `options` beside those of the small corpus and the further `arguments`. It
+# stops dead just before its `moment`-th publication of a file, which is where its state changes (0:
+# never). With `slow`, batches leave a file `batch-N` when they begin, and after that number of them
+# they wait for the file `go`; below zero it is the self-test's that do. `environment` is for the
+# processes that it starts, `cluster` are constants of `mer.pipeline.extraction.cluster`.
 NURSERY = """
 import faulthandler, json, os, signal, sys, threading, time
 from pathlib import Path
@@ -40,7 +44,8 @@ import mer.pipeline.extraction.extract
 from tests.extract import corpus
 
 def run(folder, moment, options, arguments, slow, count):
-    replace, forward, begun = os.replace, {kind: kind.forward for kind in (AudioEncoder, TextEncoder)}, []
+    replace, begun = os.replace, []
+    forward = {kind: kind.forward for kind in (AudioEncoder, TextEncoder)}
 
     def counted(*args, **kwargs):
         count.append(1)
@@ -61,7 +66,8 @@ def run(folder, moment, options, arguments, slow, count):
     if slow is not None:
         AudioEncoder.forward = TextEncoder.forward = waiting
     cli.extract_options = lambda manifest, **given: corpus.options(**options)
-    cli.main(["extract", "--manifest", str(folder / "manifest.parquet"), "--out", str(folder / "feats.h5"), *arguments])
+    manifest, out = str(folder / "manifest.parquet"), str(folder / "feats.h5")
+    cli.main(["extract", "--manifest", manifest, "--out", out, *arguments])
 
 for line in sys.stdin:
     request = json.loads(line)
@@ -85,7 +91,8 @@ for line in sys.stdin:
     for name, value in request["cluster"].items():
         setattr(mer.pipeline.extraction.cluster, name, value)
     try:
-        run(folder, request["moment"], request["options"], request["arguments"], request["slow"], count)
+        moment, options, arguments = (request[k] for k in ("moment", "options", "arguments"))
+        run(folder, moment, options, arguments, request["slow"], count)
     except SystemExit as error:
         os.write(write, str(len(count)).encode())
         os._exit(error.code or 0)
@@ -137,18 +144,33 @@ class Nursery:
     def __init__(self):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"LIMIT = {LIMIT}{NURSERY}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            [sys.executable, "-c", f"LIMIT = {LIMIT}{NURSERY}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
             env=environment,
         )
 
     def start(
-        self, folder: Path, *arguments: str, moment: int = 0, slow: int | None = None, environment: dict[str, str] | None = None,
-        cluster: dict[str, int] | None = None, **options,
-    ) -> Run:  # fmt: skip
+        self,
+        folder: Path,
+        *arguments: str,
+        moment: int = 0,
+        slow: int | None = None,
+        environment: dict[str, str] | None = None,
+        cluster: dict[str, int] | None = None,
+        **options,
+    ) -> Run:
         request = {
-            "folder": str(folder), "moment": moment, "options": options, "arguments": arguments, "slow": slow,
-            "environment": environment or {}, "cluster": cluster or {},
-        }  # fmt: skip
+            "folder": str(folder),
+            "moment": moment,
+            "options": options,
+            "arguments": arguments,
+            "slow": slow,
+            "environment": environment or {},
+            "cluster": cluster or {},
+        }
         self.process.stdin.write(json.dumps(request) + "\n")
         return Run(int(self.process.stdout.readline()), folder, self.process)
 
@@ -161,28 +183,40 @@ class Nursery:
 
 
 def in_workers(folder: Path, code: str) -> dict[str, str]:
-    """An environment in which every Python process that starts runs `code` first, with `folder` defined."""
-    (folder / "sitecustomize.py").write_text(f"from pathlib import Path\nfolder = Path({str(folder)!r})\n{code}")
+    """An environment in which every Python process that starts runs `code` first, with `folder`
+    defined.
+    """
+    (folder / "sitecustomize.py").write_text(
+        f"from pathlib import Path\nfolder = Path({str(folder)!r})\n{code}"
+    )
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
 def again(folder: Path, **changes) -> ExtractReport:
     """The same call in this process."""
     manifest = Manifest.read(folder / "manifest.parquet")
-    return extract(manifest, folder / "feats.h5", corpus.options(**changes), source=folder / "manifest.parquet")
+    return extract(
+        manifest, folder / "feats.h5", corpus.options(**changes), source=folder / "manifest.parquet"
+    )
 
 
 def fresh(made: Path, folder: Path) -> Path:
     """The corpus of `made` without its store."""
-    return shutil.copytree(made, folder, ignore=shutil.ignore_patterns("feats*", ".mer-files*", "stderr"))
+    return shutil.copytree(
+        made, folder, ignore=shutil.ignore_patterns("feats*", ".mer-files*", "stderr")
+    )
 
 
 def check(folder: Path, undisturbed: Path) -> None:
-    """The store is whole, its shards are those of an undisturbed run to the byte, and nothing is left lying about."""
+    """The store is whole, its shards are those of an undisturbed run to the byte, and nothing is
+    left lying about.
+    """
     assert corpus.digests(folder / "feats.shards") == corpus.digests(undisturbed / "feats.shards")
     with FeatureStore(folder / "feats.h5") as store:
         store.verify()
-    left = {path.name for path in (folder / "feats.shards").iterdir()} - corpus.digests(folder / "feats.shards").keys()
+    left = {path.name for path in (folder / "feats.shards").iterdir()} - corpus.digests(
+        folder / "feats.shards"
+    ).keys()
     assert left <= {".hold"}, left
 
 

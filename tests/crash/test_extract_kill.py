@@ -1,4 +1,6 @@
-"""SIGKILL at any moment: the same call finishes the job, with the very bytes of a run that was never disturbed."""
+"""SIGKILL at any moment: the same call finishes the job, with the very bytes of a run that was
+never disturbed.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from mer.pipeline.extraction import work
 from mer.pipeline.errors import DataError
+from mer.pipeline.extraction import work
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore, Shard, ShardWriter
+
 from tests.crash.runs import ROOT, again, check, fresh
 from tests.extract import corpus
 
@@ -33,16 +36,26 @@ def kill_and_resume(run, undisturbed: tuple[Path, int], folder: Path, moment: in
     fresh(made, folder)
     assert run(folder, moment)[0] == -signal.SIGKILL
     parts = {path.name: None for path in (folder / "feats.shards" / ".work").glob("*.h5")}
-    shards = {path.name: path.stat().st_mtime_ns for path in (folder / "feats.shards").glob("shard-*.h5")}
+    shards = {
+        path.name: path.stat().st_mtime_ns for path in (folder / "feats.shards").glob("shard-*.h5")
+    }
     seen: list[str] = []
     original = work.run_parts
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "run_parts", lambda todo, *a, **k: (seen.extend(p.name for p in todo), original(todo, *a, **k)))
+        patch.setattr(
+            work,
+            "run_parts",
+            lambda todo, *a, **k: (seen.extend(p.name for p in todo), original(todo, *a, **k)),
+        )
         again(folder)
     check(folder, made)
     assert not set(seen) & parts.keys(), "a finished part was computed again"
-    after = {path.name: path.stat().st_mtime_ns for path in (folder / "feats.shards").glob("shard-*.h5")}
-    assert all(after[name] == stamp for name, stamp in shards.items()), "a finished shard was written again"
+    after = {
+        path.name: path.stat().st_mtime_ns for path in (folder / "feats.shards").glob("shard-*.h5")
+    }
+    assert all(after[name] == stamp for name, stamp in shards.items()), (
+        "a finished shard was written again"
+    )
 
 
 def test_killed_between_two_publications(run, undisturbed, tmp_path):
@@ -79,7 +92,9 @@ def test_killed_at_a_hundred_random_times(run, undisturbed, tmp_path):
 
 
 def test_a_changed_plan_of_an_unfinished_run_is_not_mixed_in(run, undisturbed, tmp_path):
-    """Killed, then asked for with another recipe: parts of the first must not get into the second."""
+    """Killed, then asked for with another recipe: parts of the first must not get into
+    the second.
+    """
     made, total = undisturbed
     folder = fresh(made, tmp_path / "x")
     assert run(folder, total // 2)[0] == -signal.SIGKILL
@@ -133,7 +148,9 @@ def test_a_damaged_plan_is_made_again(undisturbed, tmp_path, content):
 
 
 @pytest.mark.parametrize("cut", ["before tidying", "among the parts"])
-def test_killed_after_its_head_file_the_next_call_tidies_up(undisturbed, tmp_path, monkeypatch, cut):
+def test_killed_after_its_head_file_the_next_call_tidies_up(
+    undisturbed, tmp_path, monkeypatch, cut
+):
     """Named as a user would, relative to where they are: the shards that the head names stay."""
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
@@ -145,7 +162,10 @@ def test_killed_after_its_head_file_the_next_call_tidies_up(undisturbed, tmp_pat
         again(Path("x"))
     work = folder / "feats.shards" / ".work"
     (work / "audio-0.h5").write_text("left behind")
-    shutil.copy(next((folder / "feats.shards").glob("shard-*.h5")), folder / "feats.shards" / "shard-00099-01234567.h5")
+    shutil.copy(
+        next((folder / "feats.shards").glob("shard-*.h5")),
+        folder / "feats.shards" / "shard-00099-01234567.h5",
+    )
     if cut == "among the parts":
         (work / "plan.json").unlink()
     assert again(Path("x")).action == "nothing"
@@ -153,7 +173,9 @@ def test_killed_after_its_head_file_the_next_call_tidies_up(undisturbed, tmp_pat
 
 
 def test_what_another_run_has_left_beside_a_finished_store_stays(undisturbed, tmp_path):
-    """Killed while it replaces the store: the old command finds its store finished and lets the new one's parts be."""
+    """Killed while it replaces the store: the old command finds its store finished and lets the new
+    one's parts be.
+    """
     made, _ = undisturbed
     folder = shutil.copytree(made, tmp_path / "x")
     work = folder / "feats.shards" / ".work"
@@ -164,7 +186,9 @@ def test_what_another_run_has_left_beside_a_finished_store_stays(undisturbed, tm
 
 
 def test_an_old_store_stays_readable_until_the_new_one_is_there(undisturbed, tmp_path):
-    """Three clips change and the run is killed before its head file: the old head still finds all of its shards."""
+    """Three clips change and the run is killed before its head file: the old head still finds all
+    of its shards.
+    """
     made, _ = undisturbed
     folder = shutil.copytree(made, tmp_path / "x")
     for i in range(3):
@@ -240,8 +264,14 @@ def test_the_second_run_says_who_holds_it(undisturbed, tmp_path):
 
 
 def test_a_stale_hold_is_taken_over(tmp_path):
-    code = "import os, sys\nfrom pathlib import Path\nfrom pipeline.hold import hold\nwith hold(Path(sys.argv[1])): os.abort()\n"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "hold")], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom pipeline.hold import hold\nwith "
+        "hold(Path(sys.argv[1])): os.abort()\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "hold")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     left = json.loads((tmp_path / "hold").read_text())
     with hold(tmp_path / "hold") as note:
         assert f"process {left['pid']}" in note and "killed" in note

@@ -1,4 +1,7 @@
-"""What goes wrong around an extraction: disks, clocks, clips, names, files of others. Never a wrong feature, and one line that helps."""
+"""What goes wrong around an extraction: disks, clocks, clips, names, files of others.
+
+Never a wrong feature, and one line that helps.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,17 @@ from mer.pipeline.extraction.extract import extract, repair
 from mer.pipeline.extraction.fingerprint import FileMemory, fingerprint
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore, Shard
+
 from tests.crash.runs import ROOT, again, check, fresh, in_workers
 from tests.extract import corpus
 
-TINY = ["--audio-encoder", "builtin:tiny-wav2vec2", "--text-encoder", "builtin:tiny-roberta", "--offline"]
+TINY = [
+    "--audio-encoder",
+    "builtin:tiny-wav2vec2",
+    "--text-encoder",
+    "builtin:tiny-roberta",
+    "--offline",
+]
 
 
 def mer(*args: str):
@@ -38,7 +48,9 @@ def read_only(tmp_path):
     mounted: list[Path] = []
 
     def make(folder: Path) -> None:
-        if subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "--bind", "-o", "ro", folder, folder], capture_output=True
+        ).returncode:
             pytest.skip("mounting is not permitted here")
         mounted.append(folder)
 
@@ -47,7 +59,7 @@ def read_only(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ the disk
+# --- the disk
 
 
 def test_a_read_only_output_is_one_line(undisturbed, tmp_path, read_only):
@@ -55,10 +67,22 @@ def test_a_read_only_output_is_one_line(undisturbed, tmp_path, read_only):
     folder = fresh(made, tmp_path / "x")
     (tmp_path / "out").mkdir()
     read_only(tmp_path / "out")
-    result = mer("extract", "--manifest", folder / "manifest.parquet", *TINY, "--out", tmp_path / "out" / "feats.h5")
+    result = mer(
+        "extract",
+        "--manifest",
+        folder / "manifest.parquet",
+        *TINY,
+        "--out",
+        tmp_path / "out" / "feats.h5",
+    )
     assert result.exit_code == 1
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("mer: ") and str(tmp_path / "out") in last and "Read-only" in last and "--out" in last
+    assert (
+        last.startswith("mer: ")
+        and str(tmp_path / "out") in last
+        and "Read-only" in last
+        and "--out" in last
+    )
 
 
 def test_a_finished_store_on_a_read_only_mount_is_used_as_it_is(undisturbed, tmp_path, read_only):
@@ -66,12 +90,14 @@ def test_a_finished_store_on_a_read_only_mount_is_used_as_it_is(undisturbed, tmp
     folder = shutil.copytree(made, tmp_path / "x")
     read_only(folder)
     assert again(folder).action == "nothing"
-    changed = dataclasses.replace(Manifest.read(folder / "manifest.parquet"), labels=("a", "b", "c"))
+    changed = dataclasses.replace(
+        Manifest.read(folder / "manifest.parquet"), labels=("a", "b", "c")
+    )
     with pytest.raises(OSError, match="Read-only"):
         extract(changed, folder / "feats.h5", corpus.options())
 
 
-# ------------------------------------------------------------------------------------- files of others in a store's place
+# --- files of others in a store's place
 
 
 @pytest.fixture
@@ -83,7 +109,9 @@ def other(run, tmp_path) -> Path:
     return folder
 
 
-def test_a_shard_of_another_cache_in_its_place_is_found_and_only_it_is_made_again(undisturbed, other, tmp_path):
+def test_a_shard_of_another_cache_in_its_place_is_found_and_only_it_is_made_again(
+    undisturbed, other, tmp_path
+):
     made, _ = undisturbed
     folder = shutil.copytree(made, tmp_path / "x")
     shards = sorted((folder / "feats.shards").glob("shard-*.h5"))
@@ -95,12 +123,16 @@ def test_a_shard_of_another_cache_in_its_place_is_found_and_only_it_is_made_agai
         FeatureStore(folder / "feats.h5").packed("audio")
     report = repair(folder / "feats.h5", decoders=0)
     after = corpus.digests(folder / "feats.shards")
-    assert after.keys() == before.keys() and {name for name in after if after[name] != before[name]} <= {shards[1].name}
+    assert after.keys() == before.keys() and {
+        name for name in after if after[name] != before[name]
+    } <= {shards[1].name}
     assert 0 < report.extracted < 24
     FeatureStore(folder / "feats.h5").verify()
 
 
-def test_the_head_of_another_cache_makes_the_head_again_and_no_feature(undisturbed, other, tmp_path):
+def test_the_head_of_another_cache_makes_the_head_again_and_no_feature(
+    undisturbed, other, tmp_path
+):
     made, _ = undisturbed
     folder = shutil.copytree(made, tmp_path / "x")
     shutil.copy(other / "feats.h5", folder / "feats.h5")
@@ -110,11 +142,13 @@ def test_the_head_of_another_cache_makes_the_head_again_and_no_feature(undisturb
     check(folder, made)
 
 
-# --------------------------------------------------------------------------------------------------- clocks and clips
+# --- clocks and clips
 
 
 def test_a_clock_that_was_set_back(undisturbed, tmp_path, monkeypatch):
-    """Every file is from the future, and what is written now is older than what was written before: hashed again, never believed."""
+    """Every file is from the future, and what is written now is older than what was written before:
+    hashed again, never believed.
+    """
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     again(folder)
@@ -124,28 +158,39 @@ def test_a_clock_that_was_set_back(undisturbed, tmp_path, monkeypatch):
     assert again(folder).action == "nothing"
     size = (folder / "clip3.wav").stat().st_size
     corpus.write_clip(folder / "clip3.wav", (size - 44) / 2 / 16_000, seed=400)
-    assert (folder / "clip3.wav").stat().st_size == size, "as long as before, only the bytes are others"
+    assert (folder / "clip3.wav").stat().st_size == size, (
+        "as long as before, only the bytes are others"
+    )
     os.utime(folder / "clip3.wav", ns=(time.time_ns(), time.time_ns()))
     assert again(folder).extracted == 1
     memory = FileMemory()
     memory.sha256(folder / "clip3.wav")
-    assert not memory.files, "a file from the future may change again within its tick: not remembered"
+    assert not memory.files, (
+        "a file from the future may change again within its tick: not remembered"
+    )
     expected = fresh(folder, tmp_path / "expected")
     again(expected)
     np.testing.assert_allclose(
-        FeatureStore(folder / "feats.h5").features("audio", 3), FeatureStore(expected / "feats.h5").features("audio", 3), atol=4e-3
+        FeatureStore(folder / "feats.h5").features("audio", 3),
+        FeatureStore(expected / "feats.h5").features("audio", 3),
+        atol=4e-3,
     )
 
 
 @pytest.mark.parametrize("change", ["audio", "text", "gone"])
 def test_something_changes_between_a_killed_run_and_the_next(run, undisturbed, tmp_path, change):
-    """What is left of the killed run is of another content: the store is that of a run that saw the new content only."""
+    """What is left of the killed run is of another content: the store is that of a run that saw the
+    new content only.
+    """
     made, total = undisturbed
     folder = fresh(made, tmp_path / "x")
     assert run(folder, total // 2)[0] == -signal.SIGKILL
     if change == "text":
         manifest = Manifest.read(folder / "manifest.parquet")
-        rows = [dataclasses.replace(u, text="something else") if u.id == "u007" else u for u in manifest.rows]
+        rows = [
+            dataclasses.replace(u, text="something else") if u.id == "u007" else u
+            for u in manifest.rows
+        ]
         dataclasses.replace(manifest, rows=tuple(rows)).write(folder / "manifest.parquet")
     elif change == "audio":
         corpus.write_clip(folder / "clip7.wav", 0.4, seed=70)
@@ -167,7 +212,7 @@ def fingerprint_of(folder: Path) -> str:
     return fingerprint(Manifest.read(folder / "manifest.parquet"), corpus.options())
 
 
-# ------------------------------------------------------------------------------------------------------------ decoders
+# --- decoders
 
 HANGING = """
 import sys
@@ -184,9 +229,15 @@ if sys.argv[0] == "-m" or "mer.pipeline.media.workers" in " ".join(getattr(sys, 
 
 @pytest.mark.parametrize(
     ("does", "stage"),
-    [("import time; time.sleep(1000)", "timeout"), ("import os; os.kill(os.getpid(), 9)", "killed"), ("import os; os.abort()", "decode")],
+    [
+        ("import time; time.sleep(1000)", "timeout"),
+        ("import os; os.kill(os.getpid(), 9)", "killed"),
+        ("import os; os.abort()", "decode"),
+    ],
 )
-def test_a_decoder_that_hangs_or_dies_costs_one_clip_and_is_tried_again(undisturbed, tmp_path, monkeypatch, does, stage):
+def test_a_decoder_that_hangs_or_dies_costs_one_clip_and_is_tried_again(
+    undisturbed, tmp_path, monkeypatch, does, stage
+):
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     for name, value in in_workers(folder, HANGING % does).items():
@@ -199,19 +250,22 @@ def test_a_decoder_that_hangs_or_dies_costs_one_clip_and_is_tried_again(undistur
     assert len(FeatureStore(folder / "feats.h5")) == 23
     (folder / "repaired").touch()
     if stage == "decode":
-        with pytest.raises(FailuresError):  # the clip's own fault, as far as can be told: not tried again until it changes
+        # the clip's own fault, as far as can be told: not tried again until it changes
+        with pytest.raises(FailuresError):
             again(folder, decoders=1)
     else:
         assert again(folder, decoders=1).utterances == 24
         FeatureStore(folder / "feats.h5").verify()
 
 
-# --------------------------------------------------------------------------------------------- network file systems
+# --- network file systems
 
 
 @pytest.fixture
 def late(monkeypatch) -> list[tuple[str, str]]:
-    """Renames come to light only when their folder is read again, as on a client of NFS that remembers that there was no such name."""
+    """Renames come to light only when their folder is read again, as on a client of NFS that
+    remembers that there was no such name.
+    """
     replace, listdir, waiting = os.replace, os.listdir, []
 
     def replaced(source, target, **keywords):
@@ -240,12 +294,20 @@ def test_renames_that_are_seen_late_are_waited_for(undisturbed, tmp_path, late):
 
 
 def test_the_last_share_waits_for_the_parts_of_the_others(undisturbed, tmp_path, late):
-    """It knows from the ledger that they are done, so it neither leaves them to nobody nor computes them again."""
+    """It knows from the ledger that they are done, so it neither leaves them to nobody nor computes
+    them again.
+    """
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     manifest = Manifest.read(folder / "manifest.parquet")
     for index, action in ((2, "part"), (3, "part"), (1, "extracted")):
-        report = extract(manifest, folder / "feats.h5", corpus.options(), source=folder / "manifest.parquet", share=(index, 3))
+        report = extract(
+            manifest,
+            folder / "feats.h5",
+            corpus.options(),
+            source=folder / "manifest.parquet",
+            share=(index, 3),
+        )
         assert report.action == action
         assert bool(late) == (action == "part"), "seen by nobody so far"
     assert corpus.digests(folder / "feats.shards") == corpus.digests(made / "feats.shards")
@@ -272,7 +334,9 @@ def test_what_never_appears_is_an_error_after_a_while(undisturbed, tmp_path, mon
     check(folder, made)
 
 
-def test_a_part_that_is_damaged_before_its_frames_are_taken_over(undisturbed, tmp_path, monkeypatch):
+def test_a_part_that_is_damaged_before_its_frames_are_taken_over(
+    undisturbed, tmp_path, monkeypatch
+):
     from mer.pipeline.extraction.parts import Finished
     from mer.pipeline.extraction.work import Work
 
@@ -289,16 +353,19 @@ def test_a_part_that_is_damaged_before_its_frames_are_taken_over(undisturbed, tm
         return collect(self, window)
 
     monkeypatch.setattr(Work, "collect", flipped)
-    with pytest.raises(StoreError, match="audio-00000-00000.h5: damaged; run the same command again"):
+    with pytest.raises(
+        StoreError, match="audio-00000-00000.h5: damaged; run the same command again"
+    ):
         again(folder)
     monkeypatch.undo()
     again(folder)
     check(folder, made)
 
 
-# --------------------------------------------------------------------------------------------------------------- names
+# --- names
 
-ODD = os.fsdecode(b"caf\xe9 'a' \"b\" $c `d` \xe6\x96\x87\xe4\xbb\xb6")  # one byte of Latin-1, quotes, Chinese in UTF-8
+# one byte of Latin-1, quotes, Chinese in UTF-8
+ODD = os.fsdecode(b"caf\xe9 'a' \"b\" $c `d` \xe6\x96\x87\xe4\xbb\xb6")
 
 
 def test_folders_whose_names_are_no_utf8(undisturbed, tmp_path):
@@ -311,17 +378,32 @@ def test_folders_whose_names_are_no_utf8(undisturbed, tmp_path):
     assert (report.extracted, report.failures[0].id) == (23, "u001")
     assert again(folder, max_failures=1).action == "nothing"
     assert FileMemory(folder / ".mer-files.parquet").files
-    assert json.loads((folder / "feats.shards" / "failures.jsonl").read_text(encoding="utf-8"))["id"] == "u001"
+    assert (
+        json.loads((folder / "feats.shards" / "failures.jsonl").read_text(encoding="utf-8"))["id"]
+        == "u001"
+    )
     sorted((folder / "feats.shards").glob("shard-*.h5"))[0].unlink()
     assert repair(folder / "feats.h5", decoders=0).extracted > 0
     FeatureStore(folder / "feats.h5").verify()
-    result = mer("extract", "--manifest", folder / "manifest.parquet", *TINY, "--out", folder / "other.h5", "--max-failures", "1")
+    result = mer(
+        "extract",
+        "--manifest",
+        folder / "manifest.parquet",
+        *TINY,
+        "--out",
+        folder / "other.h5",
+        "--max-failures",
+        "1",
+    )
     assert result.exit_code == 0, result.stderr
 
 
 def test_names_that_a_file_cannot_hold_are_one_line(tmp_path):
     manifest, _ = corpus.make(tmp_path, 2)
-    rows = (dataclasses.replace(manifest.rows[0], audio=os.fsdecode(b"caf\xe9.wav")), manifest.rows[1])
+    rows = (
+        dataclasses.replace(manifest.rows[0], audio=os.fsdecode(b"caf\xe9.wav")),
+        manifest.rows[1],
+    )
     with pytest.raises(DataError, match="is not UTF-8; rename that file"):
         dataclasses.replace(manifest, rows=rows).write(tmp_path / "manifest.parquet")
     with pytest.raises(DataError, match="must be UTF-8; choose another --out"):
@@ -331,24 +413,51 @@ def test_names_that_a_file_cannot_hold_are_one_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("utf8", ["0", None])
 def test_locale_c(tmp_path, utf8):
-    """PYTHONUTF8=0 takes even Python's own way out: file names are then ASCII and bytes. Clips with names beyond are told, not lost."""
+    """PYTHONUTF8=0 takes even Python's own way out: file names are then ASCII and bytes.
+
+    Clips with names beyond are told, not lost.
+    """
     folder = tmp_path / ODD
     corpus.make(tmp_path / "plain", 4)
     (tmp_path / "plain" / "clip2.wav").rename(tmp_path / "plain" / "文 2.wav")
     manifest = Manifest.read(tmp_path / "plain" / "manifest.parquet")
-    rows = [dataclasses.replace(u, audio="文 2.wav") if u.id == "u002" else u for u in manifest.rows]
+    rows = [
+        dataclasses.replace(u, audio="文 2.wav") if u.id == "u002" else u for u in manifest.rows
+    ]
     dataclasses.replace(manifest, rows=tuple(rows)).write(tmp_path / "plain" / "manifest.parquet")
     (tmp_path / "plain").rename(folder)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONUTF8", "LANG", "PYTHONIOENCODING")}
-    environment |= {"LC_ALL": "C", "PYTHONPATH": str(ROOT), **({"PYTHONUTF8": utf8} if utf8 else {})}
-    command = [sys.executable, "-m", "cli", "extract", "--manifest", folder / "manifest.parquet", *TINY, "--out", folder / "feats.h5"]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONUTF8", "LANG", "PYTHONIOENCODING")
+    }
+    environment |= {
+        "LC_ALL": "C",
+        "PYTHONPATH": str(ROOT),
+        **({"PYTHONUTF8": utf8} if utf8 else {}),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "extract",
+        "--manifest",
+        folder / "manifest.parquet",
+        *TINY,
+        "--out",
+        folder / "feats.h5",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=200)
     stderr = done.stderr.decode("utf-8", "backslashreplace")
     assert b"Traceback" not in done.stderr and "internal error" not in stderr
     if utf8 is None:
-        assert done.returncode == 0 and os.fsdecode(done.stdout).strip() == str(folder / "feats.h5"), stderr
+        assert done.returncode == 0 and os.fsdecode(done.stdout).strip() == str(
+            folder / "feats.h5"
+        ), stderr
     else:
-        assert done.returncode == 3 and "u002: open" in stderr and "set PYTHONUTF8=1" in stderr, stderr
+        assert done.returncode == 3 and "u002: open" in stderr and "set PYTHONUTF8=1" in stderr, (
+            stderr
+        )
         environment["PYTHONUTF8"] = "1"
         done = subprocess.run(command, env=environment, capture_output=True, timeout=200)
         assert done.returncode == 0, done.stderr
@@ -371,7 +480,16 @@ def test_fifty_thousand_clips_in_one_folder(tmp_path):
     for path in clips.glob("?.wav"):
         os.utime(path, (1e9, 1e9))
     (tmp_path / "table.csv").write_text("\n".join(rows), encoding="utf-8")
-    result = mer("prepare", "table", "--from", tmp_path / "table.csv", "--labels", "a,b", "--out", tmp_path / "manifest.parquet")
+    result = mer(
+        "prepare",
+        "table",
+        "--from",
+        tmp_path / "table.csv",
+        "--labels",
+        "a,b",
+        "--out",
+        tmp_path / "manifest.parquet",
+    )
     assert result.exit_code == 0, result.stderr
     assert len(Manifest.read(tmp_path / "manifest.parquet")) == 50_000
     call = ["fingerprint", "--manifest", tmp_path / "manifest.parquet", *TINY]

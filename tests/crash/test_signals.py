@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM to a real `mer extract`: what is in hand is written, the status says why it ended, the same command goes on."""
+"""Ctrl-C and SIGTERM to a real `mer extract`: what is in hand is written, the status says why it
+ended, the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,19 @@ import pytest
 from mer.pipeline.encoders.audio import AudioEncoder
 from mer.pipeline.encoders.text import TextEncoder
 from mer.pipeline.store import Shard
+
 from tests.crash.runs import Run, again, check, finished, fresh, in_workers
 
-LONG = {"part_seconds": 30.0, "part_tokens": 1000}  # one part a modality: all there is of it is the beginning
+# one part a modality: all there is of it is the beginning
+LONG = {"part_seconds": 30.0, "part_tokens": 1000}
 BY = {signal.SIGTERM: (143, "mer: terminated; the same command goes on from here"),
       signal.SIGINT: (130, "mer: interrupted; the same command goes on from here")}  # fmt: skip
 
 
 def stop_at(run: Run, batch: int, number: int) -> tuple[int, str]:
-    """Signal the run while its batch of that number is computed, then let it go on: (exit status, stderr)."""
+    """Signal the run while its batch of that number is computed, then let it go on: (exit status,
+    stderr).
+    """
     run.wait_for((run.folder / f"batch-{batch}").exists, f"batch {batch}")
     os.kill(run.pid, number)
     run.wait_for(lambda: "stopping" in run.stderr, "the notice")
@@ -34,6 +40,7 @@ def encoded(monkeypatch) -> list[str]:
 
     calls: list[str] = []
     for kind in (AudioEncoder, TextEncoder):
+
         def counting(self, batch, *, forward=kind.forward, **keywords):
             if threading.current_thread().name.startswith("encode"):
                 calls.append(type(self).__name__)
@@ -44,13 +51,20 @@ def encoded(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize("number", BY)
-def test_what_is_in_hand_is_written_and_the_same_command_goes_on(run, undisturbed, tmp_path, encoded, number):
+def test_what_is_in_hand_is_written_and_the_same_command_goes_on(
+    run, undisturbed, tmp_path, encoded, number
+):
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     status, stderr = stop_at(run.start(folder, slow=5, **LONG), 6, number)
     assert status == BY[number][0] and stderr.splitlines()[-1] == BY[number][1]
-    assert not finished(folder, "*.h5") and finished(folder, "*.begun") == {"audio-00000-00000.begun", "text-00000-00000.begun"}
-    before = sum(Shard(path).meta["batches"] for path in (folder / "feats.shards" / ".work").glob("*.begun"))
+    assert not finished(folder, "*.h5") and finished(folder, "*.begun") == {
+        "audio-00000-00000.begun",
+        "text-00000-00000.begun",
+    }
+    before = sum(
+        Shard(path).meta["batches"] for path in (folder / "feats.shards" / ".work").glob("*.begun")
+    )
     assert before == 6, "the batch that was being computed, and those before it"
     total = sum(again(folder, **LONG).batches.values())
     assert len(encoded) == total - before > 3
@@ -58,14 +72,22 @@ def test_what_is_in_hand_is_written_and_the_same_command_goes_on(run, undisturbe
 
 
 def test_stopped_again_and_again(run, undisturbed, tmp_path):
-    """Every run gets one batch further than the last; in the end the bytes are those of a run that was left alone."""
+    """Every run gets one batch further than the last; in the end the bytes are those of a run that
+    was left alone.
+    """
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     for _ in range(3):
         for path in [*folder.glob("batch-*"), *folder.glob("go")]:
             path.unlink()
         assert stop_at(run.start(folder, slow=0, **LONG), 1, signal.SIGTERM)[0] == 143
-    assert sum(Shard(path).meta["batches"] for path in (folder / "feats.shards" / ".work").glob("*.begun")) == 3
+    assert (
+        sum(
+            Shard(path).meta["batches"]
+            for path in (folder / "feats.shards" / ".work").glob("*.begun")
+        )
+        == 3
+    )
     again(folder, **LONG)
     check(folder, made)
 
@@ -103,14 +125,20 @@ AudioEncoder.forward = slowly
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True])
 def test_workers_write_what_they_have(run, undisturbed, tmp_path, group):
-    """SIGTERM reaches the client alone, or from a terminal or a batch system every process of the group."""
+    """SIGTERM reaches the client alone, or from a terminal or a batch system every process of the
+    group.
+    """
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
-    stopped = run.start(folder, "--workers", "2", environment=in_workers(folder, SLOW_WORKERS), **LONG)
+    stopped = run.start(
+        folder, "--workers", "2", environment=in_workers(folder, SLOW_WORKERS), **LONG
+    )
     stopped.wait_for((folder / "worker-at-work").exists, "a worker at work")
     (os.killpg if group else os.kill)(stopped.pid, signal.SIGTERM)
     status, _ = stopped.wait()
-    assert status == 143 and stopped.stderr.splitlines()[-1] == BY[signal.SIGTERM][1], stopped.stderr
+    assert status == 143 and stopped.stderr.splitlines()[-1] == BY[signal.SIGTERM][1], (
+        stopped.stderr
+    )
     assert "audio-00000-00000.begun" in finished(folder, "*.begun"), stopped.stderr
     again(folder, **LONG)
     check(folder, made)
@@ -127,7 +155,9 @@ def test_a_damaged_beginning_is_computed_again(run, undisturbed, tmp_path, conte
             whole[-50] ^= 16
         elif content == "of another plan":
             whole = whole.replace(Shard(path).key.encode(), b"0" * 64)
-        path.write_bytes({"cut": whole[:-100]}.get(content, content if isinstance(content, bytes) else whole))
+        path.write_bytes(
+            {"cut": whole[:-100]}.get(content, content if isinstance(content, bytes) else whole)
+        )
     again(folder, **LONG)
     check(folder, made)
 

@@ -1,4 +1,6 @@
-"""A writer that dies, fills the disk or is stopped at any point leaves either the whole file or none."""
+"""A writer that dies, fills the disk or is stopped at any point leaves either the whole file or
+none.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ import pytest
 
 from mer.pipeline.store import FeatureStore, Shard, ShardWriter
 from mer.pipeline.store import arrays as files
+
 from tests.store.build import assert_holds, make_store
 
 ROOT = Path(__file__).parents[2]
@@ -56,13 +59,30 @@ else:
 make_store(folder)
 """
 
-POINTS = [("write", 1), ("write", 30), ("_lay_out", 2), ("fsync", 1), ("replace", 4), ("sync_folder", 4)]
-MORE = [("write", 3), ("write", 12), ("write", 60), *((s, n) for s in ("_lay_out", "fsync", "replace", "sync_folder") for n in (1, 2, 3))]
+POINTS = [
+    ("write", 1),
+    ("write", 30),
+    ("_lay_out", 2),
+    ("fsync", 1),
+    ("replace", 4),
+    ("sync_folder", 4),
+]
+MORE = [
+    ("write", 3),
+    ("write", 12),
+    ("write", 60),
+    *((s, n) for s in ("_lay_out", "fsync", "replace", "sync_folder") for n in (1, 2, 3)),
+]
 
 
-@pytest.mark.parametrize(("step", "count"), POINTS + [pytest.param(*p, marks=pytest.mark.slow) for p in MORE if p not in POINTS])
+@pytest.mark.parametrize(
+    ("step", "count"),
+    POINTS + [pytest.param(*p, marks=pytest.mark.slow) for p in MORE if p not in POINTS],
+)
 def test_killed_while_writing_leaves_no_half_file(tmp_path, step, count):
-    run = subprocess.run([sys.executable, "-c", KILLED, step, str(count), str(tmp_path)], cwd=ROOT, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, step, str(count), str(tmp_path)], cwd=ROOT, timeout=60
+    )
     assert run.returncode == -signal.SIGKILL, "the kill was meant to happen"
     for path in (tmp_path / "feats.shards").glob("shard-*.h5"):
         shard = Shard(path)
@@ -92,7 +112,13 @@ except OSError as error:
 @pytest.mark.parametrize("limit", [0, 100, 1500, 5000, 20_000, 130_000])
 def test_file_that_cannot_grow_is_one_plain_error(tmp_path, limit):
     """As on a full disk, at each stage of the file: HDF5's own layout, the index, the frames."""
-    run = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), str(limit)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), str(limit)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert run.returncode == 0 and not run.stderr, run.stderr
     assert run.stdout.split() == [str(errno.EFBIG), str(tmp_path / "a.h5")]
     assert list(tmp_path.iterdir()) == []
@@ -100,19 +126,31 @@ def test_file_that_cannot_grow_is_one_plain_error(tmp_path, limit):
 
 def test_full_disk(tmp_path):
     """ENOSPC itself, on a file system of 256 kB where one may be mounted."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs is not permitted here")
     try:
         for steps in (2000, 100_000):
-            with pytest.raises(OSError, match="No space left") as caught, ShardWriter(tmp_path / "a.h5", {"audio": 64}) as writer:
+            with (
+                pytest.raises(OSError, match="No space left") as caught,
+                ShardWriter(tmp_path / "a.h5", {"audio": 64}) as writer,
+            ):
                 writer.add("u", {"audio": np.ones((steps, 64))})
-            assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a.h5")
+            assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(
+                tmp_path / "a.h5"
+            )
             assert list(tmp_path.iterdir()) == []
         with ShardWriter(tmp_path / "a.h5", {"audio": 64}) as writer:
             writer.add("u", {"audio": np.ones((1000, 64))})
-        (tmp_path / "ballast").write_bytes(bytes(os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_bsize))
-        with pytest.raises(OSError, match="No space left"), ShardWriter(tmp_path / "b.h5", {"audio": 64}) as writer:
+        (tmp_path / "ballast").write_bytes(
+            bytes(os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_bsize)
+        )
+        with (
+            pytest.raises(OSError, match="No space left"),
+            ShardWriter(tmp_path / "b.h5", {"audio": 64}) as writer,
+        ):
             writer.add("u", {"audio": np.ones((1, 64))})
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "ballast"]
         assert len(Shard(tmp_path / "a.h5")) == 1
@@ -124,7 +162,10 @@ def test_full_disk(tmp_path):
 def test_exception_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch, error):
     make_store(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.h5")}
-    with pytest.raises(error), ShardWriter(tmp_path / "feats.shards/shard-00000.h5", {"audio": 2}) as writer:
+    with (
+        pytest.raises(error),
+        ShardWriter(tmp_path / "feats.shards/shard-00000.h5", {"audio": 2}) as writer,
+    ):
         writer.add("u", {"audio": [[1, 2]]})
         raise error
 
@@ -140,7 +181,13 @@ def test_exception_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch
 def test_stale_temporary_of_a_dead_writer_is_removed_and_of_a_live_one_kept(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    names = [f".a.h5.tmp-{dead.pid}", f".a.h5.tmp-{os.getpid()}", f".a.h5.tmp-{os.getppid()}", f".b.h5.tmp-{dead.pid}", ".a.h5.tmp-x"]
+    names = [
+        f".a.h5.tmp-{dead.pid}",
+        f".a.h5.tmp-{os.getpid()}",
+        f".a.h5.tmp-{os.getppid()}",
+        f".b.h5.tmp-{dead.pid}",
+        ".a.h5.tmp-x",
+    ]
     for name in names:
         (tmp_path / name).write_bytes(b"half")
     with ShardWriter(tmp_path / "a.h5", {"audio": 2}) as writer:

@@ -14,17 +14,23 @@ from mer.cli import main
 from mer.pipeline import datasets
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+
 from tests.datasets.trees import write_wav
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
-TEXTS = "ann-1-calm\tHello.\nann-2-angry\tNo!\nben-1-calm\tWell.\nben-2-angry\tStop it.\nben-3-angry\tNever.\nann-3-calm\tYes.\n"
+TEXTS = (
+    "ann-1-calm\tHello.\nann-2-angry\tNo!\nben-1-calm\tWell.\nben-2-angry\tStop "
+    "it.\nben-3-angry\tNever.\nann-3-calm\tYes.\n"
+)
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The page's steps, in a folder of the test's own; returns a root with the corpus."""
-    toml, module, line = (re.search(f"```{kind}\n(.*?)```", PAGE.read_text().split(f"## {n}.")[1], re.S)[1]
-                          for n, kind in ((1, "toml"), (2, "python"), (3, "python")))  # fmt: skip
+    toml, module, line = (
+        re.search(f"```{kind}\n(.*?)```", PAGE.read_text().split(f"## {n}.")[1], re.S)[1]
+        for n, kind in ((1, "toml"), (2, "python"), (3, "python"))
+    )
     tomllib.loads(toml)
     here = tmp_path / "manifests"
     here.mkdir()
@@ -53,9 +59,18 @@ def test_the_pages_corpus_is_prepared_like_any_other(toy):
     done = CliRunner().invoke(main, ["prepare", "toy"])
     assert done.exit_code == 0, done.stderr
     manifest = Manifest.read(toy / "manifest.parquet")
-    assert len(manifest) == 6 and manifest.labels == ("calm", "angry") and manifest.rows[0].text == "Hello."
+    assert (
+        len(manifest) == 6
+        and manifest.labels == ("calm", "angry")
+        and manifest.rows[0].text == "Hello."
+    )
     assert [u.known_bad for u in manifest.rows if u.id == "ben-3"] == ["the microphone was off"]
-    for part in ("counts: as expected", "files missing: 1: ann-2", "(ignored): 1: eve-1-calm.wav", "known-bad clips: 1: ben-3"):
+    for part in (
+        "counts: as expected",
+        "files missing: 1: ann-2",
+        "(ignored): 1: eve-1-calm.wav",
+        "known-bad clips: 1: ben-3",
+    ):
         assert part in done.stdout
 
 

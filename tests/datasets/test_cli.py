@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from mer.cli import main
 from mer.pipeline.datasets import DATASETS
 from mer.pipeline.manifest import Manifest
+
 from tests.datasets.trees import write_meld_csv, write_wav
 
 
@@ -23,7 +24,11 @@ def mer(tmp_path, monkeypatch):
 def test_datasets_lists_every_corpus_and_what_is_here(mer, tmp_path):
     (tmp_path / "data" / "meld").mkdir(parents=True)
     text = mer("datasets").stdout
-    assert all(f"{name}: " in text for name in DATASETS) and "not prepared yet" in text and "table: your own" in text
+    assert (
+        all(f"{name}: " in text for name in DATASETS)
+        and "not prepared yet" in text
+        and "table: your own" in text
+    )
     found = {c["name"]: c for c in json.loads(mer("datasets", "--json").stdout)}
     assert set(found) == set(DATASETS) and found["meld"]["licence"].startswith("GPL-3.0")
     assert found["synthetic"]["audio_encoder"] == "builtin:tiny-wav2vec2"
@@ -46,18 +51,42 @@ def test_a_prepared_folder_can_be_moved(mer, tmp_path):
 
 def test_prepare_json(mer):
     found = json.loads(mer("prepare", "synthetic", "--size", 12, "--json").stdout)
-    assert found["utterances"] == 12 and len(found["hash"]) == 64 and found["overlaps"]["train/test"]["texts"] == 0
+    assert (
+        found["utterances"] == 12
+        and len(found["hash"]) == 64
+        and found["overlaps"]["train/test"]["texts"] == 0
+    )
 
 
 def test_prepare_table(mer, tmp_path):
     (tmp_path / "t.csv").write_text("file,words,emo,who\na,hi,joy,x\nb,no,sad,y\nc,oh,joy,z\n")
     for name in "abc":
         write_wav(tmp_path / "wavs" / f"{name}.wav")
-    columns = [a for c in ("id=file", "audio=file", "text=words", "label=emo", "speaker=who") for a in ("--column", c)]
-    done = mer("prepare", "table", "--from", "t.csv", "--audio-dir", "wavs", *columns, "--out", "m.parquet", "--labels", "sad,joy")
+    columns = [
+        a
+        for c in ("id=file", "audio=file", "text=words", "label=emo", "speaker=who")
+        for a in ("--column", c)
+    ]
+    done = mer(
+        "prepare",
+        "table",
+        "--from",
+        "t.csv",
+        "--audio-dir",
+        "wavs",
+        *columns,
+        "--out",
+        "m.parquet",
+        "--labels",
+        "sad,joy",
+    )
     assert done.exit_code == 0, done.stderr
     manifest = Manifest.read(tmp_path / "m.parquet")
-    assert manifest.labels == ("sad", "joy") and manifest.dataset == "t" and (manifest.root / manifest.rows[0].audio).is_file()
+    assert (
+        manifest.labels == ("sad", "joy")
+        and manifest.dataset == "t"
+        and (manifest.root / manifest.rows[0].audio).is_file()
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +95,11 @@ def test_prepare_table(mer, tmp_path):
         (("prepare", "melt"), 1, "mer: dataset 'melt' is not known; known: "),
         (("prepare", "meld"), 1, "to get it: MELD.Raw.tar.gz"),
         (("prepare", "meld", "--size", 3), 1, "mer: meld takes no option size"),
-        (("prepare", "synthetic", "--labels", "x"), 1, "mer: --labels x: synthetic has emotion, sentiment"),
+        (
+            ("prepare", "synthetic", "--labels", "x"),
+            1,
+            "mer: --labels x: synthetic has emotion, sentiment",
+        ),
         (("prepare", "synthetic", "--size", 0), 2, "0 is not in the range"),
         (("prepare", "synthetic", "--from", "x.csv"), 2, "go with `mer prepare table`"),
         (("prepare", "table"), 2, "table takes --from FILE"),
@@ -90,13 +123,22 @@ def test_an_out_that_cannot_be_written_says_so(mer, tmp_path):
 def test_prepare_meld_prints_what_is_missing(mer, tmp_path):
     write_meld_csv(tmp_path / "dev_sent_emo.csv", [("Hi", "Joey", "joy", "positive", 0, 0)])
     done = mer("prepare", "meld", "--root", tmp_path)
-    assert done.exit_code == 0 and "files missing: 1: dev/dia0_utt0" in done.stdout and "expected ones" in done.stdout
+    assert (
+        done.exit_code == 0
+        and "files missing: 1: dev/dia0_utt0" in done.stdout
+        and "expected ones" in done.stdout
+    )
 
 
 def test_each_label_set_has_a_manifest_of_its_own(mer, tmp_path):
     """What `prepare` writes for one label set is not what `extract` takes for another."""
-    write_meld_csv(tmp_path / "data" / "meld" / "dev_sent_emo.csv", [("Hi", "Joey", "joy", "positive", 0, 0)])
+    write_meld_csv(
+        tmp_path / "data" / "meld" / "dev_sent_emo.csv", [("Hi", "Joey", "joy", "positive", 0, 0)]
+    )
     mer("prepare", "meld")
     mer("prepare", "meld", "--labels", "sentiment")
-    labels = [Manifest.read(tmp_path / "data" / "meld" / f"{name}.parquet").labels for name in ("manifest", "manifest-sentiment")]
+    labels = [
+        Manifest.read(tmp_path / "data" / "meld" / f"{name}.parquet").labels
+        for name in ("manifest", "manifest-sentiment")
+    ]
     assert "joy" in labels[0] and "positive" in labels[1]

@@ -33,5 +33,9 @@ def test_the_manifest_pages_metadata_keys_are_those_written(tmp_path):
 def test_the_corpora_page_has_every_corpus_and_every_field_of_a_table():
     page = (DOCS / "datasets.md").read_text()
     assert {*re.findall(r"^## (\w+)$", page, flags=re.M)} == {*DATASETS, "table"}
-    fields = {name for row in re.findall(r"^\| (`.+?) \|", page, flags=re.M) for name in re.findall(r"`(\w+)`", row)}
+    fields = {
+        name
+        for row in re.findall(r"^\| (`.+?) \|", page, flags=re.M)
+        for name in re.findall(r"`(\w+)`", row)
+    }
     assert fields == set(FIELDS)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare
 from mer.pipeline.errors import DataError
+from mer.pipeline.media import audio as media
+
 from tests.datasets.trees import write_iemocap
 
 
@@ -19,9 +20,12 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("labels", "n", "happy"),
-    [(None, 8, ["Ses01F_script01_1_F000", "Ses01F_script01_1_M000", "Ses02M_script01_1_F000"]), ("4-noexc", 6, ["Ses01F_script01_1_F000"]),
-     ("6", 9, ["Ses01F_script01_1_F000"])],
-)  # fmt: skip
+    [
+        (None, 8, ["Ses01F_script01_1_F000", "Ses01F_script01_1_M000", "Ses02M_script01_1_F000"]),
+        ("4-noexc", 6, ["Ses01F_script01_1_F000"]),
+        ("6", 9, ["Ses01F_script01_1_F000"]),
+    ],
+)
 def test_label_sets(root, labels, n, happy):
     manifest, report = prepare("iemocap", root, labels=labels)
     assert len(manifest) == n and [u.id for u in manifest.rows if u.label == "happy"] == happy
@@ -32,7 +36,10 @@ def test_label_sets(root, labels, n, happy):
 
 def test_the_speaker_is_the_utterances_letter(root):
     rows = {u.id: u for u in prepare("iemocap", root)[0].rows}
-    assert rows["Ses01F_impro01_M012"].speaker == "Ses01M" and rows["Ses02M_script01_1_F000"].speaker == "Ses02F"
+    assert (
+        rows["Ses01F_impro01_M012"].speaker == "Ses01M"
+        and rows["Ses02M_script01_1_F000"].speaker == "Ses02F"
+    )
     assert rows["Ses05M_impro03_F000"].session == "Ses05"
 
 
@@ -40,7 +47,10 @@ def test_text_with_colons_missing_text_and_noise(root):
     manifest, report = prepare("iemocap", root)
     rows = {u.id: u for u in manifest.rows}
     assert rows["Ses01F_script01_1_F000"].text == "The sky is blue: always was."
-    assert rows["Ses01F_impro01_M012"].text == "[LAUGHTER]" and rows["Ses05M_impro03_M001"].text is None
+    assert (
+        rows["Ses01F_impro01_M012"].text == "[LAUGHTER]"
+        and rows["Ses05M_impro03_M001"].text is None
+    )
     assert any(w.startswith("1 utterances have no transcript: Ses") for w in report.warnings)
     assert any(w.startswith("1 transcripts are nothing but noise marks") for w in report.warnings)
 
@@ -48,14 +58,22 @@ def test_text_with_colons_missing_text_and_noise(root):
 def test_kinds_positions_and_wavs(root):
     manifest, report = prepare("iemocap", root)
     rows = {u.id: u for u in manifest.rows}
-    assert rows["Ses01F_impro01_F000"].tags == ("improvised",) and rows["Ses01F_script01_1_F000"].tags == ("scripted",)
+    assert rows["Ses01F_impro01_F000"].tags == ("improvised",) and rows[
+        "Ses01F_script01_1_F000"
+    ].tags == ("scripted",)
     assert [rows[f"Ses01F_impro01_{n}"].position for n in ("F000", "M012")] == [0, 2]
-    assert not report.missing and all(media.load(manifest.root / u.audio).source_rate == 16_000 for u in manifest.rows)
+    assert not report.missing and all(
+        media.load(manifest.root / u.audio).source_rate == 16_000 for u in manifest.rows
+    )
 
 
 def test_scripts_spoken_in_several_sessions_are_said(root):
     _, report = prepare("iemocap", root)
-    assert report.overlaps["other sessions/scripted Ses01"] == {"texts": 2, "long_texts": 1, "speakers": 0}
+    assert report.overlaps["other sessions/scripted Ses01"] == {
+        "texts": 2,
+        "long_texts": 1,
+        "speakers": 0,
+    }
     assert report.overlaps["other sessions/improvised Ses05"]["texts"] == 0
     assert any("other sessions/scripted Ses02" in line for line in report.lines())
 
@@ -72,7 +90,9 @@ def test_the_release_may_lie_one_folder_below_and_a_missing_session_is_said(root
     assert len(manifest) == 8 and manifest.rows[0].audio.startswith("IEMOCAP_full_release/")
     (tmp_path / "Session1").symlink_to(root / "Session1")
     _, report = prepare("iemocap", tmp_path)
-    assert any(w.startswith("Session2, Session3, Session4, Session5 not found") for w in report.warnings)
+    assert any(
+        w.startswith("Session2, Session3, Session4, Session5 not found") for w in report.warnings
+    )
 
 
 def test_a_folder_that_is_not_iemocap(tmp_path):

@@ -1,4 +1,6 @@
-"""The manifest file: what is written is read, its hash names the rows only, and what is no manifest says so in one line."""
+"""The manifest file: what is written is read, its hash names the rows only, and what is no manifest
+says so in one line.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,31 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import SCHEMA, Manifest, Utterance
 
 ROWS = (
-    Utterance("train/dia0_utt0", "a/b.wav", "nan", "train", "joy", None, "s", "d", "Ses01", 3, 0.5, 1.25, "cut", ("x", "y")),
+    Utterance(
+        "train/dia0_utt0",
+        "a/b.wav",
+        "nan",
+        "train",
+        "joy",
+        None,
+        "s",
+        "d",
+        "Ses01",
+        3,
+        0.5,
+        1.25,
+        "cut",
+        ("x", "y"),
+    ),
     Utterance("-id$_$1", None, "مرحبا 😀\n", "", None, None),
 )
 
 
 def make(root, rows=ROWS, **changes) -> Manifest:
-    return Manifest(**{"dataset": "m", "task": "single", "labels": ("joy", "sad"), "rows": rows, "root": root} | changes)
+    return Manifest(
+        **{"dataset": "m", "task": "single", "labels": ("joy", "sad"), "rows": rows, "root": root}
+        | changes
+    )
 
 
 def test_round_trip(tmp_path):
@@ -43,8 +63,18 @@ def test_targets(tmp_path, task, targets):
 def test_the_hash_is_of_the_rows_and_not_of_the_place(tmp_path):
     manifest = make(tmp_path)
     assert manifest.hash == make(tmp_path / "elsewhere", source={"x": 1}).hash
-    changes = {"text": "x", "label": "sad", "split": "dev", "start": 0.25, "tags": ("x",), "position": 4, "known_bad": None}
-    hashes = {make(tmp_path, (replace(ROWS[0], **{k: v}), ROWS[1])).hash for k, v in changes.items()}
+    changes = {
+        "text": "x",
+        "label": "sad",
+        "split": "dev",
+        "start": 0.25,
+        "tags": ("x",),
+        "position": 4,
+        "known_bad": None,
+    }
+    hashes = {
+        make(tmp_path, (replace(ROWS[0], **{k: v}), ROWS[1])).hash for k, v in changes.items()
+    }
     assert len(hashes | {manifest.hash, make(tmp_path, ROWS[::-1]).hash}) == len(changes) + 2
 
 
@@ -70,7 +100,12 @@ def test_files_that_are_no_manifest(tmp_path):
     meta = json.loads(table.schema.metadata[b"mer"])
 
     def write(name, table, meta):
-        pq.write_table(table.replace_schema_metadata({"mer": meta if isinstance(meta, str) else json.dumps(meta)}), tmp_path / name)
+        pq.write_table(
+            table.replace_schema_metadata(
+                {"mer": meta if isinstance(meta, str) else json.dumps(meta)}
+            ),
+            tmp_path / name,
+        )
 
     (tmp_path / "text.parquet").write_text("id,text\n")
     pq.write_table(pa.table({"id": ["1"]}), tmp_path / "plain.parquet")
@@ -81,11 +116,16 @@ def test_files_that_are_no_manifest(tmp_path):
     write("types.parquet", table.set_column(9, "position", pa.array(["x", None])), meta)
     write("nulls.parquet", table.set_column(0, "id", pa.array([None, "2"], pa.string())), meta)
     for name, part in (
-        ("absent.parquet", "no such manifest; make one with `mer prepare`"), ("text.parquet", "not a readable Parquet"),
-        ("plain.parquet", "not a mer manifest; turn a table into one"), ("version.parquet", "version 9, this mer reads 1"),
-        ("json.parquet", "not a manifest of version 1"), ("keys.parquet", "'root'"), ("columns.parquet", "speaker"),
-        ("types.parquet", "not a manifest of version 1"), ("nulls.parquet", "null|empty id|NoneType"),
-    ):  # fmt: skip
+        ("absent.parquet", "no such manifest; make one with `mer prepare`"),
+        ("text.parquet", "not a readable Parquet"),
+        ("plain.parquet", "not a mer manifest; turn a table into one"),
+        ("version.parquet", "version 9, this mer reads 1"),
+        ("json.parquet", "not a manifest of version 1"),
+        ("keys.parquet", "'root'"),
+        ("columns.parquet", "speaker"),
+        ("types.parquet", "not a manifest of version 1"),
+        ("nulls.parquet", "null|empty id|NoneType"),
+    ):
         with pytest.raises(DataError, match=part) as error:
             Manifest.read(tmp_path / name)
         assert name in str(error.value) or "empty id" in str(error.value)

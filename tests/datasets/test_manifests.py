@@ -21,7 +21,13 @@ def test_registry_and_tomls_name_the_same_corpora():
 @pytest.mark.parametrize("name", CORPORA)
 def test_a_toml_is_consistent(name):
     info = manifests.corpus(name)
-    assert info.title and info.licence and info.obtain and info.size and re.fullmatch("[a-z]{2}", info.language)
+    assert (
+        info.title
+        and info.licence
+        and info.obtain
+        and info.size
+        and re.fullmatch("[a-z]{2}", info.language)
+    )
     assert info.label_sets and info.label_set() is info.label_set(next(iter(info.label_sets)))
     for labels in info.label_sets.values():
         assert labels.task in TASKS and len(set(labels.labels)) == len(labels.labels) > 0
@@ -55,8 +61,15 @@ def test_a_name_is_no_path(name):
 
 @pytest.mark.parametrize("extra", [{"licenze": "x"}, {"encoders": {"audio": "a"}}])
 def test_a_misspelt_or_missing_key_is_an_error(extra):
-    good = {"title": "t", "language": "en", "licence": "l", "obtain": "o", "size": "s", "encoders": {"audio": "a", "text": "b"},
-            "labels": {"emotion": {"order": ["x"]}}}  # fmt: skip
+    good = {
+        "title": "t",
+        "language": "en",
+        "licence": "l",
+        "obtain": "o",
+        "size": "s",
+        "encoders": {"audio": "a", "text": "b"},
+        "labels": {"emotion": {"order": ["x"]}},
+    }
     assert manifests.parse("mine", good).label_set().source == {"x": "x"}
     with pytest.raises(DataError, match="manifests/mine.toml"):
         manifests.parse("mine", good | extra)

@@ -1,4 +1,6 @@
-"""MELD: every quirk of the release, on small trees of its shape and, where they are, on the real rows."""
+"""MELD: every quirk of the release, on small trees of its shape and, where they are, on the real
+rows.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare
 from mer.pipeline.datasets.files import read_csv, repair
 from mer.pipeline.errors import DataError
+from mer.pipeline.media import audio as media
 from mer.pipeline.media.audio import MediaError
+
 from tests.datasets.trees import write_clip, write_meld_csv, write_wav
 
 ROWS = {
     "train": [
-        ("You\u2019re kidding\u2026", "Joey", "surprise", "positive", 0, 3, "0:09:58,507", "0:09:59,100"),
+        (
+            "You\u2019re kidding\u2026",
+            "Joey",
+            "surprise",
+            "positive",
+            0,
+            3,
+            "0:09:58,507",
+            "0:09:59,100",
+        ),
         ("nan", "Richard\u2019s Date", "neutral", "neutral", 0, 5),
         ("!", "Ross", "anger", "negative", 2, 0),  # dialogue 1 is missing, as 60 are in the release
         ("Same words here again", "Ross", "fear", "negative", 2, 1, "00:01:00,000", "00:01:01,000"),
@@ -37,14 +49,39 @@ ROWS = {
     ],
 }
 LAYOUTS = {
-    "as unpacked by EmoBox": ({"train": "train/train_splits", "dev": "dev/dev_splits_complete", "test": "test/output_repeated_splits_test"},
-                              {"train": "train/train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}),
-    "flat": ({"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"},
-             {s: f"{s}_sent_emo.csv" for s in ROWS}),
-    "renamed": ({"train": "train", "dev": "dev", "test": "test"}, {s: f"{s}/{s}_sent_emo.csv" for s in ROWS}),
-    "below MELD.Raw": ({"train": "MELD.Raw/train/train_splits", "dev": "MELD.Raw/dev_splits_complete",
-                        "test": "MELD.Raw/output_repeated_splits_test"}, {s: f"data/{s}_sent_emo.csv" for s in ROWS}),
-}  # fmt: skip
+    "as unpacked by EmoBox": (
+        {
+            "train": "train/train_splits",
+            "dev": "dev/dev_splits_complete",
+            "test": "test/output_repeated_splits_test",
+        },
+        {
+            "train": "train/train_sent_emo.csv",
+            "dev": "dev_sent_emo.csv",
+            "test": "test_sent_emo.csv",
+        },
+    ),
+    "flat": (
+        {
+            "train": "train_splits",
+            "dev": "dev_splits_complete",
+            "test": "output_repeated_splits_test",
+        },
+        {s: f"{s}_sent_emo.csv" for s in ROWS},
+    ),
+    "renamed": (
+        {"train": "train", "dev": "dev", "test": "test"},
+        {s: f"{s}/{s}_sent_emo.csv" for s in ROWS},
+    ),
+    "below MELD.Raw": (
+        {
+            "train": "MELD.Raw/train/train_splits",
+            "dev": "MELD.Raw/dev_splits_complete",
+            "test": "MELD.Raw/output_repeated_splits_test",
+        },
+        {s: f"data/{s}_sent_emo.csv" for s in ROWS},
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +93,12 @@ def build(root: Path, clip: Path, layout: str = "flat", *, old: bool = False) ->
     folders, tables = LAYOUTS[layout]
     for split, rows in ROWS.items():
         if old:
-            rows = [tuple(v.encode("cp1252").decode("latin-1") if isinstance(v, str) else v for v in row) for row in rows]
+            rows = [
+                tuple(
+                    v.encode("cp1252").decode("latin-1") if isinstance(v, str) else v for v in row
+                )
+                for row in rows
+            ]
         write_meld_csv(root / tables[split], rows)
         folder = root / folders[split]
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,13 +117,25 @@ def build(root: Path, clip: Path, layout: str = "flat", *, old: bool = False) ->
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_utterances(tmp_path, clip, layout):
     manifest, report = prepare("meld", build(tmp_path, clip, layout))
-    assert [u.id for u in manifest.rows] == [f"{s}/dia{r[4]}_utt{r[5]}" for s, rows in ROWS.items() for r in rows]
-    assert [(u.text, u.speaker, u.label) for u in manifest.rows] == [r[:3] for rows in ROWS.values() for r in rows]
+    assert [u.id for u in manifest.rows] == [
+        f"{s}/dia{r[4]}_utt{r[5]}" for s, rows in ROWS.items() for r in rows
+    ]
+    assert [(u.text, u.speaker, u.label) for u in manifest.rows] == [
+        r[:3] for rows in ROWS.values() for r in rows
+    ]
     exists = {u.id: (tmp_path / u.audio).is_file() for u in manifest.rows}
-    assert [i for i, there in exists.items() if not there] == ["dev/dia110_utt7", "test/dia200_utt1"]
-    assert report.missing == ["test/dia200_utt1"] and report.unreadable == {"test/dia201_utt0": "a text file"}
+    assert [i for i, there in exists.items() if not there] == [
+        "dev/dia110_utt7",
+        "test/dia200_utt1",
+    ]
+    assert report.missing == ["test/dia200_utt1"] and report.unreadable == {
+        "test/dia201_utt0": "a text file"
+    }
     assert list(report.known_bad) == ["train/dia125_utt3", "dev/dia110_utt7", "test/dia38_utt4"]
-    assert sorted(Path(p).name for p in report.orphans) == ["dia49_utt4.mp4", "final_videos_testdia93_utt5.mp4"]
+    assert sorted(Path(p).name for p in report.orphans) == [
+        "dia49_utt4.mp4",
+        "final_videos_testdia93_utt5.mp4",
+    ]
     assert {u.id for u in manifest.rows if u.known_bad} == set(report.known_bad)
 
 
@@ -90,7 +144,9 @@ def test_both_revisions_give_the_same_manifest_and_the_repairs_are_counted(tmp_p
     old, report = prepare("meld", build(tmp_path / "old", clip, old=True))
     assert old.hash == new.hash
     # U+0085 among them, at which splitlines() would break
-    assert report.repairs == {"old-encoding characters in text or speaker": ["train/dia0_utt3", "train/dia0_utt5"]}
+    assert report.repairs == {
+        "old-encoding characters in text or speaker": ["train/dia0_utt3", "train/dia0_utt5"]
+    }
 
 
 def test_repair_leaves_what_cp1252_does_not_define_and_everything_else():
@@ -110,7 +166,10 @@ def test_overlaps_and_repeated_rows_are_said(tmp_path, clip):
     _, report = prepare("meld", build(tmp_path, clip))
     assert report.overlaps["train/test"] == {"texts": 1, "long_texts": 1, "speakers": 1}
     text = "\n".join(report.lines())
-    assert "1 train rows repeat another row's line and times, 1 of them with another label: train/dia" in text
+    assert (
+        "1 train rows repeat another row's line and times, 1 of them with another label: train/dia"
+        in text
+    )
     assert "1 hidden files" in text and "counts: " in text and "differ from the expected" in text
 
 
@@ -122,7 +181,8 @@ def test_sentiment(tmp_path, clip):
 
 def test_the_clips_read_as_their_rows_say(tmp_path, clip):
     manifest, _ = prepare("meld", build(tmp_path, clip))
-    long = tmp_path / "output_repeated_splits_test" / "dia38_utt4.mp4"  # five minutes in a corpus of three seconds
+    # five minutes in a corpus of three seconds
+    long = tmp_path / "output_repeated_splits_test" / "dia38_utt4.mp4"
     write_wav(long.with_suffix(".wav"), 305 * 8_000, 8_000).rename(long)
     assert media.probe(long).seconds == pytest.approx(305)
     outcome = Counter()
@@ -148,7 +208,10 @@ def test_one_split_alone_is_usable_and_the_rest_is_missed(tmp_path):
     write_meld_csv(tmp_path / "dev_sent_emo.csv", ROWS["dev"])
     manifest, report = prepare("meld", tmp_path)
     assert {u.split for u in manifest.rows} == {"dev"}
-    assert [w.split(":")[0] for w in report.warnings if "not found" in w] == ["train_sent_emo.csv not found", "test_sent_emo.csv not found"]
+    assert [w.split(":")[0] for w in report.warnings if "not found" in w] == [
+        "train_sent_emo.csv not found",
+        "test_sent_emo.csv not found",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -207,10 +270,18 @@ def test_real_rows_with_made_clips_go_through(test_data, tmp_path, clip):
     """A slice of the real rows, in the shape of the release, with a clip for each."""
     root = tmp_path
     for split, folder in LAYOUTS["flat"][0].items():
-        lines = (test_data / "meld" / "old_revision" / f"{split}_sent_emo.csv").read_bytes().split(b"\n")
+        lines = (
+            (test_data / "meld" / "old_revision" / f"{split}_sent_emo.csv")
+            .read_bytes()
+            .split(b"\n")
+        )
         (root / f"{split}_sent_emo.csv").write_bytes(b"\n".join(lines[:13]) + b"\n")
         (root / folder).mkdir()
         for row in read_csv(root / f"{split}_sent_emo.csv", ["Dialogue_ID", "Utterance_ID"]):
-            shutil.copy(clip, root / folder / f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}.mp4")
+            shutil.copy(
+                clip, root / folder / f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}.mp4"
+            )
     manifest, report = prepare("meld", root)
-    assert len(manifest) == 36 and not report.missing and not report.orphans and not report.unreadable
+    assert (
+        len(manifest) == 36 and not report.missing and not report.orphans and not report.unreadable
+    )

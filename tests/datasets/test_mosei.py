@@ -1,12 +1,15 @@
-"""CMU-MOSEI: whole media cut by times, negative starts, transcripts that are not UTF-8, several emotions or none."""
+"""CMU-MOSEI: whole media cut by times, negative starts, transcripts that are not UTF-8, several
+emotions or none.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare
 from mer.pipeline.errors import DataError
+from mer.pipeline.media import audio as media
+
 from tests.datasets.trees import write_csd, write_folds, write_mmsa, write_wav
 
 VIDEOS = {
@@ -24,7 +27,8 @@ def root(tmp_path):
     folder = tmp_path / "Raw" / "Transcript" / "Segmented" / "Combined"
     folder.mkdir(parents=True)
     (folder / "-3g5yACwYnA.txt").write_bytes(
-        b"-3g5yACwYnA___4___1.0___2.0___then ___ this \xff\n-3g5yACwYnA___3___-0.2___1.0___first this\n-3g5yACwYnA___9\n"
+        b"-3g5yACwYnA___4___1.0___2.0___then ___ this \xff\n-3g5yACwYnA___3___-0.2___1.0___first "
+        b"this\n-3g5yACwYnA___9\n"
     )
     (folder / "zk2jTlAtvSU.txt").write_text("zk2jTlAtvSU___0___0.5___1.5___\n")
     (folder / "._zk2jTlAtvSU.txt").write_bytes(bytes.fromhex("00051607"))
@@ -35,26 +39,44 @@ def root(tmp_path):
 
 def test_sentiment_from_cmus_layout(root):
     manifest, report = prepare("mosei", root)
-    assert [u.id for u in manifest.rows] == ["-3g5yACwYnA_3", "-3g5yACwYnA_4", "a_b__c_at0", "zk2jTlAtvSU_0"]
+    assert [u.id for u in manifest.rows] == [
+        "-3g5yACwYnA_3",
+        "-3g5yACwYnA_4",
+        "a_b__c_at0",
+        "zk2jTlAtvSU_0",
+    ]
     assert [u.targets for u in manifest.rows] == [(1.0,), (-2.0,), (0.0,), (3.0,)]
     assert [u.text for u in manifest.rows] == ["first this", "then ___ this \ufffd", None, None]
     assert [u.split for u in manifest.rows] == ["train", "train", "dev", "test"]
     assert (manifest.rows[0].start, manifest.rows[0].end) == (0.0, 1.0)
     lost = "transcripts with bytes that are not UTF-8, each replaced by U+FFFD"
-    assert report.repairs == {lost: ["-3g5yACwYnA.txt"], "negative start set to 0": ["-3g5yACwYnA_3"]}
+    assert report.repairs == {
+        lost: ["-3g5yACwYnA.txt"],
+        "negative start set to 0": ["-3g5yACwYnA_3"],
+    }
     assert {what: len(ids) for what, ids in report.dropped.items()} == {
         "segments of videos in no standard fold": 1, "a label that is not a number": 1,
     }  # fmt: skip
     assert report.missing == ["zk2jTlAtvSU_0"]
-    assert [w.split(" ", 1)[1][:16] for w in report.warnings] == ["transcript lines", "segments have no"]
-    clips = [media.load(manifest.root / u.audio, start=u.start, end=u.end) for u in manifest.rows[:3]]
+    assert [w.split(" ", 1)[1][:16] for w in report.warnings] == [
+        "transcript lines",
+        "segments have no",
+    ]
+    clips = [
+        media.load(manifest.root / u.audio, start=u.start, end=u.end) for u in manifest.rows[:3]
+    ]
     assert [len(c.waveform) for c in clips] == [16_000] * 3
 
 
 def test_emotions_are_several_or_none(root):
     manifest, report = prepare("mosei", root, labels="emotion")
     assert manifest.labels == ("happy", "sad", "anger", "surprise", "disgust", "fear")
-    assert [u.targets for u in manifest.rows] == [(0, 0, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (1, 0, 0, 0, 0, 0), (1, 0, 0, 1, 0, 0)]
+    assert [u.targets for u in manifest.rows] == [
+        (0, 0, 0, 0, 0, 0),
+        (0, 1, 1, 0, 0, 0),
+        (1, 0, 0, 0, 0, 0),
+        (1, 0, 0, 1, 0, 0),
+    ]
     assert report.counts["train"] == {"sad": 1, "anger": 1, "(none)": 1}
 
 
@@ -66,9 +88,15 @@ def test_without_folds_the_split_is_open_and_it_is_said(root):
 
 
 def test_mmsas_layout_has_sentiment_only(tmp_path):
-    write_mmsa(tmp_path / "MOSEI", [("a", "0", "Hello There", "1.5", "train"), ("b", "7", "No.", "0", "test")])
+    write_mmsa(
+        tmp_path / "MOSEI",
+        [("a", "0", "Hello There", "1.5", "train"), ("b", "7", "No.", "0", "test")],
+    )
     manifest, report = prepare("mosei", tmp_path, labels="binary")
-    assert [(u.id, u.label, u.split) for u in manifest.rows] == [("a_0", "non-negative", "train"), ("b_7", "non-negative", "test")]
+    assert [(u.id, u.label, u.split) for u in manifest.rows] == [
+        ("a_0", "non-negative", "train"),
+        ("b_7", "non-negative", "test"),
+    ]
     assert manifest.rows[0].text == "Hello There" and not report.missing
     with pytest.raises(DataError, match="emotions need CMU_MOSEI_Labels.csd"):
         prepare("mosei", tmp_path, labels="emotion")

@@ -1,4 +1,6 @@
-"""The synthetic corpus: its stated rule, its splits, its bytes; and that untrained encoders can tell its emotions (slow)."""
+"""The synthetic corpus: its stated rule, its splits, its bytes; and that untrained encoders can
+tell its emotions (slow).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import pytest
 import soundfile
 
 from mer import manifests
-from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import prepare, synthetic
 from mer.pipeline.errors import DataError
+from mer.pipeline.media import audio as media
 
 SIZE = 60
 
@@ -33,11 +35,18 @@ def test_a_third_disagrees_and_the_stronger_emotion_is_the_label(size, seed):
     assert len(rows) == len({u.id for u in rows}) == size
     for u in rows:
         voice, words = parts(u)
-        assert u.label == next(e for e in ("anger", "sadness", "joy", "neutral") if e in (voice, words))
+        assert u.label == next(
+            e for e in ("anger", "sadness", "joy", "neutral") if e in (voice, words)
+        )
         assert ("inconsistent" in u.tags) == (voice != words)
-        lexicon = {e: [w for words in synthetic.LEXICON[e] for w in words if w in u.text.lower()] for e in synthetic.EMOTIONS}
+        lexicon = {
+            e: [w for words in synthetic.LEXICON[e] for w in words if w in u.text.lower()]
+            for e in synthetic.EMOTIONS
+        }
         assert lexicon[words]
-    assert abs(sum("inconsistent" in u.tags for u in rows) / size - 1 / 3) < (0.01 if size >= 600 else 0.1)
+    assert abs(sum("inconsistent" in u.tags for u in rows) / size - 1 / 3) < (
+        0.01 if size >= 600 else 0.1
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -45,7 +54,9 @@ def test_neither_modality_alone_reaches_more_than_85_percent(seed):
     rows = synthetic.plan(600, seed)
     for part in (0, 1):
         table = Counter((parts(u)[part], u.label) for u in rows)
-        best = sum(max(n for (seen, _), n in table.items() if seen == e) for e in synthetic.EMOTIONS)
+        best = sum(
+            max(n for (seen, _), n in table.items() if seen == e) for e in synthetic.EMOTIONS
+        )
         assert 0.80 <= best / len(rows) <= 0.85
     assert len({(parts(u), u.label) for u in rows}) == 16  # both together decide
 
@@ -57,7 +68,9 @@ def test_splits_are_by_dialogue_with_speakers_of_their_own_and_balanced_labels()
         for u in rows:
             assert where.setdefault(getattr(u, group), u.split) == u.split
     counts = Counter((u.split, u.label) for u in rows)
-    assert {counts["train", e] for e in synthetic.EMOTIONS} == {90} and {counts["test", e] for e in synthetic.EMOTIONS} == {30}
+    assert {counts["train", e] for e in synthetic.EMOTIONS} == {90} and {
+        counts["test", e] for e in synthetic.EMOTIONS
+    } == {30}
     assert [u.position for u in rows if u.dialogue == "dia0003"] == list(range(10))
 
 
@@ -94,7 +107,9 @@ def test_a_lost_file_is_written_again(made):
 def test_sizes_and_seeds_live_side_by_side(made):
     root, manifest, _ = made
     small, _ = prepare("synthetic", root, size=12, seed=1)
-    assert {u.audio.split("/")[0] for u in small.rows}.isdisjoint(u.audio.split("/")[0] for u in manifest.rows)
+    assert {u.audio.split("/")[0] for u in small.rows}.isdisjoint(
+        u.audio.split("/")[0] for u in manifest.rows
+    )
     assert all((root / u.audio).exists() for u in (*manifest.rows, *small.rows))
 
 
@@ -103,7 +118,9 @@ def test_sentiment_labels(made):
     sentiment, _ = prepare("synthetic", root, labels="sentiment", size=SIZE)
     of = manifests.corpus("synthetic").label_set("sentiment").source
     assert [u.label for u in sentiment.rows] == [of[u.label] for u in manifest.rows]
-    assert sentiment.labels == ("neutral", "positive", "negative") and sentiment.hash != manifest.hash
+    assert (
+        sentiment.labels == ("neutral", "positive", "negative") and sentiment.hash != manifest.hash
+    )
 
 
 @pytest.mark.parametrize("options", [{"size": 3}, {"seed": -1}, {"length": 2}])
@@ -121,7 +138,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_untrained_encoders_tell_voices_and_words_across_speakers(tmp_path, seed):
-    """Voice from mean-pooled frames of a random Wav2Vec2 >= 0.9, words from a bag of random embeddings >= 0.95, both on dev."""
+    """Voice from mean-pooled frames of a random Wav2Vec2 >= 0.9, words from a bag of random
+    embeddings >= 0.95, both on dev.
+    """
     import torch
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -130,10 +149,19 @@ def test_untrained_encoders_tell_voices_and_words_across_speakers(tmp_path, seed
     from mer.pipeline.encoders import tiny
 
     manifest, _ = prepare("synthetic", tmp_path, seed=seed)
-    audio, text, tokenizer = tiny.model("builtin:tiny-wav2vec2").eval(), tiny.model("builtin:tiny-roberta"), tiny.HashTokenizer()
+    audio, text, tokenizer = (
+        tiny.model("builtin:tiny-wav2vec2").eval(),
+        tiny.model("builtin:tiny-roberta"),
+        tiny.HashTokenizer(),
+    )
     vectors = text.embeddings.word_embeddings.weight.detach().numpy()
     with torch.inference_mode():
-        frames = [audio(torch.from_numpy(media.load(tmp_path / u.audio).waveform)[None]).last_hidden_state[0] for u in manifest.rows]
+        frames = [
+            audio(
+                torch.from_numpy(media.load(tmp_path / u.audio).waveform)[None]
+            ).last_hidden_state[0]
+            for u in manifest.rows
+        ]
     features = {
         0: np.stack([f.mean(0).numpy() for f in frames]),
         1: np.stack([vectors[ids].mean(0) for ids in tokenizer([u.text for u in manifest.rows])]),
@@ -141,5 +169,7 @@ def test_untrained_encoders_tell_voices_and_words_across_speakers(tmp_path, seed
     train, dev = (np.array([u.split == s for u in manifest.rows]) for s in ("train", "dev"))
     for part, floor in ((0, 0.90), (1, 0.95)):
         y = np.array([parts(u)[part] for u in manifest.rows])
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(features[part][train], y[train])
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(
+            features[part][train], y[train]
+        )
         assert probe.score(features[part][dev], y[dev]) >= floor

@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 from mer.pipeline.datasets import prepare
 from mer.pipeline.datasets.table import SHARES, split_groups
 from mer.pipeline.errors import DataError
+
 from tests.datasets.trees import write_wav
 
 ROWS = [
     {"id": "a", "text": "nan", "label": "NA", "speaker": "s1", "split": "train"},
-    {"id": "b", "text": '=HYPERLINK("x"), "quoted"\nand a new line', "label": "joy", "speaker": "s2", "split": "valid"},
+    {
+        "id": "b",
+        "text": '=HYPERLINK("x"), "quoted"\nand a new line',
+        "label": "joy",
+        "speaker": "s2",
+        "split": "valid",
+    },
     {"id": "c", "text": "مرحبا 😀 \u202eabc", "label": "joy", "speaker": "s3", "split": "Test"},
     {"id": "007", "text": "007", "label": "NA", "speaker": "s3", "split": "train"},
 ]
@@ -42,7 +49,9 @@ def write(folder, suffix: str, rows=ROWS, name="t"):
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_format_gives_the_same_rows_with_text_untouched(tmp_path, suffix):
     manifest, _ = prepare("table", source=write(tmp_path, suffix))
-    assert [(u.id, u.text, u.label, u.speaker) for u in manifest.rows] == [(r["id"], r["text"], r["label"], r["speaker"]) for r in ROWS]
+    assert [(u.id, u.text, u.label, u.speaker) for u in manifest.rows] == [
+        (r["id"], r["text"], r["label"], r["speaker"]) for r in ROWS
+    ]
     assert [u.split for u in manifest.rows] == ["train", "dev", "test", "train"]
     assert manifest.labels == ("NA", "joy") and manifest.dataset == "t"
 
@@ -51,45 +60,95 @@ def test_crlf_and_an_empty_cell(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"id,text,label,split\r\n1,,x,train\r\n2,hi,,dev\r\n")
     manifest, report = prepare("table", source=tmp_path / "t.csv")
     assert [(u.text, u.label) for u in manifest.rows] == [(None, "x"), ("hi", None)]
-    assert "1 rows have no label, the first on line 3" in report.warnings and report.counts["dev"] == {"(none)": 1}
+    assert "1 rows have no label, the first on line 3" in report.warnings and report.counts[
+        "dev"
+    ] == {"(none)": 1}
 
 
 def test_a_quote_that_is_not_closed_swallows_rows_and_that_is_said(tmp_path):
-    (tmp_path / "t.csv").write_bytes(b'id,text,split\n1,x,train\n2,"never closed,train\n3,y,train\n4,z",dev\n')
+    (tmp_path / "t.csv").write_bytes(
+        b'id,text,split\n1,x,train\n2,"never closed,train\n3,y,train\n4,z",dev\n'
+    )
     manifest, report = prepare("table", source=tmp_path / "t.csv")
     assert len(manifest) == 2
-    assert "1 cells of text hold a line break, the first on line 3: if that is not meant, a quote is not closed" in report.warnings
+    assert (
+        "1 cells of text hold a line break, the first on line 3: if that is not meant, a quote is "
+        "not closed" in report.warnings
+    )
 
 
 def test_columns_are_mapped_and_labels_ordered(tmp_path):
-    path = write(tmp_path, "csv", [{"n": "1", "utt": "x", "emo": "sad"}, {"n": "2", "utt": "y", "emo": "glad"}])
-    manifest, _ = prepare("table", source=path, columns={"id": "n", "text": "utt", "label": "emo"}, labels="sad,glad", split="none")
+    path = write(
+        tmp_path,
+        "csv",
+        [{"n": "1", "utt": "x", "emo": "sad"}, {"n": "2", "utt": "y", "emo": "glad"}],
+    )
+    manifest, _ = prepare(
+        "table",
+        source=path,
+        columns={"id": "n", "text": "utt", "label": "emo"},
+        labels="sad,glad",
+        split="none",
+    )
     assert manifest.labels == ("sad", "glad") and [u.split for u in manifest.rows] == ["", ""]
 
 
 def test_lhotse_like_json_lines(tmp_path):
-    row = {"id": "u1", "recording_id": "r1", "start": 1.5, "duration": 2.0, "channel": 0, "text": "hi", "custom": {"emotion": "joy"}}
+    row = {
+        "id": "u1",
+        "recording_id": "r1",
+        "start": 1.5,
+        "duration": 2.0,
+        "channel": 0,
+        "text": "hi",
+        "custom": {"emotion": "joy"},
+    }
     path = write(tmp_path, "jsonl", [row, row | {"id": "u2", "custom": {"emotion": "fear"}}])
     write_wav(tmp_path / "r1.wav")
-    manifest, report = prepare("table", source=path, columns={"audio": "recording_id", "label": "custom.emotion"}, split="none")
+    manifest, report = prepare(
+        "table",
+        source=path,
+        columns={"audio": "recording_id", "label": "custom.emotion"},
+        split="none",
+    )
     first = manifest.rows[0]
-    assert (first.audio, first.start, first.end, first.label) == ("r1.wav", 1.5, 3.5, "joy") and not report.missing
+    assert (first.audio, first.start, first.end, first.label) == (
+        "r1.wav",
+        1.5,
+        3.5,
+        "joy",
+    ) and not report.missing
 
 
 def test_multi_label_and_regression(tmp_path):
-    path = write(tmp_path, "csv", [{"id": "1", "text": "x", "label": "sad, anger"}, {"id": "2", "text": "y", "label": "joy"}])
+    path = write(
+        tmp_path,
+        "csv",
+        [{"id": "1", "text": "x", "label": "sad, anger"}, {"id": "2", "text": "y", "label": "joy"}],
+    )
     manifest, _ = prepare("table", source=path, task="multi", split="none")
-    assert manifest.labels == ("anger", "joy", "sad") and [u.targets for u in manifest.rows] == [(1.0, 0.0, 1.0), (0.0, 1.0, 0.0)]
-    path = write(tmp_path, "csv", [{"id": "1", "text": "x", "score": "-1.5"}, {"id": "2", "text": "y", "score": "3"}])
-    manifest, _ = prepare("table", source=path, task="regression", columns={"label": "score"}, split="none")
+    assert manifest.labels == ("anger", "joy", "sad") and [u.targets for u in manifest.rows] == [
+        (1.0, 0.0, 1.0),
+        (0.0, 1.0, 0.0),
+    ]
+    path = write(
+        tmp_path,
+        "csv",
+        [{"id": "1", "text": "x", "score": "-1.5"}, {"id": "2", "text": "y", "score": "3"}],
+    )
+    manifest, _ = prepare(
+        "table", source=path, task="regression", columns={"label": "score"}, split="none"
+    )
     assert manifest.labels == ("score",) and [u.targets for u in manifest.rows] == [(-1.5,), (3.0,)]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- audio
+# --- audio
 
 
 def audio_table(tmp_path, *values, **options):
-    path = write(tmp_path, "csv", [{"id": str(i), "audio": v, "label": "x"} for i, v in enumerate(values)])
+    path = write(
+        tmp_path, "csv", [{"id": str(i), "audio": v, "label": "x"} for i, v in enumerate(values)]
+    )
     (tmp_path / "wavs").mkdir(exist_ok=True)
     return prepare("table", tmp_path / "wavs", source=path, split="none", **options)
 
@@ -97,34 +156,52 @@ def audio_table(tmp_path, *values, **options):
 def test_audio_is_found_with_and_without_its_extension(tmp_path):
     for name in ("a.wav", "sub/b.wav", "c.d.wav"):
         write_wav(tmp_path / "wavs" / name)
-    manifest, report = audio_table(tmp_path, "a", "sub/b", "./sub/../a.wav", "c.d", str(tmp_path / "wavs" / "a.wav"), "gone")
-    assert [u.audio for u in manifest.rows] == ["a.wav", "sub/b.wav", "a.wav", "c.d.wav", "a.wav", "gone"]
+    manifest, report = audio_table(
+        tmp_path, "a", "sub/b", "./sub/../a.wav", "c.d", str(tmp_path / "wavs" / "a.wav"), "gone"
+    )
+    assert [u.audio for u in manifest.rows] == [
+        "a.wav",
+        "sub/b.wav",
+        "a.wav",
+        "c.d.wav",
+        "a.wav",
+        "gone",
+    ]
     assert report.missing == ["5"]
 
 
 def test_two_files_for_one_name_are_an_error(tmp_path):
     write_wav(tmp_path / "wavs" / "a.wav")
     write_wav(tmp_path / "wavs" / "a.flac")
-    with pytest.raises(DataError, match=r"line 2 has audio 'a', which may be a.flac or a.wav; give the extension"):
+    with pytest.raises(
+        DataError, match=r"line 2 has audio 'a', which may be a.flac or a.wav; give the extension"
+    ):
         audio_table(tmp_path, "a")
     assert audio_table(tmp_path, "a.wav")[0].rows[0].audio == "a.wav"
 
 
-@pytest.mark.parametrize("value", ["../t.csv", "/etc/passwd", "a/../../t.csv", "..", ".", "wavs/../..", "../wavs2/x.wav", "a\0b"])
+@pytest.mark.parametrize(
+    "value",
+    ["../t.csv", "/etc/passwd", "a/../../t.csv", "..", ".", "wavs/../..", "../wavs2/x.wav", "a\0b"],
+)
 def test_audio_outside_its_folder_is_refused(tmp_path, value):
     (tmp_path / "wavs2").mkdir()
     with pytest.raises(DataError, match="line 2 has audio .* not a file within"):
         audio_table(tmp_path, value)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- splits
+# --- splits
 
 
 def test_without_a_split_no_group_is_in_two_and_it_is_said(tmp_path):
-    rows = [{"id": str(i), "text": "x", "label": "ab"[i % 2], "speaker": f"s{i % 9}"} for i in range(90)]
+    rows = [
+        {"id": str(i), "text": "x", "label": "ab"[i % 2], "speaker": f"s{i % 9}"} for i in range(90)
+    ]
     path = write(tmp_path, "csv", rows)
     manifest, report = prepare("table", source=path)
-    assert {(u.speaker, u.split) for u in manifest.rows} == {(u.speaker, u.split) for u in prepare("table", source=path)[0].rows}
+    assert {(u.speaker, u.split) for u in manifest.rows} == {
+        (u.speaker, u.split) for u in prepare("table", source=path)[0].rows
+    }
     assert len({(u.speaker, u.split) for u in manifest.rows}) == 9
     assert report.warnings == [
         "no audio column (--column audio=NAME): the utterances have no audio",
@@ -135,7 +212,10 @@ def test_without_a_split_no_group_is_in_two_and_it_is_said(tmp_path):
 
 
 def test_dialogue_comes_before_speaker_and_too_few_groups_are_an_error(tmp_path):
-    rows = [{"id": str(i), "text": "x", "label": "a", "speaker": "s", "dialogue": f"d{i % 3}"} for i in range(9)]
+    rows = [
+        {"id": str(i), "text": "x", "label": "a", "speaker": "s", "dialogue": f"d{i % 3}"}
+        for i in range(9)
+    ]
     _, report = prepare("table", source=write(tmp_path, "csv", rows))
     assert any("split by dialogue" in w for w in report.warnings)
     rows = [{k: v for k, v in r.items() if k != "dialogue"} for r in rows]
@@ -157,7 +237,7 @@ def test_large_tables_come_close_to_the_shares():
     assert [splits.count(s) for s in SHARES] == [700, 150, 150]
 
 
-# ------------------------------------------------------------------------------------------------------------------- bad input
+# --- bad input
 
 
 @pytest.mark.parametrize(
@@ -206,7 +286,7 @@ def test_bad_json_lines_are_one_line(tmp_path, content, part):
         (b'id,text,split\n1,"two\nlines",train\n\n2,x,foo\n', "line 5 has split 'foo'"),
         (b'id,text,split\r\n1,"two\r\nlines",train\r\n2,x,foo\r\n', "line 4 has split 'foo'"),
         (b'id,text,split\n1,"two\nlines",train\n\n2,x\n', "line 5: Expected 3 columns, got 2"),
-        (b'\n\nid,text,split\n1,x,foo\n', "line 4 has split 'foo'"),
+        (b"\n\nid,text,split\n1,x,foo\n", "line 4 has split 'foo'"),
     ],
 )
 def test_lines_are_those_an_editor_shows(tmp_path, content, part):
@@ -217,10 +297,17 @@ def test_lines_are_those_an_editor_shows(tmp_path, content, part):
 
 def test_every_format_says_where_in_its_own_way(tmp_path):
     rows = [{"id": "a", "text": "x\ny", "split": "train"}, {"id": "b", "text": "x", "split": "foo"}]
-    for suffix, place in (("csv", "line 4"), ("tsv", "line 4"), ("jsonl", "line 2"), ("parquet", "row 2")):
+    for suffix, place in (
+        ("csv", "line 4"),
+        ("tsv", "line 4"),
+        ("jsonl", "line 2"),
+        ("parquet", "row 2"),
+    ):
         with pytest.raises(DataError, match=rf"t.{suffix}: {place} has split 'foo'"):
             prepare("table", source=write(tmp_path, suffix, rows))
-    (tmp_path / "gap.jsonl").write_text('{"id": "a", "text": "x"}\n\n{"id": "b", "text": "x", "split": "foo"}\n')
+    (tmp_path / "gap.jsonl").write_text(
+        '{"id": "a", "text": "x"}\n\n{"id": "b", "text": "x", "split": "foo"}\n'
+    )
     with pytest.raises(DataError, match="gap.jsonl: line 3 has split 'foo'"):
         prepare("table", source=tmp_path / "gap.jsonl")
 
@@ -228,7 +315,10 @@ def test_every_format_says_where_in_its_own_way(tmp_path):
 def test_other_bad_input(tmp_path):
     path = write(tmp_path, "csv")
     for options, part in (
-        ({"columns": {"audio": "wav"}}, r"no column 'wav' \(for audio\); found id, text, label, speaker, split"),
+        (
+            {"columns": {"audio": "wav"}},
+            r"no column 'wav' \(for audio\); found id, text, label, speaker, split",
+        ),
         ({"columns": {"sound": "wav"}}, "no such field"),
         ({"labels": "joy"}, "line 2 has label 'NA', which is not among --labels joy"),
         ({"labels": "joy,joy"}, "empty or there twice"),
@@ -239,19 +329,48 @@ def test_other_bad_input(tmp_path):
             prepare("table", source=path, **options)
     (tmp_path / "t.xlsx").write_bytes(b"PK")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 not really")
-    for name, part in (("t.xlsx", "must end in .csv"), ("t.parquet", "not a readable Parquet"), ("no.csv", "no such file")):
+    for name, part in (
+        ("t.xlsx", "must end in .csv"),
+        ("t.parquet", "not a readable Parquet"),
+        ("no.csv", "no such file"),
+    ):
         with pytest.raises(DataError, match=part):
             prepare("table", source=tmp_path / name)
     with pytest.raises(DataError, match="no such folder"):
-        prepare("table", tmp_path / "nowhere", source=write(tmp_path, "csv", [{"id": "1", "audio": "a"}]))
+        prepare(
+            "table",
+            tmp_path / "nowhere",
+            source=write(tmp_path, "csv", [{"id": "1", "audio": "a"}]),
+        )
 
 
 def test_nemo_goes_through(test_data):
     folder = test_data / "nemo-mini"
-    columns = {"id": "file_id", "audio": "file_id", "text": "raw_text", "label": "emotion", "speaker": "speaker_id"}
-    manifest, report = prepare("table", folder / "samples", source=folder / "data.tsv", columns=columns, language="pl", name="nemo")
-    assert len(manifest) == 212 and len(manifest.labels) == 6 and not report.missing and not report.unreadable
-    assert report.overlaps["train/test"]["speakers"] == 0 and report.overlaps["train/test"]["texts"] > 0
+    columns = {
+        "id": "file_id",
+        "audio": "file_id",
+        "text": "raw_text",
+        "label": "emotion",
+        "speaker": "speaker_id",
+    }
+    manifest, report = prepare(
+        "table",
+        folder / "samples",
+        source=folder / "data.tsv",
+        columns=columns,
+        language="pl",
+        name="nemo",
+    )
+    assert (
+        len(manifest) == 212
+        and len(manifest.labels) == 6
+        and not report.missing
+        and not report.unreadable
+    )
+    assert (
+        report.overlaps["train/test"]["speakers"] == 0
+        and report.overlaps["train/test"]["texts"] > 0
+    )
 
 
 @pytest.mark.slow
@@ -259,7 +378,10 @@ def test_a_million_rows(tmp_path):
     path = tmp_path / "big.csv"
     with path.open("w") as file:
         file.write("id,audio,text,label,speaker\n")
-        file.writelines(f"u{i},a/u{i}.wav,some words number {i},{'ab'[i % 2]},s{i % 100}\n" for i in range(10**6))
+        file.writelines(
+            f"u{i},a/u{i}.wav,some words number {i},{'ab'[i % 2]},s{i % 100}\n"
+            for i in range(10**6)
+        )
     manifest, report = prepare("table", source=path)
     assert len(manifest) == len(report.missing) == 10**6
     manifest.write(tmp_path / "big.parquet")
@@ -267,5 +389,8 @@ def test_a_million_rows(tmp_path):
 
 def test_a_table_whose_columns_have_other_names_is_not_called_empty(tmp_path):
     (tmp_path / "t.csv").write_text("file_id,transcript\na,hello\n")
-    with pytest.raises(DataError, match="t.csv: no column is called id, audio, .*; name yours with --column FIELD=NAME"):
+    with pytest.raises(
+        DataError,
+        match="t.csv: no column is called id, audio, .*; name yours with --column FIELD=NAME",
+    ):
         prepare("table", source=tmp_path / "t.csv")

@@ -12,19 +12,34 @@ import soundfile
 
 from tests.media.clips import surround, write_aac
 
-MELD_COLUMNS = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID", "Season", "Episode", "StartTime",
-                "EndTime"]  # fmt: skip
+MELD_COLUMNS = [
+    "Sr No.",
+    "Utterance",
+    "Speaker",
+    "Emotion",
+    "Sentiment",
+    "Dialogue_ID",
+    "Utterance_ID",
+    "Season",
+    "Episode",
+    "StartTime",
+    "EndTime",
+]
 
 
 def write_meld_csv(path: Path, rows: list[tuple]) -> None:
-    """`rows`: (text, speaker, emotion, sentiment, dialogue, utterance[, start, end]); quoted, CRLF, as released."""
+    """`rows`: (text, speaker, emotion, sentiment, dialogue, utterance[, start, end]); quoted, CRLF,
+    as released.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(MELD_COLUMNS)
         for i, (text, speaker, emotion, sentiment, dialogue, utterance, *times) in enumerate(rows):
             start, end = times or (f"00:00:{i % 60:02d},000", f"0:00:{i % 60:02d},900")
-            writer.writerow([i + 1, text, speaker, emotion, sentiment, dialogue, utterance, 1, 2, start, end])
+            writer.writerow(
+                [i + 1, text, speaker, emotion, sentiment, dialogue, utterance, 1, 2, start, end]
+            )
 
 
 def write_wav(path: Path, samples: int = 1600, rate: int = 16_000, seed: int = 0) -> Path:
@@ -40,14 +55,31 @@ def write_clip(path: Path, samples: int = 4800) -> Path:
 
 
 def write_iemocap(root: Path) -> Path:
-    """Five sessions in the release's shape. Utterance -> code; `M012` in a dialogue of Ses01F is the man."""
+    """Five sessions in the release's shape.
+
+    Utterance -> code; `M012` in a dialogue of Ses01F is the man.
+    """
     dialogues = {
-        "Ses01F_impro01": {"F000": ("neu", "Excuse me."), "M000": ("xxx", "Do you have your forms?"), "M012": ("ang", "[LAUGHTER]")},
-        "Ses01F_script01_1": {"F000": ("hap", "The sky is blue: always was."), "M000": ("exc", "Yes.")},
-        "Ses02M_script01_1": {"F000": ("exc", "The sky is blue: always was."), "M001": ("sad", "Yes.")},
+        "Ses01F_impro01": {
+            "F000": ("neu", "Excuse me."),
+            "M000": ("xxx", "Do you have your forms?"),
+            "M012": ("ang", "[LAUGHTER]"),
+        },
+        "Ses01F_script01_1": {
+            "F000": ("hap", "The sky is blue: always was."),
+            "M000": ("exc", "Yes."),
+        },
+        "Ses02M_script01_1": {
+            "F000": ("exc", "The sky is blue: always was."),
+            "M001": ("sad", "Yes."),
+        },
         "Ses03F_impro02": {"F000": ("fru", "No."), "M000": ("sur", "Oh.")},
         "Ses04M_impro03": {"M000": ("oth", "Well."), "F001": ("fea", "Help me now please.")},
-        "Ses05M_impro03": {"F000": ("sad", "help me  now please."), "M000": ("dis", "Ugh."), "M001": ("neu", None)},
+        "Ses05M_impro03": {
+            "F000": ("sad", "help me  now please."),
+            "M000": ("dis", "Ugh."),
+            "M001": ("neu", None),
+        },
     }
     for dialogue, lines in dialogues.items():
         session = root / f"Session{dialogue[4]}"
@@ -55,18 +87,27 @@ def write_iemocap(root: Path) -> Path:
         transcript = ["M: a line without a time"]
         for i, (name, (code, text)) in enumerate(lines.items()):
             start, end = 6.2901 + 3 * i, 8.2357 + 3 * i
-            evaluation += [f"[{start:.4f} - {end:.4f}]\t{dialogue}_{name}\t{code}\t[2.5000, 2.5000, 2.5000]",
-                           "C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]  # fmt: skip
+            evaluation += [
+                f"[{start:.4f} - {end:.4f}]\t{dialogue}_{name}\t{code}\t[2.5000, 2.5000, 2.5000]",
+                "C-E2:\tNeutral;\t()",
+                "A-E3:\tval 3; act 2; dom  2;\t()",
+                "",
+            ]
             if text is not None:
                 transcript.append(f"{dialogue}_{name} [{start:08.4f}-{end:08.4f}]: {text}")
             write_wav(session / "sentences" / "wav" / dialogue / f"{dialogue}_{name}.wav", seed=i)
-        transcript += [f"{dialogue}_FXX0 [000.0000-001.0000]: one", f"{dialogue}_FXX0 [001.0000-002.0000]: another",
-                       f"{dialogue}_MXX1 [002.0000-003.0000]:"]  # fmt: skip
+        transcript += [
+            f"{dialogue}_FXX0 [000.0000-001.0000]: one",
+            f"{dialogue}_FXX0 [001.0000-002.0000]: another",
+            f"{dialogue}_MXX1 [002.0000-003.0000]:",
+        ]
         for folder, content in (("EmoEvaluation", evaluation), ("transcriptions", transcript)):
             path = session / "dialog" / folder / f"{dialogue}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(content) + "\n")
-        categorical = session / "dialog" / "EmoEvaluation" / "Categorical" / f"{dialogue}_e1_cat.txt"
+        categorical = (
+            session / "dialog" / "EmoEvaluation" / "Categorical" / f"{dialogue}_e1_cat.txt"
+        )
         categorical.parent.mkdir(exist_ok=True)
         categorical.write_text(f"{dialogue}_F000 :Anger; ()\n")
         twin = bytes.fromhex("00051607")
@@ -76,29 +117,55 @@ def write_iemocap(root: Path) -> Path:
 
 
 def write_m3ed(root: Path) -> Path:
-    """Four series; utterances out of order, a clip shorter than one frame, one missing, one without a row, a series in no list."""
+    """Four series; utterances out of order, a clip shorter than one frame, one missing, one without
+    a row, a series in no list.
+    """
 
     def line(speaker: str, text: str, main: str, several: str) -> dict:
-        emotions = {f"EmoAnnotator{i}": main for i in (1, 2, 3)} | {"final_mul_emo": several, "final_main_emo": main}
-        return {"StartTime": "00:00:00:01", "EndTime": "00:00:01:03", "Text": text, "Speaker": speaker, "EmoAnnotation": emotions}
+        emotions = {f"EmoAnnotator{i}": main for i in (1, 2, 3)} | {
+            "final_mul_emo": several,
+            "final_main_emo": main,
+        }
+        return {
+            "StartTime": "00:00:00:01",
+            "EndTime": "00:00:01:03",
+            "Text": text,
+            "Speaker": speaker,
+            "EmoAnnotation": emotions,
+        }
 
-    people = {side: {"Name": name, "Age": "mid", "Gender": "female", "OtherName": []} for side, name in (("A", "王"), ("B", "李"))}
+    people = {
+        side: {"Name": name, "Age": "mid", "Gender": "female", "OtherName": []}
+        for side, name in (("A", "王"), ("B", "李"))
+    }
     lines = {
-        "shaonianpai": {"shaonianpai_1": {
-            "shaonianpai_1_10": line("B", "好吧", "Sad", "Sad,Anger"), "shaonianpai_1_2": line("A", "我很高兴", "Happy", "Happy"),
-            "shaonianpai_1_1": line("A", "钟点工阿姨", "Neutral", "Neutral")}},
+        "shaonianpai": {
+            "shaonianpai_1": {
+                "shaonianpai_1_10": line("B", "好吧", "Sad", "Sad,Anger"),
+                "shaonianpai_1_2": line("A", "我很高兴", "Happy", "Happy"),
+                "shaonianpai_1_1": line("A", "钟点工阿姨", "Neutral", "Neutral"),
+            }
+        },
         "zhengyang": {"zhengyang_7": {"zhengyang_7_31": line("B", "嗯", "Fear", "Fear")}},
         "third": {"third_1": {"third_1_1": line("A", "我很高兴", "Anger", "Anger,Disgust")}},
         "unlisted": {"unlisted_1": {"unlisted_1_1": line("A", "谁", "Surprise", "Surprise")}},
-    }  # fmt: skip
-    data = {s: {d: {"SpeakerInfo": people, "Dialog": dialog} for d, dialog in dialogues.items()} for s, dialogues in lines.items()}
+    }
+    data = {
+        s: {d: {"SpeakerInfo": people, "Dialog": dialog} for d, dialog in dialogues.items()}
+        for s, dialogues in lines.items()
+    }
     root.mkdir(parents=True, exist_ok=True)
     (root / "annotation.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     (root / "splitInfo").mkdir()
     for split, series in (("train", "shaonianpai"), ("val", "zhengyang"), ("test", "third")):
         (root / "splitInfo" / f"movie_list_{split}.txt").write_text(f"{series}\n")
-    for name, samples in (("A_shaonianpai_1_1", 1600), ("B_shaonianpai_1_10", 1600), ("B_zhengyang_7_31", 112), ("A_third_1_1", 1600),
-                          ("A_nobody_1_1", 1600)):  # fmt: skip
+    for name, samples in (
+        ("A_shaonianpai_1_1", 1600),
+        ("B_shaonianpai_1_10", 1600),
+        ("B_zhengyang_7_31", 112),
+        ("A_third_1_1", 1600),
+        ("A_nobody_1_1", 1600),
+    ):
         write_wav(root / "modality_speech" / f"{name}.wav", samples)
     (root / "modality_speech" / "._A_third_1_1.wav").write_bytes(bytes.fromhex("00051607"))
     return root
@@ -115,7 +182,9 @@ def write_csd(path: Path, name: str, videos: dict[str, list[tuple]]) -> None:
 
 
 def write_folds(path: Path, train: list[str], dev: list[str], test: list[str]) -> None:
-    path.write_text(f"standard_train_fold={train}\nstandard_valid_fold={dev}\nstandard_test_fold={test}\n")
+    path.write_text(
+        f"standard_train_fold={train}\nstandard_valid_fold={dev}\nstandard_test_fold={test}\n"
+    )
 
 
 def write_mmsa(root: Path, rows: list[tuple]) -> Path:
@@ -123,7 +192,19 @@ def write_mmsa(root: Path, rows: list[tuple]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with (root / "label.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode"])
+        writer.writerow(
+            [
+                "video_id",
+                "clip_id",
+                "text",
+                "label",
+                "label_T",
+                "label_A",
+                "label_V",
+                "annotation",
+                "mode",
+            ]
+        )
         for video, clip, text, label, mode in rows:
             writer.writerow([video, clip, text, label, "", "", "", "Positive", mode])
             write_clip(root / "Raw" / video / f"{clip}.mp4")

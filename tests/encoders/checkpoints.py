@@ -8,28 +8,45 @@ from pathlib import Path
 import torch
 
 SMALL = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "num_feat_extract_layers": 7, "vocab_size": 20,
-}  # fmt: skip
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "num_feat_extract_layers": 7,
+    "vocab_size": 20,
+}
 
 
-def audio(folder: Path, family: str = "wav2vec2", *, norm: str = "group", pickled: bool = False, **changes) -> Path:
-    """A wav2vec2-family checkpoint; `norm` is that of the feature extractor (base models: group, large lv60 ones: layer)."""
+def audio(
+    folder: Path, family: str = "wav2vec2", *, norm: str = "group", pickled: bool = False, **changes
+) -> Path:
+    """A wav2vec2-family checkpoint; `norm` is that of the feature extractor (base models: group,
+    large lv60 ones: layer).
+    """
     from transformers import AutoConfig, AutoModel
 
-    settings = SMALL | {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"} | changes
+    settings = (
+        SMALL | {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"} | changes
+    )
     if family == "data2vec-audio":
         settings.pop("num_conv_pos_embeddings")
         settings |= {"conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 3}
     torch.manual_seed(7)
     model = AutoModel.from_config(AutoConfig.for_model(family, **settings))
     save(model, folder, pickled)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "sampling_rate": 16000}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"do_normalize": True, "sampling_rate": 16000})
+    )
     return folder
 
 
 def text(folder: Path, *, pickled: bool = False, **changes) -> Path:
-    """A RoBERTa checkpoint with a trained byte-level BPE tokenizer; its pooler is left out, as in most published ones."""
+    """A RoBERTa checkpoint with a trained byte-level BPE tokenizer; its pooler is left out, as in
+    most published ones.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
@@ -37,14 +54,32 @@ def text(folder: Path, *, pickled: bool = False, **changes) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 4, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-                                   model_max_length=10**30)  # fmt: skip
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=10**30,
+    )
     torch.manual_seed(8)
-    settings = {"vocab_size": 300, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-                "max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1}  # fmt: skip
+    settings = {
+        "vocab_size": 300,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 66,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+    }
     config = RobertaConfig(**settings | changes)
     save(RobertaModel(config, add_pooling_layer=False), folder, pickled)
     fast.save_pretrained(folder)

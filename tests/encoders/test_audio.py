@@ -1,4 +1,6 @@
-"""Waveforms → frames: the features of a clip do not depend on its batch, on padding, or on how it was cut."""
+"""Waveforms → frames: the features of a clip do not depend on its batch, on padding, or on how it
+was cut.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from mer.pipeline.encoders.audio import AudioEncoder, OwnSampleGroupNorm, PerBat
 from mer.pipeline.encoders.frozen import invariance
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.errors import DataError, EncoderError
+
 from tests.encoders import checkpoints
 
 LENGTHS = (400, 719, 720, 5_000, 16_000, 30_001)
@@ -20,9 +23,14 @@ def load(folder, **options) -> AudioEncoder:
 
 
 def clips(lengths=LENGTHS) -> list[np.ndarray]:
-    """Noise of different levels and offsets, so that statistics taken over the wrong samples show."""
+    """Noise of different levels and offsets, so that statistics taken over the wrong
+    samples show.
+    """
     random = np.random.default_rng(0)
-    return [(random.standard_normal(n) * 0.1 * (i + 1) + 0.05 * i).astype(np.float32) for i, n in enumerate(lengths)]
+    return [
+        (random.standard_normal(n) * 0.1 * (i + 1) + 0.05 * i).astype(np.float32)
+        for i, n in enumerate(lengths)
+    ]
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -32,7 +40,8 @@ def test_batch_equals_single(norm, request):
     assert absolute < 2e-5
 
 
-@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # inside transformers' WavLM
+# inside transformers' WavLM
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
 @pytest.mark.parametrize("family", ["hubert", "wavlm"])
 def test_batch_equals_single_in_the_family(family, tmp_path):
     encoder = load(checkpoints.audio(tmp_path / family, family))
@@ -41,7 +50,9 @@ def test_batch_equals_single_in_the_family(family, tmp_path):
 
 
 def test_the_check_can_fail(group):
-    """Without the own-sample norm the very same test shows a difference far above the tolerance (transformers#21534)."""
+    """Without the own-sample norm the very same test shows a difference far above the tolerance
+    (transformers#21534).
+    """
     encoder = load(group)
     first = encoder.model.feature_extractor.conv_layers[0]
     first.layer_norm = first.layer_norm.norm
@@ -50,7 +61,9 @@ def test_the_check_can_fail(group):
 
 
 def test_an_encoder_that_depends_on_its_batch_is_found(tmp_path):
-    """data2vec-audio stacks positional convolutions with norms between them, so padding leaks into the last frames."""
+    """data2vec-audio stacks positional convolutions with norms between them, so padding leaks into
+    the last frames.
+    """
     encoder = load(checkpoints.audio(tmp_path / "d2v", "data2vec-audio", norm="layer"))
     absolute, _ = invariance(encoder.encode, [encoder.prepare(clip) for clip in clips()])
     assert absolute > 2e-5
@@ -66,11 +79,20 @@ def test_single_clip_equals_transformers(norm, request):
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     processor = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
     with torch.inference_mode():
-        output = model(processor(clip, sampling_rate=16_000, return_tensors="pt").input_values, output_hidden_states=True)
-    for layer, expected in (("last", output.last_hidden_state), ("0", output.hidden_states[0]), ("2", output.hidden_states[2]),
-                            ("mean:1-3", torch.stack(output.hidden_states[1:4]).mean(0))):  # fmt: skip
+        output = model(
+            processor(clip, sampling_rate=16_000, return_tensors="pt").input_values,
+            output_hidden_states=True,
+        )
+    for layer, expected in (
+        ("last", output.last_hidden_state),
+        ("0", output.hidden_states[0]),
+        ("2", output.hidden_states[2]),
+        ("mean:1-3", torch.stack(output.hidden_states[1:4]).mean(0)),
+    ):
         encoder = load(folder, layer=layer)
-        np.testing.assert_allclose(encoder.encode([encoder.prepare(clip)])[0], expected[0], atol=2e-5)
+        np.testing.assert_allclose(
+            encoder.encode([encoder.prepare(clip)])[0], expected[0], atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("layer_name", ["0", "1", "mean:0-2"])
@@ -87,7 +109,9 @@ def test_unknown_layers_are_refused(group, layer_name):
 
 
 def test_padding_is_never_read(group):
-    """The frames of a clip are the same whatever lies beyond its end in the padded row; NaN there must not spread."""
+    """The frames of a clip are the same whatever lies beyond its end in the padded row; NaN there
+    must not spread.
+    """
     encoder = load(group)
     samples, mask, lengths = encoder.collate([encoder.prepare(clip) for clip in clips()[-2:]])
     before = encoder.forward((samples, mask, lengths))
@@ -115,8 +139,12 @@ def test_own_sample_group_norm_against_a_loop():
 
 
 def test_half_precision_is_close(tmp_path):
-    """Without groups of few channels, which oneDNN gets wrong in bfloat16 on processors with AMX (pytorch issue 163347)."""
-    encoder = load(checkpoints.audio(tmp_path / "wide", num_conv_pos_embedding_groups=1), precision="bf16")
+    """Without groups of few channels, which oneDNN gets wrong in bfloat16 on processors with AMX
+    (pytorch issue 163347).
+    """
+    encoder = load(
+        checkpoints.audio(tmp_path / "wide", num_conv_pos_embedding_groups=1), precision="bf16"
+    )
     prepared = encoder.prepare(clips()[4])
     half, full = encoder.encode([prepared])[0], encoder.encode([prepared], precision="fp32")[0]
     assert 0 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
@@ -131,14 +159,19 @@ def test_processor_without_normalisation(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"processor": {"sampling_rate": 8000}}, "8000 Hz"), ({"config": {"add_adapter": True}}, "adapter"),
-     ({"config": {"conv_kernel": None}}, "convolution")],
-)  # fmt: skip
+    [
+        ({"processor": {"sampling_rate": 8000}}, "8000 Hz"),
+        ({"config": {"add_adapter": True}}, "adapter"),
+        ({"config": {"conv_kernel": None}}, "convolution"),
+    ],
+)
 def test_unsuitable_checkpoints_are_refused(group, changes, words):
     import dataclasses
 
     checkpoint = resolve("audio", str(group))
-    checkpoint = dataclasses.replace(checkpoint, **{name: getattr(checkpoint, name) | values for name, values in changes.items()})
+    checkpoint = dataclasses.replace(
+        checkpoint, **{name: getattr(checkpoint, name) | values for name, values in changes.items()}
+    )
     with pytest.raises(EncoderError, match=words):
         AudioEncoder(checkpoint, device="cpu")
 

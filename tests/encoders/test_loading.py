@@ -16,6 +16,7 @@ from mer.pipeline.encoders.audio import AudioEncoder
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.text import TextEncoder
 from mer.pipeline.errors import EncoderError
+
 from tests.encoders import checkpoints
 
 
@@ -51,12 +52,16 @@ def test_other_files_do_not_matter(group, copy):
 
 def test_a_missing_weight_is_fatal(copy):
     edit_weights(copy, lambda weights: weights.pop("encoder.layers.1.attention.q_proj.weight"))
-    with pytest.raises(EncoderError, match="1 weights are missing .*encoder.layers.1.attention.q_proj.weight"):
+    with pytest.raises(
+        EncoderError, match="1 weights are missing .*encoder.layers.1.attention.q_proj.weight"
+    ):
         AudioEncoder(resolve("audio", str(copy)), device="cpu")
 
 
 def test_a_weight_of_another_shape_is_fatal(copy):
-    edit_weights(copy, lambda weights: weights.update({"feature_projection.projection.bias": torch.zeros(5)}))
+    edit_weights(
+        copy, lambda weights: weights.update({"feature_projection.projection.bias": torch.zeros(5)})
+    )
     with pytest.raises(EncoderError):
         AudioEncoder(resolve("audio", str(copy)), device="cpu")
 
@@ -67,7 +72,9 @@ def test_what_no_feature_passes_through_may_be_missing(copy):
 
 
 def test_heads_of_other_tasks_do_not_matter(tmp_path, group):
-    """A CTC checkpoint has its encoder under a prefix and a head besides; the features are those of the bare encoder."""
+    """A CTC checkpoint has its encoder under a prefix and a head besides; the features are those of
+    the bare encoder.
+    """
     from transformers import AutoConfig, AutoModel, Wav2Vec2ForCTC
 
     model = Wav2Vec2ForCTC(AutoConfig.from_pretrained(group))
@@ -75,7 +82,10 @@ def test_heads_of_other_tasks_do_not_matter(tmp_path, group):
     checkpoints.save(model, tmp_path, pickled=False)
     shutil.copy(group / "preprocessor_config.json", tmp_path)
     clip = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
-    a, b = (AudioEncoder(resolve("audio", str(folder)), device="cpu").encode([clip])[0] for folder in (group, tmp_path))
+    a, b = (
+        AudioEncoder(resolve("audio", str(folder)), device="cpu").encode([clip])[0]
+        for folder in (group, tmp_path)
+    )
     np.testing.assert_array_equal(a, b)
 
 
@@ -84,7 +94,10 @@ def test_bin_only(tmp_path, group):
     checkpoint = resolve("audio", str(folder))
     assert not checkpoint.safetensors
     clip = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
-    a, b = (AudioEncoder(resolve("audio", str(f)), device="cpu").encode([clip])[0] for f in (group, folder))
+    a, b = (
+        AudioEncoder(resolve("audio", str(f)), device="cpu").encode([clip])[0]
+        for f in (group, folder)
+    )
     np.testing.assert_array_equal(a, b)
 
 
@@ -114,10 +127,13 @@ def test_damaged_weights_are_one_line(copy, damage):
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [
-        ("./nowhere", "no such directory"), ("/no/where/at/all", "no such directory"), ("", "no such directory"),
-        ("builtin:nothing", "known: builtin:tiny-wav2vec2"), ("builtin:tiny-roberta", "known: builtin:tiny-wav2vec2"),
+        ("./nowhere", "no such directory"),
+        ("/no/where/at/all", "no such directory"),
+        ("", "no such directory"),
+        ("builtin:nothing", "known: builtin:tiny-wav2vec2"),
+        ("builtin:tiny-roberta", "known: builtin:tiny-wav2vec2"),
     ],
-)  # fmt: skip
+)
 def test_unknown_ids(encoder, words):
     with pytest.raises(EncoderError, match=words):
         resolve("audio", encoder)
@@ -125,9 +141,13 @@ def test_unknown_ids(encoder, words):
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
-    [("config.json", None, "config.json"), ("config.json", "{", "not JSON"), ("config.json", "[]", "not a JSON object"),
-     ("model.safetensors", None, "neither")],
-)  # fmt: skip
+    [
+        ("config.json", None, "config.json"),
+        ("config.json", "{", "not JSON"),
+        ("config.json", "[]", "not a JSON object"),
+        ("model.safetensors", None, "neither"),
+    ],
+)
 def test_incomplete_directories(copy, name, content, words):
     if content is None:
         (copy / name).unlink()
@@ -138,7 +158,9 @@ def test_incomplete_directories(copy, name, content, words):
 
 
 def test_offline_never_touches_the_network(tmp_path):
-    """In a process that cannot open a socket at all, an id that is not in the cache is one clear line."""
+    """In a process that cannot open a socket at all, an id that is not in the cache is one clear
+    line.
+    """
     script = (
         "import socket\n"
         "def refuse(*args, **kwargs): raise SystemExit('network touched')\n"
@@ -150,21 +172,29 @@ def test_offline_never_touches_the_network(tmp_path):
         "    except EncoderError as error: print(error)\n"
     )
     environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": ".", "PATH": "/usr/bin:/bin"}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("--offline forbids downloading") == 2
 
 
 def test_hub_snapshots_are_found_offline_by_id_and_revision(tmp_path, group, monkeypatch):
-    """A cache laid out as the hub's client leaves it: the commit is recorded, a pinned revision is found again."""
+    """A cache laid out as the hub's client leaves it: the commit is recorded, a pinned revision is
+    found again.
+    """
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "hub" / "models--lab--voice"
     shutil.copytree(group, repo / "snapshots" / commit)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    found = [resolve("audio", encoder, offline=True) for encoder in ("lab/voice", f"lab/voice@{commit}")]
-    assert [(c.name, c.revision, c.source) for c in found] == [("lab/voice", commit, f"lab/voice@{commit}")] * 2
+    found = [
+        resolve("audio", encoder, offline=True) for encoder in ("lab/voice", f"lab/voice@{commit}")
+    ]
+    assert [(c.name, c.revision, c.source) for c in found] == [
+        ("lab/voice", commit, f"lab/voice@{commit}")
+    ] * 2
     assert found[0].hash == resolve("audio", str(group)).hash
 
 

@@ -30,11 +30,19 @@ def test_batch_equals_single(encoder):
 def test_single_equals_transformers(encoder, roberta):
     from transformers import AutoModel, AutoTokenizer
 
-    inputs = AutoTokenizer.from_pretrained(roberta, local_files_only=True)(TEXTS[1], return_tensors="pt")
+    inputs = AutoTokenizer.from_pretrained(roberta, local_files_only=True)(
+        TEXTS[1], return_tensors="pt"
+    )
     inputs.pop("token_type_ids", None)
     with torch.inference_mode():
-        expected = AutoModel.from_pretrained(roberta, local_files_only=True, add_pooling_layer=False).eval()(**inputs).last_hidden_state[0]
-    np.testing.assert_allclose(encoder.encode(encoder.tokens([TEXTS[1]])[0])[0], expected, atol=2e-5)
+        expected = (
+            AutoModel.from_pretrained(roberta, local_files_only=True, add_pooling_layer=False)
+            .eval()(**inputs)
+            .last_hidden_state[0]
+        )
+    np.testing.assert_allclose(
+        encoder.encode(encoder.tokens([TEXTS[1]])[0])[0], expected, atol=2e-5
+    )
 
 
 def test_special_tokens_are_kept(encoder):
@@ -51,13 +59,17 @@ def test_long_transcripts_are_cut_and_counted(encoder):
     assert np.isfinite(encoder.encode([ids])[0]).all()
 
 
-@pytest.mark.parametrize("changes", [{"is_encoder_decoder": True}, {"is_decoder": True}, {"conv_kernel": [10]}])
+@pytest.mark.parametrize(
+    "changes", [{"is_encoder_decoder": True}, {"is_decoder": True}, {"conv_kernel": [10]}]
+)
 def test_other_models_are_refused(roberta, changes):
     import dataclasses
 
     checkpoint = resolve("text", str(roberta))
     with pytest.raises(EncoderError, match="text encoder"):
-        TextEncoder(dataclasses.replace(checkpoint, config=checkpoint.config | changes), device="cpu")
+        TextEncoder(
+            dataclasses.replace(checkpoint, config=checkpoint.config | changes), device="cpu"
+        )
 
 
 def test_a_checkpoint_without_tokenizer(roberta, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from mer.pipeline.extraction.extract import extract
 from mer.pipeline.manifest import Manifest
+
 from tests.extract import corpus
 
 
@@ -16,7 +17,12 @@ def _made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     manifest, file = corpus.make(folder)
     report = extract(manifest, folder / "feats.h5", corpus.options(), source=file)
-    assert (report.action, report.utterances, report.extracted, report.reused) == ("extracted", 24, 24, 0)
+    assert (report.action, report.utterances, report.extracted, report.reused) == (
+        "extracted",
+        24,
+        24,
+        0,
+    )
     return folder
 
 
@@ -37,7 +43,17 @@ def again(made):
 
             manifest = dataclasses.replace(manifest, rows=tuple(rows(list(manifest.rows))))
             manifest.write(made / "manifest.parquet")
-        keywords = {name: changes.pop(name) for name in ("dry_run", "distrust", "progress") if name in changes}
-        return extract(manifest, made / "feats.h5", corpus.options(**changes), source=made / "manifest.parquet", **keywords)
+        keywords = {
+            name: changes.pop(name)
+            for name in ("dry_run", "distrust", "progress")
+            if name in changes
+        }
+        return extract(
+            manifest,
+            made / "feats.h5",
+            corpus.options(**changes),
+            source=made / "manifest.parquet",
+            **keywords,
+        )
 
     return call

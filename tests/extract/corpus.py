@@ -1,4 +1,6 @@
-"""A few seconds of generated speech-like clips with transcripts: enough to send through the whole extraction."""
+"""A few seconds of generated speech-like clips with transcripts: enough to send through the whole
+extraction.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,14 @@ TINY = {"audio_encoder": "builtin:tiny-wav2vec2", "text_encoder": "builtin:tiny-
 def options(**changes) -> ExtractOptions:
     """Small batches, parts and shards, so that a small corpus has several of each."""
     small = {
-        "decoders": 0, "budget_seconds": 2.0, "budget_tokens": 24, "part_seconds": 3.0, "part_tokens": 40, "shard_bytes": 60_000,
+        "decoders": 0,
+        "budget_seconds": 2.0,
+        "budget_tokens": 24,
+        "part_seconds": 3.0,
+        "part_tokens": 40,
+        "shard_bytes": 60_000,
         "threads": 1,
-    }  # fmt: skip
+    }
     return ExtractOptions(**{**TINY, **small, **changes})
 
 
@@ -38,7 +45,16 @@ def make(root: Path, count: int = 24, *, seed: int = 0) -> tuple[Manifest, Path]
     for i, seconds in enumerate(lengths):
         write_clip(root / f"clip{i}.wav", seconds, seed + i)
         text = "again and again" if i % 5 == 0 else f"sentence {i}" + " with more words" * (i % 4)
-        rows.append(Utterance(f"u{i:03}", f"clip{i}.wav", text, ("train", "dev", "test")[i % 3], ("a", "b")[i % 2], dialogue=f"d{i // 4}"))
+        rows.append(
+            Utterance(
+                f"u{i:03}",
+                f"clip{i}.wav",
+                text,
+                ("train", "dev", "test")[i % 3],
+                ("a", "b")[i % 2],
+                dialogue=f"d{i // 4}",
+            )
+        )
     manifest = Manifest("toy", "single", ("a", "b"), tuple(rows), root)
     manifest.write(root / "manifest.parquet")
     return manifest, root / "manifest.parquet"
@@ -46,4 +62,7 @@ def make(root: Path, count: int = 24, *, seed: int = 0) -> tuple[Manifest, Path]
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every shard."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("shard-*.h5"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("shard-*.h5"))
+    }

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mer.pipeline.extraction.batching import cut, group, padded
 
 RATE = 16_000
-# 201 quantiles, in seconds, of the lengths of MELD's 13,706 clips (EmoBox's metadata), without the two wrongly cut ones of 235 and 305 s.
+# 201 quantiles, in seconds, of the lengths of MELD's 13,706 clips (EmoBox's metadata), without the
+# two wrongly cut ones of 235 and 305 s.
 QUANTILES = Path(__file__).with_name("meld_quantiles.json")
 
 
@@ -34,7 +35,10 @@ def test_every_item_once_within_the_budget_longest_first(lengths, budget):
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     longest = [max(lengths[i] for i in batch) for batch in batches]
     assert longest == sorted(longest, reverse=True)
-    assert all(len(batch) * most <= budget or len(batch) == 1 for batch, most in zip(batches, longest, strict=True))
+    assert all(
+        len(batch) * most <= budget or len(batch) == 1
+        for batch, most in zip(batches, longest, strict=True)
+    )
 
 
 @given(st.lists(st.integers(1, 50), max_size=100), st.integers(1, 200))
@@ -56,7 +60,9 @@ def test_waste_by_hand():
 
 
 def test_waste_on_melds_quantiles():
-    """Random batches of 16 pad to about 3 times the valid length on this list, lhotse's order with a budget to 2.7."""
+    """Random batches of 16 pad to about 3 times the valid length on this list, lhotse's order with
+    a budget to 2.7.
+    """
     lengths = meld_like()
     assert abs(lengths.sum() / RATE / 3600 - 12.14) < 0.3
     assert waste(lengths, 160) <= 1.02
@@ -67,7 +73,9 @@ def test_waste_on_melds_quantiles():
 
 
 def test_waste_on_melds_lengths(test_data):
-    lengths = np.round(np.load(test_data / "meld" / "durations_seconds.npy") * RATE).astype(np.int64)
+    lengths = np.round(np.load(test_data / "meld" / "durations_seconds.npy") * RATE).astype(
+        np.int64
+    )
     assert len(lengths) == 13_706
     assert waste(lengths, 160) <= 1.02
     assert waste(lengths, 320) <= 1.02

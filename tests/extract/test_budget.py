@@ -1,4 +1,6 @@
-"""Budgets found by trying: which is chosen from recorded rates, what counts as out of memory, and what is remembered."""
+"""Budgets found by trying: which is chosen from recorded rates, what counts as out of memory, and
+what is remembered.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,21 @@ import pytest
 import torch
 
 from mer.pipeline.extraction import budget
-from mer.pipeline.extraction.budget import Trial, fill, places, remember, remembered, search, try_budget
+from mer.pipeline.extraction.budget import (
+    Trial,
+    fill,
+    places,
+    remember,
+    remembered,
+    search,
+    try_budget,
+)
 from mer.pipeline.extraction.extract import extract
 from mer.pipeline.extraction.fingerprint import ExtractOptions
-from mer.pipeline.manifest import Manifest
 from mer.pipeline.extraction.plan import Settings
+from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.progress import Silent
+
 from tests.extract import corpus
 
 
@@ -28,8 +39,12 @@ class Clock:
         return self.now
 
 
-def chosen(rates: dict[float, float | None], seconds: float = 0.0) -> tuple[float, list[float], str]:
-    """(budget, what was tried, why it ended) for recorded rates; every measurement takes `seconds`."""
+def chosen(
+    rates: dict[float, float | None], seconds: float = 0.0
+) -> tuple[float, list[float], str]:
+    """(budget, what was tried, why it ended) for recorded rates; every measurement
+    takes `seconds`.
+    """
     clock = Clock()
 
     def measure(size: float) -> float | None:
@@ -48,7 +63,8 @@ def test_the_smallest_that_is_nearly_as_fast_as_the_fastest():
 def test_the_search_ends_when_larger_ones_are_no_faster():
     size, tried, why = chosen({5: 10.0, 10: 9.0, 20: 8.0, 40: 99.0})
     assert (size, tried) == (5, [5, 10, 20]) and "no faster" in why
-    assert chosen({5: 10.0, 10: 9.0, 20: 12.0, 40: 11.0})[:2] == (20, [5, 10, 20, 40])  # one dip does not end it
+    # one dip does not end it
+    assert chosen({5: 10.0, 10: 9.0, 20: 12.0, 40: 11.0})[:2] == (20, [5, 10, 20, 40])
 
 
 def test_out_of_memory_is_the_end():
@@ -64,10 +80,17 @@ def test_trying_takes_no_longer_than_stated():
 
 
 class Recorded:
-    """An encoder of fixed cost: `overhead` seconds a batch and a second for 100 seconds of audio; beyond `memory` it runs out of it."""
+    """An encoder of fixed cost: `overhead` seconds a batch and a second for 100 seconds of audio;
+    beyond `memory` it runs out of it.
+    """
 
     def __init__(self, clock: Clock, overhead: float, memory: float):
-        self.clock, self.overhead, self.memory, self.device = clock, overhead, memory, torch.device("cpu")
+        self.clock, self.overhead, self.memory, self.device = (
+            clock,
+            overhead,
+            memory,
+            torch.device("cpu"),
+        )
 
     def collate(self, items):
         return tuple(items)
@@ -86,7 +109,13 @@ GROUPS = [[np.zeros(n, np.float32)] * 3 for n in (8_000, 32_000, 160_000)]
 def trial(overhead: float, memory: float, *, most: float = 1e9, room: float = 1.0) -> Trial:
     clock = Clock()
     return try_budget(
-        "audio", Recorded(clock, overhead, memory), GROUPS, most=most, threads=1, room=lambda: room, clock=clock
+        "audio",
+        Recorded(clock, overhead, memory),
+        GROUPS,
+        most=most,
+        threads=1,
+        room=lambda: room,
+        clock=clock,
     )
 
 
@@ -127,7 +156,11 @@ def test_a_filled_batch_keeps_within_its_budget(limit):
 
 def test_places_are_neighbours_up_to_the_longest():
     found = places(list(range(1000)))
-    assert [len(group) for group in found] == [budget.NEIGHBOURS] * 4 and found[-1][-1] == 999 and found[0][-1] == 249
+    assert (
+        [len(group) for group in found] == [budget.NEIGHBOURS] * 4
+        and found[-1][-1] == 999
+        and found[0][-1] == 249
+    )
     assert places([7]) == [[7]] * 4
 
 
@@ -145,7 +178,9 @@ def test_remembered_by_key_and_forgotten_when_damaged(tmp_path):
     assert remembered("b", path).budget == 512
 
 
-@pytest.mark.parametrize("options", [{"budget_seconds": "much"}, {"budget_seconds": float("nan")}, {"budget_tokens": -1}])
+@pytest.mark.parametrize(
+    "options", [{"budget_seconds": "much"}, {"budget_seconds": float("nan")}, {"budget_tokens": -1}]
+)
 def test_what_is_no_budget(options):
     with pytest.raises(Exception, match="neither auto nor a number above 0"):
         ExtractOptions(**options)
@@ -160,9 +195,14 @@ class Notes(Silent):
 
 
 def test_extraction_tries_once_and_remembers(tmp_path, monkeypatch):
-    """Real items, real encoders. The plan has the budget, a resume keeps it, the next corpus finds it in the user's cache."""
+    """Real items, real encoders.
+
+    The plan has the budget, a resume keeps it, the next corpus finds it in the user's cache.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(budget, "CANDIDATES", {("audio", "cpu"): (0.5, 1.0), ("text", "cpu"): (4, 8)})
+    monkeypatch.setattr(
+        budget, "CANDIDATES", {("audio", "cpu"): (0.5, 1.0), ("text", "cpu"): (4, 8)}
+    )
     manifest, file = corpus.make(tmp_path / "a", 12)
     options = corpus.options(budget_seconds="auto", budget_tokens="auto")
     dry = Notes()
@@ -170,11 +210,16 @@ def test_extraction_tries_once_and_remembers(tmp_path, monkeypatch):
     assert not any("budget" in line for line in dry.lines), "a dry run computes nothing"
     first, then = Notes(), Notes()
     report = extract(manifest, tmp_path / "a.h5", options, source=file, progress=first)
-    assert [line.split(":")[0] for line in first.lines if "budget" in line] == ["budget audio", "budget text"]
+    assert [line.split(":")[0] for line in first.lines if "budget" in line] == [
+        "budget audio",
+        "budget text",
+    ]
     path = tmp_path / "cache" / "mer" / "budgets.json"
     known = json.loads(path.read_text())
     assert len(known) == 2 and {entry["budget"] for entry in known.values()} <= {0.5, 1.0, 4, 8}
-    monkeypatch.setattr("mer.pipeline.extraction.budget.try_budget", lambda *a, **k: pytest.fail("tried again"))
+    monkeypatch.setattr(
+        "mer.pipeline.extraction.budget.try_budget", lambda *a, **k: pytest.fail("tried again")
+    )
     other, other_file = corpus.make(tmp_path / "b", 6, seed=3)
     again = extract(other, tmp_path / "b.h5", options, source=other_file, progress=then)
     assert sum("remembered for this device" in line for line in then.lines) == 2
@@ -182,7 +227,9 @@ def test_extraction_tries_once_and_remembers(tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_budget(tmp_path, monkeypatch):
-    """Killed, then asked for with auto: the plan that is there holds, so that no part is computed again."""
+    """Killed, then asked for with auto: the plan that is there holds, so that no part is computed
+    again.
+    """
     manifest, file = corpus.make(tmp_path, 12)
 
     def killed(*args, **keywords):
@@ -192,9 +239,16 @@ def test_a_resumed_run_keeps_its_budget(tmp_path, monkeypatch):
         patch.setattr("mer.pipeline.extraction.extract.write_head", killed)
         with pytest.raises(KeyboardInterrupt):
             extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
-    settings = Settings.read(tmp_path / "feats.shards" / ".work" / "plan.json", fingerprint_of(manifest))
+    settings = Settings.read(
+        tmp_path / "feats.shards" / ".work" / "plan.json", fingerprint_of(manifest)
+    )
     monkeypatch.setattr("mer.pipeline.extraction.extract.choose", lambda *a: pytest.fail("tried"))
-    extract(Manifest.read(file), tmp_path / "feats.h5", corpus.options(budget_seconds="auto"), source=file)
+    extract(
+        Manifest.read(file),
+        tmp_path / "feats.h5",
+        corpus.options(budget_seconds="auto"),
+        source=file,
+    )
     assert settings.budgets == {"audio": 32_000, "text": 24}
 
 

@@ -1,4 +1,6 @@
-"""`mer extract` and `mer fingerprint` as a user sees them: what is on stdout, what is on stderr, and the exit status."""
+"""`mer extract` and `mer fingerprint` as a user sees them: what is on stdout, what is on stderr,
+and the exit status.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,16 @@ from click.testing import CliRunner
 
 from mer import cli
 from mer.pipeline.store import FeatureStore
+
 from tests.extract import corpus
 
-TINY = ["--audio-encoder", "builtin:tiny-wav2vec2", "--text-encoder", "builtin:tiny-roberta", "--offline"]
+TINY = [
+    "--audio-encoder",
+    "builtin:tiny-wav2vec2",
+    "--text-encoder",
+    "builtin:tiny-roberta",
+    "--offline",
+]
 
 
 @pytest.fixture
@@ -30,32 +39,52 @@ def test_extract_then_again_then_another_recipe(folder):
     first = mer("extract", "--manifest", "manifest.parquet", *TINY)
     assert first.exit_code == 0, first.stderr
     assert first.stdout == "feats.h5\n"
-    assert "4 utterances extracted, 0 reused" in first.stderr and "untrained" in first.stderr and "self-test audio" in first.stderr
+    assert (
+        "4 utterances extracted, 0 reused" in first.stderr
+        and "untrained" in first.stderr
+        and "self-test audio" in first.stderr
+    )
     again = mer("extract", "--manifest", "manifest.parquet", *TINY, "--json")
     report = json.loads(again.stdout)
     assert (again.exit_code, report["action"], report["extracted"]) == (0, "nothing", 0)
     key = mer("fingerprint", "--manifest", "manifest.parquet", *TINY)
-    assert key.stdout.strip() == report["fingerprint"] == FeatureStore("feats.h5").header.fingerprint
+    assert (
+        key.stdout.strip() == report["fingerprint"] == FeatureStore("feats.h5").header.fingerprint
+    )
     other = mer("extract", "--manifest", "manifest.parquet", *TINY, "--pool", "2")
     assert other.exit_code == 4
-    assert other.stderr.splitlines()[-1].startswith("mer: feats.h5: made by another recipe (audio pool: 1 there, 2 now)")
+    assert other.stderr.splitlines()[-1].startswith(
+        "mer: feats.h5: made by another recipe (audio pool: 1 there, 2 now)"
+    )
     assert other.stdout == ""
 
 
 def test_failures_exit_with_3_after_writing(folder):
     (folder / "clip1.wav").write_text("no audio")
     result = mer("extract", "--manifest", "manifest.parquet", *TINY)
-    assert result.exit_code == 3 and result.stdout == "feats.h5\n" and len(FeatureStore("feats.h5")) == 3
+    assert (
+        result.exit_code == 3
+        and result.stdout == "feats.h5\n"
+        and len(FeatureStore("feats.h5")) == 3
+    )
     assert "failed: u001: open:" in result.stderr
-    assert mer("extract", "--manifest", "manifest.parquet", *TINY, "--max-failures", "1").exit_code == 0
+    assert (
+        mer("extract", "--manifest", "manifest.parquet", *TINY, "--max-failures", "1").exit_code
+        == 0
+    )
 
 
 def test_what_is_counted_is_named_explained_and_listed(folder):
     for i in (0, 2):
         corpus.write_clip(folder / f"clip{i}.wav", 0.004, i)
     result = mer("extract", "--manifest", "manifest.parquet", *TINY)
-    line = "counted: 2 short (shorter than the encoder's first frame, padded with zeros): u000, u002"
-    assert line in result.stderr and "all of a kind: mer inspect feats.h5 --flag short" in result.stderr
+    line = (
+        "counted: 2 short (shorter than the encoder's first frame, padded with zeros): u000, u002"
+    )
+    assert (
+        line in result.stderr
+        and "all of a kind: mer inspect feats.h5 --flag short" in result.stderr
+    )
     assert line in mer("inspect", "feats.h5").stdout
     assert mer("inspect", "feats.h5", "--flag", "short").stdout == "u000\nu002\n"
     assert mer("inspect", "feats.h5", "--flag", "silent").stdout == ""
@@ -67,7 +96,14 @@ def test_what_is_counted_is_named_explained_and_listed(folder):
 def test_dry_run(folder):
     result = mer("extract", "--manifest", "manifest.parquet", *TINY, "--dry-run")
     assert result.exit_code == 0 and not (folder / "feats.h5").exists()
-    for words in ("dry run: 4 utterances", "h of audio", "MB in", "batches", "padded/valid", "disk:"):
+    for words in (
+        "dry run: 4 utterances",
+        "h of audio",
+        "MB in",
+        "batches",
+        "padded/valid",
+        "disk:",
+    ):
         assert words in result.stderr
 
 
@@ -75,14 +111,34 @@ def test_dry_run(folder):
     ("args", "code", "words"),
     [
         ((), 2, "either --dataset NAME or --manifest FILE"),
-        (("--dataset", "synthetic", "--manifest", "x"), 2, "either --dataset NAME or --manifest FILE"),
+        (
+            ("--dataset", "synthetic", "--manifest", "x"),
+            2,
+            "either --dataset NAME or --manifest FILE",
+        ),
         (("--manifest", "nowhere.parquet"), 1, "nowhere.parquet: no such manifest"),
         (("--dataset", "nothing"), 1, "dataset 'nothing' is not known"),
         (("--manifest", "manifest.parquet", "--labels", "x"), 2, "--labels goes with --dataset"),
-        (("--manifest", "manifest.parquet", "--budget-seconds", "much"), 2, "neither auto nor a number"),
-        (("--manifest", "manifest.parquet", "--audio-layer", "first", *TINY), 1, "--audio-layer 'first'"),
-        (("--manifest", "manifest.parquet", "--audio-encoder", "./nowhere"), 1, "no such directory"),
-        (("--manifest", "manifest.parquet", "--text-encoder", "nobody/nothing", "--offline"), 1, "--offline forbids"),
+        (
+            ("--manifest", "manifest.parquet", "--budget-seconds", "much"),
+            2,
+            "neither auto nor a number",
+        ),
+        (
+            ("--manifest", "manifest.parquet", "--audio-layer", "first", *TINY),
+            1,
+            "--audio-layer 'first'",
+        ),
+        (
+            ("--manifest", "manifest.parquet", "--audio-encoder", "./nowhere"),
+            1,
+            "no such directory",
+        ),
+        (
+            ("--manifest", "manifest.parquet", "--text-encoder", "nobody/nothing", "--offline"),
+            1,
+            "--offline forbids",
+        ),
         (("--manifest", "manifest.parquet", *TINY, "--out", "."), 1, "is a directory"),
     ],
 )
@@ -95,7 +151,12 @@ def test_bad_requests_are_one_line(folder, args, code, words):
 def test_large_stores_ask_first(folder, monkeypatch):
     monkeypatch.setattr("mer.pipeline.extraction.extract.Prepared.bytes", 30_000_000_000)
     result = mer("extract", "--manifest", "manifest.parquet", *TINY)
-    assert result.exit_code == 2 and "30.0 GB" in result.stderr and "--yes" in result.stderr and not (folder / "feats.h5").exists()
+    assert (
+        result.exit_code == 2
+        and "30.0 GB" in result.stderr
+        and "--yes" in result.stderr
+        and not (folder / "feats.h5").exists()
+    )
     assert mer("extract", "--manifest", "manifest.parquet", *TINY, "--yes").exit_code == 0
 
 
@@ -104,8 +165,15 @@ def test_a_known_corpus_is_prepared_on_the_way(folder, monkeypatch):
     from mer.pipeline import datasets
 
     prepare = datasets.prepare
-    monkeypatch.setattr(datasets, "prepare", lambda name, root, labels=None: prepare(name, root, labels=labels, size=48))
+    monkeypatch.setattr(
+        datasets,
+        "prepare",
+        lambda name, root, labels=None: prepare(name, root, labels=labels, size=48),
+    )
     result = mer("extract", "--dataset", "synthetic", "--root", "corpus")
     assert result.exit_code == 0, result.stderr
     assert (folder / "corpus" / "manifest.parquet").exists() and len(FeatureStore("feats.h5")) == 48
-    assert mer("fingerprint", "--dataset", "synthetic", "--root", "corpus").stdout.strip() == FeatureStore("feats.h5").header.fingerprint
+    assert (
+        mer("fingerprint", "--dataset", "synthetic", "--root", "corpus").stdout.strip()
+        == FeatureStore("feats.h5").header.fingerprint
+    )

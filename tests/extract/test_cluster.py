@@ -14,13 +14,17 @@ import pytest
 
 from mer.pipeline.errors import DataError, FailuresError
 from mer.pipeline.extraction.extract import extract
-from mer.pipeline.runtime.hold import hold
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
+
 from tests.extract import corpus
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Dask's own sockets
+# Dask's own sockets
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 @pytest.fixture
@@ -35,7 +39,13 @@ def fresh(made, tmp_path):
 def call(folder, **keywords):
     changes = keywords.pop("changes", {})
     manifest = Manifest.read(folder / "manifest.parquet")
-    return extract(manifest, folder / "feats.h5", corpus.options(**changes), source=folder / "manifest.parquet", **keywords)
+    return extract(
+        manifest,
+        folder / "feats.h5",
+        corpus.options(**changes),
+        source=folder / "manifest.parquet",
+        **keywords,
+    )
 
 
 def test_shares_make_the_same_bytes_in_any_order(fresh):
@@ -51,7 +61,9 @@ def test_shares_make_the_same_bytes_in_any_order(fresh):
 
 
 def test_a_share_counts_its_own_parts_and_leaves_failures_to_the_last(fresh):
-    """A clip that cannot be read ends the run that writes the store with an error, not the shares before it."""
+    """A clip that cannot be read ends the run that writes the store with an error, not the shares
+    before it.
+    """
     folder, _ = fresh
     (folder / "clip3.wav").write_bytes(b"no audio")
     totals = []
@@ -62,7 +74,11 @@ def test_a_share_counts_its_own_parts_and_leaves_failures_to_the_last(fresh):
             return super().task(what, total, unit)
 
     done = call(folder, share=(1, 2), progress=Counting())
-    assert done.action == "part" and len(done.failures) == 1 and "failures.jsonl" not in "\n".join(done.lines())
+    assert (
+        done.action == "part"
+        and len(done.failures) == 1
+        and "failures.jsonl" not in "\n".join(done.lines())
+    )
     with pytest.raises(FailuresError, match="1 utterances failed"):
         call(folder, share=(2, 2), progress=Counting())
     shares = [total for what, total in totals if what == "extracting"]
@@ -72,7 +88,10 @@ def test_a_share_counts_its_own_parts_and_leaves_failures_to_the_last(fresh):
 
 def test_a_share_of_one_is_a_plain_run(fresh):
     folder, digests = fresh
-    assert call(folder, share=(1, 1)).action == "extracted" and corpus.digests(folder / "feats.shards") == digests
+    assert (
+        call(folder, share=(1, 1)).action == "extracted"
+        and corpus.digests(folder / "feats.shards") == digests
+    )
 
 
 def test_a_plain_run_finishes_what_shares_began(fresh):
@@ -85,7 +104,10 @@ def test_a_plain_run_finishes_what_shares_began(fresh):
 
 def test_shares_go_together_but_not_with_a_plain_run(fresh):
     folder, _ = fresh
-    with hold(folder / "feats.shards" / ".hold", shared=True), hold(folder / "feats.shards" / ".hold-1-of-2"):
+    with (
+        hold(folder / "feats.shards" / ".hold", shared=True),
+        hold(folder / "feats.shards" / ".hold-1-of-2"),
+    ):
         with pytest.raises(DataError, match="is writing there"):
             call(folder)
         with pytest.raises(DataError, match="is writing there"):
@@ -99,7 +121,10 @@ def test_shares_of_another_recipe_do_not_take_the_plan_away(fresh):
     with hold(folder / "feats.shards" / ".hold-1-of-2"):
         with pytest.raises(DataError, match="other options"):
             call(folder, share=(2, 2), changes={"pool": 2})
-    assert call(folder, share=(2, 2)).action == "extracted" and corpus.digests(folder / "feats.shards") == digests
+    assert (
+        call(folder, share=(2, 2)).action == "extracted"
+        and corpus.digests(folder / "feats.shards") == digests
+    )
 
 
 @pytest.mark.parametrize("share", [(0, 2), (3, 2)])
@@ -126,14 +151,23 @@ def test_local_workers_make_the_same_bytes(fresh):
 
 
 @pytest.mark.slow
-def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh, tmp_path_factory, monkeypatch):
-    """Two workers under a nanny, started in another folder than the run; one is killed as soon as the first part is there. The nanny
-    starts another, which loads its encoders."""
+def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(
+    fresh, tmp_path_factory, monkeypatch
+):
+    """Two workers under a nanny, started in another folder than the run; one is killed as soon as
+    the first part is there. The nanny starts another, which loads its encoders.
+    """
     from distributed import LocalCluster
 
     folder, digests = fresh
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    ) as cluster:
         victim = next(iter(cluster.workers.values())).pid
 
         def kill():
@@ -151,7 +185,9 @@ def test_workers_of_a_scheduler_make_the_same_bytes_and_may_be_killed(fresh, tmp
 
 
 class Lost:
-    """A future that was finished; then the worker that had its result died, and there is no other to run it again."""
+    """A future that was finished; then the worker that had its result died, and there is no other
+    to run it again.
+    """
 
     status = "pending"
 
@@ -170,7 +206,11 @@ def test_a_result_that_died_with_its_worker_is_not_waited_for_without_end(monkey
 
 
 class Hanging:
-    """A worker plugin. The second process that sets it up never comes to an end, and ignores SIGTERM, as extracting workers do."""
+    """A worker plugin.
+
+    The second process that sets it up never comes to an end, and ignores SIGTERM, as extracting
+    workers do.
+    """
 
     name = "hanging"
 
@@ -202,6 +242,10 @@ def test_a_worker_that_does_not_end_is_ended(tmp_path, monkeypatch):
         os.kill(cluster.workers[0].pid, signal.SIGKILL)
         while not (tmp_path / "second").exists():
             time.sleep(0.05)
-        assert any(child.name.startswith(module.WORKER_NAME) for child in multiprocessing.active_children())
-    while any(child.name.startswith(module.WORKER_NAME) for child in multiprocessing.active_children()):
+        assert any(
+            child.name.startswith(module.WORKER_NAME) for child in multiprocessing.active_children()
+        )
+    while any(
+        child.name.startswith(module.WORKER_NAME) for child in multiprocessing.active_children()
+    ):
         time.sleep(0.05)

@@ -12,6 +12,7 @@ import pytest
 
 from mer.pipeline.media import workers as decode
 from mer.pipeline.media.workers import Decoders, Job
+
 from tests.extract import corpus
 
 
@@ -49,12 +50,16 @@ def test_probe(clips):
 
 
 def test_a_hanging_decoder_costs_one_clip(clips):
-    """A named pipe that nobody writes to: opening it for reading never returns. `media` refuses it before, so go round it."""
+    """A named pipe that nobody writes to: opening it for reading never returns.
+
+    `media` refuses it before, so go round it.
+    """
     os.mkfifo(clips / "pipe.wav")
     script = clips / "sitecustomize.py"
     script.write_text(
         "import mer.pipeline.media.audio as m\nload = m.load\n"
-        "def hang(path, **k):\n    if 'pipe' in str(path): open(path).read()\n    return load(path, **k)\nm.load = hang\n"
+        "def hang(path, **k):\n    if 'pipe' in str(path): open(path).read()\n    return "
+        "load(path, **k)\nm.load = hang\n"
     )
     environment = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(clips)
@@ -100,10 +105,18 @@ def test_workers_end_when_their_parent_is_killed(clips, tmp_path):
     import subprocess
     import sys
 
-    code = (f"import sys, time\nfrom pipeline.decode import Decoders, Job\n"
-            f"d = Decoders(1)\nlist(d.run([Job('load', {str(clips / '0.wav')!r}, 'auto', None, None)]))\n"
-            f"print(d._running[0].pid, flush=True)\ntime.sleep(60)\n")  # fmt: skip
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
+    code = (
+        f"import sys, time\nfrom pipeline.decode import Decoders, Job\n"
+        f"d = Decoders(1)\nlist(d.run([Job('load', {str(clips / '0.wav')!r}, 'auto', None, "
+        "None)]))\n"
+        f"print(d._running[0].pid, flush=True)\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
     worker = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)
     parent.wait()

@@ -17,12 +17,13 @@ from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.text import TextEncoder
 from mer.pipeline.errors import DataError, EncoderError, FailuresError, KeyMismatchError, StoreError
 from mer.pipeline.extraction.extract import extract, repair
-from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.extraction.parts import stored
 from mer.pipeline.extraction.plan import ShardPlan
+from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.progress import Lines
 from mer.pipeline.store import FeatureStore
 from mer.pipeline.store.schema import HALF_MAX
+
 from tests.extract import corpus
 
 
@@ -36,11 +37,14 @@ def test_features_are_those_of_the_encoders_one_clip_at_a_time(made):
     text = TextEncoder(resolve("text", "builtin:tiny-roberta"), device="cpu")
     manifest = Manifest.read(made / "manifest.parquet")
     with FeatureStore(made / "feats.h5") as store:
-        assert [r["id"] for r in store.table().select(["id"]).to_pylist()] == [u.id for u in manifest.rows]
+        assert [r["id"] for r in store.table().select(["id"]).to_pylist()] == [
+            u.id for u in manifest.rows
+        ]
         for row, u in enumerate(manifest.rows):
             waveform, _ = soundfile.read(made / u.audio, dtype="float32")
             expected = audio.encode([audio.prepare(waveform)])[0]
-            np.testing.assert_allclose(store.features("audio", row), expected, rtol=1e-3, atol=2e-3)  # float16
+            # float16
+            np.testing.assert_allclose(store.features("audio", row), expected, rtol=1e-3, atol=2e-3)
             expected = text.encode(text.tokens([u.text])[0])[0]
             np.testing.assert_allclose(store.features("text", row), expected, rtol=1e-3, atol=2e-3)
 
@@ -67,9 +71,18 @@ def test_header(made):
     header = FeatureStore(made / "feats.h5").header
     assert list(header.modalities) == ["audio", "text"]
     audio, text = header.modalities.values()
-    assert (audio.frame_rate, audio.layer, audio.dtype, audio.trained, text.frame_rate) == (50.0, "last", "float16", False, None)
+    assert (audio.frame_rate, audio.layer, audio.dtype, audio.trained, text.frame_rate) == (
+        50.0,
+        "last",
+        "float16",
+        False,
+        None,
+    )
     assert header.fingerprint and header.recipe["audio"]["channel"] == "auto"
-    assert all(result["passed"] and result["items"] >= 2 for result in header.provenance["extract"]["self_test"].values())
+    assert all(
+        result["passed"] and result["items"] >= 2
+        for result in header.provenance["extract"]["self_test"].values()
+    )
 
 
 def test_nothing_is_left_lying_about(made):
@@ -86,17 +99,33 @@ def test_again_does_nothing(made, again):
 
 def test_again_on_a_read_only_mount_writes_nothing(made, again, monkeypatch):
     """Root may write anywhere, so a forbidden open stands for the mount."""
-    monkeypatch.setattr("mer.pipeline.extraction.extract.hold", lambda path: pytest.fail("took a hold"))
+    monkeypatch.setattr(
+        "mer.pipeline.extraction.extract.hold", lambda path: pytest.fail("took a hold")
+    )
     monkeypatch.setattr("mer.pipeline.store.arrays.write", lambda *a, **k: pytest.fail("wrote"))
     assert again().action == "nothing"
 
 
 CHANGES = [
-    {"audio_layer": "1"}, {"pool": 4}, {"channel": "mix"}, {"max_seconds": 30.0}, {"dtype": "float32"}, {"precision": "fp32"},
-    {"text_encoder": "none"}, {"audio_encoder": "none"},
-]  # fmt: skip
-WORDS = ["audio layer: last there, 1 now", "audio pool: 1 there, 4 now", "channel", "max-seconds", "dtype: float16 there, float32 now",
-         "precision: auto there, fp32 now", "text features: yes there, no now", "audio features: yes there, no now"]  # fmt: skip
+    {"audio_layer": "1"},
+    {"pool": 4},
+    {"channel": "mix"},
+    {"max_seconds": 30.0},
+    {"dtype": "float32"},
+    {"precision": "fp32"},
+    {"text_encoder": "none"},
+    {"audio_encoder": "none"},
+]
+WORDS = [
+    "audio layer: last there, 1 now",
+    "audio pool: 1 there, 4 now",
+    "channel",
+    "max-seconds",
+    "dtype: float16 there, float32 now",
+    "precision: auto there, fp32 now",
+    "text features: yes there, no now",
+    "audio features: yes there, no now",
+]
 
 
 @pytest.mark.parametrize(("change", "words"), list(zip(CHANGES, WORDS, strict=True)))
@@ -110,7 +139,9 @@ def test_any_other_recipe_is_refused_by_name(again, made, change, words):
 
 def test_other_weights_are_refused(again, made, monkeypatch):
     monkeypatch.setattr("mer.pipeline.encoders.tiny.VERSION", 999)
-    with pytest.raises(KeyMismatchError, match="audio encoder: builtin:tiny-wav2vec2 with other files"):
+    with pytest.raises(
+        KeyMismatchError, match="audio encoder: builtin:tiny-wav2vec2 with other files"
+    ):
         again()
 
 
@@ -122,14 +153,18 @@ def test_force_replaces(again, made):
     assert names(made) == {record.path.name for record in store.shards} | {".hold"}
 
 
-@pytest.mark.parametrize("change", [{"budget_seconds": 5.0}, {"device": "cpu"}, {"shard_bytes": 10**9}, {"max_failures": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"budget_seconds": 5.0}, {"device": "cpu"}, {"shard_bytes": 10**9}, {"max_failures": 3}],
+)
 def test_what_is_no_recipe_changes_nothing(again, change):
     assert again(**change).action == "nothing"
 
 
 def test_pooling_is_the_mean_of_true_frames(made, again):
     store = FeatureStore(made / "feats.h5")
-    row = next(row for row, n in enumerate(store.lengths("audio")) if n > 8 and n % 4)  # the last mean is over fewer
+    # the last mean is over fewer
+    row = next(row for row, n in enumerate(store.lengths("audio")) if n > 8 and n % 4)
     whole = store.features("audio", row)
     again(pool=4, force=True, dtype="float32")
     pooled = FeatureStore(made / "feats.h5").features("audio", row)
@@ -140,7 +175,11 @@ def test_pooling_is_the_mean_of_true_frames(made, again):
 
 def test_labels_and_splits_change_the_head_only(made, again):
     before = corpus.digests(made / "feats.shards")
-    report = again(rows=lambda rows: [dataclasses.replace(u, label="b", split="train", speaker="s") for u in rows])
+    report = again(
+        rows=lambda rows: [
+            dataclasses.replace(u, label="b", split="train", speaker="s") for u in rows
+        ]
+    )
     assert (report.action, report.reused) == ("head", 24)
     assert corpus.digests(made / "feats.shards") == before
     table = FeatureStore(made / "feats.h5").table()
@@ -149,13 +188,22 @@ def test_labels_and_splits_change_the_head_only(made, again):
 
 
 def test_changed_clips_and_texts_redo_only_themselves(made, again):
-    """Three of 24 change; the other rows are copied bit by bit, shards without a change are not even opened for writing."""
+    """Three of 24 change; the other rows are copied bit by bit, shards without a change are not
+    even opened for writing.
+    """
     old = FeatureStore(made / "feats.h5")
-    before = {u: old.features("audio", i, "stored").copy() for i, u in enumerate(old.table()["id"].to_pylist())}
+    before = {
+        u: old.features("audio", i, "stored").copy()
+        for i, u in enumerate(old.table()["id"].to_pylist())
+    }
     shards = corpus.digests(made / "feats.shards")
     for i in (3, 4):
         corpus.write_clip(made / f"clip{i}.wav", 0.7, seed=1000 + i)
-    report = again(rows=lambda rows: [dataclasses.replace(u, text="something new") if u.id == "u002" else u for u in rows])
+    report = again(
+        rows=lambda rows: [
+            dataclasses.replace(u, text="something new") if u.id == "u002" else u for u in rows
+        ]
+    )
     assert (report.action, report.extracted, report.reused) == ("extracted", 3, 21)
     store = FeatureStore(made / "feats.h5")
     store.verify()
@@ -170,17 +218,28 @@ def test_changed_clips_and_texts_redo_only_themselves(made, again):
 def test_rows_added_removed_and_renamed(made, again):
     corpus.write_clip(made / "new.wav", 1.0, seed=77)
     new = Utterance("new", "new.wav", "a new one", "train", "a")
-    report = again(rows=lambda rows: [new, *rows[2:10], dataclasses.replace(rows[10], id="renamed"), *rows[11:]])
+    report = again(
+        rows=lambda rows: [
+            new,
+            *rows[2:10],
+            dataclasses.replace(rows[10], id="renamed"),
+            *rows[11:],
+        ]
+    )
     assert (report.extracted, report.reused, report.utterances) == (1, 22, 23)
     store = FeatureStore(made / "feats.h5")
     store.verify()
-    assert store.table()["id"].to_pylist()[0] == "new" and "renamed" in store.table()["id"].to_pylist()
+    assert (
+        store.table()["id"].to_pylist()[0] == "new" and "renamed" in store.table()["id"].to_pylist()
+    )
 
 
 def test_a_moved_folder_stays_valid(made, again, tmp_path):
     moved = shutil.move(made, tmp_path / "moved 文件夹 'x'")
     manifest = Manifest.read(moved / "manifest.parquet")
-    report = extract(manifest, moved / "feats.h5", corpus.options(), source=moved / "manifest.parquet")
+    report = extract(
+        manifest, moved / "feats.h5", corpus.options(), source=moved / "manifest.parquet"
+    )
     assert report.action == "nothing"
     FeatureStore(moved / "feats.h5").verify()
 
@@ -191,17 +250,24 @@ def test_a_missing_shard_is_made_again(made, again):
     victim.unlink()
     report = again()
     assert report.action == "extracted" and 0 < report.extracted < 24
-    np.testing.assert_allclose(FeatureStore(made / "feats.h5").packed("audio")[0], before, atol=4e-3)
+    np.testing.assert_allclose(
+        FeatureStore(made / "feats.h5").packed("audio")[0], before, atol=4e-3
+    )
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "swap", "remove"])
 def test_repair_redoes_only_what_is_damaged(made, damage):
     shards = sorted((made / "feats.shards").glob("shard-*.h5"))
-    before, features = corpus.digests(made / "feats.shards"), FeatureStore(made / "feats.h5").packed("text")[0].copy()
+    before, features = (
+        corpus.digests(made / "feats.shards"),
+        FeatureStore(made / "feats.h5").packed("text")[0].copy(),
+    )
     content = bytearray(shards[1].read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 4
-    shards[1].write_bytes({"truncate": content[:-100], "swap": shards[0].read_bytes()}.get(damage, content))
+    shards[1].write_bytes(
+        {"truncate": content[:-100], "swap": shards[0].read_bytes()}.get(damage, content)
+    )
     if damage == "remove":
         shards[1].unlink()
     with pytest.raises(StoreError):
@@ -211,7 +277,9 @@ def test_repair_redoes_only_what_is_damaged(made, damage):
     store = FeatureStore(made / "feats.h5")
     store.verify()
     after = corpus.digests(made / "feats.shards")
-    assert after.keys() == before.keys() and {n for n in after if after[n] != before[n]} <= {shards[1].name}
+    assert after.keys() == before.keys() and {n for n in after if after[n] != before[n]} <= {
+        shards[1].name
+    }
     np.testing.assert_allclose(store.packed("text")[0], features, atol=4e-3)
 
 
@@ -225,13 +293,17 @@ def test_repair_finds_media_elsewhere(made, tmp_path):
 
 
 def test_replaced_shards_go_whatever_their_number(made, again):
-    """Six digits from 100,000 on: what no head names is deleted there as below; other files in the folder stay."""
+    """Six digits from 100,000 on: what no head names is deleted there as below; other files in the
+    folder stay.
+    """
     old = sorted((made / "feats.shards").glob("shard-*.h5"))[0]
     for number in (99_999, 100_000, 1_234_567):
         shutil.copy(old, made / "feats.shards" / ShardPlan(number, [], "0123abcd" * 8).name)
     (made / "feats.shards" / "shard-mine.h5").write_text("mine")
     again(pool=2, force=True)
-    assert names(made) == {record.path.name for record in FeatureStore(made / "feats.h5").shards} | {".hold", "shard-mine.h5"}
+    assert names(made) == {
+        record.path.name for record in FeatureStore(made / "feats.h5").shards
+    } | {".hold", "shard-mine.h5"}
 
 
 def test_a_foreign_file_is_not_overwritten(made, again):
@@ -243,7 +315,7 @@ def test_a_foreign_file_is_not_overwritten(made, again):
         extract(Manifest.read(made / "manifest.parquet"), made, corpus.options())
 
 
-# ---------------------------------------------------------------- clips that cannot be read, and odd ones
+# --- clips that cannot be read, and odd ones
 
 
 def bad_corpus(root):
@@ -263,14 +335,22 @@ def bad_corpus(root):
 @pytest.mark.parametrize("decoders", [0, 2])
 def test_failures_are_counted_and_the_rest_is_written(tmp_path, decoders):
     manifest, file = bad_corpus(tmp_path)
-    with pytest.raises(FailuresError, match=r"3 utterances failed .*u001 \(open.*the other 2") as error:
+    with pytest.raises(
+        FailuresError, match=r"3 utterances failed .*u001 \(open.*the other 2"
+    ) as error:
         extract(manifest, tmp_path / "feats.h5", corpus.options(decoders=decoders), source=file)
     assert error.value.exit_code == 3
     report = error.value.report
     assert [(f.id, f.stage, f.known) for f in report.failures] == [
-        ("u001", "open", False), ("u002", "open", False), ("u003", "empty", True), ("u004", "empty", False),
-    ]  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "feats.shards" / "failures.jsonl").read_text().splitlines()]
+        ("u001", "open", False),
+        ("u002", "open", False),
+        ("u003", "empty", True),
+        ("u004", "empty", False),
+    ]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "feats.shards" / "failures.jsonl").read_text().splitlines()
+    ]
     assert [line["id"] for line in lines] == ["u001", "u002", "u003", "u004"]
     assert set(lines[0]) == {"id", "path", "stage", "reason", "known"}
     store = FeatureStore(tmp_path / "feats.h5")
@@ -300,13 +380,21 @@ def test_nothing_readable_is_an_error(tmp_path):
 
 
 def test_short_and_long_clips_are_counted(tmp_path):
-    """One under a receptive field, one over --max-seconds; frames are as many as the arithmetic says, whatever the pieces."""
+    """One under a receptive field, one over --max-seconds; frames are as many as the arithmetic
+    says, whatever the pieces.
+    """
     manifest, file = corpus.make(tmp_path, 3)
     corpus.write_clip(tmp_path / "clip0.wav", 0.004, 0)
     corpus.write_clip(tmp_path / "clip1.wav", 11.3, 1)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(max_seconds=4.0), source=file)
-    assert report.counts == {"short": 1, "chunked": 1} and report.flagged == {"short": ["u000"], "chunked": ["u001"]}
-    assert "counted: 1 short (shorter than the encoder's first frame, padded with zeros): u000" in report.lines()
+    assert report.counts == {"short": 1, "chunked": 1} and report.flagged == {
+        "short": ["u000"],
+        "chunked": ["u001"],
+    }
+    assert (
+        "counted: 1 short (shorter than the encoder's first frame, padded with zeros): u000"
+        in report.lines()
+    )
     again = extract(manifest, tmp_path / "feats.h5", corpus.options(max_seconds=4.0), source=file)
     assert (again.action, again.counts, again.flagged) == ("nothing", report.counts, report.flagged)
     store = FeatureStore(tmp_path / "feats.h5")
@@ -324,7 +412,9 @@ def test_pieces_pool_like_the_whole(tmp_path):
         store = FeatureStore(tmp_path / f"feats{pool}.h5")
         lengths[pool] = store.features("audio", 0)
     whole = lengths[1]
-    np.testing.assert_allclose(lengths[3], np.stack([whole[i : i + 3].mean(0) for i in range(0, len(whole), 3)]), atol=1e-4)
+    np.testing.assert_allclose(
+        lengths[3], np.stack([whole[i : i + 3].mean(0) for i in range(0, len(whole), 3)]), atol=1e-4
+    )
 
 
 def test_spans_of_one_file(tmp_path):
@@ -335,7 +425,9 @@ def test_spans_of_one_file(tmp_path):
     manifest = dataclasses.replace(manifest, rows=tuple(rows))
     extract(manifest, tmp_path / "feats.h5", corpus.options(text_encoder="none"), source=None)
     store = FeatureStore(tmp_path / "feats.h5")
-    np.testing.assert_allclose(store.table()["duration"].to_numpy(), [3.0, 1.0, 1.5, 0.1], atol=1e-6)
+    np.testing.assert_allclose(
+        store.table()["duration"].to_numpy(), [3.0, 1.0, 1.5, 0.1], atol=1e-6
+    )
     assert store.lengths("audio").tolist() == [149, 49, 74, 4]
 
 
@@ -345,7 +437,9 @@ def test_one_modality_may_be_missing(tmp_path):
     rows[1] = dataclasses.replace(rows[1], audio=None)
     rows[2] = dataclasses.replace(rows[2], text=None)
     rows[3] = dataclasses.replace(rows[3], text="")
-    extract(dataclasses.replace(manifest, rows=tuple(rows)), tmp_path / "feats.h5", corpus.options())
+    extract(
+        dataclasses.replace(manifest, rows=tuple(rows)), tmp_path / "feats.h5", corpus.options()
+    )
     store = FeatureStore(tmp_path / "feats.h5")
     assert [n > 0 for n in store.lengths("audio")] == [True, False, True, True]
     assert [n > 0 for n in store.lengths("text")] == [True, True, False, False]
@@ -363,7 +457,10 @@ def test_a_clip_that_changes_during_the_run_stops_it(made, again, monkeypatch):
         return original(*args, **kwargs)
 
     monkeypatch.setattr("mer.pipeline.extraction.work.audio_inputs", meddle)
-    with pytest.raises(DataError, match="clip3.wav: changed while it was being extracted; run the same command again"):
+    with pytest.raises(
+        DataError,
+        match="clip3.wav: changed while it was being extracted; run the same command again",
+    ):
         again()
 
 
@@ -384,7 +481,9 @@ def test_memory_that_runs_out_splits_the_batch(made, again, monkeypatch):
         path.unlink()
     report = again()
     assert report.oom_splits > 3 and not report.failures
-    np.testing.assert_allclose(FeatureStore(made / "feats.h5").packed("audio")[0], before, atol=4e-3)
+    np.testing.assert_allclose(
+        FeatureStore(made / "feats.h5").packed("audio")[0], before, atol=4e-3
+    )
 
 
 def test_a_clip_that_fits_no_memory_is_a_failure(tmp_path, monkeypatch):
@@ -394,13 +493,18 @@ def test_a_clip_that_fits_no_memory_is_a_failure(tmp_path, monkeypatch):
 
     def small(self, batch, **keywords):
         if max(batch[2]) > 31_000:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: "
+                "you tried to"
+            )
         return forward(self, batch, **keywords)
 
     monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
     monkeypatch.setattr(AudioEncoder, "forward", small)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(max_failures=1), source=file)
-    assert [(f.id, f.stage) for f in report.failures] == [("u002", "oom")] and report.utterances == 4
+    assert [(f.id, f.stage) for f in report.failures] == [
+        ("u002", "oom")
+    ] and report.utterances == 4
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
@@ -438,7 +542,10 @@ def test_half_precision_that_is_wrong_is_refused(tmp_path, monkeypatch):
         return frames if precision == "fp32" else [x * np.float32(1.5) for x in frames]
 
     monkeypatch.setattr(AudioEncoder, "forward", wrong)
-    with pytest.raises(EncoderError, match="audio encoder .*: 50% off in bf16, which is no rounding; use --precision fp32"):
+    with pytest.raises(
+        EncoderError,
+        match="audio encoder .*: 50% off in bf16, which is no rounding; use --precision fp32",
+    ):
         extract(manifest, tmp_path / "feats.h5", corpus.options(precision="bf16"), source=file)
     assert not (tmp_path / "feats.h5").exists()
 
@@ -447,11 +554,24 @@ def test_rows_are_rounded_as_numpy_rounds():
     """Every float16 and what lies between two of them; more than float16 holds stays float32."""
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     halves = np.unique(halves[np.isfinite(halves)].astype(np.float32))
-    x = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2, np.nextafter(halves, np.float32(0)), [65519.0, 1e-9, -1e-40]])
+    x = np.concatenate(
+        [
+            halves,
+            (halves[1:] + halves[:-1]) / 2,
+            np.nextafter(halves, np.float32(0)),
+            [65519.0, 1e-9, -1e-40],
+        ]
+    )
     x = x.astype(np.float32)[: len(x) // 4 * 4].reshape(-1, 4)
     inside = x[(np.abs(x) <= HALF_MAX).all(1)]
-    assert stored(inside, "float16").dtype == np.float16 and (stored(inside, "float16") == inside.astype(np.float16)).all()
-    assert stored(x * 2, "float16").dtype == np.float32 and stored(inside, "float32").dtype == np.float32
+    assert (
+        stored(inside, "float16").dtype == np.float16
+        and (stored(inside, "float16") == inside.astype(np.float16)).all()
+    )
+    assert (
+        stored(x * 2, "float16").dtype == np.float32
+        and stored(inside, "float32").dtype == np.float32
+    )
 
 
 def test_an_encoder_that_fails_the_self_test_runs_one_by_one(tmp_path, monkeypatch):
@@ -466,16 +586,25 @@ def test_an_encoder_that_fails_the_self_test_runs_one_by_one(tmp_path, monkeypat
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
     assert not report.self_test["audio"]["passed"] and report.self_test["text"]["passed"]
     assert set(sizes[-6:]) == {1}
-    assert FeatureStore(tmp_path / "feats.h5").header.provenance["extract"]["plan"]["one_by_one"] == ["audio"]
+    assert FeatureStore(tmp_path / "feats.h5").header.provenance["extract"]["plan"][
+        "one_by_one"
+    ] == ["audio"]
 
 
 def test_values_beyond_half_are_stored_in_full(tmp_path, monkeypatch):
     manifest, file = corpus.make(tmp_path, 3)
     forward = AudioEncoder.forward
-    monkeypatch.setattr(AudioEncoder, "forward", lambda self, batch, **k: [x * 1e5 for x in forward(self, batch, **k)])
+    monkeypatch.setattr(
+        AudioEncoder,
+        "forward",
+        lambda self, batch, **k: [x * 1e5 for x in forward(self, batch, **k)],
+    )
     extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
     store = FeatureStore(tmp_path / "feats.h5")
-    assert store.header.modalities["audio"].dtype == "float32" and np.abs(store.features("audio", 0)).max() > 65_504
+    assert (
+        store.header.modalities["audio"].dtype == "float32"
+        and np.abs(store.features("audio", 0)).max() > 65_504
+    )
 
 
 def test_dry_run_writes_nothing(tmp_path):
@@ -516,7 +645,12 @@ def test_the_plan_counts_every_transcript_once(made):
     assert len({u.text for u in manifest.rows}) == 20
     rows = [i for i, u in enumerate(manifest.rows) if u.text == "again and again"]
     store = FeatureStore(made / "feats.h5")
-    assert all(np.array_equal(store.features("text", rows[0], "stored"), store.features("text", r, "stored")) for r in rows)
+    assert all(
+        np.array_equal(
+            store.features("text", rows[0], "stored"), store.features("text", r, "stored")
+        )
+        for r in rows
+    )
 
 
 def test_windows_give_the_same_features(made, again):
@@ -529,25 +663,57 @@ def test_windows_give_the_same_features(made, again):
 
 def test_progress_lines(made, capsys):
     manifest = Manifest.read(made / "manifest.parquet")
-    extract(manifest, made / "other.h5", corpus.options(), source=made / "manifest.parquet", progress=Lines(every=0))
+    extract(
+        manifest,
+        made / "other.h5",
+        corpus.options(),
+        source=made / "manifest.parquet",
+        progress=Lines(every=0),
+    )
     err = capsys.readouterr().err
-    assert "of 0.0052 audio-hours" in err and "audio-hours an hour, 0:00:0" in err and "left" in err and "untrained" in err
+    assert (
+        "of 0.0052 audio-hours" in err
+        and "audio-hours an hour, 0:00:0" in err
+        and "left" in err
+        and "untrained" in err
+    )
 
 
-def test_a_short_run_says_how_fast_it_was_and_a_resumed_one_counts_only_its_own_work(made, capsys, monkeypatch):
+def test_a_short_run_says_how_fast_it_was_and_a_resumed_one_counts_only_its_own_work(
+    made, capsys, monkeypatch
+):
     """Nothing between start and end is what a run of under ten seconds had said."""
     manifest, clock = Manifest.read(made / "manifest.parquet"), iter(range(1000, 10**6))
-    monkeypatch.setattr("mer.pipeline.runtime.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(
+        "mer.pipeline.runtime.progress.time", SimpleNamespace(monotonic=lambda: next(clock))
+    )
     with Lines(every=1e9).task("extracting", 7200, "s") as advance:
         advance(3600, fresh=False)
         advance(1800)
-    assert capsys.readouterr().err == "extracting: 1.50 of 2.00 audio-hours, 600.0 audio-hours an hour, 0:00:03 left\n"
-    extract(manifest, made / "other.h5", corpus.options(), source=made / "manifest.parquet", progress=Lines(every=1e9))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("extracting: ")]
+    assert (
+        capsys.readouterr().err
+        == "extracting: 1.50 of 2.00 audio-hours, 600.0 audio-hours an hour, 0:00:03 left\n"
+    )
+    extract(
+        manifest,
+        made / "other.h5",
+        corpus.options(),
+        source=made / "manifest.parquet",
+        progress=Lines(every=1e9),
+    )
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("extracting: ")
+    ]
     assert len(lines) == 1 and "0.0052 of 0.0052 audio-hours" in lines[0] and "left" not in lines[0]
     shards = sorted((made / "other.shards").glob("shard-*.h5"))
     shards[0].unlink()
-    extract(manifest, made / "other.h5", corpus.options(), source=made / "manifest.parquet", progress=Lines(every=1e9))
+    extract(
+        manifest,
+        made / "other.h5",
+        corpus.options(),
+        source=made / "manifest.parquet",
+        progress=Lines(every=1e9),
+    )
     assert "extracting: " in capsys.readouterr().err
 
 
@@ -557,9 +723,15 @@ def test_the_store_of_another_corpus_is_not_replaced(made, tmp_path):
     manifest = Manifest.read(made / "manifest.parquet")
     named = dataclasses.replace(manifest, dataset="other", rows=manifest.rows[:20])
     stranger = corpus.make(tmp_path / "more", 3, seed=9)[0]
-    stranger = dataclasses.replace(stranger, rows=tuple(dataclasses.replace(u, id=f"x{u.id}") for u in stranger.rows))
+    stranger = dataclasses.replace(
+        stranger, rows=tuple(dataclasses.replace(u, id=f"x{u.id}") for u in stranger.rows)
+    )
     for other, common in ((named, 20), (stranger, 0)):
-        with pytest.raises(KeyMismatchError, match=f"holds 24 utterances of toy, .* of {other.dataset} has {common}; choose another --out"):
+        with pytest.raises(
+            KeyMismatchError,
+            match=f"holds 24 utterances of toy, .* of {other.dataset} has {common}; choose another "
+            "--out",
+        ):
             extract(other, head, corpus.options())
     assert corpus.digests(made / "feats.shards") == before
     extract(stranger, head, corpus.options(force=True))
@@ -568,7 +740,10 @@ def test_the_store_of_another_corpus_is_not_replaced(made, tmp_path):
 
 def test_what_leaves_the_store_is_counted(made, again, capsys):
     again(rows=lambda rows: rows[:10], progress=Lines())
-    assert "14 utterances of " in capsys.readouterr().err and len(FeatureStore(made / "feats.h5")) == 10
+    assert (
+        "14 utterances of " in capsys.readouterr().err
+        and len(FeatureStore(made / "feats.h5")) == 10
+    )
 
 
 def test_a_disk_that_will_be_full_is_told_beforehand(tmp_path, monkeypatch, capsys):

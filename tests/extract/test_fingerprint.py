@@ -12,6 +12,7 @@ import pytest
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction.fingerprint import ExtractOptions, FileMemory, fingerprint, keys
+
 from tests.extract import corpus
 
 
@@ -21,13 +22,30 @@ def toy(tmp_path_factory):
 
 
 OTHER = {
-    "audio_layer": "1", "pool": 2, "channel": "centre", "max_seconds": 1.0, "dtype": "float32", "precision": "bf16",
-    "audio_encoder": "none", "text_encoder": "none",
-}  # fmt: skip
+    "audio_layer": "1",
+    "pool": 2,
+    "channel": "centre",
+    "max_seconds": 1.0,
+    "dtype": "float32",
+    "precision": "bf16",
+    "audio_encoder": "none",
+    "text_encoder": "none",
+}
 SAME = {
-    "device": "cpu", "budget_seconds": 9.0, "budget_tokens": 9, "max_failures": 5, "offline": True, "force": True, "threads": 3,
-    "decoders": 3, "decode_timeout": 1.0, "shard_bytes": 5, "part_seconds": 1.0, "part_tokens": 1, "window": 2,
-}  # fmt: skip
+    "device": "cpu",
+    "budget_seconds": 9.0,
+    "budget_tokens": 9,
+    "max_failures": 5,
+    "offline": True,
+    "force": True,
+    "threads": 3,
+    "decoders": 3,
+    "decode_timeout": 1.0,
+    "shard_bytes": 5,
+    "part_seconds": 1.0,
+    "part_tokens": 1,
+    "window": 2,
+}
 
 
 def test_every_option_is_either_recipe_or_not():
@@ -36,28 +54,41 @@ def test_every_option_is_either_recipe_or_not():
 
 @pytest.mark.parametrize("name", OTHER)
 def test_recipe_options_change_the_key(toy, name):
-    assert fingerprint(toy, corpus.options(**{name: OTHER[name]})) != fingerprint(toy, corpus.options())
+    assert fingerprint(toy, corpus.options(**{name: OTHER[name]})) != fingerprint(
+        toy, corpus.options()
+    )
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_other_options_do_not(toy, name):
-    assert fingerprint(toy, corpus.options(**{name: SAME[name]})) == fingerprint(toy, corpus.options())
+    assert fingerprint(toy, corpus.options(**{name: SAME[name]})) == fingerprint(
+        toy, corpus.options()
+    )
 
 
 def test_the_key_is_of_contents(tmp_path, toy):
     manifest, _ = corpus.make(tmp_path / "elsewhere", 4)
     assert fingerprint(manifest, corpus.options()) == fingerprint(toy, corpus.options())
-    relabelled = dataclasses.replace(manifest, rows=tuple(dataclasses.replace(u, label=None, split="", speaker="x") for u in manifest.rows))
+    relabelled = dataclasses.replace(
+        manifest,
+        rows=tuple(
+            dataclasses.replace(u, label=None, split="", speaker="x") for u in manifest.rows
+        ),
+    )
     assert fingerprint(relabelled, corpus.options()) == fingerprint(toy, corpus.options())
     for change in ({"text": "other"}, {"id": "other"}, {"start": 0.01}, {"audio": "clip2.wav"}):
         rows = (dataclasses.replace(manifest.rows[0], **change), *manifest.rows[1:])
-        assert fingerprint(dataclasses.replace(manifest, rows=rows), corpus.options()) != fingerprint(toy, corpus.options()), change
+        assert fingerprint(
+            dataclasses.replace(manifest, rows=rows), corpus.options()
+        ) != fingerprint(toy, corpus.options()), change
     corpus.write_clip(tmp_path / "elsewhere" / "clip3.wav", 0.5, seed=99)
     assert fingerprint(manifest, corpus.options()) != fingerprint(toy, corpus.options())
 
 
 def test_text_only_keys_do_not_read_audio(toy, monkeypatch):
-    monkeypatch.setattr("mer.pipeline.extraction.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(
+        "mer.pipeline.extraction.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}")
+    )
     fingerprint(toy, corpus.options(audio_encoder="none"))
 
 
@@ -66,11 +97,20 @@ def test_hashes_are_remembered(tmp_path, monkeypatch):
     for clip in tmp_path.glob("*.wav"):
         os.utime(clip, (1_600_000_000, 1_600_000_000))
     memory, told = FileMemory(tmp_path / "memory"), []
-    first = keys(manifest, corpus.options(), memory, cold=lambda files, size: told.append((files, size)))
+    first = keys(
+        manifest, corpus.options(), memory, cold=lambda files, size: told.append((files, size))
+    )
     memory.save()
     assert told == [(4, sum(clip.stat().st_size for clip in tmp_path.glob("*.wav")))]
-    monkeypatch.setattr("mer.pipeline.extraction.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}"))
-    again = keys(manifest, corpus.options(), FileMemory(tmp_path / "memory"), cold=lambda *a: pytest.fail("cold"))
+    monkeypatch.setattr(
+        "mer.pipeline.extraction.fingerprint.sha256_file", lambda path: pytest.fail(f"read {path}")
+    )
+    again = keys(
+        manifest,
+        corpus.options(),
+        FileMemory(tmp_path / "memory"),
+        cold=lambda *a: pytest.fail("cold"),
+    )
     assert again.fingerprint == first.fingerprint
 
 
@@ -87,7 +127,9 @@ def test_a_file_is_hashed_again_when_it_may_have_changed(tmp_path):
 
 
 def test_a_fresh_file_is_not_trusted_yet(tmp_path):
-    """Written within a tick of the clock of its hashing, it could change again and look the same."""
+    """Written within a tick of the clock of its hashing, it could change again and look
+    the same.
+    """
     clip = tmp_path / "x"
     clip.write_bytes(b"one")
     memory = FileMemory()
@@ -111,7 +153,9 @@ def test_missing_files_have_a_key_too(tmp_path, toy):
     manifest, _ = corpus.make(tmp_path, 4)
     (tmp_path / "clip1.wav").unlink()
     found = keys(manifest, corpus.options(), FileMemory())
-    assert found.digests[1] == "!missing" and found.fingerprint != fingerprint(toy, corpus.options())
+    assert found.digests[1] == "!missing" and found.fingerprint != fingerprint(
+        toy, corpus.options()
+    )
 
 
 def test_nothing_to_extract(toy):
@@ -119,8 +163,18 @@ def test_nothing_to_extract(toy):
         fingerprint(toy, corpus.options(audio_encoder="none", text_encoder=""))
 
 
-@pytest.mark.parametrize("change", [{"pool": 0}, {"dtype": "int8"}, {"precision": "fp8"}, {"channel": "left"}, {"max_seconds": -1},
-                                    {"budget_seconds": 0}, {"max_failures": -1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pool": 0},
+        {"dtype": "int8"},
+        {"precision": "fp8"},
+        {"channel": "left"},
+        {"max_seconds": -1},
+        {"budget_seconds": 0},
+        {"max_failures": -1},
+    ],
+)
 def test_bad_options(change):
     with pytest.raises(DataError, match="--"):
         ExtractOptions(**change)
@@ -129,9 +183,11 @@ def test_bad_options(change):
 def test_without_torch(toy):
     """The key is wanted in CI before anything heavy is restored."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.manifest import Manifest\nfrom pipeline.fingerprint import fingerprint\n"
+        "import sys\nfrom pathlib import Path\nfrom pipeline.manifest import Manifest\nfrom "
+        "pipeline.fingerprint import fingerprint\n"
         "from tests.extract import corpus\n"
-        f"print(fingerprint(Manifest.read({str(toy.root / 'manifest.parquet')!r}), corpus.options()))\n"
+        f"print(fingerprint(Manifest.read({str(toy.root / 'manifest.parquet')!r}), "
+        "corpus.options()))\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys(), 'heavy'\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

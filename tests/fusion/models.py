@@ -13,10 +13,33 @@ WIDTHS = {"audio": 6, "text": 5, "vision": 4}
 STEPS = {"audio": 9, "text": 5, "vision": 3}
 LABELS = ("anger", "joy", "neutral")
 SMALL = {
-    "drkf": {"d": 16, "layers": 2, "heads": 2, "ffn": 32, "ae_blocks": 3, "ae_layers": (8, 4), "d_p": 16, "ed_anchors": 1.0},
+    "drkf": {
+        "d": 16,
+        "layers": 2,
+        "heads": 2,
+        "ffn": 32,
+        "ae_blocks": 3,
+        "ae_layers": (8, 4),
+        "d_p": 16,
+        "ed_anchors": 1.0,
+    },
     "fusion": {"d": 16, "layers": 2, "heads": 2, "ffn": 32},
-    "dmd": {"width": 8, "heads": 2, "layers": 1, "memory_layers": 1, "graph_width_homo": 8, "graph_width_hetero": 8},
-    "dhmd": {"width": 8, "heads": 2, "layers": 1, "memory_layers": 1, "graph_width_homo": 8, "graph_width_hetero": 8},
+    "dmd": {
+        "width": 8,
+        "heads": 2,
+        "layers": 1,
+        "memory_layers": 1,
+        "graph_width_homo": 8,
+        "graph_width_hetero": 8,
+    },
+    "dhmd": {
+        "width": 8,
+        "heads": 2,
+        "layers": 1,
+        "memory_layers": 1,
+        "graph_width_homo": 8,
+        "graph_width_hetero": 8,
+    },
 }
 
 
@@ -26,7 +49,9 @@ def make_spec(modalities=("audio", "text"), task="single") -> DataSpec:
 
 
 def make_batch(spec: DataSpec, b: int = 8, *, seed: int = 0, padding: float = 0.0) -> Batch:
-    """Random features, ragged lengths, labels in turn; `padding` is what lies beyond the lengths."""
+    """Random features, ragged lengths, labels in turn; `padding` is what lies beyond
+    the lengths.
+    """
     g = torch.Generator().manual_seed(seed)
     x, lengths = {}, {}
     for m, width in spec.modalities.items():
@@ -38,7 +63,8 @@ def make_batch(spec: DataSpec, b: int = 8, *, seed: int = 0, padding: float = 0.
     if spec.task == "single":
         target = torch.arange(b) % len(LABELS)
     elif spec.task == "multi":
-        target = torch.tensor([[i % 4 & 1, i % 4 >> 1, 1] for i in range(b)]).float()  # four label sets, each twice
+        # four label sets, each twice
+        target = torch.tensor([[i % 4 & 1, i % 4 >> 1, 1] for i in range(b)]).float()
     else:
         target = torch.linspace(-3, 3, b)[:, None] if b > 1 else torch.ones(1, 1)
     return Batch(x, lengths, target, torch.arange(b))

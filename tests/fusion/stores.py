@@ -13,11 +13,24 @@ WIDTH = {"audio": 8, "text": 6}
 
 
 def make_store(
-    folder: Path, *, n: int = 120, signal: float = 3.0, task: str = "single", seed: int = 0, dataset: str = "toy",
-    splits: bool = True, groups: bool = True, unlabelled: int = 0, modalities: dict[str, int] = WIDTH, labels=LABELS,
-    shuffled_labels: bool = False, rate: float | None = 50.0, name: str = "feats.h5",
-) -> FeatureStore:  # fmt: skip
-    """`n` utterances in dialogues of 4 and 6 speakers; audio carries the label with strength `signal`, text half of it.
+    folder: Path,
+    *,
+    n: int = 120,
+    signal: float = 3.0,
+    task: str = "single",
+    seed: int = 0,
+    dataset: str = "toy",
+    splits: bool = True,
+    groups: bool = True,
+    unlabelled: int = 0,
+    modalities: dict[str, int] = WIDTH,
+    labels=LABELS,
+    shuffled_labels: bool = False,
+    rate: float | None = 50.0,
+    name: str = "feats.h5",
+) -> FeatureStore:
+    """`n` utterances in dialogues of 4 and 6 speakers; audio carries the label with strength
+    `signal`, text half of it.
 
     Dialogues go train, train, train, dev, test in turn. The first `unlabelled` rows have no label.
     """
@@ -25,7 +38,10 @@ def make_store(
     y = np.arange(n) % 3
     rng.shuffle(y)
     folder.mkdir(parents=True, exist_ok=True)
-    centre = {m: np.random.default_rng(k).normal(size=(3, w)) for k, (m, w) in enumerate(modalities.items())}
+    centre = {
+        m: np.random.default_rng(k).normal(size=(3, w))
+        for k, (m, w) in enumerate(modalities.items())
+    }
     shard = folder / f"{Path(name).stem}.shards" / "shard-00000.h5"
     shard.parent.mkdir(exist_ok=True)
     with ShardWriter(shard, modalities) as writer:
@@ -38,18 +54,32 @@ def make_store(
     shown = rng.permutation(y) if shuffled_labels else y
     rows = []
     for i in range(n):
-        row = {"id": f"u{i:03d}", "split": ("train", "train", "train", "dev", "test")[(i // 4) % 5] if splits else ""}
+        row = {
+            "id": f"u{i:03d}",
+            "split": ("train", "train", "train", "dev", "test")[(i // 4) % 5] if splits else "",
+        }
         if groups:
-            row |= {"dialogue": f"d{i // 4:02d}", "speaker": f"s{i // 4 % 6}", "session": f"S{i // 4 % 3}"}
+            row |= {
+                "dialogue": f"d{i // 4:02d}",
+                "speaker": f"s{i // 4 % 6}",
+                "session": f"S{i // 4 % 3}",
+            }
         if i >= unlabelled:
             row["label"] = labels[shown[i]] if task == "single" else None
-            row["targets"] = {"single": None, "multi": [float(shown[i] != 1), float(shown[i] == 2)], "regression": [float(shown[i]) - 1]}[
-                task
-            ]
+            row["targets"] = {
+                "single": None,
+                "multi": [float(shown[i] != 1), float(shown[i] == 2)],
+                "regression": [float(shown[i]) - 1],
+            }[task]
         rows.append(row)
     names = {"single": labels, "multi": labels[:2], "regression": ("valence",)}[task]
-    info = {m: ModalityInfo(w, rate if m == "audio" else None, encoder=f"{m}-encoder") for m, w in modalities.items()}
-    return build_index(folder / name, [shard], rows, dataset=dataset, task=task, labels=names, modalities=info)
+    info = {
+        m: ModalityInfo(w, rate if m == "audio" else None, encoder=f"{m}-encoder")
+        for m, w in modalities.items()
+    }
+    return build_index(
+        folder / name, [shard], rows, dataset=dataset, task=task, labels=names, modalities=info
+    )
 
 
 def quiet(_: str) -> None:

@@ -24,11 +24,29 @@ def test_every_preset_loads_for_a_known_model(name):
 def test_set_converts_to_the_type_of_the_field():
     made = config.load(
         model="concat",
-        sets=["optim.lr=3e-5", "train.epochs=7", "data.standardise=false", "optim.betas=0.8,0.9", "data.pool_hz=inf",
-              "train.class_weight=sqrt", "model_args.hidden=16", "data.modalities=audio,text", "train.epochs=8"],
-    )  # fmt: skip
-    assert (made.optim.lr, made.train.epochs, made.data.standardise, made.optim.betas) == (3e-5, 8, False, (0.8, 0.9))
-    assert made.data.pool_hz == math.inf and made.train.class_weight == "sqrt" and made.model_args.hidden == 16
+        sets=[
+            "optim.lr=3e-5",
+            "train.epochs=7",
+            "data.standardise=false",
+            "optim.betas=0.8,0.9",
+            "data.pool_hz=inf",
+            "train.class_weight=sqrt",
+            "model_args.hidden=16",
+            "data.modalities=audio,text",
+            "train.epochs=8",
+        ],
+    )
+    assert (made.optim.lr, made.train.epochs, made.data.standardise, made.optim.betas) == (
+        3e-5,
+        8,
+        False,
+        (0.8, 0.9),
+    )
+    assert (
+        made.data.pool_hz == math.inf
+        and made.train.class_weight == "sqrt"
+        and made.model_args.hidden == 16
+    )
     assert config.from_toml(config.to_toml(made), "test") == made
 
 
@@ -87,5 +105,11 @@ def test_unknown_model_and_preset():
 
 
 def test_differences_name_the_leaves():
-    a, b = (config.load(model="concat", sets=[f"optim.lr={lr}", f"train.seed={seed}"]) for lr, seed in ((3e-4, 0), (1, 3)))
-    assert config.differences(config.to_tree(a), config.to_tree(b)) == ["optim.lr: 0.0003 -> 1.0", "train.seed: 0 -> 3"]
+    a, b = (
+        config.load(model="concat", sets=[f"optim.lr={lr}", f"train.seed={seed}"])
+        for lr, seed in ((3e-4, 0), (1, 3))
+    )
+    assert config.differences(config.to_tree(a), config.to_tree(b)) == [
+        "optim.lr: 0.0003 -> 1.0",
+        "train.seed: 0 -> 3",
+    ]

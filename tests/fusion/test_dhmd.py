@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mer.fusion.losses import info_nce
-from mer.fusion.modules.dictionary import Dictionary, dead_atoms, jensen_shannon, sparsemax, top_atom_overlap, usage_entropy
+from mer.fusion.modules.dictionary import (
+    Dictionary,
+    dead_atoms,
+    jensen_shannon,
+    sparsemax,
+    top_atom_overlap,
+    usage_entropy,
+)
+
 from tests.fusion.models import make_batch, make_model, make_spec, total
 
 ALL = ("audio", "text", "vision")
@@ -61,7 +69,9 @@ def test_jensen_shannon():
 
 def test_monitors():
     even, one = torch.full((1, 8), 0.125), torch.eye(8)[:1]
-    assert usage_entropy(even).item() == pytest.approx(1) and usage_entropy(one).item() == pytest.approx(0)
+    assert usage_entropy(even).item() == pytest.approx(1) and usage_entropy(
+        one
+    ).item() == pytest.approx(0)
     assert dead_atoms(even).item() == 0 and dead_atoms(one).item() == pytest.approx(7 / 8)
     activation = torch.zeros(2, 3, 4)
     activation[0, :, 1] = activation[1, 0, 1] = activation[1, 1, 2] = activation[1, 2, 3] = 1.0
@@ -71,9 +81,13 @@ def test_monitors():
     assert top_atom_overlap(activation, present).item() == 1
 
 
-@pytest.mark.parametrize("shared,activation", list(product([True, False], ["sparsemax", "softmax"])))
+@pytest.mark.parametrize(
+    "shared,activation", list(product([True, False], ["sparsemax", "softmax"]))
+)
 def test_dictionary(shared, activation):
-    """Activations on the simplex, unit codes that are mixtures of atoms, and padding that is never the strongest step."""
+    """Activations on the simplex, unit codes that are mixtures of atoms, and padding that is never
+    the strongest step.
+    """
     torch.manual_seed(0)
     book = Dictionary(ALL, 6, 5, shared=shared, activation=activation)
     assert book.atoms.shape[0] == (1 if shared else 3)
@@ -99,7 +113,7 @@ def test_code_by_hand():
     assert found.code.flatten().tolist() == pytest.approx([0.6, 0.8])
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the model
+# --- the model
 
 
 @pytest.mark.parametrize("stage", ["coarse", "fine", "both"])
@@ -129,7 +143,14 @@ def test_coarse_is_dmd():
 
 
 @pytest.mark.parametrize(
-    "choice", [{"dictionary": "separate"}, {"activation": "softmax"}, {"match_activations": False}, {"join_codes": False}, {"atoms": 2}]
+    "choice",
+    [
+        {"dictionary": "separate"},
+        {"activation": "softmax"},
+        {"match_activations": False},
+        {"join_codes": False},
+        {"atoms": 2},
+    ],
 )
 @pytest.mark.parametrize("modalities", [ALL, ("audio", "text")], ids="+".join)
 def test_every_choice_trains(choice, modalities):
@@ -147,14 +168,24 @@ def test_dictionary_term_is_the_sum_over_pairs():
     model, batch = make_model("dhmd", spec, **EAGER).eval(), make_batch(spec)
     found = model.encode(batch).matches["homo"]
     expected = sum(
-        info_nce(found.code[i], found.code[j], temperature=model.config.match_temperature, symmetric=True, impl="eager")
+        info_nce(
+            found.code[i],
+            found.code[j],
+            temperature=model.config.match_temperature,
+            symmetric=True,
+            impl="eager",
+        )
         for i, j in ((0, 1), (0, 2), (1, 2))
     )
-    assert model.losses(batch, 0.0)["homo_dictionary"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert model.losses(batch, 0.0)["homo_dictionary"].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_activation_term_leaves_teacher_and_edges_alone():
-    """With a single edge weight, only the student's activation moves; the GD-Unit gets no gradient from this term."""
+    """With a single edge weight, only the student's activation moves; the GD-Unit gets no gradient
+    from this term.
+    """
     spec = make_spec(ALL)
     model, batch = make_model("dhmd", spec, **EAGER), make_batch(spec)
     term = model.losses(batch, 0.0)["homo_activation"]

@@ -1,4 +1,6 @@
-"""The parts of DMD against plain loops, and what a whole DMD promises beyond the contract of every model."""
+"""The parts of DMD against plain loops, and what a whole DMD promises beyond the contract of every
+model.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mer.fusion.losses.disentangle import orthogonality
-from mer.fusion.losses.graph import distillation, edge_regulariser, logit_distances, representation_distances
+from mer.fusion.losses.graph import (
+    distillation,
+    edge_regulariser,
+    logit_distances,
+    representation_distances,
+)
 from mer.fusion.losses.margin import cosines, margin_loss, margin_loss_as_published, mean_hinge
 from mer.fusion.models.dmd import DMDConfig
 from mer.fusion.modules.crossmodal import CrossModalEncoder
 from mer.fusion.modules.graph_distillation import GDUnit, pairs
 from mer.pipeline.errors import DataError
+
 from tests.fusion.models import absent, make_batch, make_model, make_spec, total
 
 ALL = ("audio", "text", "vision")
 LVA = ("text", "vision", "audio")
 
 
-# -------------------------------------------------------------------------------------------------------------------- margin loss
+# --- margin loss
 
 
 def hinge_in_loops(similarity, positive, negative, margin):
@@ -47,8 +55,12 @@ def test_mean_hinge_equals_loops(seed, a, n):
     similarity = (torch.randint(-8, 9, (a, n), generator=g) / 8).double()
     margin = (torch.randint(0, 5, (a, n), generator=g) / 8).double()
     kind = torch.randint(0, 3, (a, n), generator=g)
-    expected = hinge_in_loops(similarity.tolist(), (kind == 1).tolist(), (kind == 2).tolist(), margin.tolist())
-    assert mean_hinge(similarity, kind == 1, kind == 2, margin).item() == pytest.approx(expected, abs=1e-12)
+    expected = hinge_in_loops(
+        similarity.tolist(), (kind == 1).tolist(), (kind == 2).tolist(), margin.tolist()
+    )
+    assert mean_hinge(similarity, kind == 1, kind == 2, margin).item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_mean_hinge_gradient():
@@ -59,7 +71,9 @@ def test_mean_hinge_gradient():
 
 
 def test_margin_loss_pairs():
-    """Anchors, positives of another modality and the same class, negatives of the same modality and another class; nothing else."""
+    """Anchors, positives of another modality and the same class, negatives of the same modality and
+    another class; nothing else.
+    """
     torch.manual_seed(1)
     m, b = 3, 5
     x, label = torch.randn(m, b, 4, dtype=torch.double), torch.tensor([0, 1, 0, 2, -1])
@@ -68,8 +82,20 @@ def test_margin_loss_pairs():
     similarity = cosines(x.flatten(0, 1)).tolist()
     usable = [(i, k) for i in range(m) for k in range(b) if present[i, k] and label[k] >= 0]
     everyone = [(i, k) for i in range(m) for k in range(b)]
-    positive = [[p in usable and q in usable and p[0] != q[0] and label[p[1]] == label[q[1]] for q in everyone] for p in everyone]
-    negative = [[p in usable and q in usable and p[0] == q[0] and label[p[1]] != label[q[1]] for q in everyone] for p in everyone]
+    positive = [
+        [
+            p in usable and q in usable and p[0] != q[0] and label[p[1]] == label[q[1]]
+            for q in everyone
+        ]
+        for p in everyone
+    ]
+    negative = [
+        [
+            p in usable and q in usable and p[0] == q[0] and label[p[1]] != label[q[1]]
+            for q in everyone
+        ]
+        for p in everyone
+    ]
     expected = hinge_in_loops(similarity, positive, negative, [[0.15] * (m * b)] * (m * b))
     assert expected > 0
     loss = margin_loss(x, label[:, None] == label[None], label >= 0, present)
@@ -78,13 +104,20 @@ def test_margin_loss_pairs():
 
 def test_margin_loss_of_one_class_is_zero_and_differentiable():
     x = torch.randn(2, 4, 3, requires_grad=True)
-    loss = margin_loss(x, torch.ones(4, 4, dtype=torch.bool), torch.ones(4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool))
+    loss = margin_loss(
+        x,
+        torch.ones(4, 4, dtype=torch.bool),
+        torch.ones(4, dtype=torch.bool),
+        torch.ones(2, 4, dtype=torch.bool),
+    )
     loss.backward()
     assert loss == 0 and (x.grad == 0).all()
 
 
 def test_published_margin_loss(test_data):
-    """All of the authors' cases, those without an anchor and those with nearly equal floats included."""
+    """All of the authors' cases, those without an anchor and those with nearly equal floats
+    included.
+    """
     from tests.fusion.test_dmd_golden import load
 
     arrays, _ = load(test_data / "golden" / "dmd_losses.npz")
@@ -92,10 +125,12 @@ def test_published_margin_loss(test_data):
     assert len(cases) >= 5
     for case in cases:
         ids, feats = (torch.from_numpy(arrays[f"hinge/{case}/{k}"]) for k in ("ids", "feats"))
-        assert margin_loss_as_published(feats, ids.flatten()).item() == pytest.approx(float(arrays[f"hinge/{case}/loss32"]), abs=1e-5)
+        assert margin_loss_as_published(feats, ids.flatten()).item() == pytest.approx(
+            float(arrays[f"hinge/{case}/loss32"]), abs=1e-5
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------- graph distillation
+# --- graph distillation
 
 
 @pytest.mark.parametrize("modalities", [LVA, ("text", "audio")], ids="+".join)
@@ -123,7 +158,10 @@ def test_each_edge_weighs_its_own_pair():
     for e, (s, t) in enumerate(pairs(LVA)):
         weight = torch.zeros(6, 1)
         weight[e] = 1
-        assert distillation(distances, weight).item() == abs(logits[index[s]] - logits[index[t]]).item()
+        assert (
+            distillation(distances, weight).item()
+            == abs(logits[index[s]] - logits[index[t]]).item()
+        )
     assert graph.names()[0] == "vision->text"  # teacher -> student
 
 
@@ -146,7 +184,13 @@ def test_single_label_distance_is_a_tempered_divergence():
     p, q = ([math.exp(v / temperature) for v in z.tolist()] for z in (t, s))
     p, q = ([v / sum(z) for v in z] for z in (p, q))
     expected = temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    value = logit_distances(torch.stack([s, t])[:, None], torch.tensor([0]), torch.tensor([1]), task="single", temperature=temperature)
+    value = logit_distances(
+        torch.stack([s, t])[:, None],
+        torch.tensor([0]),
+        torch.tensor([1]),
+        task="single",
+        temperature=temperature,
+    )
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -162,13 +206,19 @@ def test_absent_modalities_have_no_edges():
         assert (weights[e, 1] > 0) == ("vision" not in name)
     assert (weights[:, 2] == 0).all() and edges[:, 1].sum().item() == pytest.approx(1)
     complete = (edges[:, 0] - 1 / 6).square().sum()  # the first row alone
-    assert edge_regulariser(edges, graph.prior, present.all(0)).item() == pytest.approx(complete.item(), rel=1e-4)
+    assert edge_regulariser(edges, graph.prior, present.all(0)).item() == pytest.approx(
+        complete.item(), rel=1e-4
+    )
 
 
 def test_regulariser_holds_the_mean_edge_at_the_prior():
     edges = torch.tensor([[0.2, 0.4], [0.8, 0.6]])
-    assert edge_regulariser(edges, torch.tensor([0.3, 0.7]), torch.tensor([True, True])).item() == pytest.approx(0)
-    assert edge_regulariser(edges, torch.tensor([0.5, 0.5]), torch.tensor([True, True])).item() == pytest.approx(2 * 0.2**2)
+    assert edge_regulariser(
+        edges, torch.tensor([0.3, 0.7]), torch.tensor([True, True])
+    ).item() == pytest.approx(0)
+    assert edge_regulariser(
+        edges, torch.tensor([0.5, 0.5]), torch.tensor([True, True])
+    ).item() == pytest.approx(2 * 0.2**2)
 
 
 def test_representation_distance_of_equal_rows():
@@ -178,7 +228,7 @@ def test_representation_distance_of_equal_rows():
     assert representation_distances(x, *ends, kind="l1").abs().max() == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------- the other parts
+# --- the other parts
 
 
 def test_orthogonality_reads_features_of_real_steps():
@@ -207,13 +257,14 @@ def test_causal_encoder_sees_no_later_step():
     encoder = CrossModalEncoder(8, 2, 2, causal=True).eval()
     x, source = torch.randn(1, 4, 8), torch.randn(1, 8, 8)
     later = source.clone()
-    later[:, 4:] = torch.randn(1, 4, 8)  # the second half, which query steps 0 and 1 of 4 must not see
+    # the second half, which query steps 0 and 1 of 4 must not see
+    later[:, 4:] = torch.randn(1, 4, 8)
     a, b = encoder(x, source), encoder(x, later)
     torch.testing.assert_close(a[:, :2], b[:, :2])
     assert not torch.allclose(a[:, 2:], b[:, 2:])
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the model
+# --- the model
 
 
 @pytest.mark.parametrize("name", ["dmd", "dhmd"])
@@ -234,20 +285,33 @@ def test_utterance_vectors(name):
     """T = 1 everywhere, as in corpora of utterance-level features."""
     spec = make_spec(ALL, "regression")
     batch = make_batch(spec)
-    short = replace(batch, x={m: x[:, :1] for m, x in batch.x.items()}, lengths={m: torch.ones(8, dtype=torch.long) for m in ALL})
+    short = replace(
+        batch,
+        x={m: x[:, :1] for m, x in batch.x.items()},
+        lengths={m: torch.ones(8, dtype=torch.long) for m in ALL},
+    )
     loss, terms = total(make_model(name, spec), short)
     assert loss.isfinite() and all(t.isfinite() for t in terms.values())
 
 
 def test_flattening_names_the_length_it_needs():
-    model = make_model("dmd", make_spec(ALL), as_published=("flatten",), length_audio=4, length_text=8, length_vision=8)
+    model = make_model(
+        "dmd",
+        make_spec(ALL),
+        as_published=("flatten",),
+        length_audio=4,
+        length_text=8,
+        length_vision=8,
+    )
     with pytest.raises(DataError, match="audio: 9 steps.*set model_args.length_audio"):
         model(make_batch(make_spec(ALL)))
 
 
 def test_valid_convolution_names_the_kernel():
     model = make_model("dmd", make_spec(ALL), as_published=("valid_convolution",), kernel_vision=7)
-    with pytest.raises(DataError, match="vision: 3 steps are fewer than the convolution's kernel 7"):
+    with pytest.raises(
+        DataError, match="vision: 3 steps are fewer than the convolution's kernel 7"
+    ):
         model(make_batch(make_spec(ALL)))
 
 

@@ -13,14 +13,22 @@ from mer.fusion.checkpoint import Run
 from mer.fusion.evaluate import evaluate, predict_rows
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.store import build_index
+
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 
 
-def trained(folder, *more: str, model: str = "concat", epochs: int = 4, seeds: int = 1, folds=None, **store):
+def trained(
+    folder, *more: str, model: str = "concat", epochs: int = 4, seeds: int = 1, folds=None, **store
+):
     made = make_store(folder, **store)
     run = experiment.train(
-        made, settings(f"train.epochs={epochs}", *more, model=model), folder / "run", seeds=seeds, folds=folds, note=quiet
+        made,
+        settings(f"train.epochs={epochs}", *more, model=model),
+        folder / "run",
+        seeds=seeds,
+        folds=folds,
+        note=quiet,
     )
     return made, run
 
@@ -53,7 +61,10 @@ def test_figures_are_those_of_the_predictions(drkf):
     np.testing.assert_allclose(attention, 1, atol=1e-5)
     assert all(0 <= v <= 1 for v in table["disagreement"].to_pylist())
     differ = np.array(table["pred_audio"].to_pylist()) != np.array(table["pred_text"].to_pylist())
-    assert found["heads_disagree"]["n"] == differ.sum() and found["heads_agree"]["n"] == (~differ).sum()
+    assert (
+        found["heads_disagree"]["n"] == differ.sum()
+        and found["heads_agree"]["n"] == (~differ).sum()
+    )
     if differ.any():
         assert found["heads_disagree"]["wa"] == pytest.approx((true == pred)[differ].mean())
     assert found["bootstrap"]["unit"] == "utterance"  # six dialogues are too few
@@ -69,7 +80,9 @@ def test_the_test_part_is_logged_each_time_it_is_opened(tmp_path):
     evaluate(run, note=quiet)
     evaluate(run, note=quiet)
     entries = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(entries) == 2 and entries[0]["rows"] == 24 and entries[0]["store"].endswith("feats.h5")
+    assert (
+        len(entries) == 2 and entries[0]["rows"] == 24 and entries[0]["store"].endswith("feats.h5")
+    )
 
 
 def test_dev_figures_equal_what_the_trainer_saw(tmp_path):
@@ -87,7 +100,9 @@ def test_predict_rows_keeps_the_order_and_needs_no_labels(drkf):
     assert table["label"].to_pylist()[2] is None and None not in table["pred"].to_pylist()
     alone = predict_rows(run, store, [3])
     for name in store.header.labels:
-        assert alone[f"p_{name}"][0].as_py() == pytest.approx(table[f"p_{name}"][1].as_py(), abs=1e-5)
+        assert alone[f"p_{name}"][0].as_py() == pytest.approx(
+            table[f"p_{name}"][1].as_py(), abs=1e-5
+        )
     assert len(predict_rows(run, store, [])) == 0
 
 
@@ -104,11 +119,19 @@ def test_models_without_attention_give_nulls(tmp_path):
 def test_every_task_is_scored(tmp_path, task, model):
     store, run = trained(tmp_path, model=model, task=task, epochs=8)
     found = evaluate(run, note=quiet)
-    assert found["metrics"]["weighted_f1"] > 0.7 if task == "multi" else found["metrics"]["pearson"] > 0.5
+    assert (
+        found["metrics"]["weighted_f1"] > 0.7
+        if task == "multi"
+        else found["metrics"]["pearson"] > 0.5
+    )
     table = pq.read_table(run.path / "predictions.parquet")
     if task == "multi":
         limits = run.info["thresholds"]
-        first = [name for name, t in zip(store.header.labels, limits, strict=True) if table[f"p_{name}"][0].as_py() >= t]
+        first = [
+            name
+            for name, t in zip(store.header.labels, limits, strict=True)
+            if table[f"p_{name}"][0].as_py() >= t
+        ]
         assert table["pred"][0].as_py() == first
     else:
         assert table["pred"].to_pylist() == table["value"].to_pylist()
@@ -122,7 +145,13 @@ def test_unlabelled_test_rows_are_predicted_and_counted(tmp_path):
         table[k]["label"] = None
     shards = [s.path for s in store.shards]
     again = build_index(
-        tmp_path / "feats.h5", shards, table, dataset="toy", task="single", labels=store.header.labels, modalities=store.header.modalities
+        tmp_path / "feats.h5",
+        shards,
+        table,
+        dataset="toy",
+        task="single",
+        labels=store.header.labels,
+        modalities=store.header.modalities,
     )
     run = experiment.train(again, settings("train.epochs=1"), tmp_path / "run", note=quiet)
     found = evaluate(run, note=quiet)
@@ -154,7 +183,13 @@ def test_rows_that_trained_cannot_become_test_rows(tmp_path):
         row["split"] = {"train": "test", "test": "train"}.get(row["split"], row["split"])
     shards = [s.path for s in store.shards]
     build_index(
-        tmp_path / "feats.h5", shards, table, dataset="toy", task="single", labels=store.header.labels, modalities=store.header.modalities
+        tmp_path / "feats.h5",
+        shards,
+        table,
+        dataset="toy",
+        task="single",
+        labels=store.header.labels,
+        modalities=store.header.modalities,
     )
     with pytest.raises(DataError, match="72 test rows .* were used in training"):
         evaluate(run, note=quiet)
@@ -169,7 +204,13 @@ def test_an_unfinished_run_and_a_store_without_test_rows(tmp_path):
     table = [r for r in store.table().to_pylist() if r["split"] != "test"]
     shards = [s.path for s in store.shards]
     bare = build_index(
-        tmp_path / "bare.h5", shards, table, dataset="toy", task="single", labels=store.header.labels, modalities=store.header.modalities
+        tmp_path / "bare.h5",
+        shards,
+        table,
+        dataset="toy",
+        task="single",
+        labels=store.header.labels,
+        modalities=store.header.modalities,
     )
     done = experiment.train(bare, settings("train.epochs=1"), tmp_path / "bare", note=quiet)
     assert not module.has_test(done, bare)
@@ -182,14 +223,26 @@ def test_folds_and_seeds_are_summed_up(tmp_path):
     found = evaluate(run, note=quiet)
     table = pq.read_table(run.path / "predictions.parquet")
     assert len(table) == 240 and found["n"] == 120 and found["over"] == "folds"
-    children = {c.path.name: json.loads((c.path / "metrics.json").read_text()) for c in Run.open(run.path).children}
-    per_fold = [np.mean([children[f"fold-S{f}-seed-{s}"]["metrics"]["ua"] for s in range(2)]) for f in range(3)]
-    assert found["metrics"]["ua"] == pytest.approx(np.mean(per_fold)) and found["sd"]["ua"] == pytest.approx(np.std(per_fold, ddof=1))
+    children = {
+        c.path.name: json.loads((c.path / "metrics.json").read_text())
+        for c in Run.open(run.path).children
+    }
+    per_fold = [
+        np.mean([children[f"fold-S{f}-seed-{s}"]["metrics"]["ua"] for s in range(2)])
+        for f in range(3)
+    ]
+    assert found["metrics"]["ua"] == pytest.approx(np.mean(per_fold)) and found["sd"][
+        "ua"
+    ] == pytest.approx(np.std(per_fold, ddof=1))
     pooled = []
     for s in range(2):
         rows = table.filter(np.array(table["seed"]) == s)
-        true, pred = ([store.header.labels.index(v) for v in rows[c].to_pylist()] for c in ("label", "pred"))
-        pooled.append(metrics.classification(np.array(true), np.array(pred), store.header.labels)["ua"])
+        true, pred = (
+            [store.header.labels.index(v) for v in rows[c].to_pylist()] for c in ("label", "pred")
+        )
+        pooled.append(
+            metrics.classification(np.array(true), np.array(pred), store.header.labels)["ua"]
+        )
     assert found["pooled"]["ua"] == pytest.approx(np.mean(pooled))
     low, high = found["interval"]["ua"]
     assert low <= found["pooled"]["ua"] <= high and found["bootstrap"]["unit"] == "dialogue"
@@ -201,7 +254,9 @@ def test_seeds_alone(tmp_path):
     found = evaluate(run, note=quiet)
     values = [r["metrics"]["wa"] for r in found["runs"]]
     assert len(values) == 3 and found["over"] == "seeds" and found["pooled"] is None
-    assert found["metrics"]["wa"] == pytest.approx(np.mean(values)) and found["sd"]["wa"] == pytest.approx(np.std(values, ddof=1))
+    assert found["metrics"]["wa"] == pytest.approx(np.mean(values)) and found["sd"][
+        "wa"
+    ] == pytest.approx(np.std(values, ddof=1))
 
 
 def test_pairs_are_balanced_and_rightly_labelled():
@@ -215,9 +270,14 @@ def test_pairs_are_balanced_and_rightly_labelled():
 
 
 def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
-    """A model whose disagreement is the truth scores 1; one that says the opposite scores 0. Three modalities, one pair at a time."""
+    """A model whose disagreement is the truth scores 1; one that says the opposite scores 0.
+
+    Three modalities, one pair at a time.
+    """
     store, run = drkf
-    p = module.from_table(predict_rows(run, store, splits.held_out(store.table())), "single", store.header.labels)
+    p = module.from_table(
+        predict_rows(run, store, splits.held_out(store.table())), "single", store.header.labels
+    )
 
     class Oracle(torch.nn.Module):
         def forward(self, batch):
@@ -225,15 +285,27 @@ def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
 
             seen = {m: batch.x[m].sum((1, 2)) for m in batch.x}
             said = torch.tensor(
-                [truth[(round(a, 3), round(b, 3))] for a, b in zip(seen["audio"].tolist(), seen["text"].tolist(), strict=True)]
+                [
+                    truth[(round(a, 3), round(b, 3))]
+                    for a, b in zip(seen["audio"].tolist(), seen["text"].tolist(), strict=True)
+                ]
             )
             return Prediction(torch.zeros(len(batch), 3), disagreement=said)
 
-    part = module._part(run, store, np.array([store.table()["id"].to_pylist().index(i) for i in p.table["id"].to_pylist()]), "cpu")
+    part = module._part(
+        run,
+        store,
+        np.array([store.table()["id"].to_pylist().index(i) for i in p.table["id"].to_pylist()]),
+        "cpu",
+    )
     batch = part.batch(np.arange(len(part)))
     sums = {m: [round(v, 3) for v in batch.x[m].sum((1, 2)).tolist()] for m in batch.x}
     y = p.true
-    truth = {(sums["audio"][i], sums["text"][j]): float(y[i] != y[j]) for i in range(len(y)) for j in range(len(y))}
+    truth = {
+        (sums["audio"][i], sums["text"][j]): float(y[i] != y[j])
+        for i in range(len(y))
+        for j in range(len(y))
+    }
     monkeypatch.setattr(Run, "model", lambda self, device="cpu": Oracle())
     assert module.discrimination(run, p, store, "cpu")["audio-text"]["auc"] == 1.0
     truth = {k: 1 - v for k, v in truth.items()}
@@ -245,11 +317,15 @@ def test_heads_that_differ():
     assert module._heads_differ(single, "single").tolist() == [False, True, False]
     multi = [np.array([[True, False], [True, True]]), np.array([[True, False], [False, True]])]
     assert module._heads_differ(multi, "multi").tolist() == [False, True]
-    assert module._heads_differ([np.array([0.1, -2.0]), np.array([3.0, 2.0])], "regression").tolist() == [False, True]
+    assert module._heads_differ(
+        [np.array([0.1, -2.0]), np.array([3.0, 2.0])], "regression"
+    ).tolist() == [False, True]
 
 
 def test_padding_never_reaches_a_prediction(drkf):
-    """NaN beyond the lengths, and other neighbours in the batch, leave every prediction as it was."""
+    """NaN beyond the lengths, and other neighbours in the batch, leave every prediction
+    as it was.
+    """
     store, run = drkf
     model = run.model()
     part = module._part(run, store, np.arange(20), "cpu")

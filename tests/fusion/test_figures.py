@@ -1,4 +1,6 @@
-"""Pictures of a finished run: every model gets those it has something for, as PNG and SVG, and the same files every time."""
+"""Pictures of a finished run: every model gets those it has something for, as PNG and SVG, and the
+same files every time.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from mer.fusion import config, evaluate, experiment, figures
+
 from tests.fusion.stores import make_store, quiet
 
 TINY = ("width=8", "heads=2", "layers=1", "memory_layers=1", "atoms=4", "impl=eager")
@@ -17,11 +20,15 @@ COMMON = {"confusion", "losses", "dev", "unimodal"}
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """A group of two DHMD runs on a tiny store, its figures of dev, and the folder they were drawn into."""
+    """A group of two DHMD runs on a tiny store, its figures of dev, and the folder they were drawn
+    into.
+    """
     folder = tmp_path_factory.mktemp("figures")
     store = make_store(folder / "feats.h5")
     sets = [*(f"model_args.{s}" for s in TINY), "train.epochs=2", "train.batch_size=16"]
-    run = experiment.train(store, config.load(model="dhmd", sets=sets), folder / "run", seeds=2, note=quiet)
+    run = experiment.train(
+        store, config.load(model="dhmd", sets=sets), folder / "run", seeds=2, note=quiet
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "RESAMPLES", 10)
         found = evaluate.evaluate(run, split="dev", note=quiet)
@@ -31,7 +38,11 @@ def drawn(tmp_path_factory):
 def test_everything_the_model_has(drawn):
     _, _, written = drawn
     names = {p.stem for p in written}
-    spaces = {f"{what}-{space}" for what in ("edges", "entropy", "dead", "atoms") for space in ("homo", "hetero")}
+    spaces = {
+        f"{what}-{space}"
+        for what in ("edges", "entropy", "dead", "atoms")
+        for space in ("homo", "hetero")
+    }
     assert names == COMMON | spaces | {"overlap", "spaces"}
     assert {p.suffix for p in written} == {".png", ".svg"} and len(written) == 2 * len(names)
     assert all(p.stat().st_size > 1000 for p in written)
@@ -51,7 +62,10 @@ def test_no_picture_opens_the_test_part(drawn):
 
 
 def test_curves_are_means_with_the_range_between_runs():
-    logs = [[{"diagnostics": {"edge/homo/a->b": v}} for v in values] for values in ((0.1, 0.3, 0.5), (0.3, 0.5))]
+    logs = [
+        [{"diagnostics": {"edge/homo/a->b": v}} for v in values]
+        for values in ((0.1, 0.3, 0.5), (0.3, 0.5))
+    ]
     figure = figures.curves(logs, figures.under("edge/homo/"), "edges")
     (line,) = figure.axes[0].lines
     assert line.get_label() == "a → b"
@@ -68,9 +82,25 @@ def test_what_an_epoch_lacks_is_no_point():
 
 
 def test_names_are_text_never_formulas(tmp_path):
-    """Class names are the user's: no mathematics, no markup, and letters that no font here has are no error."""
-    labels = ["$x^$", "a<b & c", "\u9ad8\u5174", "\u0633\u0639\u064a\u062f", "\N{GRINNING FACE}", "\\frac{", "_ _"]
-    found = {"metrics": {"confusion": np.eye(7).tolist()}, "labels": labels, "model": "m", "dataset": "$", "split": "test"}
+    """Class names are the user's: no mathematics, no markup, and letters that no font here has are
+    no error.
+    """
+    labels = [
+        "$x^$",
+        "a<b & c",
+        "\u9ad8\u5174",
+        "\u0633\u0639\u064a\u062f",
+        "\N{GRINNING FACE}",
+        "\\frac{",
+        "_ _",
+    ]
+    found = {
+        "metrics": {"confusion": np.eye(7).tolist()},
+        "labels": labels,
+        "model": "m",
+        "dataset": "$",
+        "split": "test",
+    }
     with figures.style(**{"svg.fonttype": "none"}):
         page = figures._element(figures.confusion(found))
     texts = {t.text for t in ET.fromstring(page).iter("{http://www.w3.org/2000/svg}text")}
@@ -87,11 +117,16 @@ def test_principal_components_of_a_line():
 
 
 def test_groups_of_each_task():
-    assert {k: v.tolist() for k, v in figures.groups(np.array([0, 1, -1]), "single", ("a", "b")).items()} == {
-        "a": [True, False, False], "b": [False, True, False],
-    }  # fmt: skip
+    assert {
+        k: v.tolist() for k, v in figures.groups(np.array([0, 1, -1]), "single", ("a", "b")).items()
+    } == {
+        "a": [True, False, False],
+        "b": [False, True, False],
+    }
     signs = figures.groups(np.array([[-1.0], [0.0], [2.0]]), "regression", ("y",))
-    assert [signs[k].tolist() for k in ("negative", "neutral", "positive")] == np.eye(3, dtype=bool).tolist()
+    assert [signs[k].tolist() for k in ("negative", "neutral", "positive")] == np.eye(
+        3, dtype=bool
+    ).tolist()
 
 
 def test_command(drawn, tmp_path, monkeypatch):
@@ -101,7 +136,17 @@ def test_command(drawn, tmp_path, monkeypatch):
 
     run, _, _ = drawn
     monkeypatch.setattr(evaluate, "RESAMPLES", 10)
-    args = ["evaluate", str(run.children[0].path), "--split", "dev", "--figures", str(tmp_path / "out"), "--json", "--device", "cpu"]
+    args = [
+        "evaluate",
+        str(run.children[0].path),
+        "--split",
+        "dev",
+        "--figures",
+        str(tmp_path / "out"),
+        "--json",
+        "--device",
+        "cpu",
+    ]
     result = CliRunner().invoke(cli.main, args)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["model"] == "dhmd"

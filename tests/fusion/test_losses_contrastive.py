@@ -11,7 +11,9 @@ from mer.fusion.losses import contrastive, info_nce, mi_lower_bound, nt_xent
 from mer.pipeline.errors import DataError, DependencyError
 
 
-def views(b: int, d: int, *, seed: int = 0, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+def views(
+    b: int, d: int, *, seed: int = 0, dtype=torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(b, d, generator=g, dtype=dtype), torch.randn(b, d, generator=g, dtype=dtype)
 
@@ -29,7 +31,10 @@ def nt_xent_by_loops(x, y, tau):
 
 def info_nce_by_loops(x, y, tau):
     u, v = [r / r.norm() for r in x], [r / r.norm() for r in y]
-    losses = [math.log(sum(math.exp(float(a @ c) / tau) for c in v)) - float(a @ v[i]) / tau for i, a in enumerate(u)]
+    losses = [
+        math.log(sum(math.exp(float(a @ c) / tau) for c in v)) - float(a @ v[i]) / tau
+        for i, a in enumerate(u)
+    ]
     return sum(losses) / len(losses)
 
 
@@ -37,10 +42,14 @@ def info_nce_by_loops(x, y, tau):
 @pytest.mark.parametrize("tau", [0.05, 1.0])
 def test_equal_the_definition(b, tau):
     x, y = views(b, 4, seed=b)
-    assert nt_xent(x, y, temperature=tau, impl="eager").item() == pytest.approx(nt_xent_by_loops(x, y, tau), abs=1e-12)
+    assert nt_xent(x, y, temperature=tau, impl="eager").item() == pytest.approx(
+        nt_xent_by_loops(x, y, tau), abs=1e-12
+    )
     there, back = info_nce_by_loops(x, y, tau), info_nce_by_loops(y, x, tau)
     assert info_nce(x, y, temperature=tau, impl="eager").item() == pytest.approx(there, abs=1e-12)
-    assert info_nce(x, y, temperature=tau, symmetric=True, impl="eager").item() == pytest.approx((there + back) / 2, abs=1e-12)
+    assert info_nce(x, y, temperature=tau, symmetric=True, impl="eager").item() == pytest.approx(
+        (there + back) / 2, abs=1e-12
+    )
 
 
 def test_chance_level_at_high_temperature():
@@ -66,16 +75,24 @@ def test_mi_bound_rises_with_correlation_and_never_exceeds_log_n():
 def test_gradients_by_finite_differences():
     x, y = (v.requires_grad_() for v in views(3, 4))
     tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b, t: nt_xent(a, b, temperature=t, impl="eager"), (x, y, tau))
-    assert torch.autograd.gradcheck(lambda a, b, t: info_nce(a, b, temperature=t, symmetric=True, impl="eager"), (x, y, tau))
+    assert torch.autograd.gradcheck(
+        lambda a, b, t: nt_xent(a, b, temperature=t, impl="eager"), (x, y, tau)
+    )
+    assert torch.autograd.gradcheck(
+        lambda a, b, t: info_nce(a, b, temperature=t, symmetric=True, impl="eager"), (x, y, tau)
+    )
 
 
 def test_scale_of_the_rows_does_not_matter_and_order_of_rows_neither():
     x, y = views(6, 5)
     scale, order = torch.rand(6, 1, dtype=torch.float64) + 0.1, torch.randperm(6)
     for loss in (nt_xent, info_nce):
-        assert loss(scale * x, y, temperature=0.1).item() == pytest.approx(loss(x, y, temperature=0.1).item(), abs=1e-12)
-        assert loss(x[order], y[order], temperature=0.1).item() == pytest.approx(loss(x, y, temperature=0.1).item(), abs=1e-12)
+        assert loss(scale * x, y, temperature=0.1).item() == pytest.approx(
+            loss(x, y, temperature=0.1).item(), abs=1e-12
+        )
+        assert loss(x[order], y[order], temperature=0.1).item() == pytest.approx(
+            loss(x, y, temperature=0.1).item(), abs=1e-12
+        )
 
 
 def test_one_row_is_no_information_and_no_gradient():
@@ -106,7 +123,9 @@ def test_bad_input_is_one_line():
 @pytest.mark.parametrize("gone", [None, "empty"])
 def test_without_ops_auto_is_eager_and_the_rest_refuses(monkeypatch, gone):
     """fusion/ops deleted (import fails), or an empty folder in its place (import succeeds)."""
-    monkeypatch.setitem(sys.modules, "mer.fusion.ops", None if gone is None else type(sys)("mer.fusion.ops"))
+    monkeypatch.setitem(
+        sys.modules, "mer.fusion.ops", None if gone is None else type(sys)("mer.fusion.ops")
+    )
     x, y = views(4, 3)
     assert torch.equal(nt_xent(x, y, temperature=0.1), nt_xent(x, y, temperature=0.1, impl="eager"))
     for impl in ("chunked", "triton"):

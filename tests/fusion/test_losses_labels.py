@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mer.fusion.losses import balanced_bce, kl_to_label, kl_to_posterior, masked_mse, same_emotion, supervised, task_loss
+from mer.fusion.losses import (
+    balanced_bce,
+    kl_to_label,
+    kl_to_posterior,
+    masked_mse,
+    same_emotion,
+    supervised,
+    task_loss,
+)
 from mer.pipeline.errors import DataError
 
 TASKS = ("single", "multi", "regression")
@@ -25,7 +33,11 @@ def test_kl_is_zero_only_between_equals_and_never_negative(task):
     assert kl_to_posterior(p, p.clone(), task=task).item() == pytest.approx(0, abs=1e-12)
     for seed in range(5):
         assert kl_to_posterior(p, logits(seed=seed + 1), task=task).item() > 1e-3
-    assert kl_to_posterior(p, q, task=task).item() != pytest.approx(kl_to_posterior(q, p, task=task).item()) or task == "regression"
+    assert (
+        kl_to_posterior(p, q, task=task).item()
+        != pytest.approx(kl_to_posterior(q, p, task=task).item())
+        or task == "regression"
+    )
 
 
 def test_kl_equals_torch_distributions():
@@ -37,7 +49,9 @@ def test_kl_equals_torch_distributions():
         "regression": (d.Normal(p, 1.0), d.Normal(q, 1.0)),
     }
     for task, (a, b) in pairs.items():
-        assert kl_to_posterior(p, q, task=task).item() == pytest.approx(d.kl_divergence(a, b).mean().item(), abs=1e-10)
+        assert kl_to_posterior(p, q, task=task).item() == pytest.approx(
+            d.kl_divergence(a, b).mean().item(), abs=1e-10
+        )
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -49,11 +63,17 @@ def test_the_teacher_gets_no_gradient(task):
 
 def test_kl_to_label_is_cross_entropy_less_the_label_entropy():
     x, y = logits(), torch.tensor([0, 1, 2, 0, 1, 2])
-    assert kl_to_label(x, y, task="single", smoothing=0.0).item() == pytest.approx(F.cross_entropy(x, y).item(), abs=1e-12)
+    assert kl_to_label(x, y, task="single", smoothing=0.0).item() == pytest.approx(
+        F.cross_entropy(x, y).item(), abs=1e-12
+    )
     smooth = F.one_hot(y, 3).double() * 0.9 + 0.1 / 3
-    assert kl_to_label(smooth.log(), y, task="single", smoothing=0.1).item() == pytest.approx(0, abs=1e-12)
+    assert kl_to_label(smooth.log(), y, task="single", smoothing=0.1).item() == pytest.approx(
+        0, abs=1e-12
+    )
     sets = torch.tensor([[1.0, 0, 1]]).double()
-    assert kl_to_label(torch.logit(sets * 0.9 + 0.05), sets, task="multi", smoothing=0.1).item() == pytest.approx(0, abs=1e-12)
+    assert kl_to_label(
+        torch.logit(sets * 0.9 + 0.05), sets, task="multi", smoothing=0.1
+    ).item() == pytest.approx(0, abs=1e-12)
     value = torch.tensor([[1.5], [-2.0]]).double()
     assert kl_to_label(value + 2.0, value, task="regression").item() == pytest.approx(2.0)
 
@@ -63,13 +83,19 @@ def test_unlabelled_rows_do_not_count():
     single, some = torch.tensor([0, -1, 2, -1]), torch.tensor([0, 2])
     multi = torch.tensor([[1.0, 0, 0], [torch.nan] * 3, [0, 1, 1], [torch.nan] * 3]).double()
     value = torch.tensor([[1.0], [torch.nan], [0.5], [torch.nan]]).double()
-    for task, target, scores in (("single", single, x), ("multi", multi, x), ("regression", value, x[:, :1])):
+    for task, target, scores in (
+        ("single", single, x),
+        ("multi", multi, x),
+        ("regression", value, x[:, :1]),
+    ):
         known = some if task == "single" else target[[0, 2]]
         for loss in (task_loss, kl_to_label):
             full = scores.clone().requires_grad_()
             term = loss(full, target, task=task)
             term.backward()
-            assert term.item() == pytest.approx(loss(scores[[0, 2]], known, task=task).item(), abs=1e-12)
+            assert term.item() == pytest.approx(
+                loss(scores[[0, 2]], known, task=task).item(), abs=1e-12
+            )
             assert not full.grad[[1, 3]].any() and full.grad.isfinite().all()
             none = target.clone()
             none[:] = -1 if task == "single" else torch.nan
@@ -78,7 +104,9 @@ def test_unlabelled_rows_do_not_count():
 
 def test_class_weights_are_the_weighted_mean_of_torch():
     x, y, w = logits(), torch.tensor([0, 1, 1, 2, 2, 2]), torch.tensor([3.0, 1.0, 0.5])
-    assert task_loss(x, y, task="single", class_weights=w).item() == pytest.approx(F.cross_entropy(x, y, weight=w.double()).item())
+    assert task_loss(x, y, task="single", class_weights=w).item() == pytest.approx(
+        F.cross_entropy(x, y, weight=w.double()).item()
+    )
     sets = (logits(seed=3) > 0).double()
     want = F.binary_cross_entropy_with_logits(x, sets, pos_weight=w.double()).item()
     assert task_loss(x, sets, task="multi", class_weights=w).item() == pytest.approx(want)
@@ -111,11 +139,28 @@ def test_same_emotion():
     assert labelled.tolist() == [True, True, True, False]
     assert same[0].tolist() == [True, False, True, False]
     sets = torch.tensor([[1.0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]])
-    assert same_emotion(sets, task="multi")[0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
-    assert same_emotion(sets, task="multi", jaccard=0.5)[0][0].tolist() == [True, True, False, False]
-    values = torch.tensor([[-0.4], [0.4], [0.6], [1.4], [-1.0], [torch.nan]])  # neutral, neutral, 1, 1, -1
+    assert same_emotion(sets, task="multi")[0].int().tolist() == [
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+    ]
+    assert same_emotion(sets, task="multi", jaccard=0.5)[0][0].tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    # neutral, neutral, 1, 1, -1
+    values = torch.tensor([[-0.4], [0.4], [0.6], [1.4], [-1.0], [torch.nan]])
     same, labelled = same_emotion(values, task="regression")
-    assert same[:5, :5].int().tolist() == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    assert same[:5, :5].int().tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
     assert labelled.tolist() == [True] * 5 + [False]
 
 

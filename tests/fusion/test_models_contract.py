@@ -1,4 +1,6 @@
-"""What `mer.fusion.models` promises, held for every entry of its registry, so that a new model is tested by being named there."""
+"""What `mer.fusion.models` promises, held for every entry of its registry, so that a new model is
+tested by being named there.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mer.fusion.models import REGISTRY, model_class
 from mer.pipeline.errors import DataError
+
 from tests.fusion.models import absent, make_batch, make_model, make_spec, rows, total
 
 ALL = ("audio", "text", "vision")
@@ -54,7 +57,10 @@ def test_any_modalities_and_any_task_or_one_clear_line(name, task, modalities):
             assert p.attention.shape == (b, len(modalities)) and (p.attention >= 0).all()
             close(p.attention.sum(1), torch.ones(b))
         if p.disagreement is not None:
-            assert p.disagreement.shape == (b,) and ((0 <= p.disagreement) & (p.disagreement <= 1)).all()
+            assert (
+                p.disagreement.shape == (b,)
+                and ((0 <= p.disagreement) & (p.disagreement <= 1)).all()
+            )
 
 
 @every_model
@@ -85,11 +91,17 @@ def test_every_term_is_finite_and_reaches_every_parameter(name, task):
     loss, terms = total(model, batch)
     assert all(t.requires_grad for t in terms.values())
     for term, value in terms.items():
-        grads = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            value, list(model.parameters()), retain_graph=True, allow_unused=True
+        )
         norm = sum(float(g.abs().sum()) for g in grads if g is not None)
         assert math.isfinite(norm) and norm > 0, term
     loss.backward()
-    untouched = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    untouched = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
     assert not untouched
 
 
@@ -99,7 +111,9 @@ def test_what_lies_beyond_the_lengths_is_never_read(name, task):
     spec = make_spec(ALL, task)
     model = make_model(name, spec).eval()
     zero, nan = make_batch(spec), make_batch(spec, padding=torch.nan)
-    longer = replace(zero, x={m: torch.cat([x, torch.full_like(x, 1e6)], 1) for m, x in zero.x.items()})
+    longer = replace(
+        zero, x={m: torch.cat([x, torch.full_like(x, 1e6)], 1) for m, x in zero.x.items()}
+    )
     found = []
     for batch in (zero, nan, longer):
         torch.manual_seed(1)
@@ -155,7 +169,11 @@ def test_a_missing_modality_leaves_no_trace(name):
     spec = make_spec(ALL)
     model = make_model(name, spec)
     batch = make_batch(spec)
-    for gone in (absent(batch, "audio", [1, 4]), absent(batch, "text", list(range(8))), absent(absent(batch, "text", [0]), "vision", [0])):
+    for gone in (
+        absent(batch, "audio", [1, 4]),
+        absent(batch, "text", list(range(8))),
+        absent(absent(batch, "text", [0]), "vision", [0]),
+    ):
         loss, terms = total(model.train(), gone)
         assert all(t.isfinite() for t in terms.values()), terms
         model.zero_grad()
@@ -249,13 +267,20 @@ def calls(work) -> int:
 PUBLISHED_LOSSES = ("dmd", {"as_published": ("margin", "hetero_repr_repels")})
 
 
-@pytest.mark.parametrize(("name", "args"), [*((name, {}) for name in sorted(REGISTRY)), PUBLISHED_LOSSES])
+@pytest.mark.parametrize(
+    ("name", "args"), [*((name, {}) for name in sorted(REGISTRY)), PUBLISHED_LOSSES]
+)
 @every_task
 def test_nothing_loops_over_utterances_pairs_or_steps(name, args, task):
-    """A training step is as many calls and as many operators for four times the utterances, and for three times the steps."""
+    """A training step is as many calls and as many operators for four times the utterances, and for
+    three times the steps.
+    """
     spec = make_spec(ALL, task)
     model, batch = make_model(name, spec, **args), make_batch(spec, 8)
-    x, lengths = ({m: each(m) for m in ALL} for each in (lambda m: batch.x[m].repeat(1, 3, 1), lambda m: 3 * batch.lengths[m]))
+    x, lengths = (
+        {m: each(m) for m in ALL}
+        for each in (lambda m: batch.x[m].repeat(1, 3, 1), lambda m: 3 * batch.lengths[m])
+    )
 
     def step(batch) -> None:
         total(model, batch)[0].backward()
@@ -340,14 +365,17 @@ def test_class_weights_move_the_loss_and_regression_refuses_them(name):
 
 @every_model
 def test_calibration_removes_the_scale_of_the_features(name):
-    """Offsets and scales of the features must not matter once the statistics of the training rows are known."""
+    """Offsets and scales of the features must not matter once the statistics of the training rows
+    are known.
+    """
     spec = make_spec(ALL)
     batch = make_batch(spec)
     moved = replace(batch, x={m: 50.0 * x + 100.0 for m, x in batch.x.items()})
     found = []
     for data in (batch, moved):
         model = make_model(name, spec).eval()
-        model.calibrate(rows(data, i) for i in torch.arange(8).split(3))  # a generator: one pass must do
+        # a generator: one pass must do
+        model.calibrate(rows(data, i) for i in torch.arange(8).split(3))
         found.append(model(data).logits)
     close(found[0], found[1], 1e-3)
 

@@ -11,6 +11,7 @@ import torch
 
 from mer.fusion.models.drkf import DRKFConfig, balanced_accuracy
 from mer.pipeline.errors import DataError
+
 from tests.fusion.models import absent, make_batch, make_model, make_spec, total
 
 
@@ -18,7 +19,11 @@ def reached(model, term: torch.Tensor) -> set[str]:
     """First part of the names of the parameters with a gradient that is not zero."""
     named = list(model.named_parameters())
     grads = torch.autograd.grad(term, [p for _, p in named], retain_graph=True, allow_unused=True)
-    return {name.split(".")[0] for (name, _), g in zip(named, grads, strict=True) if g is not None and g.any()}
+    return {
+        name.split(".")[0]
+        for (name, _), g in zip(named, grads, strict=True)
+        if g is not None and g.any()
+    }
 
 
 def terms_of(spec=None, **args):
@@ -29,7 +34,14 @@ def terms_of(spec=None, **args):
 
 def test_terms_and_weights_by_name():
     model, terms = terms_of()
-    want = {"ec": 1, "uni_audio": 0.2, "uni_text": 0.2, "mi_audio": 0.2, "mi_text": 0.2, "mi_audio_text": 0.2}
+    want = {
+        "ec": 1,
+        "uni_audio": 0.2,
+        "uni_text": 0.2,
+        "mi_audio": 0.2,
+        "mi_text": 0.2,
+        "mi_audio_text": 0.2,
+    }
     want |= {"rec_audio": 0.2, "rec_text": 0.2, "kl_audio": 1, "kl_text": 1, "ed": 0.2}
     assert model.weights(1.0) == want and set(terms) == set(want)
 
@@ -43,7 +55,11 @@ def test_three_modalities_average_the_cross_terms():
 
 def test_one_modality_has_no_cross_term_and_no_ed():
     model, terms = terms_of(make_spec(("text",)))
-    assert set(terms) == set(model.weights(1.0)) == {"ec", "uni_text", "mi_text", "rec_text", "kl_text"}
+    assert (
+        set(terms)
+        == set(model.weights(1.0))
+        == {"ec", "uni_text", "mi_text", "rec_text", "kl_text"}
+    )
     assert model.eval()(make_batch(model.spec)).disagreement is None
 
 
@@ -52,7 +68,12 @@ def test_what_each_term_reaches():
     assert reached(model, terms["ec"]) == {"adapter", "fe", "ec"}
     assert reached(model, terms["ed"]) == {"adapter", "fe", "ed"}
     assert reached(model, terms["uni_audio"]) == {"adapter", "unimodal"}
-    assert reached(model, terms["mi_audio"]) == {"adapter", "autoencoder", "projection", "temperature"}
+    assert reached(model, terms["mi_audio"]) == {
+        "adapter",
+        "autoencoder",
+        "projection",
+        "temperature",
+    }
     assert reached(model, terms["mi_audio_text"]) == {"adapter", "projection", "temperature"}
     assert reached(model, terms["kl_audio"]) == {"adapter", "autoencoder", "unimodal"}
 
@@ -61,7 +82,9 @@ def test_reconstruction_does_not_move_what_it_reconstructs():
     """Acceptance 6.5."""
     for stop, adapter in (("both", False), ("target", True), ("none", True)):
         model, terms = terms_of(rec_stop=stop)
-        assert reached(model, terms["rec_audio"]) == {"autoencoder"} | ({"adapter"} if adapter else set())
+        assert reached(model, terms["rec_audio"]) == {"autoencoder"} | (
+            {"adapter"} if adapter else set()
+        )
 
 
 def test_mi_changes_the_gradient_of_the_adapter():
@@ -91,13 +114,19 @@ def test_kl_of_audio_knows_nothing_of_text():
     for kind in ("label", "posterior"):
         model.config = replace(model.config, kl_target=kind)
         before = model.losses(batch, 1.0)["kl_audio"]
-        other = {m: replace(batch, x={**batch.x, m: torch.randn_like(batch.x[m])}) for m in ("audio", "text")}
+        other = {
+            m: replace(batch, x={**batch.x, m: torch.randn_like(batch.x[m])})
+            for m in ("audio", "text")
+        }
         assert torch.equal(model.losses(other["text"], 1.0)["kl_audio"], before)
         assert model.losses(other["audio"], 1.0)["kl_audio"] != before
 
 
 def test_progressive_options():
-    assert [terms_of(progressive="ramp", progressive_share=0.5)[0].weights(p)["kl_audio"] for p in (0.0, 0.25, 0.5, 1.0)] == [0, 0.5, 1, 1]
+    assert [
+        terms_of(progressive="ramp", progressive_share=0.5)[0].weights(p)["kl_audio"]
+        for p in (0.0, 0.25, 0.5, 1.0)
+    ] == [0, 0.5, 1, 1]
     assert terms_of(progressive="off")[0].weights(0.0)["kl_audio"] == 1
     model, _ = terms_of(progressive="blocks", progressive_share=0.5)
     active = []
@@ -125,9 +154,19 @@ def test_a_weight_of_zero_removes_its_terms(field, gone):
 
 
 CHANGES = {
-    "positions": "learned", "fe_input": "raw", "mi_projection": "raw", "mi_direction": "first", "kl_target": "posterior",
-    "kl_smoothing": 0.3, "ed_natural": True, "tau": 0.5, "label_smoothing": 0.2, "ed_positives": 3, "rec_stop": "none", "ae_noise": 0.5,
-}  # fmt: skip
+    "positions": "learned",
+    "fe_input": "raw",
+    "mi_projection": "raw",
+    "mi_direction": "first",
+    "kl_target": "posterior",
+    "kl_smoothing": 0.3,
+    "ed_natural": True,
+    "tau": 0.5,
+    "label_smoothing": 0.2,
+    "ed_positives": 3,
+    "rec_stop": "none",
+    "ae_noise": 0.5,
+}
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -138,7 +177,14 @@ def test_every_switch_changes_the_objective(field):
         torch.manual_seed(0)
         loss, terms = total(model, make_batch(model.spec))
         loss.backward()
-        found.append(torch.cat([loss.detach()[None], *[p.grad.flatten()[:3] for p in model.parameters() if p.grad is not None]]))
+        found.append(
+            torch.cat(
+                [
+                    loss.detach()[None],
+                    *[p.grad.flatten()[:3] for p in model.parameters() if p.grad is not None],
+                ]
+            )
+        )
     assert found[0].shape != found[1].shape or not torch.allclose(found[0], found[1], atol=1e-7)
 
 
@@ -164,13 +210,18 @@ def test_every_field_of_the_config_says_what_it_is():
 
 
 def test_ed_learns_from_labels_and_ignores_natural_pairs_by_default():
-    """On two modalities that each name the emotion, ED is learnable; and a mixed pair is then called a disagreement."""
+    """On two modalities that each name the emotion, ED is learnable; and a mixed pair is then
+    called a disagreement.
+    """
     spec = make_spec()
     batch = make_batch(spec, 24)
     code = 3 * torch.eye(3)[batch.target]
     for m in spec.modalities:
         batch.x[m][:] = torch.cat([code, torch.zeros(24, spec.modalities[m] - 3)], 1)[:, None]
-    model = make_model("drkf", spec, w_ed=1.0, w_mi=0.0, w_cross=0.0, w_rec=0.0, w_kl=0.0, w_uni=0.0).eval()  # eval: no dropout
+    # eval: no dropout
+    model = make_model(
+        "drkf", spec, w_ed=1.0, w_mi=0.0, w_cross=0.0, w_rec=0.0, w_kl=0.0, w_uni=0.0
+    ).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(100):
         loss, terms = total(model, batch)
@@ -195,13 +246,23 @@ def test_diagnostics_bound_mutual_information():
     model = make_model("drkf", spec)
     model.losses(make_batch(spec), 0.5)
     d = model.diagnostics()
-    assert d["mi_bound_audio"] <= torch.tensor(15.0).log() and d["mi_bound_audio_text"] <= torch.tensor(8.0).log()
-    assert -1 <= d["cosine_text"] <= 1 and d["tau"] == pytest.approx(0.1) and d["ramp"] == 1.0 and d["ae_blocks"] == 3
+    assert (
+        d["mi_bound_audio"] <= torch.tensor(15.0).log()
+        and d["mi_bound_audio_text"] <= torch.tensor(8.0).log()
+    )
+    assert (
+        -1 <= d["cosine_text"] <= 1
+        and d["tau"] == pytest.approx(0.1)
+        and d["ramp"] == 1.0
+        and d["ae_blocks"] == 3
+    )
 
 
 def test_balanced_accuracy():
     said, truth = torch.tensor([True, True, False, True]), torch.tensor([True, False, False, False])
-    assert balanced_accuracy(said, truth, torch.ones(4, dtype=torch.bool)).item() == pytest.approx((1 + 1 / 3) / 2)
+    assert balanced_accuracy(said, truth, torch.ones(4, dtype=torch.bool)).item() == pytest.approx(
+        (1 + 1 / 3) / 2
+    )
     assert balanced_accuracy(said, truth, torch.tensor([True, False, True, False])).item() == 1.0
     assert balanced_accuracy(said, truth, truth).isnan()
 
@@ -211,4 +272,10 @@ def test_presets_name_only_what_exists():
 
     small, paper = load(preset="drkf").model_args, load(preset="drkf-paper").model_args
     assert small == DRKFConfig()
-    assert (paper.d, paper.layers, paper.heads, paper.ffn, paper.ae_layers) == (1024, 6, 8, 4096, (256, 128, 64))
+    assert (paper.d, paper.layers, paper.heads, paper.ffn, paper.ae_layers) == (
+        1024,
+        6,
+        8,
+        4096,
+        (256, 128, 64),
+    )

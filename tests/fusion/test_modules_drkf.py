@@ -51,7 +51,8 @@ def test_moments_of_chunks_equal_those_of_the_whole():
     layer.set(moments)
     assert torch.allclose(layer.mean, x.double().mean(0).float())
     assert torch.allclose(layer.std[:1], x.double().std(0, correction=0)[:1].float())
-    assert layer.std[1:].tolist() == [1.0, 1.0]  # a spread of 1e-5 of the offset is rounding of half-precision features
+    # a spread of 1e-5 of the offset is rounding of half-precision features
+    assert layer.std[1:].tolist() == [1.0, 1.0]
     assert layer(x)[:, 2].abs().max() < 1e-6
 
 
@@ -72,14 +73,23 @@ def test_fewer_active_blocks_leave_the_others_untrained():
     output, codes = model(x, active=2)
     assert output.shape == x.shape and codes.shape == (2, 5, 4)
     output.sum().backward()
-    assert [any(p.grad is not None for p in block.parameters()) for block in model.encoders] == [True, True, False]
+    assert [any(p.grad is not None for p in block.parameters()) for block in model.encoders] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_schedules():
     assert [ramp(p, 0.2) for p in (0.0, 0.1, 0.2, 1.0)] == [0.0, 0.5, 1.0, 1.0]
     assert ramp(0.0, 0.0) == 1.0
     grown = [active_blocks(p / 100, 0.5, 5) for p in range(101)]
-    assert grown == sorted(grown) and grown[0] == 1 and set(grown) == {1, 2, 3, 4, 5} and grown[50] == 5
+    assert (
+        grown == sorted(grown)
+        and grown[0] == 1
+        and set(grown) == {1, 2, 3, 4, 5}
+        and grown[50] == 5
+    )
     assert active_blocks(0.0, 0.0, 5) == 5
 
 
@@ -107,14 +117,24 @@ def test_locked_dropout_has_one_mask_for_all_steps():
 
 def encoder(**args) -> FusionEncoder:
     torch.manual_seed(0)
-    options = {"layers": 2, "heads": 2, "ffn": 16, "dropout": 0.0, "positions": "sinusoidal", "max_positions": 12} | args
+    options = {
+        "layers": 2,
+        "heads": 2,
+        "ffn": 16,
+        "dropout": 0.0,
+        "positions": "sinusoidal",
+        "max_positions": 12,
+    } | args
     return FusionEncoder(("audio", "text"), 8, **options).eval()
 
 
 def sequences(b: int = 3) -> tuple[dict, dict]:
     g = torch.Generator().manual_seed(1)
     h = {"audio": torch.randn(b, 6, 8, generator=g), "text": torch.randn(b, 4, 8, generator=g)}
-    mask = {m: torch.arange(x.shape[1]) < torch.randint(1, x.shape[1] + 1, (b, 1), generator=g) for m, x in h.items()}
+    mask = {
+        m: torch.arange(x.shape[1]) < torch.randint(1, x.shape[1] + 1, (b, 1), generator=g)
+        for m, x in h.items()
+    }
     return h, mask
 
 
@@ -125,22 +145,30 @@ def test_reading_cls_alone_equals_the_whole_last_layer(positions):
     h, mask = sequences()
     seen = {}
     last = fe.blocks[-1]
-    hook = last.register_forward_hook(lambda _, args, kwargs, out: seen.update(x=args[0], keys=args[1]), with_kwargs=True)
+    hook = last.register_forward_hook(
+        lambda _, args, kwargs, out: seen.update(x=args[0], keys=args[1]), with_kwargs=True
+    )
     z, share = fe(h, mask, attention=True)
     hook.remove()
     assert torch.allclose(z, fe.norm(last(seen["x"], seen["keys"]))[:, 0], atol=1e-6)
     row = last.attention_row(seen["x"], seen["keys"])
     assert torch.allclose(row.sum(1), torch.ones(3)) and not row[~seen["keys"]].any()
-    spans = torch.stack([row[:, 1:7].sum(1), row[:, 8:12].sum(1)], 1)  # [cls] 6 audio [sep] 4 text [sep]
+    # [cls] 6 audio [sep] 4 text [sep]
+    spans = torch.stack([row[:, 1:7].sum(1), row[:, 8:12].sum(1)], 1)
     assert torch.allclose(share, spans / spans.sum(1, keepdim=True))
 
 
 def test_positions_start_anew_in_every_modality():
-    """Text must not move when the longest clip of the batch grows (defect 18 of the authors' code)."""
+    """Text must not move when the longest clip of the batch grows (defect 18 of the
+    authors' code).
+    """
     fe = encoder()
     h, mask = sequences()
     longer = {"audio": torch.cat([h["audio"], torch.randn(3, 20, 8)], 1), "text": h["text"]}
-    wider = {"audio": torch.cat([mask["audio"], torch.zeros(3, 20, dtype=torch.bool)], 1), "text": mask["text"]}
+    wider = {
+        "audio": torch.cat([mask["audio"], torch.zeros(3, 20, dtype=torch.bool)], 1),
+        "text": mask["text"],
+    }
     assert torch.allclose(fe(h, mask)[0], fe(longer, wider)[0], atol=1e-6)
 
 
@@ -150,7 +178,9 @@ def test_order_of_steps_matters():
         fe.position_scale.fill_(1.0)
     h, _ = sequences()
     mask = {m: torch.ones(x.shape[:2], dtype=torch.bool) for m, x in h.items()}
-    assert not torch.allclose(fe(h, mask)[0], fe({m: x.flip(1) for m, x in h.items()}, mask)[0], atol=1e-4)
+    assert not torch.allclose(
+        fe(h, mask)[0], fe({m: x.flip(1) for m, x in h.items()}, mask)[0], atol=1e-4
+    )
 
 
 def test_bad_options_are_one_line():
@@ -164,7 +194,9 @@ def test_bad_options_are_one_line():
 
 def test_sinusoids_by_the_formula():
     table = sinusoids(3, 4, device=torch.device("cpu"), dtype=torch.float64)
-    assert table[2].tolist() == pytest.approx([math.sin(2), math.sin(0.02), math.cos(2), math.cos(0.02)])
+    assert table[2].tolist() == pytest.approx(
+        [math.sin(2), math.sin(0.02), math.cos(2), math.cos(0.02)]
+    )
     assert sinusoids(3, 5, device=torch.device("cpu"), dtype=torch.float64).shape == (3, 5)
 
 
@@ -177,27 +209,51 @@ def test_label_pairs_equal_the_double_loop(labels):
     """Acceptance 6.4."""
     y = torch.tensor(labels, dtype=torch.int64)
     i, j, same = label_pairs(y[:, None] == y[None])
-    loop = [(a, b, labels[a] == labels[b]) for a in range(len(labels)) for b in range(len(labels)) if a != b]
+    loop = [
+        (a, b, labels[a] == labels[b])
+        for a in range(len(labels))
+        for b in range(len(labels))
+        if a != b
+    ]
     assert list(zip(i.tolist(), j.tolist(), same.tolist(), strict=True)) == loop
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100))
-def test_sampled_pairs_are_right_distinct_and_as_many_as_there_are(labels, positives, negatives, seed):
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 100),
+)
+def test_sampled_pairs_are_right_distinct_and_as_many_as_there_are(
+    labels, positives, negatives, seed
+):
     y = torch.tensor(labels)
     same = y[:, None] == y[None]
     other = ~torch.eye(len(y), dtype=torch.bool)
-    j, target, valid = sample_pairs(same, other, positives=positives, negatives=negatives, generator=torch.Generator().manual_seed(seed))
+    j, target, valid = sample_pairs(
+        same,
+        other,
+        positives=positives,
+        negatives=negatives,
+        generator=torch.Generator().manual_seed(seed),
+    )
     for a in range(len(y)):
         for kind, wanted in ((True, positives), (False, negatives)):
-            chosen = [int(p) for p, t, v in zip(j[a], target[a], valid[a], strict=True) if v and bool(t) == kind]
+            chosen = [
+                int(p)
+                for p, t, v in zip(j[a], target[a], valid[a], strict=True)
+                if v and bool(t) == kind
+            ]
             pool = [b for b in range(len(y)) if b != a and (labels[b] == labels[a]) == kind]
             assert len(chosen) == len(set(chosen)) == min(wanted, len(pool))
             assert set(chosen) <= set(pool)
 
 
 def test_sampled_pairs_are_balanced_and_uniform():
-    """Acceptance 6.4: half of the pairs are positives where labels allow it; every partner comes up."""
+    """Acceptance 6.4: half of the pairs are positives where labels allow it; every partner comes
+    up.
+    """
     g = torch.Generator().manual_seed(0)
     y = torch.randint(0, 4, (64,), generator=g)
     same, other = y[:, None] == y[None], ~torch.eye(64, dtype=torch.bool)
@@ -214,4 +270,6 @@ def test_one_class_and_one_row_give_no_negatives_and_no_pairs():
     one = torch.ones(4, 4, dtype=torch.bool)
     _, target, valid = sample_pairs(one, ~torch.eye(4, dtype=torch.bool), positives=1, negatives=1)
     assert valid[target].all() and not valid[~target].any()
-    assert not sample_pairs(one[:1, :1], torch.zeros(1, 1, dtype=torch.bool), positives=2, negatives=1)[2].any()
+    assert not sample_pairs(
+        one[:1, :1], torch.zeros(1, 1, dtype=torch.bool), positives=2, negatives=1
+    )[2].any()

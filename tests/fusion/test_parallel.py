@@ -1,4 +1,6 @@
-"""Training by several processes under torchrun gives what one process gives, to rounding, for every model, dropout included."""
+"""Training by several processes under torchrun gives what one process gives, to rounding, for every
+model, dropout included.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from mer.fusion.parallel import Processes
 from mer.fusion.splits import plan, targets
 from mer.fusion.train import fit
 from mer.pipeline.errors import DataError
+
 from tests.fusion.models import SMALL
 from tests.fusion.stores import make_store, quiet
 
 ROOT = Path(__file__).parent.parent.parent
-# Twenty batches in steps of three, so that the last step is smaller and the processes have unequal shares of every step.
+# Twenty batches in steps of three, so that the last step is smaller and the processes have unequal
+# shares of every step.
 LOOP = ("train.epochs=2", "train.batch_size=4", "optim.accumulate=3", "train.patience=9")
 MODELS = {"slow": ("concat", "drkf"), "exhaustive": ("fusion", "dmd", "dhmd")}
 
@@ -32,7 +36,15 @@ def sets(model: str) -> list[str]:
 
 
 def torchrun(folder: Path, *command: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *command,
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(run, cwd=folder, env=env, capture_output=True, text=True, timeout=800)
 
@@ -58,9 +70,11 @@ with processes() as together:
     for model in sys.argv[1:]:
         settings = config.load(model=model, sets=sets(model))
         split = plan(store.table(), target, settings.data)
-        fit(store, settings, Path("two") / model, plan=split, device="cpu", note=print, processes=together)
+        folder = Path("two") / model
+        same = {"plan": split, "device": "cpu", "note": print, "processes": together}
+        fit(store, settings, folder, **same)
         try:
-            fit(store, config.load(model="text"), Path("two") / model, plan=split, device="cpu", note=print, processes=together)
+            fit(store, config.load(model="text"), folder, **same)
         except DataError as error:
             print(f"process {together.rank}: {error}", file=sys.stderr)
 left = {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
@@ -69,7 +83,13 @@ assert not any("gloo" in name for name in left), left  # they abort a process th
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("models", [pytest.param(names, id="-".join(names), marks=getattr(pytest.mark, m)) for m, names in MODELS.items()])
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param(names, id="-".join(names), marks=getattr(pytest.mark, m))
+        for m, names in MODELS.items()
+    ],
+)
 def test_two_processes_train_what_one_trains(tmp_path, models):
     store = make_store(tmp_path, modalities={"audio": 8, "text": 6, "vision": 5})
     (tmp_path / "worker.py").write_text(WORKER)
@@ -80,28 +100,58 @@ def test_two_processes_train_what_one_trains(tmp_path, models):
     target = targets(store.table(), store.header.task, store.header.labels)
     for model in models:
         settings = config.load(model=model, sets=sets(model))
-        fit(store, settings, tmp_path / "one" / model, plan=plan(store.table(), target, settings.data), device="cpu", note=quiet)
-        for alone, together in zip(log(tmp_path / "one" / model), log(tmp_path / "two" / model), strict=True):
-            assert alone["step"] == together["step"] and alone["train"].keys() == together["train"].keys()
+        fit(
+            store,
+            settings,
+            tmp_path / "one" / model,
+            plan=plan(store.table(), target, settings.data),
+            device="cpu",
+            note=quiet,
+        )
+        for alone, together in zip(
+            log(tmp_path / "one" / model), log(tmp_path / "two" / model), strict=True
+        ):
+            assert (
+                alone["step"] == together["step"]
+                and alone["train"].keys() == together["train"].keys()
+            )
             for name in alone["train"]:
-                assert together["train"][name] == pytest.approx(alone["train"][name], rel=1e-4, abs=1e-6), (model, name)
-            assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-3), model
+                assert together["train"][name] == pytest.approx(
+                    alone["train"][name], rel=1e-4, abs=1e-6
+                ), (model, name)
+            assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-3), (
+                model
+            )
             assert together["dev"]["loss"] == pytest.approx(alone["dev"]["loss"], rel=1e-3), model
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_mer_train_under_torchrun(tmp_path):
-    """The command: one run folder, one table, and a step with fewer batches than processes is one line."""
+    """The command: one run folder, one table, and a step with fewer batches than processes is one
+    line.
+    """
     make_store(tmp_path)
-    mer = ["--no-python", str(Path(sys.executable).parent / "mer"), "train", "--features", "feats.h5", "--model", "concat"]
+    mer = [
+        "--no-python",
+        str(Path(sys.executable).parent / "mer"),
+        "train",
+        "--features",
+        "feats.h5",
+        "--model",
+        "concat",
+    ]
     options = [word for one in LOOP for word in ("--set", one)]
     done = torchrun(tmp_path, *mer, *options, "--seeds", "2", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kind"] == "group"  # one JSON object: the second process prints nothing
+    # one JSON object: the second process prints nothing
+    assert json.loads(done.stdout)["kind"] == "group"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["toy-concat-1"]
     refused = torchrun(tmp_path, *mer)
-    assert refused.returncode != 0 and "mer: 2 processes, but a step has optim.accumulate = 1 batches" in refused.stderr
+    assert (
+        refused.returncode != 0
+        and "mer: 2 processes, but a step has optim.accumulate = 1 batches" in refused.stderr
+    )
 
 
 def test_a_step_is_dealt_out_whole():

@@ -16,6 +16,7 @@ from mer.fusion import experiment, report
 from mer.fusion.checkpoint import Run
 from mer.fusion.evaluate import evaluate
 from mer.pipeline.errors import DataError
+
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import SMALL, settings
 
@@ -31,11 +32,15 @@ def few_resamples():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two evaluated groups on one store with a label that HTML must not believe: a learnt one, and one trained for nothing."""
+    """Two evaluated groups on one store with a label that HTML must not believe: a learnt one, and
+    one trained for nothing.
+    """
     folder = tmp_path_factory.mktemp("report")
     store = make_store(folder, n=240, labels=ODD)
     good = experiment.train(store, settings("train.epochs=6"), folder / "good", seeds=2, note=quiet)
-    poor = experiment.train(store, settings("train.epochs=1", "optim.lr=1e-9"), folder / "poor", seeds=2, note=quiet)
+    poor = experiment.train(
+        store, settings("train.epochs=1", "optim.lr=1e-9"), folder / "poor", seeds=2, note=quiet
+    )
     for run in (good, poor):
         evaluate(run, note=quiet)
     return good, poor
@@ -49,8 +54,14 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(runs):
     page = report.page(runs)
     assert "<b>calm" not in page and "&lt;b&gt;calm &amp; co&lt;/b&gt;" in page
     assert not re.search(r"src=|@import|<script|url\((?!#)", page)
-    assert all(to.startswith(("#", "data:image/png;base64,")) for to in re.findall(r'href\s*=\s*"([^"]*)', page))
-    assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert all(
+        to.startswith(("#", "data:image/png;base64,"))
+        for to in re.findall(r'href\s*=\s*"([^"]*)', page)
+    )
+    assert set(re.findall(r"https?://[^\"' ]+", page)) == {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
     for svg in re.findall(r"<svg.*?</svg>", page, flags=re.S):
         ET.fromstring(svg)
     assert page.count("<svg") == page.count("</svg>") == 6  # confusion, losses, dev; for both runs
@@ -65,7 +76,10 @@ def test_compare_says_better_worse_and_undecided(runs):
     found = report.compare(good, poor)
     assert found["verdict"] == "worse" and found["metric"] == "wf1"
     f = found["metrics"]["wf1"]
-    assert f["difference"] == pytest.approx(f["second"] - f["first"]) and f["interval"][0] <= f["difference"] <= f["interval"][1] < 0
+    assert (
+        f["difference"] == pytest.approx(f["second"] - f["first"])
+        and f["interval"][0] <= f["difference"] <= f["interval"][1] < 0
+    )
     same = report.compare(good, good)
     assert same["verdict"] == "undecided" and same["metrics"]["wa"]["interval"] == [0.0, 0.0]
     with pytest.raises(DataError, match="known are wa, ua"):
@@ -76,19 +90,31 @@ def test_lower_is_better_for_errors(tmp_path):
     store = make_store(tmp_path, n=240, task="regression")
     made = []
     for name, more in (("good", "optim.lr=3e-3"), ("poor", "optim.lr=1e-9")):
-        made.append(experiment.train(store, settings("train.epochs=6", more), tmp_path / name, note=quiet))
+        made.append(
+            experiment.train(store, settings("train.epochs=6", more), tmp_path / name, note=quiet)
+        )
         evaluate(made[-1], note=quiet)
-    assert report.compare(made[1], made[0])["verdict"] == "better" and report.compare(made[0], made[1])["verdict"] == "worse"
+    assert (
+        report.compare(made[1], made[0])["verdict"] == "better"
+        and report.compare(made[0], made[1])["verdict"] == "worse"
+    )
 
 
 def test_only_the_same_rows_can_be_compared(runs, tmp_path):
-    other = experiment.train(make_store(tmp_path, n=120, labels=ODD), settings("train.epochs=1"), tmp_path / "run", note=quiet)
+    other = experiment.train(
+        make_store(tmp_path, n=120, labels=ODD),
+        settings("train.epochs=1"),
+        tmp_path / "run",
+        note=quiet,
+    )
     with pytest.raises(DataError, match="no predictions; run `mer evaluate"):
         report.compare(runs[0], other)
     evaluate(other, note=quiet)
     with pytest.raises(DataError, match="not tested on the same rows"):
         report.compare(runs[0], other)
-    third = experiment.train(make_store(tmp_path / "x"), settings("train.epochs=1"), tmp_path / "third", note=quiet)
+    third = experiment.train(
+        make_store(tmp_path / "x"), settings("train.epochs=1"), tmp_path / "third", note=quiet
+    )
     evaluate(third, note=quiet)
     with pytest.raises(DataError, match="other tasks or labels"):
         report.compare(runs[0], third)
@@ -113,27 +139,50 @@ def test_undefined_figures_are_dashes():
 
 
 def test_plain_tables_line_up():
-    lines = report.plain(report.Table("t", ("", "a"), (("long name", "1"), ("x", "100")))).splitlines()
+    lines = report.plain(
+        report.Table("t", ("", "a"), (("long name", "1"), ("x", "100")))
+    ).splitlines()
     assert lines == ["t", "             a", "long name    1", "x          100"]
 
 
 def test_from_the_command_line(tmp_path):
-    """train, again, evaluate, report, compare; results on stdout, notes on stderr, exit codes as documented."""
+    """train, again, evaluate, report, compare; results on stdout, notes on stderr, exit codes as
+    documented.
+    """
     store = make_store(tmp_path).path
     sets = [word for s in SMALL for word in ("--set", s)]
     first = call("train", "--features", store, "--model", "concat", *sets, "--out", tmp_path / "a")
     assert first.exit_code == 0, first.output
-    assert first.stdout.startswith("concat on toy test, 24 utterances") and "epoch" not in first.stdout.split("per class")[0]
+    assert (
+        first.stdout.startswith("concat on toy test, 24 utterances")
+        and "epoch" not in first.stdout.split("per class")[0]
+    )
     assert "epoch   1" in first.stderr
     again = call("train", "--features", store, "--model", "concat", *sets, "--out", tmp_path / "a")
     assert again.stdout == first.stdout and "already trained" in again.stderr
-    assert len((tmp_path / "a" / "test_log.jsonl").read_text().splitlines()) == 1  # the figures of the first time were shown again
-    as_json = call("evaluate", tmp_path / "a", "--json", "--predictions", tmp_path / "p.parquet", "--figures", tmp_path / "figures")
+    # the figures of the first time were shown again
+    assert len((tmp_path / "a" / "test_log.jsonl").read_text().splitlines()) == 1
+    as_json = call(
+        "evaluate",
+        tmp_path / "a",
+        "--json",
+        "--predictions",
+        tmp_path / "p.parquet",
+        "--figures",
+        tmp_path / "figures",
+    )
     assert json.loads(as_json.stdout)["metrics"]["n"] == 24
     assert (tmp_path / "p.parquet").exists() and (tmp_path / "figures" / "confusion.svg").exists()
-    blind = call("train", "--features", store, "--model", "text", *sets, "--out", tmp_path / "b", "--no-test")
-    assert blind.exit_code == 0 and blind.stdout.startswith("dev (it chose") and not (tmp_path / "b" / "test_log.jsonl").exists()
-    assert call("report", tmp_path / "b", "--out", tmp_path / "r.html").exit_code == 1  # not evaluated yet
+    blind = call(
+        "train", "--features", store, "--model", "text", *sets, "--out", tmp_path / "b", "--no-test"
+    )
+    assert (
+        blind.exit_code == 0
+        and blind.stdout.startswith("dev (it chose")
+        and not (tmp_path / "b" / "test_log.jsonl").exists()
+    )
+    # not evaluated yet
+    assert call("report", tmp_path / "b", "--out", tmp_path / "r.html").exit_code == 1
     assert call("evaluate", tmp_path / "b").exit_code == 0
     made = call("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "r.html")
     assert made.exit_code == 0 and (tmp_path / "r.html").read_text().startswith("<!doctype html>")
@@ -160,13 +209,24 @@ def test_a_wrong_command_is_one_line(tmp_path, arguments, code, says):
     result = call("train", "--features", store, *model, "--out", tmp_path / "run", *arguments)
     assert result.exit_code == code and says in result.stderr
     if code == 1:
-        assert result.stderr.strip().splitlines()[-1].startswith("mer: ") and "Traceback" not in result.output
+        assert (
+            result.stderr.strip().splitlines()[-1].startswith("mer: ")
+            and "Traceback" not in result.output
+        )
     assert Run.__name__ + "(" not in result.output
 
 
 def test_a_store_that_is_not_there_or_not_one(tmp_path):
-    for path, content in ((tmp_path / "none.h5", None), (tmp_path / "empty.h5", b""), (tmp_path / "text.h5", b"hello")):
+    for path, content in (
+        (tmp_path / "none.h5", None),
+        (tmp_path / "empty.h5", b""),
+        (tmp_path / "text.h5", b"hello"),
+    ):
         if content is not None:
             path.write_bytes(content)
         result = call("train", "--features", path, "--model", "concat", "--out", tmp_path / "run")
-        assert result.exit_code in (1, 5) and str(path) in result.stderr and result.stderr.count("\n") == 1
+        assert (
+            result.exit_code in (1, 5)
+            and str(path) in result.stderr
+            and result.stderr.count("\n") == 1
+        )

@@ -7,14 +7,19 @@ import pytest
 from mer.fusion import splits
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
+
 from tests.fusion.stores import make_store
 
 
 def table(n: int = 60, **columns) -> pa.Table:
     base = {
-        "id": [f"u{i}" for i in range(n)], "split": ["train"] * n, "label": ["a" if i % 3 else "b" for i in range(n)],
-        "dialogue": [None] * n, "speaker": [None] * n, "session": [None] * n,
-    }  # fmt: skip
+        "id": [f"u{i}" for i in range(n)],
+        "split": ["train"] * n,
+        "label": ["a" if i % 3 else "b" for i in range(n)],
+        "dialogue": [None] * n,
+        "speaker": [None] * n,
+        "session": [None] * n,
+    }
     return pa.table({k: pa.array(v, pa.string()) for k, v in (base | columns).items()})
 
 
@@ -50,7 +55,11 @@ def test_dev_is_carved_by_the_first_group_there_is(by):
 
 def test_carved_dev_has_labels_like_train():
     """Half of the dialogues hold one label only; dev gets of both kinds."""
-    t = table(80, dialogue=[f"g{i // 4}" for i in range(80)], label=["a" if i < 40 else "b" for i in range(80)])
+    t = table(
+        80,
+        dialogue=[f"g{i // 4}" for i in range(80)],
+        label=["a" if i < 40 else "b" for i in range(80)],
+    )
     for seed in range(5):
         plan = splits.plan(t, of(t), DataConfig(dev_share=0.2, split_seed=seed))
         assert abs((of(t)[plan.dev] == 0).mean() - 0.5) <= 0.1
@@ -64,12 +73,19 @@ def test_never_by_utterance_unless_asked():
     assert len(plan.dev) == 5
     with pytest.raises(DataError, match="not every training row has a speaker"):
         splits.plan(t, of(t), DataConfig(dev_by="speaker"))
-    half = table(20, dialogue=[None, *["x"] * 9, *["y"] * 10], speaker=[f"s{i % 4}" for i in range(20)])
-    assert "by speaker" in splits.plan(half, of(half), DataConfig()).notes[0]  # a column with gaps is not used
+    half = table(
+        20, dialogue=[None, *["x"] * 9, *["y"] * 10], speaker=[f"s{i % 4}" for i in range(20)]
+    )
+    # a column with gaps is not used
+    assert "by speaker" in splits.plan(half, of(half), DataConfig()).notes[0]
 
 
 def test_unlabelled_rows_are_counted():
-    t = table(6, label=["a", None, "b", "a", None, "b"], split=["train", "train", "train", "dev", "dev", "test"])
+    t = table(
+        6,
+        label=["a", None, "b", "a", None, "b"],
+        split=["train", "train", "train", "dev", "dev", "test"],
+    )
     plan = splits.plan(t, of(t), DataConfig())
     assert plan.train.tolist() == [0, 2] and plan.dev.tolist() == [3]
     assert plan.notes == ("2 rows without a label left out of train and dev",)
@@ -97,7 +113,9 @@ def test_folds_hold_out_every_row_once_and_share_no_group(tmp_path, by):
     for fold in made:
         plan, test = splits.plan(t, y, DataConfig(), fold), splits.held_out(t, fold)
         rows = [set(plan.train), set(plan.dev), set(test)]
-        assert all(rows) and not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+        assert (
+            all(rows) and not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+        )
         assert not groups(t, by, test) & (groups(t, by, plan.train) | groups(t, by, plan.dev))
         inner = "speaker" if by == "speaker" else "dialogue"  # nested: dev is carved by group, too
         assert not groups(t, inner, plan.train) & groups(t, inner, plan.dev)
@@ -115,7 +133,10 @@ def test_folds_need_three_groups_and_count_rows_without_one():
         t = table(4, speaker=["a", "b", "a", "b"])
         splits.folds(t, of(t), "speaker")
     t = table(9, speaker=["a", "b", "c"] * 2 + [None, "", "a"], split=[""] * 9)
-    with pytest.raises(DataError, match=r"--folds session: the store has 0 labelled groups; .*by speaker .* --folds speaker"):
+    with pytest.raises(
+        DataError,
+        match=r"--folds session: the store has 0 labelled groups; .*by speaker .* --folds speaker",
+    ):
         splits.folds(t, of(t), "session")
     made, _ = splits.folds(t, of(t), "speaker")
     plan = splits.plan(t, of(t), DataConfig(), made[0])
@@ -124,7 +145,12 @@ def test_folds_need_three_groups_and_count_rows_without_one():
 
 
 def test_targets_of_every_task():
-    t = pa.table({"label": pa.array(["a", None]), "targets": pa.array([[1.0, 0.0], None], pa.list_(pa.float32()))})
+    t = pa.table(
+        {
+            "label": pa.array(["a", None]),
+            "targets": pa.array([[1.0, 0.0], None], pa.list_(pa.float32())),
+        }
+    )
     assert splits.targets(t, "single", ("a",)).tolist() == [0, -1]
     multi = splits.targets(t, "multi", ("x", "y"))
     assert multi[0].tolist() == [1, 0] and np.isnan(multi[1]).all()

@@ -1,4 +1,6 @@
-"""Features that do not fit: batches are read ahead from the memory map, a few at a time, and training is the same to the bit."""
+"""Features that do not fit: batches are read ahead from the memory map, a few at a time, and
+training is the same to the bit.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import torch
 from mer.fusion import config, data
 from mer.fusion.splits import plan, targets
 from mer.fusion.train import fit
+
 from tests.fusion.models import SMALL
 from tests.fusion.stores import make_store
 
@@ -22,11 +25,17 @@ def test_streamed_training_equals_resident_training(tmp_path, model):
     logs, notes = {}, []
     for residence in ("device", "stream"):
         small = [f"model_args.{k}={v}" for k, v in SMALL.get(model, {}).items()]
-        settings = config.load(model=model, sets=["train.epochs=2", f"data.residence={residence}", *small])
+        settings = config.load(
+            model=model, sets=["train.epochs=2", f"data.residence={residence}", *small]
+        )
         split = plan(store.table(), target, settings.data)
-        run = fit(store, settings, tmp_path / residence, plan=split, device="cpu", note=notes.append)
+        run = fit(
+            store, settings, tmp_path / residence, plan=split, device="cpu", note=notes.append
+        )
         lines = (run.path / "log.jsonl").read_text().splitlines()
-        logs[residence] = [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in lines]
+        logs[residence] = [
+            {k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in lines
+        ]
     assert logs["device"] == logs["stream"]
     assert sum("read from the store batch by batch" in line for line in notes) == 2  # train and dev
 
@@ -35,9 +44,13 @@ def test_only_a_few_batches_are_ever_ahead(tmp_path):
     """However slow the consumer: those waiting, and the one in the reader's hand."""
     store, made = make_store(tmp_path), []
     part = data.part(
-        store, data.spec(store, config.DataConfig()), config.DataConfig(residence="stream"), np.arange(len(store)),
-        np.zeros(len(store), np.int64), device="cpu",
-    )  # fmt: skip
+        store,
+        data.spec(store, config.DataConfig()),
+        config.DataConfig(residence="stream"),
+        np.arange(len(store)),
+        np.zeros(len(store), np.int64),
+        device="cpu",
+    )
     assemble = part._assemble
     part._assemble = lambda index: made.append(len(made)) or assemble(index)
     order = part.in_order(4)

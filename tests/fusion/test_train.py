@@ -12,11 +12,22 @@ from mer.fusion import checkpoint, config, data, experiment, splits, train
 from mer.fusion.train import fit
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
+
 from tests.fusion.stores import make_store, quiet
 
 SMALL = ("model_args.hidden=16", "train.epochs=4", "train.batch_size=16", "optim.lr=3e-3")
-TINY_DRKF = ("model_args.d=16", "model_args.layers=1", "model_args.heads=2", "model_args.ffn=16", "model_args.ae_layers=8,4",
-             "model_args.ae_blocks=2", "model_args.d_p=8", "train.epochs=3", "train.batch_size=16", "optim.lr=3e-3")  # fmt: skip
+TINY_DRKF = (
+    "model_args.d=16",
+    "model_args.layers=1",
+    "model_args.heads=2",
+    "model_args.ffn=16",
+    "model_args.ae_layers=8,4",
+    "model_args.ae_blocks=2",
+    "model_args.d_p=8",
+    "train.epochs=3",
+    "train.batch_size=16",
+    "optim.lr=3e-3",
+)
 
 
 def settings(*more: str, model: str = "concat") -> config.TrainConfig:
@@ -25,7 +36,14 @@ def settings(*more: str, model: str = "concat") -> config.TrainConfig:
 
 def run(store, folder, cfg, note=quiet):
     target = splits.targets(store.table(), store.header.task, store.header.labels)
-    return fit(store, cfg, folder, plan=splits.plan(store.table(), target, cfg.data), device="cpu", note=note)
+    return fit(
+        store,
+        cfg,
+        folder,
+        plan=splits.plan(store.table(), target, cfg.data),
+        device="cpu",
+        note=note,
+    )
 
 
 def weights(path) -> dict[str, torch.Tensor]:
@@ -50,9 +68,15 @@ def test_a_planted_signal_is_learnt(tmp_path, model):
 
 
 def test_random_labels_stay_at_chance_on_dev(tmp_path):
-    """Trained to the end, without choosing an epoch by dev: 80 dev rows, 3 classes, chance 1/3 with a deviation of 0.053."""
+    """Trained to the end, without choosing an epoch by dev: 80 dev rows, 3 classes, chance 1/3 with
+    a deviation of 0.053.
+    """
     store = make_store(tmp_path, n=400, shuffled_labels=True)
-    done = run(store, tmp_path / "run", settings("train.epochs=12", "train.patience=12", "model_args.hidden=64"))
+    done = run(
+        store,
+        tmp_path / "run",
+        settings("train.epochs=12", "train.patience=12", "model_args.hidden=64"),
+    )
     last = log(done.path)[-1]
     assert last["train"]["ec"] < 1.05  # it did fit something
     assert abs(last["dev"]["wa"] - 1 / 3) < 3 * 0.053
@@ -60,9 +84,13 @@ def test_random_labels_stay_at_chance_on_dev(tmp_path):
 
 @pytest.mark.parametrize("task", ["multi", "regression"])
 def test_every_task_trains(tmp_path, task):
-    done = run(make_store(tmp_path, task=task, unlabelled=3), tmp_path / "run", settings("train.epochs=8"))
+    done = run(
+        make_store(tmp_path, task=task, unlabelled=3), tmp_path / "run", settings("train.epochs=8")
+    )
     assert done.info["select_metric"] == {"multi": "weighted_f1", "regression": "mae"}[task]
-    assert done.info["dev"]["weighted_f1"] > 0.9 if task == "multi" else done.info["dev"]["mae"] < 0.5
+    assert (
+        done.info["dev"]["weighted_f1"] > 0.9 if task == "multi" else done.info["dev"]["mae"] < 0.5
+    )
     assert (done.info["thresholds"] is None) == (task == "regression")
     assert any("3 rows without a label" in n for n in done.info["notes"])
 
@@ -97,12 +125,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model, after):
     again = run(store, tmp_path / "cut", cfg, note=said.append)
     assert f"{tmp_path / 'cut'}: goes on after epoch {after}" in said
     assert same(weights(whole.path), weights(again.path)) and log(whole.path) == log(again.path)
-    assert again.info["dev"] == whole.info["dev"] and again.info["best_epoch"] == whole.info["best_epoch"]
+    assert (
+        again.info["dev"] == whole.info["dev"]
+        and again.info["best_epoch"] == whole.info["best_epoch"]
+    )
 
 
-@pytest.mark.parametrize("where", ["model.safetensors", "last.safetensors", "run.json", "split.json", "config.toml"])
+@pytest.mark.parametrize(
+    "where", ["model.safetensors", "last.safetensors", "run.json", "split.json", "config.toml"]
+)
 def test_killed_while_writing_any_file_it_resumes_to_the_same_result(tmp_path, where, monkeypatch):
-    """The rename of that file fails the second time it is written (the first time, where it is written once)."""
+    """The rename of that file fails the second time it is written (the first time, where it is
+    written once).
+    """
     store, cfg = make_store(tmp_path), settings()
     whole = run(store, tmp_path / "whole", cfg)
     replaced, count = checkpoint.replace_durably, []
@@ -124,25 +159,37 @@ def test_killed_while_writing_any_file_it_resumes_to_the_same_result(tmp_path, w
 
 
 def test_accumulated_batches_equal_one_big_batch(tmp_path):
-    """72 rows: 16 accumulated batches of 5 (the last of 2) make the step that one batch of 72 makes. No dropout, one epoch."""
+    """72 rows: 16 accumulated batches of 5 (the last of 2) make the step that one batch of 72
+    makes. No dropout, one epoch.
+    """
     store = make_store(tmp_path)
     common = ("model_args.dropout=0", "train.epochs=1", "optim.warmup=0")
     one = run(store, tmp_path / "one", settings(*common, "train.batch_size=72"))
-    many = run(store, tmp_path / "many", settings(*common, "train.batch_size=5", "optim.accumulate=16"))
+    many = run(
+        store, tmp_path / "many", settings(*common, "train.batch_size=5", "optim.accumulate=16")
+    )
     a, b = weights(one.path), weights(many.path)
     assert log(one.path)[0]["step"] == log(many.path)[0]["step"] == 1
     for k in a:
         torch.testing.assert_close(a[k], b[k], rtol=1e-4, atol=1e-5, msg=k)
-    assert log(one.path)[0]["train"]["ec"] == pytest.approx(log(many.path)[0]["train"]["ec"], rel=1e-5)
+    assert log(one.path)[0]["train"]["ec"] == pytest.approx(
+        log(many.path)[0]["train"]["ec"], rel=1e-5
+    )
 
 
 def test_the_last_partial_group_makes_a_step(tmp_path):
-    done = run(make_store(tmp_path), tmp_path / "run", settings("train.batch_size=10", "optim.accumulate=3", "train.epochs=2"))
+    done = run(
+        make_store(tmp_path),
+        tmp_path / "run",
+        settings("train.batch_size=10", "optim.accumulate=3", "train.epochs=2"),
+    )
     assert [e["step"] for e in log(done.path)] == [3, 6]  # 8 batches: 3 + 3 + 2
 
 
 def test_the_trainer_never_reads_a_test_row(tmp_path, monkeypatch):
-    """Every read of features by the trainer is recorded; none may touch the test part, and the test labels do not matter."""
+    """Every read of features by the trainer is recorded; none may touch the test part, and the test
+    labels do not matter.
+    """
     store = make_store(tmp_path)
     test = set(splits.held_out(store.table()).tolist())
     seen: set[int] = set()
@@ -158,7 +205,12 @@ def test_the_trainer_never_reads_a_test_row(tmp_path, monkeypatch):
 
         monkeypatch.setattr(FeatureStore, name, recorded)
     for k, residence in enumerate(("device", "stream")):
-        experiment.train(store, settings("train.epochs=2", f"data.residence={residence}"), tmp_path / f"run{k}", note=quiet)
+        experiment.train(
+            store,
+            settings("train.epochs=2", f"data.residence={residence}"),
+            tmp_path / f"run{k}",
+            note=quiet,
+        )
     assert len(seen) == 96 and len(test) == 24
     for module in (train, experiment, data):
         assert "held_out" not in Path(module.__file__).read_text()
@@ -167,12 +219,23 @@ def test_the_trainer_never_reads_a_test_row(tmp_path, monkeypatch):
 def test_standardisation_comes_from_train_rows_only_and_can_be_switched_off(tmp_path):
     store = make_store(tmp_path)
     done = run(store, tmp_path / "run", settings("train.epochs=1"))
-    plan = splits.plan(store.table(), splits.targets(store.table(), "single", store.header.labels), data.DataConfig())
+    plan = splits.plan(
+        store.table(),
+        splits.targets(store.table(), "single", store.header.labels),
+        data.DataConfig(),
+    )
     factor = data.pool_factor(50.0, 12.5)
     means = np.stack(
-        [data.pool(store.features("audio", int(r)), np.array([store.lengths("audio")[r]]), factor)[0].mean(0) for r in plan.train]
+        [
+            data.pool(
+                store.features("audio", int(r)), np.array([store.lengths("audio")[r]]), factor
+            )[0].mean(0)
+            for r in plan.train
+        ]
     )
-    np.testing.assert_allclose(weights(done.path)["standardise.audio.mean"][:8], means.mean(0), atol=1e-4)
+    np.testing.assert_allclose(
+        weights(done.path)["standardise.audio.mean"][:8], means.mean(0), atol=1e-4
+    )
     plain = run(store, tmp_path / "plain", settings("train.epochs=1", "data.standardise=false"))
     assert (weights(plain.path)["standardise.audio.mean"] == 0).all()
 
@@ -190,9 +253,14 @@ def test_badly_scaled_features_train_by_default(tmp_path):
         for r, name in enumerate(ids):
             writer.add(name, {"audio": source.features("audio", r) * scale + 50 * scale})
     store = build_index(
-        tmp_path / "feats.h5", [shard], source.table(), dataset="wild", task="single", labels=source.header.labels,
+        tmp_path / "feats.h5",
+        [shard],
+        source.table(),
+        dataset="wild",
+        task="single",
+        labels=source.header.labels,
         modalities={"audio": ModalityInfo(8, 50.0, dtype="float32")},
-    )  # fmt: skip
+    )
     done = run(store, tmp_path / "run", settings("train.epochs=12"))
     assert done.info["dev"]["ua"] > 0.75
 
@@ -208,14 +276,21 @@ def test_early_stop_keeps_the_best_epoch(tmp_path):
 
 def test_select_metric(tmp_path):
     store = make_store(tmp_path)
-    assert run(store, tmp_path / "a", settings("train.select_metric=loss")).info["select_metric"] == "loss"
+    assert (
+        run(store, tmp_path / "a", settings("train.select_metric=loss")).info["select_metric"]
+        == "loss"
+    )
     with pytest.raises(DataError, match="dev has wa, ua"):
         run(store, tmp_path / "b", settings("train.select_metric=accuracy"))
 
 
 def test_a_diverging_loss_is_one_line(tmp_path):
     with pytest.raises(DataError, match="no longer finite.*lower optim.lr"):
-        run(make_store(tmp_path), tmp_path / "run", settings("optim.lr=1e25", "optim.clip=inf", "train.epochs=3"))
+        run(
+            make_store(tmp_path),
+            tmp_path / "run",
+            settings("optim.lr=1e25", "optim.clip=inf", "train.epochs=3"),
+        )
 
 
 def test_class_weights():
@@ -226,13 +301,19 @@ def test_class_weights():
     assert float(balanced[torch.from_numpy(y)].mean()) == pytest.approx(1)
     assert (lambda w: w[1] / w[0])(train.class_weights(y, spec, "sqrt")) == pytest.approx(3**0.5)
     multi = train.class_weights(
-        np.array([[1, 0], [0, 0], [0, 0], [1, 0]], dtype=np.float32), replace(spec, task="multi", labels=("a", "b")), "balanced"
+        np.array([[1, 0], [0, 0], [0, 0], [1, 0]], dtype=np.float32),
+        replace(spec, task="multi", labels=("a", "b")),
+        "balanced",
     )
     assert multi.tolist() == [1, 1]
 
 
 def test_class_weights_reach_the_model_and_its_checkpoint(tmp_path):
-    done = run(make_store(tmp_path), tmp_path / "run", settings("train.class_weight=balanced", "train.epochs=1"))
+    done = run(
+        make_store(tmp_path),
+        tmp_path / "run",
+        settings("train.class_weight=balanced", "train.epochs=1"),
+    )
     assert not (weights(done.path)["class_weights"] == 1).all()
 
 
@@ -240,18 +321,29 @@ def test_decay_spares_norms_biases_and_parameters_with_their_own_rate():
     from mer.fusion.models import model_class
 
     cfg = settings(model="drkf")
-    spec = data.DataSpec({"audio": 8, "text": 6}, {"audio": 12.5, "text": None}, "single", ("a", "b"))
+    spec = data.DataSpec(
+        {"audio": 8, "text": 6}, {"audio": 12.5, "text": None}, "single", ("a", "b")
+    )
     model = model_class("drkf")[0](cfg.model_args, spec)
     groups = train.parameter_groups(model, cfg)
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all(p.ndim > 1 for g in groups if g["weight_decay"] for p in g["params"])
     theta = dict(model.named_parameters())["temperature.theta"]
     own = next(g for g in groups if any(p is theta for p in g["params"]))
-    assert own["lr"] == pytest.approx(cfg.optim.lr * cfg.model_args.tau_lr_scale) and own["weight_decay"] == 0
+    assert (
+        own["lr"] == pytest.approx(cfg.optim.lr * cfg.model_args.tau_lr_scale)
+        and own["weight_decay"] == 0
+    )
 
 
 def test_schedule():
-    assert [train.schedule(s, 100, 0.1, "constant") for s in (0, 4, 9, 50, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert [train.schedule(s, 100, 0.1, "constant") for s in (0, 4, 9, 50, 99)] == [
+        0.1,
+        0.5,
+        1.0,
+        1.0,
+        1.0,
+    ]
     assert train.schedule(10, 100, 0.1, "cosine") == 1.0
     assert train.schedule(55, 100, 0.1, "cosine") == pytest.approx(0.5)
     assert 0 < train.schedule(99, 100, 0.1, "cosine") < 0.001
@@ -277,8 +369,12 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path):
 def test_seeds_and_folds_each_get_a_folder(tmp_path):
     store, cfg = make_store(tmp_path), settings("train.epochs=1")
     done = experiment.train(store, cfg, tmp_path / "run", seeds=2, folds="session", note=quiet)
-    assert [c.path.name for c in done.children] == [f"fold-S{f}-seed-{s}" for f in range(3) for s in range(2)]
-    assert {c.info["seed"] for c in done.children} == {0, 1} and {c.fold.name for c in done.children} == {"S0", "S1", "S2"}
+    assert [c.path.name for c in done.children] == [
+        f"fold-S{f}-seed-{s}" for f in range(3) for s in range(2)
+    ]
+    assert {c.info["seed"] for c in done.children} == {0, 1} and {
+        c.fold.name for c in done.children
+    } == {"S0", "S1", "S2"}
     with pytest.raises(DataError, match="holds another run"):
         experiment.train(store, cfg, tmp_path / "run", seeds=3, folds="session", note=quiet)
     with pytest.raises(DataError, match="at least 1"):
@@ -303,7 +399,9 @@ def test_an_interrupted_group_goes_on_where_it_was(tmp_path):
 def test_default_folders_count_up_and_are_found_again(tmp_path):
     store = make_store(tmp_path)
     names = [
-        experiment.train(store, settings("train.epochs=1", *more), runs=tmp_path / "runs", note=quiet).path.name
+        experiment.train(
+            store, settings("train.epochs=1", *more), runs=tmp_path / "runs", note=quiet
+        ).path.name
         for more in ((), ("optim.lr=1e-4",), (), ("optim.lr=1e-4",))
     ]
     assert names == ["toy-concat-1", "toy-concat-2", "toy-concat-1", "toy-concat-2"]

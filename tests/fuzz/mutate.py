@@ -1,8 +1,10 @@
-"""Reads mutated files until its time is up: `python -m tests.fuzz.mutate READER FOLDER SECONDS SEED`.
+"""Reads mutated files until its time is up: `python -m tests.fuzz.mutate READER FOLDER SECONDS
+SEED`.
 
-An input is in FOLDER before it is read, so that one which kills the process is still there. Ends with 1 and one line for the
-first input that is neither read nor refused by a MerError; a hang is ended by SIGALRM; more memory than MEMORY above what the
-process has after it read the sound file is refused by the system and shows as a MemoryError.
+An input is in FOLDER before it is read, so that one which kills the process is still there. Ends
+with 1 and one line for the first input that is neither read nor refused by a MerError; a hang is
+ended by SIGALRM; more memory than MEMORY above what the process has after it read the sound file is
+refused by the system and shows as a MemoryError.
 """
 
 from __future__ import annotations
@@ -21,25 +23,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from mer.pipeline.media import audio as media
 from mer.pipeline.datasets import table
 from mer.pipeline.errors import MerError
 from mer.pipeline.interchange import mmsa, npz, parquet
+from mer.pipeline.interchange.export import export
 from mer.pipeline.interchange.write import Options, write_store
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.media import audio as media
 from mer.pipeline.store import FeatureStore
-from mer.pipeline.interchange.export import export
+
 from tests.extract import corpus
 from tests.media.clips import tone, write_aac
 from tests.store.build import assert_holds, make_store
 
 MEMORY = 1 << 30  # bytes of address space
 HANG = 60  # seconds for one input of a few kB
-NASTY = [0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, (1 << 64) - 1]
+NASTY = [
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1 << 40,
+    (1 << 63) - 1,
+    (1 << 64) - 1,
+]
 
 
 def mutate(raw: bytes, rng: np.random.Generator) -> bytes:
-    """One to four small accidents, half of them near the beginning or the end, where formats keep their sizes."""
+    """One to four small accidents, half of them near the beginning or the end, where formats keep
+    their sizes.
+    """
     out = bytearray(raw)
     for _ in range(rng.integers(1, 5)):
         if not out:
@@ -75,7 +93,11 @@ def mutate(raw: bytes, rng: np.random.Generator) -> bytes:
 def make_csv(folder: Path) -> Path:
     """Quotes, line breaks in a field, another alphabet."""
     path = folder / "table.csv"
-    lines = [f'u{i},"说 {i}, he said ""no""\n",{("joy", "anger")[i % 2]},{("train", "dev", "test")[i % 3]},d{i // 2}' for i in range(12)]
+    lines = [
+        f'u{i},"说 {i}, he said '
+        f'""no""\n",{("joy", "anger")[i % 2]},{("train", "dev", "test")[i % 3]},d{i // 2}'
+        for i in range(12)
+    ]
     path.write_text("\n".join(["id,text,label,split,dialogue", *lines]) + "\n", encoding="utf-8")
     return path
 
@@ -88,11 +110,17 @@ def make_table(folder: Path) -> Path:
 
 
 def make_npz(folder: Path) -> Path:
-    np.savez(folder / "f.npz", id=np.array(["a", "b", "c"]), label=np.array(["x", "y", "x"]), audio=np.ones((3, 4), np.float32))
+    np.savez(
+        folder / "f.npz",
+        id=np.array(["a", "b", "c"]),
+        label=np.array(["x", "y", "x"]),
+        audio=np.ones((3, 4), np.float32),
+    )
     return folder / "f.npz"
 
 
-def make_wav(folder: Path) -> Path:  # not at 16 kHz: what resampling imports is there before the limit
+# not at 16 kHz: what resampling imports is there before the limit
+def make_wav(folder: Path) -> Path:
     soundfile.write(folder / "clip.wav", tone(2000, rate=8_000), 8_000)
     return folder / "clip.wav"
 
@@ -140,7 +168,10 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "table": (make_table, table.prepare),
     "wav": (make_wav, read_clip),
     "flac": (make_flac, read_clip),
-    "mp4": (lambda folder: write_aac(folder / "clip.mp4", tone(8000)[None], layout="mono"), read_clip),
+    "mp4": (
+        lambda folder: write_aac(folder / "clip.mp4", tone(8000)[None], layout="mono"),
+        read_clip,
+    ),
     "npz": (make_npz, imported(npz)),
     "parquet": (exported("parquet", "f.parquet"), imported(parquet)),
     "mmsa": (exported("mmsa", "f.pkl"), imported(mmsa)),

@@ -1,4 +1,5 @@
-"""Damaged and hostile files, by the thousand: a MerError of one line or success; no other error, no crash, no hang, bounded memory.
+"""Damaged and hostile files, by the thousand: a MerError of one line or success; no other error, no
+crash, no hang, bounded memory.
 
 `MER_FUZZ_SECONDS` a reader (default 6) and `MER_FUZZ_SEED` (default 0) change how much and which.
 """
@@ -26,7 +27,9 @@ def test_any_file_is_read_or_refused(tmp_path, reader):
     command = [sys.executable, "-m", "tests.fuzz.mutate", reader, str(tmp_path), str(SECONDS), SEED]
     root, limit = Path(__file__).parents[2], SECONDS + 2 * HANG
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=limit)
-    assert done.returncode == 0, f"{reader}: exit {done.returncode}: {done.stdout[-600:]}{done.stderr[-600:]}"
+    assert done.returncode == 0, (
+        f"{reader}: exit {done.returncode}: {done.stdout[-600:]}{done.stderr[-600:]}"
+    )
     counts = json.loads(done.stdout.splitlines()[-1])
     assert counts["refused"] > 0, counts
 

@@ -1,8 +1,8 @@
 """A store against a model of it, whatever happens to its files in whatever order.
 
-The model remembers the bytes of every file when the head was written, and the arrays that went in. At any time: `verify` names
-exactly the shards whose bytes are other ones now; opening fails exactly when one is missing or of another length; every
-utterance of a sound shard reads as written.
+The model remembers the bytes of every file when the head was written, and the arrays that went in.
+At any time: `verify` names exactly the shards whose bytes are other ones now; opening fails exactly
+when one is missing or of another length; every utterance of a sound shard reads as written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mer.pipeline.errors import StoreError
 from mer.pipeline.store import FeatureStore, ShardWriter, build_index, verify_shards
+
 from tests.store.build import DIMS, arrays
 
 PLACE = st.integers(0, 1_000_000)  # a shard, or a byte of a file, modulo how many there are
@@ -30,7 +31,8 @@ class Store(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="mer-model-"))
         self.head = self.folder / "feats.h5"
         self.written = 0
-        self.listed: dict[str, bytes] = {}  # shards that the head names, and their bytes when it was written
+        # shards that the head names, and their bytes when it was written
+        self.listed: dict[str, bytes] = {}
         self.data: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # shard → id → arrays
         self.write(3)
 
@@ -44,11 +46,22 @@ class Store(RuleBasedStateMachine):
         return sorted(self.listed)[place % len(self.listed)]
 
     def sound(self) -> set[str]:
-        return {name for name, raw in self.listed.items() if self.path(name).exists() and self.path(name).read_bytes() == raw}
+        return {
+            name
+            for name, raw in self.listed.items()
+            if self.path(name).exists() and self.path(name).read_bytes() == raw
+        }
 
     def build(self, names: list[str]) -> None:
         rows = [{"id": id, "split": "train"} for name in names for id in self.data[name]]
-        build_index(self.head, [self.path(name) for name in names], rows, dataset="model", task="single", labels=())
+        build_index(
+            self.head,
+            [self.path(name) for name in names],
+            rows,
+            dataset="model",
+            task="single",
+            labels=(),
+        )
         self.listed = {name: self.path(name).read_bytes() for name in names}
 
     @precondition(lambda self: self.sound() == self.listed.keys())
@@ -115,9 +128,14 @@ class Store(RuleBasedStateMachine):
 
     @invariant()
     def what_is_sound_reads_as_written(self):
-        lengths = {name: self.path(name).stat().st_size if self.path(name).exists() else -1 for name in self.listed}
+        lengths = {
+            name: self.path(name).stat().st_size if self.path(name).exists() else -1
+            for name in self.listed
+        }
         if any(lengths[name] != len(raw) for name, raw in self.listed.items()):
-            with pytest.raises(StoreError, match=r"shard-\d{5}\.h5: shard (is missing|has \d+ bytes)"):
+            with pytest.raises(
+                StoreError, match=r"shard-\d{5}\.h5: shard (is missing|has \d+ bytes)"
+            ):
                 FeatureStore(self.head)
         store = FeatureStore(self.head, check=False)
         names, sound = sorted(self.listed), self.sound()
@@ -126,8 +144,12 @@ class Store(RuleBasedStateMachine):
         for name in sound:
             for id, expected in self.data[name].items():
                 for m in DIMS:
-                    np.testing.assert_array_equal(store.features(m, row[id]), expected[m].reshape(-1, DIMS[m]))
+                    np.testing.assert_array_equal(
+                        store.features(m, row[id]), expected[m].reshape(-1, DIMS[m])
+                    )
 
 
 TestStore = pytest.mark.slow(Store.TestCase)
-TestStore.settings = settings(max_examples=20, stateful_step_count=20, deadline=None, derandomize=True)
+TestStore.settings = settings(
+    max_examples=20, stateful_step_count=20, deadline=None, derandomize=True
+)

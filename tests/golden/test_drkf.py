@@ -1,5 +1,7 @@
-"""DRKF's contrastive losses and residual autoencoder against the authors' numbers (tests/golden/drkf.md), where the two are
-meant to be one function. Where they are not, docs/papers/drkf.md says why."""
+"""DRKF's contrastive losses and residual autoencoder against the authors' numbers
+(tests/golden/drkf.md), where the two are meant to be one function. Where they are not,
+docs/papers/drkf.md says why.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LOSSES = {"nt_xent": nt_xent, "modal_nt_xent": info_nce}
 def check_contrastive(z, case: str, impl: str) -> None:
     for name, loss in LOSSES.items():
         for i, temperature in enumerate(z["temperatures"]):
-            x, y = (torch.from_numpy(z[f"{case}/{view}"]).requires_grad_() for view in ("emb1", "emb2"))
+            x, y = (
+                torch.from_numpy(z[f"{case}/{view}"]).requires_grad_() for view in ("emb1", "emb2")
+            )
             tau = torch.tensor(float(temperature), dtype=torch.float64, requires_grad=True)
             value = loss(x, y, temperature=tau, impl=impl)
             value.backward()
@@ -30,7 +34,9 @@ def check_contrastive(z, case: str, impl: str) -> None:
             for found, key in ((x, "grad_emb1"), (y, "grad_emb2"), (tau, "grad_temperature")):
                 want = z[f"{at}/{key}"]
                 # relative: the gradient of a row of length 1e-12 is of order 1e11
-                assert np.abs(found.grad.numpy() - want).max() <= LIMIT * max(1.0, np.abs(want).max()), (at, key)
+                assert np.abs(found.grad.numpy() - want).max() <= LIMIT * max(
+                    1.0, np.abs(want).max()
+                ), (at, key)
 
 
 def autoencoder() -> ResidualAutoencoder:
@@ -80,8 +86,12 @@ def test_residual_autoencoder():
     assert abs(loss.item() - float(HERE["ae/out64/mse"])) < LIMIT
     as_coded = torch.autograd.grad(loss, x, retain_graph=True)[0]
     assert np.abs(as_coded.numpy() - HERE["ae/out64/mse_grad_x_as_coded"]).max() < LIMIT
-    target_stopped = torch.autograd.grad(masked_mse(output, x.detach(), everywhere), x, retain_graph=True)[0]
-    assert np.abs(target_stopped.numpy() - HERE["ae/out64/mse_grad_x_detached_target"]).max() < LIMIT
+    target_stopped = torch.autograd.grad(
+        masked_mse(output, x.detach(), everywhere), x, retain_graph=True
+    )[0]
+    assert (
+        np.abs(target_stopped.numpy() - HERE["ae/out64/mse_grad_x_detached_target"]).max() < LIMIT
+    )
     loss.backward()
     grads = {theirs(name): p.grad.numpy() for name, p in model.named_parameters()}
     stored = [k for k in HERE.files if k.startswith("ae/out64/mse_grad/")]
@@ -102,8 +112,13 @@ def test_all_autoencoder_gradients(test_data):
     z = np.load(test_data / "golden" / "drkf_residual_ae.npz", allow_pickle=False)
     model, x = autoencoder(), torch.from_numpy(z["in/x"]).double()
     parameters = {theirs(name): p for name, p in model.named_parameters()}
-    assert sorted(parameters) == sorted(k.removeprefix("param/") for k in z.files if k.startswith("param/"))
-    assert all(np.array_equal(p.detach().numpy().astype(np.float32), z[f"param/{name}"]) for name, p in parameters.items())
+    assert sorted(parameters) == sorted(
+        k.removeprefix("param/") for k in z.files if k.startswith("param/")
+    )
+    assert all(
+        np.array_equal(p.detach().numpy().astype(np.float32), z[f"param/{name}"])
+        for name, p in parameters.items()
+    )
     masked_mse(model(x)[0], x, torch.ones(x.shape[:2], dtype=torch.bool)).backward()
     for name, p in parameters.items():
         assert np.abs(p.grad.numpy() - z[f"out64/mse_grad/{name}"]).max() < LIMIT

@@ -1,4 +1,6 @@
-"""Pickles read as data: everything data reads the same as with pickle, everything else is refused and nothing runs."""
+"""Pickles read as data: everything data reads the same as with pickle, everything else is refused
+and nothing runs.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +48,28 @@ def equal(a, b) -> bool:
 
 
 plain_arrays = hnp.arrays(
-    st.one_of(hnp.floating_dtypes(sizes=(16, 32, 64)), hnp.integer_dtypes(), hnp.unsigned_integer_dtypes(), st.just(np.dtype(bool)),
-              hnp.unicode_string_dtypes(max_len=4)),
+    st.one_of(
+        hnp.floating_dtypes(sizes=(16, 32, 64)),
+        hnp.integer_dtypes(),
+        hnp.unsigned_integer_dtypes(),
+        st.just(np.dtype(bool)),
+        hnp.unicode_string_dtypes(max_len=4),
+    ),
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
-)  # fmt: skip
-atoms = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), plain_arrays)
+)
+atoms = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), plain_arrays
+)
 values = st.recursive(
     atoms,
-    lambda v: st.one_of(st.lists(v), st.lists(v).map(tuple), st.dictionaries(st.text() | st.integers(), v),
-                        st.lists(v, min_size=1).map(lambda items: [*items, items[0]])),
+    lambda v: st.one_of(
+        st.lists(v),
+        st.lists(v).map(tuple),
+        st.dictionaries(st.text() | st.integers(), v),
+        st.lists(v, min_size=1).map(lambda items: [*items, items[0]]),
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @given(value=values, protocol=st.integers(0, 5))
@@ -71,10 +84,19 @@ def test_data_is_read_as_pickle_reads_it(value, protocol, tmp_path_factory):
 def test_what_feature_pickles_are_made_of(tmp_path, protocol):
     x = np.arange(24, dtype="<f4").reshape(2, 3, 4)
     value = {
-        "f": np.asfortranarray(x[0]), "big": x.astype(">f8"), "text": np.array(["a", None, "é"], dtype=object), "scalar": np.float32(2.5),
-        "n": np.int64(7), "nested": np.array([[1, 2], [3]], dtype=object), "od": collections.OrderedDict(a=1),
-        "empty": np.empty((0, 5)), "bytes": b"\x00\xff", "again": x, "x": x, "long": 10**50,
-    }  # fmt: skip
+        "f": np.asfortranarray(x[0]),
+        "big": x.astype(">f8"),
+        "text": np.array(["a", None, "é"], dtype=object),
+        "scalar": np.float32(2.5),
+        "n": np.int64(7),
+        "nested": np.array([[1, 2], [3]], dtype=object),
+        "od": collections.OrderedDict(a=1),
+        "empty": np.empty((0, 5)),
+        "bytes": b"\x00\xff",
+        "again": x,
+        "x": x,
+        "long": 10**50,
+    }
     got = loaded(tmp_path, pickle.dumps(value, protocol))
     assert got.pop("od") == {"a": 1} and value.pop("od")
     assert equal(got.pop("scalar"), np.float32(2.5)) and equal(got.pop("n"), np.int64(7))
@@ -84,9 +106,13 @@ def test_what_feature_pickles_are_made_of(tmp_path, protocol):
 
 def test_pickle_of_python_2(tmp_path):
     """Protocol 2 as Python 2 wrote it: byte strings everywhere, the array's data too."""
-    raw = (b"\x80\x02}q\x00U\x05audioq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85U\x01b\x87Rq\x04"
-           b"(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\x05U\x02f4K\x00K\x01\x87Rq\x06(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-           b"\x89U\x08" + struct.pack("<ff", 1.5, -2) + b"tbs.")  # fmt: skip
+    raw = (
+        b"\x80\x02}q\x00U\x05audioq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02"
+        b"cnumpy\nndarray\nq\x03K\x00\x85U\x01b\x87Rq\x04"
+        b"(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\x05U\x02f4K\x00K\x01\x87Rq\x06"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x08" + struct.pack("<ff", 1.5, -2) + b"tbs."
+    )
     got = loaded(tmp_path, raw)
     assert list(got) == [b"audio"] and got[b"audio"].tolist() == [[1.5, -2.0]]
 
@@ -108,28 +134,63 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     bytewise = b"tcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
     return {
         "a command": (pickle.dumps(Runs(os.system, command)), "'posix.system' is refused"),
-        "a command, protocol 0": (b"cos\nsystem\n(S'" + command.encode() + b"'\ntR.", "'os.system' is refused"),
-        "eval": (pickle.dumps(Runs(eval, f"open({str(tmp_path / 'ran')!r}, 'w')")), "'builtins.eval' is refused"),
-        "inside an array": (pickle.dumps(np.array([Runs(os.system, command)], dtype=object)), "'posix.system' is refused"),
-        "numpy that executes": (b"cnumpy.testing._private.utils\nrunstring\n(S'1'\n}tR.", "runstring' is refused"),
+        "a command, protocol 0": (
+            b"cos\nsystem\n(S'" + command.encode() + b"'\ntR.",
+            "'os.system' is refused",
+        ),
+        "eval": (
+            pickle.dumps(Runs(eval, f"open({str(tmp_path / 'ran')!r}, 'w')")),
+            "'builtins.eval' is refused",
+        ),
+        "inside an array": (
+            pickle.dumps(np.array([Runs(os.system, command)], dtype=object)),
+            "'posix.system' is refused",
+        ),
+        "numpy that executes": (
+            b"cnumpy.testing._private.utils\nrunstring\n(S'1'\n}tR.",
+            "runstring' is refused",
+        ),
         "numpy.load": (pickle.dumps(Runs(np.load, "x")), "'numpy.load' is refused"),
-        "getattr by dotted name": (b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__class__\x93.", "is refused"),
+        "getattr by dotted name": (
+            b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__class__\x93.",
+            "is refused",
+        ),
         "INST": (b"(S'" + command.encode() + b"'\nios\nsystem\n.", "opcode INST is refused"),
         "OBJ": (b"(cos\nsystem\nS'x'\no.", "'os.system' is refused"),
-        "NEWOBJ": (b"\x80\x02cnumpy\nndarray\n(tcnumpy\nndarray\n\x81.", "opcode NEWOBJ is refused"),
+        "NEWOBJ": (
+            b"\x80\x02cnumpy\nndarray\n(tcnumpy\nndarray\n\x81.",
+            "opcode NEWOBJ is refused",
+        ),
         "EXT1": (b"\x80\x02\x82\x01.", "opcode EXT1 is refused"),
         "PERSID": (b"Psomewhere\n.", "opcode PERSID is refused"),
-        "a known name called otherwise": (b"cnumpy\nndarray\n((I1000000000000\nttR.", "a call of 'numpy.ndarray' is refused"),
-        "an object's state": (b"}}(S'__class__'\nI1\nub.", "an object with a state of its own is refused"),
+        "a known name called otherwise": (
+            b"cnumpy\nndarray\n((I1000000000000\nttR.",
+            "a call of 'numpy.ndarray' is refused",
+        ),
+        "an object's state": (
+            b"}}(S'__class__'\nI1\nub.",
+            "an object with a state of its own is refused",
+        ),
         "a class instance": (pickle.dumps(pytest.MonkeyPatch), "is refused"),
         "a record array": (pickle.dumps(np.zeros(2, "f4,i4")), "an array of type 'V8' is refused"),
-        "10 GB of bytes": (b"\x80\x04\x8e" + struct.pack("<Q", 10 << 30) + b"x.", "claims 10,737,418,240 bytes where 2 are left"),
-        "10 GB of text": (b"\x80\x04\x8d" + struct.pack("<Q", 10 << 30) + b"x.", "claims 10,737,418,240 bytes"),
-        "10 GB of bytearray": (b"\x80\x05\x96" + struct.pack("<Q", 10 << 30) + b"x.", "claims 10,737,418,240 bytes"),
+        "10 GB of bytes": (
+            b"\x80\x04\x8e" + struct.pack("<Q", 10 << 30) + b"x.",
+            "claims 10,737,418,240 bytes where 2 are left",
+        ),
+        "10 GB of text": (
+            b"\x80\x04\x8d" + struct.pack("<Q", 10 << 30) + b"x.",
+            "claims 10,737,418,240 bytes",
+        ),
+        "10 GB of bytearray": (
+            b"\x80\x05\x96" + struct.pack("<Q", 10 << 30) + b"x.",
+            "claims 10,737,418,240 bytes",
+        ),
         "2^63 of frame": (b"\x80\x04\x95" + struct.pack("<Q", 2**63) + b"N.", ""),
         "memo slot 4 billion": (b"\x80\x02Nr\xff\xff\xff\xff.", ""),
-        "a shape of 10 GB": (reduce + b"(I10000000000\n" + bytewise + b"S'x'\ntb.",
-                             r"an array of shape \(10000000000,\) and uint8 that comes with 1 bytes"),
+        "a shape of 10 GB": (
+            reduce + b"(I10000000000\n" + bytewise + b"S'x'\ntb.",
+            r"an array of shape \(10000000000,\) and uint8 that comes with 1 bytes",
+        ),
         "a negative shape": (reduce + b"(I-5\n" + bytewise + b"S''\ntb.", "proper shape"),
         "a bomb of lists": (b"]" * 300_000 + b".", "more than 100,000 objects"),
         "nested without end": (b"(" * 90_000 + b"l" * 90_000 + b".", "more than 100,000 objects"),
@@ -142,7 +203,7 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
         "only a name": (b"cnumpy\nndarray\n.", "no finished value"),
         "only a mark": (b"(.", "no finished value"),
         "a list in itself as key": (b"}]q\x00h\x00s.", "a dict key"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", hostile(Path("/")))
@@ -159,8 +220,14 @@ def test_hostile_pickle_is_one_line_and_runs_nothing(tmp_path, monkeypatch, name
 
 
 def test_memory_stays_within_the_files_size(tmp_path):
-    """Under an address-space limit of 2 GB every claim of more ends in its refusal, not in a MemoryError."""
-    bombs = {n: r for n, (r, m) in hostile(tmp_path).items() if "GB" in n or "billion" in n or "2^63" in n or "bomb" in n}
+    """Under an address-space limit of 2 GB every claim of more ends in its refusal, not in a
+    MemoryError.
+    """
+    bombs = {
+        n: r
+        for n, (r, m) in hostile(tmp_path).items()
+        if "GB" in n or "billion" in n or "2^63" in n or "bomb" in n
+    }
     for i, raw in enumerate(bombs.values()):
         (tmp_path / f"{i}.pkl").write_bytes(raw)
     code = """
@@ -179,7 +246,14 @@ print("alive")
 """
     paths = [tmp_path / f"{i}.pkl" for i in range(len(bombs))]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *paths],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env,
+    )
     assert run.stdout == "alive\n", run.stderr
 
 
@@ -197,7 +271,15 @@ def test_any_bytes_end_in_a_value_or_one_line(tmp_path_factory, raw):
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_damaged_pickle_ends_in_a_value_or_one_line(tmp_path_factory, data):
-    raw = bytearray(pickle.dumps({"a": np.arange(6.0).reshape(2, 3), "b": ["x", 1, None], "c": np.array(["u"], dtype=object)}))
+    raw = bytearray(
+        pickle.dumps(
+            {
+                "a": np.arange(6.0).reshape(2, 3),
+                "b": ["x", 1, None],
+                "c": np.array(["u"], dtype=object),
+            }
+        )
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.pkl"

@@ -18,7 +18,9 @@ def write_aac(path: Path, planes: np.ndarray, *, rate: int = 48_000, layout: str
         stream = container.add_stream("aac", rate=rate, layout=layout)
         stream.bit_rate = 64_000 * len(planes)
         for start in range(0, planes.shape[1], 1024):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes[:, start : start + 1024]), format="fltp", layout=layout)
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(planes[:, start : start + 1024]), format="fltp", layout=layout
+            )
             frame.sample_rate, frame.pts = rate, start
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

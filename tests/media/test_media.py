@@ -18,6 +18,7 @@ from torchaudio.functional import resample
 
 from mer.pipeline.media import audio as media
 from mer.pipeline.media.audio import MediaError, load, probe, resampled_length
+
 from tests.media.clips import surround, tone, write_aac
 
 
@@ -29,7 +30,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------------------------ what comes out
+# --- what comes out
 
 
 def test_wav_at_16_khz_passes_unchanged(tmp_path):
@@ -37,7 +38,12 @@ def test_wav_at_16_khz_passes_unchanged(tmp_path):
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
     clip = load(tmp_path / "a.wav")
     assert clip.waveform.dtype == np.float32 and np.array_equal(clip.waveform, wave)
-    assert (clip.source_rate, clip.channels, clip.flags, clip.seconds) == (16_000, 1, (), 5000 / 16_000)
+    assert (clip.source_rate, clip.channels, clip.flags, clip.seconds) == (
+        16_000,
+        1,
+        (),
+        5000 / 16_000,
+    )
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 24_000, 44_100, 48_000])
@@ -55,12 +61,19 @@ def test_a_rate_whose_kernel_would_fill_memory_is_rounded_and_flagged(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(44_101, rate=44_101), 44_101)
     clip = load(tmp_path / "a.wav")
     assert clip.flags == ("resampled", "rate_rounded")
-    assert probe(tmp_path / "a.wav").samples == len(clip.waveform) and abs(len(clip.waveform) - 16_000) <= 1
+    assert (
+        probe(tmp_path / "a.wav").samples == len(clip.waveform)
+        and abs(len(clip.waveform) - 16_000) <= 1
+    )
 
 
-@pytest.mark.parametrize(("suffix", "exact"), [("wav", True), ("flac", True), ("ogg", False), ("mp3", False)])
+@pytest.mark.parametrize(
+    ("suffix", "exact"), [("wav", True), ("flac", True), ("ogg", False), ("mp3", False)]
+)
 def test_formats_of_libsndfile(tmp_path, suffix, exact):
-    soundfile.write(tmp_path / f"a.{suffix}", np.stack([tone(44_100, rate=44_100)] * 2, axis=1), 44_100)
+    soundfile.write(
+        tmp_path / f"a.{suffix}", np.stack([tone(44_100, rate=44_100)] * 2, axis=1), 44_100
+    )
     clip = load(tmp_path / f"a.{suffix}")
     assert len(clip.waveform) == probe(tmp_path / f"a.{suffix}").samples
     assert rms(clip.waveform) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
@@ -73,7 +86,9 @@ def test_centre_of_surround_aac_is_found_and_the_front_pair_is_silent(tmp_path):
     assert (loud.channel, loud.channels, loud.source_rate) == ("FC", 6, 48_000)
     assert rms(loud.waveform) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
     assert rms(front.waveform) < 1e-4 and "silent" in front.flags
-    assert rms(load(path, channel="mix").waveform) == pytest.approx(rms(loud.waveform) / 6, rel=0.05)
+    assert rms(load(path, channel="mix").waveform) == pytest.approx(
+        rms(loud.waveform) / 6, rel=0.05
+    )
     assert np.array_equal(load(path, channel="centre").waveform, loud.waveform)
     assert len(loud.waveform) == probe(path).samples >= 32_000
 
@@ -103,7 +118,9 @@ def test_six_channel_flac_has_its_centre_third(tmp_path):
     assert rms(load(tmp_path / "a.flac").waveform) == pytest.approx(0.5 / np.sqrt(2), rel=0.01)
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.25, 0.5), (0.5, None), (None, 0.125), (0.99, 5.0), (-1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("start", "end"), [(0.25, 0.5), (0.5, None), (None, 0.125), (0.99, 5.0), (-1.0, 0.5)]
+)
 @pytest.mark.parametrize("container", ["wav", "mp4"])
 def test_pieces_are_cut_where_asked(tmp_path, container, start, end):
     path = tmp_path / f"a.{container}"
@@ -119,13 +136,17 @@ def test_pieces_are_cut_where_asked(tmp_path, container, start, end):
     assert len(clip.waveform) == b - a
     middle = slice(a + 50, b - 50)  # the resampling filter sees other neighbours at the ends
     assert np.allclose(clip.waveform[50:-50], whole.waveform[middle], atol=1e-4)
-    assert ("start_clipped" in clip.flags) == (start == -1.0) and ("end_beyond" in clip.flags) == (end == 5.0)
+    assert ("start_clipped" in clip.flags) == (start == -1.0) and ("end_beyond" in clip.flags) == (
+        end == 5.0
+    )
 
 
 def test_flags_for_clipped_and_silent(tmp_path):
     soundfile.write(tmp_path / "loud.wav", np.clip(noise(4000) * 10, -1, 1), 16_000)
     soundfile.write(tmp_path / "still.wav", np.zeros(4000), 16_000)
-    assert load(tmp_path / "loud.wav").flags == ("clipped",) and load(tmp_path / "still.wav").flags == ("silent",)
+    assert load(tmp_path / "loud.wav").flags == ("clipped",) and load(
+        tmp_path / "still.wav"
+    ).flags == ("silent",)
 
 
 def test_the_container_is_told_by_content_not_by_name(tmp_path):
@@ -134,7 +155,17 @@ def test_the_container_is_told_by_content_not_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["-a.wav", "file:a.wav", "https:a.mp4", "a b'\"$.wav", "名前.wav", "concat:a.mp4", "caf\udce9.wav", "\udcff.mp4"]
+    "name",
+    [
+        "-a.wav",
+        "file:a.wav",
+        "https:a.mp4",
+        "a b'\"$.wav",
+        "名前.wav",
+        "concat:a.mp4",
+        "caf\udce9.wav",
+        "\udcff.mp4",
+    ],
 )
 def test_odd_names(tmp_path, name):
     path = tmp_path / name
@@ -147,16 +178,20 @@ def test_odd_names(tmp_path, name):
 
 
 def test_worker_processes_give_the_same_and_pass_errors_on(tmp_path):
-    soundfile.write(tmp_path / "a.wav", noise(4800), 16_000)  # at another rate the worker would spend seconds importing torch
+    # at another rate the worker would spend seconds importing torch
+    soundfile.write(tmp_path / "a.wav", noise(4800), 16_000)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert np.array_equal(pool.submit(load, tmp_path / "a.wav").result().waveform, load(tmp_path / "a.wav").waveform)
+        assert np.array_equal(
+            pool.submit(load, tmp_path / "a.wav").result().waveform,
+            load(tmp_path / "a.wav").waveform,
+        )
         with pytest.raises(MediaError, match="No such file") as error:
             pool.submit(load, tmp_path / "b.wav").result()
     assert error.value.stage == "open"
     assert pickle.loads(pickle.dumps(MediaError("x", "nan"))).stage == "nan"
 
 
-# ----------------------------------------------------------------------------------------------------------- what cannot be read
+# --- what cannot be read
 
 
 def bad_files(folder) -> dict[str, tuple]:
@@ -175,12 +210,19 @@ def bad_files(folder) -> dict[str, tuple]:
 
     add("text.wav", b"this is a text\n" * 50, "open", "not a media file")
     add("text.mp4", b"this is a text\n" * 50, "open", "not a media file")
-    add("playlist.wav", b"#EXTM3U\n#EXTINF:5,\n" + bytes(folder / "whole.wav") + b"\n#EXT-X-ENDLIST\n", "open", "not a media file")
+    add(
+        "playlist.wav",
+        b"#EXTM3U\n#EXTINF:5,\n" + bytes(folder / "whole.wav") + b"\n#EXT-X-ENDLIST\n",
+        "open",
+        "not a media file",
+    )
     add("concat.mp4", b"ffconcat version 1.0\nfile whole.wav\n", "open", "not a media file")
     add("empty.wav", b"", "empty", "empty file")
     add("empty.mp4", b"", "empty", "empty file")
     add("zeros.mp4", bytes(5000), "open", "not a media file")
-    add("cut.wav", (folder / "whole.wav").read_bytes()[:9000], "truncated", "31,044 of 40,000 bytes")
+    add(
+        "cut.wav", (folder / "whole.wav").read_bytes()[:9000], "truncated", "31,044 of 40,000 bytes"
+    )
     add("cut.flac", (folder / "whole.flac").read_bytes()[:9000], "decode", "cannot be decoded")
     content = (folder / "whole.mp3").read_bytes()
     add("cut.mp3", content[: len(content) // 2], "truncated", "of 20,000 samples")
@@ -200,8 +242,25 @@ def bad_files(folder) -> dict[str, tuple]:
     return out
 
 
-NAMES = ["text.wav", "text.mp4", "playlist.wav", "concat.mp4", "empty.wav", "empty.mp4", "zeros.mp4", "cut.wav", "cut.flac", "cut.mp3",
-         "cut.mp4", "cut.mkv", "rate.wav", "none.wav", "folder.wav", "absent.wav", "pipe.wav"]  # fmt: skip
+NAMES = [
+    "text.wav",
+    "text.mp4",
+    "playlist.wav",
+    "concat.mp4",
+    "empty.wav",
+    "empty.mp4",
+    "zeros.mp4",
+    "cut.wav",
+    "cut.flac",
+    "cut.mp3",
+    "cut.mp4",
+    "cut.mkv",
+    "rate.wav",
+    "none.wav",
+    "folder.wav",
+    "absent.wav",
+    "pipe.wav",
+]
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +276,11 @@ def test_bad_files_give_one_line_and_a_stage(bad, name):
             continue  # a FLAC header is taken at its word; decoding finds out
         with pytest.raises(MediaError, match=part) as error:
             read(path)
-        assert error.value.stage == stage and str(path) in str(error.value) and "\n" not in str(error.value)
+        assert (
+            error.value.stage == stage
+            and str(path) in str(error.value)
+            and "\n" not in str(error.value)
+        )
 
 
 def test_every_bad_file_is_tried(bad):
@@ -247,7 +310,10 @@ def test_samples_that_are_no_numbers(tmp_path, value):
     assert error.value.stage == "nan"
 
 
-@pytest.mark.parametrize(("start", "end", "part"), [(1.0, 0.5, "not after"), (5.0, None, "nothing at 5 s"), (np.nan, None, "start is nan")])
+@pytest.mark.parametrize(
+    ("start", "end", "part"),
+    [(1.0, 0.5, "not after"), (5.0, None, "nothing at 5 s"), (np.nan, None, "start is nan")],
+)
 def test_times_that_make_no_sense(tmp_path, start, end, part):
     soundfile.write(tmp_path / "a.wav", noise(16_000), 16_000)
     for read in (load, probe):
@@ -256,14 +322,20 @@ def test_times_that_make_no_sense(tmp_path, start, end, part):
         assert error.value.stage == "times"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_damaged_bytes_end_in_a_clip_or_one_line(tmp_path, data):
-    """Whatever the bytes, `load` and `probe` agree on the length or raise MediaError; nothing else escapes."""
+    """Whatever the bytes, `load` and `probe` agree on the length or raise MediaError; nothing else
+    escapes.
+    """
     suffix = data.draw(st.sampled_from(["wav", "flac", "mp4"]))
     path = tmp_path / f"whole.{suffix}"
     if not path.exists():
-        write_aac(path, noise(1, 4800), layout="mono") if suffix == "mp4" else soundfile.write(path, noise(800), 16_000)
+        write_aac(path, noise(1, 4800), layout="mono") if suffix == "mp4" else soundfile.write(
+            path, noise(800), 16_000
+        )
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -1,4 +1,6 @@
-"""What both implementations are tried on: sizes, terms, temperatures, and inputs that have broken others."""
+"""What both implementations are tried on: sizes, terms, temperatures, and inputs that have broken
+others.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +8,54 @@ import torch
 from torch import Tensor
 
 from mer.fusion.ops import Term
+
 from tests.ops import oracle
 
 # name -> (terms, number of paired views, rows of a queue view, anchor rows)
 TERMS = {
     "drkf": (oracle.DRKF, 4, 0, None),
-    "symmetric+one-way": ((Term((0, 1), (0, 1), mask_self=False), Term((0,), (1,), 0.5)), 2, 0, None),
-    "queue": ((Term((0, 1), (0, 1, 2)), Term((0,), (1, 2)), Term((0, 1), (0, 1, 2), mask_self=False)), 2, 7, None),
-    "one rank": ((Term((0, 1), (0, 1)), Term((0, 1), (0, 1), mask_self=False), Term((1,), (0,))), 2, 0, (2, 5)),
+    "symmetric+one-way": (
+        (Term((0, 1), (0, 1), mask_self=False), Term((0,), (1,), 0.5)),
+        2,
+        0,
+        None,
+    ),
+    "queue": (
+        (Term((0, 1), (0, 1, 2)), Term((0,), (1, 2)), Term((0, 1), (0, 1, 2), mask_self=False)),
+        2,
+        7,
+        None,
+    ),
+    "one rank": (
+        (Term((0, 1), (0, 1)), Term((0, 1), (0, 1), mask_self=False), Term((1,), (0,))),
+        2,
+        0,
+        (2, 5),
+    ),
     "one way": ((Term((0,), (1,)),), 2, 0, None),
     "one way with queue": ((Term((1,), (0, 2)),), 2, 7, None),
     "one rank of one term": ((Term((0, 1), (0, 1)),), 2, 0, (2, 5)),
 }
-EXTREMES = ("duplicates", "zero row", "scale 1e4", "scale 1e-4", "identical views", "opposite views")
+EXTREMES = (
+    "duplicates",
+    "zero row",
+    "scale 1e4",
+    "scale 1e-4",
+    "identical views",
+    "opposite views",
+)
 
 
-def make(name: str, rows: int, d: int, *, dtype=torch.float32, seed: int = 0) -> tuple[list[Tensor], tuple, list[Tensor], tuple | None]:
+def make(
+    name: str, rows: int, d: int, *, dtype=torch.float32, seed: int = 0
+) -> tuple[list[Tensor], tuple, list[Tensor], tuple | None]:
     """(views, terms, labels per view with some unlabelled, anchor rows)."""
     terms, paired, queue, anchor_rows = TERMS[name]
     g = torch.Generator().manual_seed(seed)
-    views = [torch.randn(n, d, generator=g, dtype=torch.float64).to(dtype) for n in [rows] * paired + [queue] * (queue > 0)]
+    views = [
+        torch.randn(n, d, generator=g, dtype=torch.float64).to(dtype)
+        for n in [rows] * paired + [queue] * (queue > 0)
+    ]
     shared = torch.randint(-1, 3, (rows,), generator=g)
     labels = [shared] * paired + ([torch.randint(-1, 3, (queue,), generator=g)] if queue else [])
     return views, terms, labels, anchor_rows
@@ -50,10 +80,18 @@ def extreme(views: list[Tensor], kind: str) -> list[Tensor]:
     return views
 
 
-def errors(got: list[Tensor], want: list[Tensor], floor: float, tau: float = 1.0, scales: list[float] | None = None) -> list[float]:
-    """Largest difference of each tensor over its own largest entry, or over `floor` where that is smaller (a gradient that is zero
-    by symmetry has no relative error), or over its entry of `scales`. The last is the gradient to tau, a difference of mean logits
-    over tau: its floor is 0.1/tau^2."""
+def errors(
+    got: list[Tensor],
+    want: list[Tensor],
+    floor: float,
+    tau: float = 1.0,
+    scales: list[float] | None = None,
+) -> list[float]:
+    """Largest difference of each tensor over its own largest entry, or over `floor` where that is
+    smaller (a gradient that is zero by symmetry has no relative error), or over its entry of
+    `scales`. The last is the gradient to tau, a difference of mean logits over tau: its floor is
+    0.1/tau^2.
+    """
     floors = [floor] * (len(want) - 1) + [max(floor, 0.1 / tau**2)]
     return [
         float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(max(f, s)))
@@ -61,24 +99,52 @@ def errors(got: list[Tensor], want: list[Tensor], floor: float, tau: float = 1.0
     ]
 
 
-def no_worse(run, views, tau: Tensor, terms, labels=None, mode="none", anchor_rows=None, *, weights, eps: float, factor=4.0) -> None:
-    """`run(views, tau, weights)` -> [losses, d views..., d tau] against float64: no quantity is off by more than `factor` times what
-    PyTorch's own eager code is off in that dtype, or than `factor` roundings of a logit (1/tau eps), where eager PyTorch happens to
-    be luckier than its dtype allows it to be.
+def no_worse(
+    run,
+    views,
+    tau: Tensor,
+    terms,
+    labels=None,
+    mode="none",
+    anchor_rows=None,
+    *,
+    weights,
+    eps: float,
+    factor=4.0,
+) -> None:
+    """`run(views, tau, weights)` -> [losses, d views..., d tau] against float64: no quantity is off
+    by more than `factor` times what PyTorch's own eager code is off in that dtype, or than `factor`
+    roundings of a logit (1/tau eps), where eager PyTorch happens to be luckier than its dtype
+    allows it to be.
 
-    The gradient of a row x is dz less its part along z, over |x|, and rounds with the size of what is subtracted, dz / |x|. For
-    D = 1 nothing is left (exactly 0, and eager PyTorch multiplies by z = +-1 without rounding), so roundings are counted in units
-    of dz / |x| wherever that is larger than the gradient itself."""
+    The gradient of a row x is dz less its part along z, over |x|, and rounds with the size of what
+    is subtracted, dz / |x|. For D = 1 nothing is left (exactly 0, and eager PyTorch multiplies by z
+    = +-1 without rounding), so roundings are counted in units of dz / |x| wherever that is larger
+    than the gradient itself.
+    """
 
     def dense(v, t, **more):
         return oracle.dense(v, t, terms, labels, mode, anchor_rows, **more)
 
     wide, least = [v.double() for v in views], float(tau.min())
-    exact, eager = oracle.gradients(dense, wide, tau.double(), weights), oracle.gradients(dense, views, tau, weights)
-    unprojected = oracle.gradients(lambda v, t: dense(v, t, normalise=False), [oracle.unit(v) for v in wide], tau.double(), weights)[1:-1]
-    scales = [float((dz / v.norm(dim=1, keepdim=True).clamp_min(1e-12)).abs().max()) for dz, v in zip(unprojected, wide, strict=True)]
+    exact, eager = (
+        oracle.gradients(dense, wide, tau.double(), weights),
+        oracle.gradients(dense, views, tau, weights),
+    )
+    unprojected = oracle.gradients(
+        lambda v, t: dense(v, t, normalise=False),
+        [oracle.unit(v) for v in wide],
+        tau.double(),
+        weights,
+    )[1:-1]
+    scales = [
+        float((dz / v.norm(dim=1, keepdim=True).clamp_min(1e-12)).abs().max())
+        for dz, v in zip(unprojected, wide, strict=True)
+    ]
     got, scales = run(views, tau, weights), [0.0, *scales, 0.0]
     mine, theirs = (errors(x, exact, 1e-3, least, scales) for x in (got, eager))
     allowed = [factor * max(t, eps * max(1.0, 1.0 / least)) for t in theirs]
     assert all(torch.isfinite(x).all() for x in got)
-    assert all(m <= a for m, a in zip(mine, allowed, strict=True)), f"errors {mine}, eager {theirs}, allowed {allowed}"
+    assert all(m <= a for m, a in zip(mine, allowed, strict=True)), (
+        f"errors {mine}, eager {theirs}, allowed {allowed}"
+    )

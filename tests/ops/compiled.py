@@ -1,5 +1,7 @@
-"""Run by test_compile.py in a fresh process: what an import brings with it, then torch.compile of a training step,
-with the compiler's frames counted. (A cached or skipped frame would pass any comparison of numbers.)"""
+"""Run by test_compile.py in a fresh process: what an import brings with it, then torch.compile of a
+training step, with the compiler's frames counted. (A cached or skipped frame would pass any
+comparison of numbers.)
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from mer.fusion.ops import drkf_contrastive  # noqa: E402
 new = set(sys.modules) - before
 assert "mer.fusion.ops.chunked" in new
 heavy = ("triton", "mer.fusion.losses", "mer.fusion.ops.kernels", "mer.fusion.ops.launch")
-assert not {m for m in new if m.startswith(heavy)}, "the import brings Triton, kernels or the losses room"
+assert not {m for m in new if m.startswith(heavy)}, (
+    "the import brings Triton, kernels or the losses room"
+)
 
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
@@ -43,5 +47,8 @@ got = grads(torch.compile(step, fullgraph=True, backend=counter))
 for a, b in zip(got, want, strict=True):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 operators = [str(node.target) for graph in counter.graphs for node in graph.graph.nodes]
-assert counter.frame_count == 1 and operators.count("mer.contrastive_terms.default") == 1, (counter.frame_count, operators)
+assert counter.frame_count == 1 and operators.count("mer.contrastive_terms.default") == 1, (
+    counter.frame_count,
+    operators,
+)
 print("frames", counter.frame_count)

@@ -1,5 +1,8 @@
-"""The Triton kernels under Triton's interpreter. Not collected by pytest: test_kernels.py runs it in a process of its own, because
-TRITON_INTERPRET must be set before Triton is imported and would follow every other test."""
+"""The Triton kernels under Triton's interpreter.
+
+Not collected by pytest: test_kernels.py runs it in a process of its own, because TRITON_INTERPRET
+must be set before Triton is imported and would follow every other test.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,42 @@ from mer.fusion.ops import Term, contrastive_terms, kernels, launch, nt_xent
 from mer.fusion.ops.function import contrastive_op, encode
 from mer.fusion.ops.plan import make_plan
 from mer.pipeline.errors import DependencyError
+
 from tests.ops import cases, oracle
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),  # NumPy on masked-out entries
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),  # inside Triton's interpreter
+    # NumPy on masked-out entries
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+    # inside Triton's interpreter
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
 ]
 PATHS = ("tiny", "mid", "large")
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Tiles of 16 and a scratch of a few rows and columns: every boundary on small inputs, and quick enough to interpret."""
+    """Tiles of 16 and a scratch of a few rows and columns: every boundary on small inputs, and
+    quick enough to interpret.
+    """
     monkeypatch.setattr(launch, "SCRATCH_BYTES", 1 << 10)
     monkeypatch.setattr(launch, "SCRATCH_COLS", 16)
     monkeypatch.setattr(launch, "mid_tile", lambda rows, d, dot, mode: launch.Tile(16, 16, 16, 32))
     monkeypatch.setattr(launch, "large_tile", lambda dot, mode: launch.Tile(16, 32, 16))
 
 
-def run(path, views, tau, terms, labels, mode, anchor_rows, weights, precision="ieee", monkeypatch=None):
+def run(
+    path, views, tau, terms, labels, mode, anchor_rows, weights, precision="ieee", monkeypatch=None
+):
     def function(v, t):
         return contrastive_terms(
-            v, t, terms, None if mode == "none" else labels, mode, impl="triton", precision=precision, anchor_rows=anchor_rows
+            v,
+            t,
+            terms,
+            None if mode == "none" else labels,
+            mode,
+            impl="triton",
+            precision=precision,
+            anchor_rows=anchor_rows,
         )
 
     with pytest.MonkeyPatch.context() as patch:
@@ -52,10 +69,24 @@ def compare(path, name, mode, rows, d, tau, *, per_term=False, kind=None, factor
     def ours(v, u, w):
         return run(path, v, u, terms, labels, mode, anchor_rows, w)
 
-    cases.no_worse(ours, views, t, terms, labels, mode, anchor_rows, weights=weights, eps=2.0**-23, factor=factor)
+    cases.no_worse(
+        ours,
+        views,
+        t,
+        terms,
+        labels,
+        mode,
+        anchor_rows,
+        weights=weights,
+        eps=2.0**-23,
+        factor=factor,
+    )
 
 
-@pytest.mark.parametrize(("name", "mode"), [("drkf", "none"), ("symmetric+one-way", "none"), ("queue", "supcon"), ("one rank", "exclude")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("drkf", "none"), ("symmetric+one-way", "none"), ("queue", "supcon"), ("one rank", "exclude")],
+)
 @pytest.mark.parametrize("path", PATHS)
 def test_terms_and_labels(path, name, mode):
     compare(path, name, mode, 5, 18, 0.1, per_term=mode == "none")
@@ -68,11 +99,17 @@ def test_drkf_at_its_own_batch(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_reduced_tiers(path):
-    """tf32 is emulated (rounded operands), 16-bit inputs are multiplied exactly: no worse than eager PyTorch under the same rounding of
-    the inputs, i.e. than its own matrix product in that type."""
+    """tf32 is emulated (rounded operands), 16-bit inputs are multiplied exactly: no worse than
+    eager PyTorch under the same rounding of the inputs, i.e. than its own matrix product in that
+    type.
+    """
     views, terms, labels, _ = cases.make("drkf", 5, 20)
     weights, tau = torch.ones(3), torch.tensor(0.2)
-    for dtype, precision, eps in ((torch.float32, "tf32", 2.0**-11), (torch.float16, "auto", 2.0**-11), (torch.bfloat16, "auto", 2.0**-8)):
+    for dtype, precision, eps in (
+        (torch.float32, "tf32", 2.0**-11),
+        (torch.float16, "auto", 2.0**-11),
+        (torch.bfloat16, "auto", 2.0**-8),
+    ):
         x = [v.to(dtype) for v in views]
 
         def ours(v, u, w, precision=precision):
@@ -90,13 +127,28 @@ def test_one_row_is_exactly_zero(path):
     assert all((g == 0).all() for g in got)
 
 
-@pytest.mark.parametrize("path", [pytest.param("tiny", marks=pytest.mark.slow), "mid", pytest.param("large", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("tiny", marks=pytest.mark.slow),
+        "mid",
+        pytest.param("large", marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_only_where_wanted(path, monkeypatch):
     monkeypatch.setattr(launch, "choose", lambda rows, d: path)
     x, y = torch.randn(6, 8), torch.randn(6, 8)
-    want = oracle.gradients(lambda v, t: oracle.dense(v, t, (Term((0, 1), (0, 1)),)), [x, y], torch.tensor(0.3), torch.ones(1))[1:]
+    want = oracle.gradients(
+        lambda v, t: oracle.dense(v, t, (Term((0, 1), (0, 1)),)),
+        [x, y],
+        torch.tensor(0.3),
+        torch.ones(1),
+    )[1:]
     for wanted in itertools.product([False, True], repeat=3):
-        tensors = [t.detach().clone().requires_grad_(w) for t, w in zip((x, y, torch.tensor(0.3)), wanted, strict=True)]
+        tensors = [
+            t.detach().clone().requires_grad_(w)
+            for t, w in zip((x, y, torch.tensor(0.3)), wanted, strict=True)
+        ]
         loss = nt_xent(*tensors, impl="triton")
         if any(wanted):
             loss.backward()
@@ -110,13 +162,18 @@ def test_gradients_only_where_wanted(path, monkeypatch):
 def test_repeated_calls_are_identical(path):
     """The counter of the last-block sum is back at zero, and sums are taken in a fixed order."""
     views, terms, labels, _ = cases.make("drkf", 9, 12)
-    runs = [run(path, views, torch.tensor(0.1), terms, labels, "none", None, torch.ones(3)) for _ in range(2)]
+    runs = [
+        run(path, views, torch.tensor(0.1), terms, labels, "none", None, torch.ones(3))
+        for _ in range(2)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_all_candidates_far_below_at_a_low_temperature(path):
-    """Columns beyond the last row have cosine 0, so e^(0 - lse) is infinite here: it must not meet a gradient, as inf * 0."""
+    """Columns beyond the last row have cosine 0, so e^(0 - lse) is infinite here: it must not meet
+    a gradient, as inf * 0.
+    """
     x = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)) + 0.2
     views, terms, tau = [x, -x.flip(0)], (Term((0,), (1,)),), torch.tensor(0.005)
 
@@ -135,7 +192,18 @@ def test_default_type_of_the_process_does_not_matter(path, monkeypatch):
         torch.set_default_dtype(dtype)
         try:
             make_plan.cache_clear()  # its tables are made in this type, too
-            got.append(run(path, views, torch.tensor(0.2, dtype=torch.float32), terms, None, "none", None, torch.ones(3)))
+            got.append(
+                run(
+                    path,
+                    views,
+                    torch.tensor(0.2, dtype=torch.float32),
+                    terms,
+                    None,
+                    "none",
+                    None,
+                    torch.ones(3),
+                )
+            )
         finally:
             torch.set_default_dtype(before)
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*got, strict=True))
@@ -148,34 +216,56 @@ def _rounded(x, y, N: tl.constexpr):
 
 
 def test_rounding_keeps_what_is_not_a_number():
-    """All bits of a GPU's NaN are set, and x86 knows another: neither may come out of the rounding as a number."""
-    x = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, 0x3F800FFF, 0x3F801000, 0, 0x7F7FFFFF], dtype=torch.int32).view(torch.float32)
+    """All bits of a GPU's NaN are set, and x86 knows another: neither may come out of the rounding
+    as a number.
+    """
+    x = torch.tensor(
+        [0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, 0x3F800FFF, 0x3F801000, 0, 0x7F7FFFFF],
+        dtype=torch.int32,
+    ).view(torch.float32)
     y = torch.empty_like(x)
     _rounded[(1,)](x, y, 8)
     assert y[:3].isnan().all()
-    torch.testing.assert_close(y[3:], torch.tensor([torch.inf, 1.0, 1 + 2.0**-10, 0.0, torch.inf]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        y[3:], torch.tensor([torch.inf, 1.0, 1 + 2.0**-10, 0.0, torch.inf]), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_operator_without_gradients(path, monkeypatch):
-    """Evaluation of a compiled model: an operator's results must not share storage, whatever is not needed."""
+    """Evaluation of a compiled model: an operator's results must not share storage, whatever is not
+    needed.
+    """
     monkeypatch.setattr(launch, "choose", lambda rows, d: path)
     views, terms, _, _ = cases.make("drkf", 4, 6)
     tau = torch.tensor(0.2)
-    losses, _ = contrastive_op(views, tau, None, encode(terms, None), "none", "ieee", "triton", [False] * 5)
+    losses, _ = contrastive_op(
+        views, tau, None, encode(terms, None), "none", "ieee", "triton", [False] * 5
+    )
     torch.testing.assert_close(losses, contrastive_terms(views, tau, terms, impl="chunked"))
 
 
 def test_layouts_and_mixed_dtypes(monkeypatch):
     base = torch.randn(8, 12)
-    views = [base[:, ::2], base.T[:6].T.to(torch.bfloat16), torch.randn(1, 6, dtype=torch.float16).expand(8, 6)]
+    views = [
+        base[:, ::2],
+        base.T[:6].T.to(torch.bfloat16),
+        torch.randn(1, 6, dtype=torch.float16).expand(8, 6),
+    ]
     terms = (Term((0, 1), (0, 1)), Term((0,), (2,)))
-    want = oracle.gradients(lambda v, t: contrastive_terms(v, t, terms, impl="chunked"), views, torch.tensor(0.2), torch.ones(2))
+    want = oracle.gradients(
+        lambda v, t: contrastive_terms(v, t, terms, impl="chunked"),
+        views,
+        torch.tensor(0.2),
+        torch.ones(2),
+    )
     for path in PATHS:
         got = run(path, views, torch.tensor(0.2), terms, None, "none", None, torch.ones(2))
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype
-            torch.testing.assert_close(a, b, rtol=2e-2 if b.dtype == torch.bfloat16 else 2e-3, atol=1e-4)
+            torch.testing.assert_close(
+                a, b, rtol=2e-2 if b.dtype == torch.bfloat16 else 2e-3, atol=1e-4
+            )
 
 
 def test_what_kernels_cannot_take():
@@ -187,7 +277,8 @@ def test_what_kernels_cannot_take():
         contrastive_terms(many, 0.1, [((0, 1), (0, 1))], impl="triton")
 
 
-# The compiler remembers an operator's fake results by its arguments, so each path has a size of its own here.
+# The compiler remembers an operator's fake results by its arguments, so each path has a size of its
+# own here.
 ROWS = {"tiny": 5, "mid": 6, "large": 7}
 
 
@@ -196,7 +287,8 @@ ROWS = {"tiny": 5, "mid": 6, "large": 7}
 def test_operator_contract(path, monkeypatch):
     views = [torch.randn(ROWS[path], 8, requires_grad=True) for _ in range(2)]
     tau = torch.tensor(0.2, requires_grad=True)
-    spec = encode((Term((0, 1), (0, 1)),), None)  # every row an anchor: what is kept for other rows is never written nor read
+    # every row an anchor: what is kept for other rows is never written nor read
+    spec = encode((Term((0, 1), (0, 1)),), None)
     args = (views, tau, None, spec, "none", "ieee", "triton", [True] * 3)
     monkeypatch.setattr(launch, "choose", lambda rows, d: path)
     torch.library.opcheck(contrastive_op, args)
@@ -209,7 +301,9 @@ def test_torch_compile(path, monkeypatch):
     x, y = (torch.randn(ROWS[path], 8, requires_grad=True) for _ in range(2))
     tau = torch.tensor(0.2, requires_grad=True)
     want = torch.autograd.grad(nt_xent(x, y, tau, impl="triton"), [x, y, tau])
-    compiled = torch.compile(lambda a, b, t: nt_xent(a * 1.0, b, t, impl="triton"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda a, b, t: nt_xent(a * 1.0, b, t, impl="triton"), fullgraph=True, backend="aot_eager"
+    )
     got = torch.autograd.grad(compiled(x, y, tau), [x, y, tau])
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
@@ -217,7 +311,7 @@ def test_torch_compile(path, monkeypatch):
         torch.testing.assert_close(compiled(x, y, tau), nt_xent(x, y, tau, impl="triton"))
 
 
-# --- the grid: test_kernels.py asks for it with -m slow ------------------------------------------------------------------------
+# --- the grid: test_kernels.py asks for it with -m slow
 
 
 @pytest.mark.slow

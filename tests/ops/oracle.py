@@ -1,4 +1,6 @@
-"""Two float64 references: `loops` spells the definition out anchor by anchor; `dense` is the same with masks, for larger sizes."""
+"""Two float64 references: `loops` spells the definition out anchor by anchor; `dense` is the same
+with masks, for larger sizes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def loops(views, tau, terms, labels=None, mode: str = "none", anchor_rows=None) 
                         if c == a and (i == j or not term.mask_self):
                             continue
                         is_pair = c == first and i == j
-                        alike = labels is not None and labels[a][i] == labels[c][j] and labels[a][i] >= 0
+                        alike = (
+                            labels is not None
+                            and labels[a][i] == labels[c][j]
+                            and labels[a][i] >= 0
+                        )
                         if mode == "exclude" and alike and not is_pair:
                             continue
                         logit = (z[a][i] * z[c][j]).sum() / temperature
@@ -43,9 +49,15 @@ def loops(views, tau, terms, labels=None, mode: str = "none", anchor_rows=None) 
     return torch.stack(out)
 
 
-def dense(views, tau, terms, labels=None, mode: str = "none", anchor_rows=None, *, normalise: bool = True) -> Tensor:
-    """(T,) losses with (R, R) masks; any dtype, so it also shows what eager PyTorch loses in that dtype."""
-    z = torch.cat([torch.nn.functional.normalize(v, eps=1e-12) for v in views] if normalise else views)
+def dense(
+    views, tau, terms, labels=None, mode: str = "none", anchor_rows=None, *, normalise: bool = True
+) -> Tensor:
+    """(T,) losses with (R, R) masks; any dtype, so it also shows what eager PyTorch loses in that
+    dtype.
+    """
+    z = torch.cat(
+        [torch.nn.functional.normalize(v, eps=1e-12) for v in views] if normalise else views
+    )
     rows = [len(v) for v in views]
     view = torch.repeat_interleave(torch.arange(len(views)), torch.tensor(rows))
     index = torch.cat([torch.arange(n) for n in rows])
@@ -69,7 +81,9 @@ def dense(views, tau, terms, labels=None, mode: str = "none", anchor_rows=None, 
         positive = pair
         if mode != "none":
             alike = (flat[:, None] == flat[None, :]) & (flat >= 0)[:, None] & seen
-            seen, positive = (seen & ~(alike & ~pair), pair) if mode == "exclude" else (seen, pair | alike)
+            seen, positive = (
+                (seen & ~(alike & ~pair), pair) if mode == "exclude" else (seen, pair | alike)
+            )
         logits = s[anchor] / (tau[t] if tau.ndim else tau)
         seen, positive = seen[anchor], positive[anchor]
         pull = (logits * positive).sum(1) / positive.sum(1)
@@ -82,5 +96,13 @@ def gradients(function, views, tau, weights, **kw) -> list[Tensor]:
     views = [v.detach().clone().requires_grad_() for v in views]
     tau = tau.detach().clone().requires_grad_()
     losses = function(views, tau, **kw)
-    grads = torch.autograd.grad((losses * weights.to(losses)).sum(), [*views, tau], allow_unused=True)
-    return [losses.detach(), *(torch.zeros_like(v) if g is None else g for g, v in zip(grads, [*views, tau], strict=True))]
+    grads = torch.autograd.grad(
+        (losses * weights.to(losses)).sum(), [*views, tau], allow_unused=True
+    )
+    return [
+        losses.detach(),
+        *(
+            torch.zeros_like(v) if g is None else g
+            for g, v in zip(grads, [*views, tau], strict=True)
+        ),
+    ]

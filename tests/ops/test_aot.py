@@ -1,5 +1,6 @@
-"""Every kernel the launcher can choose compiles, without a GPU, for Ampere, Hopper and Blackwell: no spills, shared memory within the
-chip's limit, matrix instructions of the chip's kind."""
+"""Every kernel the launcher can choose compiles, without a GPU, for Ampere, Hopper and Blackwell:
+no spills, shared memory within the chip's limit, matrix instructions of the chip's kind.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ if importlib.util.find_spec("triton") is None:
 
 from tests.ops import aot  # imports Triton
 
-# (path, B, D, dtype, precision, label mode): every branch of the tile table, every tier, labels once
+# (path, B, D, dtype, precision, label mode): every branch of the tile table, every tier, labels
+# once
 TABLE = [
     ("tiny", 4, 1024, torch.float32, "ieee", "none"),  # DRKF as published
     ("tiny", 8, 256, torch.bfloat16, "auto", "none"),
@@ -37,7 +39,9 @@ LARGE_TILES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
 def gate(path, rows, d, dtype, precision, mode, capability):
-    recorded = aot.launches(rows, d, dtype, capability=capability, path=path, precision=precision, mode=mode)
+    recorded = aot.launches(
+        rows, d, dtype, capability=capability, path=path, precision=precision, mode=mode
+    )
     assert len(recorded) >= 2
     for launch in recorded:
         usage = aot.compile_for(capability, *launch)
@@ -46,7 +50,9 @@ def gate(path, rows, d, dtype, precision, mode, capability):
         assert usage["shared"] <= aot.SHARED_LIMIT[capability], usage
         assert usage["scratch"] == 0, f"needs triton.set_allocator: {usage}"
         if usage["kernel"] == "large_coefficients":
-            assert "st.global.b16" not in ptx and "st.global.v4.b32" in ptx, "coefficients are stored one by one"
+            assert "st.global.b16" not in ptx and "st.global.v4.b32" in ptx, (
+                "coefficients are stored one by one"
+            )
         if usage["kernel"] in WITHOUT_MATRICES:
             assert not usage["matrix"], usage
         elif path == "large" and precision != "ieee" and capability in LARGE_TILES:
@@ -66,7 +72,10 @@ def test_one_configuration():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("capability", [80, 90, 100, 89, 120])  # the last two, with little shared memory, may spill
-@pytest.mark.parametrize("entry", TABLE, ids=lambda e: f"{e[0]}-{e[1]}x{e[2]}-{str(e[3])[6:]}-{e[4]}-{e[5]}")
+# the last two, with little shared memory, may spill
+@pytest.mark.parametrize("capability", [80, 90, 100, 89, 120])
+@pytest.mark.parametrize(
+    "entry", TABLE, ids=lambda e: f"{e[0]}-{e[1]}x{e[2]}-{str(e[3])[6:]}-{e[4]}-{e[5]}"
+)
 def test_table(entry, capability):
     gate(*entry, capability)

@@ -12,7 +12,9 @@ from tests.bench.child import Child
 
 
 def measure(workload, rows, d, device, dtype, *, left_out, note):
-    """Stands in for the real one: a peer that ends the process, one that never returns, one error that no peer survives."""
+    """Stands in for the real one: a peer that ends the process, one that never returns, one error
+    that no peer survives.
+    """
     for peer in ("good", "dies", "hangs", "faults"):
         if peer in left_out:
             continue

@@ -12,8 +12,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mer.fusion.ops import FeatureQueue, Term, chunked, contrastive_terms, drkf_contrastive, info_nce, mi_lower_bounds, nt_xent, strips
+from mer.fusion.ops import (
+    FeatureQueue,
+    Term,
+    chunked,
+    contrastive_terms,
+    drkf_contrastive,
+    info_nce,
+    mi_lower_bounds,
+    nt_xent,
+    strips,
+)
 from mer.fusion.ops.plan import make_plan
+
 from tests.ops import cases, frozen, oracle
 
 
@@ -30,7 +41,15 @@ IMPLS = ("dense", "chunked")
 
 def run(impl, views, tau, terms, labels, mode, anchor_rows, weights):
     def function(v, t):
-        return contrastive_terms(v, t, terms, None if mode == "none" else labels, mode, impl=impl, anchor_rows=anchor_rows)
+        return contrastive_terms(
+            v,
+            t,
+            terms,
+            None if mode == "none" else labels,
+            mode,
+            impl=impl,
+            anchor_rows=anchor_rows,
+        )
 
     return oracle.gradients(function, views, tau, weights)
 
@@ -39,12 +58,22 @@ def run(impl, views, tau, terms, labels, mode, anchor_rows, weights):
 @pytest.mark.parametrize("mode", oracle.MODES)
 @pytest.mark.parametrize("name", cases.TERMS)
 def test_definition_in_loops(name, mode, tau, small_tiles, monkeypatch):
-    """All entries recomputed in the backward pass, the first tiles' kept, all kept; tiles listed and generated."""
+    """All entries recomputed in the backward pass, the first tiles' kept, all kept; tiles listed
+    and generated.
+    """
     views, terms, labels, anchor_rows = cases.make(name, 5, 3, dtype=torch.float64)
-    taus = torch.full((len(terms),), tau, dtype=torch.float64) * (1 + torch.arange(len(terms)))  # one temperature each
+    # one temperature each
+    taus = torch.full((len(terms),), tau, dtype=torch.float64) * (1 + torch.arange(len(terms)))
     weights = torch.arange(1.0, 1 + len(terms))
-    want = oracle.gradients(lambda v, t: oracle.loops(v, t, terms, labels, mode, anchor_rows), views, taus, weights)
-    for impl, keep, listed in (("dense", 0, 0), ("chunked", 0, 0), ("chunked", 8 * 4 * 6 * 3, 99), ("chunked", 1 << 20, 99)):
+    want = oracle.gradients(
+        lambda v, t: oracle.loops(v, t, terms, labels, mode, anchor_rows), views, taus, weights
+    )
+    for impl, keep, listed in (
+        ("dense", 0, 0),
+        ("chunked", 0, 0),
+        ("chunked", 8 * 4 * 6 * 3, 99),
+        ("chunked", 1 << 20, 99),
+    ):
         monkeypatch.setattr(chunked, "KEEP_BYTES", keep)
         monkeypatch.setattr(chunked, "LISTED_ROWS", listed)
         got = run(impl, views, taus, terms, labels, mode, anchor_rows, weights)
@@ -56,8 +85,12 @@ def test_definition_in_loops(name, mode, tau, small_tiles, monkeypatch):
 def test_dense_reference_is_the_loops(name, mode):
     views, terms, labels, anchor_rows = cases.make(name, 6, 4, dtype=torch.float64, seed=1)
     tau, weights = torch.tensor(0.2, dtype=torch.float64), torch.ones(len(terms))
-    want = oracle.gradients(lambda v, t: oracle.loops(v, t, terms, labels, mode, anchor_rows), views, tau, weights)
-    got = oracle.gradients(lambda v, t: oracle.dense(v, t, terms, labels, mode, anchor_rows), views, tau, weights)
+    want = oracle.gradients(
+        lambda v, t: oracle.loops(v, t, terms, labels, mode, anchor_rows), views, tau, weights
+    )
+    got = oracle.gradients(
+        lambda v, t: oracle.dense(v, t, terms, labels, mode, anchor_rows), views, tau, weights
+    )
     assert max(cases.errors(got, want, 1e-3)) < 1e-12
 
 
@@ -67,7 +100,14 @@ def test_float32_no_worse_than_eager(rows, d, tau):
     views, terms, labels, _ = cases.make("drkf", rows, d)
     weights, t = torch.tensor([0.2, 0.3, 0.5]), torch.tensor(tau)
     for impl in IMPLS[rows >= 300 :]:
-        cases.no_worse(lambda v, u, w, i=impl: run(i, v, u, terms, labels, "none", None, w), views, t, terms, weights=weights, eps=2.0**-23)
+        cases.no_worse(
+            lambda v, u, w, i=impl: run(i, v, u, terms, labels, "none", None, w),
+            views,
+            t,
+            terms,
+            weights=weights,
+            eps=2.0**-23,
+        )
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)])
@@ -81,7 +121,9 @@ def test_16_bit_inputs_no_worse_than_eager(impl, dtype, eps):
         assert [g.dtype for g in got] == [torch.float32, *(x.dtype for x in v), torch.float32]
         return got
 
-    cases.no_worse(ours, views, torch.tensor(0.2), terms, weights=torch.ones(3), eps=eps, factor=1.0)
+    cases.no_worse(
+        ours, views, torch.tensor(0.2), terms, weights=torch.ones(3), eps=eps, factor=1.0
+    )
 
 
 @pytest.mark.parametrize("kind", cases.EXTREMES)
@@ -91,22 +133,42 @@ def test_extremes(kind, mode):
     views, weights, tau = cases.extreme(views, kind), torch.ones(3), torch.tensor(0.07)
     for impl in IMPLS:
         cases.no_worse(
-            lambda v, u, w, i=impl: run(i, v, u, terms, labels, mode, None, w), views, tau, terms, labels, mode, weights=weights,
-            eps=2.0**-23, factor=8.0,
-        )  # fmt: skip
+            lambda v, u, w, i=impl: run(i, v, u, terms, labels, mode, None, w),
+            views,
+            tau,
+            terms,
+            labels,
+            mode,
+            weights=weights,
+            eps=2.0**-23,
+            factor=8.0,
+        )
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize(("name", "mode"), [("drkf", "none"), ("queue", "supcon"), ("one rank", "exclude"), ("symmetric+one-way", "none")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("drkf", "none"), ("queue", "supcon"), ("one rank", "exclude"), ("symmetric+one-way", "none")],
+)
 def test_gradcheck(name, mode, impl, small_tiles):
     views, terms, labels, anchor_rows = cases.make(name, 4, 2, dtype=torch.float64)
     anchor_rows = anchor_rows and (1, 3)
     tau = torch.linspace(0.3, 0.9, len(terms), dtype=torch.float64)
 
     def function(t, *v):
-        return contrastive_terms(v, t, terms, None if mode == "none" else labels, mode, impl=impl, anchor_rows=anchor_rows)
+        return contrastive_terms(
+            v,
+            t,
+            terms,
+            None if mode == "none" else labels,
+            mode,
+            impl=impl,
+            anchor_rows=anchor_rows,
+        )
 
-    assert torch.autograd.gradcheck(function, [tau.requires_grad_(), *(v.requires_grad_() for v in views)])
+    assert torch.autograd.gradcheck(
+        function, [tau.requires_grad_(), *(v.requires_grad_() for v in views)]
+    )
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.01])
@@ -131,12 +193,17 @@ def test_one_row_is_exactly_zero(impl, tau):
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"tau": torch.ones(2)}, "temperature"),
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"label_mode": "supcon"}, "needs labels"),
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"labels": torch.zeros(3)}, "ignores labels"),
-        ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"labels": torch.zeros(2), "label_mode": "supcon"}, "labels of shapes"),
+        (
+            [(3, 4), (3, 4)],
+            [((0, 1), (0, 1))],
+            {"labels": torch.zeros(2), "label_mode": "supcon"},
+            "labels of shapes",
+        ),
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"anchor_rows": (2, 4)}, "anchor_rows"),
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"precision": "double"}, "not an option"),
         ([(3, 4), (3, 4)], [([0, 1], [0, 1], 0.0)], {"reduction": "mean"}, "sum to 0"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(views, terms, more, message):
     with pytest.raises(ValueError, match=message):
         contrastive_terms([torch.ones(s) for s in views], more.pop("tau", 0.1), terms, **more)
@@ -147,7 +214,9 @@ def test_partial_requires_grad(impl, small_tiles):
     """Every subset of the inputs; products for a view that needs no gradient are left out."""
     terms = (Term((0, 1), (0, 1, 2)), Term((0,), (1, 2)))
     data = [torch.randn(6, 4), torch.randn(6, 4), torch.randn(9, 4), torch.tensor(0.3)]
-    want = oracle.gradients(lambda v, t: oracle.dense(v, t, terms), data[:3], data[3], torch.ones(2))[1:]
+    want = oracle.gradients(
+        lambda v, t: oracle.dense(v, t, terms), data[:3], data[3], torch.ones(2)
+    )[1:]
     for wanted in list(itertools.product([False, True], repeat=4))[1:]:
         *views, tau = (t.clone().requires_grad_(w) for t, w in zip(data, wanted, strict=True))
         contrastive_terms(views, tau, terms, reduction="sum", impl=impl).backward()
@@ -159,9 +228,15 @@ def test_partial_requires_grad(impl, small_tiles):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_mixed_dtypes_and_layouts(impl):
-    """Strided, transposed and expanded views of three dtypes; gradients come back in each input's dtype and shape."""
+    """Strided, transposed and expanded views of three dtypes; gradients come back in each input's
+    dtype and shape.
+    """
     base = torch.randn(8, 12)
-    views = [base[:, ::2], base.T[:6].T.to(torch.bfloat16), torch.randn(1, 6, dtype=torch.float16).expand(8, 6)]
+    views = [
+        base[:, ::2],
+        base.T[:6].T.to(torch.bfloat16),
+        torch.randn(1, 6, dtype=torch.float16).expand(8, 6),
+    ]
     terms = (Term((0, 1), (0, 1)), Term((0,), (2,)))
     leaves = [v.detach().clone().requires_grad_() for v in views]
     strided = [v.detach().requires_grad_() for v in views]
@@ -178,16 +253,27 @@ def test_autocast_leaves_the_computation_alone(impl):
     with torch.autocast("cpu", torch.bfloat16):
         loss = nt_xent(x, y, 0.1, impl=impl)
         got = torch.autograd.grad(loss, [x, y])
-    assert loss.dtype == torch.float32 and all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert loss.dtype == torch.float32 and all(
+        torch.equal(a, b) for a, b in zip(got, want, strict=True)
+    )
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_graph_can_be_walked_twice(impl):
-    """What is kept for the backward pass is read, not used up; a repeated call gives the same bits; nothing is kept without need."""
-    x, y, tau = torch.randn(40, 6, requires_grad=True), torch.randn(40, 6, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    """What is kept for the backward pass is read, not used up; a repeated call gives the same bits;
+    nothing is kept without need.
+    """
+    x, y, tau = (
+        torch.randn(40, 6, requires_grad=True),
+        torch.randn(40, 6, requires_grad=True),
+        torch.tensor(0.1, requires_grad=True),
+    )
     loss = nt_xent(x, y, tau, impl=impl)
     first = torch.autograd.grad(loss, [x, y, tau], retain_graph=True)
-    for again in (torch.autograd.grad(loss, [x, y, tau]), torch.autograd.grad(nt_xent(x, y, tau, impl=impl), [x, y, tau])):
+    for again in (
+        torch.autograd.grad(loss, [x, y, tau]),
+        torch.autograd.grad(nt_xent(x, y, tau, impl=impl), [x, y, tau]),
+    ):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     with torch.no_grad():
         bare = nt_xent(x, y, tau, impl=impl)
@@ -195,8 +281,13 @@ def test_a_graph_can_be_walked_twice(impl):
 
 
 def test_properties():
-    """Permutation equivariance, scale invariance, and gradients orthogonal to their rows: what normalisation implies."""
-    x, y = torch.randn(10, 7, dtype=torch.float64, requires_grad=True), torch.randn(10, 7, dtype=torch.float64, requires_grad=True)
+    """Permutation equivariance, scale invariance, and gradients orthogonal to their rows: what
+    normalisation implies.
+    """
+    x, y = (
+        torch.randn(10, 7, dtype=torch.float64, requires_grad=True),
+        torch.randn(10, 7, dtype=torch.float64, requires_grad=True),
+    )
     loss = nt_xent(x, y, 0.2)
     gx, _ = torch.autograd.grad(loss, [x, y])
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
@@ -204,8 +295,12 @@ def test_properties():
     (px,) = torch.autograd.grad(permuted, [x])
     torch.testing.assert_close(permuted, loss)
     torch.testing.assert_close(px, gx)
-    torch.testing.assert_close(nt_xent(x * torch.rand(10, 1, dtype=torch.float64).add(0.1), y * 1e3, 0.2), loss)
-    torch.testing.assert_close((x * gx).sum(1), torch.zeros(10, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        nt_xent(x * torch.rand(10, 1, dtype=torch.float64).add(0.1), y * 1e3, 0.2), loss
+    )
+    torch.testing.assert_close(
+        (x * gx).sum(1), torch.zeros(10, dtype=torch.float64), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -219,7 +314,9 @@ def test_double_backward_is_refused(impl):
 def test_activation_checkpointing(reentrant):
     x = torch.randn(4, 3, requires_grad=True)
     y = torch.randn(4, 3)
-    loss = torch.utils.checkpoint.checkpoint(lambda a: nt_xent(a * 2, y, 0.1), x, use_reentrant=reentrant)
+    loss = torch.utils.checkpoint.checkpoint(
+        lambda a: nt_xent(a * 2, y, 0.1), x, use_reentrant=reentrant
+    )
     (got,) = torch.autograd.grad(loss, x) if not reentrant else (loss.backward(), x.grad)[1:]
     x2 = x.detach().requires_grad_()
     torch.testing.assert_close(got, torch.autograd.grad(nt_xent(x2 * 2, y, 0.1), x2)[0])
@@ -232,16 +329,22 @@ def test_reductions_and_weights():
     assert each.shape == (3,)
     expected = (each * torch.tensor([0.2, 0.3, 0.5])).sum()
     torch.testing.assert_close(contrastive_terms(views, 0.5, terms, reduction="sum"), expected)
-    torch.testing.assert_close(contrastive_terms(views, 0.5, terms, reduction="mean"), expected / 1.0)
+    torch.testing.assert_close(
+        contrastive_terms(views, 0.5, terms, reduction="mean"), expected / 1.0
+    )
     torch.testing.assert_close(drkf_contrastive(*views, 0.5, symmetric=False), each)
 
 
 def test_bounds_in_nats():
-    """log N - L by hand: orthonormal rows, equal views, tau = 1, B = 2: L = log(e + 2) - 1, N = 3."""
+    """log N - L by hand: orthonormal rows, equal views, tau = 1, B = 2: L = log(e + 2)
+    - 1, N = 3.
+    """
     terms, eye = (Term((0, 1), (0, 1)),), torch.eye(2)
     loss = contrastive_terms([eye, eye], 1.0, terms)
     np.testing.assert_allclose(loss.item(), np.log(np.e + 2) - 1, rtol=1e-6)
-    np.testing.assert_allclose(mi_lower_bounds(loss, terms, (2, 2)).item(), np.log(3) - (np.log(np.e + 2) - 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        mi_lower_bounds(loss, terms, (2, 2)).item(), np.log(3) - (np.log(np.e + 2) - 1), rtol=1e-5
+    )
     sharp = contrastive_terms([eye, eye], 0.01, terms)
     assert mi_lower_bounds(sharp, terms, (2, 2)).item() <= np.log(3) + 1e-6
 
@@ -255,7 +358,9 @@ def test_supcon_of_distinct_labels_is_nt_xent():
 
 
 def test_memory_is_linear(monkeypatch):
-    """No tensor of B x B entries: the largest allocation of a step stays near B * D, or at the stated scratch."""
+    """No tensor of B x B entries: the largest allocation of a step stays near B * D, or at the
+    stated scratch.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -272,23 +377,35 @@ def test_memory_is_linear(monkeypatch):
     x, y = torch.randn(3000, 8, requires_grad=True), torch.randn(3000, 8)
     with Largest() as largest:
         nt_xent(x, y, 0.1).backward()
-    assert largest.elements <= max(2 * chunked.TILE_ROWS * chunked.TILE_COLS, 6000 * 8, chunked.KEEP_BYTES // 4)
-    for strip, rows in ((1 << 19, 174), (1 << 17, 0)):  # a strip of fewer anchors than ROWS; too many candidates for any
+    assert largest.elements <= max(
+        2 * chunked.TILE_ROWS * chunked.TILE_COLS, 6000 * 8, chunked.KEEP_BYTES // 4
+    )
+    # a strip of fewer anchors than ROWS; too many candidates for any
+    for strip, rows in ((1 << 19, 174), (1 << 17, 0)):
         monkeypatch.setattr(strips, "STRIP", strip)
         with Largest() as largest:
             info_nce(x, y, 0.1).backward()
-        assert largest.elements <= max(3000 * rows, 2 * chunked.TILE_ROWS * chunked.TILE_COLS, 6000 * 8, chunked.KEEP_BYTES // 4)
+        assert largest.elements <= max(
+            3000 * rows,
+            2 * chunked.TILE_ROWS * chunked.TILE_COLS,
+            6000 * 8,
+            chunked.KEEP_BYTES // 4,
+        )
         assert strips.serves(make_plan((Term((0,), (1,)),), (3000, 3000)), "none") == (rows > 0)
 
 
 @pytest.mark.parametrize("case", json.loads(frozen.FILE.read_text()).items(), ids=lambda c: c[0])
 def test_frozen_values_of_the_definition(case):
-    """Numbers in the repository, so that the oracle and what is held to it cannot change together."""
+    """Numbers in the repository, so that the oracle and what is held to it cannot
+    change together.
+    """
     name, mode = case[0].split(", ")
     want = [torch.tensor(x, dtype=torch.float64) for x in case[1]]
 
     def ours(impl):
-        return lambda v, t, terms, labels, mode, rows: contrastive_terms(v, t, terms, labels, mode, impl=impl, anchor_rows=rows)
+        return lambda v, t, terms, labels, mode, rows: contrastive_terms(
+            v, t, terms, labels, mode, impl=impl, anchor_rows=rows
+        )
 
     for function in (oracle.loops, oracle.dense, *(ours(impl) for impl in IMPLS)):
         for a, b in zip(frozen.values(function, name, mode), want, strict=True):
@@ -305,12 +422,19 @@ def test_golden_values_of_the_reference(test_data):
         for kind, term in (("nt_xent", Term((0, 1), (0, 1))), ("modal_nt_xent", Term((0,), (1,)))):
             for i, tau in enumerate(z["temperatures"]):
                 key = f"{case}/{kind}/t{i}"
-                want = [z[f"{key}/{n}"] for n in ("loss", "grad_emb1", "grad_emb2", "grad_temperature")]
+                want = [
+                    z[f"{key}/{n}"] for n in ("loss", "grad_emb1", "grad_emb2", "grad_temperature")
+                ]
                 for impl in IMPLS:
-                    got = run(impl, views, torch.tensor(tau), (term,), None, "none", None, torch.ones(1))
+                    got = run(
+                        impl, views, torch.tensor(tau), (term,), None, "none", None, torch.ones(1)
+                    )
                     for a, b in zip(got, want, strict=True):
-                        keep = np.abs(b) < 1e6  # the zero row's gradient is of order 1e11 and meaningless beyond its size
-                        np.testing.assert_allclose(a.numpy().reshape(b.shape)[keep], b[keep], rtol=1e-9, atol=1e-11)
+                        # the zero row's gradient is of order 1e11 and meaningless beyond its size
+                        keep = np.abs(b) < 1e6
+                        np.testing.assert_allclose(
+                            a.numpy().reshape(b.shape)[keep], b[keep], rtol=1e-9, atol=1e-11
+                        )
                     checked += 1
     assert checked == len(names) * 12 and len(names) >= 13
 
@@ -322,14 +446,21 @@ def test_a_number_that_is_no_temperature_is_refused(tau):
 
 
 @pytest.mark.parametrize("rows", [7, 200])
-@pytest.mark.parametrize("function", [nt_xent, info_nce, lambda x, y, t: info_nce(x, y, t, symmetric=True)])
+@pytest.mark.parametrize(
+    "function", [nt_xent, info_nce, lambda x, y, t: info_nce(x, y, t, symmetric=True)]
+)
 def test_a_nan_temperature_shows_in_the_loss(rows, function):
     """One that was learnt and diverged; on each path, with and without gradients."""
     x, y, tau = torch.randn(rows, 5), torch.randn(rows, 5), torch.tensor(float("nan"))
-    assert function(x, y, tau).isnan() and function(x.requires_grad_(), y, tau.requires_grad_()).isnan()
+    assert (
+        function(x, y, tau).isnan()
+        and function(x.requires_grad_(), y, tau.requires_grad_()).isnan()
+    )
 
 
-@pytest.mark.parametrize("function", [nt_xent, info_nce, lambda x, y, t, **k: info_nce(x, y, t, symmetric=True, **k)])
+@pytest.mark.parametrize(
+    "function", [nt_xent, info_nce, lambda x, y, t, **k: info_nce(x, y, t, symmetric=True, **k)]
+)
 def test_an_empty_queue_adds_nothing(function):
     x, y, queue = torch.randn(5, 4), torch.randn(5, 4), FeatureQueue(8, 4)
     assert torch.equal(function(x, y, 0.2, queue=queue.rows()), function(x, y, 0.2))

@@ -1,5 +1,6 @@
-"""What only a GPU can show: real tensor-core products in each type, run-to-run equality, graph capture, compiled steps.
-Not part of any run without one (`-m gpu`)."""
+"""What only a GPU can show: real tensor-core products in each type, run-to-run equality, graph
+capture, compiled steps. Not part of any run without one (`-m gpu`).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +8,15 @@ import pytest
 import torch
 
 from mer.fusion.ops import Term, contrastive_terms, drkf_contrastive, launch, nt_xent, path_for
+
 from tests.ops import cases, oracle
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-SIZES = {"tiny": (4, 256), "mid": (129, 200), "large": (516, 264)}  # the smallest at which the launcher takes them, or nearly
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+# the smallest at which the launcher takes them, or nearly
+SIZES = {"tiny": (4, 256), "mid": (129, 200), "large": (516, 264)}
 
 
 @pytest.mark.parametrize("path", SIZES)
@@ -30,12 +36,16 @@ def test_against_float64(path, dtype, precision, eps, monkeypatch):
         def function(x, u):
             return drkf_contrastive(*x, u, symmetric=False, impl="triton", precision=precision)
 
-        return [g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())]
+        return [
+            g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())
+        ]
 
     cases.no_worse(ours, views, tau, terms, weights=weights, eps=eps)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("symmetric+one-way", "none"), ("queue", "supcon"), ("one rank", "exclude")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("symmetric+one-way", "none"), ("queue", "supcon"), ("one rank", "exclude")]
+)
 @pytest.mark.parametrize("path", SIZES)
 def test_terms_and_labels(path, name, mode, monkeypatch):
     """Queues, one rank's anchors, both label modes, one temperature a term."""
@@ -47,11 +57,17 @@ def test_terms_and_labels(path, name, mode, monkeypatch):
     def ours(v, t, w):
         def function(x, u):
             there = [each.cuda() for each in labels] if labels else None
-            return contrastive_terms(x, u, terms, there, mode, impl="triton", precision="ieee", anchor_rows=anchor_rows)
+            return contrastive_terms(
+                x, u, terms, there, mode, impl="triton", precision="ieee", anchor_rows=anchor_rows
+            )
 
-        return [g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())]
+        return [
+            g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())
+        ]
 
-    cases.no_worse(ours, views, taus, terms, labels, mode, anchor_rows, weights=weights, eps=2.0**-23)
+    cases.no_worse(
+        ours, views, taus, terms, labels, mode, anchor_rows, weights=weights, eps=2.0**-23
+    )
 
 
 @pytest.mark.parametrize("path", SIZES)
@@ -123,14 +139,21 @@ def test_low_temperature_far_below(path, monkeypatch):
         def function(u, s):
             return contrastive_terms(u, s, terms, impl="triton", precision="ieee")
 
-        return [g.cpu() for g in oracle.gradients(function, [u.cuda() for u in v], t.cuda(), w.cuda())]
+        return [
+            g.cpu() for g in oracle.gradients(function, [u.cuda() for u in v], t.cuda(), w.cuda())
+        ]
 
-    cases.no_worse(ours, [x, -x.flip(0)], torch.tensor(0.005), terms, weights=torch.ones(1), eps=2.0**-23)
+    cases.no_worse(
+        ours, [x, -x.flip(0)], torch.tensor(0.005), terms, weights=torch.ones(1), eps=2.0**-23
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_synchronisation():
-    x, tau = torch.randn(64, 64, device="cuda", requires_grad=True), torch.tensor(0.1, device="cuda", requires_grad=True)
+    x, tau = (
+        torch.randn(64, 64, device="cuda", requires_grad=True),
+        torch.tensor(0.1, device="cuda", requires_grad=True),
+    )
     nt_xent(x, x.detach(), tau).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -139,11 +162,16 @@ def test_no_synchronisation():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.filterwarnings("ignore")  # the compiler warns about float32 products without tf32, among others
+# the compiler warns about float32 products without tf32, among others
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-@pytest.mark.parametrize(("path", "rows", "d"), [("tiny", 5, 64), ("mid", 40, 64), ("large", 70, 1032)])
+@pytest.mark.parametrize(
+    ("path", "rows", "d"), [("tiny", 5, 64), ("mid", 40, 64), ("large", 70, 1032)]
+)
 def test_compiled_step(path, rows, d, mode):
-    """No eager call of these sizes before: tables and counters must not be made inside of a captured graph's memory."""
+    """No eager call of these sizes before: tables and counters must not be made inside of a
+    captured graph's memory.
+    """
     torch._dynamo.reset()
     x, y = (torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(2))
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)

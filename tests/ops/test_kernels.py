@@ -12,12 +12,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 
 
 def interpret(marker: str, *, least: int) -> None:
-    command = [sys.executable, "-m", "pytest", "tests/ops/interpreted.py", "-q", "-p", "no:cacheprovider", "-o", f"addopts=-m '{marker}'"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/ops/interpreted.py",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"addopts=-m '{marker}'",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
     assert passed >= least, f"only {passed} cases ran"

@@ -1,4 +1,6 @@
-"""The launcher's dealings with devices, streams and graphs, with stand-ins for those: no GPU is needed, and no kernel runs."""
+"""The launcher's dealings with devices, streams and graphs, with stand-ins for those: no GPU is
+needed, and no kernel runs.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_tables_of_a_captured_graph_stay(device, monkeypatch):
 
 
 def test_tables_are_made_once_and_by_another_thread(device, monkeypatch):
-    """torch.compile(mode="reduce-overhead") overwrites what the thread of its warm-up allocates on the device."""
+    """torch.compile(mode="reduce-overhead") overwrites what the thread of its warm-up allocates on
+    the device.
+    """
     import threading
 
     there, _ = device
@@ -64,7 +68,9 @@ def test_tables_are_made_once_and_by_another_thread(device, monkeypatch):
         return table
 
     monkeypatch.setattr(torch.Tensor, "to", to)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda d: type("Stream", (), {"cuda_stream": -7}))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda d: type("Stream", (), {"cuda_stream": -7})
+    )
     plan = make_plan(NT_XENT, (7, 7))
     try:
         for _ in range(2):
@@ -82,8 +88,12 @@ def test_chunks_cover_every_similarity_once():
         seen: dict = {}
         for r0, r1, visit, c0, c1 in launch._chunks(piece, 8192):
             assert 0 < r1 - r0 <= 8192 and 0 < c1 - c0 <= launch.SCRATCH_COLS
-            seen[visit.term, visit.row, visit.col] = seen.get((visit.term, visit.row, visit.col), 0) + (r1 - r0) * (c1 - c0)
+            seen[visit.term, visit.row, visit.col] = seen.get(
+                (visit.term, visit.row, visit.col), 0
+            ) + (r1 - r0) * (c1 - c0)
         want: dict = {}
         for v in piece.visits:
-            want[v.term, v.row, v.col] = want.get((v.term, v.row, v.col), 0) + (piece.r1 - piece.r0) * (v.c1 - v.c0)
+            want[v.term, v.row, v.col] = want.get((v.term, v.row, v.col), 0) + (
+                piece.r1 - piece.r0
+            ) * (v.c1 - v.c0)
         assert seen == want

@@ -9,7 +9,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mer.fusion.ops import FeatureQueue, Term, contrastive_terms, gather_views, info_nce, mi_lower_bounds, nt_xent
+from mer.fusion.ops import (
+    FeatureQueue,
+    Term,
+    contrastive_terms,
+    gather_views,
+    info_nce,
+    mi_lower_bounds,
+    nt_xent,
+)
+
 from tests.ops import oracle
 
 TERMS = (Term((0, 1), (0, 1)), Term((0, 1), (0, 1), mask_self=False), Term((1,), (0,)))
@@ -44,7 +53,9 @@ def test_queue_negatives_and_their_bound():
         (info_nce(x, y, 0.2, queue=q), Term((0,), (1, 2))),
         (info_nce(x, y, 0.2, queue=q, symmetric=True), Term((0, 1), (0, 1, 2), mask_self=False)),
     ):
-        torch.testing.assert_close(got.detach(), oracle.loops([x.detach(), y, q], torch.tensor(0.2), (term,))[0])
+        torch.testing.assert_close(
+            got.detach(), oracle.loops([x.detach(), y, q], torch.tensor(0.2), (term,))[0]
+        )
     bound = mi_lower_bounds(torch.zeros(1), (Term((0,), (1, 2)),), (3, 3, 6))
     torch.testing.assert_close(bound, torch.log(torch.tensor([9.0])))
     loss = nt_xent(x, y, 0.2, queue=q)
@@ -56,7 +67,9 @@ def test_queue_negatives_and_their_bound():
 
 def _rank(rank: int, world: int, port: int) -> list:
     """[losses, d x, d y, d tau] of this rank, gradients averaged as data parallelism does."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
     try:
         views, tau = _inputs(world)
         mine = [v.view(world, -1, v.shape[1])[rank].clone().requires_grad_() for v in views]
@@ -66,7 +79,10 @@ def _rank(rank: int, world: int, port: int) -> list:
         losses.sum().backward()
         tau_grad = tau.grad.clone()
         dist.all_reduce(tau_grad)
-        return [t.tolist() for t in (losses.detach(), mine[0].grad / world, mine[1].grad / world, tau_grad / world)]
+        return [
+            t.tolist()
+            for t in (losses.detach(), mine[0].grad / world, mine[1].grad / world, tau_grad / world)
+        ]
     finally:
         dist.destroy_process_group()
 
@@ -78,12 +94,16 @@ def _other_rank(queue, *where: int) -> None:
 
 def _inputs(world: int):
     g = torch.Generator().manual_seed(5)
-    return [torch.randn(3 * world, 4, generator=g, dtype=torch.float64) for _ in range(2)], torch.tensor(0.3, dtype=torch.float64)
+    return [
+        torch.randn(3 * world, 4, generator=g, dtype=torch.float64) for _ in range(2)
+    ], torch.tensor(0.3, dtype=torch.float64)
 
 
 @pytest.mark.filterwarnings("ignore")  # gloo warns about the machine's name resolution
 def test_two_ranks_are_one_big_batch():
-    """Losses averaged over ranks, and gradients averaged as data parallelism does, are those of one process with everything."""
+    """Losses averaged over ranks, and gradients averaged as data parallelism does, are those of one
+    process with everything.
+    """
     world = 2
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -92,7 +112,10 @@ def test_two_ranks_are_one_big_batch():
     queue = processes.Queue()
     other = processes.Process(target=_other_rank, args=(queue, 1, world, port))
     other.start()
-    ranks = [[torch.tensor(x, dtype=torch.float64) for x in each] for each in (_rank(0, world, port), queue.get(timeout=60))]
+    ranks = [
+        [torch.tensor(x, dtype=torch.float64) for x in each]
+        for each in (_rank(0, world, port), queue.get(timeout=60))
+    ]
     other.join()
     views, tau = _inputs(world)
     want = oracle.gradients(lambda v, t: oracle.loops(v, t, TERMS), views, tau, torch.ones(3))

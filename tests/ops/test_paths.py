@@ -24,13 +24,21 @@ def no_triton(monkeypatch):
 def test_without_triton_everything_but_triton_works(no_triton):
     x, y = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.isfinite(ops.nt_xent(x, y, 0.1))
-    assert ops.available() == {"dense": "yes", "chunked": "yes", "triton": "Triton is not installed"}
+    assert ops.available() == {
+        "dense": "yes",
+        "chunked": "yes",
+        "triton": "Triton is not installed",
+    }
     with pytest.raises(DependencyError, match="impl=triton: Triton is not installed"):
         ops.nt_xent(x, y, 0.1, impl="triton")
 
 
-def test_a_cpu_call_takes_the_same_path_from_both_doors_and_the_log_says_so_once(monkeypatch, caplog):
-    """mer.fusion.losses and fusion.ops choose alike, by the rows of all views; an impl that is named is taken at its word."""
+def test_a_cpu_call_takes_the_same_path_from_both_doors_and_the_log_says_so_once(
+    monkeypatch, caplog
+):
+    """mer.fusion.losses and fusion.ops choose alike, by the rows of all views; an impl that is
+    named is taken at its word.
+    """
     monkeypatch.setattr(paths, "DENSE_ROWS", 12)
     x, y = torch.randn(7, 3), torch.randn(7, 3)
 
@@ -61,9 +69,14 @@ def test_same_values_and_gradients_as_the_eager_losses(tau, impl):
     for eager, fused in (
         (lambda *a, **k: nt_xent(*a, **k), ops.nt_xent),
         (lambda *a, **k: info_nce(*a, **k), ops.info_nce),
-        (lambda *a, **k: info_nce(*a, symmetric=True, **k), lambda *a, **k: ops.info_nce(*a, symmetric=True, **k)),
+        (
+            lambda *a, **k: info_nce(*a, symmetric=True, **k),
+            lambda *a, **k: ops.info_nce(*a, symmetric=True, **k),
+        ),
     ):
-        x, y, t = (v.requires_grad_() for v in (torch.randn(9, 5), torch.randn(9, 5), torch.tensor(tau)))
+        x, y, t = (
+            v.requires_grad_() for v in (torch.randn(9, 5), torch.randn(9, 5), torch.tensor(tau))
+        )
         want = torch.autograd.grad(eager(x, y, temperature=t, impl="eager"), [x, y, t])
         got = torch.autograd.grad(fused(x, y, t, impl=impl), [x, y, t])
         for a, b in zip(got, want, strict=True):

@@ -14,10 +14,18 @@ DIMS = {"audio": 6, "text": 3}
 def arrays(n: int, seed: int = 0, dims: dict[str, int] = DIMS) -> list[dict[str, np.ndarray]]:
     """n utterances of 0..9 float16-exact steps a modality, never zero."""
     rng = np.random.default_rng(seed)
-    return [{m: (rng.integers(1, 200, (int(rng.integers(0, 10)), d)) / 8).astype(np.float32) for m, d in dims.items()} for _ in range(n)]
+    return [
+        {
+            m: (rng.integers(1, 200, (int(rng.integers(0, 10)), d)) / 8).astype(np.float32)
+            for m, d in dims.items()
+        }
+        for _ in range(n)
+    ]
 
 
-def make_store(folder: Path, *, n: int = 12, shards: int = 3, seed: int = 0, name: str = "feats", key: str = "") -> FeatureStore:
+def make_store(
+    folder: Path, *, n: int = 12, shards: int = 3, seed: int = 0, name: str = "feats", key: str = ""
+) -> FeatureStore:
     """n utterances u0.. over `shards` shards; rows of the head in reverse order of writing."""
     data = arrays(n, seed)
     paths = []
@@ -27,8 +35,19 @@ def make_store(folder: Path, *, n: int = 12, shards: int = 3, seed: int = 0, nam
             for k in range(i, n, shards):
                 writer.add(f"u{k}", data[k], duration=k / 10, flags=k)
     splits, labels = ("train", "dev", "test"), ("joy", "anger")
-    table = [{"id": f"u{k}", "split": splits[k % 3], "label": labels[k % 2], "text": f"text {k}"} for k in range(n)]
-    return build_index(folder / f"{name}.h5", paths, table[::-1], dataset="demo", task="single", labels=labels, fingerprint=key)
+    table = [
+        {"id": f"u{k}", "split": splits[k % 3], "label": labels[k % 2], "text": f"text {k}"}
+        for k in range(n)
+    ]
+    return build_index(
+        folder / f"{name}.h5",
+        paths,
+        table[::-1],
+        dataset="demo",
+        task="single",
+        labels=labels,
+        fingerprint=key,
+    )
 
 
 def assert_holds(store: FeatureStore, n: int = 12, seed: int = 0) -> None:

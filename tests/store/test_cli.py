@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.pipeline.store import FeatureStore, ShardWriter, build_index
+
 from tests.store.build import assert_holds, make_store
 
 
@@ -20,39 +21,74 @@ def mer(*args) -> tuple[int, str, str]:
 
 @pytest.fixture
 def odd(tmp_path):
-    """A store with an absent modality, an all-zero row, an untrained encoder, every kind of task number."""
+    """A store with an absent modality, an all-zero row, an untrained encoder, every kind of task
+    number.
+    """
     with ShardWriter(tmp_path / "s.h5", {"audio": 4}) as writer:
         writer.add("none", {}, duration=1.0)
         writer.add("zero", {"audio": np.zeros((3, 4))}, duration=2.0)
         writer.add("sum to zero", {"audio": [[1, 1, 1, 1], [-1, -1, -1, -1]]})
         writer.add("usual", {"audio": np.ones((40, 4))}, duration=3597.0)
-    table = [{"id": i, "split": s, "targets": t} for i, s, t in
-             (("none", "train", [1, 0]), ("zero", "train", [1, 1]), ("sum to zero", "test", None), ("usual", "", [0, 1]))]  # fmt: skip
+    table = [
+        {"id": i, "split": s, "targets": t}
+        for i, s, t in (
+            ("none", "train", [1, 0]),
+            ("zero", "train", [1, 1]),
+            ("sum to zero", "test", None),
+            ("usual", "", [0, 1]),
+        )
+    ]
     audio = {"frame_rate": 49.95, "encoder": "tiny-audio", "trained": False, "layer": "last"}
-    build_index(tmp_path / "feats.h5", [tmp_path / "s.h5"], table, dataset="odd", task="multi", labels=["joy", "fear"],
-                fingerprint="a" * 64, modalities={"audio": audio})  # fmt: skip
+    build_index(
+        tmp_path / "feats.h5",
+        [tmp_path / "s.h5"],
+        table,
+        dataset="odd",
+        task="multi",
+        labels=["joy", "fear"],
+        fingerprint="a" * 64,
+        modalities={"audio": audio},
+    )
     return tmp_path / "feats.h5"
 
 
 def test_inspect_counts_what_is_there(odd):
     code, out, _ = mer("inspect", odd, "--json")
     d = json.loads(out)
-    assert code == 0 and d["utterances"] == 4 and d["hours"] == 1.0 and d["unknown_durations"] == 1 and d["untrained"] == ["audio"]
+    assert (
+        code == 0
+        and d["utterances"] == 4
+        and d["hours"] == 1.0
+        and d["unknown_durations"] == 1
+        and d["untrained"] == ["audio"]
+    )
     assert d["splits"] == {
-        "train": {"utterances": 2, "labels": {}, "targets": {"joy": 2, "fear": 1}}, "test": {"utterances": 1, "labels": {}},
+        "train": {"utterances": 2, "labels": {}, "targets": {"joy": 2, "fear": 1}},
+        "test": {"utterances": 1, "labels": {}},
         "": {"utterances": 1, "labels": {}, "targets": {"joy": 0, "fear": 1}},
-    }  # fmt: skip
+    }
     audio = d["modalities"]["audio"]
     assert (audio["steps"], audio["absent"], audio["zero_rows"], audio["nan_rows"]) == (45, 1, 1, 0)
-    assert [b for b in audio["histogram"] if b[2]] == [[2, 3, 2], [32, 63, 1]] and audio["length"]["max"] == 40
+    assert [b for b in audio["histogram"] if b[2]] == [[2, 3, 2], [32, 63, 1]] and audio["length"][
+        "max"
+    ] == 40
     assert d["bytes"] == odd.stat().st_size + (odd.parent / "s.h5").stat().st_size
 
 
 def test_inspect_as_text(odd):
     code, out, _ = mer("inspect", odd)
     assert code == 0
-    parts = ["odd, 4 utterances, 1.00 h (1 of unknown duration)", "multi task, 2 labels: joy, fear", "key aaaa", "no split"]
-    parts += ["49.95 Hz, tiny-audio layer last", "rows: 1 absent, 1 all zero", "WARNING: audio made by untrained encoders"]
+    parts = [
+        "odd, 4 utterances, 1.00 h (1 of unknown duration)",
+        "multi task, 2 labels: joy, fear",
+        "key aaaa",
+        "no split",
+    ]
+    parts += [
+        "49.95 Hz, tiny-audio layer last",
+        "rows: 1 absent, 1 all zero",
+        "WARNING: audio made by untrained encoders",
+    ]
     for part in parts:
         assert part in out, part
     assert max(map(len, out.splitlines())) < 160
@@ -61,7 +97,10 @@ def test_inspect_as_text(odd):
 def test_inspect_of_single_label_store(tmp_path):
     make_store(tmp_path)
     d = json.loads(mer("inspect", tmp_path / "feats.h5", "--json")[1])
-    assert list(d["splits"]) == ["train", "dev", "test"] and d["splits"]["train"] == {"utterances": 4, "labels": {"joy": 2, "anger": 2}}
+    assert list(d["splits"]) == ["train", "dev", "test"] and d["splits"]["train"] == {
+        "utterances": 4,
+        "labels": {"joy": 2, "anger": 2},
+    }
 
 
 def test_verify_says_what_is_wrong_and_exits_5(tmp_path):
@@ -72,9 +111,14 @@ def test_verify_says_what_is_wrong_and_exits_5(tmp_path):
     (tmp_path / "feats.shards/shard-00002.h5").unlink()
     code, out, err = mer("verify", tmp_path / "feats.h5")
     assert (code, out) == (5, "") and len(err.splitlines()) == 3
-    assert "shard-00001.h5: shard has 1 bytes" in err and "shard-00002.h5: shard is missing" in err and "2 of 3 shards are damaged" in err
+    assert (
+        "shard-00001.h5: shard has 1 bytes" in err
+        and "shard-00002.h5: shard is missing" in err
+        and "2 of 3 shards are damaged" in err
+    )
     code, _, err = mer("verify", "--repair", tmp_path / "feats.h5")
-    assert code == 5 and "imported: import it again" in err  # no fingerprint: nothing says how these were made
+    # no fingerprint: nothing says how these were made
+    assert code == 5 and "imported: import it again" in err
 
 
 def test_repair_is_handed_to_extraction(tmp_path, monkeypatch):
@@ -90,11 +134,16 @@ def test_repair_is_handed_to_extraction(tmp_path, monkeypatch):
         calls.append((head, root))
         path.write_bytes(raw)
 
-    extract = ModuleType("mer.pipeline.extraction.extract")  # extraction has its own tests of repairing
+    # extraction has its own tests of repairing
+    extract = ModuleType("mer.pipeline.extraction.extract")
     extract.repair = repair
     monkeypatch.setitem(sys.modules, "mer.pipeline.extraction.extract", extract)
     code, out, _ = mer("verify", "--repair", "--root", tmp_path, tmp_path / "feats.h5")
-    assert code == 0 and "1 of 3 shards extracted again" in out and calls == [(tmp_path / "feats.h5", tmp_path)]
+    assert (
+        code == 0
+        and "1 of 3 shards extracted again" in out
+        and calls == [(tmp_path / "feats.h5", tmp_path)]
+    )
     code, out, _ = mer("verify", "--repair", tmp_path / "feats.h5")
     assert code == 0 and len(calls) == 1  # nothing damaged: nothing to do
 
@@ -106,7 +155,11 @@ def test_bad_file_is_one_line(tmp_path, command, content, expected):
     if content is not None:
         path.write_bytes(content)
     code, out, err = mer(*command, path, *([tmp_path / "out"] if command[0] == "export" else []))
-    assert (code, out) == (expected, "") and err.startswith(f"mer: {path}: ") and len(err.splitlines()) == 1
+    assert (
+        (code, out) == (expected, "")
+        and err.startswith(f"mer: {path}: ")
+        and len(err.splitlines()) == 1
+    )
     assert not (tmp_path / "out").exists()
 
 

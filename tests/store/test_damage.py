@@ -1,4 +1,6 @@
-"""What a reader says of files that are not as they were written: one line that names the file, never zeros, never a crash."""
+"""What a reader says of files that are not as they were written: one line that names the file,
+never zeros, never a crash.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ import pytest
 from mer.pipeline.errors import DataError, StoreError, StoreVersionError
 from mer.pipeline.store import Damage, FeatureStore, Shard, ShardWriter, build_index, verify_shards
 from mer.pipeline.store import arrays as files
+
 from tests.store.build import DIMS, assert_holds, make_store
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +40,18 @@ def test_missing_shard_is_named_and_never_read_as_zeros(tmp_path):
     store = make_store(tmp_path)
     gone = tmp_path / "feats.shards/shard-00001.h5"
     gone.rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"):
+    with pytest.raises(
+        StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"
+    ):
         FeatureStore(tmp_path / "feats.h5")
     here = store.table()["shard"].to_pylist().index(1)
-    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"):
+    with pytest.raises(
+        StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"
+    ):
         store.features("audio", here)
-    with pytest.raises(StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"):
+    with pytest.raises(
+        StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"
+    ):
         store.packed("audio")
     assert verify_shards(tmp_path / "feats.h5") == [Damage(1, str(gone), "shard is missing")]
 
@@ -76,7 +85,9 @@ def test_every_flipped_byte_of_the_frames_is_found(tmp_path):
     make_store(tmp_path)
     path = tmp_path / "feats.shards/shard-00000.h5"
     with h5py.File(path, "r") as file:
-        place = {m: (file[f"{m}/x"].id.get_offset(), file[f"{m}/x"].id.get_storage_size()) for m in DIMS}
+        place = {
+            m: (file[f"{m}/x"].id.get_offset(), file[f"{m}/x"].id.get_storage_size()) for m in DIMS
+        }
     raw = path.read_bytes()
     rng = np.random.default_rng(0)
     for m, (start, size) in place.items():
@@ -85,25 +96,33 @@ def test_every_flipped_byte_of_the_frames_is_found(tmp_path):
             flipped[at] ^= 1 << int(rng.integers(8))
             path.write_bytes(flipped)
             (found,) = verify_shards(tmp_path / "feats.h5")
-            assert found.shard == 0 and f"1 of 4 utterances differ from their checksums ({m}; first 'u" in found.reason
-    with pytest.raises(StoreError, match="shard-00000.h5: 1 of 4 utterances differ .* run `mer verify --repair"):
+            assert (
+                found.shard == 0
+                and f"1 of 4 utterances differ from their checksums ({m}; first 'u" in found.reason
+            )
+    with pytest.raises(
+        StoreError, match="shard-00000.h5: 1 of 4 utterances differ .* run `mer verify --repair"
+    ):
         FeatureStore(tmp_path / "feats.h5").verify()
     path.write_bytes(raw)
     FeatureStore(tmp_path / "feats.h5").verify()
 
 
-# A flipped byte can make HDF5 itself crash or loop, so every trial has a process of its own for the slow sweep;
-# here the same is done in one process for the bytes that carry the layout.
+# A flipped byte can make HDF5 itself crash or loop, so every trial has a process of its own for the
+# slow sweep; here the same is done in one process for the bytes that carry the layout.
 def flips(raw: bytes, count: int, seed: int):
     rng = np.random.default_rng(seed)
-    used = np.flatnonzero(np.frombuffer(raw, np.uint8))  # gaps between arrays are zeros that nobody reads
+    # gaps between arrays are zeros that nobody reads
+    used = np.flatnonzero(np.frombuffer(raw, np.uint8))
     for at in rng.choice(used, count, replace=False).tolist():
         flipped = bytearray(raw)
         flipped[at] ^= 1 << int(rng.integers(8))
         yield at, bytes(flipped)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 10))])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 10))]
+)
 def test_any_flipped_byte_of_a_shard_is_found(tmp_path, seed):
     make_store(tmp_path, n=6, shards=1)
     path = tmp_path / "feats.shards/shard-00000.h5"
@@ -116,7 +135,9 @@ def test_any_flipped_byte_of_a_shard_is_found(tmp_path, seed):
             one_line(error)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 10))])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 10))]
+)
 def test_any_flipped_byte_of_the_head_is_found_or_harmless(tmp_path, seed):
     make_store(tmp_path, n=6, shards=2)
     path = tmp_path / "feats.h5"
@@ -147,7 +168,9 @@ def test_shard_of_another_cache_in_its_place(tmp_path, seed, key):
     """The same ids and size, but another recipe's key; the same key, but other content."""
     make_store(tmp_path / "a", key="same!")
     make_store(tmp_path / "b", seed=seed, key=key)
-    shutil.copy(tmp_path / "b/feats.shards/shard-00001.h5", tmp_path / "a/feats.shards/shard-00001.h5")
+    shutil.copy(
+        tmp_path / "b/feats.shards/shard-00001.h5", tmp_path / "a/feats.shards/shard-00001.h5"
+    )
     with pytest.raises(StoreError, match="shard-00001.h5: "):
         read_everything(tmp_path / "a/feats.h5")
     assert [d.shard for d in verify_shards(tmp_path / "a/feats.h5")] == [1]
@@ -163,7 +186,9 @@ def test_head_of_another_cache_in_its_place(tmp_path):
 
 
 def test_values_changed_with_care_are_found_by_verify(tmp_path):
-    """Means rewritten; frames and their crc32 rewritten together: the shard's own index no longer fits."""
+    """Means rewritten; frames and their crc32 rewritten together: the shard's own index no longer
+    fits.
+    """
     make_store(tmp_path)
     path = tmp_path / "feats.shards/shard-00000.h5"
     with h5py.File(path, "r+") as file:
@@ -177,7 +202,9 @@ def test_values_changed_with_care_are_found_by_verify(tmp_path):
 
 
 def test_a_byte_that_nothing_reads_still_counts(tmp_path):
-    """In the gap before the first page: the values are whole, the file is not the one that was written."""
+    """In the gap before the first page: the values are whole, the file is not the one that was
+    written.
+    """
     make_store(tmp_path)
     path = tmp_path / "feats.shards/shard-00000.h5"
     raw = bytearray(path.read_bytes())
@@ -185,7 +212,9 @@ def test_a_byte_that_nothing_reads_still_counts(tmp_path):
     raw[4095] = 1
     path.write_bytes(raw)
     assert_holds(FeatureStore(tmp_path / "feats.h5"))
-    assert [d.reason for d in verify_shards(tmp_path / "feats.h5")] == ["its bytes differ from the recorded sha256"]
+    assert [d.reason for d in verify_shards(tmp_path / "feats.h5")] == [
+        "its bytes differ from the recorded sha256"
+    ]
 
 
 @pytest.mark.parametrize("which", ["feats.h5", "feats.shards/shard-00000.h5"])
@@ -194,7 +223,9 @@ def test_another_format_version_is_said_as_such(tmp_path, which, version):
     make_store(tmp_path)
     with h5py.File(tmp_path / which, "r+") as file:
         file.attrs.modify("version", np.int64(version))
-    with pytest.raises(StoreVersionError, match=f"format version {version}, this mer reads 1") as caught:
+    with pytest.raises(
+        StoreVersionError, match=f"format version {version}, this mer reads 1"
+    ) as caught:
         read_everything(tmp_path / "feats.h5")
     assert caught.value.exit_code == 1
 
@@ -207,9 +238,16 @@ def test_what_is_not_a_store(tmp_path):
         Shard(tmp_path / "feats.h5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["x"] = [1, 2]
-    with pytest.raises(StoreError, match="HDF5, but not a mer store; features made elsewhere come in with `mer import`"):
+    with pytest.raises(
+        StoreError,
+        match="HDF5, but not a mer store; features made elsewhere come in with `mer import`",
+    ):
         FeatureStore(tmp_path / "foreign.h5")
-    for name, raw in (("empty", b""), ("text", b"id,label\n1,a\n"), ("garbage", np.random.default_rng(0).bytes(5000))):
+    for name, raw in (
+        ("empty", b""),
+        ("text", b"id,label\n1,a\n"),
+        ("garbage", np.random.default_rng(0).bytes(5000)),
+    ):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(StoreError, match=f"{name}: not a readable store") as caught:
             FeatureStore(tmp_path / name)
@@ -217,7 +255,9 @@ def test_what_is_not_a_store(tmp_path):
     with pytest.raises(DataError, match="absent.h5: no such store"):
         FeatureStore(tmp_path / "absent.h5")
     (tmp_path / "absent.shards" / ".work").mkdir(parents=True)
-    with pytest.raises(DataError, match="absent.h5: not finished; repeat the `mer extract` that makes it"):
+    with pytest.raises(
+        DataError, match="absent.h5: not finished; repeat the `mer extract` that makes it"
+    ):
         FeatureStore(tmp_path / "absent.h5")
     with pytest.raises(DataError, match="not a store"):
         FeatureStore(tmp_path)
@@ -262,7 +302,13 @@ def test_absurd_claims_allocate_nothing(tmp_path, which, name, shape, dtype, opt
     make_store(tmp_path)
     path = tmp_path / ("feats.h5" if which == "head" else "feats.shards/shard-00000.h5")
     claim(path, name, shape, dtype, **options)
-    run = subprocess.run([sys.executable, "-c", HOSTILE, str(path), which], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-c", HOSTILE, str(path), which],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
     assert run.stdout.split() == ["refused", "0"], run.stderr
 
 
@@ -276,7 +322,12 @@ def relayout(path: Path, name: str, **options) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"chunks": (4, 6)}, {"chunks": (4, 6), "compression": "gzip"}, {"dtype": ">f2"}, {"external": [("x.bin", 0, h5py.h5f.UNLIMITED)]}],
+    [
+        {"chunks": (4, 6)},
+        {"chunks": (4, 6), "compression": "gzip"},
+        {"dtype": ">f2"},
+        {"external": [("x.bin", 0, h5py.h5f.UNLIMITED)]},
+    ],
 )
 def test_frames_stored_another_way_are_read_through_h5py(tmp_path, options):
     """Not mappable, still right: held against the crc32 on every read."""
@@ -286,7 +337,9 @@ def test_frames_stored_another_way_are_read_through_h5py(tmp_path, options):
     table = FeatureStore(tmp_path / "feats.h5").table()
     path = tmp_path / "feats.shards/shard-00000.h5"
     relayout(path, "audio/x", **options)
-    store = build_index(tmp_path / "feats.h5", [path], table, dataset="demo", task="single", labels=["joy", "anger"])
+    store = build_index(
+        tmp_path / "feats.h5", [path], table, dataset="demo", task="single", labels=["joy", "anger"]
+    )
     assert_holds(store, n=6)
     store.verify()
     packed, _ = store.packed("audio", [3, 1, 5])
@@ -303,7 +356,9 @@ def test_chunk_that_was_never_written_is_not_zeros(tmp_path):
         del file["audio/x"]
         x = file.create_dataset("audio/x", values.shape, "<f2", chunks=(2, 6))
         x[:-3] = values[:-3]
-    store = build_index(tmp_path / "feats.h5", [path], table, dataset="demo", task="single", labels=["joy", "anger"])
+    store = build_index(
+        tmp_path / "feats.h5", [path], table, dataset="demo", task="single", labels=["joy", "anger"]
+    )
     with pytest.raises(StoreError, match="audio of 'u[0-9]' does not match its checksum"):
         store.packed("audio")
 

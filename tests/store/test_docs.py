@@ -1,4 +1,6 @@
-"""docs/store.md: its example runs, its tables name the arrays that are there, and a store of each version is still read."""
+"""docs/store.md: its example runs, its tables name the arrays that are there, and a store of each
+version is still read.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import pytest
 
 from mer.pipeline.store import FORMAT_VERSION, FeatureStore
 from mer.pipeline.store.schema import COLUMNS
+
 from tests.store.build import DIMS, assert_holds, make_store
 
 PAGE = Path(__file__).parents[2] / "docs/store.md"
@@ -25,7 +28,11 @@ def test_the_example_runs(tmp_path, monkeypatch):
 
 def test_the_tables_name_every_array(tmp_path):
     make_store(tmp_path)
-    named = {name for row in re.findall(r"^\| (.*?) \|", PAGE.read_text(), re.M) for name in re.findall(r"`([^`]+)`", row)}
+    named = {
+        name
+        for row in re.findall(r"^\| (.*?) \|", PAGE.read_text(), re.M)
+        for name in re.findall(r"`([^`]+)`", row)
+    }
     columns = {f"index/{c}" for c in COLUMNS.names}
 
     def known(path: str) -> bool:
@@ -36,7 +43,11 @@ def test_the_tables_name_every_array(tmp_path):
     for name in ("feats.h5", "feats.shards/shard-00000.h5"):
         found: list[str] = []
         with h5py.File(tmp_path / name) as file:
-            file.visititems(lambda path, item, found=found: found.append(path) if isinstance(item, h5py.Dataset) else None)
+            file.visititems(
+                lambda path, item, found=found: (
+                    found.append(path) if isinstance(item, h5py.Dataset) else None
+                )
+            )
             assert set(file.attrs) <= named
         assert len(found) > 8 and [path for path in found if not known(path)] == []
 

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.store import FeatureStore, Header, ShardWriter, build_index, verify_shards
 from mer.pipeline.interchange.export import EXPORTS, export
+from mer.pipeline.store import FeatureStore, Header, ShardWriter, build_index, verify_shards
 from mer.pipeline.store.schema import COLUMNS
+
 from tests.store.build import DIMS, arrays, assert_holds, make_store
 
 
@@ -47,7 +48,11 @@ def test_single_finds_every_flipped_byte_of_its_arrays(tmp_path):
     export(make_store(tmp_path, n=4, shards=1), "single", tmp_path / "one.h5")
     raw = (tmp_path / "one.h5").read_bytes()
     with h5py.File(tmp_path / "one.h5", "r") as file:
-        spans = [(d.id.get_offset(), d.nbytes) for m in DIMS for d in (file[f"data/{m}/x"], file[f"data/{m}/pooled"])]
+        spans = [
+            (d.id.get_offset(), d.nbytes)
+            for m in DIMS
+            for d in (file[f"data/{m}/x"], file[f"data/{m}/pooled"])
+        ]
     rng = np.random.default_rng(0)
     for start, size in spans:
         for at in (start + rng.integers(0, size, 5)).tolist():
@@ -81,7 +86,10 @@ def test_subset_by_split_and_by_file(tmp_path, to):
     assert export(store, to, tmp_path / "a", subset="dev") == 4
     assert export(store, to, tmp_path / "b", subset=str(tmp_path / "ids.txt")) == 2
     (tmp_path / "ids.txt").write_text("u3\nnobody\n")
-    for subset, message in ((str(tmp_path / "ids.txt"), "1 of 2 ids are not in .* first 'nobody'"), ("valid", "neither a split")):
+    for subset, message in (
+        (str(tmp_path / "ids.txt"), "1 of 2 ids are not in .* first 'nobody'"),
+        ("valid", "neither a split"),
+    ):
         with pytest.raises(DataError, match=message):
             export(store, to, tmp_path / "c", subset=subset)
     assert not list(tmp_path.glob(".*"))
@@ -94,7 +102,22 @@ def test_single_subset_keeps_the_stores_order(tmp_path):
     same(store, FeatureStore(tmp_path / "dev.h5"), rows)
 
 
-AWKWARD = ["a/b", "../x", "u", "U", "row.0000003", "-6rXp", "vid$_$1", ".", "..", "=1+1", "😀", "x" * 300, "a\x00b", "a b"]
+AWKWARD = [
+    "a/b",
+    "../x",
+    "u",
+    "U",
+    "row.0000003",
+    "-6rXp",
+    "vid$_$1",
+    ".",
+    "..",
+    "=1+1",
+    "😀",
+    "x" * 300,
+    "a\x00b",
+    "a b",
+]
 
 
 def awkward(folder):
@@ -102,8 +125,18 @@ def awkward(folder):
         for k, id in enumerate(AWKWARD):
             writer.add(id, {"audio": np.full((k % 3, 2), k), "vision": np.full(3, k + 0.5)})
     text = 'he said "no",\r\n=then\nleft'
-    table = [{"id": id, "split": "train", "text": text, "tags": ["a,b"], "targets": [k / 4]} for k, id in enumerate(AWKWARD)]
-    return build_index(folder / "f.h5", [folder / "s.h5"], table, dataset="d", task="regression", labels=["valence"])
+    table = [
+        {"id": id, "split": "train", "text": text, "tags": ["a,b"], "targets": [k / 4]}
+        for k, id in enumerate(AWKWARD)
+    ]
+    return build_index(
+        folder / "f.h5",
+        [folder / "s.h5"],
+        table,
+        dataset="d",
+        task="regression",
+        labels=["valence"],
+    )
 
 
 def test_npy_folder_names_are_safe_whatever_the_ids(tmp_path):
@@ -111,12 +144,22 @@ def test_npy_folder_names_are_safe_whatever_the_ids(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.h5", "out", "s.h5"]
     with open(tmp_path / "out/index.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [r["id"] for r in rows] == AWKWARD and len({r["file"].lower() for r in rows}) == len(rows)
-    assert rows[2]["file"] == "u" and rows[3]["file"] != "U" and all(r["text"] == 'he said "no",\r\n=then\nleft' for r in rows)
+    assert [r["id"] for r in rows] == AWKWARD and len({r["file"].lower() for r in rows}) == len(
+        rows
+    )
+    assert (
+        rows[2]["file"] == "u"
+        and rows[3]["file"] != "U"
+        and all(r["text"] == 'he said "no",\r\n=then\nleft' for r in rows)
+    )
     for k, row in enumerate(rows):
         path = tmp_path / "out/audio" / f"{row['file']}.npy"
-        assert path.resolve().parent == (tmp_path / "out/audio").resolve() and path.exists() == bool(k % 3)
-        np.testing.assert_array_equal(np.load(tmp_path / "out/vision" / f"{row['file']}.npy"), np.full((1, 3), k + 0.5))
+        assert path.resolve().parent == (
+            tmp_path / "out/audio"
+        ).resolve() and path.exists() == bool(k % 3)
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "out/vision" / f"{row['file']}.npy"), np.full((1, 3), k + 0.5)
+        )
         assert json.loads(row["targets"]) == [k / 4] and json.loads(row["tags"]) == ["a,b"]
     assert Header.from_json((tmp_path / "out/header.json").read_text()).task == "regression"
 
@@ -126,11 +169,16 @@ def test_parquet_is_read_by_anyone(tmp_path):
     export(store, "parquet", tmp_path / "out.parquet")
     file = pq.ParquetFile(tmp_path / "out.parquet")
     rows = file.read().to_pylist()
-    assert [r["id"] for r in rows] == store.table()["id"].to_pylist() and rows[0]["label"] in ("joy", "anger")
+    assert [r["id"] for r in rows] == store.table()["id"].to_pylist() and rows[0]["label"] in (
+        "joy",
+        "anger",
+    )
     for i, r in enumerate(rows):
         assert r["text"] == store.table()["text"][i].as_py()
         for m, dim in DIMS.items():
-            np.testing.assert_array_equal(np.array(r[f"{m}_features"], np.float32).reshape(-1, dim), store.features(m, i))
+            np.testing.assert_array_equal(
+                np.array(r[f"{m}_features"], np.float32).reshape(-1, dim), store.features(m, i)
+            )
     assert Header.from_json(file.schema_arrow.metadata[b"mer"].decode()) == store.header
 
 
@@ -139,7 +187,13 @@ def test_parquet_in_pieces(tmp_path, monkeypatch):
     store = make_store(tmp_path, n=23)
     export(store, "parquet", tmp_path / "out.parquet")
     file = pq.ParquetFile(tmp_path / "out.parquet")
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [5, 5, 5, 5, 3]
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
+        5,
+        5,
+        5,
+        5,
+        3,
+    ]
     assert file.read(["id"])["id"].to_pylist() == store.table()["id"].to_pylist()
 
 
@@ -154,10 +208,15 @@ def test_mmsa_pickle_has_the_known_form(tmp_path):
     for id, x, n in zip(dev["id"], dev["audio"], dev["audio_lengths"], strict=True):
         np.testing.assert_array_equal(x[:n], data[int(id[1:])]["audio"])
         assert not x[n:].any()
-    assert dev["annotations"] == ["joy", "anger", "joy", "anger"] and dev["classification_labels"].tolist() == [0, 1, 0, 1]
+    assert dev["annotations"] == ["joy", "anger", "joy", "anger"] and dev[
+        "classification_labels"
+    ].tolist() == [0, 1, 0, 1]
     export(awkward(tmp_path), "mmsa", tmp_path / "reg.pkl")
     train = pickle.loads((tmp_path / "reg.pkl").read_bytes())["train"]
-    assert train["regression_labels"].tolist()[:2] == [0.0, 0.25] and train["annotations"][:2] == ["Neutral", "Positive"]
+    assert train["regression_labels"].tolist()[:2] == [0.0, 0.25] and train["annotations"][:2] == [
+        "Neutral",
+        "Positive",
+    ]
 
 
 def test_mmsa_refuses_what_it_cannot_hold(tmp_path, monkeypatch):
@@ -166,8 +225,14 @@ def test_mmsa_refuses_what_it_cannot_hold(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="padded to the longest utterance"):
         export(store, "mmsa", tmp_path / "out.pkl")
     monkeypatch.undo()
-    store = build_index(tmp_path / "f.h5", [r.path for r in store.shards], [{"id": "u1"}, {"id": "u2", "split": "dev"}],
-                        dataset="d", task="single", labels=[])  # fmt: skip
+    store = build_index(
+        tmp_path / "f.h5",
+        [r.path for r in store.shards],
+        [{"id": "u1"}, {"id": "u2", "split": "dev"}],
+        dataset="d",
+        task="single",
+        labels=[],
+    )
     with pytest.raises(DataError, match="1 utterances have no split"):
         export(store, "mmsa", tmp_path / "out.pkl")
     assert not (tmp_path / "out.pkl").exists()
@@ -190,7 +255,9 @@ def test_kaldi_archive_by_the_letter_of_its_format(tmp_path):
         assert (size_rows, size_columns, columns) == (4, 4, 6)
         x = np.frombuffer(raw, "<f4", rows * columns, at + 15).reshape(rows, columns)
         np.testing.assert_array_equal(x, store.features("audio", ids.index(id)))
-    with pytest.raises(DataError, match=r"2 ids have white space, first 'a\\x00b'; Kaldi cannot name them"):
+    with pytest.raises(
+        DataError, match=r"2 ids have white space, first 'a\\x00b'; Kaldi cannot name them"
+    ):
         export(awkward(tmp_path), "kaldi", tmp_path / "no")
     assert not (tmp_path / "no").exists()
 

@@ -1,10 +1,13 @@
-"""A process may hold only so many maps: a store of more shards than that lets go of the ones it opened first."""
+"""A process may hold only so many maps: a store of more shards than that lets go of the ones it
+opened first.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mer.pipeline.store import reader
+
 from tests.store.build import assert_holds, make_store
 
 
@@ -19,7 +22,8 @@ def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
     store = make_store(tmp_path, n=24, shards=6)
     assert_holds(store, n=24)
     assert maps(tmp_path) == 2
-    kept = store.features("audio", 0, dtype="stored")  # a view outlives its shard's place among the open ones
+    # a view outlives its shard's place among the open ones
+    kept = store.features("audio", 0, dtype="stored")
     before = kept.copy()
     assert_holds(store, n=24)
     assert (kept == before).all() and maps(tmp_path) <= 3

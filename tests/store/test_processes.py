@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mer.pipeline.store import FeatureStore, build_index
+
 from tests.store.build import assert_holds, make_store
 from tests.store.test_damage import relayout
 
@@ -39,10 +40,20 @@ def test_four_processes_read_what_one_reads(tmp_path, method, mapped):
     if not mapped:  # one shard through h5py, its handle open before the fork
         paths = [record.path for record in store.shards]
         relayout(paths[0], "audio/x", chunks=(4, 6))
-        store = build_index(tmp_path / "feats.h5", paths, store.table(), dataset="d", task="single", labels=["joy", "anger"])
+        store = build_index(
+            tmp_path / "feats.h5",
+            paths,
+            store.table(),
+            dataset="d",
+            task="single",
+            labels=["joy", "anger"],
+        )
     expected = [digest(store, range(i, i + 8)) for i in range(0, 32, 8)]
     with multiprocessing.get_context(method).Pool(4) as pool:
-        assert pool.map(read_part, [(store, i, i + 8) for i in range(0, 32, 8)] * 5, chunksize=1) == expected * 5
+        assert (
+            pool.map(read_part, [(store, i, i + 8) for i in range(0, 32, 8)] * 5, chunksize=1)
+            == expected * 5
+        )
 
 
 def test_a_forked_child_uses_the_store_it_inherits(tmp_path):
@@ -69,18 +80,38 @@ def test_threads_share_a_store(tmp_path):
 
 
 def test_reads_from_a_folder_nobody_can_write(tmp_path):
-    """Read-only mount where that is permitted, else read-only modes; no lock, no temporary, no change."""
+    """Read-only mount where that is permitted, else read-only modes; no lock, no temporary, no
+    change.
+    """
     make_store(tmp_path / "s")
-    code = "import sys; from pathlib import Path; from mer.pipeline.store import FeatureStore; from tests.store.build import assert_holds\n"
-    code += "store = FeatureStore(Path(sys.argv[1]) / 'feats.h5'); assert_holds(store); store.verify(); print('read')"
-    mounted = not subprocess.run(["mount", "--bind", "-o", "ro", tmp_path / "s", tmp_path / "s"], capture_output=True).returncode
+    code = (
+        "import sys; from pathlib import Path; from mer.pipeline.store import FeatureStore; from "
+        "tests.store.build import assert_holds\n"
+    )
+    code += (
+        "store = FeatureStore(Path(sys.argv[1]) / 'feats.h5'); assert_holds(store); "
+        "store.verify(); print('read')"
+    )
+    mounted = not subprocess.run(
+        ["mount", "--bind", "-o", "ro", tmp_path / "s", tmp_path / "s"], capture_output=True
+    ).returncode
     try:
         if mounted:
             with pytest.raises(OSError, match="Read-only"):
                 (tmp_path / "s/new").write_bytes(b"")
-        for path in [] if mounted else [tmp_path / "s", tmp_path / "s/feats.shards", *tmp_path.rglob("*.h5")]:
+        for path in (
+            []
+            if mounted
+            else [tmp_path / "s", tmp_path / "s/feats.shards", *tmp_path.rglob("*.h5")]
+        ):
             path.chmod(path.stat().st_mode & ~0o222)
-        run = subprocess.run([sys.executable, "-c", code, tmp_path / "s"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        run = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "s"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert run.stdout == "read\n", run.stderr
     finally:
         if mounted:
@@ -92,9 +123,14 @@ def test_reads_from_a_folder_nobody_can_write(tmp_path):
 
 def test_the_same_bytes_from_another_process(tmp_path):
     first = make_store(tmp_path / "a")
-    code = "import sys; from pathlib import Path; from tests.store.build import make_store; make_store(Path(sys.argv[1]))"
+    code = (
+        "import sys; from pathlib import Path; from tests.store.build import make_store; "
+        "make_store(Path(sys.argv[1]))"
+    )
     other = {**os.environ, "PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", code, tmp_path / "b"], cwd=ROOT, check=True, timeout=60, env=other)
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "b"], cwd=ROOT, check=True, timeout=60, env=other
+    )
     second = FeatureStore(tmp_path / "b/feats.h5")
     assert [s.sha256 for s in first.shards] == [s.sha256 for s in second.shards]
     assert first.path.read_bytes() == second.path.read_bytes()

@@ -16,30 +16,62 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import SCHEMA, Utterance
 from mer.pipeline.store import FeatureStore, ModalityInfo, Shard, ShardWriter, build_index
 from mer.pipeline.store.schema import COLUMNS
+
 from tests.store.build import DIMS, arrays, assert_holds, make_store
 
-AWKWARD = ["a/b", ".", "..", "-6rXp3zJ3kc_1", "vid$_$3", "=1+1", "😀🏳️‍🌈", "سلام", "a\x00b", "a\nb", " ", "x" * 3000]
+AWKWARD = [
+    "a/b",
+    ".",
+    "..",
+    "-6rXp3zJ3kc_1",
+    "vid$_$3",
+    "=1+1",
+    "😀🏳️‍🌈",
+    "سلام",
+    "a\x00b",
+    "a\nb",
+    " ",
+    "x" * 3000,
+]
 
-ids = st.one_of(st.sampled_from(AWKWARD), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12))
-names = st.text(string.ascii_lowercase, min_size=1, max_size=6).filter(lambda n: n not in ("ids", "flags", "meta"))
+ids = st.one_of(
+    st.sampled_from(AWKWARD),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
+)
+names = st.text(string.ascii_lowercase, min_size=1, max_size=6).filter(
+    lambda n: n not in ("ids", "flags", "meta")
+)
 
 
 @st.composite
 def corpora(draw):
-    """(modalities, rows, shard of each row): any modality set, lengths from 0, some modalities not given at all."""
+    """(modalities, rows, shard of each row): any modality set, lengths from 0, some modalities not
+    given at all.
+    """
     dims = draw(st.dictionaries(names, st.integers(1, 5), min_size=1, max_size=4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rows = []
     for id in draw(st.lists(ids, max_size=8, unique=True)):
-        x = {m: rng.normal(size=(draw(st.integers(0, 6)), d)).astype(np.float16) for m, d in dims.items() if draw(st.booleans())}
+        x = {
+            m: rng.normal(size=(draw(st.integers(0, 6)), d)).astype(np.float16)
+            for m, d in dims.items()
+            if draw(st.booleans())
+        }
         text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
         row = {
-            "id": id, "split": draw(st.sampled_from(["train", "dev", "test", ""])), "label": draw(st.sampled_from([None, "a", "b"])),
-            "text": draw(st.none() | text), "position": draw(st.none() | st.integers(0, 2**31 - 1)),
+            "id": id,
+            "split": draw(st.sampled_from(["train", "dev", "test", ""])),
+            "label": draw(st.sampled_from([None, "a", "b"])),
+            "text": draw(st.none() | text),
+            "position": draw(st.none() | st.integers(0, 2**31 - 1)),
             "tags": draw(st.lists(text, max_size=3)),
-            "targets": draw(st.none() | st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=1)),
-            "speaker": draw(st.none() | text), "dialogue": None, "session": draw(st.none() | text),
-        }  # fmt: skip
+            "targets": draw(
+                st.none() | st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=1)
+            ),
+            "speaker": draw(st.none() | text),
+            "dialogue": None,
+            "session": draw(st.none() | text),
+        }
         rows.append((row, x, draw(st.integers(0, 2)), draw(st.floats(0, 100))))
     return dims, rows
 
@@ -55,18 +87,36 @@ def test_anything_written_is_read_back(corpus):
                 for row, x, shard, duration in rows:
                     if shard == i:
                         writer.add(row["id"], x, duration=duration)
-        store = build_index(Path(folder) / "f.h5", paths, [r[0] for r in rows], dataset="d", task="single", labels=["a", "b"])
+        store = build_index(
+            Path(folder) / "f.h5",
+            paths,
+            [r[0] for r in rows],
+            dataset="d",
+            task="single",
+            labels=["a", "b"],
+        )
         got = store.table().to_pylist()
         assert [{c: r[c] for c in COLUMNS.names} for r in got] == [r[0] for r in rows]
         assert [r["duration"] for r in got] == [r[3] for r in rows]
         for m, d in dims.items():
             expected = [x.get(m, np.empty((0, d), np.float16)) for _, x, _, _ in rows]
-            assert store.lengths(m).tolist() == [len(x) for x in expected] == [r[f"n_{m}"] for r in got]
+            assert (
+                store.lengths(m).tolist()
+                == [len(x) for x in expected]
+                == [r[f"n_{m}"] for r in got]
+            )
             for i, x in enumerate(expected):
                 np.testing.assert_array_equal(store.features(m, i, dtype="stored"), x)
-                np.testing.assert_allclose(store.pooled(m)[i], x.astype(np.float64).mean(0) if len(x) else 0, rtol=1e-6, atol=1e-7)
+                np.testing.assert_allclose(
+                    store.pooled(m)[i],
+                    x.astype(np.float64).mean(0) if len(x) else 0,
+                    rtol=1e-6,
+                    atol=1e-7,
+                )
             packed, offsets = store.packed(m)
-            np.testing.assert_array_equal(packed, np.concatenate([np.empty((0, d), np.float16), *expected]))
+            np.testing.assert_array_equal(
+                packed, np.concatenate([np.empty((0, d), np.float16), *expected])
+            )
             assert np.diff(offsets).tolist() == store.lengths(m).tolist()
         store.verify()
 
@@ -75,14 +125,27 @@ def test_any_selection_in_any_order(tmp_path):
     store = make_store(tmp_path, n=40, shards=4)
     data = arrays(40)[::-1]
     rng = np.random.default_rng(1)
-    for rows in ([], [0], [39, 0, 39], list(range(40)), list(range(39, -1, -1)), *(rng.integers(0, 40, 17).tolist() for _ in range(20))):
+    for rows in (
+        [],
+        [0],
+        [39, 0, 39],
+        list(range(40)),
+        list(range(39, -1, -1)),
+        *(rng.integers(0, 40, 17).tolist() for _ in range(20)),
+    ):
         packed, lengths = store.batch("audio", rows)
         assert packed.dtype == np.float32 and packed.shape == (lengths.sum(), 6)
         assert lengths.tolist() == [len(data[i]["audio"]) for i in rows]
-        np.testing.assert_array_equal(packed, np.concatenate([np.empty((0, 6)), *(data[i]["audio"] for i in rows)]))
+        np.testing.assert_array_equal(
+            packed, np.concatenate([np.empty((0, 6)), *(data[i]["audio"] for i in rows)])
+        )
         out = np.full((lengths.sum(), 6), np.nan, np.float64)
         same, offsets = store.packed("audio", rows, out=out)
-        assert same is out and np.array_equal(out, packed) and np.array_equal(np.diff(offsets), lengths)
+        assert (
+            same is out
+            and np.array_equal(out, packed)
+            and np.array_equal(np.diff(offsets), lengths)
+        )
     with pytest.raises(DataError, match="out has shape"):
         store.packed("audio", [0, 1], out=np.empty((1, 6)))
     with pytest.raises(IndexError):
@@ -108,13 +171,28 @@ def test_values_beyond_float16_make_that_modality_float32(tmp_path):
     with ShardWriter(tmp_path / "b.h5", {"audio": 2, "text": 2}) as writer:
         writer.add("third", {"audio": [[65519.9, 1.0]]})
     assert writer.overflow == {"audio": 0, "text": 0}
-    store = build_index(tmp_path / "f.h5", [tmp_path / "a.h5", tmp_path / "b.h5"], [{"id": i} for i in ("third", "second", "first")],
-                        dataset="d", task="single", labels=[])  # fmt: skip
-    assert [Shard(tmp_path / f"{s}.h5").modalities["audio"]["dtype"] for s in "ab"] == ["float32", "float16"]
-    assert store.header.modalities["audio"].dtype == "float32" and store.header.modalities["audio"].extra == {"overflow": 2}
-    assert store.header.modalities["text"].dtype == "float16" and store.header.modalities["text"].extra == {}
+    store = build_index(
+        tmp_path / "f.h5",
+        [tmp_path / "a.h5", tmp_path / "b.h5"],
+        [{"id": i} for i in ("third", "second", "first")],
+        dataset="d",
+        task="single",
+        labels=[],
+    )
+    assert [Shard(tmp_path / f"{s}.h5").modalities["audio"]["dtype"] for s in "ab"] == [
+        "float32",
+        "float16",
+    ]
+    assert store.header.modalities["audio"].dtype == "float32" and store.header.modalities[
+        "audio"
+    ].extra == {"overflow": 2}
+    assert (
+        store.header.modalities["text"].dtype == "float16"
+        and store.header.modalities["text"].extra == {}
+    )
     np.testing.assert_array_equal(store.features("audio", 1), big)
-    np.testing.assert_array_equal(store.features("audio", 2), np.float32([[0.1, 0.2]]))  # not rounded by way of float16
+    # not rounded by way of float16
+    np.testing.assert_array_equal(store.features("audio", 2), np.float32([[0.1, 0.2]]))
     packed, _ = store.packed("audio")
     assert packed.dtype == np.float32 and packed[0].tolist() == [65504.0, 1.0]
 
@@ -123,7 +201,14 @@ def test_float32_is_kept_when_asked_for(tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 3))
     with ShardWriter(tmp_path / "a.h5", {"vision": 3}, dtype="float32") as writer:
         writer.add("u", {"vision": x})
-    store = build_index(tmp_path / "f.h5", [tmp_path / "a.h5"], [{"id": "u"}], dataset="d", task="regression", labels=["valence"])
+    store = build_index(
+        tmp_path / "f.h5",
+        [tmp_path / "a.h5"],
+        [{"id": "u"}],
+        dataset="d",
+        task="regression",
+        labels=["valence"],
+    )
     np.testing.assert_array_equal(store.features("vision", 0), x.astype(np.float32))
 
 
@@ -148,12 +233,17 @@ def test_what_is_not_a_feature_is_refused_by_name(tmp_path, features, message):
 
 def test_ids_must_be_there_and_be_unique(tmp_path):
     for bad, message in (("u", "twice"), ("", "empty id"), ("\ud800", "is not text")):
-        with pytest.raises(DataError, match=message), ShardWriter(tmp_path / "a.h5", DIMS) as writer:
+        with (
+            pytest.raises(DataError, match=message),
+            ShardWriter(tmp_path / "a.h5", DIMS) as writer,
+        ):
             writer.add("u", {})
             writer.add(bad, {})
 
 
-@pytest.mark.parametrize("name", ["", "Audio", "a/b", "../x", "ids", "crc32", "n_audio", "a.b", "1a", "a" * 33])
+@pytest.mark.parametrize(
+    "name", ["", "Audio", "a/b", "../x", "ids", "crc32", "n_audio", "a.b", "1a", "a" * 33]
+)
 def test_modality_names_are_plain(tmp_path, name):
     with pytest.raises(DataError, match="cannot name a modality"):
         ShardWriter(tmp_path / "a.h5", {name: 3})
@@ -168,7 +258,9 @@ def test_build_index_names_what_does_not_fit(tmp_path):
 
     def build(shards, table, **options):
         options = {"dataset": "d", "task": "single", "labels": ["x"], **options}
-        return build_index(tmp_path / "f.h5", [tmp_path / f"{s}.h5" for s in shards], table, **options)
+        return build_index(
+            tmp_path / "f.h5", [tmp_path / f"{s}.h5" for s in shards], table, **options
+        )
 
     for shards, table, options, message in (
         ("ab", [{"id": "u"}], {}, "id 'u' is in two shards, a.h5 and b.h5"),
@@ -176,13 +268,28 @@ def test_build_index_names_what_does_not_fit(tmp_path):
         ("a", [{"id": "u"}, {"id": "z"}], {}, "1 of 2 utterances are in no shard, first 'z'"),
         ("a", [{"id": "u", "label": "y"}], {}, "u has unknown label 'y'; known: x"),
         ("a", [{"id": "u", "split": "valid"}], {}, "u has split 'valid'"),
-        ("a", [{"id": "u", "targets": [1.0, 2.0]}], {"task": "multi"}, "u has 2 targets, expected 1"),
-        ("a", [{"id": "u", "targets": [1.0, 2.0]}], {"task": "regression"}, "u has 2 targets, expected 1"),
+        (
+            "a",
+            [{"id": "u", "targets": [1.0, 2.0]}],
+            {"task": "multi"},
+            "u has 2 targets, expected 1",
+        ),
+        (
+            "a",
+            [{"id": "u", "targets": [1.0, 2.0]}],
+            {"task": "regression"},
+            "u has 2 targets, expected 1",
+        ),
         ("a", [{"id": "u"}], {"task": "ranking"}, "task 'ranking'"),
         ("a", [{"name": "u"}], {}, "every row needs an 'id'"),
         ("a", [{"id": 5}], {}, "table: "),
         ("a", [{"id": "u"}], {"modalities": {"text": {}}}, "modality 'text' is in no shard"),
-        ("a", [{"id": "u"}], {"modalities": {"audio": {"dim": 9}}}, "said to have dim 9, its shards have 2"),
+        (
+            "a",
+            [{"id": "u"}],
+            {"modalities": {"audio": {"dim": 9}}},
+            "said to have dim 9, its shards have 2",
+        ),
         ("ad", [{"id": "u"}], {}, "d.h5 holds other modalities than a.h5"),
         ("", [], {}, "at least one shard"),
         ("q", [{"id": "u"}], {}, "no such shard"),
@@ -193,25 +300,57 @@ def test_build_index_names_what_does_not_fit(tmp_path):
         with pytest.raises(DataError, match=message):
             build(shards, table, **options)
         assert not (tmp_path / "f.h5").exists()
-    assert len(build("ac", [{"id": "v"}])) == 1  # utterances left out of the table are not reachable
+    # utterances left out of the table are not reachable
+    assert len(build("ac", [{"id": "v"}])) == 1
     assert len(build("ac", [])) == 0
 
 
 def test_a_manifests_rows_go_in_as_they_are(tmp_path):
     assert set(COLUMNS.names) < set(SCHEMA.names)
-    rows = [Utterance("u1", audio="a.wav", text="hi", split="train", label="x", tags=("t",)), Utterance("u2", speaker="s", position=3)]
-    table = pa.Table.from_pylist([{f.name: getattr(r, f.name) for f in SCHEMA} for r in rows], schema=SCHEMA)
+    rows = [
+        Utterance("u1", audio="a.wav", text="hi", split="train", label="x", tags=("t",)),
+        Utterance("u2", speaker="s", position=3),
+    ]
+    table = pa.Table.from_pylist(
+        [{f.name: getattr(r, f.name) for f in SCHEMA} for r in rows], schema=SCHEMA
+    )
     with ShardWriter(tmp_path / "a.h5", {"audio": 2}) as writer:
         for r in rows:
             writer.add(r.id, {"audio": np.ones(2)})
-    info = {"audio": ModalityInfo(2, frame_rate=49.95, encoder="e", revision="r", layer="last", trained=False)}
-    store = build_index(tmp_path / "f.h5", [tmp_path / "a.h5"], table, dataset="d", task="single", labels=("x",), modalities=info,
-                        language="zh", fingerprint="f" * 64, recipe={"k": [1, "é"]}, provenance={"host": "h"})  # fmt: skip
+    info = {
+        "audio": ModalityInfo(
+            2, frame_rate=49.95, encoder="e", revision="r", layer="last", trained=False
+        )
+    }
+    store = build_index(
+        tmp_path / "f.h5",
+        [tmp_path / "a.h5"],
+        table,
+        dataset="d",
+        task="single",
+        labels=("x",),
+        modalities=info,
+        language="zh",
+        fingerprint="f" * 64,
+        recipe={"k": [1, "é"]},
+        provenance={"host": "h"},
+    )
     got = FeatureStore(tmp_path / "f.h5")
-    assert got.header == store.header and got.table().drop_columns('duration') == store.table().drop_columns('duration')
-    assert got.header.modalities["audio"] == info["audio"] and got.header.language == "zh" and got.header.recipe == {"k": [1, "é"]}
-    assert got.table()["tags"].to_pylist() == [["t"], []] and got.table()["position"].to_pylist() == [None, 3]
-    assert np.isnan(got.table()["duration"].to_numpy()).all() and got.lengths("audio").tolist() == [1, 1]
+    assert got.header == store.header and got.table().drop_columns(
+        "duration"
+    ) == store.table().drop_columns("duration")
+    assert (
+        got.header.modalities["audio"] == info["audio"]
+        and got.header.language == "zh"
+        and got.header.recipe == {"k": [1, "é"]}
+    )
+    assert got.table()["tags"].to_pylist() == [["t"], []] and got.table()[
+        "position"
+    ].to_pylist() == [None, 3]
+    assert np.isnan(got.table()["duration"].to_numpy()).all() and got.lengths("audio").tolist() == [
+        1,
+        1,
+    ]
 
 
 def test_store_moves_with_its_folder_and_through_a_symlink(tmp_path):
@@ -251,4 +390,6 @@ def test_other_tools_see_one_tree(tmp_path):
     with h5py.File(tmp_path / "feats.h5", "r") as file:
         x = file["shards/00001/audio/x"]
         assert x.chunks is None and x.dtype == "<f2" and x.compression is None
-        assert sum(len(file[f"shards/0000{i}/audio/x"]) for i in range(3)) == sum(len(r["audio"]) for r in arrays(12))
+        assert sum(len(file[f"shards/0000{i}/audio/x"]) for i in range(3)) == sum(
+            len(r["audio"]) for r in arrays(12)
+        )

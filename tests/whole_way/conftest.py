@@ -9,7 +9,16 @@ import pytest
 
 from tests.whole_way.mer import mer
 
-QUICK = ("--set", "model_args.d=32", "--set", "model_args.layers=1", "--set", "model_args.heads=2", "--set", "train.epochs=2")
+QUICK = (
+    "--set",
+    "model_args.d=32",
+    "--set",
+    "model_args.layers=1",
+    "--set",
+    "model_args.heads=2",
+    "--set",
+    "train.epochs=2",
+)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ class Outcome:
 
 
 def mer(*args: str | Path, code: int | None = 0, cwd: Path | None = None) -> Outcome:
-    """Run `mer ARGS`; fail the test on another exit code than `code` (None: any), and on a traceback always."""
+    """Run `mer ARGS`; fail the test on another exit code than `code` (None: any), and on a
+    traceback always.
+    """
     was = Path.cwd()
     os.chdir(cwd or was)
     try:
@@ -35,12 +37,19 @@ def mer(*args: str | Path, code: int | None = 0, cwd: Path | None = None) -> Out
     outcome = Outcome(result.exit_code, result.stdout, result.stderr)
     assert "internal error" not in outcome.err and "Traceback" not in outcome.err, outcome.err
     if code is not None and outcome.code != code:
-        pytest.fail(f"mer {' '.join(map(str, args))}: exit {outcome.code}, expected {code}\n{outcome.out}\n{outcome.err}")
+        pytest.fail(
+            f"mer {' '.join(map(str, args))}: exit {outcome.code}, expected "
+            f"{code}\n{outcome.out}\n{outcome.err}"
+        )
     return outcome
 
 
-def refused(*args: str | Path, code: int = 1, says: Sequence[str] = (), cwd: Path | None = None) -> str:
-    """Run a command that must fail with `code` and one line on stderr that names all of `says`; returns that line."""
+def refused(
+    *args: str | Path, code: int = 1, says: Sequence[str] = (), cwd: Path | None = None
+) -> str:
+    """Run a command that must fail with `code` and one line on stderr that names all of `says`;
+    returns that line.
+    """
     outcome = mer(*args, code=code, cwd=cwd)
     lines = [line for line in outcome.err.splitlines() if line.startswith("mer: ")]
     assert len(lines) == 1, outcome.err

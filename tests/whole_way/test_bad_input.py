@@ -13,6 +13,7 @@ import pytest
 
 from mer import cli
 from mer.pipeline.manifest import Manifest
+
 from tests.whole_way.conftest import QUICK
 from tests.whole_way.mer import TINY, mer, refused
 
@@ -25,20 +26,49 @@ def table(folder: Path, text: str) -> Path:
 
 def test_missing_column_names_those_there_are(tmp_path):
     path = table(tmp_path, "name,wav,words\na,a.wav,hello\n")
-    refused("prepare", "table", "--from", path, "--column", "audio=sound", says=["sound", "name, wav, words"])
+    refused(
+        "prepare",
+        "table",
+        "--from",
+        path,
+        "--column",
+        "audio=sound",
+        says=["sound", "name, wav, words"],
+    )
 
 
 def test_duplicate_id(tmp_path, desk):
-    path = table(tmp_path, f"id,audio,text,label\na,{desk.clip.name},x,joy\na,{desk.clip.name},y,joy\n")
-    refused("prepare", "table", "--from", path, "--audio-dir", desk.clip.parent, "--out", tmp_path / "m.parquet", says=["'a'"])
+    path = table(
+        tmp_path, f"id,audio,text,label\na,{desk.clip.name},x,joy\na,{desk.clip.name},y,joy\n"
+    )
+    refused(
+        "prepare",
+        "table",
+        "--from",
+        path,
+        "--audio-dir",
+        desk.clip.parent,
+        "--out",
+        tmp_path / "m.parquet",
+        says=["'a'"],
+    )
 
 
 def test_unknown_label(tmp_path, desk):
     path = table(tmp_path, f"id,audio,text,label\na,{desk.clip.name},x,glee\n")
     refused(
-        "prepare", "table", "--from", path, "--audio-dir", desk.clip.parent, "--labels", "joy,anger", "--out", tmp_path / "m.parquet",
+        "prepare",
+        "table",
+        "--from",
+        path,
+        "--audio-dir",
+        desk.clip.parent,
+        "--labels",
+        "joy,anger",
+        "--out",
+        tmp_path / "m.parquet",
         says=["glee", "joy"],
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"this is not sound\n" * 200], ids=["empty", "text"])
@@ -47,9 +77,28 @@ def test_a_clip_that_is_no_clip_is_counted_and_ends_in_3(tmp_path, desk, content
     shutil.copy(desk.clip, tmp_path / "wav" / "good.wav")
     (tmp_path / "wav" / "bad.wav").write_bytes(content)
     path = table(tmp_path, "id,audio,text,label\ngood,good.wav,x,joy\nbad,bad.wav,y,joy\n")
-    mer("prepare", "table", "--from", path, "--audio-dir", tmp_path / "wav", "--out", tmp_path / "m.parquet", code=None)
+    mer(
+        "prepare",
+        "table",
+        "--from",
+        path,
+        "--audio-dir",
+        tmp_path / "wav",
+        "--out",
+        tmp_path / "m.parquet",
+        code=None,
+    )
     out = tmp_path / "feats.h5"
-    line = refused("extract", "--manifest", tmp_path / "m.parquet", "--out", out, *TINY, code=3, says=["bad", "failures.jsonl"])
+    line = refused(
+        "extract",
+        "--manifest",
+        tmp_path / "m.parquet",
+        "--out",
+        out,
+        *TINY,
+        code=3,
+        says=["bad", "failures.jsonl"],
+    )
     assert "1" in line
     assert "bad.wav" in (tmp_path / "feats.shards" / "failures.jsonl").read_text()
     mer("extract", "--manifest", tmp_path / "m.parquet", "--out", out, *TINY, "--max-failures", "1")
@@ -57,7 +106,9 @@ def test_a_clip_that_is_no_clip_is_counted_and_ends_in_3(tmp_path, desk, content
 
 
 def test_store_of_another_recipe_is_exit_4_and_says_what_differs(desk):
-    refused("extract", "--dataset", "synthetic", "--pool", "4", code=4, says=["pool"], cwd=desk.folder)
+    refused(
+        "extract", "--dataset", "synthetic", "--pool", "4", code=4, says=["pool"], cwd=desk.folder
+    )
 
 
 def test_unreadable_folder(tmp_path):
@@ -109,7 +160,14 @@ def test_manifest_that_is_none(tmp_path):
 
 
 def test_unknown_setting_names_the_known_ones(desk):
-    refused("train", "--features", desk.features, "--set", "optim.learning_rate=1", says=["learning_rate", "lr"])
+    refused(
+        "train",
+        "--features",
+        desk.features,
+        "--set",
+        "optim.learning_rate=1",
+        says=["learning_rate", "lr"],
+    )
 
 
 def test_language_without_default_encoders(tmp_path, desk):
@@ -120,7 +178,16 @@ def test_language_without_default_encoders(tmp_path, desk):
 
 def test_offline_without_the_encoder(desk):
     manifest = desk.folder / "data" / "synthetic" / "manifest.parquet"
-    asked = ("extract", "--manifest", manifest, "--audio-encoder", "nobody/nothing", "--offline", "--out", "x.h5")
+    asked = (
+        "extract",
+        "--manifest",
+        manifest,
+        "--audio-encoder",
+        "nobody/nothing",
+        "--offline",
+        "--out",
+        "x.h5",
+    )
     refused(*asked, says=["nobody/nothing", "offline"])
 
 
@@ -130,7 +197,20 @@ def test_usage_is_one_line_and_2(desk, tmp_path):
     refused("trian", code=2, says=["trian"])
     refused("--bogus", code=2, says=["--bogus"])
     group = tmp_path / "group"
-    mer("train", "--features", desk.features, "--model", "text", "--seeds", "2", "--set", "train.epochs=1", "--out", group, "--no-test")
+    mer(
+        "train",
+        "--features",
+        desk.features,
+        "--model",
+        "text",
+        "--seeds",
+        "2",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        group,
+        "--no-test",
+    )
     line = refused("predict", group, "--text", "hi", code=2, says=["2 runs", f"{group}/seed-0"])
     assert mer("predict", group, "--text", "hi", code=2).err.strip() == line
 
@@ -138,20 +218,45 @@ def test_usage_is_one_line_and_2(desk, tmp_path):
 def test_predict_names_a_path_that_is_not_utf8(desk, tmp_path):
     clip = tmp_path / os.fsdecode(b"b\xff.wav")
     shutil.copy(desk.clip, clip)
-    refused("predict", desk.run, "--audio", clip, "--text", "hi", says=["is not UTF-8; rename that file"])
+    refused(
+        "predict",
+        desk.run,
+        "--audio",
+        clip,
+        "--text",
+        "hi",
+        says=["is not UTF-8; rename that file"],
+    )
 
 
 def test_an_absent_store_and_a_bad_setting_are_told_without_torch(desk):
-    code = "import sys\nfrom mer import cli\ntry:\n    cli.main(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules)"
-    for asked in (["--features", "nosuch.h5"], ["--features", str(desk.features), "--set", "optim.foo=1"]):
-        done = subprocess.run([sys.executable, "-c", code, "train", *asked], capture_output=True, text=True, cwd=Path(cli.__file__).parent)
-        assert (done.returncode, done.stdout) == (1, "False\n") and done.stderr.startswith("mer: "), done
+    code = (
+        "import sys\nfrom mer import cli\ntry:\n    cli.main(sys.argv[1:])\nfinally:\n    "
+        "print('torch' in sys.modules)"
+    )
+    for asked in (
+        ["--features", "nosuch.h5"],
+        ["--features", str(desk.features), "--set", "optim.foo=1"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "train", *asked],
+            capture_output=True,
+            text=True,
+            cwd=Path(cli.__file__).parent,
+        )
+        assert (done.returncode, done.stdout) == (1, "False\n") and done.stderr.startswith(
+            "mer: "
+        ), done
 
 
 DAMAGED = {
-    "run.json": ("evaluate", "predict", "compare", "report", "train"), "config.toml": ("evaluate", "predict"), "split.json": ("evaluate",),
-    "log.jsonl": ("report",), "metrics.json": ("report", "train"), "predictions.parquet": ("compare",),
-}  # fmt: skip
+    "run.json": ("evaluate", "predict", "compare", "report", "train"),
+    "config.toml": ("evaluate", "predict"),
+    "split.json": ("evaluate",),
+    "log.jsonl": ("report",),
+    "metrics.json": ("report", "train"),
+    "predictions.parquet": ("compare",),
+}
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -160,15 +265,19 @@ def test_a_damaged_file_of_a_run_is_named_with_what_helps(desk, tmp_path, name):
         run = shutil.copytree(desk.run, tmp_path / "run", dirs_exist_ok=True)
         (run / name).write_bytes(content)
         asked = {
-            "evaluate": ["evaluate", run], "predict": ["predict", run, "--audio", desk.clip, "--text", "hi"],
-            "compare": ["compare", desk.run, run], "report": ["report", run, "--out", tmp_path / "r.html"],
+            "evaluate": ["evaluate", run],
+            "predict": ["predict", run, "--audio", desk.clip, "--text", "hi"],
+            "compare": ["compare", desk.run, run],
+            "report": ["report", run, "--out", tmp_path / "r.html"],
             "train": ["train", "--features", desk.features, *QUICK, "--out", run],
-        }  # fmt: skip
+        }
         for command in DAMAGED[name]:
             if name == "log.jsonl" and not content:
                 continue  # no epochs: nothing is drawn
             line = refused(*asked[command], says=[str(run / name), "again"])
-            assert ("evaluate" if name in ("metrics.json", "predictions.parquet") else "train again") in line
+            assert (
+                "evaluate" if name in ("metrics.json", "predictions.parquet") else "train again"
+            ) in line
 
 
 def test_settings_that_no_model_can_take_are_one_line(desk):
@@ -176,7 +285,10 @@ def test_settings_that_no_model_can_take_are_one_line(desk):
     for setting, says in (
         ("model_args.dropout=2", "model_args.dropout = 2.0: must be between 0 and 1"),
         ("model_args.hidden=-1", "model_args.hidden = -1: must be at least 1"),
-        ("model_args.label_smoothing=nan", "model_args.label_smoothing = nan: must be between 0 and 1"),
+        (
+            "model_args.label_smoothing=nan",
+            "model_args.label_smoothing = nan: must be between 0 and 1",
+        ),
         ("model_args.hidden=100000000000", "text cannot be built with these model_args"),
         ("train.seed=99999999999999999999", "must be at least 0 and below 2^62"),
     ):
@@ -185,17 +297,43 @@ def test_settings_that_no_model_can_take_are_one_line(desk):
 
 
 def test_a_report_that_cannot_be_written_is_named(desk, tmp_path):
-    refused("report", desk.run, "--out", tmp_path, says=[f"{tmp_path}: Is a directory; name a file"])
+    refused(
+        "report", desk.run, "--out", tmp_path, says=[f"{tmp_path}: Is a directory; name a file"]
+    )
     refused("report", desk.run, "--out", ".", says=[".: Is a directory; name a file"])
     (tmp_path / "file").touch()
-    refused("report", desk.run, "--out", tmp_path / "file" / "r.html", says=[f"{tmp_path}/file/r.html", "name another place"])
+    refused(
+        "report",
+        desk.run,
+        "--out",
+        tmp_path / "file" / "r.html",
+        says=[f"{tmp_path}/file/r.html", "name another place"],
+    )
 
 
 def test_neither_a_folder_nor_a_device_is_replaced(desk, tmp_path):
     corpus = ("--root", desk.folder / "data" / "synthetic", "--size", "48")
     refused("prepare", "synthetic", *corpus, "--out", ".", says=[".: Is a directory; name a file"])
     os.mkfifo(tmp_path / "pipe")  # stands for /dev/null
-    refused("prepare", "synthetic", *corpus, "--out", tmp_path / "pipe", says=["pipe: a device or pipe"])
-    refused("extract", "--dataset", "synthetic", "--out", tmp_path / "pipe", says=["pipe: is a device or pipe"], cwd=desk.folder)
-    refused("evaluate", desk.run, "--split", "dev", "--predictions", tmp_path / "pipe", says=["pipe: a device or pipe"])
+    refused(
+        "prepare", "synthetic", *corpus, "--out", tmp_path / "pipe", says=["pipe: a device or pipe"]
+    )
+    refused(
+        "extract",
+        "--dataset",
+        "synthetic",
+        "--out",
+        tmp_path / "pipe",
+        says=["pipe: is a device or pipe"],
+        cwd=desk.folder,
+    )
+    refused(
+        "evaluate",
+        desk.run,
+        "--split",
+        "dev",
+        "--predictions",
+        tmp_path / "pipe",
+        says=["pipe: a device or pipe"],
+    )
     assert (tmp_path / "pipe").is_fifo()

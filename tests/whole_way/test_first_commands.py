@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.pipeline.manifest import Manifest
+
 from tests.whole_way.conftest import QUICK
 from tests.whole_way.mer import mer, refused
 
@@ -34,7 +35,15 @@ def test_train_again_shows_the_same_table_and_opens_test_no_second_time(desk):
 
 
 def test_run_folder_holds_what_the_docs_say(desk):
-    for name in ("config.toml", "run.json", "split.json", "log.jsonl", "model.safetensors", "metrics.json", "predictions.parquet"):
+    for name in (
+        "config.toml",
+        "run.json",
+        "split.json",
+        "log.jsonl",
+        "model.safetensors",
+        "metrics.json",
+        "predictions.parquet",
+    ):
         assert (desk.run / name).is_file(), name
     table = pq.read_table(desk.run / "predictions.parquet")
     for column in ("id", "pred", "attention_audio", "attention_text", "disagreement"):
@@ -42,7 +51,15 @@ def test_run_folder_holds_what_the_docs_say(desk):
 
 
 def test_predict_one_clip(desk):
-    outcome = mer("predict", desk.run, "--audio", desk.clip, "--text", "Leave me alone, I am furious.", "--json")
+    outcome = mer(
+        "predict",
+        desk.run,
+        "--audio",
+        desk.clip,
+        "--text",
+        "Leave me alone, I am furious.",
+        "--json",
+    )
     row = json.loads(outcome.out)
     scores = [value for name, value in row.items() if name.startswith("p_")]
     assert sum(scores) == pytest.approx(1, abs=1e-4)
@@ -51,12 +68,22 @@ def test_predict_one_clip(desk):
 
 
 def test_predict_gives_what_evaluate_gave_for_the_same_clip(desk):
-    """The clip goes through extraction again, alone: features do not depend on the batch, so neither does the prediction."""
+    """The clip goes through extraction again, alone: features do not depend on the batch, so
+    neither does the prediction.
+    """
     known = pq.read_table(desk.run / "predictions.parquet").to_pylist()[0]
     manifest = pq.read_table(desk.folder / "data" / "synthetic" / "manifest.parquet").to_pylist()
     row = next(r for r in manifest if r["id"] == known["id"])
     found = json.loads(
-        mer("predict", desk.run, "--audio", desk.folder / "data" / "synthetic" / row["audio"], "--text", row["text"], "--json").out
+        mer(
+            "predict",
+            desk.run,
+            "--audio",
+            desk.folder / "data" / "synthetic" / row["audio"],
+            "--text",
+            row["text"],
+            "--json",
+        ).out
     )
     for name, value in known.items():
         if name.startswith(("p_", "attention_", "disagreement")):
@@ -64,9 +91,18 @@ def test_predict_gives_what_evaluate_gave_for_the_same_clip(desk):
 
 
 def test_predict_a_manifest(desk):
-    lines = mer("predict", desk.run, "--manifest", desk.folder / "data" / "synthetic" / "manifest.parquet", "--json").out.splitlines()
+    lines = mer(
+        "predict",
+        desk.run,
+        "--manifest",
+        desk.folder / "data" / "synthetic" / "manifest.parquet",
+        "--json",
+    ).out.splitlines()
     assert len(lines) == 48
-    known = {u["id"]: u["label"] for u in pq.read_table(desk.folder / "data" / "synthetic" / "manifest.parquet").to_pylist()}
+    known = {
+        u["id"]: u["label"]
+        for u in pq.read_table(desk.folder / "data" / "synthetic" / "manifest.parquet").to_pylist()
+    }
     assert {row["id"]: row["label"] for row in map(json.loads, lines)} == known
 
 
@@ -76,14 +112,36 @@ def test_predict_with_a_clip_that_cannot_be_read_tells_the_others_and_ends_in_3(
     replace(manifest, rows=tuple(rows)).write(tmp_path / "m.parquet")
     outcome = mer("predict", desk.run, "--manifest", tmp_path / "m.parquet", "--json", code=3)
     assert [json.loads(line)["id"] for line in outcome.out.splitlines()] == [rows[0].id, rows[2].id]
-    assert f"failed: {rows[1].id}: open: " in outcome.err and "mer: 1 of 3 clips have no prediction" in outcome.err
+    assert (
+        f"failed: {rows[1].id}: open: " in outcome.err
+        and "mer: 1 of 3 clips have no prediction" in outcome.err
+    )
     assert "extracting: " in outcome.err, "how far it is"
 
 
 def test_a_model_of_one_modality_predicts_from_that_alone(desk, tmp_path):
-    mer("train", "--features", desk.features, "--model", "text", "--set", "train.epochs=1", "--out", tmp_path / "run", "--no-test")
-    assert json.loads(mer("predict", tmp_path / "run", "--text", "I am so happy!", "--json").out)["pred"]
-    refused("predict", tmp_path / "run", "--audio", desk.clip, says=["trained on text; give it text too"])
+    mer(
+        "train",
+        "--features",
+        desk.features,
+        "--model",
+        "text",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        tmp_path / "run",
+        "--no-test",
+    )
+    assert json.loads(mer("predict", tmp_path / "run", "--text", "I am so happy!", "--json").out)[
+        "pred"
+    ]
+    refused(
+        "predict",
+        tmp_path / "run",
+        "--audio",
+        desk.clip,
+        says=["trained on text; give it text too"],
+    )
     asked = ("predict", desk.run, "--audio", desk.clip, "--text", "hi", "--text-encoder", "none")
     refused(*asked, says=["--text-encoder none", "trained on text"])
 
@@ -95,7 +153,15 @@ def test_predict_does_not_need_the_store(desk, tmp_path):
     assert "probability" in mer("predict", run, "--audio", desk.clip, "--text", "hi").out
     info["store"]["recipe"].pop("dtype")
     (run / "run.json").write_text(json.dumps(info))
-    refused("predict", run, "--audio", desk.clip, "--text", "hi", says=["run.json", "incomplete", "put it back"])
+    refused(
+        "predict",
+        run,
+        "--audio",
+        desk.clip,
+        "--text",
+        "hi",
+        says=["run.json", "incomplete", "put it back"],
+    )
 
 
 def test_predict_says_what_is_missing(desk):
@@ -104,7 +170,15 @@ def test_predict_says_what_is_missing(desk):
 
 def test_predict_refuses_another_encoder(desk, tmp_path):
     line = refused(
-        "predict", desk.run, "--audio", desk.clip, "--text", "hello", "--audio-encoder", tmp_path, says=["config.json"]
+        "predict",
+        desk.run,
+        "--audio",
+        desk.clip,
+        "--text",
+        "hello",
+        "--audio-encoder",
+        tmp_path,
+        says=["config.json"],
     )
     assert str(tmp_path) in line
 
@@ -119,7 +193,9 @@ def test_doctor_and_every_command_name_a_wrong_torchaudio(monkeypatch, desk):
     from mer import cli
 
     real = metadata.version
-    monkeypatch.setattr(cli.metadata, "version", lambda name: "2.8.0" if name == "torchaudio" else real(name))
+    monkeypatch.setattr(
+        cli.metadata, "version", lambda name: "2.8.0" if name == "torchaudio" else real(name)
+    )
     words = ["torch 2.11.0", "torchaudio 2.8.0", "pip install"]
     refused("inspect", desk.features, says=words)
     outcome = mer("doctor", code=1)
