@@ -393,14 +393,13 @@ def find_manifest(
 
 def extract_options(manifest, offline: bool, **given):
     """ExtractOptions from the command line, with the corpus's encoders where none were named."""
-    from mer.pipeline.encoders import defaults
-    from mer.pipeline.extraction.fingerprint import ExtractOptions
+    from mer.pipeline.extraction.options import ExtractOptions, default_encoders
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    for modality, name in (("audio", "audio_encoder"), ("text", "text_encoder")):
-        if given[name] is None:
-            given[name] = defaults(manifest)[modality == "text"]
+    unnamed = [name for name, value in given.items() if name.endswith("_encoder") and value is None]
+    for name in unnamed:
+        given[name] = default_encoders(manifest)[name.removesuffix("_encoder")]
     return ExtractOptions(offline=offline, **given)
 
 
@@ -476,7 +475,7 @@ def extract(
 
     Run it again to finish or update it.
     """
-    from mer.pipeline.extraction import extract as extraction
+    from mer.pipeline import extraction
     from mer.pipeline.runtime.progress import choose
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
@@ -493,7 +492,13 @@ def extract(
         )
     if shard is not None and not re.fullmatch(r"[1-9]\d{0,5}/[1-9]\d{0,5}", shard):
         raise click.UsageError(f"--shard '{shard}' is not i/n, e.g. 3/8")
-    share = tuple(int(number) for number in shard.split("/")) if shard else None
+    where = extraction.Here()
+    if workers is not None:
+        where = extraction.Workers(workers)
+    elif scheduler is not None:
+        where = extraction.Scheduler(scheduler)
+    elif shard is not None:
+        where = extraction.Share(*(int(number) for number in shard.split("/")))
     options = extract_options(manifest, **given)
 
     def confirm(size: int):
@@ -516,12 +521,10 @@ def extract(
             progress=choose(),
             dry_run=dry_run,
             confirm=confirm,
-            workers=workers or 0,
-            scheduler=scheduler,
-            share=share,
+            where=where,
             gentle=True,
         )
-    except FailuresError as error:
+    except extraction.TooManyFailures as error:
         failed, report = error, error.report
     for line in report.lines():
         note(line)
@@ -537,8 +540,8 @@ def extract(
 @extraction_options
 def fingerprint(dataset, manifest_file, root, labels, **given):
     """The cache key that `extract` with these options would give its store, without running it."""
-    from mer.pipeline.extraction.fingerprint import FileMemory, memory_path
     from mer.pipeline.extraction.fingerprint import fingerprint as key
+    from mer.pipeline.extraction.memory import FileMemory, memory_path
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
     options = extract_options(manifest, **given)
@@ -563,12 +566,12 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
 def inspect(store: Path, flag: str | None, as_json: bool):
     """What is in a store: header, counts, encoders, key, sizes, lengths, odd rows."""
     from mer.pipeline.extraction.outcome import NAMED, count_lines, flagged
-    from mer.pipeline.extraction.parts import FLAGS
+    from mer.pipeline.media.stages import Flag
     from mer.pipeline.store import FeatureStore
     from mer.pipeline.store.describe import describe, render
 
-    if flag is not None and flag not in FLAGS:
-        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(FLAGS)}")
+    if flag is not None and flag not in Flag.names():
+        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(Flag.names())}")
     opened = FeatureStore(store)
     # else the bits are another writer's
     counted = (
@@ -617,7 +620,7 @@ def verify(store: Path, repair: bool, root: Path | None):
                 f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was "
                 "imported: import it again"
             )
-        from mer.pipeline.extraction.extract import repair as extract_again
+        from mer.pipeline.extraction import repair as extract_again
         from mer.pipeline.runtime.progress import choose
 
         extract_again(store, root=root, progress=choose(), gentle=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance

@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import folders, look, media_files, read_text, require_root
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError

@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import (
     find_repeats,
     folders,

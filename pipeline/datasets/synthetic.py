@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance

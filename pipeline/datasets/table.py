@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import MEDIA, hidden, look, place
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mer import manifests
+from mer.pipeline.datasets import corpora
 from mer.cli import main
 from mer.pipeline import datasets
 from mer.pipeline.errors import DataError
@@ -49,7 +49,7 @@ def toy(tmp_path, monkeypatch):
         write_wav(root / f"{row.partition(chr(9))[0]}.wav")
     (root / "texts.tsv").write_text(TEXTS)
     yield root
-    manifests.corpus.cache_clear()
+    corpora.corpus.cache_clear()
     __import__("sys").modules.pop("mer.pipeline.datasets.toy", None)
 
 
