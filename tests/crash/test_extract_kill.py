@@ -265,7 +265,7 @@ def test_the_second_run_says_who_holds_it(undisturbed, tmp_path):
 
 def test_a_stale_hold_is_taken_over(tmp_path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipeline.hold import hold\nwith "
+        "import os, sys\nfrom pathlib import Path\nfrom mer.pipeline.runtime.hold import hold\nwith "
         "hold(Path(sys.argv[1])): os.abort()\n"
     )
     subprocess.run(

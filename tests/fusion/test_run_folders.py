@@ -92,7 +92,7 @@ def test_a_child_of_a_group_is_held_too(tmp_path):
 def test_the_hold_of_a_killed_training_is_taken_over_with_a_note(tmp_path):
     store, said = make_store(tmp_path), []
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipeline.hold import hold\nwith "
+        "import os, sys\nfrom pathlib import Path\nfrom mer.pipeline.runtime.hold import hold\nwith "
         "hold(Path(sys.argv[1])): os.abort()\n"
     )
     subprocess.run(
@@ -176,7 +176,7 @@ def test_mistakes_leave_no_folder_and_read_no_features(tmp_path, monkeypatch, mi
 
 def test_a_mistyped_set_costs_no_torch():
     code = (
-        "import sys\nfrom fusion import config\nfrom pipeline.errors import DataError\n"
+        "import sys\nfrom mer.fusion import config\nfrom mer.pipeline.errors import DataError\n"
         "try:\n    config.load(model='concat', sets=['optim.lx=1'])\nexcept DataError as error:\n "
         "   print(error, 'torch' in sys.modules)"
     )
