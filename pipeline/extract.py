@@ -328,7 +328,7 @@ def stored_plan(state: State) -> Settings | None:
     if not settings.fits(len(state.manifest), modalities):
         note(f"{state.work / 'plan.json'}: the plan of an unfinished run is damaged; starting again")
         return None
-    if reason := unsound_sources(state.folder, settings, modalities):
+    if reason := unsound_sources(state.folder, settings, modalities, state.keys.contents):
         note(f"{reason}; planning the unfinished run again")
         return None
     return settings

@@ -26,7 +26,7 @@ from pipeline.encoders.geometry import Geometry, parse_layer
 from pipeline.encoders.loading import Checkpoint, resolve, sha256_file
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest, Utterance
-from pipeline.store.arrays import temporary_for
+from pipeline.store.arrays import sweep, temporary_for
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
 SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within a tick of the clock: not remembered
@@ -118,7 +118,11 @@ class FileMemory:
 
     def save(self) -> None:
         """Write what was learnt, atomically; a folder that cannot be written is no error."""
-        if self.path is None or not self.changed:
+        if self.path is None:
+            return
+        with contextlib.suppress(OSError):
+            sweep(self.path.parent, self.path.name)  # of a run that was killed while it wrote
+        if not self.changed:
             return
         rows = [(name, *entry, None, None, None, None) for name, entry in self.files.items()]
         rows += [(None, None, None, None, digest, span, *entry) for (digest, span), entry in self.spans.items()]

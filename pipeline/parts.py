@@ -406,7 +406,9 @@ class Finished:
         return True
 
     def get(self, modality: str, key: str) -> tuple[np.ndarray, int]:
-        """Frames of an item (T, D) as stored, and its flags. Raises StoreError when they do not match their checksum."""
+        """Frames of an item (T, D) as stored, and its flags. Raises StoreError when they are not there or do not match their checksum."""
+        if (modality, key) not in self.frames:
+            raise StoreError(f"{self.folder}: lacks {modality} of item {key}; remove that folder and run the same command again")
         shard, at = self.frames[modality, key]
         frames = shard.frames(modality, at, at + 1)
         if next(shard.differing(modality, frames, at, at + 1), None) is not None:

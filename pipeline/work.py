@@ -258,10 +258,13 @@ def copied(shard: Shard, at: int, modalities: Sequence[str], content: str) -> tu
     return frames, int(shard.flags[at])
 
 
-def unsound_sources(folder: Path, settings: Settings, modalities: Sequence[str]) -> str | None:
+def unsound_sources(folder: Path, settings: Settings, modalities: Sequence[str], contents: Sequence[str]) -> str | None:
     """Why a stored plan cannot be followed any more: what is wrong with the first older shard that it takes features from; None if nothing
-    is. The plan has nothing else to make those features from."""
-    for name in sorted({*settings.kept, *(name for name, _ in settings.reused.values())}):
+    is. The plan has nothing else to make those features from. `contents` are the keys of the rows."""
+    taken: dict[str, list[tuple[int, int]]] = {name: [] for name in settings.kept}
+    for row, (name, at) in settings.reused.items():
+        taken.setdefault(name, []).append((row, at))
+    for name, places in sorted(taken.items()):
         try:
             shard = Shard(folder / name)
             check_sound(shard)
@@ -269,6 +272,8 @@ def unsound_sources(folder: Path, settings: Settings, modalities: Sequence[str])
             return str(error).partition("; ")[0]
         if list(shard.modalities) != list(modalities):
             return f"{shard.path}: holds {', '.join(shard.modalities)}"
+        if not all(at < len(shard) and shard.meta["contents"][at] == contents[row] for row, at in places):
+            return f"{shard.path}: does not hold what the plan of an unfinished run takes from it"
     return None
 
 

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from pipeline.errors import DataError, StoreError, StoreVersionError
+from pipeline.limits import DIM, HEADER_BYTES
 from pipeline.store import arrays
-from pipeline.limits import DIM
 from pipeline.store.schema import (
     DTYPES,
     FORMAT_VERSION,
@@ -182,7 +182,8 @@ class Shard:
             file = arrays.group_of(root, group)
             check_format(file, self.path, SHARD_FORMAT, "shard")
             attrs = {name: arrays.attribute(file, name) for name in ("format", "version", "key")}
-            data = {name: arrays.read(file, name, dtype) for name, dtype in (("ids/x", "u1"), ("ids/offsets", "<i8"), ("meta", "u1"))}
+            data = {name: arrays.read(file, name, dtype) for name, dtype in (("ids/x", "u1"), ("ids/offsets", "<i8"))}
+            data["meta"] = arrays.read(file, "meta", "u1", limit=HEADER_BYTES)
             kinds, self.meta = _described(data["meta"].tobytes())
             self.modalities: dict[str, dict] = {kind["name"]: kind for kind in kinds}
             data["crc32"] = self.crc32 = arrays.read(file, "crc32", "<u4", 2)  # (n, modalities)

@@ -387,8 +387,11 @@ except MerError as error:
 """
 
 
-@pytest.mark.parametrize(("which", "name"), [("head", "header"), ("head", "index/id/x"), ("shard", "ids/x"), ("shard", "meta")])
-@pytest.mark.parametrize("size", [900 << 20, 1 << 40])
+CLAIMED = [("head", "header"), ("head", "index/id/x"), ("shard", "ids/x"), ("shard", "meta")]
+READ = [pytest.param(which, name, 900 << 20, marks=pytest.mark.slow) for which, name in CLAIMED]  # some of it within the bounds
+
+
+@pytest.mark.parametrize(("which", "name", "size"), [*((which, name, 1 << 40) for which, name in CLAIMED), *READ])
 def test_a_huge_array_that_the_file_does_hold(tmp_path, which, name, size):
     """In a file with holes: its claim is true, reading it would take the memory of the machine, or minutes."""
     make_store(tmp_path)
@@ -443,3 +446,47 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path, which, command):
     run = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
     lines = [line for line in run.stderr.splitlines() if line.startswith("mer: ")]
     assert run.returncode in (1, 5) and len(lines) == 1 and "internal" not in run.stderr, run.stderr
+
+
+def test_a_message_repeats_a_bounded_part_of_a_value(tmp_path):
+    from pipeline.store.arrays import shortened
+
+    assert shortened("a" * limits.ECHO_CHARACTERS) == "a" * limits.ECHO_CHARACTERS
+    assert shortened("a" * 100_000) == "a" * limits.ECHO_CHARACTERS + " …"
+
+
+def test_a_ledger_beyond_the_bound_says_nothing(tmp_path):
+    from pipeline.hold import turn
+
+    (tmp_path / ".turn").write_text('{"3": [1, 2]' + " " * limits.LOCK_BYTES + "}")
+    with turn(tmp_path / ".turn") as ledger:
+        assert ledger.read() == {}
+
+
+def test_every_bound_is_documented():
+    text = (ROOT / "docs" / "store.md").read_text()
+    names = [name for name in vars(limits) if name.isupper()]
+    assert names and [name for name in names if f"`{name}`" not in text] == []
+
+
+# ------------------------------------------------------------------------------------------------------------- one check
+
+
+def test_a_check_reads_each_row_once_and_names_what_is_damaged(tmp_path):
+    make_store(tmp_path)
+    store = FeatureStore(tmp_path / "feats.h5")
+    size = int(store.lengths("audio").sum()) * DIMS["audio"] * 2  # float16
+    some = [row for row in range(len(store)) if row % 3 == 0]
+    first = int(store.lengths("audio")[some].sum()) * DIMS["audio"] * 2
+    assert store.check("audio", [*some, *some]) == first
+    assert store.check("audio") == size - first and store.check("audio") == 0
+    with h5py.File(shard_of(tmp_path, 1), "r") as file:
+        place = file["audio/x"].id.get_offset()
+    raw = bytearray(shard_of(tmp_path, 1).read_bytes())
+    raw[place] ^= 1
+    shard_of(tmp_path, 1).write_bytes(raw)
+    store = FeatureStore(tmp_path / "feats.h5")
+    elsewhere = np.flatnonzero(store.table()["shard"].to_numpy() != 1)
+    assert store.check("audio", elsewhere) > 0 and store.check("text") > 0
+    with pytest.raises(StoreError, match=r"shard-00001\.h5: audio of 'u\d+' does not match its checksum; run `mer verify --repair"):
+        store.check("audio")
