@@ -120,5 +120,5 @@ def made_here(head: FeatureStore) -> dict:
     if sound:
         sound = set(made["counts"]) <= FLAGS.keys() and isinstance(made["manifest"], str | None)
     if not sound:
-        raise StoreError(f"{head.path}: what it says of its making is damaged; `mer extract` with --force makes it again, sound shards kept")
+        raise StoreError(f"{head.path}: what it says of its making is damaged; `mer extract --force` makes it again, sound shards kept")
     return made

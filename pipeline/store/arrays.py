@@ -198,9 +198,11 @@ def group_of(file: h5py.File, name: str) -> h5py.Group:
 
 
 def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
-    if not here.links.exists(name.encode()):
-        raise ValueError(f"{said} is missing")
-    if here.links.get_info(name.encode()).type != h5l.TYPE_HARD:
+    try:
+        link = here.links.get_info(name.encode())
+    except KeyError:
+        raise ValueError(f"{said} is missing") from None
+    if link.type != h5l.TYPE_HARD:
         raise ValueError(f"{said} is a link to elsewhere")
     if h5o.get_info(here, name.encode()).type != kind:
         raise ValueError(f"{said} is something else")
@@ -209,9 +211,10 @@ def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
 def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1, *, limit: int = INDEX_BYTES) -> np.ndarray:
     """A small array whole. Its claimed size is held against the file and `limit` (bytes) before anything is allocated."""
     found = dataset(file, name)
-    if found.dtype != np.dtype(dtype) or found.ndim != ndim:
+    shape = found.shape
+    if found.dtype != np.dtype(dtype) or shape is None or len(shape) != ndim:
         raise ValueError(f"{name} is not a {ndim}-d array of {np.dtype(dtype)}")
-    size = prod(found.shape) * found.dtype.itemsize
+    size = prod(shape) * np.dtype(dtype).itemsize
     if size > limit:
         raise ValueError(f"{name} has {size:,} bytes, more than the {limit:,} that are read")
     if size:

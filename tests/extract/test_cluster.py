@@ -222,7 +222,7 @@ def listening() -> list:
 
 
 def test_local_workers_take_orders_from_nobody_else(recwarn):
-    """Another user of the machine reaches every port of the run, and can do nothing there: neither without a key nor with one of their own."""
+    """Another user of the machine reaches every port of the run, and can do nothing there, without a key or with one of their own."""
     from distributed import Client
     from distributed.security import Security
 

@@ -1,8 +1,8 @@
 """HDF5 files whose metadata say something else and still match their checksums: `python -m tests.fuzz.hdf5 head|shard FOLDER SECONDS SEED`.
 
 HDF5 seals each block of metadata (object headers `OHDR`, their continuations `OCHK`, the superblock) with Bob Jenkins' lookup3. Here bytes
-within a block change and the seal is made anew, so that the library takes the block for sound. An input is in FOLDER before it is read. Ends
-with 1 and one line for the first input that is neither read nor refused by a MerError.
+within a block change and the seal is made anew, so that the library takes the block for sound. An input is in FOLDER before it is read.
+Ends with 1 and one line for the first input that is neither read nor refused by a MerError.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError, StoreError, StoreVersionError
-from pipeline.store import Damage, FeatureStore, Shard, ShardWriter, build_index, verify_shards
+from pipeline.store import Damage, FeatureStore, Shard, ShardWriter, verify_shards
 from pipeline.store import arrays as files
 from tests.store.build import DIMS, assert_holds, make_store
 
