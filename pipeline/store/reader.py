@@ -205,6 +205,6 @@ def check_file(record: ShardRecord, store: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{record.path}: shard is missing; run `mer verify --repair {store}`") from None
     except ValueError:
-        raise StoreError(f"{store}: names a shard by what cannot be a name; make it again, with `mer extract --force` or an import") from None
+        raise StoreError(f"{store}: names a shard by what is no name; make it again with `mer extract --force` or an import") from None
     if size != record.bytes:
         raise StoreError(f"{record.path}: shard has {size} bytes, {record.bytes} were written; run `mer verify --repair {store}`")

@@ -309,7 +309,7 @@ def set_to(value: object, at: int = 0) -> Callable[[np.ndarray], np.ndarray]:
         ("shard/bytes", set_to(-1), "shard has"),
         ("shard/sha256", set_to(b"\xff" * 64), "not a readable store"),
         ("shard/identity", set_to(b"0" * 64), "not the shard"),
-        ("shard/name/x", lambda array: array * 0, "cannot be a name"),
+        ("shard/name/x", lambda array: array * 0, "is no name"),
         ("shard/name/x", lambda array: array * 0 + ord("/"), "shard"),
         ("shard/name/x", lambda array: array * 0 + ord("."), "shard"),
     ],
