@@ -17,7 +17,7 @@ from unicodedata import normalize
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.limits import CELL_CHARACTERS
+from pipeline.limits import CELL_CHARACTERS, INTEGER_BITS
 from pipeline.terminal import shown
 
 # White space (Unicode's, as `str.isspace` has it), then what has no width: the Mongolian vowel separator, zero-width space
@@ -109,8 +109,8 @@ def _spelled(number: bool | int | float | decimal.Decimal) -> str | None:
     if isinstance(number, bool):
         return str(number)
     if isinstance(number, int):
-        if number.bit_length() > 4_096:  # Python itself spells no more than 4,300 digits
-            raise DataError(f"is a whole number of more than {math.floor(4_096 * math.log10(2)):,} digits, expected text")
+        if number.bit_length() > INTEGER_BITS:
+            raise DataError(f"is a whole number of more than {INTEGER_BITS:,} bits, expected text")
         return str(number)
     if math.isnan(number):
         return None

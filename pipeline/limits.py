@@ -11,12 +11,12 @@ SHOWN_CHARACTERS = 80  # of one value; a longer one is cut, with an ellipsis
 SHOWN_NAMES = 12  # of a list of names (columns, labels, files); the rest is counted
 LINE_CHARACTERS = 1_000  # of a whole line on stderr; the middle of a longer one is left out
 
-# Tables and manifests (`mer prepare table`, the corpora's own csv files, manifest.parquet).
+# Tables and manifests (`mer prepare`, manifest.parquet).
 TABLE_COLUMNS = 10_000  # columns of a table; wider ones are matrices of features, not tables of utterances
-TABLE_LINE_BYTES = 64 * 2**20  # bytes of one line of JSON Lines, or of the header of a csv
+TABLE_ROWS = 5_000_000  # utterances; the largest corpora of the field have a few hundred thousand
+TABLE_BYTES = 2 * 2**30  # of a csv, JSON or text file, and of the columns of a Parquet file as they are unpacked
+TABLE_VALUES = 100_000_000  # of one Parquet column, those within lists counted one by one
+TABLE_LINE_CHARACTERS = 16 * 2**20  # of one line of JSON Lines, or of the first lines of a csv, where its header is
 CELL_CHARACTERS = 1_000_000  # of one cell: an hour of speech has about 60,000
-TEXT_FILE_BYTES = 512 * 2**20  # of a csv, json or txt that is read as a whole
-MANIFEST_METADATA_BYTES = 64 * 2**20  # of the JSON in a manifest's metadata, its report included
-PATH_LEVELS = 64  # folders in one audio path; file systems allow about 2,000
-PATH_BYTES = 4_096  # of one audio path, Linux' PATH_MAX
-NAME_BYTES = 255  # of one part of a path, Linux' NAME_MAX
+INTEGER_BITS = 4_096  # of a whole number in a cell, 1,233 digits; Python itself spells no more than 4,300 digits
+MANIFEST_METADATA_BYTES = 256 * 2**20  # of the JSON in a manifest's metadata: its report names files and ids

@@ -1,0 +1,113 @@
+"""Parquet files of utterances, read with bounds: what is no regular file, too large, or of a type that is no text is
+refused before it is unpacked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+from pipeline.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS, TABLE_VALUES
+from pipeline.terminal import shown
+
+FAILURES = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError)
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+TEXTS = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary, pa.types.is_large_binary,
+    pa.types.is_binary_view, pa.types.is_fixed_size_binary,
+)  # fmt: skip
+NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+
+
+def require_regular(path: Path, what: str = "file") -> None:
+    """Raises DataError when `path` is absent, a folder, or a pipe or device, which may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such {what}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a zero byte"
+        raise DataError(f"{shown(path, 200)}: {reason}; name a {what}") from None
+    if stat.S_ISDIR(mode):
+        raise DataError(f"{path}: a folder; name a {what}")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: a pipe, socket or device, not a {what}; save its content in a file and name that")
+
+
+def reason(error: Exception) -> str:
+    """The first line of a library's message, for a line of ours."""
+    lines = str(error).splitlines()
+    return shown(lines[0] if lines else type(error).__name__, 120)
+
+
+def holds(kind: pa.DataType, *tests) -> bool:
+    """Whether the type passes one of the tests, looked at through dictionaries."""
+    while pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(test(kind) for test in tests)
+
+
+def open_parquet(file, path: Path) -> pq.ParquetFile:
+    """Raises what pyarrow raises on damage, and DataError beyond the bounds."""
+    parquet = pq.ParquetFile(file)
+    found = parquet.metadata
+    if found.num_columns > TABLE_COLUMNS:
+        raise DataError(f"{path}: {found.num_columns:,} columns, more than {TABLE_COLUMNS:,}; keep those that are needed")
+    if found.num_rows > TABLE_ROWS:
+        raise DataError(f"{path}: {found.num_rows:,} rows, more than {TABLE_ROWS:,}; split it into several corpora")
+    return parquet
+
+
+def read_columns(parquet: pq.ParquetFile, path: Path, wanted: Iterable[str]) -> pa.Table:
+    """The columns of those names that are there, as stored (text by dictionaries, so that repeats take no memory), and
+    checked. Raises DataError when a name is there twice, or a column unpacks to more than the bounds."""
+    names = parquet.schema_arrow.names
+    there = [name for name in dict.fromkeys(wanted) if name in names]
+    times = Counter(names)
+    for name in there:
+        if times[name] > 1:
+            raise DataError(f"{path}: column '{shown(name)}' is there {times[name]} times; rename or drop the others")
+    size: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    for group in range(parquet.metadata.num_row_groups):
+        chunks = parquet.metadata.row_group(group)
+        for c in range(chunks.num_columns):
+            chunk = chunks.column(c)
+            top = next((name for name in there if f"{chunk.path_in_schema}.".startswith(f"{name}.")), None)
+            if top is not None:
+                size[top] += chunk.total_uncompressed_size
+                values[top] += chunk.num_values
+    if sum(size.values()) > TABLE_BYTES:
+        raise DataError(f"{path}: its columns unpack to {sum(size.values()):,} bytes, more than {TABLE_BYTES:,}")
+    if values and max(values.values()) > TABLE_VALUES:
+        name, count = values.most_common(1)[0]
+        raise DataError(f"{path}: column '{shown(name)}' holds {count:,} values, more than {TABLE_VALUES:,}")
+    table = parquet.read(columns=there, use_threads=False)
+    table.validate(full=True)  # Parquet does not check that text is UTF-8
+    return table
+
+
+def open_by_dictionary(file, path: Path) -> pq.ParquetFile:
+    """The file opened so that every column of text is read as a dictionary and its indices."""
+    parquet = open_parquet(file, path)
+    texts = [field.name for field in parquet.schema_arrow if holds(field.type, *TEXTS)]
+    return pq.ParquetFile(file, read_dictionary=texts)
+
+
+def to_list(column: pa.ChunkedArray) -> list:
+    """A column as Python values; equal text of a dictionary is one object."""
+    if isinstance(column.type, pa.ExtensionType):
+        column = column.cast(column.type.storage_type)
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    out: list = []
+    for chunk in column.chunks:
+        known = chunk.dictionary.to_pylist()
+        out += [None if i is None else known[i] for i in chunk.indices.to_pylist()]
+    return out
