@@ -68,28 +68,36 @@ def text_cell(value: object) -> str | None:
         DataError: The cell is no text (a list, a struct, a date, an infinite number, …), or not valid Unicode. The
             message begins with a verb ("is a list, …"), to follow the caller's file, line and column.
     """
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if value is None or value is np.ma.masked or (isinstance(value, np.datetime64 | np.timedelta64) and np.isnat(value)):
-        return None
-    if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64 | np.void):
-        value = value.item()
-    if isinstance(value, bytes | bytearray | memoryview):
-        value = _decode(bytes(value))
-    elif isinstance(value, bool | int | float | decimal.Decimal):
-        value = _spelled(value)
-    elif isinstance(value, uuid.UUID):
-        value = str(value)
+    if type(value) is not str:
+        value = _as_text(value)
     if value is None:
         return None
-    if not isinstance(value, str):
-        kind = next((name for cls, name in _KINDS.items() if isinstance(value, cls)), f"of type {type(value).__name__}")
-        raise DataError(f"is {kind}, expected text")
     if len(value) > CELL_CHARACTERS:
         raise DataError(f"has {len(value):,} characters, more than {CELL_CHARACTERS:,}")
+    if "\0" in value:
+        raise DataError(f"'{shown(value, 40)}' holds a zero byte, which is no text")
     if not value.isascii():
         _check_unicode(value)
     return value if strip(value) else None
+
+
+def _as_text(value: object) -> str | None:
+    """What is not a plain str as one, or None; raises DataError for what is no text."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    times = np.datetime64 | np.timedelta64
+    if value is None or value is np.ma.masked or (isinstance(value, times) and np.isnat(value)):
+        return None
+    if isinstance(value, np.generic) and not isinstance(value, times | np.void):
+        value = value.item()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _decode(bytes(value).rstrip(b"\0"))  # columns of a fixed width are filled up with zeros
+    if isinstance(value, bool | int | float | decimal.Decimal):
+        return _spelled(value)
+    if isinstance(value, str | uuid.UUID):
+        return str(value)
+    kind = next((name for cls, name in _KINDS.items() if isinstance(value, cls)), f"of type {type(value).__name__}")
+    raise DataError(f"is {kind}, expected text")
 
 
 def name_cell(value: object) -> str | None:
