@@ -13,6 +13,7 @@ from pipeline.limits import LINE_CHARACTERS, SHOWN_CHARACTERS, SHOWN_NAMES
 _UNSAFE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udc7f\udd00-\udfff"
 _CONTROL = re.compile(f"[{_UNSAFE}]")
 _CONTROL_BUT_BREAKS = re.compile(rf"(?!\n)[{_UNSAFE}]")
+_IN_JSON = re.compile(f"(?!\n)[{_UNSAFE}\udc80-\udcff]")  # bytes of a file name too: JSON is UTF-8
 _SPELLED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
@@ -31,7 +32,7 @@ def escape(text: str, *, breaks: bool = False) -> str:
 
 def escape_json(text: str) -> str:
     """JSON text with those control characters escaped that JSON itself leaves as they are; it means the same."""
-    return _CONTROL_BUT_BREAKS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _spell(match: re.Match) -> str:
