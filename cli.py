@@ -19,7 +19,7 @@ import click
 
 from pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
 from pipeline.signals import Terminated
-from pipeline.terminal import escape, escape_json, one_line
+from pipeline.terminal import escape, escape_json, one_line, shown
 
 PAIRED = ("torch", "torchaudio")  # the two must be of one release: torchaudio's wheel is linked against torch
 
@@ -76,7 +76,7 @@ def fail_on(call):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{shown(error.filename, 255)}: " if error.filename else ""
         remedy = {errno.ENOSPC: "; free some space and run the same command again", errno.EACCES: "; check its permissions",
                   errno.EROFS: "; name a place that can be written with --out, or work on a copy", errno.EISDIR: "; name a file",
                   **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "; a file is where a folder is needed: name another place"),

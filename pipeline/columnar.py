@@ -3,6 +3,7 @@ refused before it is unpacked."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections import Counter
@@ -10,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS, TABLE_VALUES
+from pipeline.limits import CELL_CHARACTERS, TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS, TABLE_VALUES
 from pipeline.terminal import shown
 
 FAILURES = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError)
@@ -41,7 +43,15 @@ def require_regular(path: Path, what: str = "file") -> None:
 
 
 def reason(error: Exception) -> str:
-    """The first line of a library's message, for a line of ours."""
+    """The first line of a library's message, for a line of ours; json's and Python's in words that help a user."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, ValueError) and "set_int_max_str_digits" in str(error):
+        return "a number of more than 4,300 digits"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
     lines = str(error).splitlines()
     return shown(lines[0] if lines else type(error).__name__, 120)
 
@@ -90,7 +100,26 @@ def read_columns(parquet: pq.ParquetFile, path: Path, wanted: Iterable[str]) -> 
         raise DataError(f"{path}: column '{shown(name)}' holds {count:,} values, more than {TABLE_VALUES:,}")
     table = parquet.read(columns=there, use_threads=False)
     table.validate(full=True)  # Parquet does not check that text is UTF-8
+    _check_lengths(table, path)
     return table
+
+
+def _check_lengths(table: pa.Table, path: Path) -> None:
+    """Raises DataError for cells, or columns of them, that are longer than the bounds; a dictionary hides how long."""
+    total = 0
+    for name in table.column_names:
+        for chunk in table.column(name).chunks:
+            texts = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+            if not any(test(texts.type) for test in TEXTS[:5]):
+                continue
+            lengths = pc.binary_length(texts)
+            if (longest := pc.max(lengths).as_py() or 0) > 4 * CELL_CHARACTERS:  # UTF-8 has up to four bytes each
+                raise DataError(f"{path}: column '{shown(name)}' has a cell of {longest:,} bytes, too long for a text")
+            if pa.types.is_dictionary(chunk.type):
+                lengths = lengths.take(chunk.indices)
+            total += pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0
+    if total > TABLE_BYTES:
+        raise DataError(f"{path}: its text has {total:,} bytes, repeats counted, more than {TABLE_BYTES:,}")
 
 
 def open_by_dictionary(file, path: Path) -> pq.ParquetFile:

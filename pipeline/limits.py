@@ -14,7 +14,7 @@ LINE_CHARACTERS = 1_000  # of a whole line on stderr; the middle of a longer one
 # Tables and manifests (`mer prepare`, manifest.parquet).
 TABLE_COLUMNS = 10_000  # columns of a table; wider ones are matrices of features, not tables of utterances
 TABLE_ROWS = 5_000_000  # utterances; the largest corpora of the field have a few hundred thousand
-TABLE_BYTES = 2 * 2**30  # of a csv, JSON or text file, and of the columns of a Parquet file as they are unpacked
+TABLE_BYTES = 2**30  # of a csv, JSON or text file, and of the columns of a Parquet file as they are unpacked
 TABLE_VALUES = 100_000_000  # of one Parquet column, those within lists counted one by one
 TABLE_LINE_CHARACTERS = 16 * 2**20  # of one line of JSON Lines, or of the first lines of a csv, where its header is
 CELL_CHARACTERS = 1_000_000  # of one cell: an hour of speech has about 60,000

@@ -228,7 +228,10 @@ def _metadata(raw: bytes | None, path: Path) -> dict:
         raise DataError(f"{path}: metadata of {len(raw):,} bytes, more than {MANIFEST_METADATA_BYTES:,}")
     try:
         meta = json.loads(raw)
-        if meta.get("format") != "mer-manifest" or meta.get("version") != VERSION:
+        if meta.get("format") != "mer-manifest":
+            what = f"format '{shown(meta.get('format'), 20)}', expected 'mer-manifest'"
+            raise DataError(f"{path}: {what}; run `mer prepare` again")
+        if meta.get("version") != VERSION:
             found = shown(meta.get("version"), 20)
             raise DataError(f"{path}: manifest version {found}, this mer reads {VERSION}; run `mer prepare` again")
         for key in ("dataset", "task", "language", "root", "labels", "source"):

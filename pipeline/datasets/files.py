@@ -27,6 +27,7 @@ MEDIA = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".mp4", ".mkv
 NO_BREAK_SPACE = "\u00a0"
 
 
+HEADER_CHARACTERS = 131_072  # of one column's name
 LOOK_BYTES = 4_096  # of the beginning of a file, to tell what it is
 AGAIN = "download it again"
 UNPACK = "unpack it first"
@@ -118,6 +119,7 @@ class Dialect:
         return filter(None, self.reader(lines))
 
     def reader(self, lines: Iterable[str]):
+        csv.field_size_limit(TABLE_LINE_CHARACTERS)  # Python's own bound, 131,072, is below a long cell
         return csv.reader(islice(lines, self.skipped, None), delimiter=self.delimiter, skipinitialspace=self.spaced)
 
 
@@ -147,10 +149,12 @@ def dialect(path: Path, expected: str = ",") -> Dialect:
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from None
     except csv.Error as error:
-        raise DataError(f"{path}: {error}") from None
+        said = f"a column name is longer than {HEADER_CHARACTERS:,} characters" if "field limit" in str(error) else str(error)
+        raise DataError(f"{path}: {said}; mend its first line") from None
 
 
 def _header(file, path: Path, delimiter: str, skipped: int) -> list[str]:
+    csv.field_size_limit(HEADER_CHARACTERS)
     header = next(filter(None, csv.reader(islice(bounded(file, path), skipped, None), delimiter=delimiter)), None)
     if not header:
         raise DataError(f"{path}: empty file")

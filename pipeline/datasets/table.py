@@ -49,6 +49,7 @@ SPLITS = {
     "test": "test", "testing": "test", "": "",
 }  # fmt: skip
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
+BLOCK_BYTES = 1 << 24  # of a csv, read at a time; a record must fit
 MANY_LABELS = 50  # more classes than this look like numbers or free text
 
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)  # float() takes "1_0" and "infinity" as well
@@ -199,6 +200,8 @@ def _read_delimited(source: Path, delimiter: str, wanted: dict[str, str], report
 
     form = dialect(source, delimiter)
     header = form.header
+    if header[0].startswith('{"'):
+        raise DataError(f"{source}: this is JSON Lines; give it a name that ends in .jsonl")
     if len(header) > TABLE_COLUMNS:
         raise DataError(f"{source}: {len(header):,} columns, more than {TABLE_COLUMNS:,}; keep those that are needed")
     if form.delimiter != delimiter or form.skipped:
@@ -215,7 +218,7 @@ def _read_delimited(source: Path, delimiter: str, wanted: dict[str, str], report
             reader = arrow.open_csv(
                 source,
                 read_options=arrow.ReadOptions(
-                    column_names=header, skip_rows=form.skipped, block_size=1 << 24, use_threads=False
+                    column_names=header, skip_rows=form.skipped, block_size=BLOCK_BYTES, use_threads=False
                 ),
                 parse_options=arrow.ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
                 convert_options=arrow.ConvertOptions(
@@ -300,6 +303,8 @@ def _decimal_points(cells: Columns, wanted: dict[str, str], report: Report) -> N
 def _said(error: Exception, source: Path, form: Dialect) -> str:
     """Arrow's words with the line as an editor counts it; Arrow counts the header as row 1."""
     words = str(error).splitlines()[0].removeprefix("CSV parse error: ")
+    if "straddling" in words:
+        return f"a record of more than {BLOCK_BYTES:,} bytes (a quote that is not closed?)"
     words = re.sub(r"Row #(\d+)", lambda match: place(source, int(match[1]) - 2 - form.skipped), words)
     return shown(words, 160)
 
@@ -316,7 +321,10 @@ def _read_parquet(source: Path, wanted: dict[str, str], several: bool) -> tuple[
             _check_type(table.schema.field(name).type, name, fields[name], source, several)
         lists = {name: to_list(table.column(name)) for name in table.column_names}
     except FAILURES as error:
-        raise DataError(f"{source}: not a readable Parquet file ({reason(error)}){_by_name(source)}") from None
+        if _is_text(source):
+            remedy = "give it a name that ends in .csv, .tsv or .jsonl"
+            raise DataError(f"{source}: this is text, not a readable Parquet file; {remedy}") from None
+        raise DataError(f"{source}: not a readable Parquet file ({reason(error)}); write it again") from None
     cells = {
         name: [_cell(value, i, fields[name], source, several) for i, value in enumerate(values)]
         for name, values in lists.items()
@@ -324,11 +332,10 @@ def _read_parquet(source: Path, wanted: dict[str, str], several: bool) -> tuple[
     return found, cells
 
 
-def _by_name(source: Path) -> str:
+def _is_text(source: Path) -> bool:
     with source.open("rb") as file:
         head = file.read(64)
-    text = bool(head) and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
-    return "; it looks like text: give it a name that ends in .csv, .tsv or .jsonl" if text else ""
+    return bool(head) and not head.startswith(b"PAR1") and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
 
 
 def _check_type(kind: pa.DataType, name: str, field: str, source: Path, several: bool) -> None:
@@ -357,7 +364,8 @@ def _read_jsonl(source: Path, wanted: dict[str, str], several: bool) -> tuple[Se
                     continue
                 row = json.loads(line, object_pairs_hook=_object)
                 if not isinstance(row, dict):
-                    raise DataError(f"{source}: line {number} is not a JSON object")
+                    hint = "; a JSON array? write one object a line" if isinstance(row, list) else ""
+                    raise DataError(f"{source}: line {number} is not a JSON object{hint}")
                 found.update(dict.fromkeys(row))
                 rows += 1
                 if len(found) > TABLE_COLUMNS or rows > TABLE_ROWS:
