@@ -119,7 +119,7 @@ class Dialect:
         return filter(None, self.reader(lines))
 
     def reader(self, lines: Iterable[str]):
-        csv.field_size_limit(TABLE_LINE_CHARACTERS)  # Python's own bound, 131,072, is below a long cell
+        csv.field_size_limit(TABLE_BYTES)  # Python's own bound, 131,072, is below a long cell
         return csv.reader(islice(lines, self.skipped, None), delimiter=self.delimiter, skipinitialspace=self.spaced)
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from cli import main
 from pipeline.limits import LINE_CHARACTERS
-from pipeline.manifest import Manifest, Utterance
+from pipeline.manifest import Manifest
 from pipeline.progress import Lines
 from pipeline.terminal import escape, escape_json, listed, one_line, shown
 
@@ -74,20 +74,20 @@ def test_errors(arguments):
     assert harmless(done.output) and len(done.output.splitlines()) == 1, done.output
 
 
-def test_inspect_and_notes(tmp_path, capsys):
-    from tests.store.build import make_store
-
-    store = make_store(tmp_path / "f.h5")
-    store = getattr(store, "path", tmp_path / "f.h5")
-    hostile = tmp_path / "x\x1b[31m\n.h5"
-    done = CliRunner().invoke(main, ["inspect", str(hostile)])
-    assert harmless(done.output) and len(done.output.splitlines()) == 1
+def test_notes_of_long_work(capsys):
     Lines(sys.stdout).note(HOSTILE)
     assert harmless(capsys.readouterr().out)
 
 
-def test_a_manifest_that_is_refused(tmp_path):
-    Manifest("m", "single", ("a",), (Utterance(f"1{HOSTILE}x", label="a"),), tmp_path).write(tmp_path / "m.parquet")
-    code = "import sys; from cli import main; main(['extract', '--manifest', sys.argv[1], '--text-encoder', 'none', '--offline'])"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.parquet")], capture_output=True, text=True, cwd=tmp_path)
-    assert harmless(done.stdout) and harmless(done.stderr)
+@pytest.mark.slow
+def test_extract_and_inspect(tmp_path):
+    table(tmp_path)
+    manifest, store = str(tmp_path / "m.parquet"), str(tmp_path / "f\x1b[31m.h5")
+    CliRunner().invoke(main, ["prepare", "table", "--from", str(tmp_path / "t.jsonl"), "--out", manifest])
+    encoders = ["--audio-encoder", "none", "--text-encoder", "builtin:tiny-roberta"]
+    for command in (["extract", "--manifest", manifest, *encoders, "--out", store, "--offline"], ["inspect", store]):
+        code = "import sys; from cli import main; main(sys.argv[1:])"
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert harmless(done.stdout) and harmless(done.stderr)
+    assert "\\x1b[31mred" in done.stdout
