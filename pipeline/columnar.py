@@ -83,16 +83,21 @@ def read_columns(parquet: pq.ParquetFile, path: Path, wanted: Iterable[str]) -> 
     for name in there:
         if times[name] > 1:
             raise DataError(f"{path}: column '{shown(name)}' is there {times[name]} times; rename or drop the others")
+    schema = parquet.schema
+    paths = [schema.column(i).path for i in range(len(schema))]
+    leaves = {i: next((n for n in there if f"{path}.".startswith(f"{n}.")), None) for i, path in enumerate(paths)}
+    leaves = {i: name for i, name in leaves.items() if name is not None}
+    if leaves and parquet.metadata.num_rows:
+        # Pages go by one at a time. pyarrow ends the process when Python asks for the metadata of a column whose
+        # footer is damaged; here the damage becomes an exception first.
+        parquet.scan_contents([paths[i] for i in leaves])
     size: Counter[str] = Counter()
     values: Counter[str] = Counter()
     for group in range(parquet.metadata.num_row_groups):
-        chunks = parquet.metadata.row_group(group)
-        for c in range(chunks.num_columns):
-            chunk = chunks.column(c)
-            top = next((name for name in there if f"{chunk.path_in_schema}.".startswith(f"{name}.")), None)
-            if top is not None:
-                size[top] += chunk.total_uncompressed_size
-                values[top] += chunk.num_values
+        for i, name in leaves.items():
+            chunk = parquet.metadata.row_group(group).column(i)
+            size[name] += chunk.total_uncompressed_size
+            values[name] += chunk.num_values
     if sum(size.values()) > TABLE_BYTES:
         raise DataError(f"{path}: its columns unpack to {sum(size.values()):,} bytes, more than {TABLE_BYTES:,}")
     if values and max(values.values()) > TABLE_VALUES:
