@@ -142,6 +142,10 @@ def test_a_manifest_of_other_types_is_refused(tmp_path, name, values):
 
 def test_names_that_look_alike():
     assert warn_near_duplicates(["joy", "anger", "joy", None]) == []
-    for pair, how in ((("Joy", "joy"), "only by case:"), (("a b", "a  b"), "only by case or blanks"), (("\u00e9", "e\u0301"), "look alike")):
+    for pair, how in (
+        (("Joy", "joy"), "only by case:"),
+        (("a b", "a  b"), "only by case or blanks"),
+        (("\u00e9", "e\u0301"), "look alike"),
+    ):
         (line,) = warn_near_duplicates(pair, "speakers")
         assert line.startswith("speakers that ") and how in line
