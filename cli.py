@@ -19,6 +19,7 @@ import click
 
 from pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
 from pipeline.signals import Terminated
+from pipeline.terminal import escape, escape_json, one_line, shown
 
 PAIRED = ("torch", "torchaudio")  # the two must be of one release: torchaudio's wheel is linked against torch
 
@@ -75,32 +76,53 @@ def fail_on(call):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{shown(error.filename, 255)}: " if error.filename else ""
         remedy = {errno.ENOSPC: "; free some space and run the same command again", errno.EACCES: "; check its permissions",
                   errno.EROFS: "; name a place that can be written with --out, or work on a copy", errno.EISDIR: "; name a file",
                   **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "; a file is where a folder is needed: name another place"),
                   errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere"}
-        stop(f"{where}{error.strerror or error}{remedy.get(error.errno, '')}", 1)
+        stop(f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno, '')}", 1)
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.ClickException as error:
         asked = getattr(error, "ctx", None)
-        stop(error.format_message() + (f" (see `{asked.command_path} --help`)" if asked else ""), error.exit_code)
+        stop(unbroken(error.format_message()) + (f" (see `{asked.command_path} --help`)" if asked else ""), error.exit_code)
     except (click.exceptions.Exit, SystemExit):
         raise
     except Exception as error:  # the last net: a traceback is a bug of ours, and the user still gets one line
         if os.environ.get("MER_DEBUG"):
             raise
-        stop(f"internal error: {type(error).__name__}: {error}; set MER_DEBUG=1 for the traceback, and please report it", 1)
+        stop(f"internal error: {type(error).__name__}: {unbroken(str(error))}; set MER_DEBUG=1 for the traceback, and please report it", 1)
 
 
 def stop(message: str, code: int):
-    click.echo("mer: " + " ".join(message.split()), err=True)
+    say("mer: " + one_line(message), err=True)
     sys.exit(code)
 
 
-def note(message: str) -> None:
-    click.echo(message, err=True)
+def unbroken(message: str) -> str:
+    """A library's message without its line breaks."""
+    return re.sub(r"\s*[\r\n]\s*", " ", message.strip())
+
+
+def say(line: object, *, err: bool = False) -> None:
+    """The one way to a terminal: a line whose ids, labels and paths can neither move the cursor nor begin another line."""
+    click.echo(escape(str(line)), err=err)
+
+
+def say_laid_out(text: str) -> None:
+    """Text that mer has laid out in lines, whose values are escaped already."""
+    click.echo(escape(text, breaks=True))
+
+
+def say_json(value: object, indent: int | None = None) -> None:
+    """Control characters are in JSON's own escapes, so that what is read from it is exact."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    click.echo(escape_json(json.dumps(value, ensure_ascii=not utf8, indent=indent)))
+
+
+def note(message: object) -> None:
+    say(message, err=True)
 
 
 @click.group(cls=Mer, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MER"})
@@ -123,15 +145,15 @@ def datasets(as_json):
 
     found = overview()
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=1))
+        say_json(found, indent=1)
         return
     for c in found:
-        click.echo(f"{c['name']}: {c['title']}")
+        say(f"{c['name']}: {c['title']}")
         labels = "; ".join(f"{name}: {', '.join(classes)}" for name, classes in c["labels"].items())
         for what, value in {**c, "labels": labels}.items():
             if what in ("here", "size", "labels", "licence", "obtain"):
-                click.echo(f"  {what:<9}{value}")
-    click.echo("table: your own CSV, TSV, JSONL or Parquet: `mer prepare table --from FILE`")
+                say(f"  {what:<9}{value}")
+    say("table: your own CSV, TSV, JSONL or Parquet: `mer prepare table --from FILE`")
 
 
 @main.command()
@@ -175,11 +197,11 @@ def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **o
     except OSError as error:
         raise DataError(f"{out}: {error.strerror or error}; name a file that can be written with --out") from None
     if as_json:
-        click.echo(json.dumps(report.to_dict() | {"manifest": str(out), "hash": manifest.hash}, ensure_ascii=False, indent=1))
+        say_json(report.to_dict() | {"manifest": str(out), "hash": manifest.hash}, indent=1)
     else:
         for line in report.lines():
-            click.echo(line)
-        click.echo(f"wrote {out}")
+            say(line)
+        say(f"wrote {out}")
 
 
 # -------------------------------------------------------------------------------------- extraction: extract, fingerprint
@@ -307,9 +329,9 @@ def extract(
     for line in report.lines():
         note(line)
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        say_json(report.to_dict())
     elif not dry_run and report.action != "part":
-        click.echo(report.out)
+        say(report.out)
     if failed is not None:
         raise failed
 
@@ -327,7 +349,7 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
     def cold(files: int, size: int):
         note(f"hashing {files:,} files, {size / 1e6:,.1f} MB (remembered for the next time)")
 
-    click.echo(key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold))
+    say(key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold))
 
 
 
@@ -351,11 +373,15 @@ def inspect(store: Path, flag: str | None, as_json: bool):
     counted = flagged(opened.table()["id"].to_pylist(), opened.flags) if opened.header.recipe else {}  # else the bits are another writer's
     if flag is not None:
         ids = counted.get(flag, [])
-        click.echo(json.dumps(ids, ensure_ascii=False) if as_json else "\n".join(ids), nl=as_json or bool(ids))
+        if as_json:
+            say_json(ids)
+        else:
+            for utterance in ids:
+                say(utterance)
         return
     found = describe(opened) | {"flags": {name: len(ids) for name, ids in counted.items()}}
     lines = [f"  {line}" for line in count_lines(found["flags"], {name: ids[:NAMED] for name, ids in counted.items()})]
-    click.echo(json.dumps(found, ensure_ascii=False, indent=1) if as_json else "\n".join([render(found), *lines]))
+    say_json(found, indent=1) if as_json else say_laid_out("\n".join([render(found), *map(escape, lines)]))
 
 
 @main.command()
@@ -380,12 +406,12 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         extract_again(store, root=root, progress=choose(), gentle=True, lock=not no_lock)
         opened = FeatureStore(store)
         opened.verify()
-        click.echo(f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte is as written")
+        say(f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte is as written")
     elif damaged:
         remedy = "run it with --repair" if opened.header.fingerprint else "it was imported: import it again"
         raise StoreError(f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged; {remedy}")
     else:
-        click.echo(f"{store}: {len(opened):,} utterances in {len(opened.shards)} shards, every byte is as written")
+        say(f"{store}: {len(opened):,} utterances in {len(opened.shards)} shards, every byte is as written")
 
 
 @main.command()
@@ -400,7 +426,7 @@ def export(store: Path, out: Path, to: str, subset: str | None):
 
     count = write(FeatureStore(store), to, out, subset=subset)
     note(f"{count:,} utterances")
-    click.echo(out)
+    say(out)
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -451,7 +477,7 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
             note(f"{modality}: absent in {count:,} utterances")
     splits = ", ".join(f"{name or 'no split'} {n:,}" for name, n in report.splits.items())
     note(f"{report.utterances:,} utterances ({splits}); {store.header.task} task: {', '.join(store.header.labels)}")
-    click.echo(out)
+    say(out)
 
 
 # ------------------------------------------------------------------- training: train, evaluate, predict, report, compare
@@ -495,10 +521,10 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
     note(f"run: {run.path}")
     if no_test or not testable:
         note("the test part was not opened (--no-test)" if no_test else "the store has no test rows; train with --folds to have some")
-        click.echo(json.dumps(run.info, ensure_ascii=False) if as_json else report.plain(report.dev_table(run)))
+        say_json(run.info) if as_json else say_laid_out(report.plain(report.dev_table(run)))
         return
     found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
-    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -523,7 +549,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
 
         written = pictures.write(opened, found, figures, features=features, device=pick_device(device))
         note(f"wrote {len(written)} files to {figures}")
-    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -535,7 +561,7 @@ def report(runs, out):
     from fusion.checkpoint import Run, write_text
 
     write_text(out, report.page([Run.open(run) for run in runs]))
-    click.echo(out)
+    say(out)
 
 
 @main.command()
@@ -551,10 +577,10 @@ def compare(run_a, run_b, metric, fail_if, as_json):
 
     found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        say_json(found)
     else:
-        click.echo(report.plain(report.comparison_table(found)))
-        click.echo(f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by {found['metric']}")
+        say_laid_out(report.plain(report.comparison_table(found)))
+        say(f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by {found['metric']}")
     if fail_if == found["verdict"]:
         sys.exit(1)
 
@@ -608,7 +634,11 @@ def predict(run, audio, text, manifest_file, root, audio_encoder, text_encoder, 
             table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
     for row in table.to_pylist():
         row |= {key: value for key, value in said[row["id"]].items() if key in row}
-        click.echo(json.dumps(row, ensure_ascii=False) if as_json else "\n".join(prediction_lines(row, trained.spec)))
+        if as_json:
+            say_json(row)
+        else:
+            for line in prediction_lines(row, trained.spec):
+                say(line)
     for failure in failures:
         note(f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: {failure.reason}")
     if unexpected := sum(not failure.known for failure in failures):
@@ -628,9 +658,9 @@ def doctor(as_json: bool):
     for finding in examine(check_pair):
         bad |= finding.state == "bad"
         if as_json:
-            click.echo(json.dumps({"state": finding.state, "what": finding.what, "detail": finding.detail}))
+            say_json({"state": finding.state, "what": finding.what, "detail": finding.detail})
         else:
-            click.echo(f"{finding.state:5} {finding.what:12} {finding.detail}")
+            say(f"{finding.state:5} {finding.what:12} {finding.detail}")
     sys.exit(1 if bad else 0)
 
 

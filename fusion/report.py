@@ -16,6 +16,7 @@ from fusion.checkpoint import AGAIN, CONFIG, Run, read_text
 from fusion.infer import headline
 from fusion.metrics import TITLES
 from pipeline.errors import DataError
+from pipeline.terminal import escape
 
 PLAIN = frozenset({"mae", "pearson", "ece"})  # printed as they are; everything else as a percentage
 
@@ -123,16 +124,16 @@ def remarks(found: dict[str, Any]) -> list[str]:
 
 def plain(table: Table) -> str:
     """Aligned text, first column to the left."""
-    cells = [table.columns, *table.rows]
+    cells = [tuple(map(escape, row)) for row in (table.columns, *table.rows)]
     width = [max(len(row[c]) for row in cells) for c in range(len(table.columns))]
     lines = ["  ".join([row[0].ljust(width[0]), *(v.rjust(w) for v, w in zip(row[1:], width[1:], strict=True))]) for row in cells]
-    return "\n".join([table.title, *lines])
+    return "\n".join([escape(table.title), *lines])
 
 
 def show(found: dict[str, Any], *, terminal: bool) -> None:
     """Print the tables to stdout: with rich on a terminal, else as aligned text."""
     if not terminal:
-        print("\n\n".join([*map(plain, tables(found)), *remarks(found)]))
+        print("\n\n".join([*map(plain, tables(found)), *map(escape, remarks(found))]))
         return
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -140,14 +141,14 @@ def show(found: dict[str, Any], *, terminal: bool) -> None:
 
     console = Console()
     for table in tables(found):
-        drawn = RichTable(title=Text(table.title), title_justify="left")
+        drawn = RichTable(title=Text(escape(table.title)), title_justify="left")
         for c, name in enumerate(table.columns):
-            drawn.add_column(Text(name), justify="left" if c == 0 else "right")
+            drawn.add_column(Text(escape(name)), justify="left" if c == 0 else "right")
         for row in table.rows:
-            drawn.add_row(*map(Text, row))
+            drawn.add_row(*(Text(escape(cell)) for cell in row))
         console.print(drawn)
     for line in remarks(found):
-        console.print(Text(line))
+        console.print(Text(escape(line)))
 
 
 # ---- Comparison

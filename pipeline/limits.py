@@ -1,6 +1,7 @@
-"""How much mer takes from a file that somebody else may have made, in one place; docs/store.md has them as a table.
+"""Bounds on what is read from a file that somebody else made: constants only, each with its unit and its reason.
 
-Each bound lies far above what mer itself writes, and has a test that hits it.
+A file beyond a bound ends in one line that names the bound. The bounds lie far above what real data hold, and low enough
+that a file made to exhaust a machine is refused within seconds and a few gigabytes.
 """
 
 from __future__ import annotations
@@ -15,3 +16,18 @@ DIM = 1 << 24  # values a frame
 PLAN_BYTES = 256 << 20  # of .work/plan.json
 LOCK_BYTES = 1 << 20  # of .hold and .turn
 ECHO_CHARACTERS = 200  # of a value that is repeated in a message
+
+# What an error line or a warning shows.
+SHOWN_CHARACTERS = 80  # of one value; a longer one is cut, with an ellipsis
+SHOWN_NAMES = 12  # of a list of names (columns, labels, files); the rest is counted
+LINE_CHARACTERS = 1_000  # of a whole line on stderr; the middle of a longer one is left out
+
+# Tables and manifests (`mer prepare`, manifest.parquet).
+TABLE_COLUMNS = 10_000  # columns of a table; wider ones are matrices of features, not tables of utterances
+TABLE_ROWS = 5_000_000  # utterances; the largest corpora of the field have a few hundred thousand
+TABLE_BYTES = 2**30  # of a csv, JSON or text file, and of the columns of a Parquet file as they are unpacked
+TABLE_VALUES = 100_000_000  # of one Parquet column, those within lists counted one by one
+TABLE_LINE_CHARACTERS = 16 * 2**20  # of one line of JSON Lines, or of the first lines of a csv, where its header is
+CELL_CHARACTERS = 1_000_000  # of one cell: an hour of speech has about 60,000
+INTEGER_BITS = 4_096  # of a whole number in a cell, 1,233 digits; Python itself spells no more than 4,300 digits
+MANIFEST_METADATA_BYTES = 256 * 2**20  # of the JSON in a manifest's metadata: its report names files and ids

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from pipeline.terminal import escape
+
 Advance = Callable[..., None]  # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
 
 
@@ -56,7 +58,7 @@ class Lines(Silent):
         self.stream, self.every = stream or sys.stderr, every
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(escape(text), file=self.stream, flush=True)
 
     @contextmanager
     def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
@@ -92,7 +94,7 @@ class Bars(Lines):
     def note(self, text: str) -> None:
         from rich.console import Console
 
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(escape(text))
 
     @contextmanager
     def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:

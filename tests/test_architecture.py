@@ -36,8 +36,9 @@ def test_arrows(path: Path):
     name = rel(path)
     for module in imports(path):
         if name.startswith("fusion/") and under(module, "pipeline"):
-            seen = under(module, "pipeline.store", "pipeline.errors", "pipeline.hold", "pipeline.background")
-            assert seen, f"{name} imports {module}: fusion sees only the store, the errors, the hold on a folder and the reading ahead"
+            rooms = ("store", "errors", "hold", "background", "terminal")
+            seen = under(module, *(f"pipeline.{room}" for room in rooms))
+            assert seen, f"{name} imports {module}: of the pipeline fusion sees only {', '.join(rooms)}"
         if name.startswith("pipeline/"):
             assert not under(module, "fusion", "cli"), f"{name} imports {module}: the pipeline knows nothing of fusion"
         if name.startswith("pipeline/store/"):

@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 import manifests
-from pipeline.datasets.report import Report, count, overlaps
+from pipeline.cells import warn_near_duplicates
+from pipeline.datasets.report import Report, class_gaps, count, overlaps
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest
 
@@ -58,8 +59,11 @@ def prepare(name: str, /, root: str | os.PathLike | None = None, *, labels: str 
 
 
 def complete(manifest: Manifest, report: Report) -> tuple[Manifest, Report]:
-    """Add what is counted the same way for every corpus."""
+    """Add what is counted and warned of the same way for every corpus."""
     report.counts = count(manifest)
+    report.warnings += warn_near_duplicates(manifest.labels)
+    report.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
+    report.warnings += class_gaps(manifest, report.counts)
     report.overlaps |= overlaps(manifest.rows, language=manifest.language)
     manifest.source["report"] = report.to_dict()
     return manifest, report

@@ -13,10 +13,12 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from manifests import CorpusInfo, LabelSet
-from pipeline.datasets.files import hidden, look, require_root
+from pipeline.datasets.files import elsewhere, hidden, look, require_root
 from pipeline.datasets.report import Report, shared_texts, some
 from pipeline.errors import DataError
+from pipeline.limits import TABLE_BYTES
 from pipeline.manifest import Manifest, Utterance
+from pipeline.terminal import shown
 
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
 EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[", re.M)  # [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
@@ -39,7 +41,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             for position, (_, _, utterance, code) in enumerate(lines):
                 parts = UTTERANCE.match(utterance)
                 if parts is None:
-                    raise DataError(f"{file}: utterance '{utterance}' is not named like Ses01F_impro01_F000")
+                    raise DataError(f"{file}: utterance '{shown(utterance)}' is not named like Ses01F_impro01_F000")
                 found[parts[1]] += 1
                 label = chosen.source.get(code)
                 if label is None:
@@ -70,7 +72,9 @@ def _sessions(root: Path, info: CorpusInfo, report: Report) -> list[Path]:
             if absent := sorted(set(SESSIONS) - {path.name for path in found}):
                 report.warnings.append(f"{', '.join(absent)} not found in {base}")
             return found
-    raise DataError(f"iemocap: no Session1/dialog/EmoEvaluation in {root.absolute()} or one folder below; to get it: {info.obtain}")
+    hint = elsewhere(root, ["EmoEvaluation", *SESSIONS])
+    where = f"{shown(root.absolute(), 100)} or one folder below"
+    raise DataError(f"iemocap: no Session1/dialog/EmoEvaluation in {where}{hint or f'; to get it: {info.obtain}'}")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -79,7 +83,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, report: Report) -> str:
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    if (size := path.stat().st_size) > TABLE_BYTES:
+        raise DataError(f"{path}: {size:,} bytes, more than {TABLE_BYTES:,}")
+    text = path.read_bytes().decode("utf-8", errors="replace").removeprefix("\ufeff")
     if "\ufffd" in text:
         report.warnings.append(f"{path.name}: {text.count(chr(0xFFFD))} bytes are not UTF-8")
     return text

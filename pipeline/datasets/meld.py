@@ -7,18 +7,22 @@ used. Both csv revisions give the same text: the one inside MELD.Raw.tar.gz carr
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 
 from manifests import CorpusInfo
-from pipeline.datasets.files import find_repeats, folders, look, media_files, place, read_csv, repair, require_root
+from pipeline.cells import strip
+from pipeline.datasets.files import elsewhere, find_repeats, folders, look, media_files, place, read_csv, repair, require_root
 from pipeline.datasets.report import Report, some
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest, Utterance
+from pipeline.terminal import shown
 
 FOLDERS = {"train": ("train_splits", "train"), "dev": ("dev_splits_complete", "dev"), "test": ("output_repeated_splits_test", "test")}
 COLUMN = {"emotion": "Emotion", "sentiment": "Sentiment"}  # label set -> csv column
 LINE = ("Utterance", "Speaker", "Season", "Episode", "StartTime", "EndTime")  # what two rows share when one is a copy of the other
+NUMBER = re.compile(r"[0-9]{1,9}")
 DEPTH = 3  # folders below the root that are searched
 
 
@@ -34,7 +38,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             continue
         folder, clips, ignored = _clips(below, names)
         if folder is None:
-            report.warnings.append(f"no folder of {split} clips ({' or '.join(names)}, with dia*_utt* files) found below {root}")
+            what = f"no folder of {split} clips ({' or '.join(names)}, with dia*_utt* files) found below {root}"
+            report.warnings.append(what + elsewhere(root, names))
         if ignored:
             report.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
         lines = read_csv(table, [*LINE, "Dialogue_ID", "Utterance_ID", COLUMN[chosen.name]])
@@ -42,9 +47,9 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         used = set()
         for line, position in zip(lines, _positions(lines, table), strict=True):
             dialogue, name = f"dia{int(line['Dialogue_ID'])}", f"dia{int(line['Dialogue_ID'])}_utt{int(line['Utterance_ID'])}"
-            label = chosen.source.get(line[column].strip().lower())
+            label = chosen.source.get(strip(line[column]).lower())
             if label is None:
-                raise DataError(f"{table}: {name} has {column} '{line[column]}'; known: {', '.join(chosen.labels)}")
+                raise DataError(f"{table}: {name} has {column} '{shown(line[column])}'; known: {', '.join(chosen.labels)}")
             text, speaker = repair(line["Utterance"]), repair(line["Speaker"])
             if text != line["Utterance"] or speaker != line["Speaker"]:
                 report.repairs["old-encoding characters in text or speaker"].append(f"{split}/{name}")
@@ -52,8 +57,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             clip = clips.get(name) or (folder or root / names[0]) / f"{name}.mp4"
             rows.append(
                 Utterance(
-                    id=f"{split}/{name}", audio=os.path.relpath(clip, root), text=text.strip() or None, split=split, label=label,
-                    speaker=speaker, dialogue=f"{split}/{dialogue}", position=position,
+                    id=f"{split}/{name}", audio=os.path.relpath(clip, root), text=strip(text) or None, split=split, label=label,
+                    speaker=speaker or None, dialogue=f"{split}/{dialogue}", position=position,
                 )  # fmt: skip
             )
         repeats, other = find_repeats((tuple(line[c] for c in LINE) for line in lines), (line[column] for line in lines))
@@ -63,7 +68,9 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             report.warnings.append(f"{what}: {named}")
         report.orphans += [os.path.relpath(path, root) for name, path in clips.items() if name not in used]
     if not rows:
-        raise DataError(f"meld: no *_sent_emo.csv within {DEPTH} levels of {root.absolute()}; to get it: {info.obtain}")
+        hint = elsewhere(root, [f"{split}_sent_emo.csv" for split in FOLDERS])
+        where = f"{DEPTH} levels of {shown(root.absolute(), 100)}"
+        raise DataError(f"meld: no *_sent_emo.csv within {where}{hint or f'; to get it: {info.obtain}'}")
     rows = look(rows, root, info, report)
     return Manifest("meld", chosen.task, chosen.labels, tuple(rows), root, info.language, {"labels": chosen.name}), report
 
@@ -94,9 +101,11 @@ def _positions(lines: list[dict[str, str]], table: Path) -> list[int]:
     """Each row's rank in its dialogue by utterance number: numbers have gaps, and many dialogues do not start at 0."""
     numbers = defaultdict(list)
     for i, line in enumerate(lines):
+        line["Dialogue_ID"], line["Utterance_ID"] = strip(line["Dialogue_ID"]), strip(line["Utterance_ID"])
         dialogue, utterance = line["Dialogue_ID"], line["Utterance_ID"]
-        if not (dialogue.isdecimal() and utterance.isdecimal()):
-            raise DataError(f"{table}: {place(table, i)} has dialogue '{dialogue}' and utterance '{utterance}'; expected numbers")
+        if not (NUMBER.fullmatch(strip(dialogue)) and NUMBER.fullmatch(strip(utterance))):
+            what = f"dialogue '{shown(dialogue)}' and utterance '{shown(utterance)}'"
+            raise DataError(f"{table}: {place(table, i)} has {what}; expected numbers")
         numbers[int(dialogue)].append(int(utterance))
     ranks = {d: {u: rank for rank, u in enumerate(sorted(us))} for d, us in numbers.items()}
     return [ranks[int(line["Dialogue_ID"])][int(line["Utterance_ID"])] for line in lines]

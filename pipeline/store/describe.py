@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.store.reader import FeatureStore
 from pipeline.store.schema import SPLITS
+from pipeline.terminal import escape
 
 
 def describe(store: FeatureStore) -> dict:
@@ -65,7 +66,7 @@ def render(d: dict) -> str:
         lines.append(f"    rows: {', '.join(odd) if odd else 'none absent, with NaN or all zero'}")
     if d["untrained"]:
         lines.append(f"  WARNING: {' and '.join(d['untrained'])} made by untrained encoders; they carry no knowledge of speech or language")
-    return "\n".join(lines)
+    return "\n".join(map(escape, lines))
 
 
 def _targets(targets: np.ndarray, task: str, labels: list[str]) -> dict[str, float]:

@@ -110,7 +110,7 @@ def test_two_files_for_one_name_are_an_error(tmp_path):
     assert audio_table(tmp_path, "a.wav")[0].rows[0].audio == "a.wav"
 
 
-@pytest.mark.parametrize("value", ["../t.csv", "/etc/passwd", "a/../../t.csv", "..", ".", "wavs/../..", "../wavs2/x.wav", "a\0b"])
+@pytest.mark.parametrize("value", ["../t.csv", "/etc/passwd", "a/../../t.csv", "..", ".", "wavs/../..", "../wavs2/x.wav"])
 def test_audio_outside_its_folder_is_refused(tmp_path, value):
     (tmp_path / "wavs2").mkdir()
     with pytest.raises(DataError, match="line 2 has audio .* not a file within"):
