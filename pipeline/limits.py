@@ -20,3 +20,18 @@ MANIFEST_METADATA_BYTES = 64 * 2**20  # of the JSON in a manifest's metadata, it
 PATH_LEVELS = 64  # folders in one audio path; file systems allow about 2,000
 PATH_BYTES = 4_096  # of one audio path, Linux' PATH_MAX
 NAME_BYTES = 255  # of one part of a path, Linux' NAME_MAX
+
+# Imports (`mer import`) and exports.
+IMPORT_ROWS = 5_000_000  # utterances of one file; the largest corpora of the field have a few hundred thousand
+IMPORT_TABLE_BYTES = 2 * 2**30  # of the columns that are not features, unpacked: run-length and dictionary coding know no bound
+IMPORT_UTTERANCE_BYTES = 2 * 2**30  # of one modality of one utterance: 8.7 hours at 50 Hz and 340 numbers, float32
+IMPORT_MEMBERS = 10_000  # arrays of one npz, columns of one Parquet file
+HEADER_BYTES = 64 * 2**20  # of the JSON header in an exported file
+UNPACKED_FREE_BYTES = 256 * 2**20  # of an npz or of a Parquet column that are not held against the packed size
+UNPACKED_RATIO = 200  # beyond that: real features deflate by less than 50, padding included
+PARQUET_BATCH_BYTES = 64 * 2**20  # of features unpacked at a time, by the file's own counts
+PICKLE_OPCODES = 20_000_000  # of MOSEI's largest published pickle: under a million
+PICKLE_DEPTH = 50  # containers inside each other; the published forms have four
+PICKLE_NUMBER_DIGITS = 4_000  # of one number spelled in decimals
+PICKLE_SHARED_RATIO = 10  # bytes of all values, shared ones counted each time, to bytes of the file ...
+PICKLE_SHARED_FREE_BYTES = 256 * 2**20  # ... beyond this many

@@ -98,6 +98,17 @@ def temporary_for(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block names a file: its own, or `path`, where a library or a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -298,7 +298,7 @@ class Place:
 
 @contextmanager
 def _file(out: Path) -> Iterator[Place]:
-    with _folders(out), naming(out):
+    with _folders(out), arrays.naming(out):
         folder = arrays.temporary_for(out)
         folder.mkdir()
         place = Place(folder / out.name)
@@ -316,7 +316,7 @@ def _file(out: Path) -> Iterator[Place]:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Place]:
-    with _folders(out), naming(out):
+    with _folders(out), arrays.naming(out):
         place = Place(arrays.temporary_for(out))
         place.path.mkdir()
         try:
@@ -358,14 +358,3 @@ def _folders(out: Path) -> Iterator[None]:
             with suppress(OSError):  # somebody put something there in the meantime
                 folder.rmdir()
         raise
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError of the block names a file: its own, or `path`, where a library or a full disk names none."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from None
