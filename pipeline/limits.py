@@ -24,7 +24,7 @@ NAME_BYTES = 255  # of one part of a path, Linux' NAME_MAX
 # Imports (`mer import`) and exports.
 IMPORT_ROWS = 5_000_000  # utterances of one file; the largest corpora of the field have a few hundred thousand
 IMPORT_TABLE_BYTES = 2 * 2**30  # of the columns that are not features, unpacked: run-length and dictionary coding know no bound
-IMPORT_UTTERANCE_BYTES = 2 * 2**30  # of one modality of one utterance: 8.7 hours at 50 Hz and 340 numbers, float32
+IMPORT_UTTERANCE_BYTES = 2**30  # of one modality of one utterance: 87 minutes at 50 Hz and 1,024 numbers
 IMPORT_MEMBERS = 10_000  # arrays of one npz, columns of one Parquet file
 HEADER_BYTES = 64 * 2**20  # of the JSON header in an exported file
 UNPACKED_FREE_BYTES = 256 * 2**20  # of an npz or of a Parquet column that are not held against the packed size

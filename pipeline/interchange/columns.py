@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,10 @@ def interpret(path: Path, columns: Mapping[str, Sequence], options: Options, hea
         if row["id"] is None:
             raise DataError(f"{path}: row {i + 1} has an empty id; every utterance needs one")
 
+    double = next((id for id, times in Counter(row["id"] for row in rows).items() if times > 1), None)
+    if double is not None:
+        raise DataError(f"{path}: id '{shown(double, 40)}' twice; ids must be unique")
+
     def cells(name: str, kind: Callable = name_cell) -> Iterator[tuple[dict, str | None]]:
         for row, value in zip(rows, columns.get(name, [None] * n), strict=True):
             yield row, cell(path, row["id"], name, value, kind)
@@ -166,9 +171,15 @@ def _targets(
             raise DataError(f"{path}: {shown(row['id'], 40)} has targets of which some are missing; give all of them, or none")
     width = max(map(len, given), default=1)
     if task == "regression":
+        if width != 1:
+            raise DataError(f"{path}: targets have {width} values each; a regression task has one, a multi task one per label")
         if given:
             notes.append(f"targets from {min(map(min, given)):g} to {max(map(max, given)):g}")
         return names or ("sentiment",)
+    uneven = next((row for row in rows if row["targets"] and len(row["targets"]) != (len(names) or width)), None)
+    if uneven is not None:
+        found = f"{shown(uneven['id'], 40)} has {len(uneven['targets'])} targets"
+        raise DataError(f"{path}: {found}, expected {len(names) or width}: one per label")
     if any(0 in values for values in given):  # beside 0 and 1, nothing but -1 means that nobody has said
         for row in rows:
             if row["targets"] and all(v == -1 for v in row["targets"]):

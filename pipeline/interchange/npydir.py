@@ -58,7 +58,9 @@ def read(path: Path, options: Options) -> Foreign:
 
 def read_csv(path: Path) -> dict[str, list[str]]:
     """Columns of a csv file in UTF-8."""
-    if path.stat().st_size and require_file(path, "csv") > TEXT_FILE_BYTES:
+    if path.is_file() and not path.stat().st_size:
+        raise DataError(f"{path}: no rows")
+    if require_file(path, "csv") > TEXT_FILE_BYTES:
         raise DataError(f"{path}: more than {TEXT_FILE_BYTES >> 20:,} MiB; import it in parts")
     csv.field_size_limit(CELL_CHARACTERS)
     try:

@@ -15,7 +15,12 @@ from pipeline.interchange.columns import account, find_columns, find_features, i
 from pipeline.interchange.source import exported_header, reading, require_file
 from pipeline.interchange.write import Foreign, Options, sha256
 from pipeline.limits import (
-    IMPORT_MEMBERS, IMPORT_ROWS, IMPORT_TABLE_BYTES, PARQUET_BATCH_BYTES, UNPACKED_FREE_BYTES, UNPACKED_RATIO,
+    IMPORT_MEMBERS,
+    IMPORT_ROWS,
+    IMPORT_TABLE_BYTES,
+    PARQUET_BATCH_BYTES,
+    UNPACKED_FREE_BYTES,
+    UNPACKED_RATIO,
 )  # fmt: skip
 from pipeline.store import Header
 from pipeline.terminal import shown

@@ -16,7 +16,7 @@ from pipeline.errors import DataError, MerError
 from pipeline.hold import hold
 from pipeline.limits import IMPORT_UTTERANCE_BYTES
 from pipeline.store import FeatureStore, Header, ModalityInfo, ShardWriter, build_index, verify_shards
-from pipeline.store.arrays import naming, temporary_for
+from pipeline.store.arrays import folders_for, naming, temporary_for
 from pipeline.store.schema import canonical
 from pipeline.terminal import shown
 
@@ -95,7 +95,7 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
         found = _finished(foreign, out, infos, dtype)
         if found is not None:
             return found
-    with naming(out), _held(folder):
+    with folders_for(out), naming(out), _held(folder):
         if os.path.lexists(out):
             temporary_for(out)  # refuses a device
             out.unlink()  # first: a head over shards that are being replaced would be a lie
@@ -152,7 +152,7 @@ class Tally:
             self.absent[m] += x is None or not x.size
             if x is not None and x.dtype.kind in "fiub":
                 self._hash.update(f"\n{m} {x.dtype.str} {x.shape}\n".encode())
-                self._hash.update(x.tobytes())
+                self._hash.update(memoryview(np.ascontiguousarray(x)).cast("B") if x.size else b"")
         return out
 
     def digest(self) -> str:
@@ -170,23 +170,25 @@ def _write(
     shards: list[Path] = []
     try:
         _write_shards(foreign, folder, tally, shards, dtype)
+        store = build_index(
+            out, shards, foreign.rows, dataset=foreign.dataset, task=foreign.task, labels=foreign.labels, modalities=infos,
+            language=foreign.language, provenance=_provenance(foreign, tally),
+        )  # fmt: skip
     except BaseException:
         for path in shards:
             path.unlink(missing_ok=True)
         raise
     for left in set(folder.glob("shard-?????.h5")) - set(shards):
         left.unlink()  # of an earlier import that was stopped before its head, or replaced
-    provenance = {
+    return store, tally.report(store)
+
+
+def _provenance(foreign: Foreign, tally: Tally) -> dict:
+    made = {
         "imported": foreign.kind, "file": foreign.path.name, **foreign.source, "content": tally.digest(),
         "replaced_non_finite": tally.replaced, "notes": foreign.notes,
     }  # fmt: skip
-    if foreign.header:
-        provenance["exported_from"] = foreign.header.fingerprint
-    store = build_index(
-        out, shards, foreign.rows, dataset=foreign.dataset, task=foreign.task, labels=foreign.labels, modalities=infos,
-        language=foreign.language, provenance=provenance,
-    )  # fmt: skip
-    return store, tally.report(store)
+    return made | ({"exported_from": foreign.header.fingerprint} if foreign.header else {})
 
 
 def _write_shards(foreign: Foreign, folder: Path, tally: Tally, shards: list[Path], dtype: str) -> None:

@@ -16,7 +16,7 @@ import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.store import arrays, head, shard
-from pipeline.store.reader import FeatureStore
 from pipeline.store.cells import guarded
+from pipeline.store.reader import FeatureStore
 from pipeline.store.schema import COLUMNS, SPLITS, Header
 
 MMSA_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
@@ -298,7 +298,7 @@ class Place:
 
 @contextmanager
 def _file(out: Path) -> Iterator[Place]:
-    with _folders(out), arrays.naming(out):
+    with arrays.folders_for(out), arrays.naming(out):
         folder = arrays.temporary_for(out)
         folder.mkdir()
         place = Place(folder / out.name)
@@ -316,7 +316,7 @@ def _file(out: Path) -> Iterator[Place]:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Place]:
-    with _folders(out), arrays.naming(out):
+    with arrays.folders_for(out), arrays.naming(out):
         place = Place(arrays.temporary_for(out))
         place.path.mkdir()
         try:
@@ -344,17 +344,3 @@ def _same_folder(a: Path, b: Path) -> bool:
         return False
     files = [name for name in names if (a / name).is_file()]
     return all((b / name).is_file() and filecmp.cmp(a / name, b / name, shallow=False) for name in files)
-
-
-@contextmanager
-def _folders(out: Path) -> Iterator[None]:
-    """The folders above `out`, made; those that were not there before go again when the block fails."""
-    made = [folder for folder in out.parents if not folder.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):  # somebody put something there in the meantime
-                folder.rmdir()
-        raise
