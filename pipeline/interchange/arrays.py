@@ -15,8 +15,8 @@ def said(value) -> str:
         return f"{value.shape} {value.dtype}"
     if isinstance(value, list | tuple | dict):
         inner = next(iter(value.values() if isinstance(value, dict) else value), None)
-        of = "" if inner is None else f" of {f'array {inner.shape}' if isinstance(inner, np.ndarray) else type(inner).__name__}"
-        return f"({type(value).__name__} of {len(value)}{of})".replace(f"of {len(value)} of", f"of {len(value)}")
+        kind = f" array {inner.shape}" if isinstance(inner, np.ndarray) else "" if inner is None else f" {type(inner).__name__}"
+        return f"({type(value).__name__} of {len(value)}{kind})"
     return f"({type(value).__name__})"
 
 

@@ -7,7 +7,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as field_
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ class Rows:
     task: str
     labels: tuple[str, ...]
     rows: list[dict]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field_(default_factory=list)
 
 
 def interpret(path: Path, columns: Mapping[str, Sequence], options: Options, header: Header | None = None) -> Rows:
@@ -259,7 +260,9 @@ def _order_of_numbers(path: Path, there: set[int], names: tuple[str, ...], unlab
 
 def _none_fits(there: set[int], names: tuple[str, ...]) -> bool:
     """Whether -1 can only mean "none": with it the classes are more than the names. Without names, where 0, 1 and 2 are not -1, 0 and 1."""
-    return max(there) >= len(names) - 1 if names else 0 in there and max(there) >= 2
+    if names:
+        return max(there) >= len(names) - 1 and there != {-1, 1}
+    return 0 in there and max(there) >= 2
 
 
 def _whole(text: str) -> str | None:

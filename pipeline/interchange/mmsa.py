@@ -64,12 +64,12 @@ def _read(path: Path, content, options: Options) -> Foreign:
     header = _header(content)
     parts = [_part(path, name, part) for name, part in splits.items()]
     seen = [part for part in parts if len(part)] or parts
-    everywhere = sorted(set.intersection(*(set(part.features) for part in seen)) - {*LABELS, "text_bert"})
-    names = find_features(path, everywhere, options, header)
-    for name in {key for part in seen for key in part.features} & set(names.values()):
-        missing = [part.name for part in seen if name not in part.features]
-        if missing:
-            raise DataError(f"{path}: {missing[0]}: {name} is {said(parts[0].content.get(name))}, not features as in the other splits")
+    there = sorted({key for part in seen for key in part.features} - {*LABELS, "text_bert"})
+    names = find_features(path, there, options, header)
+    for part in seen:
+        for key in names.values():
+            if key not in part.features:
+                raise DataError(f"{path}: {part.name}: {key} is {said(part.content.get(key))}, not features as in the other splits")
     notes: list[str] = []
     starts = {(part.name, m): _steps(path, part, m, key, notes) for part in parts for m, key in names.items() if key in part.features}
     checksum = sha256(path)

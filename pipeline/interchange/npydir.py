@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.interchange.arrays import NUMBERS
 from pipeline.interchange.columns import account, find_columns, find_features, interpret
-from pipeline.interchange.source import exported_header, reading, require_file
+from pipeline.interchange.source import array_header, exported_header, reading, require_file
 from pipeline.interchange.write import Foreign, Options, sha256
 from pipeline.limits import CELL_CHARACTERS, HEADER_BYTES, IMPORT_ROWS, TABLE_COLUMNS, TEXT_FILE_BYTES
 from pipeline.store.cells import unguarded
@@ -103,8 +105,17 @@ def _array(folder: Path, file: str) -> np.ndarray | None:
         raise DataError(f"{folder}: '{shown(file)}' is no name of a file") from None
     if not there:
         return None
-    require_file(path, "npy array", magic=b"\x93NUMPY")
+    size = require_file(path, "npy array", magic=b"\x93NUMPY")
     with reading(path, "array"):
+        with open(path, "rb") as head:
+            shape, dtype = array_header(head)
+            left = size - head.tell()
+        if dtype.kind not in NUMBERS:
+            raise DataError(f"{path}: holds {shown(dtype, 40)}, not numbers")
+        if prod(shape) * dtype.itemsize > left:
+            raise DataError(f"{path}: claims shape {shown(shape)} of {dtype} but holds {left:,} bytes")
+        if not prod(shape):
+            return None
         return np.lib.format.open_memmap(path, mode="r")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.interchange.columns import account, find_columns, find_features, interpret
 from pipeline.interchange.padding import spans
-from pipeline.interchange.source import reading, require_file
+from pipeline.interchange.source import array_header, reading, require_file
 from pipeline.interchange.write import Foreign, Options, sha256
 from pipeline.limits import IMPORT_MEMBERS, IMPORT_ROWS, IMPORT_TABLE_BYTES, UNPACKED_FREE_BYTES, UNPACKED_RATIO
 from pipeline.terminal import shown
@@ -59,13 +59,11 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
     """An array by its header, which is held against its size before anything is unpacked."""
     name = shown(info.filename, 40)
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(member)
+        shape, dtype = array_header(member)
         if dtype.hasobject:
             raise DataError(f"{path}: {name} holds Python objects (a pickle); save it as text or numbers")
         left = info.file_size - member.tell()
-        if any(n < 0 for n in shape) or prod(shape) * dtype.itemsize != left:
+        if prod(shape) * dtype.itemsize != left:
             raise DataError(f"{path}: {name} claims shape {shown(shape)} of {shown(dtype, 40)} but holds {left:,} bytes")
     return Member(shape, dtype, info.file_size, info.compress_size)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError, MerError
@@ -115,6 +116,19 @@ def _zip(path: Path) -> tuple[str, str]:
     if names and all(name.endswith(".npy") for name in names):
         return "an npz", "import it with `mer import npz`"
     return "a zip archive", UNPACK
+
+
+def array_header(file) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, type) of the .npy at the beginning of `file`, which is left behind its header; ValueError when it is none.
+
+    NumPy takes negative sizes at their word, and divides by the size of an element that has none.
+    """
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reader(file)
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"shape {shown(shape)}")
+    return shape, dtype
 
 
 def exported_header(text: str | bytes) -> Header:

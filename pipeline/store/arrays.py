@@ -100,13 +100,14 @@ def temporary_for(path: Path) -> Path:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError of the block names a file: its own, or `path`, where a library or a full disk names none."""
+    """An OSError of the block names `path` where it names nothing, or a temporary of ours, and says what the system says."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        named = error.filename is not None and ".tmp-" not in str(error.filename)
+        if named or error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
 
 
 @contextmanager
