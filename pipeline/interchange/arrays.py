@@ -1,4 +1,5 @@
-"""Features that are no plain array: a list of arrays, an array of ragged arrays, lists of lists, a dict by id."""
+"""Features that are no plain array: a list of arrays, an array of ragged arrays, lists of lists, a
+dict by id."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ def said(value) -> str:
         return f"{value.shape} {value.dtype}"
     if isinstance(value, list | tuple | dict):
         inner = next(iter(value.values() if isinstance(value, dict) else value), None)
-        kind = f" array {inner.shape}" if isinstance(inner, np.ndarray) else "" if inner is None else f" {type(inner).__name__}"
+        kind = (
+            f" array {inner.shape}"
+            if isinstance(inner, np.ndarray)
+            else ""
+            if inner is None
+            else f" {type(inner).__name__}"
+        )
         return f"({type(value).__name__} of {len(value)}{kind})"
     return f"({type(value).__name__})"
 
@@ -24,12 +31,13 @@ def features_of(value, ids: Sequence[str]) -> np.ndarray | list[np.ndarray | Non
     """The features of `ids` in whatever form they come.
 
     Args:
-        value: (N, T, D) or (N, D) numbers; a list, tuple or object array of N items, each (T, D), (D,), lists of the same, or None; or a dict
-            from id to such an item.
+        value: (N, T, D) or (N, D) numbers; a list, tuple or object array of N items, each (T, D),
+            (D,), lists of the same, or None; or a dict from id to such an item.
         ids: (N,) as the file has them.
 
     Returns:
-        An array (N, T, D) or (N, D), or a list of (T, D), (D,) or None for each utterance; None when `value` is no features.
+        An array (N, T, D) or (N, D), or a list of (T, D), (D,) or None for each utterance; None
+        when `value` is no features.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
         return value if value.ndim in (2, 3) else None
@@ -58,7 +66,12 @@ def _item(item) -> np.ndarray | None:
             item = np.array([np.asarray(step) for step in item] if _steps(item) else list(item))
         except (ValueError, TypeError, OverflowError):
             return None
-    if not isinstance(item, np.ndarray) or item.dtype.kind not in NUMBERS or item.ndim not in (1, 2) or not item.size:
+    if (
+        not isinstance(item, np.ndarray)
+        or item.dtype.kind not in NUMBERS
+        or item.ndim not in (1, 2)
+        or not item.size
+    ):
         return None
     return item
 
@@ -68,7 +81,11 @@ def _steps(item) -> bool:
 
 
 def _empty(item) -> bool:
-    return not item.size if isinstance(item, np.ndarray) else isinstance(item, list | tuple) and not item
+    return (
+        not item.size
+        if isinstance(item, np.ndarray)
+        else isinstance(item, list | tuple) and not item
+    )
 
 
 def _alike(there: list[np.ndarray]) -> bool:

@@ -1,9 +1,12 @@
-"""MMSA feature pickles (github.com/thuiar/MMSA): aligned_50.pkl, unaligned_50.pkl and what MMSA-FET writes.
+"""MMSA feature pickles (github.com/thuiar/MMSA): aligned_50.pkl, unaligned_50.pkl and what MMSA-FET
+writes.
 
-dict(train, valid, test) of dict(id, raw_text, text, audio, vision, text_bert, *_lengths, annotations, classification_labels,
-regression_labels). Arrays are padded to one length; true lengths are `*_lengths`, else (aligned files) the BERT mask. Also read: a
-modality as a list or object array of ragged arrays, and the older form of the Multi-modal Transformer (github.com/yaohungt), whose `labels`
-are (N, 1, 1) sentiment, or (N, 4, 2) emotions as pairs (no, yes), padded in front.
+dict(train, valid, test) of dict(id, raw_text, text, audio, vision, text_bert, *_lengths,
+annotations, classification_labels, regression_labels). Arrays are padded to one length; true
+lengths are `*_lengths`, else (aligned files) the BERT mask. Also read: a modality as a list or
+object array of ragged arrays, and the older form of the Multi-modal Transformer
+(github.com/yaohungt), whose `labels` are (N, 1, 1) sentiment, or (N, 4, 2) emotions as pairs (no,
+yes), padded in front.
 """
 
 from __future__ import annotations
@@ -28,15 +31,21 @@ from pipeline.terminal import shown
 
 # The first eight digits of the sha256 that MMSA's README gives for its downloads.
 PUBLISHED = {
-    "d3994fd2": ("mosi", "MOSI aligned_50.pkl"), "78e0f8b5": ("mosi", "MOSI unaligned_50.pkl"),
-    "45eccfb7": ("mosei", "MOSEI aligned_50.pkl"), "ad8b23d5": ("mosei", "MOSEI unaligned_50.pkl"),
-}  # fmt: skip
+    "d3994fd2": ("mosi", "MOSI aligned_50.pkl"),
+    "78e0f8b5": ("mosi", "MOSI unaligned_50.pkl"),
+    "45eccfb7": ("mosei", "MOSEI aligned_50.pkl"),
+    "ad8b23d5": ("mosei", "MOSEI unaligned_50.pkl"),
+}
 LABELS = ("annotations", "classification_labels", "regression_labels", "labels")
 # Corpus by a word in the file's name, the longer one first, and the language spoken in it.
 CORPORA = {"simsv2": "zh", "sims": "zh", "mosei": "en", "mosi": "en"}
-UNIMODAL = re.compile(r"(regression|classification)_labels?_[TAVM]")  # SIMS rates each modality by itself
-SECRET = {"id", "ids", "raw_text", "mer"}  # keys that are no features, whatever their shape
-LISTS_OF_SAMPLES = "looks like the form of MAG-BERT and MISA (a list of samples with words, visual, acoustic); save it as dict of arrays"
+# SIMS rates each modality by itself.
+UNIMODAL = re.compile(r"(regression|classification)_labels?_[TAVM]")
+NO_FEATURES = {"id", "ids", "raw_text", "mer"}  # keys that are no features, whatever their shape
+LISTS_OF_SAMPLES = (
+    "looks like the form of MAG-BERT and MISA (a list of samples with words, visual, acoustic); "
+    "save it as dict of arrays"
+)
 
 
 @dataclass
@@ -53,7 +62,8 @@ class Part:
 
 
 def read(path: Path, options: Options) -> Foreign:
-    """`options.task`: regression (the default where there are regression labels) or single (MMSA's classes)."""
+    """`options.task`: regression (the default where there are regression labels) or single (MMSA's
+    classes)."""
     content = load(path)
     with reading(path, "MMSA pickle of a known form"):
         return _read(path, content, options)
@@ -69,12 +79,23 @@ def _read(path: Path, content, options: Options) -> Foreign:
     for part in seen:
         for key in names.values():
             if key not in part.features:
-                raise DataError(f"{path}: {part.name}: {key} is {said(part.content.get(key))}, not features as in the other splits")
+                raise DataError(
+                    f"{path}: {part.name}: {key} is {said(part.content.get(key))}, not features as "
+                    "in the other splits"
+                )
     notes: list[str] = []
-    starts = {(part.name, m): _steps(path, part, m, key, notes) for part in parts for m, key in names.items() if key in part.features}
+    starts = {
+        (part.name, m): _steps(path, part, m, key, notes)
+        for part in parts
+        for m, key in names.items()
+        if key in part.features
+    }
     checksum = sha256(path)
     known = PUBLISHED.get(checksum[:8])
-    notes.append(f"sha256 {checksum[:8]}…: " + (f"the published {known[1]}" if known else "none of the published MMSA files"))
+    notes.append(
+        f"sha256 {checksum[:8]}…: "
+        + (f"the published {known[1]}" if known else "none of the published MMSA files")
+    )
     task = options.task or (header.task if header else None) or _task(seen[0])
     label_keys = {_label_key(path, part, task) for part in seen}
     notes += _aside(parts, rest, {*names.values(), *filter(None, label_keys)}, task)
@@ -82,7 +103,10 @@ def _read(path: Path, content, options: Options) -> Foreign:
     def frames() -> Iterator[dict[str, np.ndarray | None]]:
         for part in parts:
             for i in range(len(part)):
-                yield {m: _piece(part.features[key], *starts[part.name, m], i) for m, key in names.items()}
+                yield {
+                    m: _piece(part.features[key], *starts[part.name, m], i)
+                    for m, key in names.items()
+                }
 
     columns: dict[str, list] = {"id": _ids(parts), "split": [], "text": []}
     columns["label" if task == "single" else "targets"] = labels = []
@@ -93,40 +117,79 @@ def _read(path: Path, content, options: Options) -> Foreign:
     classes: tuple[str, ...] = ()
     if task == "single" and not options.labels and not (header and header.task == task):
         classes = _order(parts)
-    found = interpret(path, columns, replace(options, task=task, labels=options.labels or classes), header)
+    found = interpret(
+        path, columns, replace(options, task=task, labels=options.labels or classes), header
+    )
     for row in found.rows:
-        video, mark, clip = row["id"].rpartition("$_$")  # "03bSnISJMiM$_$1": the video, and the place in it
+        video, mark, clip = row["id"].rpartition(
+            "$_$"
+        )  # "03bSnISJMiM$_$1": the video, and the place in it
         if mark:
             row["dialogue"] = video.split("/", 1)[-1]
             row["position"] = int(clip) if clip.isdecimal() and len(clip) < 9 else None
     dataset, language = _corpus(path, parts, header, known, notes, options)
-    dims = {m: next(_width(part.features[key]) for part in seen if key in part.features) for m, key in names.items()}
+    dims = {
+        m: next(_width(part.features[key]) for part in seen if key in part.features)
+        for m, key in names.items()
+    }
     return Foreign(
-        path=path, kind="mmsa", dataset=dataset, task=found.task, labels=found.labels, language=language, rows=found.rows, dims=dims,
-        frames=frames, header=header, notes=notes + found.notes,
+        path=path,
+        kind="mmsa",
+        dataset=dataset,
+        task=found.task,
+        labels=found.labels,
+        language=language,
+        rows=found.rows,
+        dims=dims,
+        frames=frames,
+        header=header,
+        notes=notes + found.notes,
         source={"sha256": checksum, "published_as": known[1] if known else ""},
-    )  # fmt: skip
+    )
 
 
 def _splits(path: Path, content) -> tuple[dict[str, dict], dict[str, object]]:
     """The splits by name, and what else is beside them."""
-    form = f"{path}: not an MMSA pickle; expected dict(train, valid, test) of dict(id, text, audio, vision, …)"
+    form = (
+        f"{path}: not an MMSA pickle; expected dict(train, valid, test) of "
+        "dict(id, text, audio, vision, …)"
+    )
     if not isinstance(content, dict) or not content:
         raise DataError(f"{form}, this is {said(content)}")
     content = {_key(key): value for key, value in content.items()}
-    known = {name: part for name, part in content.items() if name.lower() in SPLIT_NAMES and name and name != "mer"}
-    if any(isinstance(part, list) and part and isinstance(part[0], tuple | list) for part in known.values()):
+    known = {
+        name: part
+        for name, part in content.items()
+        if name.lower() in SPLIT_NAMES and name and name != "mer"
+    }
+    if any(
+        isinstance(part, list) and part and isinstance(part[0], tuple | list)
+        for part in known.values()
+    ):
         raise DataError(f"{path}: not an MMSA pickle; it {LISTS_OF_SAMPLES}")
-    unknown = [name for name, part in content.items() if name not in known and isinstance(part, dict) and ("id" in part or "labels" in part)]
+    unknown = [
+        name
+        for name, part in content.items()
+        if name not in known and isinstance(part, dict) and ("id" in part or "labels" in part)
+    ]
     if unknown:
         raise DataError(f"{path}: split '{shown(unknown[0], 40)}' is not one of train, valid, test")
-    if not known or not all(isinstance(part, dict) and (part.keys() & {"id", b"id", "labels", b"labels", *LABELS}) for part in known.values()):
-        raise DataError(f"{form}, this has {aside_line({name: said(part) for name, part in content.items()})}")
-    return known, {name: part for name, part in content.items() if name not in known and name != "mer"}
+    if not known or not all(
+        isinstance(part, dict) and (part.keys() & {"id", b"id", "labels", b"labels", *LABELS})
+        for part in known.values()
+    ):
+        raise DataError(
+            f"{form}, this has {aside_line({name: said(part) for name, part in content.items()})}"
+        )
+    return known, {
+        name: part for name, part in content.items() if name not in known and name != "mer"
+    }
 
 
 def _key(key) -> str:
-    return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)  # bytes: a pickle of Python 2
+    return (
+        key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
+    )  # bytes: a pickle of Python 2
 
 
 def _header(content: dict) -> Header | None:
@@ -143,24 +206,31 @@ def _part(path: Path, name: str, content: dict) -> Part:
     if given is None:
         ids = [str(i) for i in range(len(content["labels"]))]
     elif isinstance(given, np.ndarray) and given.ndim > 1:  # (N, 3): video, start, end
-        ids = ["_".join(cell(path, name, "id", v, name_cell) or "" for v in row) for row in given.reshape(len(given), -1).tolist()]
+        ids = [
+            "_".join(cell(path, name, "id", v, name_cell) or "" for v in row)
+            for row in given.reshape(len(given), -1).tolist()
+        ]
     else:
         ids = [cell(path, name, "id", value, name_cell) or "" for value in given]
-    keyed = {key: features_of(value, ids) for key, value in content.items() if key not in SECRET}
+    keyed = {key: features_of(value, ids) for key, value in content.items() if key not in NO_FEATURES}
     return Part(name, content, ids, {key: x for key, x in keyed.items() if x is not None})
 
 
 def _aside(parts: list[Part], rest: Mapping[str, object], used: set[str], task: str) -> list[str]:
-    """What of the file becomes nothing, by name and shape: of the whole file, and of each split, where a key is said once."""
+    """What of the file becomes nothing, by name and shape: of the whole file, and of each split,
+    where a key is said once."""
     there: dict[str, str] = dict.fromkeys(rest, "")
     there = {name: said(rest[name]) for name in there}
     for part in parts:
         for key, value in part.content.items():
-            if key not in used | SECRET and not key.endswith("_lengths"):
+            if key not in used | NO_FEATURES and not key.endswith("_lengths"):
                 there.setdefault(key, said(value))
     notes = []
     if "text_bert" in there:
-        notes.append(f"text_bert {there.pop('text_bert')} is left out: token ids, input of an encoder and not its features")
+        notes.append(
+            f"text_bert {there.pop('text_bert')} is left out: token ids, input of an encoder and "
+            "not its features"
+        )
     unimodal = {key: there.pop(key) for key in list(there) if UNIMODAL.fullmatch(key)}
     if unimodal:
         notes.append(f"labels of single modalities, not used: {aside_line(unimodal)}")
@@ -170,21 +240,37 @@ def _aside(parts: list[Part], rest: Mapping[str, object], used: set[str], task: 
 
 
 def _corpus(
-    path: Path, parts: list[Part], header: Header | None, known: tuple[str, str] | None, notes: list[str], options: Options
+    path: Path,
+    parts: list[Part],
+    header: Header | None,
+    known: tuple[str, str] | None,
+    notes: list[str],
+    options: Options,
 ) -> tuple[str, str]:
-    """(name of the corpus, language). The evaluation chooses its measures by the name, so a guess is said."""
+    """(name of the corpus, language). The evaluation chooses its measures by the name, so a guess
+    is said."""
     if options.dataset or header or known:
         name = options.dataset or (header.dataset if header else known[0])
-        spoken = header.language if header else CORPORA.get(re.sub(r"[^a-z0-9]|^ch-?", "", name.lower()), "en")
+        spoken = (
+            header.language
+            if header
+            else CORPORA.get(re.sub(r"[^a-z0-9]|^ch-?", "", name.lower()), "en")
+        )
         return name, options.language or spoken
     word = re.sub(r"[^a-z0-9]", "", path.stem.lower())
     guess, why = next((name for name in CORPORA if name in word), None), "the file's name"
     if guess is None and any(UNIMODAL.fullmatch(key) for part in parts for key in part.content):
         guess, why = "sims", "its labels of single modalities"
     if guess is not None:
-        notes.append(f"corpus: {guess}, guessed from {why}; it decides the measures: say --dataset NAME if it is another")
+        notes.append(
+            f"corpus: {guess}, guessed from {why}; it decides the measures: say --dataset NAME if "
+            "it is another"
+        )
         return guess, options.language or CORPORA[guess]
-    notes.append(f"corpus: '{shown(path.stem, 40)}', the file's name; --dataset mosi, mosei, sims or simsv2 has it evaluated as that")
+    notes.append(
+        f"corpus: '{shown(path.stem, 40)}', the file's name; --dataset mosi, mosei, sims or simsv2 "
+        "has it evaluated as that"
+    )
     return path.stem, options.language or "en"
 
 
@@ -193,42 +279,72 @@ def _ids(parts: list[Part]) -> list[str]:
     every = [i for part in parts for i in part.ids]
     if len(set(every)) == len(every):
         return every
-    return [f"{SPLIT_NAMES[part.name.lower()]}/{i}" if i else "" for part in parts for i in part.ids]
+    return [
+        f"{SPLIT_NAMES[part.name.lower()]}/{i}" if i else "" for part in parts for i in part.ids
+    ]
 
 
 def _width(x: np.ndarray | list[np.ndarray | None]) -> int:
-    return next(one.shape[-1] for one in x if one is not None) if isinstance(x, list) else x.shape[-1]
+    return (
+        next(one.shape[-1] for one in x if one is not None) if isinstance(x, list) else x.shape[-1]
+    )
 
 
-def _piece(x: np.ndarray | list[np.ndarray | None], start: np.ndarray, stop: np.ndarray, i: int) -> np.ndarray | None:
+def _piece(
+    x: np.ndarray | list[np.ndarray | None], start: np.ndarray, stop: np.ndarray, i: int
+) -> np.ndarray | None:
     one = x[i]
     return one if one is None or one.ndim == 1 else one[start[i] : stop[i]]
 
 
-def _steps(path: Path, part: Part, modality: str, key: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """((N,) first step, (N,) one past the last) of each utterance; how they were found goes into `notes`, once."""
+def _steps(
+    path: Path, part: Part, modality: str, key: str, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """((N,) first step, (N,) one past the last) of each utterance; how they were found goes into
+    `notes`, once."""
     x, n = part.features[key], len(part)
     if len(x) != n:
-        raise DataError(f"{path}: {part.name}: {key} should be an array (N={n}, T, D) or (N, D), is {said(part.content[key])}")
+        raise DataError(
+            f"{path}: {part.name}: {key} should be an array (N={n}, T, D) or (N, D), is "
+            f"{said(part.content[key])}"
+        )
     given = part.content.get(f"{key}_lengths", part.content.get(f"{modality}_lengths"))
-    lengths = None if given is None or (isinstance(x, np.ndarray) and x.ndim == 2) else _whole(path, part.name, key, given, n)
+    lengths = (
+        None
+        if given is None or (isinstance(x, np.ndarray) and x.ndim == 2)
+        else _whole(path, part.name, key, given, n)
+    )
     if isinstance(x, list):
-        steps = np.array([0 if one is None else len(one) if one.ndim == 2 else 1 for one in x], np.int64)
-        found, how = (np.zeros(n, np.int64), steps if lengths is None else lengths), "those of the ragged arrays"
+        steps = np.array(
+            [0 if one is None else len(one) if one.ndim == 2 else 1 for one in x], np.int64
+        )
+        found, how = (
+            (np.zeros(n, np.int64), steps if lengths is None else lengths),
+            "those of the ragged arrays",
+        )
         if lengths is not None:
             how = f"{key}_lengths"
             if (lengths > steps).any():
-                raise DataError(f"{path}: {part.name}: lengths of {key} do not fit its ragged arrays")
+                raise DataError(
+                    f"{path}: {part.name}: lengths of {key} do not fit its ragged arrays"
+                )
     elif x.ndim == 2:
         found, how = (np.zeros(n, np.int64), np.ones(n, np.int64)), "one vector an utterance"
     else:
         mask = part.content.get("text_bert")
         how = f"{key}_lengths"
         numeric = isinstance(mask, np.ndarray) and mask.dtype.kind in NUMBERS
-        if lengths is None and numeric and mask.ndim == 3 and mask.shape[:2] == (n, 3) and mask.shape[2] == x.shape[1]:
+        if (
+            lengths is None
+            and numeric
+            and mask.ndim == 3
+            and mask.shape[:2] == (n, 3)
+            and mask.shape[2] == x.shape[1]
+        ):
             lengths, how = np.nan_to_num(mask[:, 1]).sum(axis=1).astype(np.int64), "the BERT mask"
         elif lengths is None:
-            # Steps after the last one that is not all zero. A step that is really zero at the end is lost with them.
+            # Steps after the last one that is not all zero. A step that is really zero at the end
+            # is lost with them.
             how = "up to the last step that is not zero"
         if lengths is not None and ((lengths < 0).any() or (lengths > x.shape[1]).any()):
             raise DataError(f"{path}: {part.name}: lengths of {key} do not fit its shape {x.shape}")
@@ -244,9 +360,17 @@ def _steps(path: Path, part: Part, modality: str, key: str, notes: list[str]) ->
 def _whole(path: Path, split: str, key: str, given, n: int) -> np.ndarray:
     """(N,) int64 lengths as the file gives them."""
     values = np.asarray(given)
-    good = values.size == n and values.dtype.kind in NUMBERS and np.isfinite(values).all() and (values == np.floor(values)).all()
+    good = (
+        values.size == n
+        and values.dtype.kind in NUMBERS
+        and np.isfinite(values).all()
+        and (values == np.floor(values)).all()
+    )
     if not good or (values < 0).any() or (values >= 2**31).any():
-        raise DataError(f"{path}: {split}: lengths of {key} do not fit: they should be {n} whole numbers, are {said(given)}")
+        raise DataError(
+            f"{path}: {split}: lengths of {key} do not fit: they should be {n} whole numbers, are "
+            f"{said(given)}"
+        )
     return values.reshape(n).astype(np.int64)
 
 
@@ -254,7 +378,13 @@ def _task(part: Part) -> str:
     if "regression_labels" in part.content:
         return "regression"
     labels = part.content.get("labels")
-    return "regression" if "annotations" not in part.content and isinstance(labels, np.ndarray) and labels.dtype.kind == "f" else "single"
+    return (
+        "regression"
+        if "annotations" not in part.content
+        and isinstance(labels, np.ndarray)
+        and labels.dtype.kind == "f"
+        else "single"
+    )
 
 
 def _label_key(path: Path, part: Part, task: str) -> str | None:
@@ -264,7 +394,9 @@ def _label_key(path: Path, part: Part, task: str) -> str | None:
         "multi": ("classification_labels", "labels"),
         "single": ("annotations", "classification_labels", "labels"),
     }[task]
-    found = next((key for key in keys if part.content.get(key) is not None and len(part.content[key])), None)
+    found = next(
+        (key for key in keys if part.content.get(key) is not None and len(part.content[key])), None
+    )
     if found is None and len(part):
         raise DataError(f"{path}: {part.name} has no {keys[0]}; a {task} task needs them")
     return found
@@ -286,18 +418,30 @@ def _transformer_labels(path: Path, part: Part, values: np.ndarray, task: str) -
     """(N, 1, 1) -> (N,); (N, C, 2) pairs (no, yes) -> (N, C), for a multi task."""
     if values.size == len(part):
         return values.reshape(-1)
-    pairs = values.ndim == 3 and values.shape[2] == 2 and np.isin(values, (0, 1)).all() and (values.sum(axis=2) == 1).all()
+    pairs = (
+        values.ndim == 3
+        and values.shape[2] == 2
+        and np.isin(values, (0, 1)).all()
+        and (values.sum(axis=2) == 1).all()
+    )
     if pairs and task == "multi":
         return values[:, :, 1]
     if pairs:
-        raise DataError(f"{path}: labels {values.shape} are pairs (no, yes) of {values.shape[1]} emotions: --task multi --labels with their names")
+        raise DataError(
+            f"{path}: labels {values.shape} are pairs (no, yes) of {values.shape[1]} emotions: "
+            "--task multi --labels with their names"
+        )
     if values.ndim == 2 and task == "multi":
         return values
-    raise DataError(f"{path}: {part.name}: labels have shape {values.shape}, of which no {task} task can be made")
+    raise DataError(
+        f"{path}: {part.name}: labels have shape {values.shape}, of which no {task} task can be "
+        "made"
+    )
 
 
 def _order(parts: list[Part]) -> tuple[str, ...]:
-    """Names of the classes in the order of their numbers, where annotations and numbers agree; else () for alphabetical."""
+    """Names of the classes in the order of their numbers, where annotations and numbers agree; else
+    () for alphabetical."""
     number: dict[str, float] = {}
     for part in parts:
         names, values = part.content.get("annotations"), part.content.get("classification_labels")

@@ -1,9 +1,11 @@
 """Pickles as data: arrays, numbers, text, lists, tuples and dicts, and not one function called.
 
-A pickle is a program for a small stack machine that may call anything. This is that machine without the power to call: the few
-globals that NumPy arrays are made of are acted out here, every other one is refused by name before its arguments matter. Nothing
-is allocated on the word of the file: lengths are held against the bytes that are left, array shapes against their data, the
-number of opcodes, the nesting and the size of what is shared against limits (pipeline/limits.py). Opcodes: https://docs.python.org/3/library/pickletools.html, protocols 0 to 5.
+A pickle is a program for a small stack machine that may call anything. This is that machine without
+the power to call: the few globals that NumPy arrays are made of are acted out here, every other one
+is refused by name before its arguments matter. Nothing is allocated on the word of the file:
+lengths are held against the bytes that are left, array shapes against their data, the number of
+opcodes, the nesting and the size of what is shared against limits (pipeline/limits.py). Opcodes:
+https://docs.python.org/3/library/pickletools.html, protocols 0 to 5.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ EMPTY_BYTES = {"builtins.bytes", "__builtin__.bytes"}  # and empty ones
 DICT = {"collections.OrderedDict", "builtins.dict", "__builtin__.dict"}
 KNOWN = ARRAY | SCALAR | BUFFER | LATIN | EMPTY_BYTES | DICT | {"numpy.ndarray", "numpy.dtype"}
 ELEMENT = r"([<>|=]?)(f2|f4|f8|i1|i2|i4|i8|u1|u2|u4|u8|b1|O8?|[SU]\d{1,5})"
-# Whose objects the field's pickles hold besides arrays, and what to do about them: by the beginning of the refused name.
+# Whose objects the field's pickles hold besides arrays, and what to do about them: by the beginning
+# of the refused name.
 FORMS = {
     "torch.": "it holds PyTorch tensors: load it where you trust it, turn them into arrays with .numpy(), and save it again",
     "pandas.": "it holds a pandas table: load it where you trust it and save it with DataFrame.to_parquet",
@@ -49,7 +52,8 @@ class _Name(str):
 
 
 class _Pending:
-    """An array or dtype between its creation and its state. `slots` are the memo entries that must learn of the finished one."""
+    """An array or dtype between its creation and its state. `slots` are the memo entries that must
+    learn of the finished one."""
 
     def __init__(self, build: Callable) -> None:
         self.build, self.slots = build, []
@@ -67,10 +71,11 @@ def load(path: str | os.PathLike):
 
 
 def _check_sharing(path: Path, root, size: int) -> None:
-    """DataError for a value that is larger than its file when what is shared in it is counted each time, or too deep, or inside itself.
+    """DataError for a value that is larger than its file when what is shared in it is counted each
+    time, or too deep, or inside itself.
 
-    Every object is visited once. Turning a list into text or an array visits a shared one each time: sixty lists, each twice in the next,
-    are 2^60 values.
+    Every object is visited once. Turning a list into text or an array visits a shared one each
+    time: sixty lists, each twice in the next, are 2^60 values.
     """
     limit = PICKLE_SHARED_FREE_BYTES + PICKLE_SHARED_RATIO * size
     sizes: dict[int, int] = {}  # of the containers that are done, by id; 0: being done
@@ -210,7 +215,8 @@ class _Machine:
         self.push(int(self.digits(self.line().rstrip(b"L"))))
 
     def digits(self, line: bytes | None = None) -> bytes:
-        """A number spelled in decimals; turning very many digits into a number takes time that grows with their square."""
+        """A number spelled in decimals; turning very many digits into a number takes time that
+        grows with their square."""
         line = self.line() if line is None else line
         if len(line) > PICKLE_NUMBER_DIGITS:
             raise DataError(f"{self.where}: a number of {len(line):,} digits; more than {PICKLE_NUMBER_DIGITS:,} are refused")

@@ -15,7 +15,14 @@ import numpy as np
 from pipeline.errors import DataError, MerError
 from pipeline.hold import hold
 from pipeline.limits import IMPORT_UTTERANCE_BYTES
-from pipeline.store import FeatureStore, Header, ModalityInfo, ShardWriter, build_index, verify_shards
+from pipeline.store import (
+    FeatureStore,
+    Header,
+    ModalityInfo,
+    ShardWriter,
+    build_index,
+    verify_shards,
+)
 from pipeline.store.arrays import folders_for, naming, temporary_for
 from pipeline.store.schema import canonical
 from pipeline.terminal import shown
@@ -29,18 +36,27 @@ class Options:
 
     dataset: str | None = None
     task: str | None = None  # single | multi | regression
-    labels: tuple[str, ...] = ()  # names of the classes; for labels given as numbers, in the order of the numbers
+    labels: tuple[
+        str, ...
+    ] = ()  # names of the classes; for labels given as numbers, in the order of the numbers
     language: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)  # field -> name in the file (columns.FIELDS)
+    columns: Mapping[str, str] = field(
+        default_factory=dict
+    )  # field -> name in the file (columns.FIELDS)
     features: Mapping[str, str] = field(default_factory=dict)  # modality -> name in the file
     frame_rates: Mapping[str, float] = field(default_factory=dict)  # modality -> steps per second
-    dtype: str | None = None  # float16 | float32; by default as an exported store says, else float32
-    unlabelled: str | None = None  # the label that means there is none; "none": every label is a class
+    dtype: str | None = (
+        None  # float16 | float32; by default as an exported store says, else float32
+    )
+    unlabelled: str | None = (
+        None  # the label that means there is none; "none": every label is a class
+    )
 
 
 @dataclass
 class Foreign:
-    """A foreign file, read but not yet stored. `frames()` yields, row by row, {modality: (T, D), (D,) or None}."""
+    """A foreign file, read but not yet stored. `frames()` yields, row by row, {modality: (T, D),
+    (D,) or None}."""
 
     path: Path
     kind: str
@@ -68,11 +84,15 @@ class Report:
     written: bool = True  # False: the store was there already, from this very content
 
 
-def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, force: bool = False) -> tuple[FeatureStore, Report]:
-    """Write shards and head beside each other, as extraction does. NaN and infinite values become 0 and are counted.
+def write_store(
+    foreign: Foreign, out: str | os.PathLike, options: Options, *, force: bool = False
+) -> tuple[FeatureStore, Report]:
+    """Write shards and head beside each other, as extraction does. NaN and infinite values become 0
+    and are counted.
 
-    A store that is at `out` already is left as it is when it was made of the same content with the same meaning, is made again when it is
-    such a one and damaged, and is refused otherwise, unless `force`.
+    A store that is at `out` already is left as it is when it was made of the same content with the
+    same meaning, is made again when it is such a one and damaged, and is refused otherwise, unless
+    `force`.
 
     Raises:
         DataError: bad content; something else at `out`; another run is writing there.
@@ -83,14 +103,23 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
         raise DataError(f"{foreign.path}: no utterances")
     kept = foreign.header.modalities if foreign.header else {}
     dtypes = {kept[m].dtype for m in foreign.dims if m in kept}
-    dtype = options.dtype or ("float16" if dtypes == {"float16"} and foreign.dims.keys() <= kept.keys() else "float32")
+    dtype = options.dtype or (
+        "float16" if dtypes == {"float16"} and foreign.dims.keys() <= kept.keys() else "float32"
+    )
     infos = {}
     for m, dim in foreign.dims.items():
         base = asdict(kept[m]) if m in kept else {"encoder": "imported"}
-        infos[m] = ModalityInfo(**base | {"dim": dim} | ({"frame_rate": options.frame_rates[m]} if m in options.frame_rates else {}))
+        infos[m] = ModalityInfo(
+            **base
+            | {"dim": dim}
+            | ({"frame_rate": options.frame_rates[m]} if m in options.frame_rates else {})
+        )
     folder = out.parent / f"{out.name.removesuffix('.h5')}.shards"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise DataError(f"{folder}: not a folder of this store (a link or a file); remove it, or name another --out")
+        raise DataError(
+            f"{folder}: not a folder of this store (a link or a file); remove it, or name another "
+            "--out"
+        )
     if os.path.lexists(out) and not force:
         found = _finished(foreign, out, infos, dtype)
         if found is not None:
@@ -102,9 +131,15 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
         return _write(foreign, out, folder, infos, dtype)
 
 
-def _finished(foreign: Foreign, out: Path, infos: Mapping[str, ModalityInfo], dtype: str) -> tuple[FeatureStore, Report] | None:
-    """The store at `out`, when it was made of this content; None when it was and is damaged; DataError when it was not."""
-    other = DataError(f"{out}: exists already, from other content or options; name another --out, or replace it with --force")
+def _finished(
+    foreign: Foreign, out: Path, infos: Mapping[str, ModalityInfo], dtype: str
+) -> tuple[FeatureStore, Report] | None:
+    """The store at `out`, when it was made of this content; None when it was and is damaged;
+    DataError when it was not."""
+    other = DataError(
+        f"{out}: exists already, from other content or options; name another --out, or replace it "
+        "with --force"
+    )
     if out.is_dir():
         raise other
     try:
@@ -112,7 +147,11 @@ def _finished(foreign: Foreign, out: Path, infos: Mapping[str, ModalityInfo], dt
     except MerError:
         raise other from None
     provenance = store.header.provenance
-    if "content" not in provenance or store.header.task != foreign.task or len(store) != len(foreign.rows):
+    if (
+        "content" not in provenance
+        or store.header.task != foreign.task
+        or len(store) != len(foreign.rows)
+    ):
         raise other
     tally = Tally(foreign, infos, dtype)
     for row, features in zip(foreign.rows, foreign.frames(), strict=True):
@@ -126,16 +165,28 @@ def _finished(foreign: Foreign, out: Path, infos: Mapping[str, ModalityInfo], dt
 
 
 class Tally:
-    """What goes into a store, counted and hashed on the way: the same digest means the same store."""
+    """What goes into a store, counted and hashed on the way: the same digest means the same
+    store."""
 
     def __init__(self, foreign: Foreign, infos: Mapping[str, ModalityInfo], dtype: str) -> None:
         self.foreign = foreign
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self._hash = hashlib.sha256()
-        said = [foreign.kind, foreign.dataset, foreign.task, foreign.labels, foreign.language, dtype]
-        self._hash.update(canonical([*said, {m: asdict(info) for m, info in infos.items()}]).encode())
+        said = [
+            foreign.kind,
+            foreign.dataset,
+            foreign.task,
+            foreign.labels,
+            foreign.language,
+            dtype,
+        ]
+        self._hash.update(
+            canonical([*said, {m: asdict(info) for m, info in infos.items()}]).encode()
+        )
 
-    def add(self, row: dict, features: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+    def add(
+        self, row: dict, features: Mapping[str, np.ndarray | None]
+    ) -> dict[str, np.ndarray | None]:
         """The features of a row, finite, as they are to be stored."""
         out = {}
         self._hash.update(repr(sorted(row.items())).encode("utf-8", "backslashreplace"))
@@ -143,7 +194,8 @@ class Tally:
             x = features.get(m)
             if x is not None and x.size * 4 > IMPORT_UTTERANCE_BYTES:
                 raise DataError(
-                    f"{self.foreign.path}: {m} of '{shown(row['id'], 40)}' has shape {x.shape}, more than "
+                    f"{self.foreign.path}: {m} of '{shown(row['id'], 40)}' has shape {x.shape}, "
+                    "more than "
                     f"{IMPORT_UTTERANCE_BYTES >> 20:,} MiB for one utterance"
                 )
             x, bad = finite(x)
@@ -165,15 +217,22 @@ class Tally:
 
 def _write(
     foreign: Foreign, out: Path, folder: Path, infos: Mapping[str, ModalityInfo], dtype: str
-) -> tuple[FeatureStore, Report]:  # fmt: skip
+) -> tuple[FeatureStore, Report]:
     tally = Tally(foreign, infos, dtype)
     shards: list[Path] = []
     try:
         _write_shards(foreign, folder, tally, shards, dtype)
         store = build_index(
-            out, shards, foreign.rows, dataset=foreign.dataset, task=foreign.task, labels=foreign.labels, modalities=infos,
-            language=foreign.language, provenance=_provenance(foreign, tally),
-        )  # fmt: skip
+            out,
+            shards,
+            foreign.rows,
+            dataset=foreign.dataset,
+            task=foreign.task,
+            labels=foreign.labels,
+            modalities=infos,
+            language=foreign.language,
+            provenance=_provenance(foreign, tally),
+        )
     except BaseException:
         for path in shards:
             path.unlink(missing_ok=True)
@@ -185,20 +244,28 @@ def _write(
 
 def _provenance(foreign: Foreign, tally: Tally) -> dict:
     made = {
-        "imported": foreign.kind, "file": foreign.path.name, **foreign.source, "content": tally.digest(),
-        "replaced_non_finite": tally.replaced, "notes": foreign.notes,
-    }  # fmt: skip
+        "imported": foreign.kind,
+        "file": foreign.path.name,
+        **foreign.source,
+        "content": tally.digest(),
+        "replaced_non_finite": tally.replaced,
+        "notes": foreign.notes,
+    }
     return made | ({"exported_from": foreign.header.fingerprint} if foreign.header else {})
 
 
-def _write_shards(foreign: Foreign, folder: Path, tally: Tally, shards: list[Path], dtype: str) -> None:
+def _write_shards(
+    foreign: Foreign, folder: Path, tally: Tally, shards: list[Path], dtype: str
+) -> None:
     """Every row of `foreign` into shards of bounded size, whose paths go into `shards`."""
     rows, pieces = iter(foreign.rows), iter(foreign.frames())
     row = next(rows, None)
     while row is not None:
         shards.append(folder / f"shard-{len(shards):05d}.h5")
         held = 0
-        with ShardWriter(shards[-1], foreign.dims, dtype=dtype, meta={"imported": foreign.kind}) as writer:
+        with ShardWriter(
+            shards[-1], foreign.dims, dtype=dtype, meta={"imported": foreign.kind}
+        ) as writer:
             while row is not None and held < SHARD_BYTES:
                 features = tally.add(row, next(pieces))
                 held += sum(x.nbytes for x in features.values() if x is not None)
@@ -208,7 +275,8 @@ def _write_shards(foreign: Foreign, folder: Path, tally: Tally, shards: list[Pat
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """The hold that extraction takes, on the folder of the shards; a folder that was made for nothing goes again."""
+    """The hold that extraction takes, on the folder of the shards; a folder that was made for
+    nothing goes again."""
     made = not folder.exists()
     try:
         with hold(folder / ".hold"):
@@ -228,7 +296,7 @@ def finite(x: np.ndarray | None) -> tuple[np.ndarray | None, int]:
     x = np.asarray(x)
     if x.dtype.kind not in "fiub":
         return x, 0  # the writer names it
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         x = x.astype(np.float16 if x.dtype == np.float16 else np.float32)
     bad = ~np.isfinite(x)
     count = int(bad.sum())

@@ -1,14 +1,16 @@
 """Cells of exported text tables that a spreadsheet would run as a formula, guarded and taken back.
 
-A cell that begins with one of `TRIGGERS` (after any number of apostrophes) gets one apostrophe in front. The way back takes one away from
-cells of that form only, so every text survives: `=1+1` <-> `'=1+1`, `'=1+1` <-> `''=1+1`, `'tis` <-> `'tis`.
+A cell that begins with one of `TRIGGERS` (after any number of apostrophes) gets one apostrophe in
+front. The way back takes one away from cells of that form only, so every text survives: `=1+1` <->
+`'=1+1`, `'=1+1` <-> `''=1+1`, `'tis` <-> `'tis`.
 """
 
 from __future__ import annotations
 
 import re
 
-TRIGGERS = "=+@\t\r\n\uff1d\uff0b\uff0d\uff20-"  # also the wide forms, which spreadsheets of East Asian locales take
+# Also the wide forms, which spreadsheets of East Asian locales take.
+TRIGGERS = "=+@\t\r\n\uff1d\uff0b\uff0d\uff20-"
 GUARDED = re.compile(f"'*[{TRIGGERS}]")
 
 

@@ -1,7 +1,9 @@
-"""A store as other tools' files, so that nobody is locked in. Each goes to a new place, and appears whole or not at all.
+"""A store as other tools' files, so that nobody is locked in. Each goes to a new place, and appears
+whole or not at all.
 
-What is copied is held against its checksums on the way: a copy gets checksums of its own, so one made of a damaged shard would be called
-sound for ever. Cells that a spreadsheet would run are guarded, and what the header says of the machine stays at home, unless asked for.
+What is copied is held against its checksums on the way: a copy gets checksums of its own, so one
+made of a damaged shard would be called sound for ever. Cells that a spreadsheet would run are
+guarded, and what the header says of the machine stays at home, unless asked for.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def export(
         plain_cells, with_provenance: as in `Copy`.
 
     Returns:
-        The number of utterances, and whether anything was written: False when `out` holds these very bytes already.
+        The number of utterances, and whether anything was written: False when `out` holds these
+        very bytes already.
 
     Raises:
         StoreError: a shard is damaged; nothing is left at `out`.
@@ -81,7 +84,8 @@ def export(
 
 
 def portable(provenance):
-    """`provenance` without what tells of the machine: host, user, absolute paths (None), folders of paths inside a text (`…/name`)."""
+    """`provenance` without what tells of the machine: host, user, absolute paths (None), folders of
+    paths inside a text (`…/name`)."""
     if isinstance(provenance, dict):
         return {key: portable(value) for key, value in provenance.items() if key not in MACHINE}
     if isinstance(provenance, list | tuple):
@@ -119,7 +123,8 @@ def in_split(table: pa.Table, split: str) -> np.ndarray:
 
 
 def to_single(copy: Copy, out: Path) -> bool:
-    """One file that is a store by itself: a head with its one shard inside. Streams, whatever the size."""
+    """One file that is a store by itself: a head with its one shard inside. Streams, whatever the
+    size."""
     store, rows, header = copy.store, copy.rows, copy.header()
     table = store.table().take(rows)
     modalities = header.modalities
@@ -156,7 +161,8 @@ def to_npy(copy: Copy, out: Path) -> bool:
 
 
 def to_parquet(copy: Copy, out: Path) -> bool:
-    """One Parquet file: the table, and a column <modality>_features of T lists of D float32; the header is its metadata `mer`."""
+    """One Parquet file: the table, and a column <modality>_features of T lists of D float32; the
+    header is its metadata `mer`."""
     store, rows = copy.store, copy.rows
     modalities = store.header.modalities
     kinds = {m: pa.list_(pa.list_(pa.float32(), info.dim)) for m, info in modalities.items()}
@@ -177,7 +183,8 @@ def to_parquet(copy: Copy, out: Path) -> bool:
 
 
 def to_mmsa(copy: Copy, out: Path) -> bool:
-    """A pickle as the MMSA tools read it: dict(train, valid, test), padded arrays, and true lengths for every modality."""
+    """A pickle as the MMSA tools read it: dict(train, valid, test), padded arrays, and true lengths
+    for every modality."""
     store, rows = copy.store, copy.rows
     table, header = store.table(), copy.header()
     parts = {name: np.intersect1d(rows, in_split(table, split)) for split, name in MMSA_SPLITS.items()}
@@ -222,7 +229,8 @@ def _mmsa_labels(table: pa.Table, task: str, labels: Sequence[str]) -> dict:
 
 
 def to_kaldi(copy: Copy, out: Path) -> bool:
-    """A folder: <modality>.ark (binary float matrices) and <modality>.scp, index.csv and header.json."""
+    """A folder: <modality>.ark (binary float matrices) and <modality>.scp, index.csv and
+    header.json."""
     store, rows = copy.store, copy.rows
     ids = store.table()["id"].take(rows).to_pylist()
     bad = [id for id in ids if re.search(r"[\s\0]", id)]
@@ -238,7 +246,8 @@ def to_kaldi(copy: Copy, out: Path) -> bool:
                         continue
                     ark.write(id.encode() + b" ")
                     scp.write(f"{id} {out / f'{m}.ark'}:{ark.tell()}\n")
-                    # "\0B" binary, "FM " float matrix, then each dimension as (size of its integer, int32).
+                    # "\0B" binary, "FM " float matrix, then each dimension as (size of its integer,
+                    # int32).
                     ark.write(b"\0BFM " + struct.pack("<bibi", 4, x.shape[0], 4, x.shape[1]))
                     ark.write(x.astype("<f4", copy=False).tobytes())
     return place.written
@@ -250,7 +259,8 @@ EXPORTS: dict[str, Callable[[Copy, Path], bool]] = {
 
 
 def write_index(copy: Copy, folder: Path) -> list[str]:
-    """index.csv and header.json; returns the name of each utterance's files. Lists are JSON; null and "" are both empty."""
+    """index.csv and header.json; returns the name of each utterance's files. Lists are JSON; null
+    and "" are both empty."""
     table = copy.store.table().take(copy.rows).drop_columns(["shard", "shard_row"])
     taken: set[str] = set()
     names = []
@@ -290,7 +300,8 @@ def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Place:
-    """Where an export is prepared. `written` afterwards: False when the same bytes were at its destination already."""
+    """Where an export is prepared. `written` afterwards: False when the same bytes were at its
+    destination already."""
 
     path: Path
     written: bool = True

@@ -23,7 +23,11 @@ def mer(*args) -> tuple[int, str, str]:
 
 def imported(kind: str, path: Path, out: Path, **options) -> FeatureStore:
     options = Options(**options)
-    return write_store(import_module(f"pipeline.interchange.{kind.replace('-', '')}").read(path, options), out, options)[0]
+    return write_store(
+        import_module(f"pipeline.interchange.{kind.replace('-', '')}").read(path, options),
+        out,
+        options,
+    )[0]
 
 
 def steps(dim: int, seed: int) -> np.ndarray:
@@ -32,8 +36,13 @@ def steps(dim: int, seed: int) -> np.ndarray:
 
 
 def split_of(name: str, *, pad: bool = False, front: bool = False, **changes) -> dict:
-    """One split of an MMSA pickle with four utterances, padded to 6 steps behind or in front, or not at all."""
-    part = {"id": [f"{name}{i}" for i in range(4)], "raw_text": ["said"] * 4, "regression_labels": np.array([-1.5, 0, 0.5, 2], np.float32)}
+    """One split of an MMSA pickle with four utterances, padded to 6 steps behind or in front, or
+    not at all."""
+    part = {
+        "id": [f"{name}{i}" for i in range(4)],
+        "raw_text": ["said"] * 4,
+        "regression_labels": np.array([-1.5, 0, 0.5, 2], np.float32),
+    }
     for seed, (m, dim) in enumerate(DIMS.items()):
         x = steps(dim, seed)
         for one, n in zip(x, LENGTHS, strict=True):

@@ -1,6 +1,8 @@
-"""One flipped bit of a shard went into the copy, which got fresh checksums: `mer verify` called it sound.
+"""One flipped bit of a shard went into the copy, which got fresh checksums: `mer verify` called it
+sound.
 
-Also: exported CSV whose cells a spreadsheet runs, a header that tells host and folders, and exports and imports asked for again.
+Also: exported CSV whose cells a spreadsheet runs, a header that tells host and folders, and exports
+and imports asked for again.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def test_a_flipped_bit_is_not_passed_on(tmp_path, to, subset):
     damaged = flip(make_store(tmp_path, n=24))
     before = sorted(tmp_path.rglob("*"))
     options = ["--subset", subset] if subset else []
-    code, _, err = mer("export", tmp_path / "feats.h5", "--to", to, tmp_path / "new/folder/out", *options)
+    code, _, err = mer(
+        "export", tmp_path / "feats.h5", "--to", to, tmp_path / "new/folder/out", *options
+    )
     assert code == 5 and damaged.name in err and "does not match its checksum" in err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -64,7 +68,20 @@ def test_an_export_asked_for_again_says_so(tmp_path, to):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-FORMULAS = ["=1+1", "+x", "-6rXp3zJ3kc", "@SUM(A1)", "\tx", "\rx", "'=1", "'tis", "plain", "a=b", '=cmd|"/c calc"!A0', "\uff1d1"]
+FORMULAS = [
+    "=1+1",
+    "+x",
+    "-6rXp3zJ3kc",
+    "@SUM(A1)",
+    "\tx",
+    "\rx",
+    "'=1",
+    "'tis",
+    "plain",
+    "a=b",
+    '=cmd|"/c calc"!A0',
+    "\uff1d1",
+]
 
 
 def formulas(folder: Path) -> FeatureStore:
@@ -72,9 +89,19 @@ def formulas(folder: Path) -> FeatureStore:
         for k in range(len(FORMULAS)):
             writer.add(f"{FORMULAS[k]}.{k}", {"audio": np.full((1, 2), k)})
     table = [
-        {"id": f"{text}.{k}", "split": "train", "text": text, "speaker": text, "label": "-joy", "tags": ["=a"]} for k, text in enumerate(FORMULAS)
+        {
+            "id": f"{text}.{k}",
+            "split": "train",
+            "text": text,
+            "speaker": text,
+            "label": "-joy",
+            "tags": ["=a"],
+        }
+        for k, text in enumerate(FORMULAS)
     ]
-    return build_index(folder / "f.h5", [folder / "s.h5"], table, dataset="d", task="single", labels=["-joy"])
+    return build_index(
+        folder / "f.h5", [folder / "s.h5"], table, dataset="d", task="single", labels=["-joy"]
+    )
 
 
 def test_cells_that_a_spreadsheet_runs_are_guarded_and_come_back(tmp_path):
@@ -85,8 +112,15 @@ def test_cells_that_a_spreadsheet_runs_are_guarded_and_come_back(tmp_path):
     assert not [cell for cell in cells if cell and cell[0] in TRIGGERS.replace("-", "")]
     assert not [cell for cell in cells if cell.startswith("-")]
     again = imported("npy-dir", tmp_path / "out", tmp_path / "again.h5")
-    for column in ("id", "text", "label", "tags"):  # names lose blanks at their ends, a transcript keeps them
-        assert again.table()[column].to_pylist() == store.table()[column].to_pylist() or column == "id"
+    for column in (
+        "id",
+        "text",
+        "label",
+        "tags",
+    ):  # names lose blanks at their ends, a transcript keeps them
+        assert (
+            again.table()[column].to_pylist() == store.table()[column].to_pylist() or column == "id"
+        )
     assert [id.strip() for id in store.table()["id"].to_pylist()] == again.table()["id"].to_pylist()
     export(store, "npy", tmp_path / "plain", plain_cells=True)
     with open(tmp_path / "plain/index.csv", encoding="utf-8", newline="") as file:
@@ -94,8 +128,18 @@ def test_cells_that_a_spreadsheet_runs_are_guarded_and_come_back(tmp_path):
 
 
 def test_the_guard_is_taken_back_exactly():
-    for text in [*FORMULAS, "", "'", "''", "'''=", "''a", *(f"{quote}{c}x" for quote in ("", "'", "''") for c in "=+-@\t\r\n")]:
-        assert unguarded(guarded(text)) == text and (not guarded(text) or guarded(text)[0] not in "=+-@\t\r\n")
+    for text in [
+        *FORMULAS,
+        "",
+        "'",
+        "''",
+        "'''=",
+        "''a",
+        *(f"{quote}{c}x" for quote in ("", "'", "''") for c in "=+-@\t\r\n"),
+    ]:
+        assert unguarded(guarded(text)) == text and (
+            not guarded(text) or guarded(text)[0] not in "=+-@\t\r\n"
+        )
 
 
 def test_a_csv_of_another_hand_keeps_its_apostrophes(tmp_path):
@@ -107,10 +151,18 @@ def test_a_csv_of_another_hand_keeps_its_apostrophes(tmp_path):
 
 
 MADE = {
-    "host": "lab-7", "created": "2026-01-01", "file": "x.pkl", "device": "cuda:0",
-    "extract": {"manifest": "/home/me/data/manifest.parquet", "root": "C:\\Users\\me\\data", "manifest_hash": "ab", "options": {"text_encoder": None},
-                "failures": [{"id": "u", "reason": "decode: /home/me/data/a.wav: no such file"}]},
-}  # fmt: skip
+    "host": "lab-7",
+    "created": "2026-01-01",
+    "file": "x.pkl",
+    "device": "cuda:0",
+    "extract": {
+        "manifest": "/home/me/data/manifest.parquet",
+        "root": "C:\\Users\\me\\data",
+        "manifest_hash": "ab",
+        "options": {"text_encoder": None},
+        "failures": [{"id": "u", "reason": "decode: /home/me/data/a.wav: no such file"}],
+    },
+}
 
 
 @pytest.mark.parametrize("to", ["single", "npy", "parquet", "mmsa", "kaldi"])
@@ -119,7 +171,11 @@ def test_an_export_leaves_the_machine_out_unless_asked(tmp_path, to, with_proven
     store = make_store(tmp_path)
     store.header = replace(store.header, provenance=MADE)
     export(store, to, tmp_path / "out", with_provenance=with_provenance)
-    files = [tmp_path / "out"] if (tmp_path / "out").is_file() else [p for p in (tmp_path / "out").rglob("*") if p.suffix != ".scp" and p.is_file()]
+    files = (
+        [tmp_path / "out"]
+        if (tmp_path / "out").is_file()
+        else [p for p in (tmp_path / "out").rglob("*") if p.suffix != ".scp" and p.is_file()]
+    )
     raw = b"".join(path.read_bytes() for path in files)
     for secret in (b"lab-7", b"/home/me", b"Users"):
         assert (secret in raw) == with_provenance
@@ -127,9 +183,16 @@ def test_an_export_leaves_the_machine_out_unless_asked(tmp_path, to, with_proven
 
 def test_what_stays_of_the_provenance():
     kept = portable(MADE)
-    assert kept["created"] == "2026-01-01" and kept["extract"]["manifest_hash"] == "ab" and kept["extract"]["manifest"] is None
+    assert (
+        kept["created"] == "2026-01-01"
+        and kept["extract"]["manifest_hash"] == "ab"
+        and kept["extract"]["manifest"] is None
+    )
     assert kept["extract"]["failures"][0]["reason"] == "decode: …/a.wav: no such file"
-    assert portable("see https://example.org/a/b") == "see https://example.org/a/b" and portable("facebook/wav2vec2") == "facebook/wav2vec2"
+    assert (
+        portable("see https://example.org/a/b") == "see https://example.org/a/b"
+        and portable("facebook/wav2vec2") == "facebook/wav2vec2"
+    )
 
 
 class Full:
@@ -153,7 +216,10 @@ def test_a_full_disk_names_the_export(tmp_path, monkeypatch, to):
     Full(monkeypatch, "out")
     before = sorted(tmp_path.rglob("*"))
     code, _, err = mer("export", tmp_path / "feats.h5", "--to", to, tmp_path / "out")
-    assert code == 1 and err.strip().endswith(f"{tmp_path / 'out'}: No space left on device; free some space and run the same command again")
+    assert code == 1 and err.strip().endswith(
+        f"{tmp_path / 'out'}: No space left on device; free some space and run the same command "
+        "again"
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -165,7 +231,8 @@ def test_a_full_disk_names_the_shard_of_an_import(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.pkl"]
 
 
-# ------------------------------------------------------------------------------------------------------------- import, again
+# --------------------------------------------------------------------------------------------------
+# ----------- import, again
 
 
 def example(folder: Path, kind: str) -> Path:

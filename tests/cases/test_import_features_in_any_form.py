@@ -1,4 +1,5 @@
-"""A modality as a list, a ragged object array or a dict was left out of the store without a word (thuiar/Self-MM#8).
+"""A modality as a list, a ragged object array or a dict was left out of the store without a word
+(thuiar/Self-MM#8).
 
 The right values are the arrays that the pickles are made of.
 """
@@ -70,12 +71,20 @@ def test_an_absent_item_is_absent(tmp_path):
 
 def test_what_is_left_aside_is_named_with_its_shape(tmp_path):
     part = split_of("train")
-    part |= {"vision": ["a", "b", "c", "d"], "glove": np.ones((4, 300)), "words": [["x"]] * 4, "regression_labels_T": np.ones(4)}
+    part |= {
+        "vision": ["a", "b", "c", "d"],
+        "glove": np.ones((4, 300)),
+        "words": [["x"]] * 4,
+        "regression_labels_T": np.ones(4),
+    }
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"train": part, "meta": {"made": "by hand"}}))
     code, _, err = mer("import", "mmsa", tmp_path / "x.pkl", "--out", tmp_path / "f.h5")
     assert code == 0
     for said in (
-        "vision (list of 4 str)", "glove (4, 300) float64", "words (list of 4 list)", "meta (dict of 1 str)",
+        "vision (list of 4 str)",
+        "glove (4, 300) float64",
+        "words (list of 4 list)",
+        "meta (dict of 1 str)",
         "labels of single modalities, not used: regression_labels_T (4,) float64",
     ):
         assert said in err, (said, err)
@@ -90,23 +99,34 @@ def test_a_modality_that_one_split_has_otherwise_is_an_error(tmp_path):
 
 
 def test_the_older_form_of_the_multimodal_transformer(tmp_path):
-    """`labels` (N, 1, 1), ids of three columns, zeros in front (yaohungt/Multimodal-Transformer)."""
+    """`labels` (N, 1, 1), ids of three columns, zeros in front
+    (yaohungt/Multimodal-Transformer)."""
     x, y = np.zeros((2, 5, 3), np.float32), np.array([[[0.5]], [[-2.0]]])
     x[0, 3:], x[1, 1:] = 1, 2
-    part = {"id": np.array([[b"vid", b"0.5", b"1.5"], [b"vid", b"1.5", b"2.5"]]), "audio": x, "labels": y}
+    part = {
+        "id": np.array([[b"vid", b"0.5", b"1.5"], [b"vid", b"1.5", b"2.5"]]),
+        "audio": x,
+        "labels": y,
+    }
     (tmp_path / "mosi_data.pkl").write_bytes(pickle.dumps({"train": part}))
     store = imported("mmsa", tmp_path / "mosi_data.pkl", tmp_path / "f.h5")
     assert store.table()["id"].to_pylist() == ["vid_0.5_1.5", "vid_1.5_2.5"]
-    assert store.table()["targets"].to_pylist() == [[0.5], [-2.0]] and store.header.dataset == "mosi"
+    assert (
+        store.table()["targets"].to_pylist() == [[0.5], [-2.0]] and store.header.dataset == "mosi"
+    )
     assert store.lengths("audio").tolist() == [2, 4] and (store.features("audio", 0) == 1).all()
 
 
 def test_emotions_as_pairs_are_a_multi_task(tmp_path):
     y = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]])
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"train": {"audio": np.ones((2, 3, 2)), "labels": y}}))
+    (tmp_path / "x.pkl").write_bytes(
+        pickle.dumps({"train": {"audio": np.ones((2, 3, 2)), "labels": y}})
+    )
     with pytest.raises(DataError, match=r"pairs \(no, yes\) of 2 emotions: --task multi --labels"):
         imported("mmsa", tmp_path / "x.pkl", tmp_path / "f.h5")
-    store = imported("mmsa", tmp_path / "x.pkl", tmp_path / "f.h5", task="multi", labels=("happy", "sad"))
+    store = imported(
+        "mmsa", tmp_path / "x.pkl", tmp_path / "f.h5", task="multi", labels=("happy", "sad")
+    )
     assert store.table()["targets"].to_pylist() == [[0, 1], [1, 0]]
 
 
@@ -122,7 +142,9 @@ def test_emotions_as_pairs_are_a_multi_task(tmp_path):
 )
 def test_the_corpus_is_named_and_a_guess_is_said(tmp_path, name, extra, options, dataset, language):
     (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps({"train": split_of("train") | extra}))
-    code, _, err = mer("import", "mmsa", tmp_path / f"{name}.pkl", "--out", tmp_path / "f.h5", *options)
+    code, _, err = mer(
+        "import", "mmsa", tmp_path / f"{name}.pkl", "--out", tmp_path / "f.h5", *options
+    )
     from pipeline.store import FeatureStore
 
     header = FeatureStore(tmp_path / "f.h5").header

@@ -1,4 +1,5 @@
-"""-1, 0, 1 lost its negative class, and with --labels the others moved (LeonCrashCode/AttentionTargetSentiment#4, A2Zadeh/CMU-MultimodalSDK#18).
+"""-1, 0, 1 lost its negative class, and with --labels the others moved
+(LeonCrashCode/AttentionTargetSentiment#4, A2Zadeh/CMU-MultimodalSDK#18).
 
 The right classes follow from the order of the numbers.
 """
@@ -33,10 +34,14 @@ NONE = "-"  # in the tables: unlabelled
         ([0, 1, 2], SIGNS, None, [*SIGNS]),
     ],
 )
-def test_every_number_is_its_class_or_said_to_be_none(tmp_path, values, labels, unlabelled, expected, spelled):
+def test_every_number_is_its_class_or_said_to_be_none(
+    tmp_path, values, labels, unlabelled, expected, spelled
+):
     given = np.array([str(v) for v in values]) if spelled else np.array(values)
     np.savez(tmp_path / "x.npz", id=["a", "b", "c"], label=given, audio=np.ones((3, 2)))
-    store = imported("npz", tmp_path / "x.npz", tmp_path / "f.h5", labels=labels, unlabelled=unlabelled)
+    store = imported(
+        "npz", tmp_path / "x.npz", tmp_path / "f.h5", labels=labels, unlabelled=unlabelled
+    )
     assert [label or NONE for label in store.table()["label"].to_pylist()] == expected
 
 
@@ -44,39 +49,78 @@ def test_every_number_is_its_class_or_said_to_be_none(tmp_path, values, labels, 
 @pytest.mark.parametrize(
     ("values", "labels"),
     [
-        ([-1, 0, 1], ()), ([-1, 0, 0], SIGNS), ([-1, 1, 1], SIGNS), ([-1, 1, 1], ("a", "b")), ([-2, 0, 1], SIGNS), ([-100, 0, 1], ()),
-        ([-1, 1, 2], ()), ([-1, -1, -1], ()), ([-2, -1, 0], ("a", "b")),
+        ([-1, 0, 1], ()),
+        ([-1, 0, 0], SIGNS),
+        ([-1, 1, 1], SIGNS),
+        ([-1, 1, 1], ("a", "b")),
+        ([-2, 0, 1], SIGNS),
+        ([-100, 0, 1], ()),
+        ([-1, 1, 2], ()),
+        ([-1, -1, -1], ()),
+        ([-2, -1, 0], ("a", "b")),
     ],
-)  # fmt: skip
+)
 def test_what_may_be_a_class_or_none_is_asked_about(tmp_path, values, labels, as_text):
-    np.savez(tmp_path / "x.npz", id=["a", "b", "c"], label=np.array(values).astype(str if as_text else int), audio=np.ones((3, 2)))
+    np.savez(
+        tmp_path / "x.npz",
+        id=["a", "b", "c"],
+        label=np.array(values).astype(str if as_text else int),
+        audio=np.ones((3, 2)),
+    )
     with pytest.raises(DataError, match="may be a class or mean none.*--unlabelled=-1") as caught:
         imported("npz", tmp_path / "x.npz", tmp_path / "f.h5", labels=labels)
     assert len(str(caught.value).removeprefix(str(tmp_path))) <= 300
 
 
 def test_floats_that_are_whole_are_numbers_of_classes(tmp_path):
-    np.savez(tmp_path / "x.npz", id=["a", "b", "c"], label=np.array([-1.0, 0.0, 1.0]), audio=np.ones((3, 2)))
+    np.savez(
+        tmp_path / "x.npz",
+        id=["a", "b", "c"],
+        label=np.array([-1.0, 0.0, 1.0]),
+        audio=np.ones((3, 2)),
+    )
     store = imported("npz", tmp_path / "x.npz", tmp_path / "f.h5", labels=SIGNS)
     assert store.table()["label"].to_pylist() == [*SIGNS]
 
 
 def test_unlabelled_rows_are_counted(tmp_path):
-    np.savez(tmp_path / "x.npz", id=["a", "b", "c"], label=np.array([-1, 0, 2]), audio=np.ones((3, 2)))
+    np.savez(
+        tmp_path / "x.npz", id=["a", "b", "c"], label=np.array([-1, 0, 2]), audio=np.ones((3, 2))
+    )
     code, _, err = mer("import", "npz", tmp_path / "x.npz", "--out", tmp_path / "f.h5")
-    assert code == 0 and "unlabelled: 1 of 3 utterances" in err and "-1 = unlabelled" in err and "no utterance has label 1" in err
-    np.savez(tmp_path / "y.npz", id=["a", "b", "c"], targets=np.array([np.nan, -1, 2]), audio=np.ones((3, 2)))
+    assert (
+        code == 0
+        and "unlabelled: 1 of 3 utterances" in err
+        and "-1 = unlabelled" in err
+        and "no utterance has label 1" in err
+    )
+    np.savez(
+        tmp_path / "y.npz",
+        id=["a", "b", "c"],
+        targets=np.array([np.nan, -1, 2]),
+        audio=np.ones((3, 2)),
+    )
     code, _, err = mer("import", "npz", tmp_path / "y.npz", "--out", tmp_path / "g.h5")
     assert code == 0 and "unlabelled: 1 of 3 utterances" in err and "targets from -1 to 2" in err
 
 
 @pytest.mark.parametrize(
     ("targets", "expected"),
-    [([[1, 0], [0, 1], [-1, -1]], [[1, 0], [0, 1], None]), ([[1, 0], [np.nan, np.nan], [0, 1]], [[1, 0], None, [0, 1]])],
+    [
+        ([[1, 0], [0, 1], [-1, -1]], [[1, 0], [0, 1], None]),
+        ([[1, 0], [np.nan, np.nan], [0, 1]], [[1, 0], None, [0, 1]]),
+    ],
 )
 def test_multi_takes_a_row_of_minus_ones_for_none(tmp_path, targets, expected):
     np.savez(tmp_path / "x.npz", id=["a", "b", "c"], y=np.array(targets), audio=np.ones((3, 2)))
-    store = imported("npz", tmp_path / "x.npz", tmp_path / "f.h5", task="multi", columns={"targets": "y"}, labels=("joy", "fear"))
+    store = imported(
+        "npz",
+        tmp_path / "x.npz",
+        tmp_path / "f.h5",
+        task="multi",
+        columns={"targets": "y"},
+        labels=("joy", "fear"),
+    )
     assert store.table()["targets"].to_pylist() == expected
 
 

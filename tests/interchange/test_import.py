@@ -267,7 +267,8 @@ def test_what_of_a_file_was_used_is_said(tmp_path):
     arrays_file(tmp_path / "x.npz", split=None, split_a=np.array(["train"] * 3), label_reg=np.array([0.5, -1, 2]), raw=np.ones((3, 2)))
     features = "audio features = audio, text features = text, vision features = video"
     told = {
-        (): f"id = id, label = label, text = transcript, {features}; not used: split_a (3,) <U5, label_reg (3,) float64, raw (3, 2) float64",
+        (): f"id = id, label = label, text = transcript, {features}; not used: split_a (3,) <U5, label_reg (3,) float64, "
+            "raw (3, 2) float64",
         ("--task", "regression", "--column", "split=split_a"): (
             f"id = id, targets = label_reg, text = transcript, split = split_a, {features}; not used: label (3,) int64, raw (3, 2) float64"
         ),
@@ -483,7 +484,8 @@ def test_import_replaces_only_when_told(tmp_path):
     before = out.read_bytes()
     arrays_file(tmp_path / "y.npz", label=np.array([0, 0, 1]))
     code, _, err = mer("import", "npz", tmp_path / "y.npz", "--out", out)
-    assert code == 1 and "exists already, from other content or options; name another --out, or replace it with --force" in err and out.read_bytes() == before
+    assert code == 1 and out.read_bytes() == before
+    assert "exists already, from other content or options; name another --out, or replace it with --force" in err
     (tmp_path / "f.shards/shard-00007.h5").write_bytes(b"of an import that was stopped")
     assert mer("import", "npz", tmp_path / "x.npz", "--out", out, "--force")[0] == 0
     assert out.read_bytes() == before and sorted(p.name for p in (tmp_path / "f.shards").iterdir()) == [".hold", "shard-00000.h5"]
