@@ -419,13 +419,15 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--to", required=True, type=click.Choice(["single", "npy", "parquet", "mmsa", "kaldi"]), help="Form to write.")
 @click.option("--subset", metavar="SPLIT|FILE", help="Only this split, or the ids in this file, one a line.")
-def export(store: Path, out: Path, to: str, subset: str | None):
+@click.option("--plain-cells", is_flag=True, help="npy, kaldi: index.csv without the guard against formulas.")
+@click.option("--with-provenance", is_flag=True, help="Keep host and absolute paths in the header.")
+def export(store: Path, out: Path, to: str, **choices):
     """Write a store in another form: one file, a folder of arrays, Parquet, an MMSA pickle, Kaldi archives."""
     from pipeline.store import FeatureStore
     from pipeline.store.export import export as write
 
-    count = write(FeatureStore(store), to, out, subset=subset)
-    note(f"{count:,} utterances")
+    count, written = write(FeatureStore(store), to, out, **choices)
+    note(f"{count:,} utterances" + ("" if written else "; exported before, byte for byte; nothing to do"))
     say(out)
 
 
@@ -444,7 +446,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 @click.argument("kind", type=click.Choice(["mmsa", "npz", "parquet", "npy-dir"]))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", default="feats.h5", show_default=True, type=click.Path(path_type=Path), help="The store to write.")
-@click.option("--dataset", metavar="NAME", help="Name of the corpus; by default that of the file.")
+@click.option("--dataset", metavar="NAME", help="Name of the corpus, which decides how it is evaluated; by default by the file.")
 @click.option("--task", type=click.Choice(["single", "multi", "regression"]), help="What to learn; by default what the file offers.")
 @click.option("--labels", metavar="A,B,…", default="", help="Names of the classes, in the order of their numbers.")
 @click.option("--language", metavar="CODE", help="Language spoken; en by default.")
@@ -452,8 +454,9 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 @click.option("--feature", "features", metavar="MODALITY=NAME", multiple=True, callback=pairs, help="Where features are.")
 @click.option("--frame-rate", "rates", metavar="MODALITY=HZ", multiple=True, callback=pairs, help="Steps per second of a modality.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="How to store; by default as exported, else float32.")
+@click.option("--unlabelled", metavar="VALUE", help="The label that means there is none, e.g. -1; none: every label is a class.")
 @click.option("--force", is_flag=True, help="Replace the store at --out.")
-def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, columns, features, rates, dtype, force: bool):
+def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **given):
     """Turn features made elsewhere into a store: MMSA pickles, npz, Parquet, a folder of npy files with a csv."""
     from importlib import import_module
 
@@ -464,7 +467,7 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
     except ValueError:
         raise click.BadParameter("a rate is a number of steps per second", param_hint="--frame-rate") from None
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
-    options = Options(dataset, task, names, language, columns, features, rates, dtype)
+    options = Options(labels=names, frame_rates=rates, **given)
     foreign = import_module(f"pipeline.interchange.{kind.replace('-', '')}").read(file, options)
     store, report = write_store(foreign, out, options, force=force)
     for line in report.notes:
@@ -477,6 +480,8 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
             note(f"{modality}: absent in {count:,} utterances")
     splits = ", ".join(f"{name or 'no split'} {n:,}" for name, n in report.splits.items())
     note(f"{report.utterances:,} utterances ({splits}); {store.header.task} task: {', '.join(store.header.labels)}")
+    if not report.written:
+        note("imported before, from this very content; nothing to do")
     say(out)
 
 

@@ -117,7 +117,7 @@ def repair(
         raise DataError(f"{head}: its features were not made by `mer extract`, so they cannot be made again; import them again")
     made = made_here(store)
     if not made["manifest"]:
-        raise DataError(f"{head}: made from a manifest that was not a file; call extract() with that manifest again")
+        raise DataError(f"{head}: does not say which manifest file it was made from (an export leaves it out); extract or export it again")
     manifest = Manifest.read(made["manifest"])
     if root is not None:
         manifest = manifest.with_root(root)

@@ -31,3 +31,17 @@ TABLE_LINE_CHARACTERS = 16 * 2**20  # of one line of JSON Lines, or of the first
 CELL_CHARACTERS = 1_000_000  # of one cell: an hour of speech has about 60,000
 INTEGER_BITS = 4_096  # of a whole number in a cell, 1,233 digits; Python itself spells no more than 4,300 digits
 MANIFEST_METADATA_BYTES = 256 * 2**20  # of the JSON in a manifest's metadata: its report names files and ids
+
+# Imports (`mer import`) and exports.
+IMPORT_ROWS = 5_000_000  # utterances of one file; the largest corpora of the field have a few hundred thousand
+IMPORT_TABLE_BYTES = 2 * 2**30  # of the columns that are not features, unpacked: run-length and dictionary coding know no bound
+IMPORT_UTTERANCE_BYTES = 2**30  # of one modality of one utterance: 87 minutes at 50 Hz and 1,024 numbers
+IMPORT_MEMBERS = 10_000  # arrays of one npz, columns of one Parquet file
+UNPACKED_FREE_BYTES = 256 * 2**20  # of an npz or of a Parquet column that are not held against the packed size
+UNPACKED_RATIO = 200  # beyond that: real features deflate by less than 50, padding included
+PARQUET_BATCH_BYTES = 64 * 2**20  # of features unpacked at a time, by the file's own counts
+PICKLE_OPCODES = 20_000_000  # of MOSEI's largest published pickle: under a million
+PICKLE_DEPTH = 50  # containers inside each other; the published forms have four
+PICKLE_NUMBER_DIGITS = 4_000  # of one number spelled in decimals
+PICKLE_SHARED_RATIO = 10  # bytes of all values, shared ones counted each time, to bytes of the file ...
+PICKLE_SHARED_FREE_BYTES = 256 * 2**20  # ... beyond this many

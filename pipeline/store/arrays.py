@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -116,6 +116,32 @@ def refuse_link(path: Path) -> None:
     if path.is_symlink():
         there = shortened(str(path.readlink()))
         raise DataError(f"{path}: a symbolic link (to {there}), and mer writes into places of its own; remove it, or choose another --out")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block names `path` where it names nothing, or a temporary of ours, and says what the system says."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and ".tmp-" not in str(error.filename)
+        if named or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
+@contextmanager
+def folders_for(out: Path) -> Iterator[None]:
+    """The folders above `out`, made; those that were not there before go again when the block fails."""
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody put something there in the meantime
+                folder.rmdir()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -66,11 +66,15 @@ class FeatureStore:
         self._known(modality)
         return self._lengths[modality]
 
-    def features(self, modality: str, row: int, dtype: str | None = None) -> np.ndarray:
-        """(T, D) of one utterance: a float32 copy, or with dtype="stored" a read-only view of the file."""
+    def features(self, modality: str, row: int, dtype: str | None = None, *, check: bool = False) -> np.ndarray:
+        """(T, D) of one utterance: a float32 copy, or with dtype="stored" a read-only view of the file. `check` holds it against its
+        checksum (StoreError)."""
         self._known(modality)
         number, at = int(self._table_shard[operator.index(row)]), int(self._table_row[row])
-        x = self.shard(number).frames(modality, at, at + 1)
+        shard = self.shard(number)
+        x = shard.frames(modality, at, at + 1)
+        if check:
+            shard.check(modality, x, at, at + 1, store=self.path)
         return x if dtype == "stored" else x.astype(dtype or np.float32)
 
     def batch(
