@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from manifests import CorpusInfo
+from pipeline.containers import other_content
 from pipeline.datasets.report import Report
 from pipeline.errors import DataError
 from pipeline.manifest import Utterance
@@ -156,11 +157,7 @@ def unreadable(path: str) -> str | None:
         return (error.strerror or "cannot be read").lower()
     if not head:
         return "empty"
-    if not head.strip(b"\0"):
-        return "only zero bytes"
-    if path.lower().endswith((".wav", ".mp4", ".m4a", ".mov")) and all(32 <= b < 127 or b in b"\t\r\n" for b in head):
-        return "a text file"
-    return None
+    return other_content(head)
 
 
 def find_repeats(keys: Iterable[tuple], labels: Iterable[str]) -> tuple[list[int], int]:
