@@ -183,7 +183,7 @@ def bad_files(folder) -> dict[str, tuple]:
     add("cut.wav", (folder / "whole.wav").read_bytes()[:9000], "truncated", "31,044 of 40,000 bytes")
     add("cut.flac", (folder / "whole.flac").read_bytes()[:9000], "truncated", "of 20,000 samples are there")
     content = (folder / "whole.mp3").read_bytes()
-    add("cut.mp3", content[: len(content) // 2], "truncated", "of 20 frames are there")
+    add("cut.mp3", content[: len(content) // 2], "truncated", "of 37 frames are there")
     add("cut.mp4", (folder / "whole.mp4").read_bytes()[:4000], "truncated", "bytes of its mdat box are missing")
     content = (folder / "whole.mkv").read_bytes()
     add("cut.mkv", content[: len(content) // 2], "truncated", "bytes are missing")
