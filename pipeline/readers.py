@@ -21,6 +21,7 @@ from pipeline.errors import DataError
 RATES = (1_000, 768_000)  # Hz; a header outside this range is damaged or hostile
 BLOCK = 2**20  # samples over all channels decoded at a time
 GAP = 0.05  # seconds between time stamps and samples that count as a delay or gap; below it lie rounding, jitter and encoder delays
+DECODER_DELAY = 0.2  # seconds that a decoder may keep of a stream whose packets begin in time
 JUMP = 10.0  # seconds: a longer gap in a format whose clock may start anew is a new clock, no silence (as in ffmpeg)
 LONGEST_GAP = 24 * 3600.0  # seconds; more is a damaged time stamp
 BROKEN = 0.05  # share of a stream's packets that may be undecodable before the file is refused
@@ -87,7 +88,7 @@ def open_source(path: Path, look: Look, track: str = "auto") -> Source:
     if look.missing:
         raise MediaError(f"{path}: truncated, {look.missing}", "truncated")
     source = Source(path, look, track, flags=list(look.flags))
-    if look.exact or look.kind in ("voc", "sphere"):
+    if look.exact:
         source.header = _header(path, look)
     if source.header is not None:
         check_rate(path, source.header.samplerate)
@@ -201,7 +202,11 @@ class TimeLine:
     offset: int = 0
     rate: int = 0
     begun: bool = False
+    in_time: bool = False  # the stream's packets begin where the time line does
     flags: list[str] = field(default_factory=list)
+
+    def first_packet(self, time: float) -> None:
+        self.in_time = time - self.origin <= GAP
 
     def silence(self, rate: int, time: float | None, *, tick: float = 0.0, start: float = 0.0) -> int:
         """Samples of silence before a piece of sound that begins at `time` on the container's clock, which has a resolution of `tick`.
@@ -214,6 +219,9 @@ class TimeLine:
         if time is None:
             return 0
         ahead = time - self.origin - self.offset / rate
+        if not begun and self.in_time and 0 < ahead < DECODER_DELAY:
+            self.origin += ahead
+            return 0
         if abs(ahead) <= GAP:
             if not begun and ahead < 0:  # the container's start is rounded, or before what decoders leave out
                 self.origin += ahead
@@ -250,6 +258,8 @@ def _av_blocks(source: Source, start: float, silent: bool) -> Iterator[Block]:
         try:
             for packet in container.demux(stream):
                 packets += 1
+                if packets == 1 and packet.pts is not None:
+                    line.first_packet(float(packet.pts * packet.time_base))
                 try:
                     frames = packet.decode()
                 except av.error.InvalidDataError:
