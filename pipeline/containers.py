@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +18,7 @@ DECODER = 2  # the decoder's version; raise it when files whose `why` is not Non
 SLACK = 64  # bytes by which a size may be too large before something counts as missing: writers count a header in, or a byte too much
 CHUNKS = 10_000  # chunks, boxes or tags looked at before a file is left to its decoder
 UNTIL = 64 * 1024  # bytes searched for the first frame of an MP3 or AAC stream
-SCANNED = 1 << 30  # bytes of a file of frames that are looked at; what is longer is decoded to learn its length
+SCANNED = 1 << 28  # bytes of a file of frames that are looked at; what is longer is decoded to learn its length
 FOREVER = 0x7FFF_0000  # bytes; a size from here on is what writers to a pipe leave
 
 # Why a file is decoded otherwise than by the first version; these words enter the output, not the key.
@@ -27,13 +26,15 @@ NO_LENGTH = "a header without its true length"
 SEVERAL = "streams that follow one another in one file"
 NEW = "a format that was not read before"
 CODED = "a compressed stream inside WAV"
+CUT = "a file that is cut off"
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """`kind` names the container, "" where it is not one of those below. `exact`: the header's length agrees with the bytes. `why`: the
     reason that it is decoded otherwise than by the first version, None where nothing changed. `missing`: what says that it is cut off.
-    `samples`: the length that the header claims, where that says something. `flags` are those of `pipeline.parts`."""
+    `samples`: the length that the header claims, where that says something. `flags` are those of `pipeline.parts`. `parts`: (begin, end) in
+    bytes of streams that follow one another. `patch`: (place, bytes) of a length to be read instead of the one in the header."""
 
     kind: str
     exact: bool = False
@@ -41,6 +42,8 @@ class Look:
     missing: str | None = None
     samples: int | None = None
     flags: tuple[str, ...] = ()
+    parts: tuple[tuple[int, int], ...] = ()
+    patch: tuple[int, bytes] | None = None
 
 
 def look(path: str | os.PathLike) -> Look:
@@ -61,9 +64,12 @@ def look(path: str | os.PathLike) -> Look:
         file.seek(begin)
         head = file.read(64)
         try:
-            return _look(file, size, begin, head)
+            found = _look(file, size, begin, head)
         except (struct.error, IndexError, OverflowError):  # ends within a header: the decoder will say so
             return Look("")
+    if found.missing and (found.kind, head[:4]) != ("wav", b"RIFF"):  # which the first version noticed
+        return replace(found, why=CUT)
+    return found
 
 
 def _look(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
@@ -76,7 +82,11 @@ def _look(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
         return _aiff(file, size, begin, head)
     if head[:4] == b".snd":
         start, length = struct.unpack(">II", head[4:12])
-        return _sized("au", length, size - start, whole=False)
+        found = _sized("au", length, size - start, whole=False)
+        if length + SLACK < size - start:  # 0, or a length that was never brought up to date
+            patch = begin + 8, struct.pack(">I", 0xFFFFFFFF)
+            return Look("au", why=NO_LENGTH, flags=("unsized",), patch=patch)
+        return found
     if head[:4] == b"caff":
         return _caf(file, size)
     if head[:16] == b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00":
@@ -92,11 +102,13 @@ def _look(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
     if head[:7] == b"NIST_1A":
         return _sphere(file, size)
     if head[:19] == b"Creative Voice File":
-        return Look("voc", why=NEW)
+        return Look("voc", why=NEW, missing=_cut_voc(file, size))
     if head[:4] == b"FLV\x01":
-        return Look("flv")
+        return Look("flv", missing=_cut_flv(file, size))
     if head[:4] == b"\x30\x26\xb2\x75":
-        return Look("asf")
+        return Look("asf", missing=_cut_asf(file, size))
+    if head[:2] == b"\x0b\x77":
+        return _frames(file, size, begin)
     if begin or head[:1] == b"\xff":
         return _frames(file, size, begin)
     return Look("")
@@ -215,7 +227,8 @@ def _aiff(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
     whole = abs(begin + struct.unpack(">I", head[4:8])[0] + 8 - size) <= SLACK
     for name, at, length in _chunks(file, begin + 12, size, ">4sI"):
         if name == b"SSND":
-            return _sized("aiff", max(0, length - 8), size - at - 8, whole=whole)
+            found = _sized("aiff", max(0, length - 8), size - at - 8, whole=whole)
+            return replace(found, patch=(at - 4, struct.pack(">I", size - at))) if length <= 8 < size - at else found
     return Look("aiff")
 
 
@@ -246,6 +259,9 @@ def _w64(file: BinaryIO, size: int) -> Look:
             break
         name, length = head[:4], struct.unpack("<Q", head[16:])[0]
         if name == b"data":
+            end = at + length
+            if 24 <= length and end + SLACK < size:  # libsndfile takes what follows for audio
+                return Look("w64", why=NO_LENGTH, flags=("trailing",), parts=((0, end),))
             return _sized("w64", max(0, length - 24), size - at - 24, whole=False)
         if length < 24:
             break
@@ -271,6 +287,50 @@ def _sphere(file: BinaryIO, size: int) -> Look:
     return Look("sphere", exact=True, why=NEW, missing=f"{missing:,} of {claimed:,} bytes of audio are missing" if missing > SLACK else None)
 
 
+def _cut_voc(file: BinaryIO, size: int) -> str | None:
+    """Whether a block of a VOC file ends behind the end of the file."""
+    file.seek(20)
+    at = struct.unpack("<H", file.read(2))[0]
+    for _ in range(SCANNED >> 10):
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4 or head[0] == 0:
+            return None
+        at += 4 + int.from_bytes(head[1:], "little")
+        if at > size:
+            return _beyond(at - size)
+    return None
+
+
+def _cut_flv(file: BinaryIO, size: int) -> str | None:
+    """Whether the last tag of an FLV file ends behind the end of the file."""
+    file.seek(5)
+    at = struct.unpack(">I", file.read(4))[0] + 4
+    for _ in range(SCANNED >> 8):
+        file.seek(at)
+        head = file.read(11)
+        if len(head) < 11 or head[0] not in (8, 9, 18):
+            return None
+        at += 11 + int.from_bytes(head[1:4], "big")
+        if at > size:
+            return f"{at - size:,} bytes of its last tag are missing"
+        at += 4
+    return None
+
+
+def _cut_asf(file: BinaryIO, size: int) -> str | None:
+    """Whether an ASF file (WMA, WMV) is shorter than its properties say."""
+    file.seek(0)
+    head = file.read(UNTIL)
+    at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    if at < 0 or at + 48 > len(head):
+        return None
+    return _beyond(struct.unpack("<Q", head[at + 40 : at + 48])[0] - size)
+
+
+BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"udta", b"uuid", b"sidx", b"styp", b"mfra", b"meta", b"pnot"}
+
+
 def _cut_box(file: BinaryIO, size: int) -> str | None:
     """Whether the last box of an MP4 ends behind the end of the file."""
     at = 0
@@ -282,7 +342,7 @@ def _cut_box(file: BinaryIO, size: int) -> str | None:
         length, name = struct.unpack(">I4s", head[:8])
         if length == 1 and len(head) == 16:
             length = struct.unpack(">Q", head[8:])[0]
-        if length == 0 or length < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in name):
+        if length < 8 or name not in BOXES:
             return None
         at += length
         if at - size > SLACK:
@@ -318,7 +378,8 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _flac(file: BinaryIO, size: int, begin: int) -> Look:
-    """Exact when the last frame of the file, found by its checksums, ends at the sample that STREAMINFO claims, and no other stream begins."""
+    """Exact when the last frame header of the file, told by its checksum, is of a frame that ends at the sample which STREAMINFO claims, and
+    no other stream begins. Whether that frame is whole, decoding finds out."""
     file.seek(begin + 4)
     head = file.read(38)
     if head[0] & 0x7F or len(head) < 38:
@@ -328,33 +389,37 @@ def _flac(file: BinaryIO, size: int, begin: int) -> Look:
     total = int.from_bytes(head[17:22], "big") & (1 << 36) - 1
     if size > SCANNED or not total:
         return Look("flac", why=NO_LENGTH, samples=total, flags=() if total else ("unsized",))
-    if _again(file, begin + 8, (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")):
-        return Look("flac", why=SEVERAL)
+    marks = _marks(file, begin, (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"))
+    if len(marks) > 1:
+        return Look("flac", why=SEVERAL, parts=tuple(zip(marks, [*marks[1:], size], strict=True)))
     tail = min(size - begin, largest + 64)
     file.seek(size - tail)
     end = _flac_end(file.read(tail), fixed)
     return Look("flac", exact=True) if end == total else Look("flac", why=NO_LENGTH, samples=total)
 
 
-def _again(file: BinaryIO, at: int, marks: tuple[bytes, ...], step: int = 1 << 20) -> bool:
-    """Whether one of `marks` stands in the file from `at` on."""
+def _marks(file: BinaryIO, at: int, marks: tuple[bytes, ...], step: int = 1 << 20) -> list[int]:
+    """Where `marks`, of one length, stand in the file from `at` on."""
     file.seek(at)
-    before = b""
+    found, before = set(), b""
     while block := file.read(step):
         data = before + block
-        if any(mark in data for mark in marks):
-            return True
-        before = data[-16:]
-    return False
+        for mark in marks:
+            place = -1
+            while (place := data.find(mark, place + 1)) >= 0:
+                found.add(at - len(before) + place)
+        at += len(block)
+        before = data[1 - len(marks[0]) :]
+    return sorted(found)
 
 
 def _flac_end(tail: bytes, fixed: int) -> int | None:
-    """The sample behind the last frame in `tail`, the last bytes of a file; None when it does not end with a sound frame."""
+    """The sample behind the last frame in `tail`, the last bytes of a file; None when there is none."""
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if at + 16 <= len(tail) and tail[at + 1] & 0xFC == 0xF8:
             end = _flac_frame(tail[at : at + 20], fixed)
-            if end is not None and _crc16(tail[at:]) == 0:
+            if end is not None:
                 return end
     return None
 
@@ -389,30 +454,13 @@ def _flac_frame(head: bytes, fixed: int) -> int | None:
     return (number if variable else number * fixed) + length
 
 
-@lru_cache(maxsize=2)
-def _table(polynomial: int, bits: int) -> list[int]:
-    """The table of a cyclic checksum, a byte at a time."""
-    top, mask = 1 << bits - 1, (1 << bits) - 1
-    found = []
-    for byte in range(256):
-        value = byte << bits - 8
-        for _ in range(8):
-            value = (value << 1 ^ (polynomial if value & top else 0)) & mask
-        found.append(value)
-    return found
-
-
 def _crc8(data: bytes) -> int:
-    table, value = _table(0x07, 8), 0
+    """The checksum of a frame header: polynomial 0x107."""
+    value = 0
     for byte in data:
-        value = table[value ^ byte]
-    return value
-
-
-def _crc16(data: bytes) -> int:
-    table, value = _table(0x8005, 16), 0
-    for byte in data:
-        value = (value << 8 & 0xFFFF) ^ table[value >> 8 ^ byte]
+        value ^= byte
+        for _ in range(8):
+            value = value << 1 ^ (0x107 if value & 0x80 else 0)
     return value
 
 
@@ -428,6 +476,7 @@ def _ogg(file: BinaryIO, size: int) -> Look:
     begun, first_packets, late, junk = 0, b"", False, False
     longest, seen = 0, False
     at = 0
+    links: list[int] = []  # where streams begin while no other is open
     while at < size:
         file.seek(at)
         head = file.read(PAGE.size + 255)
@@ -442,6 +491,8 @@ def _ogg(file: BinaryIO, size: int) -> Look:
             return Look("ogg", missing="its last page is not complete")
         if kind & 2:
             begun += 1
+            if not open_streams:
+                links.append(at)
             open_streams.add(serial)
             file.seek(body)
             first_packets = first_packets or file.read(32)
@@ -454,8 +505,10 @@ def _ogg(file: BinaryIO, size: int) -> Look:
         at = end
     if open_streams:
         return Look("ogg", missing="its last page bears no end-of-stream mark")
+    if len(links) > 1:
+        return Look("ogg", why=SEVERAL, parts=tuple(zip(links, [*links[1:], size], strict=True)))
     if begun > 1:
-        return Look("ogg", why=SEVERAL)
+        return Look("ogg")  # beside one another: a picture, or several tracks
     exact = bool(longest) and not late and not junk
     return Look("ogg", exact=exact, why=None if exact else NO_LENGTH)
 
@@ -487,6 +540,7 @@ BIT_RATES = {  # kbit/s by index, of MPEG-1 and MPEG-2 layer III
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }  # fmt: skip
+AC3_BIT_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 SAMPLE_RATES = (44_100, 48_000, 32_000)
 
 
@@ -519,15 +573,29 @@ def _adts_frame(data: bytes, at: int) -> _Frame | None:
     return _Frame(length, 1024, (data[at + 2] & 0xFD,)) if length >= 7 and data[at + 2] >> 2 & 15 < 13 else None
 
 
+def _ac3_frame(data: bytes, at: int) -> _Frame | None:
+    """The frame of AC-3 or E-AC-3 at `at`, if there is one (ATSC A/52 sections 5.4.1 and E.2.3.1)."""
+    if at + 8 > len(data) or data[at : at + 2] != b"\x0b\x77":
+        return None
+    rate, size, edition = data[at + 4] >> 6, data[at + 4] & 63, data[at + 5] >> 3
+    if edition > 10:  # E-AC-3
+        return _Frame(2 * ((data[at + 2] & 7) << 8 | data[at + 3]) + 2, 1536, ())
+    if rate == 3 or size > 37:
+        return None
+    kbits = AC3_BIT_RATES[size >> 1]
+    words = {0: 2 * kbits, 1: kbits * 96_000 // 44_100 + (size & 1), 2: 3 * kbits}[rate]
+    return _Frame(2 * words, 1536, (rate,))
+
+
 def _frames(file: BinaryIO, size: int, begin: int) -> Look:
     """MP3 and ADTS: walk from frame to frame. Exact for an MP3 whose Xing or Info header counts the frames that are there."""
     if size > SCANNED:
         return Look("", why=NO_LENGTH)
     file.seek(begin)
     data = file.read()
-    for kind, frame_at in (("mp3", _mp3_frame), ("aac", _adts_frame)):
+    for kind, frame_at in (("mp3", _mp3_frame), ("aac", _adts_frame), ("ac3", _ac3_frame)):
         for at in range(min(len(data), UNTIL)):
-            first = data[at] == 0xFF and frame_at(data, at)
+            first = data[at] in (0xFF, 0x0B) and frame_at(data, at)
             following = first and (frame_at(data, at + first.length) or at + first.length >= len(data) - 160)
             if following and (at == 0 or _run(data, at, frame_at, 4)):
                 return _walk(kind, data, at, frame_at)
@@ -548,13 +616,15 @@ def _walk(kind: str, data: bytes, at: int, frame_at) -> Look:
     first = frame_at(data, at)
     claimed, claimed_bytes = _mp3_header(data[at : at + first.length]) if kind == "mp3" else (None, None)
     begin, end, frames, broken, beyond = at, _without_tags(data), 0, False, 0
+    settings, parts = first.settings, [0]  # an AAC decoder takes the settings of a stream's first frame for all
     while at < end:
         frame = frame_at(data, at)
-        if frame is None or frame.settings != first.settings:
-            broken = True
-            if frame is None:
-                at = _resync(data, at + 1, end, frame_at)
-                continue
+        if frame is None:
+            broken, at = True, _resync(data, at + 1, end, frame_at)
+            continue
+        if frame.settings != settings and _run(data, at, frame_at, 3):
+            broken, settings = True, frame.settings
+            parts.append(at)
         if at + frame.length > end:
             beyond = at + frame.length - end
             break
@@ -567,15 +637,19 @@ def _walk(kind: str, data: bytes, at: int, frame_at) -> Look:
         return Look(kind, missing=f"{counted:,} of {claimed:,} frames are there")
     if beyond and begin == 0 and not broken and (claimed is None or counted < claimed):
         return Look(kind, missing=f"its last frame ends {beyond:,} bytes behind the end of the file")
+    if kind == "ac3":
+        return Look(kind, why=NEW)
     if kind == "aac":
-        return Look(kind, why=SEVERAL if broken else None)
+        ranges = tuple(zip(parts, [*parts[1:], len(data)], strict=True)) if 1 < len(parts) < CHUNKS else ()
+        return Look(kind, why=SEVERAL if broken else None, parts=ranges)
     exact = claimed == counted and not broken
     return Look(kind, exact=exact, why=None if exact else NO_LENGTH)
 
 
 def _resync(data: bytes, at: int, end: int, frame_at) -> int:
     """Where frames go on behind something else."""
-    while 0 <= (at := data.find(b"\xff", at, end)):
+    sync = b"\x0b\x77" if frame_at is _ac3_frame else b"\xff"
+    while 0 <= (at := data.find(sync, at, end)):
         if _run(data, at, frame_at, 2):
             return at
         at += 1

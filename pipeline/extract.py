@@ -35,6 +35,8 @@ from pipeline.state import State
 from pipeline.store import FeatureStore, Shard
 from pipeline.work import Work, existing, load_encoders, make_job, open_decoders
 
+LONG = 3600.0  # seconds; the output says how many clips are longer
+
 
 def extract(
     manifest: Manifest,
@@ -283,6 +285,7 @@ def prepare(state: State) -> Prepared:
     left_out = dict(settings.left_out) if settings else {}
     try:
         inputs.samples = probe(state, inputs, left_out)
+        tell_long_clips(state, inputs)
     except BaseException:
         state.memory.save()  # lengths that have been read need not be read again, also after Ctrl-C
         raise
@@ -334,6 +337,18 @@ def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) ->
                 if result.stage not in (*AGAIN, "oom"):  # these may go otherwise the next time
                     state.memory.remember(state.keys.digests[row], spans[row], result.samples, result.stage, result.reason)
     return samples
+
+
+def tell_long_clips(state: State, inputs: Inputs) -> None:
+    """Say which clips take hours: a damaged header or a missing `end` may be to blame."""
+    found = [row for row, samples in enumerate(inputs.samples) if samples > LONG * SAMPLE_RATE]
+    if found:
+        hours = sum(inputs.samples[row] for row in found) / SAMPLE_RATE / 3600
+        longest = max(found, key=lambda row: inputs.samples[row])
+        state.progress.note(
+            f"{len(found):,} clips longer than {LONG / 3600:g} h, {hours:,.1f} h of audio together, the longest "
+            f"{inputs.ids[longest]:.80} ({inputs.samples[longest] / SAMPLE_RATE / 3600:.1f} h); if they should not be, give start and end"
+        )
 
 
 def tokenise(work: Work) -> None:

@@ -25,7 +25,8 @@ DECODER_DELAY = 0.2  # seconds that a decoder may keep of a stream whose packets
 JUMP = 10.0  # seconds: a longer gap in a format whose clock may start anew is a new clock, no silence (as in ffmpeg)
 LONGEST_GAP = 24 * 3600.0  # seconds; more is a damaged time stamp
 BROKEN = 0.05  # share of a stream's packets that may be undecodable before the file is refused
-SHORTFALL = (0.5, 0.1)  # seconds and share that may be missing against a duration which only the header knows
+SHORTFALL = (0.5, 0.1)  # seconds and share that the first version let be missing against a duration in the header
+RETRIES = 10_000  # times that FFmpeg may ask to be called again while it looks for the next packet
 CLOCK_MAY_RESTART = 0x0200  # AVFMT_TS_DISCONT
 
 FLAC_LAYOUTS = {  # RFC 9639 table 14: FLAC fixes the order by the number of channels
@@ -41,7 +42,7 @@ SOUNDFILE = {  # libsndfile's formats that it tells by their content; matrices a
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,aiff,asf,flv,mpeg,mpegts,au,caf,amr,amrnb,amrwb,"
     "ac3,eac3,dts,dtshd,truehd,mlp,wv,tta,tak,ape,mpc,mpc8,voc,nistsphere,loas,gsm,qcp,sox,ircam,avr,pvf,rm,oma,dsf,iff,"
-    "mxf,nut,dv,mpegvideo,bonk,osq,shn,wsd,act,g722,g729,dss,svag,xwma,wtv,lc3,caf"
+    "mxf,nut,dv,mpegvideo,bonk,osq,shn,wsd,act,g722,g729,dss,svag,xwma,wtv,lc3,hcom,wve"
 )
 FIRST_VERSION = (  # what the first version let FFmpeg open
     "mov mp4 m4a 3gp 3g2 mj2 matroska webm avi wav w64 mp3 flac ogg aac aiff asf flv mpeg mpegts au caf amr"
@@ -68,13 +69,15 @@ class Source:
     path: Path
     look: Look
     track: str = "auto"
-    header: object = None  # soundfile's, where soundfile reads it
+    header: soundfile.SoundFile | None = None  # where soundfile reads it
     flags: list[str] = field(default_factory=list)
 
     def blocks(self, start: float, *, silent: bool = False) -> Iterator[Block]:
         """Decode, from `start` seconds or before. `silent`: zeros instead of samples, for whom only lengths matter."""
         if self.header is not None:
             return _soundfile_blocks(self, start)
+        if self.look.parts:
+            return _chained(self, start, silent)
         return _av_blocks(self, start, silent)
 
     @property
@@ -98,9 +101,9 @@ def open_source(path: Path, look: Look, track: str = "auto") -> Source:
 
 
 def _header(path: Path, look: Look):
-    """soundfile's view of the header; None where PyAV is to read the file."""
+    """The file as soundfile opens it; None where PyAV is to read it."""
     try:
-        header = soundfile.info(os.fsencode(path))
+        header = soundfile.SoundFile(os.fsencode(path))
     except (soundfile.LibsndfileError, RuntimeError):
         return None  # a codec only FFmpeg has
     if header.format not in SOUNDFILE or not 0 <= header.frames < 1 << 62:
@@ -130,7 +133,7 @@ def _soundfile_blocks(source: Source, start: float) -> Iterator[Block]:
     else:
         names = ("FC",) if header.channels == 1 else ("FL", "FR")
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
+        with header as file:
             offset = min(round(start * file.samplerate), max(0, file.frames)) if file.seekable() else 0
             if offset:
                 file.seek(offset)
@@ -149,12 +152,48 @@ def _soundfile_blocks(source: Source, start: float) -> Iterator[Block]:
 # --------------------------------------------------------------------------------------------------------------- PyAV
 
 
-def _open(path: Path, allowed: str = CONTAINERS):
+class Window:
+    """The bytes from `begin` to `end` of a file as a file, with those of `patch` in the place of its own."""
+
+    def __init__(self, path: Path, begin: int, end: int, patch: tuple[int, bytes] | None = None):
+        self._file = path.open("rb")
+        self.begin, self.end, self.patch, self._at = begin, end, patch, 0
+        self.name = str(path)
+
+    def read(self, count: int = -1) -> bytes:
+        rest = self.end - self.begin - self._at
+        self._file.seek(self.begin + self._at)
+        data = self._file.read(max(0, rest if count < 0 else min(count, rest)))
+        if self.patch is not None:
+            place, value = self.patch
+            at = place - self.begin - self._at
+            if 0 <= at <= len(data) - len(value):
+                data = data[:at] + value + data[at + len(value) :]
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.end - self.begin}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _open(path: Path, part: tuple[int, int] | None = None, patch: tuple[int, bytes] | None = None):
+    """PyAV's container of a file, or of the bytes `part` of it."""
     import av
 
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
     try:
+        if part is not None or patch is not None:
+            return av.open(Window(path, *(part or (0, path.stat().st_size)), patch), options=options)
         # "file:" keeps a colon in the name from being read as a protocol
-        return av.open(f"file:{path.absolute()}", options={"protocol_whitelist": "file", "format_whitelist": allowed})
+        return av.open(f"file:{path.absolute()}", options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path}: not a media file that can be read ({_what_instead(path, error)})", "open") from None
 
@@ -240,12 +279,33 @@ def _time_line(container) -> TimeLine:
     return TimeLine(origin, bool(container.format.flags & CLOCK_MAY_RESTART))
 
 
-def _av_blocks(source: Source, start: float, silent: bool) -> Iterator[Block]:
+def _chained(source: Source, start: float, silent: bool) -> Iterator[Block]:
+    """Streams that follow one another in a file, each by a decoder of its own: rates and channels may change."""
+    begin = 0.0
+    for part in source.look.parts:
+        seconds = 0.0
+        for rate, names, offset, block in _av_blocks(source, max(0.0, start - begin), silent, part):
+            yield rate, names, round(begin * rate) + offset, block
+            seconds = (offset + block.shape[1]) / rate
+        begin += seconds
+
+
+def _packets(container, stream) -> Iterator:
+    """The packets of a stream; FFmpeg may ask to be called again while it looks for the next one."""
+    for _ in range(RETRIES):
+        try:
+            yield from container.demux(stream)
+            return
+        except BlockingIOError:
+            continue
+
+
+def _av_blocks(source: Source, start: float, silent: bool, part: tuple[int, int] | None = None) -> Iterator[Block]:
     """Decode a stream to the end of its data, from `start` seconds or before."""
     import av
 
     path, flags = source.path, source.flags
-    container = _open_either(source)
+    container = _open_either(source, part)
     if container is None:
         yield from _soundfile_blocks(source, 0.0)
         return
@@ -256,16 +316,17 @@ def _av_blocks(source: Source, start: float, silent: bool) -> Iterator[Block]:
         framed = container.format.name in FRAMED
         line, packets, broken, decoded = _time_line(container), 0, 0, 0
         try:
-            for packet in container.demux(stream):
+            for packet in _packets(container, stream):
                 packets += 1
                 if packets == 1 and packet.pts is not None:
                     line.first_packet(float(packet.pts * packet.time_base))
                 try:
                     frames = packet.decode()
-                except av.error.InvalidDataError:
+                except av.error.FFmpegError:
                     if not framed:
                         raise
-                    broken += not bytes(packet)[:8].startswith(TAGS)
+                    content = bytes(packet)
+                    broken += not content.startswith(TAGS) and content.strip(b"\0") != b""
                     continue
                 for frame in frames:
                     rate = frame.sample_rate
@@ -292,13 +353,12 @@ def _av_blocks(source: Source, start: float, silent: bool) -> Iterator[Block]:
         claimed = source.look.samples
         if claimed and decoded < claimed:
             raise MediaError(f"{path}: truncated, {decoded:,} of {claimed:,} samples are there", "truncated")
-        _check_duration(source, container, stream, line)
 
 
-def _open_either(source: Source):
+def _open_either(source: Source, part: tuple[int, int] | None = None):
     """PyAV's container; None when only libsndfile can read the file, whose header `source` then has."""
     try:
-        return _open(source.path)
+        return _open(source.path, part, source.look.patch)
     except MediaError:
         if source.look.kind:
             raise
@@ -307,16 +367,6 @@ def _open_either(source: Source):
             raise
         check_rate(source.path, source.header.samplerate)
         return None
-
-
-def _check_duration(source: Source, container, stream, line: TimeLine) -> None:
-    """For containers whose bytes say nothing, a duration in the header is all there is."""
-    if source.look.kind not in ("flv", "asf") or not line.rate:
-        return
-    declared = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1_000_000
-    seconds = line.offset / line.rate
-    if declared - seconds > max(SHORTFALL[0], SHORTFALL[1] * declared):
-        raise MediaError(f"{source.path}: truncated, {seconds:.1f} of {declared:.1f} s are there", "truncated")
 
 
 def _names(layout) -> tuple[str, ...]:
@@ -374,16 +424,21 @@ def what_changed(path: Path, look: Look, track: str = "auto") -> str | None:
             stream = pick_track(path, container, "auto")
             if not set(container.format.name.split(",")) & set(FIRST_VERSION):
                 return containers.NEW
+            if container.format.name in ("mp3", "flac", "ogg"):  # the first version believed their headers
+                return containers.NO_LENGTH
             if len(container.streams.audio) > 1:
                 return "several audio tracks"
             line, rate, total = _time_line(container), stream.codec_context.sample_rate, 0
-            for packet in container.demux(stream):
-                if packet.pts is None or not packet.duration or not rate:
+            fixed = stream.codec_context.frame_size or 0
+            for packet in _packets(container, stream):
+                if packet.pts is None or not rate or not (fixed or packet.duration):
                     continue
+                if not line.begun:
+                    line.first_packet(float(packet.pts * packet.time_base))
                 line.silence(rate, float(packet.pts * packet.time_base))
                 if line.flags:
                     break
-                length = round(float(packet.duration * packet.time_base) * rate)
+                length = fixed or round(float(packet.duration * packet.time_base) * rate)
                 line.offset += length
                 total += length
         except (MediaError, av.error.FFmpegError, OSError, ValueError):
