@@ -1,8 +1,10 @@
 """What a media file's own bytes say of its length, read without a decoder.
 
-A length in a header is a hint: writers to a pipe leave a placeholder, and whoever appends a file to another leaves the first one's. `look`
-holds it against the bytes. Where they agree, soundfile may stop at that length; where they do not, the file is decoded to the end of its
-data. A file counts as cut off only when its bytes say so: a chunk, box, page or frame that ends behind the end of the file.
+A length in a header is a hint: writers to a pipe leave a placeholder, and whoever appends a file
+to another leaves the first one's. `look` holds it against the bytes. Where they agree, soundfile
+may stop at that length; where they do not, the file is decoded to the end of its data. A file
+counts as cut off only when its bytes say so: a chunk, box, page or frame that ends behind the
+end of the file.
 """
 
 from __future__ import annotations
@@ -11,17 +13,22 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import BinaryIO
 
-DECODER = 2  # the decoder's version; raise it when files whose `why` is not None would decode otherwise
-SLACK = 64  # bytes by which a size may be too large before something counts as missing: writers count a header in, or a byte too much
+DECODER = (
+    2  # the decoder's version; raise it when files whose `why` is not None would decode otherwise
+)
+# Bytes by which a size may be too large before something counts as missing: writers count a header
+# in, or a byte too much.
+SLACK = 64
 CHUNKS = 10_000  # chunks, boxes or tags looked at before a file is left to its decoder
 UNTIL = 64 * 1024  # bytes searched for the first frame of an MP3 or AAC stream
-SCANNED = 1 << 28  # bytes of a file of frames that are looked at; what is longer is decoded to learn its length
+SCANNED = (
+    1 << 28
+)  # bytes of a file of frames that are looked at; what is longer is decoded to learn its length
 FOREVER = 0x7FFF_0000  # bytes; a size from here on is what writers to a pipe leave
 
-# Why a file is decoded otherwise than by the first version; these words enter the output, not the key.
+# Why a file is decoded otherwise than by the first version: for the output, not for the key.
 NO_LENGTH = "a header without its true length"
 SEVERAL = "streams that follow one another in one file"
 NEW = "a format that was not read before"
@@ -31,10 +38,12 @@ CUT = "a file that is cut off"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """`kind` names the container, "" where it is not one of those below. `exact`: the header's length agrees with the bytes. `why`: the
-    reason that it is decoded otherwise than by the first version, None where nothing changed. `missing`: what says that it is cut off.
-    `samples`: the length that the header claims, where that says something. `flags` are those of `pipeline.parts`. `parts`: (begin, end) in
-    bytes of streams that follow one another. `patch`: (place, bytes) of a length to be read instead of the one in the header."""
+    """`kind` names the container, "" where it is not one of those below. `exact`: the header's
+    length agrees with the bytes. `why`: the reason that it is decoded otherwise than by the
+    first version, None where nothing changed. `missing`: what says that it is cut off.
+    `samples`: the length that the header claims, where that says something. `flags` are those of
+    `pipeline.parts`. `parts`: (begin, end) in bytes of streams that follow one another. `patch`:
+    (place, bytes) of a length to be read instead of the one in the header."""
 
     kind: str
     exact: bool = False
@@ -65,9 +74,16 @@ def look(path: str | os.PathLike) -> Look:
         head = file.read(64)
         try:
             found = _look(file, size, begin, head)
-        except (struct.error, IndexError, OverflowError):  # ends within a header: the decoder will say so
+        except (
+            struct.error,
+            IndexError,
+            OverflowError,
+        ):  # ends within a header: the decoder will say so
             return Look("")
-    if found.missing and (found.kind, head[:4]) != ("wav", b"RIFF"):  # which the first version noticed
+    if found.missing and (found.kind, head[:4]) != (
+        "wav",
+        b"RIFF",
+    ):  # which the first version noticed
         return replace(found, why=CUT)
     return found
 
@@ -130,25 +146,31 @@ def _behind_id3(file: BinaryIO, at: int) -> int:
     return at
 
 
-# --------------------------------------------------------------------------------- containers of chunks with a size
+# ---------------------------------------------------------------- containers of chunks with a size
 
 
-def _sized(kind: str, length: int, available: int, *, whole: bool, flags: tuple[str, ...] = ()) -> Look:
-    """The look at a file whose audio claims `length` bytes where `available` are there; `whole`: its outer size vouches for it."""
+def _sized(
+    kind: str, length: int, available: int, *, whole: bool, flags: tuple[str, ...] = ()
+) -> Look:
+    """The look at a file whose audio claims `length` bytes where `available` are there; `whole`:
+    its outer size vouches for it."""
     missing = length - available
     if length == 0 and available > 0:
         return Look(kind, why=NO_LENGTH, flags=("unsized",))
     if missing <= 0:
         return Look(kind, exact=True, flags=flags)
     if length >= FOREVER:
-        return Look(kind, exact=True, flags=("unsized",))  # libsndfile takes what is there, and always did
+        return Look(
+            kind, exact=True, flags=("unsized",)
+        )  # libsndfile takes what is there, and always did
     if whole or missing <= SLACK or _placeholder(length):
         return Look(kind, exact=True, why=NO_LENGTH, flags=("unsized",))
     return Look(kind, missing=f"{missing:,} of {length:,} bytes of audio are missing")
 
 
 def _placeholder(length: int) -> bool:
-    """Sizes that nobody records by chance: a round number of 10⁸ bytes or more, or a power of two with or without a header."""
+    """Sizes that nobody records by chance: a round number of 10⁸ bytes or more, or a power of
+    two with or without a header."""
     if length >= 10**8 and length % 10**6 == 0:
         return True
     power = 1 << (length + SLACK).bit_length() - 1
@@ -156,7 +178,8 @@ def _placeholder(length: int) -> bool:
 
 
 def _chunks(file: BinaryIO, at: int, size: int, form: str) -> Iterator[tuple[bytes, int, int]]:
-    """(name, where its content begins, its size) of each chunk from `at` on; `form` is how struct reads a chunk's head."""
+    """(name, where its content begins, its size) of each chunk from `at` on; `form` is how
+    struct reads a chunk's head."""
     step = struct.calcsize(form)
     for _ in range(CHUNKS):
         file.seek(at)
@@ -169,7 +192,16 @@ def _chunks(file: BinaryIO, at: int, size: int, form: str) -> Iterator[tuple[byt
 
 
 WAV_PCM = {1, 3, 6, 7}  # integers, floats, A-law, µ-law: a sample has a fixed size
-WAV_BLOCKS = {2, 0x11, 0x31, 0x64, 0x65, 0x40, 0x45, 0x200}  # ADPCM and GSM: libsndfile counts blocks
+WAV_BLOCKS = {
+    2,
+    0x11,
+    0x31,
+    0x64,
+    0x65,
+    0x40,
+    0x45,
+    0x200,
+}  # ADPCM and GSM: libsndfile counts blocks
 
 
 def _wav(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
@@ -194,7 +226,11 @@ def _wav(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
                 length = long_size
             if length == 0 and _tidy_end(file, at, size, order):
                 return Look("wav", exact=True)
-            flags = () if length >= available or _tidy_end(file, at + length, size, order) else ("trailing",)
+            flags = (
+                ()
+                if length >= available or _tidy_end(file, at + length, size, order)
+                else ("trailing",)
+            )
             found = _sized("wav", length, available, whole=whole, flags=flags)
             if tag not in WAV_PCM | WAV_BLOCKS and not found.missing:
                 return Look("wav", why=CODED, flags=found.flags)
@@ -207,7 +243,12 @@ def _tidy_end(file: BinaryIO, at: int, size: int, order: str) -> bool:
     for start in (at, at + at % 2):  # some writers leave the padding byte out
         file.seek(start)
         rest = file.read(4096)
-        if size - start <= 8 or not rest.strip(b"\0") or rest[:3] in (b"TAG", b"ID3") or rest[:8] == b"APETAGEX":
+        if (
+            size - start <= 8
+            or not rest.strip(b"\0")
+            or rest[:3] in (b"TAG", b"ID3")
+            or rest[:8] == b"APETAGEX"
+        ):
             return True
         if rest[:4] in (b"RIFF", b"RF64"):
             return False
@@ -228,7 +269,11 @@ def _aiff(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
     for name, at, length in _chunks(file, begin + 12, size, ">4sI"):
         if name == b"SSND":
             found = _sized("aiff", max(0, length - 8), size - at - 8, whole=whole)
-            return replace(found, patch=(at - 4, struct.pack(">I", size - at))) if length <= 8 < size - at else found
+            return (
+                replace(found, patch=(at - 4, struct.pack(">I", size - at)))
+                if length <= 8 < size - at
+                else found
+            )
     return Look("aiff")
 
 
@@ -280,11 +325,22 @@ def _sphere(file: BinaryIO, size: int) -> Look:
         return Look("sphere", why=NEW)
     try:
         header = int(lines[1])
-        claimed = int(fields["sample_count"]) * int(fields.get("channel_count", 1)) * int(fields.get("sample_n_bytes", 2))
+        claimed = (
+            int(fields["sample_count"])
+            * int(fields.get("channel_count", 1))
+            * int(fields.get("sample_n_bytes", 2))
+        )
     except (KeyError, ValueError, IndexError):
         return Look("sphere", why=NEW)
     missing = claimed - (size - header)
-    return Look("sphere", exact=True, why=NEW, missing=f"{missing:,} of {claimed:,} bytes of audio are missing" if missing > SLACK else None)
+    return Look(
+        "sphere",
+        exact=True,
+        why=NEW,
+        missing=f"{missing:,} of {claimed:,} bytes of audio are missing"
+        if missing > SLACK
+        else None,
+    )
 
 
 def _cut_voc(file: BinaryIO, size: int) -> str | None:
@@ -328,7 +384,22 @@ def _cut_asf(file: BinaryIO, size: int) -> str | None:
     return _beyond(struct.unpack("<Q", head[at + 40 : at + 48])[0] - size)
 
 
-BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"udta", b"uuid", b"sidx", b"styp", b"mfra", b"meta", b"pnot"}
+BOXES = {
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"moof",
+    b"free",
+    b"skip",
+    b"wide",
+    b"udta",
+    b"uuid",
+    b"sidx",
+    b"styp",
+    b"mfra",
+    b"meta",
+    b"pnot",
+}
 
 
 def _cut_box(file: BinaryIO, size: int) -> str | None:
@@ -351,7 +422,8 @@ def _cut_box(file: BinaryIO, size: int) -> str | None:
 
 
 def _cut_segment(file: BinaryIO, size: int) -> str | None:
-    """Whether the segment of a Matroska or WebM file ends behind the end of the file; one that is still written has no size."""
+    """Whether the segment of a Matroska or WebM file ends behind the end of the file; one that
+    is still written has no size."""
     at = 4
     file.seek(0)
     head = file.read(4096)
@@ -374,12 +446,13 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
     return (None if value == (1 << 7 * step) - 1 else value), step
 
 
-# --------------------------------------------------------------------------------------------------- FLAC
+# -------------------------------------------------------------------------------------------- FLAC
 
 
 def _flac(file: BinaryIO, size: int, begin: int) -> Look:
-    """Exact when the last frame header of the file, told by its checksum, is of a frame that ends at the sample which STREAMINFO claims, and
-    no other stream begins. Whether that frame is whole, decoding finds out."""
+    """Exact when the last frame header of the file, told by its checksum, is of a frame that
+    ends at the sample which STREAMINFO claims, and no other stream begins. Whether that frame is
+    whole, decoding finds out."""
     file.seek(begin + 4)
     head = file.read(38)
     if head[0] & 0x7F or len(head) < 38:
@@ -414,7 +487,8 @@ def _marks(file: BinaryIO, at: int, marks: tuple[bytes, ...], step: int = 1 << 2
 
 
 def _flac_end(tail: bytes, fixed: int) -> int | None:
-    """The sample behind the last frame in `tail`, the last bytes of a file; None when there is none."""
+    """The sample behind the last frame in `tail`, the last bytes of a file; None when there is
+    none."""
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if at + 16 <= len(tail) and tail[at + 1] & 0xFC == 0xF8:
@@ -425,7 +499,8 @@ def _flac_end(tail: bytes, fixed: int) -> int | None:
 
 
 def _flac_frame(head: bytes, fixed: int) -> int | None:
-    """The sample behind the frame that begins with `head`; None where its checksum says that it is no frame (RFC 9639 section 9.1)."""
+    """The sample behind the frame that begins with `head`; None where its checksum says that it
+    is no frame (RFC 9639 section 9.1)."""
     variable = head[1] & 1
     code, rate = head[2] >> 4, head[2] & 15
     first = head[4]
@@ -464,14 +539,14 @@ def _crc8(data: bytes) -> int:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------- Ogg
+# --------------------------------------------------------------------------------------------- Ogg
 
 PAGE = struct.Struct("<4sBBqIIIB")  # RFC 3533 section 6
 
 
 def _ogg(file: BinaryIO, size: int) -> Look:
-    """Exact for one stream of Vorbis or Opus that begins at 0 and whose last page bears the end-of-stream mark. A stream without that mark
-    is cut off."""
+    """Exact for one stream of Vorbis or Opus that begins at 0 and whose last page bears the
+    end-of-stream mark. A stream without that mark is cut off."""
     open_streams: set[int] = set()
     begun, first_packets, late, junk = 0, b"", False, False
     longest, seen = 0, False
@@ -514,7 +589,8 @@ def _ogg(file: BinaryIO, size: int) -> Look:
 
 
 def _longest_packet(packet: bytes) -> int:
-    """Most samples that a packet of the stream can hold; 0 for codecs other than Vorbis and Opus."""
+    """Most samples that a packet of the stream can hold; 0 for codecs other than Vorbis and
+    Opus."""
     if packet[:7] == b"\x01vorbis":
         return 1 << (packet[28] >> 4)
     return 5760 if packet[:8] == b"OpusHead" else 0
@@ -534,13 +610,33 @@ def _next_page(file: BinaryIO, at: int) -> int:
     return file.seek(0, os.SEEK_END)
 
 
-# ------------------------------------------------------------------------------------- MP3 and AAC: frame after frame
+# ------------------------------------------------------------------ MP3 and AAC: frame after frame
 
 BIT_RATES = {  # kbit/s by index, of MPEG-1 and MPEG-2 layer III
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }  # fmt: skip
-AC3_BIT_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+AC3_BIT_RATES = (
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+    256,
+    320,
+    384,
+    448,
+    512,
+    576,
+    640,
+)
 SAMPLE_RATES = (44_100, 48_000, 32_000)
 
 
@@ -570,11 +666,16 @@ def _adts_frame(data: bytes, at: int) -> _Frame | None:
     if at + 7 > len(data) or data[at] != 0xFF or data[at + 1] & 0xF6 != 0xF0:
         return None
     length = (data[at + 3] & 3) << 11 | data[at + 4] << 3 | data[at + 5] >> 5
-    return _Frame(length, 1024, (data[at + 2] & 0xFD,)) if length >= 7 and data[at + 2] >> 2 & 15 < 13 else None
+    return (
+        _Frame(length, 1024, (data[at + 2] & 0xFD,))
+        if length >= 7 and data[at + 2] >> 2 & 15 < 13
+        else None
+    )
 
 
 def _ac3_frame(data: bytes, at: int) -> _Frame | None:
-    """The frame of AC-3 or E-AC-3 at `at`, if there is one (ATSC A/52 sections 5.4.1 and E.2.3.1)."""
+    """The frame of AC-3 or E-AC-3 at `at`, if there is one (ATSC A/52 sections 5.4.1 and
+    E.2.3.1)."""
     if at + 8 > len(data) or data[at : at + 2] != b"\x0b\x77":
         return None
     rate, size, edition = data[at + 4] >> 6, data[at + 4] & 63, data[at + 5] >> 3
@@ -588,7 +689,8 @@ def _ac3_frame(data: bytes, at: int) -> _Frame | None:
 
 
 def _frames(file: BinaryIO, size: int, begin: int) -> Look:
-    """MP3 and ADTS: walk from frame to frame. Exact for an MP3 whose Xing or Info header counts the frames that are there."""
+    """MP3 and ADTS: walk from frame to frame. Exact for an MP3 whose Xing or Info header counts
+    the frames that are there."""
     if size > SCANNED:
         return Look("", why=NO_LENGTH)
     file.seek(begin)
@@ -596,7 +698,9 @@ def _frames(file: BinaryIO, size: int, begin: int) -> Look:
     for kind, frame_at in (("mp3", _mp3_frame), ("aac", _adts_frame), ("ac3", _ac3_frame)):
         for at in range(min(len(data), UNTIL)):
             first = data[at] in (0xFF, 0x0B) and frame_at(data, at)
-            following = first and (frame_at(data, at + first.length) or at + first.length >= len(data) - 160)
+            following = first and (
+                frame_at(data, at + first.length) or at + first.length >= len(data) - 160
+            )
             if following and (at == 0 or _run(data, at, frame_at, 4)):
                 return _walk(kind, data, at, frame_at)
     return Look("")
@@ -614,9 +718,14 @@ def _run(data: bytes, at: int, frame_at, count: int) -> bool:
 
 def _walk(kind: str, data: bytes, at: int, frame_at) -> Look:
     first = frame_at(data, at)
-    claimed, claimed_bytes = _mp3_header(data[at : at + first.length]) if kind == "mp3" else (None, None)
+    claimed, claimed_bytes = (
+        _mp3_header(data[at : at + first.length]) if kind == "mp3" else (None, None)
+    )
     begin, end, frames, broken, beyond = at, _without_tags(data), 0, False, 0
-    settings, parts = first.settings, [0]  # an AAC decoder takes the settings of a stream's first frame for all
+    settings, parts = (
+        first.settings,
+        [0],
+    )  # an AAC decoder takes the settings of a stream's first frame for all
     while at < end:
         frame = frame_at(data, at)
         if frame is None:
@@ -631,16 +740,27 @@ def _walk(kind: str, data: bytes, at: int, frame_at) -> Look:
         frames += 1
         at += frame.length
     counted = frames - (claimed is not None)
-    if claimed_bytes is not None and claimed is not None and claimed - counted > 2 and begin + claimed_bytes - end > 2 * first.length:
+    if (
+        claimed_bytes is not None
+        and claimed is not None
+        and claimed - counted > 2
+        and begin + claimed_bytes - end > 2 * first.length
+    ):
         return Look(kind, missing=f"{counted:,} of {claimed:,} frames are there")
     if claimed is not None and claimed_bytes is None and claimed - counted > 2 and beyond:
         return Look(kind, missing=f"{counted:,} of {claimed:,} frames are there")
     if beyond and begin == 0 and not broken and (claimed is None or counted < claimed):
-        return Look(kind, missing=f"its last frame ends {beyond:,} bytes behind the end of the file")
+        return Look(
+            kind, missing=f"its last frame ends {beyond:,} bytes behind the end of the file"
+        )
     if kind == "ac3":
         return Look(kind, why=NEW)
     if kind == "aac":
-        ranges = tuple(zip(parts, [*parts[1:], len(data)], strict=True)) if 1 < len(parts) < CHUNKS else ()
+        ranges = (
+            tuple(zip(parts, [*parts[1:], len(data)], strict=True))
+            if 1 < len(parts) < CHUNKS
+            else ()
+        )
         return Look(kind, why=SEVERAL if broken else None, parts=ranges)
     exact = claimed == counted and not broken
     return Look(kind, exact=exact, why=None if exact else NO_LENGTH)
@@ -687,8 +807,9 @@ def _without_tags(data: bytes) -> int:
     return len(data[:end].rstrip(b"\0")) if data[end - 1 : end] == b"\0" else end
 
 
-# --------------------------------------------------------------------------------------------- what it is instead
+# ------------------------------------------------------------------------------ what it is instead
 
+ZEROS = "only zero bytes"
 SIGNATURES = (  # first bytes, what they are
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (b"\x1f\x8b", "a gzip archive; unpack it"),
@@ -709,14 +830,27 @@ SIGNATURES = (  # first bytes, what they are
     (b"SQLite format 3", "an SQLite database"),
     (b"\x7fELF", "a program"),
 )
-MEDIA_TEXT = (b"NIST_1A", b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS", b"caff", b".snd", b"#!AMR", b"Creative Voice", b"ID3", b"MThd")
+MEDIA_TEXT = (
+    b"NIST_1A",
+    b"RIFF",
+    b"RF64",
+    b"FORM",
+    b"fLaC",
+    b"OggS",
+    b"caff",
+    b".snd",
+    b"#!AMR",
+    b"Creative Voice",
+    b"ID3",
+    b"MThd",
+)
 
 
 def other_content(head: bytes) -> str | None:
     """What a file is that is no media file, told by its first bytes; None where they may be media.
 
     Args:
-        head: Some first bytes, 64 or more where the file has them.
+        head: The first bytes, 512 where the file has them: fewer may look like text by chance.
 
     Returns:
         A phrase such as "an HTML page".
@@ -725,7 +859,7 @@ def other_content(head: bytes) -> str | None:
         if head.startswith(signature):
             return what
     if head and not head.strip(b"\0"):
-        return "only zero bytes"
+        return ZEROS
     if head.startswith(MEDIA_TEXT):
         return None
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -733,6 +867,6 @@ def other_content(head: bytes) -> str | None:
         return "an HTML page, perhaps of a login or an error; download the file again"
     if text.startswith(b"<?xml"):
         return "an XML file"
-    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:64]):
+    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         return "a text file"
     return None

@@ -109,13 +109,15 @@ class FileMemory:
     def _read(self, path: Path) -> None:
         try:
             with path.open("rb") as file:
+                metadata = pq.read_schema(file).metadata or {}
+                file.seek(0)
                 table = pq.read_table(file, schema=self.SCHEMA)
         except (pa.ArrowException, OSError, ValueError):
             return  # damaged or of another version: start afresh
-        if (table.schema.metadata or {}).get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
+        if metadata.get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
             return
         columns = [column.to_pylist() for column in table.columns]
-        ours = (table.schema.metadata or {}).get(b"decoder") == str(DECODER).encode()
+        ours = metadata.get(b"decoder") == str(DECODER).encode()
         for name, inode, size, mtime, digest, span, samples, stage, reason, decoder in zip(*columns, strict=True):
             if name is not None:
                 self.files[name] = inode, size, mtime, digest

@@ -1,7 +1,8 @@
 """Media file → float32 mono waveform at 16 kHz, with its true decoded length.
 
-The channel is chosen before resampling, so that a 5.1 clip costs no more than a mono one. Which decoder reads a file, and how long it is, is
-told by `containers` and `readers`. All functions are top-level and their results picklable: they run in worker processes.
+The channel is chosen before resampling, so that a 5.1 clip costs no more than a mono one. Which
+decoder reads a file, and how long it is, is told by `containers` and `readers`. All functions
+are top-level and their results picklable: they run in worker processes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ from pipeline.readers import MediaError, Source, open_source, what_changed
 
 RATE = 16_000
 CHANNELS = ("auto", "centre", "mix")  # or a channel's number, from 0
-MAX_HELD = 2**28  # samples of one channel held in memory, before or after resampling: 1 GiB, 93 minutes at 48 kHz, 4.6 hours at 16 kHz
-LOUDEST = 1e9  # samples; full scale is 1, integers stored as floats reach 2e9 / 2; squares of more overflow in encoders
+# Samples of one channel held in memory, before or after resampling: 1 GiB, 93 minutes at 48 kHz, 4.6
+# hours at 16 kHz or less.
+MAX_HELD = 2**28
+# Samples, where full scale is 1: 32-bit integers saved as floats reach 2.1e9 and are let through;
+# squares of much more overflow in encoders.
+LOUDEST = 2.0**31
 CLIPPED = (0.999, 1e-3)  # "clipped": more than this share of the samples at or above this level
 SILENT = 1e-4  # "silent": no sample above this level (-80 dB)
 
@@ -33,8 +38,8 @@ __all__ = ["Clip", "ClipInfo", "MediaError", "changed", "load", "probe", "resamp
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """`waveform` (n,) float32 mono at 16 kHz. `channel` is the one used, a name such as "FC", a number, or "mix". `flags` are those of
-    `pipeline.parts.FLAGS` that concern media."""
+    """`waveform` (n,) float32 mono at 16 kHz. `channel` is the one used, a name such as "FC", a
+    number, or "mix". `flags` are those of `pipeline.parts.FLAGS` that concern media."""
 
     waveform: np.ndarray
     source_rate: int
@@ -61,13 +66,19 @@ class ClipInfo:
 
 
 def load(
-    path: str | os.PathLike, *, channel: str = "auto", start: float | None = None, end: float | None = None, track: str = "auto"
+    path: str | os.PathLike,
+    *,
+    channel: str = "auto",
+    start: float | None = None,
+    end: float | None = None,
+    track: str = "auto",
 ) -> Clip:
     """The part of a file from `start` to `end` seconds as 16 kHz mono.
 
     Args:
         path: A media file.
-        channel: `auto` is the centre (FC) where the layout has one, else the mean of all; `centre`, `mix`, or a number from 0.
+        channel: `auto` is the centre (FC) where the layout has one, else the mean of all; `centre`,
+            `mix`, or a number from 0.
         start: Seconds on the file's time line; None: its beginning.
         end: Likewise; None: its end.
         track: `auto` is the default audio track, else the first; or a number from 0.
@@ -112,8 +123,15 @@ def load(
     return Clip(waveform, rate, len(names), used, tuple(flags))
 
 
-def probe(path: str | os.PathLike, *, start: float | None = None, end: float | None = None, track: str = "auto") -> ClipInfo:
-    """What `load` would return, without holding it: from the header where its length is verified, by decoding elsewhere.
+def probe(
+    path: str | os.PathLike,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    track: str = "auto",
+) -> ClipInfo:
+    """What `load` would return, without holding it: from the header where its length is verified,
+    by decoding elsewhere.
 
     Args:
         path: A media file.
@@ -133,7 +151,11 @@ def probe(path: str | os.PathLike, *, start: float | None = None, end: float | N
     lengths: list[tuple[int, int]] = []
     held, first = 0.0, None
     if source.exact:
-        rate, channels, frames = source.header.samplerate, source.header.channels, source.header.frames
+        rate, channels, frames = (
+            source.header.samplerate,
+            source.header.channels,
+            source.header.frames,
+        )
         a, b = _bounds(rate, start, end)
         first = rate, ("",) * channels
         lengths.append((rate, max(0, min(frames, frames if b is None else b) - a)))
@@ -149,14 +171,17 @@ def probe(path: str | os.PathLike, *, start: float | None = None, end: float | N
     _check_span(path, first, held, start)
     rate, names = first
     samples = 0
-    for piece_rate, group in groupby(filter(lambda pair: pair[1], lengths), key=lambda pair: pair[0]):
+    for piece_rate, group in groupby(
+        filter(lambda pair: pair[1], lengths), key=lambda pair: pair[0]
+    ):
         samples += resampled_length(sum(n for _, n in group), piece_rate)
     return ClipInfo(samples, rate, len(names))
 
 
 def changed(path: str | os.PathLike) -> str | None:
-    """Why a file is decoded otherwise than by the first version of the decoder; None when it is not. Needs FFmpeg for containers with time
-    stamps, so it belongs into a process that may crash."""
+    """Why a file is decoded otherwise than by the first version of the decoder; None when it is
+    not. Needs FFmpeg for containers with time stamps, so it belongs into a process that may
+    crash."""
     path = Path(path)
     return what_changed(path, look(path))
 
@@ -172,13 +197,21 @@ def _source(path: Path, track: str) -> Source:
     return open_source(path, found, track)
 
 
-def _cut(source: Source, start: float, end: float | None, *, silent: bool = False) -> Iterator[tuple[int, tuple[str, ...], bool, np.ndarray]]:
-    """Blocks (rate, channel names, whether `end` is reached, samples) of what lies between `start` and `end`."""
+def _cut(
+    source: Source, start: float, end: float | None, *, silent: bool = False
+) -> Iterator[tuple[int, tuple[str, ...], bool, np.ndarray]]:
+    """Blocks (rate, channel names, whether `end` is reached, samples) of what lies between
+    `start` and `end`."""
     with closing(source.blocks(start, silent=silent)) as blocks:
         for rate, names, offset, samples in blocks:
             a, b = _bounds(rate, start, end)
             reached = b is not None and offset + samples.shape[1] >= b
-            yield rate, names, reached, samples[:, max(0, a - offset) : None if b is None else max(0, b - offset)]
+            yield (
+                rate,
+                names,
+                reached,
+                samples[:, max(0, a - offset) : None if b is None else max(0, b - offset)],
+            )
             if reached:
                 return
 
@@ -191,21 +224,31 @@ def _cost(n: int, rate: int) -> float:
 def _check_held(path: Path, held: float, rate: int) -> None:
     if held > MAX_HELD:
         minutes = MAX_HELD / max(rate, RATE) / 60
-        raise MediaError(f"{path}: more than {minutes:.0f} minutes; give start and end to cut it", "too_long")
+        raise MediaError(
+            f"{path}: more than {minutes:.0f} minutes; give start and end to cut it", "too_long"
+        )
 
 
 def _check_finite(path: Path, x: np.ndarray) -> float:
-    """The largest absolute value. Raises MediaError for NaN, infinity and what overflows in an encoder."""
+    """The largest absolute value. Raises MediaError for NaN, infinity and what overflows in an
+    encoder."""
     peak = float(max(x.max(), -x.min()))
     if not math.isfinite(peak):
-        raise MediaError(f"{path}: {np.count_nonzero(~np.isfinite(x))} of {len(x)} samples are NaN or infinite", "nan")
+        raise MediaError(
+            f"{path}: {np.count_nonzero(~np.isfinite(x))} of {len(x)} samples are NaN or infinite",
+            "nan",
+        )
     if peak > LOUDEST:
-        raise MediaError(f"{path}: its samples reach {peak:.1e}, where full scale is 1: no sound, or floats of another scale", "nan")
+        raise MediaError(
+            f"{path}: its samples reach {peak:.1e}, where full scale is 1: no sound, or floats of another scale",
+            "nan",
+        )
     return peak
 
 
 def _judge(path: Path, parts: list[np.ndarray]) -> list[str]:
-    """Flags that the level of a clip deserves. Raises MediaError for samples that are no numbers."""
+    """Flags that the level of a clip deserves. Raises MediaError for samples that are no
+    numbers."""
     level, share = CLIPPED
     peak, full, count = 0.0, 0, 0
     for x in parts:
@@ -224,8 +267,9 @@ def resampled_length(n: int, rate: int) -> int:
 
 
 def _ratio(rate: int) -> Fraction:
-    """16 kHz / rate, exact for every usual rate. The resampling kernel grows with the product of both terms, so a header's 44,101 Hz
-    would take gigabytes: such a ratio is rounded (relative error below 1e-4) and flagged."""
+    """16 kHz / rate, exact for every usual rate. The resampling kernel grows with the product of
+    both terms, so a header's 44,101 Hz would take gigabytes: such a ratio is rounded (relative
+    error below 1e-4) and flagged."""
     return Fraction(RATE, rate).limit_denominator(1_000)
 
 
@@ -237,10 +281,14 @@ def _resample(source: np.ndarray, rate: int) -> np.ndarray:
 
     ratio = _ratio(rate)
     with torch.inference_mode():
-        return resample(torch.from_numpy(np.ascontiguousarray(source)), ratio.denominator, ratio.numerator).numpy()
+        return resample(
+            torch.from_numpy(np.ascontiguousarray(source)), ratio.denominator, ratio.numerator
+        ).numpy()
 
 
-def _span(path: Path, start: float | None, end: float | None) -> tuple[float, float | None, list[str]]:
+def _span(
+    path: Path, start: float | None, end: float | None
+) -> tuple[float, float | None, list[str]]:
     for name, value in (("start", start), ("end", end)):
         if value is not None and not math.isfinite(value):
             raise MediaError(f"{path}: {name} is {value}; expected seconds", "times")
@@ -263,18 +311,28 @@ def _check_span(path: Path, first: tuple | None, held: int, start: float) -> Non
     raise MediaError(f"{path}: no audio samples", "empty")
 
 
-def _pick(path: Path, channel: str, names: tuple[str, ...], block: np.ndarray) -> tuple[str, np.ndarray]:
+def _pick(
+    path: Path, channel: str, names: tuple[str, ...], block: np.ndarray
+) -> tuple[str, np.ndarray]:
     """(name of what was used, mono (n,)) from a block (channels, n)."""
     if channel in ("auto", "centre") and "FC" in names:
         return "FC", block[names.index("FC")].copy()
     if channel == "centre":
-        raise MediaError(f"{path}: no centre channel among {len(names)} ({' '.join(filter(None, names)) or 'unnamed'})", "channel")
+        raise MediaError(
+            f"{path}: no centre channel among {len(names)} ({' '.join(filter(None, names)) or 'unnamed'})",
+            "channel",
+        )
     if channel in ("auto", "mix"):
         return "mix", block.mean(axis=0, dtype=np.float32)
     if not str(channel).isdecimal():
-        raise MediaError(f"channel '{channel}' is not one of {', '.join(CHANNELS)} or a number from 0", "channel")
+        raise MediaError(
+            f"channel '{channel}' is not one of {', '.join(CHANNELS)} or a number from 0", "channel"
+        )
     if int(channel) >= len(names):
-        raise MediaError(f"{path}: channel {channel} asked for, the file has {len(names)} (numbered from 0)", "channel")
+        raise MediaError(
+            f"{path}: channel {channel} asked for, the file has {len(names)} (numbered from 0)",
+            "channel",
+        )
     return str(channel), block[int(channel)].copy()
 
 

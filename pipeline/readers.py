@@ -1,13 +1,16 @@
-"""The two decoders: soundfile where a header's length can be believed, PyAV (FFmpeg) for the rest, along the presentation time line.
+"""The two decoders: soundfile where a header's length can be believed, PyAV (FFmpeg) for the rest,
+along the presentation time line.
 
-Both give blocks (rate, channel names, offset, samples (channels, n)). `offset` counts samples at `rate` from the beginning of the file's time
-line, which is the container's start time: sound that begins later, or a gap in the time stamps, is silence of that length.
+Both give blocks (rate, channel names, offset, samples (channels, n)). `offset` counts samples at
+`rate` from the beginning of the file's time line, which is the container's start time: sound
+that begins later, or a gap in the time stamps, is silence of that length.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +23,19 @@ from pipeline.errors import DataError
 
 RATES = (1_000, 768_000)  # Hz; a header outside this range is damaged or hostile
 BLOCK = 2**20  # samples over all channels decoded at a time
-GAP = 0.05  # seconds between time stamps and samples that count as a delay or gap; below it lie rounding, jitter and encoder delays
+# Seconds between time stamps and samples that count as a delay or gap; below it lie rounding, jitter
+# and the delays of encoders.
+GAP = 0.05
 DECODER_DELAY = 0.2  # seconds that a decoder may keep of a stream whose packets begin in time
-JUMP = 10.0  # seconds: a longer gap in a format whose clock may start anew is a new clock, no silence (as in ffmpeg)
+# Seconds: a longer gap in a format whose clock may start anew is a new clock, no silence, as in ffmpeg.
+JUMP = 10.0
 LONGEST_GAP = 24 * 3600.0  # seconds; more is a damaged time stamp
 BROKEN = 0.05  # share of a stream's packets that may be undecodable before the file is refused
-SHORTFALL = (0.5, 0.1)  # seconds and share that the first version let be missing against a duration in the header
+SHORTFALL = (
+    0.5,
+    0.1,
+)  # seconds and share that the first version let be missing against a duration in the header
+PADDING = 1 << 20  # bytes of zeros after which a file counts as nothing else
 RETRIES = 10_000  # times that FFmpeg may ask to be called again while it looks for the next packet
 CLOCK_MAY_RESTART = 0x0200  # AVFMT_TS_DISCONT
 
@@ -33,33 +43,55 @@ FLAC_LAYOUTS = {  # RFC 9639 table 14: FLAC fixes the order by the number of cha
     3: "FL FR FC", 4: "FL FR BL BR", 5: "FL FR FC BL BR", 6: "FL FR FC LFE BL BR",
     7: "FL FR FC LFE BC SL SR", 8: "FL FR FC LFE BL BR SL SR",
 }  # fmt: skip
-SIZED = {"wav", "aiff", "au", "caf", "w64"}  # libsndfile has always read these, with or without a true length
-SOUNDFILE = {  # libsndfile's formats that it tells by their content; matrices and instruments are no recordings
-    "WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "NIST", "VOC", "AVR", "IRCAM", "PAF", "PVF", "SVX",
+SIZED = {
+    "wav",
+    "aiff",
+    "au",
+    "caf",
+    "w64",
+}  # libsndfile has always read these, with or without a true length
+# Formats that libsndfile tells by their content; matrices and instruments are no recordings.
+SOUNDFILE = {
+    "WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "NIST", "VOC", "AVR",
+    "IRCAM", "PAF", "PVF", "SVX",
 }  # fmt: skip
-# Demuxers of FFmpeg that read one local file and nothing else. Playlists (hls, concat, dash), sdp and image sequences are left out: they
-# would open other files and addresses. So are raw samples, which any file could be taken for.
+# Demuxers of FFmpeg that read one local file and nothing else. Playlists (hls, concat, dash), sdp and
+# image sequences are left out: they would open other files and addresses. So are raw samples, which
+# any file could be taken for.
 CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,aiff,asf,flv,mpeg,mpegts,au,caf,amr,amrnb,amrwb,"
-    "ac3,eac3,dts,dtshd,truehd,mlp,wv,tta,tak,ape,mpc,mpc8,voc,nistsphere,loas,gsm,qcp,sox,ircam,avr,pvf,rm,oma,dsf,iff,"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,aiff,asf,flv,mpeg,mpegts,"
+    "au,caf,amr,amrnb,amrwb,ac3,eac3,dts,dtshd,truehd,mlp,wv,tta,tak,ape,mpc,mpc8,voc,nistsphere,"
+    "loas,gsm,qcp,sox,ircam,avr,pvf,rm,oma,dsf,iff,"
     "mxf,nut,dv,mpegvideo,bonk,osq,shn,wsd,act,g722,g729,dss,svag,xwma,wtv,lc3,hcom,wve"
 )
 FIRST_VERSION = (  # what the first version let FFmpeg open
-    "mov mp4 m4a 3gp 3g2 mj2 matroska webm avi wav w64 mp3 flac ogg aac aiff asf flv mpeg mpegts au caf amr"
+    "mov mp4 m4a 3gp 3g2 mj2 matroska webm avi wav w64 mp3 flac ogg aac aiff asf flv mpeg mpegts "
+    "au caf amr"
 ).split()
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")
-FRAMED = {"mp3", "aac", "ac3", "eac3", "flac", "loas", "dts"}  # streams of frames: what lies between two of them may be a tag
+FRAMED = {
+    "mp3",
+    "aac",
+    "ac3",
+    "eac3",
+    "flac",
+    "loas",
+    "dts",
+}  # streams of frames: what lies between two of them may be a tag
 
 
 class MediaError(DataError):
-    """`stage`: open | decode | truncated | empty | channel | track | rate | times | nan | too_long."""
+    """`stage`: open | decode | truncated | empty | channel | track | rate | times | nan |
+    too_long."""
 
     def __init__(self, message: str, stage: str = "decode"):
         super().__init__(message)
         self.stage = stage
 
 
-Block = tuple[int, tuple[str, ...], int, np.ndarray]  # rate, channel names, offset, samples (channels, n)
+Block = tuple[
+    int, tuple[str, ...], int, np.ndarray
+]  # rate, channel names, offset, samples (channels, n)
 
 
 @dataclass
@@ -73,7 +105,8 @@ class Source:
     flags: list[str] = field(default_factory=list)
 
     def blocks(self, start: float, *, silent: bool = False) -> Iterator[Block]:
-        """Decode, from `start` seconds or before. `silent`: zeros instead of samples, for whom only lengths matter."""
+        """Decode, from `start` seconds or before. `silent`: zeros instead of samples, for whom
+        only lengths matter."""
         if self.header is not None:
             return _soundfile_blocks(self, start)
         if self.look.parts:
@@ -87,12 +120,17 @@ class Source:
 
 
 def open_source(path: Path, look: Look, track: str = "auto") -> Source:
-    """Choose the decoder. Raises MediaError for a file that is cut off, or that claims what cannot be."""
+    """Choose the decoder. Raises MediaError for a file that is cut off, or that claims what
+    cannot be."""
     if look.missing:
         raise MediaError(f"{path}: truncated, {look.missing}", "truncated")
+    if (
+        not look.kind and (found := _other_content(path)) is not None
+    ):  # FFmpeg would go by the suffix
+        raise MediaError(f"{path}: not a media file that can be read (it is {found})", "open")
     source = Source(path, look, track, flags=list(look.flags))
     if look.exact:
-        source.header = _header(path, look)
+        source.header = _header(path)
     if source.header is not None:
         check_rate(path, source.header.samplerate)
         if track not in ("auto", "0"):
@@ -100,7 +138,7 @@ def open_source(path: Path, look: Look, track: str = "auto") -> Source:
     return source
 
 
-def _header(path: Path, look: Look):
+def _header(path: Path) -> soundfile.SoundFile | None:
     """The file as soundfile opens it; None where PyAV is to read it."""
     try:
         header = soundfile.SoundFile(os.fsencode(path))
@@ -115,15 +153,19 @@ def _header(path: Path, look: Look):
 
 def check_rate(path: Path, rate: int) -> None:
     if not RATES[0] <= rate <= RATES[1]:
-        raise MediaError(f"{path}: its header claims {rate} Hz, expected {RATES[0]} to {RATES[1]}", "rate")
+        raise MediaError(
+            f"{path}: its header claims {rate} Hz, expected {RATES[0]} to {RATES[1]}", "rate"
+        )
 
 
 def _no_track(path: Path, track: str, count: int) -> MediaError:
     has = "one audio track" if count == 1 else f"{count} audio tracks"
-    return MediaError(f"{path}: audio track {track} asked for, the file has {has} (numbered from 0)", "track")
+    return MediaError(
+        f"{path}: audio track {track} asked for, the file has {has} (numbered from 0)", "track"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- soundfile
+# --------------------------------------------------------------------------------------- soundfile
 
 
 def _soundfile_blocks(source: Source, start: float) -> Iterator[Block]:
@@ -134,26 +176,34 @@ def _soundfile_blocks(source: Source, start: float) -> Iterator[Block]:
         names = ("FC",) if header.channels == 1 else ("FL", "FR")
     try:
         with header as file:
-            offset = min(round(start * file.samplerate), max(0, file.frames)) if file.seekable() else 0
+            offset = (
+                min(round(start * file.samplerate), max(0, file.frames)) if file.seekable() else 0
+            )
             if offset:
                 file.seek(offset)
             more = True
-            while more:  # the last block is empty, so that a start beyond the end still tells the rate
+            while (
+                more
+            ):  # the last block is empty, so that a start beyond the end still tells the rate
                 block = file.read(max(1, BLOCK // file.channels), dtype="float32", always_2d=True)
                 yield file.samplerate, names, offset, block.T
                 offset += len(block)
                 more = len(block) > 0
             if file.frames > offset:
-                raise MediaError(f"{path}: truncated, {offset:,} of {file.frames:,} samples are there", "truncated")
+                raise MediaError(
+                    f"{path}: truncated, {offset:,} of {file.frames:,} samples are there",
+                    "truncated",
+                )
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise MediaError(f"{path}: cannot be decoded ({_one_line(error)})", "decode") from None
 
 
-# --------------------------------------------------------------------------------------------------------------- PyAV
+# -------------------------------------------------------------------------------------------- PyAV
 
 
 class Window:
-    """The bytes from `begin` to `end` of a file as a file, with those of `patch` in the place of its own."""
+    """The bytes from `begin` to `end` of a file as a file, with those of `patch` in the place of
+    its own."""
 
     def __init__(self, path: Path, begin: int, end: int, patch: tuple[int, bytes] | None = None):
         self._file = path.open("rb")
@@ -184,41 +234,49 @@ class Window:
         self._file.close()
 
 
-def _open(path: Path, part: tuple[int, int] | None = None, patch: tuple[int, bytes] | None = None):
-    """PyAV's container of a file, or of the bytes `part` of it."""
+def _open(path: Path, window: Window | None):
+    """PyAV's container of a file, or of a window on it."""
     import av
 
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
     try:
-        if part is not None or patch is not None:
-            return av.open(Window(path, *(part or (0, path.stat().st_size)), patch), options=options)
         # "file:" keeps a colon in the name from being read as a protocol
-        return av.open(f"file:{path.absolute()}", options=options)
+        return av.open(f"file:{path.absolute()}" if window is None else window, options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{path}: not a media file that can be read ({_what_instead(path, error)})", "open") from None
+        raise MediaError(
+            f"{path}: not a media file that can be read ({_what_instead(path, error)})", "open"
+        ) from None
+
+
+def _other_content(path: Path) -> str | None:
+    """What a file is that is no media file; zeros at its beginning alone may be padding."""
+    try:
+        with path.open("rb") as file:
+            found = containers.other_content(file.read(512))
+            if found == containers.ZEROS and file.read(PADDING).strip(b"\0"):
+                return None
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or error}", "open") from None
+    return found
 
 
 def _what_instead(path: Path, error: Exception) -> str:
     """In our words, why a file cannot be opened."""
     import av
 
-    try:
-        with path.open("rb") as file:
-            found = containers.other_content(file.read(512))
-    except OSError:
-        found = None
-    if found is not None:
-        return f"it is {found}"
     if isinstance(error, av.error.InvalidDataError):
         return "no known container begins like this, or its header is damaged"
-    if getattr(error, "errno", None) == 22:  # EINVAL is what FFmpeg says of a demuxer that is not allowed, too
+    if (
+        getattr(error, "errno", None) == 22
+    ):  # EINVAL is what FFmpeg says of a demuxer that is not allowed, too
         suffix = f" '{path.suffix}'" if path.suffix else ""
         return f"a format{suffix} that is not supported; convert it, e.g. to .wav or .flac"
     return _one_line(error)
 
 
 def pick_track(path: Path, container, track: str):
-    """The audio stream: the default one by its disposition, else the first; or number `track`. Raises MediaError."""
+    """The audio stream: the default one by its disposition, else the first; or number `track`.
+    Raises MediaError."""
     import av
 
     streams = container.streams.audio
@@ -247,10 +305,12 @@ class TimeLine:
     def first_packet(self, time: float) -> None:
         self.in_time = time - self.origin <= GAP
 
-    def silence(self, rate: int, time: float | None, *, tick: float = 0.0, start: float = 0.0) -> int:
-        """Samples of silence before a piece of sound that begins at `time` on the container's clock, which has a resolution of `tick`.
-        Until `start` nothing is kept, and each piece lies where its own time stamp says, if that is more than its rounding: so ffmpeg
-        cuts."""
+    def silence(
+        self, rate: int, time: float | None, *, tick: float = 0.0, start: float = 0.0
+    ) -> int:
+        """Samples of silence before a piece of sound that begins at `time` on the container's
+        clock, which has a resolution of `tick`. Until `start` nothing is kept, and each piece
+        lies where its own time stamp says, if that is more than its rounding: so ffmpeg cuts."""
         if rate != self.rate:
             self.offset = round(self.offset * rate / self.rate) if self.rate else 0
             self.rate = rate
@@ -262,7 +322,9 @@ class TimeLine:
             self.origin += ahead
             return 0
         if abs(ahead) <= GAP:
-            if not begun and ahead < 0:  # the container's start is rounded, or before what decoders leave out
+            if (
+                not begun and ahead < 0
+            ):  # the container's start is rounded, or before what decoders leave out
                 self.origin += ahead
             elif abs(ahead) > tick and time - self.origin <= start:
                 self.offset += round(ahead * rate)
@@ -280,7 +342,8 @@ def _time_line(container) -> TimeLine:
 
 
 def _chained(source: Source, start: float, silent: bool) -> Iterator[Block]:
-    """Streams that follow one another in a file, each by a decoder of its own: rates and channels may change."""
+    """Streams that follow one another in a file, each by a decoder of its own: rates and
+    channels may change."""
     begin = 0.0
     for part in source.look.parts:
         seconds = 0.0
@@ -291,7 +354,8 @@ def _chained(source: Source, start: float, silent: bool) -> Iterator[Block]:
 
 
 def _packets(container, stream) -> Iterator:
-    """The packets of a stream; FFmpeg may ask to be called again while it looks for the next one."""
+    """The packets of a stream; FFmpeg may ask to be called again while it looks for the next
+    one."""
     for _ in range(RETRIES):
         try:
             yield from container.demux(stream)
@@ -300,16 +364,17 @@ def _packets(container, stream) -> Iterator:
             continue
 
 
-def _av_blocks(source: Source, start: float, silent: bool, part: tuple[int, int] | None = None) -> Iterator[Block]:
+def _av_blocks(
+    source: Source, start: float, silent: bool, part: tuple[int, int] | None = None
+) -> Iterator[Block]:
     """Decode a stream to the end of its data, from `start` seconds or before."""
     import av
 
     path, flags = source.path, source.flags
-    container = _open_either(source, part)
-    if container is None:
-        yield from _soundfile_blocks(source, 0.0)
-        return
-    with container:
+    with _opened(source, part) as container:
+        if container is None:
+            yield from _soundfile_blocks(source, 0.0)
+            return
         stream = pick_track(path, container, source.track)
         if len(container.streams.audio) > 1:
             flags.append("tracks")
@@ -343,35 +408,52 @@ def _av_blocks(source: Source, start: float, silent: bool, part: tuple[int, int]
                     line.offset += block.shape[1]
                     decoded += block.shape[1]
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise MediaError(f"{path}: cannot be decoded after {line.offset:,} samples ({_one_line(error)})", "decode") from None
+            raise MediaError(
+                f"{path}: cannot be decoded after {line.offset:,} samples ({_one_line(error)})",
+                "decode",
+            ) from None
         finally:
             flags += dict.fromkeys(line.flags)
         if broken and (not decoded or broken > max(1, BROKEN * packets)):
-            raise MediaError(f"{path}: cannot be decoded, {broken:,} of {packets:,} packets are damaged", "decode")
+            raise MediaError(
+                f"{path}: cannot be decoded, {broken:,} of {packets:,} packets are damaged",
+                "decode",
+            )
         if broken:
             flags.append("damaged")
         claimed = source.look.samples
         if claimed and decoded < claimed:
-            raise MediaError(f"{path}: truncated, {decoded:,} of {claimed:,} samples are there", "truncated")
+            raise MediaError(
+                f"{path}: truncated, {decoded:,} of {claimed:,} samples are there", "truncated"
+            )
 
 
-def _open_either(source: Source, part: tuple[int, int] | None = None):
-    """PyAV's container; None when only libsndfile can read the file, whose header `source` then has."""
-    try:
-        return _open(source.path, part, source.look.patch)
-    except MediaError:
-        if source.look.kind:
-            raise
-        source.header = _header(source.path, source.look)
-        if source.header is None:
-            raise
-        check_rate(source.path, source.header.samplerate)
-        return None
+@contextmanager
+def _opened(source: Source, part: tuple[int, int] | None = None) -> Iterator:
+    """PyAV's container; None when only libsndfile can read the file, whose header `source` then
+    has."""
+    path, patch = source.path, source.look.patch
+    window = None
+    if part is not None or patch is not None:
+        window = Window(path, *(part or (0, path.stat().st_size)), patch)
+    with closing(window) if window is not None else nullcontext():
+        try:
+            container = _open(path, window)
+        except MediaError:
+            source.header = None if source.look.kind else _header(path)
+            if source.header is None:
+                raise
+            check_rate(path, source.header.samplerate)
+            container = None
+        with container if container is not None else nullcontext():
+            yield container
 
 
 def _names(layout) -> tuple[str, ...]:
     channels = layout.channels
-    return tuple(c.name for c in channels) if len(channels) > 1 else ("FC",)  # mono is its own centre, named or not
+    return (
+        tuple(c.name for c in channels) if len(channels) > 1 else ("FC",)
+    )  # mono is its own centre, named or not
 
 
 def _zeros(channels: int, n: int) -> np.ndarray:
@@ -391,40 +473,44 @@ def _planes(frame) -> np.ndarray:
 
 
 def _one_line(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip().splitlines()[0]
+    return (
+        (getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        .strip()
+        .splitlines()[0]
+    )
 
 
-# ------------------------------------------------------------------------- whether this version decodes a file otherwise
+# --------------------------------------------------- whether this version decodes a file otherwise
 
 
-def what_changed(path: Path, look: Look, track: str = "auto") -> str | None:
-    """Why a file is decoded otherwise than by the first version, from its packets' time stamps; nothing is decoded.
+def what_changed(path: Path, look: Look) -> str | None:
+    """Why a file is decoded otherwise than by the first version, from its packets' time stamps;
+    nothing is decoded.
 
     Args:
         path: A media file whose bytes alone do not tell.
         look: What its bytes tell.
-        track: The audio track asked for.
 
     Returns:
         The reason, None when both versions decode it alike or neither can.
     """
     import av
 
-    if look.why or look.missing:
+    if look.why or look.missing or look.exact:
         return look.why
     source = Source(path, look)
     try:
-        container = _open_either(source)
-    except MediaError:
-        return None
-    if container is None:
-        return containers.NEW
-    with container:
-        try:
+        with _opened(source) as container:
+            if container is None:
+                return containers.NEW
             stream = pick_track(path, container, "auto")
             if not set(container.format.name.split(",")) & set(FIRST_VERSION):
                 return containers.NEW
-            if container.format.name in ("mp3", "flac", "ogg"):  # the first version believed their headers
+            if container.format.name in (
+                "mp3",
+                "flac",
+                "ogg",
+            ):  # the first version believed their headers
                 return containers.NO_LENGTH
             if len(container.streams.audio) > 1:
                 return "several audio tracks"
@@ -441,12 +527,15 @@ def what_changed(path: Path, look: Look, track: str = "auto") -> str | None:
                 length = fixed or round(float(packet.duration * packet.time_base) * rate)
                 line.offset += length
                 total += length
-        except (MediaError, av.error.FFmpegError, OSError, ValueError):
-            return None
-        if line.flags:
-            return {"late": "sound that begins late", "gap": "a gap in its time stamps"}[line.flags[0]]
-        declared = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        if not stream.duration and len(container.streams) == 1:
-            declared = (container.duration or 0) / 1_000_000
-        was_truncated = total and rate and declared - total / rate > max(SHORTFALL[0], SHORTFALL[1] * declared)
-        return containers.NO_LENGTH if was_truncated else None
+            duration = stream.duration
+            declared = float(duration * stream.time_base) if duration else 0.0
+            if not duration and len(container.streams) == 1:
+                declared = (container.duration or 0) / 1_000_000
+    except (MediaError, av.error.FFmpegError, OSError, ValueError):
+        return None
+    if line.flags:
+        return {"late": "sound that begins late", "gap": "a gap in its time stamps"}[line.flags[0]]
+    was_truncated = (
+        total and rate and declared - total / rate > max(SHORTFALL[0], SHORTFALL[1] * declared)
+    )
+    return containers.NO_LENGTH if was_truncated else None

@@ -150,7 +150,7 @@ def unreadable(path: str) -> str | None:
     """Why a file cannot be media, from its size and first bytes: "missing", "empty", "a text file"…; None: it may be."""
     try:
         with open(path, "rb", buffering=0) as file:
-            head = file.read(64)
+            head = file.read(512)
     except FileNotFoundError:
         return "missing"
     except OSError as error:

@@ -1,9 +1,10 @@
-"""One clip in many forms, codec × container × defect of the header, and the table of their lengths in docs/extraction.md.
+"""One clip in many forms, codec × container × defect of the header, and the table of their lengths
+in docs/extraction.md.
 
     python -m tests.media.forms        # prints the table; needs the ffmpeg binary for its column
 
-The clip is 2.37 s of a rising tone at 24 kHz. Everything is made by PyAV, soundfile and arithmetic, so that it can be tested without ffmpeg:
-the true length is known.
+The clip is 2.37 s of a rising tone at 24 kHz. Everything is made by PyAV, soundfile and
+arithmetic, so that it can be tested without ffmpeg: the true length is known.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ TIMED = "aresample=async=1:first_pts=0"  # what makes ffmpeg write the silence o
 
 @dataclass(frozen=True)
 class Form:
-    """`make(path)` writes it; `seconds` is the true length, `frame` the seconds of one codec frame, by which lengths may differ."""
+    """`make(path)` writes it; `seconds` is the true length, `frame` the seconds of one codec
+    frame, by which lengths may differ."""
 
     name: str
     suffix: str
@@ -50,18 +52,23 @@ def sweep(n: int = SAMPLES, rate: int = RATE) -> np.ndarray:
     return (0.4 * np.sin(2 * np.pi * (200 + 150 * t) * t)).astype(np.float32)
 
 
-# ----------------------------------------------------------------------------------------------------- how they are made
+# ------------------------------------------------------------------------------- how they are made
 
 
 def encode(
     target, codec: str, container: str, *, wave: np.ndarray | None = None, rate: int = RATE, late: float = 0.0, gap: tuple[float, float] | None = None,
     video: bool = False, options: dict | None = None, bit_rate: int = 64_000,
 ) -> None:  # fmt: skip
-    """`wave` by FFmpeg's encoder, `late` seconds after the beginning, with the seconds `gap` left out of the time line; `video`: beside a
-    black picture, so that the time line begins at 0."""
+    """`wave` by FFmpeg's encoder, `late` seconds after the beginning, with the seconds `gap`
+    left out of the time line; `video`: beside a black picture, so that the time line begins at
+    0."""
     wave = sweep() if wave is None else wave
     with av.open(target, "w", format=container, options=options or {}) as out:
-        picture = out.add_stream("mpeg4", rate=25, width=64, height=64, pix_fmt="yuv420p") if video else None
+        picture = (
+            out.add_stream("mpeg4", rate=25, width=64, height=64, pix_fmt="yuv420p")
+            if video
+            else None
+        )
         stream = out.add_stream(codec, rate=rate, layout="mono")
         if not codec.startswith("pcm") and codec not in ("flac", "wavpack", "tta"):
             stream.bit_rate = bit_rate
@@ -80,7 +87,9 @@ def encode(
         step = stream.codec_context.frame_size or 1024
         for first, piece in pieces:
             for at in range(0, len(piece), step):
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece[None, at : at + step]), format="fltp", layout="mono")
+                frame = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(piece[None, at : at + step]), format="fltp", layout="mono"
+                )
                 frame.sample_rate = rate
                 frame.pts = first + at + round(late * rate)
                 for ready in resampler.resample(frame):
@@ -164,7 +173,11 @@ def put(content: bytes, at: int, value: bytes) -> bytes:
 def flac_claims(total: int) -> bytes:
     content = made("flac", "flac")
     at = content.index(b"fLaC") + 21
-    return put(content, at, bytes([content[at] & 0xF0 | total >> 32]) + struct.pack(">I", total & 0xFFFFFFFF))
+    return put(
+        content,
+        at,
+        bytes([content[at] & 0xF0 | total >> 32]) + struct.pack(">I", total & 0xFFFFFFFF),
+    )
 
 
 def mp3_claims(frames: int) -> bytes:
@@ -274,11 +287,26 @@ FORMS = [
 
 
 def ffmpeg_seconds(path: Path, filters: str = "") -> float:
-    """Length as the ffmpeg binary decodes it to 16 kHz mono. With `filters` it reads the picture too, else it lets the time line of some
-    containers begin with the sound."""
+    """Length as the ffmpeg binary decodes it to 16 kHz mono. With `filters` it reads the picture
+    too, else it lets the time line of some containers begin with the sound."""
     timed = ["-af", filters, "-map", "0:a"] if filters else []
     picture = ["-map", "0:v?", "-f", "null", "-"] if filters else []
-    command = ["ffmpeg", "-v", "quiet", "-i", str(path), *timed, "-ac", "1", "-ar", "16000", "-f", "f32le", "-", *picture]
+    command = [
+        "ffmpeg",
+        "-v",
+        "quiet",
+        "-i",
+        str(path),
+        *timed,
+        "-ac",
+        "1",
+        "-ar",
+        "16000",
+        "-f",
+        "f32le",
+        "-",
+        *picture,
+    ]
     found = subprocess.run(command, capture_output=True, check=False)
     return len(found.stdout) / 4 / 16_000
 
