@@ -43,7 +43,8 @@ def extract_clips(
         options = ExtractOptions(
             **{f"{m}_encoder": _source(m, info, (encoders or {}).get(m)) for m, info in modalities.items()},
             **{option: recipe["audio"][name] for option, name in SETTINGS.items() if "audio" in recipe},
-            audio_track=recipe.get("audio", {}).get(TRACK, "auto"), dtype=recipe["dtype"], precision=recipe["precision"], device=device, offline=offline, decoders=0,
+            audio_track=recipe.get("audio", {}).get(TRACK, "auto"),
+            dtype=recipe["dtype"], precision=recipe["precision"], device=device, offline=offline, decoders=0,
             max_failures=len(clips),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError):

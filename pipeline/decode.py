@@ -30,8 +30,9 @@ ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # statuses of a deco
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`what`: probe (how many samples), load (the waveform) or changed (why this version decodes the file otherwise than the first, as the
-    `reason`). `expected` are the bytes' (inode, size, mtime_ns); a file that no longer has them changed while the run was going on."""
+    """`what`: probe (how many samples), load (the waveform) or changed (why this version decodes the
+    file otherwise than the first, as the `reason`). `expected` are the bytes' (inode, size, mtime_ns);
+    a file that no longer has them changed while the run was going on."""
 
     what: str
     path: str

@@ -180,8 +180,9 @@ def spelled(text: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Keys:
-    """`contents[i]` is the key of row i's content; `digests[i]` its audio file's sha256 ("" without audio, "!stage" if unreadable), with the
-    decoder's version where an earlier one decoded the file otherwise. `older`: for such rows the key that they had, and the reason."""
+    """`contents[i]` is the key of row i's content; `digests[i]` its audio file's sha256 ("" without
+    audio, "!stage" if unreadable), with the decoder's version where an earlier one decoded the file
+    otherwise. `older`: for such rows the key that they had, and the reason."""
 
     recipe: dict
     contents: tuple[str, ...]
@@ -322,8 +323,9 @@ def _digest(path: Path, memory: FileMemory) -> str:
 
 
 def _decoded_otherwise(manifest: Manifest, digests: list[str], options: ExtractOptions, memory: FileMemory) -> dict[int, str]:
-    """Row → reason, for rows whose file this version decodes otherwise than the first: only their content has another key. Bytes alone tell
-    it of most files; for containers with time stamps a decoding process looks at their packets. What was found is remembered."""
+    """Row → reason, for rows whose file this version decodes otherwise than the first: only their
+    content has another key. Bytes alone tell it of most files; for containers with time stamps a
+    decoding process looks at their packets. What was found is remembered."""
     unknown: dict[str, str] = {}  # sha256 → a file that has it
     for u, digest in zip(manifest.rows, digests, strict=True):
         if digest and not digest.startswith("!") and digest not in memory.kinds:

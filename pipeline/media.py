@@ -94,10 +94,11 @@ def load(
     source = _source(path, track)
     pieces: list[tuple[int, np.ndarray]] = []
     held, used, first = 0.0, None, None
-    reached = False
+    complete = end is None
     with closing(_cut(source, start, end)) as blocks:
         for rate, names, reached, block in blocks:
             first = first or (rate, names)
+            complete = complete or reached
             if block.shape[1]:
                 used, mono = _pick(path, channel, names, block)
                 pieces.append((rate, mono))
@@ -105,7 +106,7 @@ def load(
                 _check_held(path, held, rate)
     _check_span(path, first, held, start)
     rate, names = first
-    if end is not None and not reached:
+    if not complete:
         flags.append("end_beyond")
     flags += [flag for flag in source.flags if flag not in flags]
     whole = []

@@ -56,7 +56,8 @@ def sweep(n: int = SAMPLES, rate: int = RATE) -> np.ndarray:
 
 
 def encode(
-    target, codec: str, container: str, *, wave: np.ndarray | None = None, rate: int = RATE, late: float = 0.0, gap: tuple[float, float] | None = None,
+    target, codec: str, container: str, *, wave: np.ndarray | None = None, rate: int = RATE, late: float = 0.0,
+    gap: tuple[float, float] | None = None,
     video: bool = False, options: dict | None = None, bit_rate: int = 64_000,
 ) -> None:  # fmt: skip
     """`wave` by FFmpeg's encoder, `late` seconds after the beginning, with the seconds `gap`
@@ -83,7 +84,6 @@ def encode(
         if gap is not None:
             a, b = (round(x * rate) for x in gap)
             pieces = [(0, wave[:a]), (b, wave[b:])]
-        fifo = av.AudioFifo() if gap is None else None
         step = stream.codec_context.frame_size or 1024
         for first, piece in pieces:
             for at in range(0, len(piece), step):
@@ -94,7 +94,6 @@ def encode(
                 frame.pts = first + at + round(late * rate)
                 for ready in resampler.resample(frame):
                     out.mux(stream.encode(ready))
-        del fifo
         out.mux(stream.encode(None))
 
 
