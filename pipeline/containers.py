@@ -118,7 +118,7 @@ def _look(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
     if head[:7] == b"NIST_1A":
         return _sphere(file, size)
     if head[:19] == b"Creative Voice File":
-        return Look("voc", why=NEW, missing=_cut_voc(file, size))
+        return Look("voc", why=NEW)  # its block sizes are not to be relied on: SoX writes wrong ones
     if head[:4] == b"FLV\x01":
         return Look("flv", missing=_cut_flv(file, size))
     if head[:4] == b"\x30\x26\xb2\x75":
@@ -341,21 +341,6 @@ def _sphere(file: BinaryIO, size: int) -> Look:
         if missing > SLACK
         else None,
     )
-
-
-def _cut_voc(file: BinaryIO, size: int) -> str | None:
-    """Whether a block of a VOC file ends behind the end of the file."""
-    file.seek(20)
-    at = struct.unpack("<H", file.read(2))[0]
-    for _ in range(SCANNED >> 10):
-        file.seek(at)
-        head = file.read(4)
-        if len(head) < 4 or head[0] == 0:
-            return None
-        at += 4 + int.from_bytes(head[1:], "little")
-        if at > size:
-            return _beyond(at - size)
-    return None
 
 
 def _cut_flv(file: BinaryIO, size: int) -> str | None:

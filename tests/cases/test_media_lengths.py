@@ -168,7 +168,6 @@ CUT = {
     "aiff": lambda: sound("AIFF", "PCM_16"),
     "caf": lambda: sound("CAF", "PCM_16"),
     "au": lambda: au(2 * SAMPLES),
-    "voc": lambda: made("pcm_s16le", "voc"),
     "wma": lambda: made("wmav2", "asf", rate=44_100, wave=sweep(104_517, 44_100)),
     "flv": lambda: made("aac", "flv", rate=44_100, wave=sweep(104_517, 44_100)),
     "wv": lambda: made("wavpack", "wv"),
