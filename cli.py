@@ -219,6 +219,8 @@ def extraction_options(command):
         click.option("--audio-layer", default="last", show_default=True, metavar="last|N|mean:A-B", help="Which hidden states are kept."),
         click.option("--pool", default=1, show_default=True, metavar="K", help="Keep means over K audio frames."),
         click.option("--channel", default="auto", show_default=True, metavar="auto|centre|mix|N", help="Channel of multi-channel audio."),
+        click.option("--audio-track", default="auto", show_default=True, metavar="auto|N",
+                     help="Audio track; auto: the default one, else the first."),
         click.option("--max-seconds", default=60.0, show_default=True, metavar="S", help="Longer clips are cut; 0: never."),
         click.option("--dtype", default="float16", show_default=True, type=click.Choice(["float16", "float32"]), help="As stored."),
         click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -14,6 +14,7 @@ from pipeline.progress import Silent
 from pipeline.report import Failure
 from pipeline.store import FeatureStore
 
+TRACK = "track"  # in the recipe only where one was asked for
 SETTINGS = {"audio_layer": "layer", "pool": "pool", "channel": "channel", "max_seconds": "max_seconds"}  # option: name in the recipe
 
 
@@ -42,6 +43,7 @@ def extract_clips(
         options = ExtractOptions(
             **{f"{m}_encoder": _source(m, info, (encoders or {}).get(m)) for m, info in modalities.items()},
             **{option: recipe["audio"][name] for option, name in SETTINGS.items() if "audio" in recipe},
+            audio_track=recipe.get("audio", {}).get(TRACK, "auto"),
             dtype=recipe["dtype"], precision=recipe["precision"], device=device, offline=offline, decoders=0,
             max_failures=len(clips),
         )  # fmt: skip

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from pipeline.state import State, made_here
 from pipeline.store import FeatureStore, Shard
 from pipeline.store.arrays import shortened
 from pipeline.work import Work, existing, load_encoders, make_job, open_decoders, unsound_sources
+
+LONG = 3600.0  # seconds; the output says how many clips are longer
 
 
 def extract(
@@ -299,6 +301,7 @@ def prepare(state: State) -> Prepared:
     left_out = dict(settings.left_out) if settings else {}
     try:
         inputs.samples = probe(state, inputs, left_out)
+        tell_long_clips(state, inputs)
     except BaseException:
         state.memory.save()  # lengths that have been read need not be read again, also after Ctrl-C
         raise
@@ -337,7 +340,7 @@ def stored_plan(state: State) -> Settings | None:
 def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) -> list[int]:
     """Samples of each row's audio at 16 kHz, 0 where it has none; rows that cannot be read go to `left_out`."""
     samples, unknown = [0] * len(inputs.ids), []
-    spans = [span(u) for u in state.manifest.rows]
+    spans = [span(u, state.options.audio_track) for u in state.manifest.rows]
     for row, digest in enumerate(state.keys.digests):
         if not digest or row in left_out:
             continue
@@ -354,7 +357,7 @@ def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) ->
     if unknown:
         task = state.progress.task("reading lengths", len(unknown), "clips")
         with open_decoders(state.options, len(unknown)) as decoders, task as advance:
-            jobs = (make_job(inputs, row, "probe", state.options.channel) for row in unknown)
+            jobs = (make_job(inputs, row, "probe", state.options) for row in unknown)
             for row, result in zip(unknown, decoders.run(jobs, ahead=256), strict=True):
                 advance(1)
                 if result.stage == "changed":
@@ -366,6 +369,18 @@ def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) ->
                 if result.stage not in (*AGAIN, "oom"):  # these may go otherwise the next time
                     state.memory.remember(state.keys.digests[row], spans[row], result.samples, result.stage, result.reason)
     return samples
+
+
+def tell_long_clips(state: State, inputs: Inputs) -> None:
+    """Say which clips take hours: a damaged header or a missing `end` may be to blame."""
+    found = [row for row, samples in enumerate(inputs.samples) if samples > LONG * SAMPLE_RATE]
+    if found:
+        hours = sum(inputs.samples[row] for row in found) / SAMPLE_RATE / 3600
+        longest = max(found, key=lambda row: inputs.samples[row])
+        state.progress.note(
+            f"{len(found):,} clips longer than {LONG / 3600:g} h, {hours:,.1f} h of audio together, the longest "
+            f"{inputs.ids[longest]:.80} ({inputs.samples[longest] / SAMPLE_RATE / 3600:.1f} h); if they should not be, give start and end"
+        )
 
 
 def tokenise(work: Work) -> None:
@@ -402,6 +417,7 @@ def new_settings(state: State, work: Work, left_out: dict[int, tuple[str, str]])
             there[path.name] = found.key
             for at, content in enumerate(found.meta["contents"]):
                 rows.setdefault(content, (path.name, at))
+    tell_decoded_again(state, rows)
     shards = cut_shards(work.inputs, set(left_out), options.shard_bytes)
     kept = [shard.name for shard in shards if there.get(shard.name) == shard.key]
     wanted = sorted(row for shard in shards if shard.name not in kept for row in shard.rows)
@@ -416,6 +432,14 @@ def new_settings(state: State, work: Work, left_out: dict[int, tuple[str, str]])
         rebuilt=[shard.name for shard in shards if shard.name in unsound],
         reused={row: rows[contents[row]] for row in wanted if contents[row] in rows},
     )
+
+
+def tell_decoded_again(state: State, there: Collection[str]) -> None:
+    """Say how many utterances, whose features are `there` from the first version of the decoder, are decoded again, and why."""
+    again = Counter(why for older, why in state.keys.older.values() if older in there)
+    if again:
+        reasons = ", ".join(f"{count:,} for {why}" for why, count in again.most_common())
+        state.progress.note(f"{again.total():,} utterances are decoded again, because an earlier version read them otherwise: {reasons}")
 
 
 def encode_windows(job: Prepared, runner) -> Tally:

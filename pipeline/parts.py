@@ -24,6 +24,7 @@ from pipeline.store.schema import HALF_MAX, is_count
 from pipeline.store.shard import largest
 
 # What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `pipeline.media`.
+# Bits are in stores: append only.
 FLAGS = {
     "short": "shorter than the encoder's first frame, padded with zeros",
     "chunked": "longer than --max-seconds, encoded in overlapping pieces",
@@ -34,6 +35,12 @@ FLAGS = {
     "rate_rounded": "resampled by a ratio that was rounded",
     "start_clipped": "a start before 0 s, taken as 0",
     "end_beyond": "an end beyond the end of the file",
+    "late": "sound that begins after the file's time line, silence before it",
+    "gap": "a gap in the time stamps, filled with silence",
+    "tracks": "several audio tracks in the file, of which one was read",
+    "unsized": "a header without its true length, decoded to the end of the data",
+    "damaged": "frames that could not be decoded, left out",
+    "trailing": "data behind the end of the audio, not read",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 Done = Callable[..., None]  # (part, length, fresh=True): so much of a part is done; not fresh: an earlier run did it

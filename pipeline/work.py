@@ -68,9 +68,9 @@ def open_decoders(options: ExtractOptions, jobs: int) -> Decoders:
     return Decoders(min(wanted, jobs), timeout=options.decode_timeout)
 
 
-def make_job(inputs: Inputs, row: int, what: str, channel: str) -> Job:
+def make_job(inputs: Inputs, row: int, what: str, options: ExtractOptions) -> Job:
     path = inputs.paths[row]
-    return Job(what, path, channel, *inputs.spans[row], inputs.seen.get(path))
+    return Job(what, path, options.channel, *inputs.spans[row], inputs.seen.get(path), options.audio_track)
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Work:
         found = {}
         for modality, encoder in self.encoders.items():
             if modality == "audio":
-                read = audio_inputs(encoder, decoders, lambda row: make_job(inputs, row, "load", options.channel), inputs.samples)
+                read = audio_inputs(encoder, decoders, lambda row: make_job(inputs, row, "load", options), inputs.samples)
                 found[modality] = Source(encoder, read, options.pool, modality in alone)
             else:
                 found[modality] = Source(encoder, text_inputs(lambda row: inputs.token_ids[inputs.texts[row]]), 1, modality in alone)
@@ -124,6 +124,9 @@ class Work:
                 if not inputs:
                     continue
                 absolute, relative = invariance(encoder.encode, inputs)
+                if not np.isfinite(relative):  # a clip that overflows will fail alone, by its name
+                    inputs = [x for x in inputs if np.isfinite(encoder.encode([x])[0]).all()]
+                    absolute, relative = invariance(encoder.encode, inputs) if inputs else (absolute, relative)
                 name = f"{modality} encoder {encoder.checkpoint.name}"
                 if not np.isfinite(relative):
                     raise EncoderError(f"{name}: gives values that are not finite in {encoder.precision}; try --precision fp32")

@@ -17,6 +17,7 @@ from unicodedata import normalize
 from manifests import CorpusInfo
 from pipeline.cells import strip
 from pipeline.columnar import require_regular
+from pipeline.containers import other_content
 from pipeline.datasets.report import Report
 from pipeline.errors import DataError
 from pipeline.limits import TABLE_BYTES, TABLE_LINE_CHARACTERS
@@ -392,7 +393,7 @@ def unreadable(path: str) -> str | None:
     """Why a file cannot be media, from its size and first bytes: "missing", "empty", "a text file"…; None: it may be."""
     try:
         with open(path, "rb", buffering=0, opener=_no_wait) as file:
-            head = file.read(64)
+            head = file.read(512)
             regular = bool(head) or stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except FileNotFoundError:
         return "missing"
@@ -402,11 +403,7 @@ def unreadable(path: str) -> str | None:
         return "a pipe, socket or device"
     if not head:
         return "empty"
-    if not head.strip(b"\0"):
-        return "only zero bytes"
-    if path.lower().endswith((".wav", ".mp4", ".m4a", ".mov")) and all(32 <= b < 127 or b in b"\t\r\n" for b in head):
-        return "a text file"
-    return None
+    return other_content(head)
 
 
 def find_repeats(keys: Iterable[tuple], labels: Iterable[str]) -> tuple[list[int], int]:

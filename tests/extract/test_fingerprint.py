@@ -21,7 +21,7 @@ def toy(tmp_path_factory):
 
 
 OTHER = {
-    "audio_layer": "1", "pool": 2, "channel": "centre", "max_seconds": 1.0, "dtype": "float32", "precision": "bf16",
+    "audio_track": "1", "audio_layer": "1", "pool": 2, "channel": "centre", "max_seconds": 1.0, "dtype": "float32", "precision": "bf16",
     "audio_encoder": "none", "text_encoder": "none",
 }  # fmt: skip
 SAME = {
