@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusion import checkpoint, config, data, evaluate, experiment, report
+from fusion import checkpoint, config, data, evaluate, experiment, files, report
 from fusion import figures as pictures
 from fusion.checkpoint import Run
 from pipeline.errors import DataError, StoreError
@@ -112,7 +112,7 @@ def test_what_a_killed_write_left_behind_is_no_stranger_and_goes(tmp_path, optio
 def test_a_device_or_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="pipe: a device or pipe, which cannot be replaced by a file; name another place"):
-        checkpoint.write_text(tmp_path / "pipe", "x")
+        files.write_text(tmp_path / "pipe", "x")
     assert (tmp_path / "pipe").is_fifo()
 
 
@@ -190,7 +190,7 @@ def test_weights_of_another_fold_are_refused(folds, tmp_path):
     with pytest.raises(DataError, match="not the weights that this training wrote"):
         evaluate.evaluate(tmp_path / "run", note=quiet)
     del a.info["model_sha256"]  # as an older mer left it
-    checkpoint.write_json(a.path / checkpoint.INFO, a.info)
+    files.write_json(a.path / checkpoint.INFO, a.info)
     evaluate.evaluate(tmp_path / "run", note=quiet)
 
 
@@ -262,7 +262,7 @@ def test_unfinished_runs_say_what_helps(folds, tmp_path):
 def test_a_target_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError) as raised:
-        checkpoint.write_text(tmp_path / "folder", "x")
+        files.write_text(tmp_path / "folder", "x")
     assert raised.value.filename == str(tmp_path / "folder")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
