@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5p, h5s, h5t
+from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t
 
 from pipeline.errors import DataError, StoreError
+from pipeline.limits import ATTRIBUTE_BYTES, ECHO_CHARACTERS, INDEX_BYTES
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
-DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, IndexError)
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, IndexError, MemoryError)
+PLAIN = (h5t.INTEGER, h5t.FLOAT, h5t.STRING)  # classes of the element types of the format
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,17 @@ REMEDY = {
 }
 
 
+def shortened(text: str) -> str:
+    """`text` as a message repeats it."""
+    return text if len(text) <= ECHO_CHARACTERS else f"{text[:ECHO_CHARACTERS]} …"
+
+
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[h5py.File]:
     """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes a StoreError."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for a writer without end
+            raise DataError(f"{path}: not a {what}")
         # locking=False: readers on NFS and read-only mounts; a published file is never changed in place.
         with h5py.File(path, "r", locking=False) as file:
             yield file
@@ -127,37 +137,80 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = shortened((str(error).splitlines() or [type(error).__name__])[0])
         raise StoreError(f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; {REMEDY[what]}") from None
 
 
 def attribute(file: h5py.Group, name: str) -> str | int:
     """A scalar attribute as str or int."""
     attr = file.attrs.get_id(name)
-    if attr.shape != () or attr.get_storage_size() > 1 << 16:
-        raise ValueError(f"attribute {name} is not a scalar")
+    kind = attr.get_type()
+    if kind.get_class() not in (h5t.INTEGER, h5t.STRING) or attr.shape != () or attr.get_storage_size() > ATTRIBUTE_BYTES:
+        raise ValueError(f"attribute {name} is not a number or a short text")
+    if kind.get_class() == h5t.STRING and kind.is_variable_str():
+        raise ValueError(f"attribute {name} is a text of variable length")
     value = file.attrs[name]
     return value.decode() if isinstance(value, bytes) else int(value)
 
 
-def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1) -> np.ndarray:
-    """A small array whole. Its claimed size is held against the file before anything is allocated."""
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.dtype(dtype) or dataset.ndim != ndim:
+def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """The array of that name, which lies in this file in one piece. Whatever would lead HDF5 elsewhere (links, virtual and external
+    storage) or into code of others (filters, types by name) is refused before anything else is asked of it: a virtual array of itself
+    ends the process."""
+    here = group.id
+    *folders, last = name.split("/")
+    for folder in folders:
+        _hard_link(here, folder, h5o.TYPE_GROUP, name)
+        here = h5g.open(here, folder.encode())
+    _hard_link(here, last, h5o.TYPE_DATASET, name)
+    found = h5d.open(here, last.encode())
+    layout = found.get_create_plist()
+    if layout.get_layout() != h5d.CONTIGUOUS or layout.get_external_count() or layout.get_nfilters():
+        raise ValueError(f"{name} is not stored in one piece: virtual, external, chunked or compressed")
+    kind = found.get_type()
+    if kind.committed() or kind.get_class() not in PLAIN:
+        raise ValueError(f"{name} is of a type that is not of the format")
+    return h5py.Dataset(found)
+
+
+def group_of(file: h5py.File, name: str) -> h5py.Group:
+    """The group of that name, which lies in this file; "/" is the file itself."""
+    if name != "/":
+        _hard_link(file.id, name, h5o.TYPE_GROUP, name)
+    return file[name]
+
+
+def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
+    if not here.links.exists(name.encode()):
+        raise ValueError(f"{said} is missing")
+    if here.links.get_info(name.encode()).type != h5l.TYPE_HARD:
+        raise ValueError(f"{said} is a link to elsewhere")
+    if h5o.get_info(here, name.encode()).type != kind:
+        raise ValueError(f"{said} is something else")
+
+
+def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1, *, limit: int = INDEX_BYTES) -> np.ndarray:
+    """A small array whole. Its claimed size is held against the file and `limit` (bytes) before anything is allocated."""
+    found = dataset(file, name)
+    if found.dtype != np.dtype(dtype) or found.ndim != ndim:
         raise ValueError(f"{name} is not a {ndim}-d array of {np.dtype(dtype)}")
-    if dataset.size and place(dataset) is None:
-        raise ValueError(f"{name} is not stored in one piece")
-    return dataset[()]
+    size = prod(found.shape) * found.dtype.itemsize
+    if size > limit:
+        raise ValueError(f"{name} has {size:,} bytes, more than the {limit:,} that are read")
+    if size:
+        place(found)
+    return found[()]
 
 
-def place(dataset: h5py.Dataset) -> int | None:
-    """Byte offset of a contiguous, little-endian, wholly present array in its file; None when it cannot be memory-mapped."""
-    offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.is_virtual and dataset.external is None else None
-    size = prod(dataset.shape) * dataset.dtype.itemsize
-    if offset is None or dataset.id.get_storage_size() != size or dataset.dtype.str.startswith(">"):
-        return None
-    if offset + size > os.stat(dataset.file.filename).st_size:
-        raise ValueError(f"{dataset.name} ends beyond the end of the file; the file is truncated")
+def place(found: h5py.Dataset) -> int:
+    """Byte offset of an array that is not empty, wholly present and little-endian."""
+    offset, size = found.id.get_offset(), prod(found.shape) * found.dtype.itemsize
+    if offset is None or found.id.get_storage_size() != size:
+        raise ValueError(f"{found.name} is not stored in one piece")
+    if found.dtype.str.startswith(">"):
+        raise ValueError(f"{found.name} is big-endian")
+    if offset + size > os.stat(found.file.filename).st_size:
+        raise ValueError(f"{found.name} ends beyond the end of the file; the file is truncated")
     return offset
 
 

@@ -128,6 +128,25 @@ class FeatureStore:
             out[here] = self.shard(number).pooled(modality)[self._table_row[here]]
         return out
 
+    def check(self, modality: str, rows: Sequence[int] | None = None) -> int:
+        """Hold the frames of `rows` (all by default) against their checksums, those that this object has not checked yet; returns the
+        bytes read. Raises StoreError that names the shard, the utterance and the remedy. Training calls it once for what it uses."""
+        self._known(modality)
+        done = self._checked.setdefault(modality, np.zeros(len(self), bool))
+        rows = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows, np.int64))
+        rows = rows[~done[rows]]
+        total = 0
+        for number in np.unique(self._table_shard[rows]).tolist():
+            here = rows[self._table_shard[rows] == number]
+            shard, places = self.shard(number), np.sort(self._table_row[here])
+            for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+                first, last = int(run[0]), int(run[-1]) + 1
+                x = shard.frames(modality, first, last)
+                shard.check(modality, x, first, last, store=self.path)
+                total += x.nbytes
+            done[here] = True
+        return total
+
     def verify(self) -> None:
         """Read every byte; raises StoreError that names the first damaged shard and how many there are."""
         from pipeline.store.verify import verify_shards
@@ -154,7 +173,23 @@ class FeatureStore:
         shard = Shard(record.path, record.group)
         if shard.identity != record.identity:
             raise StoreError(f"{record.path}: not the shard that {self.path.name} was built over; run `mer verify --repair {self.path}`")
+        if not self._fits(number, shard):
+            raise StoreError(f"{record.path}: its utterances are not the ones the head file lists; run `mer verify --repair {self.path}`")
         return shard
+
+    def _fits(self, number: int, shard: Shard) -> bool:
+        """Whether the shard has what the head says of it, so that neither can lead to a place outside an array."""
+        rows = np.flatnonzero(self._table_shard == number) if len(self.shards) > 1 else np.arange(len(self))
+        at = self._table_row[rows]
+        if at.size and at.max() >= len(shard):
+            return False
+        for m, info in self.header.modalities.items():
+            kind = shard.modalities.get(m)
+            if kind is None or kind["dim"] != info.dim or (info.dtype, kind["dtype"]) == ("float16", "float32"):
+                return False
+            if not np.array_equal(np.diff(shard.offsets[m])[at], self._lengths[m][rows]):
+                return False
+        return [shard.ids[i] for i in at.tolist()] == self._table["id"].take(rows).to_pylist()
 
     def _known(self, modality: str) -> None:
         if modality not in self.header.modalities:
@@ -167,7 +202,9 @@ def check_file(record: ShardRecord, store: Path) -> None:
         return
     try:
         size = record.path.stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{record.path}: shard is missing; run `mer verify --repair {store}`") from None
+    except ValueError:
+        raise StoreError(f"{store}: names a shard by what cannot be a name; make it again with `mer extract --force` or `mer import`") from None
     if size != record.bytes:
         raise StoreError(f"{record.path}: shard has {size} bytes, {record.bytes} were written; run `mer verify --repair {store}`")
