@@ -25,7 +25,8 @@ TITLES = {  # as printed, in this order
     "wa": "WA", "ua": "UA", "wf1": "WF1", "macro_f1": "macro-F1", "subset_accuracy": "subset accuracy", "micro_f1": "micro-F1",
     "weighted_f1": "weighted F1", "mae": "MAE", "pearson": "Pearson", "acc2_has0": "Acc-2 (has 0)", "f1_has0": "F1 (has 0)",
     "acc2_non0": "Acc-2 (non 0)", "f1_non0": "F1 (non 0)", "acc5": "Acc-5", "acc7": "Acc-7",
-    "sims_acc2": "Acc-2 (SIMS)", "sims_f1": "F1 (SIMS)", "sims_acc3": "Acc-3 (SIMS)", "sims_acc5": "Acc-5 (SIMS)", "ece": "ECE", "auc": "AUC",
+    "sims_acc2": "Acc-2 (SIMS)", "sims_f1": "F1 (SIMS)", "sims_acc3": "Acc-3 (SIMS)", "sims_acc5": "Acc-5 (SIMS)",
+    "ece": "ECE", "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
 }  # fmt: skip
 CORPUS = {"mosi": "CMU-MOSI", "sims": "CH-SIMS"}  # whose measures they are

@@ -86,7 +86,8 @@ def fit(
     split = files.json_text(parted).encode()
     info = {
         "format": "mer-run", "version": checkpoint.VERSION, "kind": "single", "identity": wanted, "store_key": key,
-        "model": config.model, "config_sha256": made_of, "split_sha256": hashlib.sha256(split).hexdigest(), "seed": loop.seed, "select_metric": metric,
+        "model": config.model, "config_sha256": made_of,
+        "split_sha256": hashlib.sha256(split).hexdigest(), "seed": loop.seed, "select_metric": metric,
         "fold": None if fold is None else {"name": fold.name, "by": fold.by, "held": list(fold.held)},
         "features": str(Path(store.path).resolve()), "store": checkpoint.describe_store(store), "spec": checkpoint.spec_tree(spec),
         "counts": {"train": len(plan.train), "dev": len(plan.dev)}, "notes": list(plan.notes), "measures": measures,
@@ -116,6 +117,9 @@ def fit(
         else:
             note(f"{name}: {parts[name].nbytes() / 2**30:.1f} GiB are read from the store batch by batch, not kept on {device}")
 
+    said = all(part.resident for part in parts.values())
+    if said:
+        note(checked_line(parts))
     state = _resume(folder, model, optimizer, config, spec, wanted, processes, note)
     if state["epoch"]:
         note(f"{folder}: goes on after epoch {state['epoch']}")
@@ -141,6 +145,9 @@ def fit(
             if processes.first:
                 _save(folder, model, optimizer, state)
             note(_line(entry, metric, state["best_epoch"] == epoch))
+            if not said:  # by now each row has been read once
+                note(checked_line(parts))
+                said = True
     info.update(
         finished=True, best_epoch=state["best_epoch"], epochs=state["epoch"], dev=metrics.jsonable(state["best"]),
         thresholds=state["thresholds"], utterances_per_second=_rate(state["log"], len(plan.train)),
@@ -154,6 +161,12 @@ def fit(
         files.write_bytes(folder / checkpoint.LOG, log)
         files.write_json(folder / checkpoint.INFO, info)
     return Run(folder, info)
+
+
+def checked_line(parts: dict[str, data.Part]) -> str:
+    """What the checks of the features have cost."""
+    size, seconds = (sum(getattr(part.checked, what) for part in parts.values()) for what in ("bytes", "seconds"))
+    return f"{size / 1e6:,.1f} MB of features held against their checksums in {seconds:.2f} s, once"
 
 
 def measures_of(store: FeatureStore, target: np.ndarray) -> str:

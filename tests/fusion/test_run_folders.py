@@ -201,6 +201,10 @@ def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
     shutil.copytree(folds[1].path, tmp_path / "run")
     path, refused = tmp_path / "run" / name, 0
     value = json.loads(path.read_text().splitlines()[0] if name.endswith("jsonl") else path.read_text())
+    value.pop("sha256", None)  # as an older mer left it: nothing but the shape is known
+    if name.endswith("jsonl"):
+        info = Run.open(path.parent).info
+        files.write_json(path.parent / checkpoint.INFO, {k: v for k, v in info.items() if k != "log_sha256"})
     for where, changed in wrong_values(value):
         path.write_text(json.dumps(changed))
         try:
@@ -247,8 +251,7 @@ def test_unfinished_runs_say_what_helps(folds, tmp_path):
     store, done = folds
     evaluate.evaluate(done, note=quiet)
     shutil.copytree(done.path, tmp_path / "cut")
-    info = json.loads((tmp_path / "cut" / checkpoint.INFO).read_text()) | {"finished": False}
-    (tmp_path / "cut" / checkpoint.INFO).write_text(json.dumps(info))
+    files.write_json(tmp_path / "cut" / checkpoint.INFO, Run.open(tmp_path / "cut").info | {"finished": False})
     shutil.rmtree(tmp_path / "cut" / "fold-S0")
     cut = Run.open(tmp_path / "cut")
     for call in (lambda: report.page([done, cut]), lambda: report.compare(done, cut), lambda: evaluate.evaluate(cut, note=quiet)):
@@ -286,5 +289,5 @@ def test_a_fold_without_rows_does_not_blank_the_others(folds, monkeypatch):
 
 
 def test_the_unit_of_the_interval_is_told_as_it_is(folds):
-    found = {"untrained_encoders": [], "unlabelled": 0, "bootstrap": {"unit": "utterance"}}
+    found = {"untrained_encoders": [], "unlabelled": 0, "bootstrap": {"unit": "utterance"}, "metrics": {}, "labels": []}
     assert "fewer than 8 dialogues, sessions or speakers" in report.remarks(found)[0]
