@@ -1,6 +1,6 @@
 """One flipped bit in any file of a run folder, finished or interrupted: what mer then says is what it
-said before, or it refuses. (The reports that asked for it: huggingface/safetensors#421 asks for
-checksums in checkpoints; the trials of the issue turned 13 of 14 flips into another model.)
+said before, or it refuses. Before there were checksums, 13 of 14 flips in the checkpoint of an
+interrupted run became another model.
 """
 
 from __future__ import annotations
