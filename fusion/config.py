@@ -92,7 +92,7 @@ def load(*, model: str | None = None, preset: str | None = None, sets: Iterable[
     sets = list(sets)
     for text, table, tree in map(_parse, sets):  # before the model's module, which imports torch
         if table != "model_args":
-            _fill(PLAIN[table](), tree, f"--set {brief(text, 60)}: {table}")
+            _fill(PLAIN[table](), tree, f"--set {brief(text, 40)}: {table}")
     known = presets()
     if preset is None:
         name = model or TrainConfig.model
@@ -132,7 +132,7 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
 def override(config: TrainConfig, sets: Iterable[str]) -> TrainConfig:
     """Apply `TABLE.KEY=VALUE` strings; later ones win."""
     for path, table, tree in map(_parse, sets):
-        config = replace(config, **{table: _fill(getattr(config, table), tree, f"--set {brief(path, 60)}: {table}")})
+        config = replace(config, **{table: _fill(getattr(config, table), tree, f"--set {brief(path, 40)}: {table}")})
     return config
 
 
@@ -140,7 +140,7 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     """(path, table, what is to be filled in there) of a `TABLE.KEY=VALUE`."""
     path, equals, value = text.partition("=")
     path = path.strip()
-    shown = brief(text, 60)
+    shown = brief(text, 40)
     table, dot, key = path.partition(".")
     if not equals or not dot:
         raise DataError(f"--set {shown}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: {', '.join(TABLES)}")
@@ -242,7 +242,7 @@ def _fill(instance, values: Any, where: str):
     changed = {}
     for key, value in values.items():
         if key not in hints:
-            raise DataError(f"{where}: unknown key '{brief(key)}'{_did_you_mean(key, hints)}; known: {brief(', '.join(hints), 150)}")
+            raise DataError(f"{where}: unknown key '{brief(key, 40)}'{_did_you_mean(key, hints)}; known: {brief(', '.join(hints), 130)}")
         current = getattr(instance, key)
         at = f"{where}.{key}"
         changed[key] = _fill(current, value, at) if is_dataclass(current) else _convert(value, hints[key], at)

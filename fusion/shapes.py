@@ -80,5 +80,7 @@ def brief(value: Any, most: int = 100) -> str:
         text = " ".join(str(value).split())
     except (ValueError, RecursionError):  # a whole number of thousands of digits; nested too deep
         return f"a {type(value).__name__} too large to show"
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+    size, text = len(text), text[:most]
+    # Also what a terminal would obey, and halves of surrogate pairs.
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if size <= most else f"{text}… ({size:,} characters)"
