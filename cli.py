@@ -266,9 +266,11 @@ def extract_options(manifest, offline: bool, **given):
 @click.option("--dry-run", is_flag=True, help="Print counts, hours, bytes, batches and padding; compute and write nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before writing more than 20 GB.")
 @click.option("--force", is_flag=True, help="Replace a store made by another recipe.")
+@click.option("--no-lock", is_flag=True, help="For a file system without locks: take none. One run at a time there is up to you.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def extract(
-    dataset, manifest_file, root, labels, out, budget_seconds, budget_tokens, workers, scheduler, shard, dry_run, yes, as_json, **given
+    dataset, manifest_file, root, labels, out, budget_seconds, budget_tokens, workers, scheduler, shard, dry_run, yes, no_lock, as_json,
+    **given
 ):
     """Compute features once: media and transcripts through frozen encoders into a store. Run it again to finish or update it."""
     from pipeline import extract as extraction
@@ -298,7 +300,7 @@ def extract(
     try:
         report = extraction.extract(
             manifest, out, options, source=file, progress=choose(), dry_run=dry_run, confirm=confirm, workers=workers or 0,
-            scheduler=scheduler, share=share, gentle=True,
+            scheduler=scheduler, share=share, gentle=True, lock=not no_lock,
         )  # fmt: skip
     except FailuresError as error:
         failed, report = error, error.report
@@ -360,7 +362,8 @@ def inspect(store: Path, flag: str | None, as_json: bool):
 @click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="Extract the damaged shards again.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the media, when it is not where it was.")
-def verify(store: Path, repair: bool, root: Path | None):
+@click.option("--no-lock", is_flag=True, help="For a file system without locks: take none. One run at a time there is up to you.")
+def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     """Check every checksum of a store; with --repair, extract only the bad shards again."""
     from pipeline.store import FeatureStore, verify_shards
 
@@ -374,7 +377,7 @@ def verify(store: Path, repair: bool, root: Path | None):
         from pipeline.extract import repair as extract_again
         from pipeline.progress import choose
 
-        extract_again(store, root=root, progress=choose(), gentle=True)
+        extract_again(store, root=root, progress=choose(), gentle=True, lock=not no_lock)
         opened = FeatureStore(store)
         opened.verify()
         click.echo(f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte is as written")
@@ -464,8 +467,9 @@ def import_(kind, file: Path, out: Path, dataset, task, labels: str, language, c
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/<dataset>-<model>-<n>.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--no-test", is_flag=True, help="Do not open the test part.")
+@click.option("--no-lock", is_flag=True, help="For a file system without locks: take none. One run at a time there is up to you.")
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_json):
+def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json):
     """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the end.
 
     The same command goes on with an interrupted run, and does nothing for a finished one.
@@ -482,7 +486,7 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
-        run = experiment.train(store, settings, out, seeds=seeds, folds=folds, device=device, note=say, processes=together)
+        run = experiment.train(store, settings, out, seeds=seeds, folds=folds, device=device, note=say, processes=together, lock=not no_lock)
         if not together.first:
             return
         testable = has_test(run, store)

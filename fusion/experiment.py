@@ -26,12 +26,12 @@ MOST_SEEDS = 10_000
 def train(
     store: FeatureStore, config: TrainConfig, folder: Path | None = None, *,
     seeds: int = 1, folds: str | None = None, runs: Path = Path("runs"), device: torch.device | str = "cpu", note: Note = print,
-    processes: Processes = ALONE,
+    processes: Processes = ALONE, lock: bool = True,
 ) -> Run:  # fmt: skip
     """Train into `folder` (None: a new `runs/<dataset>-<model>-<n>`, or the one that this very command began before).
 
     `seeds` N trains with seeds s, s+1, ... s+N-1 (s is `train.seed`); `folds` leaves one session, speaker or dialogue out in turn,
-    with a dev part carved from the rest. What is finished is not trained again.
+    with a dev part carved from the rest. What is finished is not trained again. `lock` as in `pipeline.hold.hold`.
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
@@ -54,7 +54,7 @@ def train(
     if not grouped:
         plan = splits.plan(table, target, config.data, labels=store.header.labels)
         processes.agree(lambda: check_folder(folder, config, key, wanted))
-        with _alone_in(folder, processes, note):
+        with _alone_in(folder, processes, note, lock):
             return fit(store, config, folder, plan=plan, device=device, note=note, processes=processes)
 
     children: list[tuple[str, Fold | None, TrainConfig]] = []
@@ -70,7 +70,7 @@ def train(
         "store": checkpoint.describe_store(store), "finished": False,
     }  # fmt: skip
     processes.agree(lambda: _check_group(folder, info, config))
-    with _alone_in(folder, processes, note):
+    with _alone_in(folder, processes, note, lock):
         there = processes.agree(lambda: _check_group(folder, info, config))  # again: another one may just have begun
         if processes.first and there is None:
             files.write_json(folder / checkpoint.INFO, info)
@@ -79,7 +79,7 @@ def train(
             plan = splits.plan(table, target, one.data, fold, labels=store.header.labels)
             if (folder / name).is_symlink():
                 raise DataError(f"{folder / name}: a link where a run folder should be; remove it")
-            with _alone_in(folder / name, processes, note):
+            with _alone_in(folder / name, processes, note, lock):
                 fit(store, one, folder / name, plan=plan, fold=fold, device=device, note=note, processes=processes)
         info["finished"] = True
         if processes.first and not (there and there.finished):
@@ -88,7 +88,7 @@ def train(
 
 
 @contextmanager
-def _alone_in(folder: Path, processes: Processes, note: Note) -> Iterator[None]:
+def _alone_in(folder: Path, processes: Processes, note: Note, lock: bool) -> Iterator[None]:
     """Hold a run folder, so that a second training into it is refused; a finished run is only looked at."""
     with ExitStack() as stack:
 
@@ -96,7 +96,7 @@ def _alone_in(folder: Path, processes: Processes, note: Note) -> Iterator[None]:
             done = (folder / checkpoint.INFO).exists() and Run.open(folder).finished
             if done:
                 return None
-            left_behind = stack.enter_context(hold(folder / checkpoint.HOLD))
+            left_behind = stack.enter_context(hold(folder / checkpoint.HOLD, lock=lock))
             files.tidy(folder)
             return left_behind
 

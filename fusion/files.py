@@ -203,11 +203,16 @@ def append_line(path: Path, line: str) -> None:
             what = "a directory, link or pipe where a file should be"
             raise DataError(f"{path}: {what}; {remedy}") from None
         raise
+    raw = line.encode("utf-8") + b"\n"
     with os.fdopen(descriptor, "wb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path}: a device or pipe where a file should be; {remedy}")
+        if found.st_nlink > 1:  # what has the file under another name keeps it as it is
+            write_bytes(path, path.read_bytes() + raw)
+            return
         try:
-            file.write(line.encode("utf-8") + b"\n")
+            file.write(raw)
             file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None

@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.encoders.geometry import SAMPLE_RATE
 from pipeline.fingerprint import ExtractOptions
 from pipeline.parts import Encoder, is_out_of_memory, release, single_threaded
+from pipeline.store.arrays import temporary_for
 from pipeline.work import Work, one_thread, open_decoders
 
 UNIT = {"audio": SAMPLE_RATE, "text": 1}  # lengths are in samples and tokens, budgets are told in seconds and tokens
@@ -224,7 +225,7 @@ def remember(key: str, trial: Trial, path: Path) -> None:
     except (OSError, ValueError):
         known = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_for(path)
     try:
         temporary.write_text(json.dumps({**known, key: asdict(trial)}, indent=1))
         os.replace(temporary, path)

@@ -54,7 +54,7 @@ def extract_clips(
         except UnicodeEncodeError:
             raise DataError(f"{value!r} is not UTF-8; rename that file or write that text in UTF-8, then run the command again") from None
     manifest = Manifest(like["dataset"], like["task"], tuple(like["labels"]), tuple(clips), Path.cwd(), like["language"])
-    report = extract(manifest, out, options, progress=progress)
+    report = extract(manifest, out, options, progress=progress, lock=False)  # a temporary folder of this process alone
     store = FeatureStore(out)
     if store.header.recipe != recipe:
         now = store.header.modalities

@@ -19,10 +19,11 @@ import dask
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker, wait
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
+from distributed.security import Security
 
 from pipeline.background import prefetch
 from pipeline.encoders.loading import Checkpoint, resolve
-from pipeline.errors import DataError, EncoderError, MerError
+from pipeline.errors import DataError, DependencyError, EncoderError, MerError
 from pipeline.parts import Finished, Tally, keep
 from pipeline.plan import Part, ShardPlan
 from pipeline.signals import Stop
@@ -185,13 +186,24 @@ class Cluster:
         return False
 
 
+def temporary_security() -> Security:
+    """A certificate and key that nobody else has. Raises DependencyError."""
+    try:
+        return Security.temporary()
+    except ImportError:
+        raise DependencyError("--workers needs the package cryptography; run `pip install cryptography`, or use --shard i/n") from None
+
+
 @contextmanager
 def local_cluster(workers: int) -> Iterator[LocalCluster]:
     """Worker processes on this machine. They are ended by force when they do not end in time, as one that is just being restarted after its
     death may not: Dask would wait for it without end, and so would the interpreter, since the workers ignore SIGTERM."""
-    address = "127.0.0.1:0"  # of the scheduler's status page: any free port, so that several runs go on side by side
+    # Whoever can talk to a scheduler can run code in its workers, and on a shared machine everybody can talk to a port of it: a key
+    # of this run alone, in memory, and no status page. What is left of its server listens on any free port, so that several runs go on.
+    security = temporary_security()
     cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=address, silence_logs=logging.CRITICAL
+        n_workers=workers, threads_per_worker=1, processes=True, protocol="tls", host="127.0.0.1", security=security,
+        dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"}, silence_logs=logging.CRITICAL,
     )  # fmt: skip
     try:
         yield cluster

@@ -21,7 +21,7 @@ from pipeline.budget import choose, fixed, wanted
 from pipeline.decode import AGAIN
 from pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 from pipeline.encoders.loading import sha256_file
-from pipeline.errors import DataError, FailuresError
+from pipeline.errors import DataError, FailuresError, StoreError
 from pipeline.fingerprint import UNREADABLE, ExtractOptions, span
 from pipeline.hold import appear, held, hold, turn
 from pipeline.manifest import Manifest
@@ -31,9 +31,10 @@ from pipeline.progress import Silent
 from pipeline.publish import describe_modalities, describe_run, left_untidy, tidy, write_failures, write_head
 from pipeline.report import NAMED, ExtractReport, flagged
 from pipeline.signals import Stop
-from pipeline.state import State
+from pipeline.state import State, made_here
 from pipeline.store import FeatureStore, Shard
-from pipeline.work import Work, existing, load_encoders, make_job, open_decoders
+from pipeline.store.arrays import shortened
+from pipeline.work import Work, existing, load_encoders, make_job, open_decoders, unsound_sources
 
 
 def extract(
@@ -50,13 +51,15 @@ def extract(
     scheduler: str | None = None,
     share: tuple[int, int] | None = None,
     gentle: bool = False,
+    lock: bool = True,
 ) -> ExtractReport:
     """Extract `manifest` into the store `out` (head file; its shards lie in `<out without .h5>.shards/`), or finish, update or check one.
 
     `source` is the manifest's own file: hashes are remembered beside it and the store can be repaired from it. `confirm` is told the bytes
     about to be written and may raise. `distrust` checks every shard that is there before it is kept. `workers` local processes, or those of
     the Dask `scheduler` at an address, or other runs with the other shares (i, n) of the work, make the same bytes. `gentle`: on the first
-    Ctrl-C or SIGTERM what is being computed is finished and written, then KeyboardInterrupt or Terminated is raised.
+    Ctrl-C or SIGTERM what is being computed is finished and written, then KeyboardInterrupt or Terminated is raised. `lock` False: on a
+    file system without locks, where the caller sees to it that no other run works at `out`.
 
     Raises KeyMismatchError when `out` was made by another recipe; FailuresError, with the report as `.report`, when more than
     `max_failures` utterances failed, after writing the rest; EncoderError, DataError, OSError.
@@ -67,6 +70,8 @@ def extract(
     state.look()
     if share is not None and not 1 <= share[0] <= share[1]:
         raise DataError(f"--shard {share[0]}/{share[1]}: expected i/n with i from 1 to n")
+    if share is not None and not lock:
+        raise DataError(f"--shard {share[0]}/{share[1]}: shares of a run need locks; without them, run one `mer extract` alone")
     if state.leaving:
         progress.note(f"{state.leaving:,} utterances of {state.out} are not in this manifest: they leave the store")
     untidy = share is None and left_untidy(state)
@@ -77,7 +82,7 @@ def extract(
     elif share is not None:
         report = run_share(state, confirm, *share)
     else:
-        with hold(state.folder / ".hold") as left_behind:
+        with hold(state.folder / ".hold", lock=lock) as left_behind:
             if left_behind:
                 progress.note(left_behind)
             state.look()  # what was found before the hold may have changed
@@ -101,28 +106,35 @@ def extract(
 
 
 def repair(
-    head: str | os.PathLike, *, root: str | os.PathLike | None = None, progress: Silent | None = None, gentle: bool = False, **changes
-) -> ExtractReport:
+    head: str | os.PathLike, *, root: str | os.PathLike | None = None, progress: Silent | None = None, gentle: bool = False,
+    lock: bool = True, **changes,
+) -> ExtractReport:  # fmt: skip
     """Extract again what is damaged or missing in a store, with the recipe, encoders and manifest it remembers. `root`: where the media are
     now; `changes`: options such as device or offline. Raises DataError for a store that `mer extract` did not make."""
-    header = FeatureStore(head, check=False).header
-    made = header.provenance.get("extract")
-    if not header.recipe or not made:
+    store = FeatureStore(head, check=False)
+    header = store.header
+    if not header.recipe or "extract" not in header.provenance:
         raise DataError(f"{head}: its features were not made by `mer extract`, so they cannot be made again; import them again")
+    made = made_here(store)
     if not made["manifest"]:
         raise DataError(f"{head}: made from a manifest that was not a file; call extract() with that manifest again")
     manifest = Manifest.read(made["manifest"])
     if root is not None:
         manifest = manifest.with_root(root)
-    options = replace(ExtractOptions(**made["options"]), **changes)
-    return extract(manifest, head, options, source=made["manifest"], progress=progress, distrust=True, gentle=gentle)
+    try:
+        options = replace(ExtractOptions(**made["options"]), **changes)
+    except TypeError:
+        raise DataError(f"{head}: made with options that this mer does not know; call `mer extract` for it again") from None
+    return extract(manifest, head, options, source=made["manifest"], progress=progress, distrust=True, gentle=gentle, lock=lock)
 
 
 def unchanged(state: State) -> ExtractReport:
     """The features are all there: at most the head file is written again, for new labels or splits."""
     head = state.head
-    made = head.header.provenance["extract"]
+    made = made_here(head)
     number = {u.id: row for row, u in enumerate(state.manifest.rows)}
+    if unknown := [failure["id"] for failure in made["failures"] if failure["id"] not in number]:
+        raise StoreError(f"{state.out}: names a failure that is not in the manifest ({shortened(unknown[0])}); make it again with --force")
     failures = [state.failure(number[failure["id"]], failure["stage"], failure["reason"]) for failure in made["failures"]]
     if state.labels_changed:
         made = {**made, "manifest_hash": state.manifest.hash, "failures": [asdict(failure) for failure in failures]}
@@ -158,6 +170,9 @@ def run_share(state: State, confirm: Callable[[int], None], index: int, count: i
             state.progress.note(left_behind)
         job = prepare(state)
         with turn(state.folder / ".turn") as ledger:
+            state.look()
+            if state.complete:  # the others have finished since; a plan written now would be left behind
+                return unchanged(state)
             job.adopt()
             others = any(held(path) for path in state.folder.glob(".hold-*-of-*") if path != mine)
             if not job.resumed and others and (state.work / "plan.json").exists():
@@ -177,7 +192,8 @@ def run_share(state: State, confirm: Callable[[int], None], index: int, count: i
             state.look()
             if state.complete:
                 return unchanged(state)
-            done = set(ledger.read().get(str(count), [])) | {index}
+            told = ledger.read().get(str(count))
+            done = {index} | {number for number in told if type(number) is int} if isinstance(told, list) else {index}
             ledger.write({str(count): sorted(done)})
             if len(done) == count:  # then all parts have been published, even if a network file system does not show them all yet
                 appear([work.work / part.name for window, parts in enumerate(work.plan.parts) if work.missing(window) for part in parts])
@@ -199,7 +215,7 @@ class Prepared:
         """Take the plan that another share has written meanwhile, if any."""
         settings = Settings.read(self.state.work / "plan.json", self.state.keys.fingerprint)
         if settings is not None:
-            self.work.plan, self.resumed = make_plan(self.state, settings, self.work), True
+            self.work.plan, self.resumed, self.work.resumed = make_plan(self.state, settings, self.work), True, True
 
     def settle(self, confirm: Callable[[int], None]) -> None:
         """Self-test, and write down the plan if it is a new one."""
@@ -272,7 +288,7 @@ class Prepared:
 def prepare(state: State) -> Prepared:
     """Lengths, encoders and plan: the stored one of an unfinished run, or a new one."""
     rows, points = state.manifest.rows, state.keys.checkpoints
-    settings = Settings.read(state.work / "plan.json", state.keys.fingerprint)
+    settings = stored_plan(state)
     inputs = Inputs(
         ids=[u.id for u in rows],
         paths=[str(state.manifest.root / u.audio) if u.audio and "audio" in points else None for u in rows],
@@ -297,9 +313,25 @@ def prepare(state: State) -> Prepared:
     geometry = Geometry.of(points["audio"]) if "audio" in points else None
     work = Work(inputs, None, state.options, state.folder, geometry, encoders, {m: encoder.dim for m, encoder in encoders.items()})
     tokenise(work)
-    resumed = settings is not None
+    resumed = work.resumed = settings is not None
     work.plan = make_plan(state, settings or new_settings(state, work, left_out), work)
     return Prepared(state, work, resumed)
+
+
+def stored_plan(state: State) -> Settings | None:
+    """The plan of an unfinished run, if it can be gone on with; else a note says why not, and everything that is sound is taken over."""
+    note = state.progress.note
+    settings = Settings.read(state.work / "plan.json", state.keys.fingerprint, note)
+    if settings is None:
+        return None
+    modalities = list(state.keys.checkpoints)
+    if not settings.fits(len(state.manifest), modalities):
+        note(f"{state.work / 'plan.json'}: the plan of an unfinished run is damaged; starting again")
+        return None
+    if reason := unsound_sources(state.folder, settings, modalities):
+        note(f"{reason}; planning the unfinished run again")
+        return None
+    return settings
 
 
 def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) -> list[int]:
@@ -427,7 +459,10 @@ def finish(job: Prepared, tally: Tally) -> ExtractReport:
     number = {id: row for row, id in enumerate(work.inputs.ids)}
     failed = dict(work.plan.settings.left_out)
     for shard in shards:
-        failed |= {number[id]: (stage, reason) for id, stage, reason in shard.meta["failures"]}
+        for id, stage, reason in shard.meta["failures"]:
+            if id not in number:
+                raise StoreError(f"{shard.path}: its failures are not of this manifest; remove it and run the same command again")
+            failed[number[id]] = stage, reason
     shards = [shard for shard in shards if len(shard)]
     report.failures = [state.failure(row, *failed[row]) for row in sorted(failed)]
     write_failures(state.failures_path, report.failures)

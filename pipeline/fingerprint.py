@@ -26,6 +26,7 @@ from pipeline.encoders.geometry import Geometry, parse_layer
 from pipeline.encoders.loading import Checkpoint, resolve, sha256_file
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest, Utterance
+from pipeline.store.arrays import temporary_for
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
 SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within a tick of the clock: not remembered
@@ -97,13 +98,13 @@ class FileMemory:
         self.spans: dict[tuple[str, str], tuple[int, str | None, str | None]] = {}  # (sha256, span) → samples, stage, reason
         self.seen: dict[str, tuple[int, int, int]] = {}  # what each file looked like in this run
         self.changed = False
-        if path is not None and path.exists():
+        if path is not None and path.is_file():
             self._read(path)
 
     def _read(self, path: Path) -> None:
         try:
             with path.open("rb") as file:
-                table = pq.read_table(file, schema=self.SCHEMA)
+                table = pq.read_table(file, schema=self.SCHEMA, page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError):
             return  # damaged or of another version: start afresh
         if (table.schema.metadata or {}).get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
@@ -123,11 +124,13 @@ class FileMemory:
         rows += [(None, None, None, None, digest, span, *entry) for (digest, span), entry in self.spans.items()]
         columns = list(zip(*rows, strict=True)) or [[] for _ in self.SCHEMA]
         table = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, self.SCHEMA, strict=True)], schema=self.SCHEMA)
-        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
+        temporary = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_for(self.path)
             with temporary.open("wb") as file:
-                pq.write_table(table.replace_schema_metadata({"mer": str(EXTRACTOR)}), file, compression="zstd")
+                marked = table.replace_schema_metadata({"mer": str(EXTRACTOR)})
+                pq.write_table(marked, file, compression="zstd", write_page_checksum=True)
             os.replace(temporary, self.path)
         except PermissionError:
             return
@@ -136,7 +139,8 @@ class FileMemory:
                 raise
         finally:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                if temporary is not None:
+                    temporary.unlink()
         self.changed = False
 
     def known(self, path: Path) -> str | None:

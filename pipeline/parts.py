@@ -20,7 +20,7 @@ from pipeline.errors import DataError, MerError, StoreError
 from pipeline.plan import Item, Part
 from pipeline.signals import Stop
 from pipeline.store import Shard, ShardWriter
-from pipeline.store.schema import HALF_MAX
+from pipeline.store.schema import HALF_MAX, is_count
 from pipeline.store.shard import largest
 
 # What is recorded of an utterance in the store's flags, one bit each, and what it means; the media flags are those of `pipeline.media`.
@@ -133,7 +133,10 @@ class Begun:
             return None
         try:
             shard = Shard(path)
-            batches = shard.meta["batches"]
+            batches = shard.meta.get("batches")
+            if not is_count(batches) or list(shard.modalities) != [part.modality]:
+                return None
+            check_failures(shard, int)
             if shard.key != part.key or not 0 < batches < len(part.batches) or next(shard.mismatches(part.modality), None) is not None:
                 return None
         except MerError:
@@ -358,6 +361,24 @@ def stored(frames: np.ndarray, dtype: str) -> np.ndarray:
     return frames.copy()
 
 
+def check_failures(shard: Shard, kind: type) -> None:
+    """Raise StoreError unless a shard lists its failures as extraction does: (row or id, stage, reason)."""
+    failures = shard.meta.get("failures")
+    sound = isinstance(failures, list) and all(isinstance(failure, list) and len(failure) == 3 for failure in failures)
+    if not sound or not all(type(what) is kind and isinstance(stage, str) and isinstance(reason, str) for what, stage, reason in failures):
+        raise StoreError(f"{shard.path}: its list of failures is not one of mer's")
+
+
+def _check_part(shard: Shard, part: Part) -> None:
+    """Raise StoreError unless a part has every item of the plan, or says why not."""
+    if list(shard.modalities) != [part.modality]:
+        raise StoreError(f"{shard.path}: holds {', '.join(shard.modalities)}, not {part.modality}")
+    check_failures(shard, int)
+    there, failed = set(shard.ids), {row for row, _, _ in shard.meta["failures"]}
+    if not all(item.key in there or item.row in failed for item in part.items):
+        raise StoreError(f"{shard.path}: lacks items of the plan")
+
+
 class Finished:
     """The finished parts of a window: where each item's frames are, and which rows failed."""
 
@@ -374,6 +395,7 @@ class Finished:
             shard = Shard(path)
             if shard.key != part.key or (read and next(shard.mismatches(part.modality), None) is not None):
                 raise DataError("not this part")
+            _check_part(shard, part)
         except MerError:
             path.unlink(missing_ok=True)
             return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 import time
@@ -14,14 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.fingerprint import ExtractOptions
-from pipeline.plan import Settings
+from pipeline.plan import SHARD_NAME, Settings
 from pipeline.report import ExtractReport, Failure
 from pipeline.state import State
 from pipeline.store import ModalityInfo, build_index
-from pipeline.store.arrays import temporary_for
+from pipeline.store.arrays import leftovers, sweep, temporary_for
 from pipeline.work import Work
 
-SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 COLUMNS = ("id", "split", "session", "dialogue", "speaker", "position", "label", "targets", "text", "tags")  # of the manifest, in the head
 
 
@@ -92,12 +90,18 @@ def tidy(state: State, shards: list[Path]) -> None:
     for path in state.work.glob("*.h5"):
         path.unlink(missing_ok=True)
     shutil.rmtree(state.work, ignore_errors=True)
+    sweep(state.folder)
+    sweep(state.out.parent, state.out.name)
 
 
 def left_untidy(state: State) -> bool:
     """Whether the run that wrote this head file was killed before it could tidy up. What another run has left, with other options or of
     another corpus, is that run's to go on with."""
-    if not state.work.exists() or not os.access(state.folder, os.W_OK):
+    if not os.access(state.folder, os.W_OK):
+        return False
+    if leftovers(state.folder) or leftovers(state.out.parent, state.out.name):
+        return True
+    if not state.work.exists():
         return False
     plan = state.work / "plan.json"
-    return not plan.exists() or Settings.read(plan, state.keys.fingerprint) is not None
+    return not plan.exists() or Settings.names(plan) == state.keys.fingerprint

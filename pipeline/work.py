@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from pipeline.encoders.loading import Checkpoint
 from pipeline.errors import EncoderError, MerError, StoreError
 from pipeline.fingerprint import ExtractOptions
 from pipeline.hold import appear
-from pipeline.parts import BIT, Done, Finished, Source, Tally, audio_inputs, run_parts, text_inputs
-from pipeline.plan import Inputs, Item, Part, Plan, ShardPlan
+from pipeline.parts import BIT, Done, Finished, Source, Tally, audio_inputs, check_failures, run_parts, text_inputs
+from pipeline.plan import Inputs, Item, Part, Plan, Settings, ShardPlan
 from pipeline.signals import Stop
 from pipeline.store import Shard, ShardWriter
 
@@ -85,6 +85,8 @@ class Work:
     encoders: dict
     dims: dict[str, int]
     decoders: Decoders | None = None  # kept open between calls by a worker that does part after part
+    resumed: bool = False  # then what is there was written by another run, perhaps long ago
+    sound: set[str] = field(default_factory=set)  # names of shards that this process has found to be so
 
     @property
     def work(self) -> Path:
@@ -154,8 +156,10 @@ class Work:
             found = Shard(self.folder / shard.name)
             if found.key != shard.key:
                 return False
-            if shard.name in self.plan.settings.rebuilt:  # the unsound one lies there under the same name until it is replaced
+            rebuilt = shard.name in self.plan.settings.rebuilt  # the unsound one lies there under the same name until it is replaced
+            if (rebuilt or self.resumed) and shard.name not in self.sound:
                 check_sound(found)
+                self.sound.add(shard.name)
             return True
         except MerError:
             return False
@@ -205,9 +209,7 @@ class Work:
         for row in shard.rows:
             if row in settings.reused:
                 name, at = settings.reused[row]
-                if older[name].meta["contents"][at] != inputs.contents[row]:
-                    raise StoreError(f"{self.folder / name}: changed while it was being copied from; run the same command again")
-                frames, flags = {m: older[name].frames(m, at, at + 1) for m in self.dims}, int(older[name].flags[at])
+                frames, flags = copied(older[name], at, list(self.dims), inputs.contents[row])
             elif row in finished.failures:
                 failures.append([inputs.ids[row], *finished.failures[row]])
                 continue
@@ -243,8 +245,40 @@ class Work:
             (self.work / part.begun).unlink(missing_ok=True)
 
 
+def copied(shard: Shard, at: int, modalities: Sequence[str], content: str) -> tuple[dict[str, np.ndarray], int]:
+    """Features and flags of one utterance of an older shard. Raises StoreError unless its content is `content` and its frames match their
+    checksums: written again they would get new ones, and nobody could tell."""
+    contents = shard.meta.get("contents")
+    if not isinstance(contents, list) or len(contents) != len(shard) or at >= len(shard) or contents[at] != content:
+        raise StoreError(f"{shard.path}: changed while it was being copied from; run the same command again")
+    frames = {m: shard.frames(m, at, at + 1) for m in modalities}
+    for m, x in frames.items():
+        if next(shard.differing(m, x, at, at + 1), None) is not None:
+            raise StoreError(f"{shard.path}: {m} of '{shard.ids[at]}' does not match its checksum; run the same command again")
+    return frames, int(shard.flags[at])
+
+
+def unsound_sources(folder: Path, settings: Settings, modalities: Sequence[str]) -> str | None:
+    """Why a stored plan cannot be followed any more: what is wrong with the first older shard that it takes features from; None if nothing
+    is. The plan has nothing else to make those features from."""
+    for name in sorted({*settings.kept, *(name for name, _ in settings.reused.values())}):
+        try:
+            shard = Shard(folder / name)
+            check_sound(shard)
+        except MerError as error:
+            return str(error).partition("; ")[0]
+        if list(shard.modalities) != list(modalities):
+            return f"{shard.path}: holds {', '.join(shard.modalities)}"
+    return None
+
+
 def check_sound(shard: Shard) -> None:
-    """Raise StoreError for a shard whose frames differ from their checksums, or in which a decoder ran out of time or was killed."""
+    """Raise StoreError for a shard whose frames differ from their checksums, that does not say what is in it as extraction does, or in
+    which a decoder ran out of time or was killed."""
+    contents = shard.meta.get("contents")
+    if not isinstance(contents, list) or len(contents) != len(shard) or not all(isinstance(content, str) for content in contents):
+        raise StoreError(f"{shard.path}: does not say what its utterances were made from")
+    check_failures(shard, str)
     for modality in shard.modalities:
         if next(shard.mismatches(modality), None) is not None:
             raise StoreError(f"{shard.path}: {modality} differs from its checksums")

@@ -28,6 +28,7 @@ from manifests import CorpusInfo
 from pipeline.datasets.report import Report
 from pipeline.errors import DataError
 from pipeline.manifest import Manifest, Utterance
+from pipeline.store.arrays import sweep
 
 VERSION = 1
 RATE = 16_000  # Hz
@@ -106,6 +107,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None, size: in
     lines = plan(size, seed)
     try:
         (root / folder).mkdir(parents=True, exist_ok=True)
+        sweep(root / folder)
     except OSError as error:
         raise DataError(f"{root}: cannot write the synthetic corpus here ({error.strerror}); name another folder with --root") from None
     speakers, cache = _speakers(seed), {}

@@ -91,14 +91,31 @@ def temporary_for(path: Path) -> Path:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DataError(f"{path}: a device or pipe, which cannot be replaced by a file; name another place")
-    for stale in path.parent.glob(f".{_escape(path.name)}.tmp-*"):
-        if _alive(stale.name.rsplit("-", 1)[1]):
-            continue
-        if stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
-        else:
-            stale.unlink(missing_ok=True)
+    sweep(path.parent, path.name)
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """What dead writers in `folder` have left of the file or folder `name`, or of any (None)."""
+    found = folder.glob(f".{_escape(name)}.tmp-*" if name is not None else ".*.tmp-*")
+    pids = ((path, path.name.rsplit("-", 1)[1]) for path in found)
+    return [path for path, pid in pids if (name is not None or pid.isdecimal()) and not _alive(pid)]
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what dead writers in `folder` have left; of a link the link."""
+    for path in leftovers(folder, name):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise DataError for a symbolic link where mer writes: what it leads to is somebody else's, to be neither changed nor removed."""
+    if path.is_symlink():
+        there = shortened(str(path.readlink()))
+        raise DataError(f"{path}: a symbolic link (to {there}), and mer writes into places of its own; remove it, or choose another --out")
 
 
 def sync_folder(folder: Path) -> None:
