@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.store import FeatureStore, Header, ModalityInfo, ShardWriter, build_index
-from pipeline.store.arrays import temporary_for
+from pipeline.store.arrays import refuse_link, temporary_for
 
 SHARD_BYTES = 128 << 20  # of features held until a shard is written
 
@@ -64,6 +64,8 @@ class Report:
 def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, force: bool = False) -> tuple[FeatureStore, Report]:
     """Write shards and head beside each other, as extraction does. NaN and infinite values become 0 and are counted."""
     out = Path(out)
+    folder = out.parent / f"{out.name.removesuffix('.h5')}.shards"
+    refuse_link(folder)
     if os.path.lexists(out):
         if not force:
             raise DataError(f"{out}: exists already; name another --out, or replace it with --force")
@@ -75,7 +77,6 @@ def write_store(foreign: Foreign, out: str | os.PathLike, options: Options, *, f
     dtypes = {kept[m].dtype for m in foreign.dims if m in kept}
     dtype = options.dtype or ("float16" if dtypes == {"float16"} and foreign.dims.keys() <= kept.keys() else "float32")
     replaced, absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
-    folder = out.parent / f"{out.name.removesuffix('.h5')}.shards"
     shards: list[Path] = []
     rows, pieces = iter(foreign.rows), iter(foreign.frames())
     row = next(rows, None)

@@ -133,9 +133,9 @@ REMEDY = {
 }
 
 
-def shortened(text: str) -> str:
-    """`text` as a message repeats it."""
-    return text if len(text) <= ECHO_CHARACTERS else f"{text[:ECHO_CHARACTERS]} …"
+def shortened(text: str, most: int = ECHO_CHARACTERS) -> str:
+    """`text` as a message repeats it, `most` characters of it."""
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
-        reason = shortened((str(error).splitlines() or [type(error).__name__])[0])
+        reason = shortened((str(error).splitlines() or [type(error).__name__])[0], ECHO_CHARACTERS // 2)
         raise StoreError(f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; {REMEDY[what]}") from None
 
 

@@ -24,6 +24,8 @@ from tests.extract import corpus
 MANY = int(os.environ.get("MER_FLIPS", "500"))
 SEED = int(os.environ.get("MER_FLIP_SEED", "0"))
 FEW = 40
+# Every clip and transcript a batch of its own: what is computed again, beside fewer others than before, is the same to the last bit.
+ALONE = {"budget_seconds": 0.01, "budget_tokens": 1}
 COUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
 
 
@@ -51,9 +53,19 @@ def of_media(path: Path) -> bool:
     return ".shards" not in str(path) and path.name != "feats.h5"
 
 
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory) -> tuple[Path, int]:
+    """A finished store, as `undisturbed`, computed clip by clip."""
+    folder = tmp_path_factory.mktemp("alone")
+    corpus.make(folder)
+    status, count = run(folder, **ALONE)
+    assert status == 0 and count > 10, (folder / "stderr").read_text()
+    return folder, count
+
+
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_store_reads_as_written_or_is_refused(undisturbed, tmp_path, count):
-    made, _ = undisturbed
+def test_a_store_reads_as_written_or_is_refused(alone, tmp_path, count):
+    made, _ = alone
     expected, trials = values(made), Trials()
     folder = shutil.copytree(made, tmp_path / "x")
     for flip in flips(folder, count, SEED, without=of_media):
@@ -67,15 +79,15 @@ def test_a_store_reads_as_written_or_is_refused(undisturbed, tmp_path, count):
 
 @pytest.mark.parametrize("count", [6, pytest.param(MANY // 5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("call", ["extract", "repair"])
-def test_a_store_is_mended_or_refused(undisturbed, tmp_path, count, call):
+def test_a_store_is_mended_or_refused(alone, tmp_path, count, call):
     """The same command again, or `mer verify --repair`: what is there afterwards is what was there before the damage."""
-    made, _ = undisturbed
+    made, _ = alone
     expected, trials = values(made), Trials()
     for number, flip in enumerate(flips(made, count, SEED + 1, without=of_media)):
         folder = shutil.copytree(made, tmp_path / f"{number}")
         damaged = type(flip)(folder, flip.name, flip.at, flip.bit)
         damaged.apply()
-        command: Callable[[], object] = (lambda f=folder: again(f)) if call == "extract" else (lambda f=folder: mended(f))
+        command: Callable[[], object] = (lambda f=folder: again(f, **ALONE)) if call == "extract" else (lambda f=folder: mended(f))
         trials.record(damaged, command, lambda f=folder: refused_or_same(f, expected))
         shutil.rmtree(folder)
     assert not trials.wrong, trials.wrong
@@ -97,10 +109,10 @@ def refused_or_same(folder: Path, expected: dict[str, dict[str, np.ndarray]]) ->
 
 
 @pytest.fixture(scope="module")
-def interrupted(run, undisturbed, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
-    """`interrupted(kind)`: (a folder whose extraction was killed, the folder of the undisturbed one). In an update, an older store is
+def interrupted(run, alone, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
+    """`interrupted(kind)`: (a folder whose extraction was killed, the folder of the one that was not). In an update, an older store is
     there from which features are copied."""
-    made, total = undisturbed
+    made, total = alone
     folders: dict[str, tuple[Path, Path]] = {}
 
     def make(kind: str) -> tuple[Path, Path]:
@@ -108,16 +120,16 @@ def interrupted(run, undisturbed, tmp_path_factory) -> Callable[[str], tuple[Pat
             root = tmp_path_factory.mktemp(kind)
             if kind == "first":
                 folder = fresh(made, root / "killed")
-                assert run(folder, 3 * total // 4)[0] == -9
+                assert run(folder, 3 * total // 4, **ALONE)[0] == -9
                 folders[kind] = folder, made
             else:
                 folder = shutil.copytree(made, root / "killed")
                 for clip in (2, 9, 16):
                     corpus.write_clip(folder / f"clip{clip}.wav", 0.4, 700 + clip)
                 whole = shutil.copytree(folder, root / "whole")
-                again(whole)
-                published = run(shutil.copytree(folder, root / "counted"))[1]
-                assert run(folder, published // 2)[0] == -9
+                again(whole, **ALONE)
+                published = run(shutil.copytree(folder, root / "counted"), **ALONE)[1]
+                assert run(folder, published // 2, **ALONE)[0] == -9
                 folders[kind] = folder, whole
         return folders[kind]
 
@@ -134,7 +146,7 @@ def test_a_resumed_extraction_gives_the_same_features(interrupted, tmp_path, kin
         folder = shutil.copytree(killed, tmp_path / f"{number}")
         damaged = type(flip)(folder, flip.name, flip.at, flip.bit)
         damaged.apply()
-        trials.record(damaged, lambda f=folder: again(f), lambda f=folder: refused_or_same(f, expected))
+        trials.record(damaged, lambda f=folder: again(f, **ALONE), lambda f=folder: refused_or_same(f, expected))
         shutil.rmtree(folder)
     assert not trials.wrong, trials.wrong
 
@@ -158,7 +170,7 @@ def test_a_changed_digit_of_the_plan_is_noticed(interrupted, tmp_path, where, ca
     from pipeline.extract import extract
 
     manifest = Manifest.read(folder / "manifest.parquet")
-    extract(manifest, folder / "feats.h5", corpus.options(), source=folder / "manifest.parquet", progress=Lines())
+    extract(manifest, folder / "feats.h5", corpus.options(**ALONE), source=folder / "manifest.parquet", progress=Lines())
     assert "plan.json: the plan of an unfinished run is damaged" in capsys.readouterr().err
     assert same(folder, values(whole))
 
@@ -176,7 +188,7 @@ def test_a_plan_without_a_checksum_starts_again_and_says_so(interrupted, tmp_pat
     del raw["checksum"]
     plan.write_text(json.dumps(raw))
     manifest = Manifest.read(folder / "manifest.parquet")
-    extract(manifest, folder / "feats.h5", corpus.options(), source=folder / "manifest.parquet", progress=Lines())
+    extract(manifest, folder / "feats.h5", corpus.options(**ALONE), source=folder / "manifest.parquet", progress=Lines())
     assert "has no checksum, as mer made them before; starting again" in capsys.readouterr().err
     assert same(folder, values(whole))
 
@@ -193,5 +205,5 @@ def test_frames_damaged_after_planning_are_not_copied(interrupted, tmp_path, cap
         raw = bytearray(shard.read_bytes())
         raw[place] ^= 1
         shard.write_bytes(raw)
-    again(folder)
+    again(folder, **ALONE)
     assert same(folder, values(whole))
