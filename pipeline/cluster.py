@@ -199,12 +199,13 @@ def local_cluster(workers: int) -> Iterator[LocalCluster]:
     """Worker processes on this machine. They are ended by force when they do not end in time, as one that is just being restarted after its
     death may not: Dask would wait for it without end, and so would the interpreter, since the workers ignore SIGTERM."""
     # Whoever can talk to a scheduler can run code in its workers, and on a shared machine everybody can talk to a port of it: a key
-    # of this run alone, in memory, and no status page. What is left of its server listens on any free port, so that several runs go on.
+    # of this run alone, in memory, and no pages. What is left of their server listens on any free port, so that several runs go on.
     security = temporary_security()
-    cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, protocol="tls", host="127.0.0.1", security=security,
-        dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"}, silence_logs=logging.CRITICAL,
-    )  # fmt: skip
+    with dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}):
+        cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, protocol="tls", host="127.0.0.1", security=security,
+            dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"}, silence_logs=logging.CRITICAL,
+        )  # fmt: skip
     try:
         yield cluster
     finally:

@@ -236,7 +236,7 @@ def digest(attrs: Mapping[str, str | int], arrays: Mapping[str, np.ndarray]) -> 
     h = hashlib.sha256(repr(sorted(attrs.items())).encode())
     for name in sorted(arrays):
         h.update(f"\n{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        h.update(arrays[name].tobytes())
+        h.update(np.ascontiguousarray(arrays[name]))
     return h.hexdigest()
 
 

@@ -25,6 +25,7 @@ from tests.fuzz.jsons import wrong_values
 from tests.store.build import DIMS, make_store
 
 ROOT = Path(__file__).parents[2]
+EACH = [8, pytest.param(1, marks=pytest.mark.slow)]  # every so many changes
 
 
 def use(head: Path) -> None:
@@ -185,7 +186,10 @@ for kind, lead in LED.items():
 """
 
 
-@pytest.mark.parametrize(("which", "names"), [("shard", SHARD_ARRAYS), ("head", HEAD_ARRAYS)])
+ALL = [pytest.param("shard", SHARD_ARRAYS, marks=pytest.mark.slow), pytest.param("head", HEAD_ARRAYS, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("which", "names"), [("shard", ["audio/x"]), ("head", ["index/id/x"]), *ALL])
 def test_hdf5_is_led_nowhere(tmp_path, which, names):
     """Every kind of storage, link and type that the format does not have, for arrays of every use; in a process that may end."""
     make_store(tmp_path)
@@ -211,14 +215,15 @@ def test_attributes_of_other_types(tmp_path, kind):
 # --------------------------------------------------------------------------------------------------- what a head file says
 
 
-def test_any_wrong_value_of_the_header_is_used_or_refused(tmp_path):
+@pytest.mark.parametrize("each", EACH)
+def test_any_wrong_value_of_the_header_is_used_or_refused(tmp_path, each):
     make_store(tmp_path)
     head = tmp_path / "feats.h5"
     said = reseal.described(head)
     said["modalities"]["audio"] |= {"frame_rate": 50.0, "encoder": "e", "extra": {"overflow": 1}}
     said |= {"recipe": {"audio": {"encoder": "x"}}, "provenance": {"extract": {"failures": []}}}
     counts = {"used": 0, "refused": 0}
-    for place, wrong in wrong_values(said):
+    for place, wrong in list(wrong_values(said))[::each]:
         reseal.describe_as(head, wrong)
         try:
             use(head)
@@ -228,7 +233,7 @@ def test_any_wrong_value_of_the_header_is_used_or_refused(tmp_path):
             counts["refused"] += 1
         except Exception as error:
             raise AssertionError(f"{place}: {error!r}") from error
-    assert min(counts.values()) > 20, counts
+    assert min(counts.values()) > 60 // each, counts
 
 
 @pytest.mark.parametrize("which", ["head", "shard"])
@@ -304,7 +309,7 @@ def set_to(value: object, at: int = 0) -> Callable[[np.ndarray], np.ndarray]:
         ("shard/bytes", set_to(-1), "shard has"),
         ("shard/sha256", set_to(b"\xff" * 64), "not a readable store"),
         ("shard/identity", set_to(b"0" * 64), "not the shard"),
-        ("shard/name/x", lambda array: array * 0, "not a name"),
+        ("shard/name/x", lambda array: array * 0, "cannot be a name"),
         ("shard/name/x", lambda array: array * 0 + ord("/"), "shard"),
         ("shard/name/x", lambda array: array * 0 + ord("."), "shard"),
     ],
@@ -327,11 +332,12 @@ def test_the_command_line_says_it_in_a_line(tmp_path, words):
 # ------------------------------------------------------------------------------------------------------- what a shard says
 
 
-def test_any_wrong_value_of_a_shards_description_is_used_or_refused(tmp_path):
+@pytest.mark.parametrize("each", EACH)
+def test_any_wrong_value_of_a_shards_description_is_used_or_refused(tmp_path, each):
     make_store(tmp_path)
     head, shards = tmp_path / "feats.h5", [shard_of(tmp_path, i) for i in range(3)]
     said, counts = reseal.described(shards[0]), {"used": 0, "refused": 0}
-    for place, wrong in wrong_values(said):
+    for place, wrong in list(wrong_values(said))[::each]:
         reseal.describe_as(shards[0], wrong)
         reseal.seal_head_over(head, shards)
         try:
@@ -342,7 +348,7 @@ def test_any_wrong_value_of_a_shards_description_is_used_or_refused(tmp_path):
             counts["refused"] += 1
         except Exception as error:
             raise AssertionError(f"{place}: {error!r}") from error
-    assert counts["refused"] > 20, counts
+    assert counts["refused"] > 60 // each, counts
 
 
 @pytest.mark.parametrize(
@@ -398,10 +404,10 @@ def test_a_huge_array_that_the_file_does_hold(tmp_path, which, name, size):
         del file[name]
         h5py.h5d.create(file.id, name.encode(), h5py.h5t.STD_U8LE, h5py.h5s.create_simple((size,)), properties)
     os.truncate(path, max(path.stat().st_size, size + (1 << 20)))
-    run = subprocess.run([sys.executable, "-c", HUGE, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", HUGE, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0 and run.stdout, run.stderr[-600:]
     seconds, said = run.stdout.split(" ", 1)
-    assert float(seconds) < 20 and path.name in said
+    assert float(seconds) < 40 and path.name in said
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
