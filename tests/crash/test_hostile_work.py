@@ -38,10 +38,13 @@ def killed(run, tmp_path_factory) -> tuple[Path, dict]:
         corpus.write_clip(folder / f"clip{clip}.wav", 0.4, 700 + clip)
     whole = shutil.copytree(folder, folder.with_name("whole"))
     again(whole, **ALONE)
-    published = run(shutil.copytree(folder, folder.with_name("counted")), **ALONE)[1]
-    assert run(folder, published // 2, **ALONE)[0] == -9
-    assert (folder / "feats.shards" / ".work" / "plan.json").exists()
-    return folder, values(whole)
+    for moment in range(2, 20):  # just before its first shard is published, all of its parts are there
+        copy = shutil.copytree(folder, folder.with_name(f"killed-{moment}"))
+        assert run(copy, moment, **ALONE)[0] == -9
+        work = copy / "feats.shards" / ".work"
+        if len(list(work.glob("*.h5"))) == 2 and (work / "plan.json").exists():
+            return copy, values(whole)
+    raise AssertionError("never killed between the parts and the shards")
 
 
 def try_all(folder: Path, tmp: Path, changes: Iterator[tuple[object, Callable[[Path], None]]], expected: dict, each: int) -> None:
