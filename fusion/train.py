@@ -166,7 +166,8 @@ def fit(
 def checked_line(parts: dict[str, data.Part]) -> str:
     """What the checks of the features have cost."""
     size, seconds = (sum(getattr(part.checked, what) for part in parts.values()) for what in ("bytes", "seconds"))
-    return f"{size / 1e6:,.1f} MB of features held against their checksums in {seconds:.2f} s, once"
+    shown = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+    return f"{shown} of features held against their checksums in {seconds:.2f} s, once"
 
 
 def measures_of(store: FeatureStore, target: np.ndarray) -> str:
