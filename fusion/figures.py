@@ -43,7 +43,10 @@ def write(run: Run, found: dict[str, Any], folder: Path, *, features: Path | Non
                 drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
                 metadata = {"Date": None} if kind == "svg" else None
                 figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
-                files.write_bytes(folder / f"{name}.{kind}", drawn.getvalue())
+                raw = drawn.getvalue()
+                if kind == "svg":
+                    raw = shapes.spelled(raw.decode()).encode()
+                files.write_bytes(folder / f"{name}.{kind}", raw)
                 written.append(folder / f"{name}.{kind}")
     return written
 

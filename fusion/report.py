@@ -16,7 +16,7 @@ from fusion.checkpoint import AGAIN, CONFIG, Run
 from fusion.files import read_text
 from fusion.infer import headline
 from fusion.metrics import TITLES
-from fusion.shapes import brief
+from fusion.shapes import brief, spelled
 from pipeline.errors import DataError
 
 PLAIN = frozenset({"mae", "pearson", "ece"})  # printed as they are; everything else as a percentage
@@ -247,7 +247,7 @@ def page(runs: Sequence[Run]) -> str:
         config = read_text(run.children[0].path / CONFIG, AGAIN)
         body.append(f"<details><summary>configuration</summary><pre>{html.escape(config)}</pre></details>")
     head = f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer report</title><style>{STYLE}</style>\n"
-    return head + "\n".join(body) + "\n</html>\n"
+    return spelled(head + "\n".join(body) + "\n</html>\n")
 
 
 def _summary(runs: Sequence[Run], found: Sequence[dict[str, Any]]) -> Table:

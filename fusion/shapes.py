@@ -70,6 +70,16 @@ def fault(value: Any, shape: Any, where: str = "") -> str | None:
     return None if fits else f"{where or 'it'} is {json.dumps(value)[:40]}"
 
 
+def spelled(text: str) -> str:
+    """`text` with control characters written out, which no page or picture may have; lines are kept.
+
+    >>> spelled("a\x1b[31m\n")
+    'a\\x1b[31m\n'
+    """
+    odd = {c for c in text if not c.isprintable() and c not in " \n\t" and ord(c) < 0xA0}
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+
+
 def brief(value: Any, most: int = 100) -> str:
     """One line of at most about `most` characters that shows `value`, whatever it is.
 
