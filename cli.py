@@ -486,7 +486,9 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
-        run = experiment.train(store, settings, out, seeds=seeds, folds=folds, device=device, note=say, processes=together, lock=not no_lock)
+        run = experiment.train(
+            store, settings, out, seeds=seeds, folds=folds, device=device, note=say, processes=together, lock=not no_lock
+        )
         if not together.first:
             return
         testable = has_test(run, store)

@@ -71,10 +71,10 @@ def fault(value: Any, shape: Any, where: str = "") -> str | None:
 
 
 def spelled(text: str) -> str:
-    """`text` with control characters written out, which no page or picture may have; lines are kept.
+    r"""`text` with control characters written out, which no page or picture may have; lines are kept.
 
-    >>> spelled("a\x1b[31m\n")
-    'a\\x1b[31m\n'
+    >>> spelled("a\x1b[31m") == r"a\x1b[31m"
+    True
     """
     odd = {c for c in text if not c.isprintable() and c not in " \n\t" and ord(c) < 0xA0}
     return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})

@@ -208,7 +208,8 @@ def test_toml_that_nobody_wrote(tmp_path, case):
 @pytest.mark.parametrize(
     "text",
     [
-        "model_args." + ".".join("a" * 5000) + "=1", "model_args.hidden=" + "9" * 6000, "optim.lr=nan", "optim.lr=1e999", "optim.betas=nan,nan",
+        "model_args." + ".".join("a" * 5000) + "=1", "model_args.hidden=" + "9" * 6000, "optim.lr=nan",
+        "optim.lr=1e999", "optim.betas=nan,nan",
         "train.epochs=1e400", "train.batch_size=4611686018427387904", "q" * 5000, "q" * 5000 + ".x=1", "train." + "q" * 5000 + "=1",
         "data.modalities=a\nb", "data.pool_hz=nan", "train.seed=-1", "optim.clip=nan", "model_args.dropout=nan", "data.dev_share=nan",
     ],

@@ -85,7 +85,8 @@ def mutate_toml(raw: bytes, rng: np.random.Generator) -> bytes:
     place = int(rng.integers(len(lines)))
     key = lines[place].partition("=")[0] or "x "
     odd = ["nan", "inf", "-inf", "9" * 5000, "0x" + "f" * 5000, "1e400", '"' + "x" * 60_000 + '"', "[" * 2000 + "]" * 2000,
-           "[" + "1," * 5000 + "]", "1979-05-27T07:32:00Z", "true", "''", '"\\u0000"', "{a.b.c=1}", "[[1],[2]]", "-1", "9223372036854775807",
+           "[" + "1," * 5000 + "]", "1979-05-27T07:32:00Z", "true", "''", '"\\u0000"', "{a.b.c=1}", "[[1],[2]]", "-1",
+           "9223372036854775807",
            "99999", "0.5", '"none"', '"concat"', '"drkf"', "{" + ".".join("a" * 20_000) + "=1}"]  # fmt: skip
     match rng.integers(5):
         case 0:
