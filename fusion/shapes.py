@@ -81,7 +81,7 @@ def spelled(text: str) -> str:
 
 
 def brief(value: Any, most: int = 100) -> str:
-    """One line of at most about `most` characters that shows `value`, whatever it is.
+    r"""One line of at most about `most` characters that shows `value`, whatever it is.
 
     >>> brief("x" * 200, 10), brief(ValueError("one\ntwo"))
     ('xxxxxxxxxx… (200 characters)', 'one two')
