@@ -565,7 +565,8 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
 def report(runs, out):
     """Tables with spread, confusion matrices and loss curves of evaluated runs, as one HTML page."""
     from fusion import report
-    from fusion.checkpoint import Run, write_text
+    from fusion.checkpoint import Run
+    from fusion.files import write_text
 
     write_text(out, report.page([Run.open(run) for run in runs]))
     say(out)

@@ -7,6 +7,7 @@ at nothing but mean and deviation, each sequence is reduced to them once, when i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -84,6 +85,14 @@ def summarise(packed: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @dataclass
+class Checked:
+    """What it took to hold features against their checksums, once each."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Part:
     """Some rows of a store, ready to be asked for batches. `n[m]` (N,) steps after pooling; `target` as in `Batch`."""
 
@@ -98,6 +107,7 @@ class Part:
     packed: dict[str, Tensor] = field(default_factory=dict)  # (sum T + 1, D); the last row is zero and serves the padding. Empty: streamed
     offset: dict[str, Tensor] = field(default_factory=dict)
     length: dict[str, Tensor] = field(default_factory=dict)
+    checked: Checked = field(default_factory=Checked)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,8 +125,12 @@ class Part:
         return sum(4 * (int(self.n[m].sum()) + 1) * self.width(m) for m in self.spec.modalities)
 
     def read(self, rows: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or summarised."""
-        packed, lengths = self.store.batch(modality, rows, check=True)
+        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or summarised. What is read for the first time is
+        held against its checksums."""
+        started = time.perf_counter()
+        self.checked.bytes += self.store.check(modality, rows)
+        self.checked.seconds += time.perf_counter() - started
+        packed, lengths = self.store.batch(modality, rows)
         packed, lengths = pool(packed, lengths, pool_factor(self.store.header.modalities[modality].frame_rate, self.config.pool_hz))
         return summarise(packed, lengths) if self.summary else (packed, lengths)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fusion import checkpoint, splits
+from fusion import checkpoint, files, splits
 from fusion.checkpoint import Run
 from fusion.config import TrainConfig
 from fusion.parallel import ALONE, Processes
@@ -52,7 +52,7 @@ def train(
         if not info.trained:
             note(f"{m}: features of an UNTRAINED encoder ({info.encoder}); figures say nothing about a real one")
     if not grouped:
-        plan = splits.plan(table, target, config.data)
+        plan = splits.plan(table, target, config.data, labels=store.header.labels)
         processes.agree(lambda: check_folder(folder, config, key, wanted))
         with _alone_in(folder, processes, note, lock):
             return fit(store, config, folder, plan=plan, device=device, note=note, processes=processes)
@@ -73,15 +73,17 @@ def train(
     with _alone_in(folder, processes, note, lock):
         there = processes.agree(lambda: _check_group(folder, info, config))  # again: another one may just have begun
         if processes.first and there is None:
-            checkpoint.write_json(folder / checkpoint.INFO, info)
+            files.write_json(folder / checkpoint.INFO, info)
         for k, (name, fold, one) in enumerate(children):
             note(f"[{k + 1}/{len(children)}] {name}")
-            plan = splits.plan(table, target, config.data, fold)
+            plan = splits.plan(table, target, one.data, fold, labels=store.header.labels)
+            if (folder / name).is_symlink():
+                raise DataError(f"{folder / name}: a link where a run folder should be; remove it")
             with _alone_in(folder / name, processes, note, lock):
                 fit(store, one, folder / name, plan=plan, fold=fold, device=device, note=note, processes=processes)
         info["finished"] = True
         if processes.first and not (there and there.finished):
-            checkpoint.write_json(folder / checkpoint.INFO, info)
+            files.write_json(folder / checkpoint.INFO, info)
     return Run(folder, info)
 
 
@@ -92,7 +94,11 @@ def _alone_in(folder: Path, processes: Processes, note: Note, lock: bool) -> Ite
 
         def enter() -> str | None:
             done = (folder / checkpoint.INFO).exists() and Run.open(folder).finished
-            return None if done else stack.enter_context(hold(folder / checkpoint.HOLD, lock=lock))
+            if done:
+                return None
+            left_behind = stack.enter_context(hold(folder / checkpoint.HOLD, lock=lock))
+            files.tidy(folder)
+            return left_behind
 
         left_behind = processes.agree(enter)
         if left_behind:

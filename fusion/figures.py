@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusion import checkpoint, data, infer, metrics, shapes, splits
+from fusion import checkpoint, data, files, infer, metrics, shapes, splits
 from fusion.checkpoint import Run
 from pipeline.store import FeatureStore
 
@@ -29,7 +29,7 @@ DASHES = ("-", "--", ":")
 FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")  # for what DejaVu lacks
 MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
-HEADLINE = {"single": "ua", "multi": "weighted_f1", "regression": "acc2_has0"}
+HEADLINE = {"single": "ua", "multi": "weighted_f1", "mosi": "acc2_has0", "sims": "sims_acc2"}
 
 
 def write(run: Run, found: dict[str, Any], folder: Path, *, features: Path | None = None, device: torch.device | str = "cpu") -> list[Path]:
@@ -40,7 +40,13 @@ def write(run: Run, found: dict[str, Any], folder: Path, *, features: Path | Non
     with style():
         for name, figure in [*of_results(run, found), *of_features(run.children[0], features, device)]:
             for kind in ("png", "svg"):
-                figure.savefig(folder / f"{name}.{kind}", dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
+                drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
+                metadata = {"Date": None} if kind == "svg" else None
+                figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+                raw = drawn.getvalue()
+                if kind == "svg":
+                    raw = shapes.spelled(raw.decode()).encode()
+                files.write_bytes(folder / f"{name}.{kind}", raw)
                 written.append(folder / f"{name}.{kind}")
     return written
 
@@ -108,9 +114,10 @@ def new(width: float = 5.0, height: float = 3.4, **grid) -> tuple[Figure, Any]:
 
 def read_log(run: Run) -> list[dict[str, Any]]:
     """An entry an epoch."""
-    path = run.path / "log.jsonl"
-    lines = checkpoint.read_text(path, checkpoint.AGAIN).splitlines()
-    return [checkpoint.read_json(path, shapes.EPOCH, checkpoint.AGAIN, text=line) for line in lines]
+    path = run.verified(checkpoint.LOG)
+    again = checkpoint.AGAIN
+    lines = files.read_text(path, again).splitlines()
+    return [files.read_json(path, shapes.EPOCH, again, text=line) for line in lines]
 
 
 # ---- Over epochs
@@ -191,7 +198,8 @@ def confusion(found: dict[str, Any]) -> Figure | None:
 
 def unimodal(found: dict[str, Any]) -> Figure | None:
     """The headline figure of each modality's own head beside the whole model's."""
-    metric = HEADLINE[found["task"]]
+    regression = found["task"] == "regression"
+    metric = HEADLINE[found.get("measures", "mosi") if regression else found["task"]]
     if "unimodal" not in found:
         return None
     values = {m: f.get(metric) for m, f in found["unimodal"].items()} | {"all": found["metrics"].get(metric)}

@@ -12,9 +12,11 @@ import numpy as np
 
 from fusion import evaluate, metrics
 from fusion import figures as pictures
-from fusion.checkpoint import AGAIN, CONFIG, Run, read_text
+from fusion.checkpoint import AGAIN, CONFIG, Run
+from fusion.files import read_text
 from fusion.infer import headline
 from fusion.metrics import TITLES
+from fusion.shapes import brief, spelled
 from pipeline.errors import DataError
 from pipeline.terminal import escape
 
@@ -48,6 +50,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
     figures = [k for k in TITLES if k in found["metrics"]]
     group = found["kind"] == "group"
     where = f"{found['model']} on {found['dataset']} {found['split']}, {found['n'] if group else found['metrics']['n']} utterances"
+    if "measures" in found:
+        where += f", measures of {metrics.CORPUS[found['measures']]}"
     unit = found["bootstrap"]
     spread = f"95 % interval ({unit['groups']} {unit['unit']}s)"
     if not group:
@@ -112,6 +116,10 @@ def remarks(found: dict[str, Any]) -> list[str]:
         said.append(f"UNTRAINED ENCODERS ({names}: random weights): the figures say nothing about real ones.")
     if found["unlabelled"]:
         said.append(f"{found['unlabelled']} utterances without a label are not counted.")
+    if unseen := found.get("unseen"):
+        said.append(f"Training had no utterance of {brief(', '.join(unseen))}: whatever has that label here is missed.")
+    if one := _only_class(found):
+        said.append(f"Every labelled utterance here is {brief(one)}: WA and UA of 100 % are what a constant answer gets.")
     if found["bootstrap"]["unit"] == "utterance":
         fewest = f"fewer than {evaluate.FEWEST_UNITS} dialogues, sessions or speakers are known"
         said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
@@ -120,6 +128,13 @@ def remarks(found: dict[str, Any]) -> list[str]:
             what = f"{without} of {len(found['runs'])} runs have no utterances where the {part.replace('_', ' ')}"
             said.append(f"{what}; that row leaves them out.")
     return said
+
+
+def _only_class(found: dict[str, Any]) -> str | None:
+    """The class that all the reference has, if it is one."""
+    matrix = found.get("confusion") or found["metrics"].get("confusion") or []
+    there = [name for name, row in zip(found["labels"], matrix, strict=False) if sum(row)]
+    return there[0] if len(there) == 1 and len(found["labels"]) > 1 else None
 
 
 def plain(table: Table) -> str:
@@ -163,6 +178,8 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> dict[str, 
     a, b = _predictions(first), _predictions(second)
     if a[0].task != b[0].task or a[0].labels != b[0].labels:
         raise DataError(f"{first.path} and {second.path} have other tasks or labels; only the same test rows can be compared")
+    if a[0].measures != b[0].measures:
+        raise DataError(f"{first.path} and {second.path} are scored by other measures; run `mer evaluate` on both again")
     ids = [q[0].table["id"].to_pylist() for q in (a, b)]
     if ids[0] != ids[1] or not np.array_equal(a[0].true, b[0].true):
         common = len(set(ids[0]) & set(ids[1]))
@@ -201,13 +218,12 @@ def comparison_table(found: dict[str, Any]) -> Table:
 
 
 def _predictions(run: Run) -> list[evaluate.Predicted]:
-    spec = run.trained().children[0].spec
-    return [_sorted(q) for q in evaluate.seeds_of(evaluate.read_predictions(run.path / evaluate.PREDICTIONS, spec.task, spec.labels))]
+    return [_sorted(q) for q in evaluate.seeds_of(evaluate.read_predictions(run.trained()))]
 
 
 def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
     order = np.argsort(np.array(p.table["id"].to_pylist()), kind="stable")
-    return evaluate.Predicted(p.table.take(order), p.true[order], p.pred[order], p.task, p.labels)
+    return evaluate.Predicted(p.table.take(order), p.true[order], p.pred[order], p.task, p.labels, p.measures)
 
 
 # ---- HTML
@@ -232,7 +248,7 @@ def page(runs: Sequence[Run]) -> str:
         config = read_text(run.children[0].path / CONFIG, AGAIN)
         body.append(f"<details><summary>configuration</summary><pre>{html.escape(config)}</pre></details>")
     head = f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer report</title><style>{STYLE}</style>\n"
-    return head + "\n".join(body) + "\n</html>\n"
+    return spelled(head + "\n".join(body) + "\n</html>\n")
 
 
 def _summary(runs: Sequence[Run], found: Sequence[dict[str, Any]]) -> Table:

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 TASK = ("single", "multi", "regression")
+MEASURES = ("mosi", "sims")  # by whose definitions a regression is scored: fusion.metrics
 FIGURES = {str: (float, None)}
 FOLD = {"name": str, "by": ("session", "speaker", "dialogue"), "held": [str]}
 STORE = {"dataset": str, "task": TASK, "labels": [str], "language": str, "modalities": {str: {"dim": int}}, "recipe": dict}
@@ -17,13 +18,15 @@ SPEC = {"modalities": {str: int}, "frame_rates": FIGURES, "task": TASK, "labels"
 
 RUN = {"identity": str, "store_key": str, "model": str, "features": str, "store": STORE, "finished": bool}
 GROUP = {**RUN, "kind": "group", "seeds": int, "folds": (str, None), "children": [str]}
-SINGLE = {**RUN, "kind": "single", "seed": int, "select_metric": str, "fold": (FOLD, None), "spec": SPEC, "config_sha256?": (str, None)}
-FINISHED = {**SINGLE, "best_epoch": int, "dev": FIGURES, "thresholds": ([float], None), "model_sha256?": (str, None)}
+SINGLE = {**RUN, "kind": "single", "seed": int, "select_metric": str, "fold": (FOLD, None), "spec": SPEC, "config_sha256?": (str, None),
+          "split_sha256?": str, "measures?": MEASURES, "label_counts?": {str: int}}  # fmt: skip
+FINISHED = {**SINGLE, "best_epoch": int, "dev": FIGURES, "thresholds": ([float], None), "model_sha256?": (str, None), "log_sha256?": str}
 
 SPLIT = {"train": [str], "dev": [str]}
 EPOCH = {"epoch": int, "train": FIGURES, "dev": FIGURES, "diagnostics?": FIGURES, "seconds": float}
 PROGRESS = {
     "epoch": int, "step": int, "best_epoch": int, "best_rank": [float], "best": FIGURES, "thresholds": ([float], None), "log": [EPOCH],
+    "identity?": str, "model_sha256?": str,
 }  # fmt: skip
 
 CLASS = {"precision": (float, None), "recall": (float, None), "f1": (float, None), "support": float}
@@ -34,6 +37,7 @@ METRICS = {
     "metrics": {"per_class?": {str: CLASS}, "confusion?": [[float]], str: (float, None)}, "unimodal?": {str: FIGURES},
     "heads_agree?": {"share": (float, None), str: (float, None)}, "heads_disagree?": {"share": (float, None), str: (float, None)},
     "discrimination?": {str: PAIR}, "inconsistent?": PAIR, "attention?": FIGURES, "calibration?": {"ece": (float, None)},
+    "measures?": MEASURES, "unseen?": [str], "predictions_sha256?": str,
 }  # fmt: skip
 METRICS_OF_ONE = {**METRICS, "kind": "single"}
 METRICS_OF_GROUP = {
@@ -64,3 +68,29 @@ def fault(value: Any, shape: Any, where: str = "") -> str | None:
     else:
         fits = value == shape and type(value) is type(shape) and not isinstance(shape, dict | list)
     return None if fits else f"{where or 'it'} is {json.dumps(value)[:40]}"
+
+
+def spelled(text: str) -> str:
+    r"""`text` with control characters written out, which no page or picture may have; lines are kept.
+
+    >>> spelled("a\x1b[31m") == r"a\x1b[31m"
+    True
+    """
+    odd = {c for c in text if not c.isprintable() and c not in " \n\t" and ord(c) < 0xA0}
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+
+
+def brief(value: Any, most: int = 100) -> str:
+    r"""One line of at most about `most` characters that shows `value`, whatever it is.
+
+    >>> brief("x" * 200, 10), brief(ValueError("one\ntwo"))
+    ('xxxxxxxxxx… (200 characters)', 'one two')
+    """
+    try:
+        text = " ".join(str(value).split())
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; nested too deep
+        return f"a {type(value).__name__} too large to show"
+    size, text = len(text), text[:most]
+    # Also what a terminal would obey, and halves of surrogate pairs.
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if size <= most else f"{text}… ({size:,} characters)"
