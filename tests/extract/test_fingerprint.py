@@ -22,6 +22,7 @@ def toy(tmp_path_factory):
 
 
 OTHER = {
+    "audio_track": "1",
     "audio_layer": "1",
     "pool": 2,
     "channel": "centre",
