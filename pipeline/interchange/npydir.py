@@ -19,8 +19,8 @@ from mer.pipeline.runtime.limits import (
     CELL_CHARACTERS,
     HEADER_BYTES,
     IMPORT_ROWS,
+    TABLE_BYTES,
     TABLE_COLUMNS,
-    TEXT_FILE_BYTES,
 )
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store.cells import unguarded
@@ -87,8 +87,8 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     """Columns of a csv file in UTF-8."""
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"{path}: no rows")
-    if require_file(path, "csv") > TEXT_FILE_BYTES:
-        raise DataError(f"{path}: more than {TEXT_FILE_BYTES >> 20:,} MiB; import it in parts")
+    if require_file(path, "csv") > TABLE_BYTES:
+        raise DataError(f"{path}: more than {TABLE_BYTES >> 20:,} MiB; import it in parts")
     csv.field_size_limit(CELL_CHARACTERS)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -340,7 +340,7 @@ def test_bounds_of_a_folder(tmp_path, monkeypatch):
     (folder / "index.csv").write_text("id,label\nu1,x\nu2,y\n")
     np.save(folder / "audio/u1.npy", np.ones((2, 4)))
     for name, value, message in (
-        ("TEXT_FILE_BYTES", 10, "import it in parts"),
+        ("TABLE_BYTES", 10, "import it in parts"),
         ("TABLE_COLUMNS", 1, "2 columns, more than 1"),
         ("IMPORT_ROWS", 1, "more than 1 rows"),
     ):
