@@ -47,7 +47,9 @@ FAMILIES: list[Family] = [
 
 @dataclass(frozen=True)
 class Audio(Modality):
-    """`layer`, `pool_frames`, `channel` and `max_seconds` (0: never cut) belong to the recipe."""
+    """`layer`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut) belong to the
+    recipe.
+    """
 
     name: ClassVar[str] = "audio"
     unit: ClassVar[str] = "s"
@@ -58,11 +60,13 @@ class Audio(Modality):
         "cuda": (40, 80, 160, 320, 640, 1280),
     }
     absent: ClassVar[tuple[str, ...]] = ("", "")
+    sound: ClassVar[bool] = True
     built_in: ClassVar[str] = tiny.NAMES["audio"]
 
     layer: str = "last"
     pool_frames: int = 1
     channel: str = "auto"
+    track: str = "auto"
     max_seconds: float = 60.0
 
     @classmethod
@@ -74,6 +78,7 @@ class Audio(Modality):
             layer=options.audio_layer,
             pool_frames=options.pool,
             channel=options.channel,
+            track=options.audio_track,
             max_seconds=options.max_seconds,
         )
 
@@ -99,13 +104,16 @@ class Audio(Modality):
         return (find or Geometry.of)(checkpoint)
 
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        return {
+        recipe = {
             "encoder": checkpoint.hash,
             "layer": self.layer,
             "pool": self.pool_frames,
             "channel": self.channel,
             "max_seconds": float(self.max_seconds),
         }
+        if self.track != "auto":  # stores made before it could be asked for keep their key
+            recipe["track"] = self.track
+        return recipe
 
     @classmethod
     def options_of(cls, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,14 +122,22 @@ class Audio(Modality):
             "pool": recipe["pool"],
             "channel": recipe["channel"],
             "max_seconds": recipe["max_seconds"],
+            "audio_track": recipe.get("track", "auto"),
         }
+
+    @classmethod
+    def differs(cls, key: str, old: Any, new: Any) -> str:
+        if key == "track":  # in the recipe only where one was asked for
+            return f"audio track: {old or 'auto'} there, {new or 'auto'} now"
+        return super().differs(key, old, new)
 
     # --- lengths
 
     def _job(self, what: str, row: int, rows: Rows) -> Job:
         u = rows.utterances[row]
         path = str(rows.root / cast(str, u.audio))
-        return Job(what, path, self.channel, u.start, u.end, rows.seen.get(path))
+        seen = rows.seen.get(path)
+        return Job(what, path, self.channel, u.start, u.end, seen, self.track)
 
     def probe_job(self, row: int, rows: Rows) -> Job | None:
         return self._job("probe", row, rows)
@@ -129,7 +145,8 @@ class Audio(Modality):
     def span(self, u: Utterance) -> str:
         start = "" if u.start is None else repr(float(u.start))
         end = "" if u.end is None else repr(float(u.end))
-        return f"{start}:{end}"
+        track = "" if self.track == "auto" else f" of track {self.track}"
+        return f"{start}:{end}{track}"
 
     def seconds(self, length: int) -> float | None:
         return length / SAMPLE_RATE

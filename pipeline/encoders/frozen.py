@@ -1,4 +1,4 @@
-"""What encoders share: precision, checked loading, packing, and the batch-against-single self-test."""
+"""What encoders share: precision, checked loading, packing, the batch-against-single self-test."""
 
 from __future__ import annotations
 

@@ -167,6 +167,8 @@ class Modality(ABC):
     # What stands in the key of a row's content where it has nothing of this modality. Empty for
     # modalities that were added after the first two: they leave the keys of older stores alone.
     absent: ClassVar[tuple[str, ...]] = ()
+    # Whether its files are read by the sound decoder, whose version then belongs to the key.
+    sound: ClassVar[bool] = False
     built_in: ClassVar[str] = ""  # an untrained encoder to try things out
 
     encoder: str
@@ -213,6 +215,7 @@ class Modality(ABC):
         """Raise EncoderError or DataError for a checkpoint or option that cannot be used, before
         anything is hashed.
         """
+        return None
 
     @abstractmethod
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -294,9 +297,10 @@ class Modality(ABC):
     def describe(self, checkpoint: Checkpoint) -> Described:
         """What a store's header says of the features."""
 
-    def differs(self, key: str, old: Any, new: Any) -> str:
+    @classmethod
+    def differs(cls, key: str, old: Any, new: Any) -> str:
         """How two recipes differ in `key`, as a phrase."""
-        return f"{self.name} {key.replace('_', '-')}: {old} there, {new} now"
+        return f"{cls.name} {key.replace('_', '-')}: {old} there, {new} now"
 
     # --- units
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.encoders.modality import Encoder, Item, Modality
+from mer.pipeline.extraction.decoding import open_decoders
 from mer.pipeline.extraction.fingerprint import Chosen
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.plan import Draft, Inputs
-from mer.pipeline.extraction.probe import open_decoders
 from mer.pipeline.extraction.runner import sources, threads_for
 from mer.pipeline.runtime.files import publishing
 from mer.pipeline.runtime.machine import (

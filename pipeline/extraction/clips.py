@@ -12,6 +12,7 @@ from mer.pipeline.errors import DataError, KeyMismatchError, MerError
 from mer.pipeline.extraction.fingerprint import differences
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.request import Here
 from mer.pipeline.extraction.steps import extract
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.progress import Silent
@@ -74,7 +75,8 @@ def extract_clips(
         Path.cwd(),
         like["language"],
     )
-    done = extract(manifest, out, options, progress=progress)
+    # a temporary folder of this process alone
+    done = extract(manifest, out, options, where=Here(lock=False), progress=progress)
     store = FeatureStore(out)
     if store.header.recipe != recipe:
         now = store.header.modalities

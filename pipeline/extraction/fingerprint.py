@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import Modality
 from mer.pipeline.errors import DataError
+from mer.pipeline.extraction.decoding import decoded_otherwise
 from mer.pipeline.extraction.memory import EXTRACTOR, FileMemory
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.media.containers import DECODER
 from mer.pipeline.runtime.machine import cores
 
 HASHED_AT_A_TIME = 8  # files; hashing lets go of the interpreter's lock
@@ -52,15 +54,20 @@ class Unreadable(StrEnum):
 
 @dataclass(frozen=True)
 class Digest:
-    """What a media file's bytes hash to, or why they cannot be hashed."""
+    """What a media file's bytes hash to, or why they cannot be hashed.
+
+    `otherwise` says why this version of the sound decoder reads them otherwise than the first.
+    """
 
     sha256: str = ""
     unreadable: Unreadable | None = None
+    otherwise: str = ""
 
-    @property
-    def key(self) -> str:
-        """What stands for the bytes in the key of a content."""
-        return self.sha256 if self.unreadable is None else self.unreadable.value
+    def key(self, *, sound: bool) -> str:
+        """What stands for the bytes in the key of a content; `sound`: they are decoded as sound."""
+        if self.unreadable is not None:
+            return self.unreadable.value
+        return f"{self.sha256}+{DECODER}" if sound and self.otherwise else self.sha256
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ class Keys:
     """What decides the features that `extract` would make.
 
     `contents[row]` is the key of a row's content. `digests` maps each media file, by its name in
-    the manifest, to the hash of its bytes.
+    the manifest, to the hash of its bytes. `older`, for rows that an earlier decoder read
+    otherwise: the key that their content had then, and the reason.
     """
 
     recipe: dict
@@ -88,6 +96,7 @@ class Keys:
     digests: Mapping[str, Digest]
     fingerprint: str
     chosen: tuple[Chosen, ...]
+    older: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def recipe_key(self) -> str:
@@ -112,13 +121,19 @@ def keys(
     """
     chosen = find_encoders(manifest, options, memory)
     recipe = make_recipe(options, chosen)
-    digests = hash_files(manifest, chosen, memory, cold)
+    plain = hash_files(manifest, chosen, memory, cold)
+    digests = plain | _read_otherwise(plain, manifest, chosen, options, memory)
     wanted = {one.name: one.modality for one in chosen}
     contents = tuple(content_key(u, wanted, digests) for u in manifest.rows)
+    older = {}
+    for row, u in enumerate(manifest.rows):
+        reasons = _reasons(u, wanted, digests)
+        if reasons:
+            older[row] = content_key(u, wanted, plain), reasons[0]
     h = hashlib.sha256(recipe_key(recipe).encode())
     for u, content in zip(manifest.rows, contents, strict=True):
         h.update(f"{json.dumps(u.id)} {content}\n".encode())
-    return Keys(recipe, contents, digests, h.hexdigest(), chosen)
+    return Keys(recipe, contents, digests, h.hexdigest(), chosen, older)
 
 
 def find_encoders(
@@ -167,9 +182,18 @@ def content_key(u: Utterance, wanted: Mapping[str, Modality], digests: Mapping[s
         if name not in wanted:
             texts += kind.absent
             continue
-        file = wanted[name].file(u)
-        texts += wanted[name].content(u, digests[file].key if file else "")
+        modality = wanted[name]
+        file = modality.file(u)
+        texts += modality.content(u, digests[file].key(sound=modality.sound) if file else "")
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:CONTENT_CHARACTERS]
+
+
+def _reasons(
+    u: Utterance, wanted: Mapping[str, Modality], digests: Mapping[str, Digest]
+) -> list[str]:
+    """Why an utterance is decoded otherwise than by the first version, if it is."""
+    files = (modality.file(u) for modality in wanted.values() if modality.sound)
+    return [digests[file].otherwise for file in files if file and digests[file].otherwise]
 
 
 def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list[str]:
@@ -238,6 +262,28 @@ def hash_files(
             hashed = pool.map(lambda name: _digest(manifest.root / name, memory), unknown)
             found.update(zip(unknown, hashed, strict=True))
     return found
+
+
+def _read_otherwise(
+    digests: Mapping[str, Digest],
+    manifest: Manifest,
+    chosen: Sequence[Chosen],
+    options: ExtractOptions,
+    memory: FileMemory,
+) -> dict[str, Digest]:
+    """The digests of sound files that an earlier decoder read otherwise, with the reason."""
+    sound = [one.modality for one in chosen if one.modality.sound]
+    named = dict.fromkeys(modality.file(u) for modality in sound for u in manifest.rows)
+    files = [name for name in named if name and digests[name].unreadable is None]
+    paths: dict[str, str] = {}
+    for name in files:
+        paths.setdefault(digests[name].sha256, str(manifest.root / name))
+    reasons = decoded_otherwise(paths, options, memory)
+    return {
+        name: replace(digests[name], otherwise=reasons[digests[name].sha256])
+        for name in files
+        if digests[name].sha256 in reasons
+    }
 
 
 def _digest(path: Path, memory: FileMemory) -> Digest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mer.pipeline.errors import KeyMismatchError, MerError, StoreError
 from mer.pipeline.extraction.fingerprint import differences
 from mer.pipeline.extraction.request import Request
-from mer.pipeline.media.stages import AGAIN
+from mer.pipeline.media.stages import AGAIN, STAGES, Flag
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 
@@ -51,7 +51,7 @@ def look(request: Request, progress: Silent) -> Found:
             )
         progress.note(f"replacing {out} ({what})")
         return Found()
-    made = head.header.provenance["extract"]
+    made = made_here(head)
     tried_again = any(failure["stage"] in AGAIN for failure in made["failures"])
     if head.header.fingerprint != keys.fingerprint or tried_again:
         return Found(head, leaving=_leaving(request, head))
@@ -87,3 +87,45 @@ def _leaving(request: Request, head: FeatureStore) -> int:
         f"this manifest of {manifest.dataset} has {len(there) - leaving:,}; choose another --out, "
         "or replace it with --force"
     )
+
+
+# what an extraction notes in the head file, by its kind
+NOTED = {
+    "manifest_hash": str,
+    "options": dict,
+    "failures": list,
+    "padding": dict,
+    "self_test": dict,
+    "counts": dict,
+    "audio_seconds": (int, float),
+}
+
+
+def made_here(head: FeatureStore) -> dict:
+    """What an extraction noted in the head file.
+
+    Raises StoreError when it is not as `mer extract` writes it.
+    """
+    made = head.header.provenance.get("extract")
+    if not isinstance(made, dict) or not _is_note(made):
+        raise StoreError(
+            f"{head.path}: what it says of its making is damaged; `mer extract --force` makes it "
+            "again, sound shards kept"
+        )
+    return made
+
+
+def _is_note(made: dict) -> bool:
+    if not all(isinstance(made.get(name), kind) for name, kind in NOTED.items()):
+        return False
+    if not all(_is_failure(failure) for failure in made["failures"]):
+        return False
+    known = set(made["counts"]) <= set(Flag.names())
+    return known and "manifest" in made and isinstance(made["manifest"], str | None)
+
+
+def _is_failure(failure: object) -> bool:
+    if not isinstance(failure, dict):
+        return False
+    texts = all(isinstance(failure.get(name), str) for name in ("id", "stage", "reason"))
+    return texts and failure["stage"] in STAGES

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer.pipeline.media.stages import Problem, Stage
+from mer.pipeline.media.containers import DECODER
+from mer.pipeline.media.stages import STAGES, Problem, Stage
 from mer.pipeline.media.workers import identity
-from mer.pipeline.runtime.files import publishing, sha256_file
+from mer.pipeline.runtime.files import publishing, sha256_file, sweep
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
 # a file changed this shortly before it was hashed may change again within a tick of the clock: not
@@ -38,6 +40,7 @@ class FileMemory:
             ("samples", pa.int64()),
             ("stage", pa.string()),
             ("reason", pa.string()),
+            ("decoder", pa.string()),
         ]
     )
 
@@ -47,6 +50,8 @@ class FileMemory:
         # (sha256, span) → samples, or why they cannot be read
         self.spans: dict[tuple[str, str], int | Problem] = {}
         self.seen: dict[str, tuple[int, int, int]] = {}  # what each file looked like in this run
+        # sha256 → why this version decodes the file otherwise than the first; "": it does not
+        self.kinds: dict[str, str] = {}
         self.changed = False
         if path is not None and path.is_file():
             self._read(path)
@@ -54,35 +59,45 @@ class FileMemory:
     def _read(self, path: Path) -> None:
         try:
             with path.open("rb") as file:
+                metadata = pq.read_schema(file).metadata or {}
+                file.seek(0)
                 table = pq.read_table(file, schema=self.SCHEMA, page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError):
             return  # damaged or of another version: start afresh
-        made_by = (table.schema.metadata or {}).get(b"mer", str(EXTRACTOR).encode())
-        if made_by != str(EXTRACTOR).encode():
+        if metadata.get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
             return
+        same_decoder = metadata.get(b"decoder") == str(DECODER).encode()
         for row in table.to_pylist():
-            self._take(row)
+            self._take(row, same_decoder=same_decoder)
 
-    def _take(self, row: dict) -> None:
+    def _take(self, row: dict, *, same_decoder: bool) -> None:
         if row["path"] is not None:
             identity_then = row["inode"], row["size"], row["mtime_ns"]
             self.files[row["path"]] = *identity_then, row["sha256"]
+        if row["decoder"] is not None and same_decoder:
+            self.kinds[row["sha256"]] = row["decoder"]
         if row["span"] is None:
             return
         where = row["sha256"], row["span"]
         if row["stage"] is None:
             self.spans[where] = row["samples"]
-        elif row["stage"] in Stage:
+        # what another version could not read this one tries
+        elif same_decoder and row["stage"] in STAGES:
             self.spans[where] = Problem(Stage(row["stage"]), row["reason"] or "")
 
     def save(self) -> None:
         """Write what was learnt, atomically; a folder that cannot be written is no error."""
-        if self.path is None or not self.changed:
+        if self.path is None:
+            return
+        with suppress(OSError):
+            sweep(self.path.parent, self.path.name)  # of a run that was killed while it wrote
+        if not self.changed:
             return
         rows = [self._file_row(name, *entry) for name, entry in self.files.items()]
         rows += [self._span_row(*where, found) for where, found in self.spans.items()]
+        rows += [{"sha256": digest, "decoder": why} for digest, why in self.kinds.items()]
         table = pa.Table.from_pylist(rows, schema=self.SCHEMA)
-        marked = table.replace_schema_metadata({"mer": str(EXTRACTOR)})
+        marked = table.replace_schema_metadata({"mer": str(EXTRACTOR), "decoder": str(DECODER)})
         try:
             with publishing(self.path) as temporary, temporary.open("wb") as file:
                 pq.write_table(marked, file, compression="zstd", write_page_checksum=True)

@@ -1,5 +1,5 @@
-"""What `mer extract` can be asked for, with every default, and which encoders a corpus gets when none
-are named.
+"""What `mer extract` can be asked for, with every default, and the encoders of a corpus that names
+none.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class ExtractOptions:
     audio_layer: str = "last"  # last | N | mean:A-B
     pool: int = 1  # mean over this many frames
     channel: str = "auto"  # auto | centre | mix | a number from 0
+    audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
     dtype: str = "float16"  # as stored
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
@@ -57,6 +58,9 @@ class ExtractOptions:
             raise DataError(
                 f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
             )
+        track = self.audio_track
+        if track != "auto" and not (track.isascii() and track.isdecimal()):
+            raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")
         for name, value, least in (
             ("pool", self.pool, 1),
             ("max-seconds", self.max_seconds, 0),

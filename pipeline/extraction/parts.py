@@ -18,6 +18,7 @@ import numpy as np
 from mer.pipeline.encoders.modality import Encoder, Item, ReadItem
 from mer.pipeline.errors import DataError, MerError, StoreError
 from mer.pipeline.extraction.plan import Part
+from mer.pipeline.extraction.sound import check_failures
 from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.runtime.background import Writer, prefetch
 from mer.pipeline.runtime.machine import (
@@ -28,7 +29,7 @@ from mer.pipeline.runtime.machine import (
 )
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import Shard, ShardWriter
-from mer.pipeline.store.schema import HALF_MAX
+from mer.pipeline.store.schema import HALF_MAX, is_count
 from mer.pipeline.store.shard import largest
 
 BATCHES_AHEAD = 2  # decoded and padded before they are encoded
@@ -137,7 +138,10 @@ class Begun:
             return None
         try:
             shard = Shard(path)
-            batches = shard.meta["batches"]
+            batches = shard.meta.get("batches")
+            if not is_count(batches) or list(shard.modalities) != [part.modality]:
+                return None
+            check_failures(shard, int)
             of_this_part = shard.key == part.key and 0 < batches < len(part.batches)
             if not of_this_part or next(shard.mismatches(part.modality), None) is not None:
                 return None
@@ -399,6 +403,16 @@ def stored(frames: np.ndarray, dtype: str) -> np.ndarray:
     return frames.copy()
 
 
+def _check_part(shard: Shard, part: Part) -> None:
+    """Raise StoreError unless a part has every item of the plan, or says why not."""
+    if list(shard.modalities) != [part.modality]:
+        raise StoreError(f"{shard.path}: holds {', '.join(shard.modalities)}, not {part.modality}")
+    check_failures(shard, int)
+    there, failed = set(shard.ids), {row for row, _, _ in shard.meta["failures"]}
+    if not all(item.key in there or item.row in failed for item in part.items):
+        raise StoreError(f"{shard.path}: lacks items of the plan")
+
+
 class Finished:
     """The finished parts of a window: where each item's frames are, and which items failed."""
 
@@ -419,6 +433,7 @@ class Finished:
             differs = read and next(shard.mismatches(part.modality), None) is not None
             if shard.key != part.key or differs:
                 raise DataError("not this part")
+            _check_part(shard, part)
         except MerError:
             path.unlink(missing_ok=True)
             return False
@@ -431,8 +446,13 @@ class Finished:
     def get(self, modality: str, key: str) -> tuple[np.ndarray, Flag]:
         """Frames of an item (T, D) as stored, and its flags.
 
-        Raises StoreError when they do not match their checksum.
+        Raises StoreError when they are not there or do not match their checksum.
         """
+        if (modality, key) not in self.frames:
+            raise StoreError(
+                f"{self.folder}: lacks {modality} of item {key}; remove that folder and run the "
+                "same command again"
+            )
         shard, at = self.frames[modality, key]
         frames = shard.frames(modality, at, at + 1)
         if next(shard.differing(modality, frames, at, at + 1), None) is not None:

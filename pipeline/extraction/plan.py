@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +25,12 @@ from typing import NamedTuple
 from mer.pipeline.encoders.modality import Item, Lengths, Rows
 from mer.pipeline.extraction.batching import cut, group
 from mer.pipeline.extraction.fingerprint import Chosen
-from mer.pipeline.media.stages import Problem, Stage
+from mer.pipeline.media.stages import STAGES, Problem, Stage
 from mer.pipeline.runtime.files import publishing
+from mer.pipeline.runtime.limits import PLAN_BYTES
+from mer.pipeline.store.schema import demand, is_count, read_json
 
 SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
-PLAN_NAME = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -90,27 +91,111 @@ class Settings:
     reused: dict[int, Copy] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Publish the plan, so that a resume follows it."""
-        why = {row: (problem.stage, problem.reason) for row, problem in self.left_out.items()}
+        """Publish the plan with its checksum, so that no resume follows another plan than was
+        made.
+        """
+        why = {row: [problem.stage, problem.reason] for row, problem in self.left_out.items()}
+        content = {**asdict(self), "left_out": why}
         with publishing(path) as temporary:
-            temporary.write_text(json.dumps({**asdict(self), "left_out": why}))
+            temporary.write_text(json.dumps({**content, "checksum": _checksum(content)}))
 
     @classmethod
-    def read(cls, path: Path, fingerprint: str) -> Settings | None:
-        """The plan of an unfinished run for the same fingerprint, if there is one."""
+    def read(
+        cls, path: Path, fingerprint: str, note: Callable[[str], None] = lambda reason: None
+    ) -> Settings | None:
+        """The plan of an unfinished run for the same fingerprint, if there is one that can be
+        relied on; `note` is told if there is one that cannot.
+        """
         try:
-            raw = json.loads(path.read_text())
-            if raw["fingerprint"] != fingerprint:
-                return None
-            left_out = {int(row): _problem(*why) for row, why in raw["left_out"].items()}
-            reused = {int(row): Copy(*where) for row, where in raw["reused"].items()}
-            return cls(**{**raw, "left_out": left_out, "reused": reused})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raw = _read_plan(path)
+        except (OSError, ValueError):
+            return None
+        if raw.get("fingerprint") != fingerprint:
+            return None
+        told = raw.pop("checksum", None)
+        if told is None:
+            note(
+                f"{path}: the plan of an unfinished run has no checksum, as mer made them before; "
+                "starting again"
+            )
+            return None
+        try:
+            demand(told == _checksum(raw), "it differs from its checksum")
+            return cls(**_checked(raw))
+        except (ValueError, TypeError) as error:
+            note(f"{path}: the plan of an unfinished run is damaged ({error}); starting again")
             return None
 
+    @staticmethod
+    def names(path: Path) -> str | None:
+        """The fingerprint that the plan at `path` is for, whether or not it can be relied on; None
+        when it says none.
+        """
+        try:
+            found = _read_plan(path).get("fingerprint")
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, str) else None
 
-def _problem(stage: str, reason: str) -> Problem:
+    def fits(self, rows: int, modalities: Iterable[str]) -> bool:
+        """Whether it speaks of these rows and modalities only."""
+        within = all(0 <= row < rows for row in [*self.left_out, *self.reused])
+        known = self.budgets.keys() & self.part_lengths.keys()
+        return within and set(modalities) <= known
+
+
+def _read_plan(path: Path) -> dict:
+    """Raises OSError or ValueError for what is no JSON object in a plain file."""
+    if not path.is_file() or path.stat().st_size > PLAN_BYTES:
+        raise ValueError("no plan")
+    raw = read_json(path.read_bytes(), "the plan", limit=PLAN_BYTES)
+    demand(isinstance(raw, dict), "the plan is not an object")
+    return raw
+
+
+def _checksum(content: dict) -> str:
+    """Of a plan, as JSON has it: numbers of rows are texts there."""
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checked(raw: dict) -> dict:
+    """The fields of a stored plan. Raises ValueError for what no plan says: its checksum tells
+    accidents only.
+    """
+    for name in ("budgets", "part_lengths"):
+        lengths = raw.get(name)
+        numbers = isinstance(lengths, dict) and all(map(is_count, lengths.values()))
+        demand(numbers, f"its {name} are not numbers")
+        demand(all(value > 0 for value in lengths.values()), f"its {name} are not above 0")
+    sizes = is_count(raw.get("shard_bytes")) and is_count(raw.get("window"))
+    demand(sizes, "its shard_bytes or window is not a number")
+    for name in ("one_by_one", "kept", "rebuilt"):
+        texts = raw.get(name)
+        named = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        demand(named, f"its {name} is not a list of names")
+    for name in ("left_out", "reused"):
+        demand(isinstance(raw.get(name), dict), f"its {name} is not an object")
+    left_out = {int(row): _problem(why) for row, why in raw["left_out"].items()}
+    reused = {int(row): _copy(where) for row, where in raw["reused"].items()}
+    return {**raw, "left_out": left_out, "reused": reused}
+
+
+def _problem(why: object) -> Problem:
+    pair = isinstance(why, list) and len(why) == 2 and all(isinstance(text, str) for text in why)
+    demand(pair, "its left_out has no reasons")
+    stage, reason = why  # type: ignore[misc]
+    demand(stage in STAGES, "its left_out has an unknown stage")
     return Problem(Stage(stage), reason)
+
+
+def _copy(where: object) -> Copy:
+    pair = isinstance(where, list) and len(where) == 2
+    demand(pair, "its reused has no places")
+    shard, at = where  # type: ignore[misc]
+    demand(isinstance(shard, str) and is_count(at), "its reused has no places")
+    demand(SHARD_NAME.fullmatch(shard) is not None, "its reused names no shard")
+    return Copy(shard, at)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 
 from mer.pipeline.encoders.modality import Rows
 from mer.pipeline.errors import DataError
+from mer.pipeline.extraction.decoding import open_decoders
 from mer.pipeline.extraction.fingerprint import Chosen
-from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.request import Company, Request
 from mer.pipeline.media.stages import AGAIN, Problem, Stage
-from mer.pipeline.media.workers import Decoders
-from mer.pipeline.runtime.machine import cores
 
 PROBES_AHEAD = 256
-MOST_DECODERS = 16
+LONG_CLIP_SECONDS = 3600.0  # the output says how many clips are longer
 NOTHING = Problem(Stage.EMPTY, "neither audio nor text")
 # not remembered: these may go otherwise the next time
 NOT_THE_CLIP = AGAIN | {Stage.OOM}
@@ -29,16 +27,6 @@ class Probed:
 
     lengths: Mapping[str, tuple[int, ...]]
     left_out: Mapping[int, Problem] = field(default_factory=dict)
-
-
-def open_decoders(options: ExtractOptions, jobs: int) -> Decoders:
-    """As many decoding processes as the options and the cores say, and no more than there are
-    jobs.
-    """
-    wanted = options.decoders
-    if wanted < 0:
-        wanted = max(1, min(MOST_DECODERS, cores() // 2))
-    return Decoders(min(wanted, jobs), timeout=options.decode_timeout)
 
 
 def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -> Probed:
@@ -55,6 +43,7 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
             told, met = _probe_one(one, request, rows, company, problems)
             lengths[one.name] = told
             problems |= met
+            _tell_long_clips(one, request, company, told)
     except BaseException:
         company.memory.save()  # lengths that have been read need not be read again
         raise
@@ -76,11 +65,12 @@ def _probe_one(
         if file is None or row in left_out:
             continue
         digest = request.keys.digests[file]
+        key = digest.key(sound=modality.sound)
         if digest.unreadable is not None:
             reason = f"{rows.root / file}: {digest.unreadable.reason}"
             problems[row] = Problem(Stage.OPEN, reason)
             continue
-        known = memory.spans.get((digest.key, modality.span(u)))
+        known = memory.spans.get((key, modality.span(u)))
         if known is None:
             unknown.append(row)
         elif isinstance(known, Problem):
@@ -95,7 +85,7 @@ def _probe_one(
             lengths[row] = found
         if not isinstance(found, Problem) or found.stage not in NOT_THE_CLIP:
             digest = request.keys.digests[modality.file(u) or ""]
-            memory.remember(digest.key, modality.span(u), found)
+            memory.remember(digest.key(sound=modality.sound), modality.span(u), found)
     return tuple(lengths), problems
 
 
@@ -115,6 +105,25 @@ def _decode(one: Chosen, unknown: list[int], request: Request, rows: Rows, compa
                 yield row, result.samples
             else:
                 yield row, Problem(Stage(result.stage), result.reason or "")
+
+
+def _tell_long_clips(
+    one: Chosen, request: Request, company: Company, lengths: tuple[int, ...]
+) -> None:
+    """Say which clips take hours: a damaged header or a missing `end` may be to blame."""
+    hours = {}
+    for row, length in enumerate(lengths):
+        seconds = one.modality.seconds(length) if length else None
+        if seconds is not None and seconds > LONG_CLIP_SECONDS:
+            hours[row] = seconds / 3600
+    if hours:
+        longest = max(hours, key=lambda row: hours[row])
+        company.progress.note(
+            f"{len(hours):,} clips longer than {LONG_CLIP_SECONDS / 3600:g} h, "
+            f"{sum(hours.values()):,.1f} h of {one.name} together, the longest "
+            f"{request.manifest.rows[longest].id:.80} ({hours[longest]:.1f} h); if they should "
+            "not be, give start and end"
+        )
 
 
 def _empty(

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.look import Found
+from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.extraction.look import Found, made_here
 from mer.pipeline.extraction.outcome import NAMED, ExtractReport, Failure, flagged
 from mer.pipeline.extraction.parts import Tally
 from mer.pipeline.extraction.plan import SHARD_NAME, Settings
 from mer.pipeline.extraction.request import Place, Request
 from mer.pipeline.extraction.settle import Settled, report
 from mer.pipeline.media.stages import Problem, Stage
-from mer.pipeline.runtime.files import publishing
+from mer.pipeline.runtime.files import leftovers, publishing, shortened, sweep
 from mer.pipeline.runtime.hold import appear
 from mer.pipeline.store import ModalityInfo, Shard, build_index
 from mer.pipeline.store.schema import COLUMNS
@@ -67,6 +67,11 @@ def _failures(settled: Settled, shards: Sequence[Shard]) -> list[Failure]:
     failed = dict(settled.plan.settings.left_out)
     for shard in shards:
         for id, stage, reason in shard.meta["failures"]:
+            if id not in number:
+                raise StoreError(
+                    f"{shard.path}: its failures are not of this manifest; remove it and run the "
+                    "same command again"
+                )
             failed[number[id]] = Problem(Stage(stage), reason)
     return [settled.request.failure(row, failed[row]) for row in sorted(failed)]
 
@@ -98,8 +103,14 @@ def unchanged(request: Request, found: Found) -> ExtractReport:
     """
     head = found.head
     assert head is not None
-    made = head.header.provenance["extract"]
+    made = made_here(head)
     number = {u.id: row for row, u in enumerate(request.manifest.rows)}
+    unknown = [failure["id"] for failure in made["failures"] if failure["id"] not in number]
+    if unknown:
+        raise StoreError(
+            f"{request.place.out}: names a failure that is not in the manifest "
+            f"({shortened(unknown[0])}); make it again with --force"
+        )
     failures = [
         request.failure(number[failure["id"]], Problem(Stage(failure["stage"]), failure["reason"]))
         for failure in made["failures"]
@@ -231,6 +242,8 @@ def tidy(place: Place, shards: Iterable[Path]) -> None:
     for path in place.parts.glob("*.h5"):
         path.unlink(missing_ok=True)
     shutil.rmtree(place.parts, ignore_errors=True)
+    sweep(place.folder)
+    sweep(place.out.parent, place.out.name)
 
 
 def left_untidy(request: Request) -> bool:
@@ -239,8 +252,10 @@ def left_untidy(request: Request) -> bool:
     What another run has left, with other options or of another corpus, is that run's to go on with.
     """
     place = request.place
-    if not place.parts.exists() or not os.access(place.folder, os.W_OK):
+    if not os.access(place.folder, os.W_OK):
         return False
-    if not place.plan.exists():
+    if leftovers(place.folder) or leftovers(place.out.parent, place.out.name):
         return True
-    return Settings.read(place.plan, request.keys.fingerprint) is not None
+    if not place.parts.exists():
+        return False
+    return not place.plan.exists() or Settings.names(place.plan) == request.keys.fingerprint

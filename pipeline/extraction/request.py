@@ -15,6 +15,7 @@ from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media.stages import Problem
+from mer.pipeline.runtime.files import refuse_link
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.signals import Stop
 
@@ -23,7 +24,13 @@ HASHING_TOLD_BYTES = 1 << 28  # less than this is hashed without a word
 
 @dataclass(frozen=True)
 class Here:
-    """In this process."""
+    """In this process.
+
+    `lock` False, here and below: on a file system without locks, where the caller sees to it that
+    no other run works at the same output.
+    """
+
+    lock: bool = True
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Workers:
     """In `count` local processes."""
 
     count: int
+    lock: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Scheduler:
     """In the workers of the Dask scheduler at `address`."""
 
     address: str
+    lock: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,16 @@ class Share:
 
     index: int
     count: int
+    lock: bool = True
 
     def __post_init__(self):
+        name = f"--shard {self.index}/{self.count}"
         if not 1 <= self.index <= self.count:
-            raise DataError(f"--shard {self.index}/{self.count}: expected i/n with i from 1 to n")
+            raise DataError(f"{name}: expected i/n with i from 1 to n")
+        if not self.lock:
+            raise DataError(
+                f"{name}: shares of a run need locks; without them, run one `mer extract` alone"
+            )
 
 
 # where the work is done: the bytes are the same everywhere
@@ -125,7 +140,10 @@ def check_place(out: Path) -> Place:
         raise DataError(f"{out}: is a {what}; --out names the head file, e.g. feats.h5")
     if spelled(out.name) != out.name:
         raise DataError(f"{spelled(out)}: the name of a store must be UTF-8; choose another --out")
-    return Place(out)
+    place = Place(out)
+    for path in (out, place.folder, place.parts):
+        refuse_link(path)
+    return place
 
 
 def remember_files(source: Path | None, place: Place) -> FileMemory:

@@ -17,12 +17,12 @@ import numpy as np
 
 from mer.pipeline.encoders.modality import Encoder
 from mer.pipeline.errors import MerError, StoreError
+from mer.pipeline.extraction.decoding import open_decoders
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.parts import Done, Finished, Source, Tally, nobody_listens, run_parts
 from mer.pipeline.extraction.plan import Inputs, Part, Plan, ShardPlan
-from mer.pipeline.extraction.probe import open_decoders
 from mer.pipeline.extraction.request import Place
-from mer.pipeline.extraction.sound import check_sound
+from mer.pipeline.extraction.sound import check_sound, copied
 from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
 from mer.pipeline.runtime.hold import appear
@@ -57,6 +57,17 @@ class Assignment:
     place: Place
     dims: Mapping[str, int]
 
+
+class Standing:
+    """What of a plan is there: it looks at the disk.
+
+    `resumed`: what is there was written by another run, perhaps long ago, and is checked once.
+    """
+
+    def __init__(self, assignment: Assignment, *, resumed: bool):
+        self.plan, self.place, self.resumed = assignment.plan, assignment.place, resumed
+        self._sound: set[str] = set()  # names of shards that were found to be so
+
     def missing(self, window: int) -> list[ShardPlan]:
         """Shards of a window that are not there yet."""
         return [shard for shard in self.plan.windows[window] if not self._is_there(shard)]
@@ -67,8 +78,10 @@ class Assignment:
             if found.key != shard.key:
                 return False
             # the unsound one lies there under the same name until it is replaced
-            if shard.name in self.plan.settings.rebuilt:
+            rebuilt = shard.name in self.plan.settings.rebuilt
+            if (rebuilt or self.resumed) and shard.name not in self._sound:
                 check_sound(found)
+                self._sound.add(shard.name)
             return True
         except MerError:
             return False
@@ -217,21 +230,6 @@ def assemble_shard(work: Assignment, shard: ShardPlan, window: int, finished: Fi
             duration = NO_DURATION if seconds is None else seconds
             id = inputs.rows.utterances[row].id
             writer.add(id, frames, duration=duration, flags=int(flags))
-
-
-def copied(
-    shard: Shard, at: int, modalities: Sequence[str], content: str
-) -> tuple[dict[str, np.ndarray], int]:
-    """Features and flags of one utterance of an older shard.
-
-    Raises StoreError unless its content is `content`.
-    """
-    if shard.meta["contents"][at] != content:
-        raise StoreError(
-            f"{shard.path}: changed while it was being copied from; run the same command again"
-        )
-    frames = {m: shard.frames(m, at, at + 1) for m in modalities}
-    return frames, int(shard.flags[at])
 
 
 def _problem(work: Assignment, row: int, window: int, finished: Finished):

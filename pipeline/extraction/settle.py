@@ -5,7 +5,8 @@ one plan.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,9 +28,9 @@ from mer.pipeline.extraction.plan import (
 )
 from mer.pipeline.extraction.probe import Probed, probe
 from mer.pipeline.extraction.request import Company, Request
-from mer.pipeline.extraction.runner import Assignment, load_encoders
+from mer.pipeline.extraction.runner import Assignment, Standing, load_encoders
 from mer.pipeline.extraction.selftest import self_test
-from mer.pipeline.extraction.sound import Unsound, existing
+from mer.pipeline.extraction.sound import Unsound, existing, unsound_sources
 from mer.pipeline.media.stages import Problem
 from mer.pipeline.runtime.files import sha256_file
 
@@ -62,6 +63,7 @@ class Settled:
     encoders: Mapping[str, Encoder]
     plan: Plan
     self_test: dict[str, dict] = field(default_factory=dict)
+    resumed: bool = False
 
     @property
     def assignment(self) -> Assignment:
@@ -69,6 +71,10 @@ class Settled:
         dims = {modality: encoder.dim for modality, encoder in self.encoders.items()}
         request = self.request
         return Assignment(self.inputs, self.plan, request.options, request.place, dims)
+
+    def standing(self) -> Standing:
+        """What of the plan is there."""
+        return Standing(self.assignment, resumed=self.resumed)
 
 
 def prepare(request: Request, company: Company) -> Prepared:
@@ -81,8 +87,27 @@ def prepare(request: Request, company: Company) -> Prepared:
 
 
 def stored_plan(request: Request, company: Company) -> Settings | None:
-    """The plan of an unfinished run, if it can be gone on with."""
-    return Settings.read(request.place.plan, request.keys.fingerprint)
+    """The plan of an unfinished run, if it can be gone on with; else a note says why not, and
+    everything that is sound is taken over.
+    """
+    place, keys, note = request.place, request.keys, company.progress.note
+    settings = Settings.read(place.plan, keys.fingerprint, note)
+    if settings is None:
+        return None
+    if not settings.fits(len(request.manifest), request.modalities):
+        note(f"{place.plan}: the plan of an unfinished run is damaged; starting again")
+        return None
+    reason = unsound_sources(place.folder, settings, request.modalities, keys.contents)
+    if reason:
+        note(f"{reason}; planning the unfinished run again")
+        return None
+    return settings
+
+
+def adopted(request: Request, prepared: Prepared) -> Prepared:
+    """With the plan that another share has written meanwhile, if any."""
+    settings = Settings.read(request.place.plan, request.keys.fingerprint)
+    return prepared if settings is None else replace(prepared, stored=settings)
 
 
 def measure(
@@ -133,7 +158,7 @@ def settle(request: Request, company: Company, found: Found, prepared: Prepared)
                 "trying things out"
             )
     company.memory.save()
-    return Settled(request, inputs, encoders, plan, tested)
+    return Settled(request, inputs, encoders, plan, tested, resumed=stored is not None)
 
 
 def sketch(request: Request, company: Company, found: Found, prepared: Prepared) -> Settled:
@@ -160,6 +185,7 @@ def new_settings(request: Request, company: Company, found: Found, prepared: Pre
         there[shard.path.name] = shard.key
         for at, content in enumerate(shard.meta["contents"]):
             copies.setdefault(content, Copy(shard.path.name, at))
+    _tell_decoded_again(request, company, copies)
     shards = cut_shards(inputs, prepared.left_out, options.shard_bytes)
     kept = [shard.name for shard in shards if there.get(shard.name) == shard.key]
     wanted = sorted(row for shard in shards if shard.name not in kept for row in shard.rows)
@@ -177,6 +203,19 @@ def new_settings(request: Request, company: Company, found: Found, prepared: Pre
         rebuilt=[shard.name for shard in shards if shard.name in unsound],
         reused={row: copies[contents[row]] for row in wanted if contents[row] in copies},
     )
+
+
+def _tell_decoded_again(request: Request, company: Company, there: Collection[str]) -> None:
+    """Say how many utterances, whose features are `there` from the first version of the decoder,
+    are decoded again, and why.
+    """
+    again = Counter(why for older, why in request.keys.older.values() if older in there)
+    if again:
+        reasons = ", ".join(f"{count:,} for {why}" for why, count in again.most_common())
+        company.progress.note(
+            f"{again.total():,} utterances are decoded again, because an earlier version read "
+            f"them otherwise: {reasons}"
+        )
 
 
 def planned_bytes(inputs: Inputs, planned: Draft | Plan) -> int:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.look import Found, look
+from mer.pipeline.extraction.look import look, made_here
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import ExtractReport, TooManyFailures
 from mer.pipeline.extraction.parts import Done, Tally
@@ -45,11 +45,11 @@ from mer.pipeline.extraction.runner import LocalRunner, Runner
 from mer.pipeline.extraction.settle import (
     Prepared,
     Settled,
+    adopted,
     prepare,
     report,
     settle,
     sketch,
-    stored_plan,
 )
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.hold import appear, held, hold, turn
@@ -134,6 +134,7 @@ def repair(
     root: str | os.PathLike | None = None,
     progress: Silent | None = None,
     gentle: bool = False,
+    where: Where = HERE,
     **changes,
 ) -> ExtractReport:
     """Extract again what is damaged or missing in a store, with the recipe, encoders and manifest
@@ -143,7 +144,7 @@ def repair(
         head: the store's head file.
         root: where the media are now, if they have moved.
         progress: is told how far the run is.
-        gentle: as for `extract`.
+        gentle, where: as for `extract`.
         changes: options that decide no feature, such as device or offline.
 
     Returns:
@@ -152,25 +153,33 @@ def repair(
     Raises:
         DataError: `mer extract` did not make the store.
     """
-    header = FeatureStore(head, check=False).header
-    made = header.provenance.get("extract")
-    if not header.recipe or not made:
+    store = FeatureStore(head, check=False)
+    if not store.header.recipe or "extract" not in store.header.provenance:
         raise DataError(
             f"{head}: its features were not made by `mer extract`, so they cannot be made again; "
             "import them again"
         )
+    made = made_here(store)
     if not made["manifest"]:
         raise DataError(
-            f"{head}: made from a manifest that was not a file; call extract() with that manifest "
-            "again"
+            f"{head}: does not say which manifest file it was made from (an export leaves it "
+            "out); extract or export it again"
         )
     manifest = Manifest.read(made["manifest"])
     if root is not None:
         manifest = manifest.with_root(root)
+    try:
+        options = replace(ExtractOptions(**made["options"]), **changes)
+    except TypeError:
+        raise DataError(
+            f"{head}: made with options that this mer does not know; call `mer extract` for it "
+            "again"
+        ) from None
     return extract(
         manifest,
         head,
-        replace(ExtractOptions(**made["options"]), **changes),
+        options,
+        where=where,
         source=made["manifest"],
         progress=progress,
         distrust=True,
@@ -206,7 +215,7 @@ def run_alone(
 ) -> ExtractReport:
     """The whole of the work by this run, which holds the folder."""
     place = request.place
-    with hold(place.folder / ".hold") as left_behind:
+    with hold(place.folder / ".hold", lock=where.lock) as left_behind:
         if left_behind:
             company.progress.note(left_behind)
         found = look(request, company.progress)  # what was found before the hold may have changed
@@ -235,11 +244,11 @@ def runner_for(settled: Settled, where: Where) -> Iterator[Runner]:
 
 def run_windows(settled: Settled, runner: Runner, company: Company) -> Tally:
     """Encode every part that is not there yet and assemble the shards, window by window."""
-    work, stop, tally = settled.assignment, company.stop, Tally()
+    standing, stop, tally = settled.standing(), company.stop, Tally()
     with stop.listening(), progress_of(settled, settled.plan.all_parts, company.progress) as done:
         for window, parts in enumerate(settled.plan.parts):
-            missing = work.missing(window)
-            todo = work.unfinished(window) if missing else []
+            missing = standing.missing(window)
+            todo = standing.unfinished(window) if missing else []
             waiting = {part.name for part in todo}
             for part in parts:
                 if part.name not in waiting:
@@ -249,7 +258,7 @@ def run_windows(settled: Settled, runner: Runner, company: Company) -> Tally:
                 stop.check()
                 runner.assemble(window, missing, stop)
                 stop.check()
-            work.clear(window)
+            standing.clear(window)
     return tally
 
 
@@ -263,20 +272,26 @@ def run_share(request: Request, company: Company, share: Share, started: float) 
     with hold(place.folder / ".hold", shared=True), hold(mine) as left_behind:
         if left_behind:
             company.progress.note(left_behind)
-        found, prepared = look(request, company.progress), prepare(request, company)
-        settled = _settle_together(request, company, found, prepared, mine)
+        prepared = prepare(request, company)
+        settled = _settle_together(request, company, prepared, mine)
+        if isinstance(settled, ExtractReport):
+            return settled
         _run_own_parts(settled, share, company)
         return _finish_together(request, company, settled, share, started)
 
 
 def _settle_together(
-    request: Request, company: Company, found: Found, prepared: Prepared, mine: Path
-) -> Settled:
-    """The plan that the first share makes and the others adopt."""
+    request: Request, company: Company, prepared: Prepared, mine: Path
+) -> Settled | ExtractReport:
+    """The plan that the first share makes and the others adopt; or what was done, if the others
+    have finished since.
+    """
     folder = request.place.folder
     with turn(folder / ".turn") as ledger:
-        # another share may have written a plan meanwhile
-        prepared = replace(prepared, stored=stored_plan(request, company) or prepared.stored)
+        found = look(request, company.progress)
+        if found.complete:  # a plan written now would be left behind
+            return unchanged(request, found)
+        prepared = adopted(request, prepared)
         if prepared.stored is None:
             others = any(held(path) for path in folder.glob(".hold-*-of-*") if path != mine)
             if others and request.place.plan.exists():
@@ -290,14 +305,14 @@ def _settle_together(
 
 def _run_own_parts(settled: Settled, share: Share, company: Company) -> None:
     """Encode the parts of this share that are not there yet."""
-    work, stop = settled.assignment, company.stop
-    runner = LocalRunner(work, settled.encoders)
+    standing, stop = settled.standing(), company.stop
+    runner = LocalRunner(settled.assignment, settled.encoders)
     ours = list(settled.plan.all_parts)[share.index - 1 :: share.count]
     with stop.listening(), progress_of(settled, ours, company.progress) as done:
         for window in range(len(settled.plan.parts)):
             todo = []
-            if work.missing(window):
-                unfinished = {part.name for part in work.unfinished(window)}
+            if standing.missing(window):
+                unfinished = {part.name for part in standing.unfinished(window)}
                 todo = [p for p in ours if p.window == window and p.name in unfinished]
             runner.encode(window, todo, done, stop)
             stop.check()
@@ -307,22 +322,24 @@ def _finish_together(
     request: Request, company: Company, settled: Settled, share: Share, started: float
 ) -> ExtractReport:
     """The store, if all other shares have done their parts too."""
-    work, windows = settled.assignment, range(len(settled.plan.parts))
+    standing, windows = settled.standing(), range(len(settled.plan.parts))
     with turn(request.place.folder / ".turn") as ledger:
         found = look(request, company.progress)
         if found.complete:
             return unchanged(request, found)
-        finished = set(ledger.read().get(str(share.count), [])) | {share.index}
+        told = ledger.read().get(str(share.count))
+        numbers = told if isinstance(told, list) else []
+        finished = {share.index} | {number for number in numbers if type(number) is int}
         ledger.write({str(share.count): sorted(finished)})
         # then all parts have been published, even if a network file system does not show them all
         # yet
         if len(finished) == share.count:
-            incomplete = [window for window in windows if work.missing(window)]
+            incomplete = [window for window in windows if standing.missing(window)]
             parts = [part for window in incomplete for part in settled.plan.parts[window]]
             appear([request.place.parts / part.name for part in parts])
-        if any(work.is_unfinished(window) for window in windows):
+        if any(standing.is_unfinished(window) for window in windows):
             return report(settled, "part")
-        runner = LocalRunner(work, settled.encoders)
+        runner = LocalRunner(settled.assignment, settled.encoders)
         return publish(settled, run_windows(settled, runner, company), started)
 
 

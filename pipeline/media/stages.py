@@ -30,6 +30,7 @@ class Stage(StrEnum):
     CHANGED = "changed"  # the file changed during the run, which stops it
 
 
+STAGES = frozenset(Stage)  # as texts that come from a file are looked for
 # failures that are tried again by the next run: the clip may not be to blame
 AGAIN = frozenset({Stage.TIMEOUT, Stage.KILLED})
 
@@ -54,6 +55,12 @@ class Flag(IntFlag):
     rate_rounded = 1 << 6
     start_clipped = 1 << 7
     end_beyond = 1 << 8
+    late = 1 << 9
+    gap = 1 << 10
+    tracks = 1 << 11
+    unsized = 1 << 12
+    damaged = 1 << 13
+    trailing = 1 << 14
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> Self:
@@ -84,4 +91,10 @@ MEANING = {
     Flag.rate_rounded: "resampled by a ratio that was rounded",
     Flag.start_clipped: "a start before 0 s, taken as 0",
     Flag.end_beyond: "an end beyond the end of the file",
+    Flag.late: "sound that begins after the file's time line, silence before it",
+    Flag.gap: "a gap in the time stamps, filled with silence",
+    Flag.tracks: "several audio tracks in the file, of which one was read",
+    Flag.unsized: "a header without its true length, decoded to the end of the data",
+    Flag.damaged: "frames that could not be decoded, left out",
+    Flag.trailing: "data behind the end of the audio, not read",
 }

@@ -24,19 +24,17 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.media import audio as media
+from mer.pipeline.media.stages import Stage
 
-# stages of failures that are tried again by the next run: the clip may not be to blame
-AGAIN = ("timeout", "killed")
 # statuses of a decoder that somebody ended: the kernel for lack of memory, …
 ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`what`: probe (how many samples) or load (the waveform).
-
-    `expected` are the bytes' (inode, size, mtime_ns); a file that no longer has them changed while
-    the run was going on.
+    """`what`: probe (how many samples), load (the waveform) or changed (why this version decodes
+    the file otherwise than the first, as the `reason`). `expected` are the bytes' (inode, size,
+    mtime_ns); a file that no longer has them changed while the run was going on.
     """
 
     what: str
@@ -45,6 +43,7 @@ class Job:
     start: float | None
     end: float | None
     expected: tuple[int, int, int] | None = None
+    track: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Decoded:
     samples: int = 0
     waveform: np.ndarray | None = None
     flags: tuple[str, ...] = ()
-    stage: str | None = None
+    stage: Stage | None = None
     reason: str | None = None
 
 
@@ -63,20 +62,26 @@ def decode(job: Job) -> Decoded:
     try:
         if job.expected is not None and identity(job.path) != job.expected:
             return Decoded(
-                stage="changed", reason=f"{job.path}: changed while it was being extracted"
+                stage=Stage.CHANGED, reason=f"{job.path}: changed while it was being extracted"
             )
+        if job.what == "changed":
+            return Decoded(reason=media.changed(job.path))
         if job.what == "probe":
-            return Decoded(samples=media.probe(job.path, start=job.start, end=job.end).samples)
-        clip = media.load(job.path, channel=job.channel, start=job.start, end=job.end)
+            return Decoded(
+                samples=media.probe(job.path, start=job.start, end=job.end, track=job.track).samples
+            )
+        clip = media.load(
+            job.path, channel=job.channel, start=job.start, end=job.end, track=job.track
+        )
         return Decoded(len(clip.waveform), clip.waveform, clip.flags)
     except media.MediaError as error:
-        return Decoded(stage=error.stage, reason=str(error))
+        return Decoded(stage=Stage(error.stage), reason=str(error))
     except MemoryError:
-        return Decoded(stage="oom", reason=f"{job.path}: not enough memory to decode it")
+        return Decoded(stage=Stage.OOM, reason=f"{job.path}: not enough memory to decode it")
     except OSError as error:
-        return Decoded(stage="open", reason=f"{job.path}: {error.strerror or error}")
+        return Decoded(stage=Stage.OPEN, reason=f"{job.path}: {error.strerror or error}")
     except Exception as error:  # the last net: a decoder's surprise costs one clip, not the run
-        return Decoded(stage="decode", reason=f"{job.path}: {type(error).__name__}: {error}")
+        return Decoded(stage=Stage.DECODE, reason=f"{job.path}: {type(error).__name__}: {error}")
 
 
 def identity(path: str | Path) -> tuple[int, int, int]:
@@ -145,19 +150,20 @@ class Decoders:
                     return connection.recv()
                 self._drop()
                 return Decoded(
-                    stage="timeout",
+                    stage=Stage.TIMEOUT,
                     reason=f"{job.path}: the decoder did not answer within {self.timeout:g} s",
                 )
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 code = self._drop()
                 if code not in ENDED:
                     return Decoded(
-                        stage="decode", reason=f"{job.path}: the decoder crashed (status {code})"
+                        stage=Stage.DECODE,
+                        reason=f"{job.path}: the decoder crashed (status {code})",
                     )
                 if self._closed:
                     break
         return Decoded(
-            stage="killed",
+            stage=Stage.KILLED,
             reason=f"{job.path}: the decoder was killed (status {code}), perhaps for lack of "
             "memory",
         )

@@ -18,16 +18,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
-
-ECHO_CHARACTERS = 200  # of a value that a message repeats
+from mer.pipeline.runtime.limits import ECHO_CHARACTERS
 
 
 @contextmanager
-def publishing(path: Path) -> Iterator[Path]:
-    """Prepare a file or folder, then give it its final name.
+def publishing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Prepare a file, then give it its final name.
 
     Args:
-        path: where the file (or folder) is to appear; its folder is made if it is not there.
+        path: where the file is to appear; its folder is made if it is not there.
+        durable: sync the file and its folder. False for what can be made again, file by file.
 
     Yields:
         The temporary path to write to. On a clean exit of the block it is synced and renamed to
@@ -35,21 +35,54 @@ def publishing(path: Path) -> Iterator[Path]:
 
     Raises:
         DataError: `path` is a device or a pipe.
-        OSError: the disk is full, the folder cannot be written, …
+        OSError: the disk is full, the folder cannot be written, …; it names `path`.
     """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent.parent)
+        if durable:
+            sync_folder(path.parent.parent)
     temporary = temporary_for(path)
+    with naming(path):
+        try:
+            yield temporary
+            if durable:
+                sync_file(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block names `path` where it names nothing, or a temporary of ours, and says
+    what the system says.
+    """
     try:
-        yield temporary
-        if not temporary.is_dir():
-            sync_file(temporary)
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            remove(temporary)
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        named = error.filename is not None and ".tmp-" not in str(error.filename)
+        if named or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
+@contextmanager
+def folders_for(out: Path) -> Iterator[None]:
+    """The folders above `out`, made; those that were not there before go again when the block
+    fails.
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody put something there in the meantime
+                folder.rmdir()
+        raise
 
 
 def temporary_for(path: Path) -> Path:

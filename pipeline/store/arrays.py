@@ -13,18 +13,21 @@ import errno
 import hashlib
 import os
 import re
-import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5p, h5s, h5t
+from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t
 
 from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.runtime.files import publishing, shortened
+from mer.pipeline.runtime.limits import ATTRIBUTE_BYTES, ECHO_CHARACTERS, INDEX_BYTES
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
 DAMAGE = (
@@ -36,7 +39,9 @@ DAMAGE = (
     AttributeError,
     OverflowError,
     IndexError,
+    MemoryError,
 )
+PLAIN = (h5t.INTEGER, h5t.FLOAT, h5t.STRING)  # classes of the element types of the format
 
 
 @dataclass(frozen=True)
@@ -60,33 +65,12 @@ def write(
     `attrs` are per group ("/" is the file itself); `links` maps names to files, relative to the
     folder of `path`.
     """
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent.parent)
-    temporary = temporary_for(path)
     try:
-        places = _lay_out(temporary, attrs, arrays, links or {})
-        with open(temporary, "r+b") as file:
-            for name, array in arrays.items():
-                parts = array.parts if isinstance(array, Stream) else (array,)
-                expected, written = prod(array.shape) * np.dtype(array.dtype).itemsize, 0
-                if expected:
-                    file.seek(places[name])
-                for part in parts:
-                    if part.dtype != array.dtype:
-                        raise StoreError(
-                            f"{path}: {name} is {part.dtype}, laid out as {array.dtype}"
-                        )
-                    written += (
-                        file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
-                        if part.size
-                        else 0
-                    )
-                if written != expected:
-                    raise StoreError(f"{path}: {name} has {written} bytes, laid out for {expected}")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with publishing(path) as temporary:
+            places = _lay_out(temporary, attrs, arrays, links or {})
+            with open(temporary, "r+b") as file:
+                for name, array in arrays.items():
+                    _write_array(file, path, name, array, places[name])
     except (OSError, RuntimeError) as error:
         # HDF5 keeps the errno of a failed write in its message only, and raises RuntimeError when
         # it fails on closing.
@@ -95,39 +79,25 @@ def write(
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
-def temporary_for(path: Path) -> Path:
-    """Where this process may prepare `path`, file or folder; what dead writers of it left behind is
-    removed. Raises DataError for a device or pipe (/dev/null, /dev/stdout): a rename would put a
-    file in its place.
+def _write_array(
+    file: IO[bytes], path: Path, name: str, array: np.ndarray | Stream, place: int
+) -> None:
+    """The bytes of one array to their place in the file. Raises StoreError when they are not those
+    that were laid out.
     """
-    if not path.name:  # "." or "/"
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DataError(
-            f"{path}: a device or pipe, which cannot be replaced by a file; name another place"
-        )
-    for stale in path.parent.glob(f".{_escape(path.name)}.tmp-*"):
-        if _alive(stale.name.rsplit("-", 1)[1]):
-            continue
-        if stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
-        else:
-            stale.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    parts = array.parts if isinstance(array, Stream) else (array,)
+    expected, written = prod(array.shape) * np.dtype(array.dtype).itemsize, 0
+    if expected:
+        file.seek(place)
+    for part in parts:
+        if part.dtype != array.dtype:
+            raise StoreError(f"{path}: {name} is {part.dtype}, laid out as {array.dtype}")
+        if part.size:
+            written += file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    if written != expected:
+        raise StoreError(f"{path}: {name} has {written} bytes, laid out for {expected}")
 
 
 REMEDY = {
@@ -144,6 +114,9 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     a StoreError.
     """
     try:
+        # reading a pipe would wait for a writer without end
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError(f"{path}: not a {what}")
         # locking=False: readers on NFS and read-only mounts; a published file is never changed in
         # place.
         with h5py.File(path, "r", locking=False) as file:
@@ -155,7 +128,9 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = shortened(
+            (str(error).splitlines() or [type(error).__name__])[0], ECHO_CHARACTERS // 2
+        )
         raise StoreError(
             f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; "
             f"{REMEDY[what]}"
@@ -165,43 +140,94 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
 def attribute(file: h5py.Group, name: str) -> str | int:
     """A scalar attribute as str or int."""
     attr = file.attrs.get_id(name)
-    if attr.shape != () or attr.get_storage_size() > 1 << 16:
-        raise ValueError(f"attribute {name} is not a scalar")
+    kind = attr.get_type()
+    if (
+        kind.get_class() not in (h5t.INTEGER, h5t.STRING)
+        or attr.shape != ()
+        or attr.get_storage_size() > ATTRIBUTE_BYTES
+    ):
+        raise ValueError(f"attribute {name} is not a number or a short text")
+    if kind.get_class() == h5t.STRING and kind.is_variable_str():
+        raise ValueError(f"attribute {name} is a text of variable length")
     value = file.attrs[name]
     return value.decode() if isinstance(value, bytes) else int(value)
 
 
-def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1) -> np.ndarray:
+def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """The array of that name, which lies in this file in one piece.
+
+    Whatever would lead HDF5 elsewhere (links, virtual and external storage) or into code of others
+    (filters, types by name) is refused before anything else is asked of it: a virtual array of
+    itself ends the process.
+    """
+    here = group.id
+    *folders, last = name.split("/")
+    for folder in folders:
+        _hard_link(here, folder, h5o.TYPE_GROUP, name)
+        here = h5g.open(here, folder.encode())
+    _hard_link(here, last, h5o.TYPE_DATASET, name)
+    found = h5d.open(here, last.encode())
+    layout = found.get_create_plist()
+    if (
+        layout.get_layout() != h5d.CONTIGUOUS
+        or layout.get_external_count()
+        or layout.get_nfilters()
+    ):
+        raise ValueError(
+            f"{name} is not stored in one piece: virtual, external, chunked or compressed"
+        )
+    kind = found.get_type()
+    if kind.committed() or kind.get_class() not in PLAIN:
+        raise ValueError(f"{name} is of a type that is not of the format")
+    return h5py.Dataset(found)
+
+
+def group_of(file: h5py.File, name: str) -> h5py.Group:
+    """The group of that name, which lies in this file; "/" is the file itself."""
+    if name != "/":
+        _hard_link(file.id, name, h5o.TYPE_GROUP, name)
+    return file[name]
+
+
+def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
+    try:
+        link = here.links.get_info(name.encode())
+    except KeyError:
+        raise ValueError(f"{said} is missing") from None
+    if link.type != h5l.TYPE_HARD:
+        raise ValueError(f"{said} is a link to elsewhere")
+    if h5o.get_info(here, name.encode()).type != kind:
+        raise ValueError(f"{said} is something else")
+
+
+def read(
+    file: h5py.Group, name: str, dtype: str, ndim: int = 1, *, limit: int = INDEX_BYTES
+) -> np.ndarray:
     """A small array whole.
 
-    Its claimed size is held against the file before anything is allocated.
+    Its claimed size is held against the file and `limit` (bytes) before anything is allocated.
     """
-    dataset = file[name]
-    if (
-        not isinstance(dataset, h5py.Dataset)
-        or dataset.dtype != np.dtype(dtype)
-        or dataset.ndim != ndim
-    ):
+    found = dataset(file, name)
+    shape = found.shape
+    if found.dtype != np.dtype(dtype) or shape is None or len(shape) != ndim:
         raise ValueError(f"{name} is not a {ndim}-d array of {np.dtype(dtype)}")
-    if dataset.size and place(dataset) is None:
-        raise ValueError(f"{name} is not stored in one piece")
-    return dataset[()]
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size > limit:
+        raise ValueError(f"{name} has {size:,} bytes, more than the {limit:,} that are read")
+    if size:
+        place(found)
+    return found[()]
 
 
-def place(dataset: h5py.Dataset) -> int | None:
-    """Byte offset of a contiguous, little-endian, wholly present array in its file; None when it
-    cannot be memory-mapped.
-    """
-    offset = (
-        dataset.id.get_offset()
-        if dataset.chunks is None and not dataset.is_virtual and dataset.external is None
-        else None
-    )
-    size = prod(dataset.shape) * dataset.dtype.itemsize
-    if offset is None or dataset.id.get_storage_size() != size or dataset.dtype.str.startswith(">"):
-        return None
-    if offset + size > os.stat(dataset.file.filename).st_size:
-        raise ValueError(f"{dataset.name} ends beyond the end of the file; the file is truncated")
+def place(found: h5py.Dataset) -> int:
+    """Byte offset of an array that is not empty, wholly present and little-endian."""
+    offset, size = found.id.get_offset(), prod(found.shape) * found.dtype.itemsize
+    if offset is None or found.id.get_storage_size() != size:
+        raise ValueError(f"{found.name} is not stored in one piece")
+    if found.dtype.str.startswith(">"):
+        raise ValueError(f"{found.name} is big-endian")
+    if offset + size > os.stat(found.file.filename).st_size:
+        raise ValueError(f"{found.name} ends beyond the end of the file; the file is truncated")
     return offset
 
 
@@ -210,7 +236,7 @@ def digest(attrs: Mapping[str, str | int], arrays: Mapping[str, np.ndarray]) -> 
     h = hashlib.sha256(repr(sorted(attrs.items())).encode())
     for name in sorted(arrays):
         h.update(f"\n{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        h.update(arrays[name].tobytes())
+        h.update(np.ascontiguousarray(arrays[name]))
     return h.hexdigest()
 
 
@@ -253,22 +279,3 @@ def _lay_out(temporary: Path, attrs, arrays, links) -> dict[str, int]:
         for name, target in links.items():
             file.id.links.create_external(name.encode(), target.encode(), b"/")
     return places
-
-
-def _escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _alive(pid: str) -> bool:
-    """Whether another process of that number is at work here; the temporary of a dead one is
-    rubbish.
-    """
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

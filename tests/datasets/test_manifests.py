@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from mer.pipeline.datasets import corpora
-from mer.pipeline.datasets import DATASETS
+from mer.pipeline.datasets import DATASETS, corpora
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import TASKS
 

@@ -8,8 +8,7 @@ from collections import Counter
 
 import pytest
 
-from mer.pipeline.datasets import corpora
-from mer.pipeline.datasets import prepare
+from mer.pipeline.datasets import corpora, prepare
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import audio as media
 

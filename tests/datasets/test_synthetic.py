@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mer.pipeline.datasets import corpora
-from mer.pipeline.datasets import prepare, synthetic
+from mer.pipeline.datasets import corpora, prepare, synthetic
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import audio as media
 

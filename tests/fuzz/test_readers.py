@@ -39,3 +39,15 @@ def test_mutations_change_something_and_follow_from_their_seed():
     made = [mutate(raw, np.random.default_rng(seed)) for seed in range(200)]
     assert made == [mutate(raw, np.random.default_rng(seed)) for seed in range(200)]
     assert sum(m != raw for m in made) > 190 and len(set(map(len, made))) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["head", "shard"])
+def test_metadata_of_hdf5_that_match_their_checksums_are_read_or_refused(tmp_path, which):
+    command = [sys.executable, "-m", "tests.fuzz.hdf5", which, str(tmp_path), str(SECONDS), SEED]
+    root, limit = Path(__file__).parents[2], SECONDS + 2 * HANG
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=limit)
+    assert done.returncode == 0, (
+        f"{which}: exit {done.returncode}: {done.stdout[-600:]}{done.stderr[-600:]}"
+    )
+    assert json.loads(done.stdout.splitlines()[-1])["refused"] > 0
