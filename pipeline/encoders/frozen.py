@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor, nn
 
 from mer.pipeline.encoders import tiny
@@ -134,7 +135,7 @@ def to_host(x: Tensor) -> Callable[[], np.ndarray]:
 
 
 def pad(
-    rows: Sequence[np.ndarray], value: float, dtype: np.dtype, device: torch.device
+    rows: Sequence[np.ndarray], value: float, dtype: DTypeLike, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host,
     where `device` can fetch them by itself.

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -138,7 +138,7 @@ class Begun:
             return None
         try:
             shard = Shard(path)
-            batches = shard.meta.get("batches")
+            batches: Any = shard.meta.get("batches")
             if not is_count(batches) or list(shard.modalities) != [part.modality]:
                 return None
             check_failures(shard, int)

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mer.pipeline.encoders.modality import Item, Lengths, Rows
 from mer.pipeline.extraction.batching import cut, group
@@ -165,8 +165,8 @@ def _checked(raw: dict) -> dict:
     """
     for name in ("budgets", "part_lengths"):
         lengths = raw.get(name)
-        numbers = isinstance(lengths, dict) and all(map(is_count, lengths.values()))
-        demand(numbers, f"its {name} are not numbers")
+        if not isinstance(lengths, dict) or not all(map(is_count, lengths.values())):
+            raise ValueError(f"its {name} are not numbers")
         demand(all(value > 0 for value in lengths.values()), f"its {name} are not above 0")
     sizes = is_count(raw.get("shard_bytes")) and is_count(raw.get("window"))
     demand(sizes, "its shard_bytes or window is not a number")
@@ -181,18 +181,18 @@ def _checked(raw: dict) -> dict:
     return {**raw, "left_out": left_out, "reused": reused}
 
 
-def _problem(why: object) -> Problem:
-    pair = isinstance(why, list) and len(why) == 2 and all(isinstance(text, str) for text in why)
-    demand(pair, "its left_out has no reasons")
-    stage, reason = why  # type: ignore[misc]
+def _problem(why: Any) -> Problem:
+    if not isinstance(why, list) or len(why) != 2 or not all(isinstance(x, str) for x in why):
+        raise ValueError("its left_out has no reasons")
+    stage, reason = why
     demand(stage in STAGES, "its left_out has an unknown stage")
     return Problem(Stage(stage), reason)
 
 
-def _copy(where: object) -> Copy:
-    pair = isinstance(where, list) and len(where) == 2
-    demand(pair, "its reused has no places")
-    shard, at = where  # type: ignore[misc]
+def _copy(where: Any) -> Copy:
+    if not isinstance(where, list) or len(where) != 2:
+        raise ValueError("its reused has no places")
+    shard, at = where
     demand(isinstance(shard, str) and is_count(at), "its reused has no places")
     demand(SHARD_NAME.fullmatch(shard) is not None, "its reused names no shard")
     return Copy(shard, at)
