@@ -417,16 +417,35 @@ def find_manifest(
     return manifest, file
 
 
+def where_to_run(workers: int | None, scheduler: str | None, shard: str | None, *, lock: bool):
+    """--workers, --scheduler or --shard as one value."""
+    from mer.pipeline.extraction import Here, Scheduler, Share, Workers
+
+    if sum(way is not None for way in (workers, scheduler, shard)) > 1:
+        raise click.UsageError(
+            "--workers, --scheduler and --shard are three ways to do the same; give one of them"
+        )
+    if workers is not None:
+        return Workers(workers, lock)
+    if scheduler is not None:
+        return Scheduler(scheduler, lock)
+    if shard is None:
+        return Here(lock)
+    if not re.fullmatch(r"[1-9]\d{0,5}/[1-9]\d{0,5}", shard):
+        raise click.UsageError(f"--shard '{shard}' is not i/n, e.g. 3/8")
+    index, count = (int(number) for number in shard.split("/"))
+    return Share(index, count, lock)
+
+
 def extract_options(manifest, offline: bool, **given):
     """ExtractOptions from the command line, with the corpus's encoders where none were named."""
-    from mer.pipeline.encoders import defaults
-    from mer.pipeline.extraction.fingerprint import ExtractOptions
+    from mer.pipeline.extraction.options import ExtractOptions, default_encoders
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    for modality, name in (("audio", "audio_encoder"), ("text", "text_encoder")):
-        if given[name] is None:
-            given[name] = defaults(manifest)[modality == "text"]
+    unnamed = [name for name, value in given.items() if name.endswith("_encoder") and value is None]
+    for name in unnamed:
+        given[name] = default_encoders(manifest)[name.removesuffix("_encoder")]
     return ExtractOptions(offline=offline, **given)
 
 
@@ -508,7 +527,7 @@ def extract(
 
     Run it again to finish or update it.
     """
-    from mer.pipeline.extraction import extract as extraction
+    from mer.pipeline import extraction
     from mer.pipeline.runtime.progress import choose
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
@@ -519,13 +538,7 @@ def extract(
             raise click.UsageError(
                 f"--budget-{name} '{value}' is neither auto nor a number"
             ) from None
-    if sum(way is not None for way in (workers, scheduler, shard)) > 1:
-        raise click.UsageError(
-            "--workers, --scheduler and --shard are three ways to do the same; give one of them"
-        )
-    if shard is not None and not re.fullmatch(r"[1-9]\d{0,5}/[1-9]\d{0,5}", shard):
-        raise click.UsageError(f"--shard '{shard}' is not i/n, e.g. 3/8")
-    share = tuple(int(number) for number in shard.split("/")) if shard else None
+    where = where_to_run(workers, scheduler, shard, lock=not no_lock)
     options = extract_options(manifest, **given)
 
     def confirm(size: int):
@@ -548,13 +561,10 @@ def extract(
             progress=choose(),
             dry_run=dry_run,
             confirm=confirm,
-            workers=workers or 0,
-            scheduler=scheduler,
-            share=share,
+            where=where,
             gentle=True,
-            lock=not no_lock,
         )
-    except FailuresError as error:
+    except extraction.TooManyFailures as error:
         failed, report = error, error.report
     for line in report.lines():
         note(line)
@@ -570,8 +580,8 @@ def extract(
 @extraction_options
 def fingerprint(dataset, manifest_file, root, labels, **given):
     """The cache key that `extract` with these options would give its store, without running it."""
-    from mer.pipeline.extraction.fingerprint import FileMemory, memory_path
     from mer.pipeline.extraction.fingerprint import fingerprint as key
+    from mer.pipeline.extraction.memory import FileMemory, memory_path
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
     options = extract_options(manifest, **given)
@@ -596,12 +606,12 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
 def inspect(store: Path, flag: str | None, as_json: bool):
     """What is in a store: header, counts, encoders, key, sizes, lengths, odd rows."""
     from mer.pipeline.extraction.outcome import NAMED, count_lines, flagged
-    from mer.pipeline.extraction.parts import FLAGS
+    from mer.pipeline.media.stages import Flag
     from mer.pipeline.store import FeatureStore
     from mer.pipeline.store.describe import describe, render
 
-    if flag is not None and flag not in FLAGS:
-        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(FLAGS)}")
+    if flag is not None and flag not in Flag.names():
+        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(Flag.names())}")
     opened = FeatureStore(store)
     # else the bits are another writer's
     counted = (
@@ -654,10 +664,12 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
                 f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was "
                 "imported: import it again"
             )
-        from mer.pipeline.extraction.extract import repair as extract_again
+        from mer.pipeline.extraction import Here
+        from mer.pipeline.extraction import repair as extract_again
         from mer.pipeline.runtime.progress import choose
 
-        extract_again(store, root=root, progress=choose(), gentle=True, lock=not no_lock)
+        where = Here(lock=not no_lock)
+        extract_again(store, root=root, where=where, progress=choose(), gentle=True)
         opened = FeatureStore(store)
         opened.verify()
         say(

@@ -149,7 +149,9 @@ def test_bad_requests_are_one_line(folder, args, code, words):
 
 
 def test_large_stores_ask_first(folder, monkeypatch):
-    monkeypatch.setattr("mer.pipeline.extraction.extract.Prepared.bytes", 30_000_000_000)
+    monkeypatch.setattr(
+        "mer.pipeline.extraction.settle.planned_bytes", lambda inputs, planned: 30_000_000_000
+    )
     result = mer("extract", "--manifest", "manifest.parquet", *TINY)
     assert (
         result.exit_code == 2
