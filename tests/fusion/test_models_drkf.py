@@ -205,7 +205,12 @@ def test_options_that_make_no_sense_are_one_line():
 
 def test_every_field_of_the_config_says_what_it_is():
     source = inspect.getsource(DRKFConfig).splitlines()
-    said = {line.split(":")[0].strip() for line in source if "  # " in line}
+    before = ["", *source]  # a comment stands behind its field or on the line above
+    said = {
+        line.split(":")[0].strip()
+        for line, above in zip(source, before, strict=False)
+        if "  # " in line or above.strip().startswith("# ")
+    }
     assert {f.name for f in dataclasses.fields(DRKFConfig)} <= said
 
 
