@@ -66,8 +66,8 @@ def model_class(name: str):
     """(model class, config class) of a registered name; raises DataError with the known names."""
     if name not in REGISTRY:
         raise DataError(f"--model {name}: unknown; known: {', '.join(REGISTRY)}")
-    module, model, config = REGISTRY[name]
-    module = import_module(module)
+    path, model, config = REGISTRY[name]
+    module = import_module(path)
     return getattr(module, model), getattr(module, config)
 
 

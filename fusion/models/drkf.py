@@ -38,7 +38,14 @@ from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder, sample_pairs
-from mer.fusion.modules.orl import Adapter, ResidualAutoencoder, Temperature, active_blocks, ramp
+from mer.fusion.modules.orl import (
+    Adapter,
+    ResidualAutoencoder,
+    Temperature,
+    active_blocks,
+    adapter_of,
+    ramp,
+)
 from mer.fusion.modules.pooling import Standardise, masked_mean
 from mer.pipeline.errors import DataError
 
@@ -322,7 +329,7 @@ class DRKF(FusionModel):
         views = self.projected_views(seen, augmented)
         tau = self.temperature()
         self.last["tau"] = tau.detach()
-        found = {}
+        found: dict[str, Tensor] = {}
         for names, contrasts in self.contrasts(seen, augmented):
             rows = seen.rows(*names)
             used = {v for contrast in contrasts.values() for v in (contrast.x, contrast.y)}
@@ -354,7 +361,8 @@ class DRKF(FusionModel):
         """(modalities that a row needs, the contrasts over such rows): all at once where every row
         has every modality.
         """
-        c, each = self.config, {}
+        c = self.config
+        each: dict[str, tuple[tuple[str, ...], Contrast]] = {}
         if c.w_mi:
             for m in augmented:
                 each[f"mi_{m}"] = (m,), Contrast(f"u_{m}", f"v_{m}", "nt_xent")
@@ -443,19 +451,16 @@ class DRKF(FusionModel):
         return bool(self.config.w_kl) and self.config.kl_target != "off"
 
     def ramp(self, progress: float) -> float:
-        return (
-            ramp(progress, self.config.progressive_share)
-            if self.config.progressive == "ramp"
-            else 1.0
-        )
+        """rho: the factor on the auxiliary terms' weights."""
+        c = self.config
+        return ramp(progress, c.progressive_share) if c.progressive == "ramp" else 1.0
 
     def blocks(self, progress: float) -> int:
+        """How many autoencoders of the cascade are in use."""
         c = self.config
-        return (
-            active_blocks(progress, c.progressive_share, c.ae_blocks)
-            if c.progressive == "blocks"
-            else c.ae_blocks
-        )
+        if c.progressive == "blocks":
+            return active_blocks(progress, c.progressive_share, c.ae_blocks)
+        return c.ae_blocks
 
     def diagnostics(self) -> dict[str, float]:
         """Of the last `losses` call: tau, mi_bound_* (nats), cosine_m of raw and augmented view (1:
@@ -465,10 +470,14 @@ class DRKF(FusionModel):
 
     def standardisers(self) -> dict[str, list[Standardise]]:
         sets = [self.adapter] if self.fe_adapter is None else [self.adapter, self.fe_adapter]
-        return {m: [adapters[m].standardise for adapters in sets] for m in self.spec.modalities}
+        return {
+            m: [adapter_of(adapters, m).standardise for adapters in sets]
+            for m in self.spec.modalities
+        }
 
 
 def balanced_accuracy(said: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Mean of the hit rates on positives and on negatives; NaN where one of them is missing."""
-    hit = said == truth
-    return sum((hit & kind).sum() / kind.sum() for kind in (truth & valid, ~truth & valid)) / 2
+    hit, positive, negative = said == truth, truth & valid, ~truth & valid
+    rates = [(hit & kind).sum() / kind.sum() for kind in (positive, negative)]
+    return (rates[0] + rates[1]) / 2
