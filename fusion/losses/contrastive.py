@@ -41,6 +41,10 @@ class Contrast:
     loss: Literal["nt_xent", "info_nce"]
     symmetric: bool = False  # InfoNCE in both directions, averaged; NT-Xent is always symmetric
 
+    @property
+    def views(self) -> tuple[str, str]:
+        return self.x, self.y
+
     def candidates(self, rows: int) -> int:
         """Candidates per anchor in a batch of `rows` rows."""
         return 2 * rows - 1 if self.loss == "nt_xent" else rows
@@ -230,7 +234,7 @@ def fused(impl: str) -> ModuleType | None:
     if impl == "auto":
         return None
     raise DependencyError(
-        f"impl={impl!r} needs fusion.ops, which is not installed; use impl='eager'"
+        f"impl={impl!r} needs mer.fusion.ops, which is not installed; use impl='eager'"
     )
 
 

@@ -4,10 +4,10 @@
     X_m -> X~_m          projection to width d, m in {L text, V vision, A audio}
     X~_m -> S_m, C_m     decoupling into a specific (heterogeneous) and a shared (homogeneous) part
                          modules/decoupling.py
-    C_m -> homo heads    one prediction and representation a modality; a GD-Unit distils between
+    C_m -> homo heads    one prediction and representation per modality; a GD-Unit distils between
                          them  modules/graph_distillation.py
-    C_m -> C_fus         self-attention a modality, read out and concatenated; a prediction of its
-                         own
+    C_m -> C_fus         self-attention within each modality, read out and concatenated; a
+                         prediction of its own
     S_m, S_n -> h_m      cross-modal transformers m <- n, concatenated, then a memory transformer
                          modules/crossmodal.py
     h_m -> hetero heads  as the homo heads, with a GD-Unit of their own

@@ -332,7 +332,7 @@ class DRKF(FusionModel):
         found: dict[str, Tensor] = {}
         for names, contrasts in self.contrasts(seen, augmented):
             rows = seen.rows(*names)
-            used = {v for contrast in contrasts.values() for v in (contrast.x, contrast.y)}
+            used = set().union(*(contrast.views for contrast in contrasts.values()))
             chosen = {name: view[rows] for name, view in views.items() if name in used}
             if all(len(view) for view in chosen.values()):
                 losses = contrastive_losses(
@@ -470,10 +470,11 @@ class DRKF(FusionModel):
 
     def standardisers(self) -> dict[str, list[Standardise]]:
         sets = [self.adapter] if self.fe_adapter is None else [self.adapter, self.fe_adapter]
-        return {
-            m: [adapter_of(adapters, m).standardise for adapters in sets]
-            for m in self.spec.modalities
-        }
+        layers: dict[str, list[Standardise]] = {m: [] for m in self.spec.modalities}
+        for adapters in sets:
+            for m, found in layers.items():
+                found.append(adapter_of(adapters, m).standardise)
+        return layers
 
 
 def balanced_accuracy(said: Tensor, truth: Tensor, valid: Tensor) -> Tensor:

@@ -225,8 +225,10 @@ class CrossModalEncoder(nn.Module):
             allowed, key = self.allowed(x, source, mask, source_mask), self.embed(source)
             # Keys and values are dropped out independently, as in MulT; without dropout they are
             # one tensor and cost one layer norm.
-            alike = value is None and not (self.training and self.dropout.p)
-            value = key if alike else self.embed(source if value is None else value)
+            if value is not None or (self.training and self.dropout.p):
+                value = self.embed(source if value is None else value)
+            else:
+                value = key
         x = self.embed(x)
         for layer in self.layers:
             x = layer(x, key, value, allowed)

@@ -157,9 +157,8 @@ def _flat_labels(
     if labels is None:
         return None
     each = [labels] * len(views) if isinstance(labels, Tensor) else list(labels)
-    if [tuple(x.shape) for x in each] != [(v.shape[0],) for v in views]:
-        raise ValueError(
-            f"contrastive_terms: labels of shapes {[tuple(x.shape) for x in each]} for views of "
-            f"{[v.shape[0] for v in views]} rows"
-        )
+    rows = [view.shape[0] for view in views]
+    shapes = [tuple(x.shape) for x in each]
+    if shapes != [(n,) for n in rows]:
+        raise ValueError(f"contrastive_terms: labels of shapes {shapes} for views of {rows} rows")
     return torch.cat(each).to(views[0].device)

@@ -41,6 +41,10 @@ class Term(NamedTuple):
         """The view in which anchors of `view` have their positives."""
         return next(c for c in self.candidates if c != view)
 
+    def anchor_rows(self, rows: tuple[int, ...]) -> int:
+        """Anchor rows of all anchor views, given the rows of every view."""
+        return sum(rows[view] for view in self.anchors)
+
     def candidate_rows(self, view: int, rows: tuple[int, ...]) -> int:
         """Candidates of one anchor row of `view`, given the rows of every view."""
         seen = self.seen_by(view)
@@ -138,15 +142,15 @@ def lay_out(terms: tuple[Term, ...], rows: tuple[int, ...]) -> TermLayout:
     base = tuple(sum(rows[:view]) for view in range(len(rows)))
     ends = tuple(start + n for start, n in zip(base, rows, strict=True))
     spans = tuple(zip(base, ends, strict=True))
-    strips = tuple(_strips(terms, spans))
+    candidates = tuple(term.candidate_rows(term.anchors[0], rows) for term in terms)
     return TermLayout(
         terms=terms,
         rows=rows,
         base=base,
         total=sum(rows),
-        anchors=tuple(sum(rows[a] for a in term.anchors) for term in terms),
-        candidates=tuple(term.candidate_rows(term.anchors[0], rows) for term in terms),
-        strips=strips,
+        anchors=tuple(term.anchor_rows(rows) for term in terms),
+        candidates=candidates,
+        strips=tuple(_strips(terms, spans)),
         blocks=tuple(_blocks(terms, spans)),
         bands=tuple(_bands(terms, spans)),
     )

@@ -101,7 +101,9 @@ class _Gradient:
         self.z, self.norm, self.need, self.rows_of = z, norm, need, layout
         self.dz, self.radial_sum = torch.zeros_like(z), z.new_zeros(())
         self.mine = z.new_empty(height, z.shape[1])
-        self.candidates = {view for strip in layout.strips for view, _, _ in strip.ranges}
+        self.candidates: set[int] = set()
+        for strip in layout.strips:
+            self.candidates.update(view for view, _, _ in strip.ranges)
 
     def add(self, strip: Strip, places: list[_Place], a0: int, a1: int, g: Tensor) -> None:
         """Both products with the coefficients g = G / tau of one block of anchors."""

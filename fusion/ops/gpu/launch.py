@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
+from itertools import chain
 
 import torch
 import triton
@@ -607,9 +608,9 @@ def _large_backward(
     share = grad * scales(layout, device) / (tau * G_SCALE if half else tau)
     dz = torch.zeros(layout.total, z.shape[1], dtype=torch.float32, device=device)
     bands = [p for p in layout.bands if need[p.view]]
-    widest = _aligned(
-        min(SCRATCH_COLS, max((v.c1 - v.c0 for p in bands for v in _merged(p)), default=1))
-    )
+    visits = chain.from_iterable(_merged(band) for band in bands)
+    widths = [visit.c1 - visit.c0 for visit in visits]
+    widest = _aligned(min(SCRATCH_COLS, max(widths, default=1)))
     chunk = max(tile.bm, SCRATCH_BYTES // (widest * values.element_size()) // tile.bm * tile.bm)
     scratch = torch.empty(min(chunk, layout.total) * widest, dtype=values.dtype, device=device)
     operands = _operands(z, tile)
