@@ -2,6 +2,7 @@
 
 from mer.fusion.losses.contrastive import (
     Contrast,
+    Impl,
     contrastive_losses,
     info_nce,
     mi_lower_bound,
@@ -13,6 +14,7 @@ from mer.fusion.losses.supervised import balanced_bce, same_emotion, task_loss
 
 __all__ = [
     "Contrast",
+    "Impl",
     "balanced_bce",
     "contrastive_losses",
     "info_nce",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mer.fusion.batch import Batch, DataSpec
-from mer.fusion.losses.contrastive import info_nce
+from mer.fusion.losses.contrastive import Impl, info_nce
 from mer.fusion.losses.graph import distillation
 from mer.fusion.models.base import summed
 from mer.fusion.models.dmd import DMD, DMDConfig, DMDOutputs
@@ -54,7 +54,7 @@ class DHMDConfig(DMDConfig):
     weight_dictionary: float = 0.1
     weight_activation: float = 0.05
     usage_decay: float = 0.98  # of the running mean activation that the monitors read
-    impl: Literal["auto", "eager", "chunked", "triton"] = "auto"  # of InfoNCE
+    impl: Impl = "auto"  # of InfoNCE: auto | eager | chunked | triton
 
     def __post_init__(self):
         super().__post_init__()

@@ -208,6 +208,28 @@ class HeadOutputs(NamedTuple):
     output: Tensor
 
 
+class SharedBranch(NamedTuple):
+    """`vectors` (B, n) of the C_m by modality, what the homo heads made of them and their codes,
+    and C_fus (B, n).
+    """
+
+    vectors: dict[str, Tensor]
+    heads: list[HeadOutputs]
+    in_common: Tensor
+    matches: Matches | None
+
+
+class SpecificBranch(NamedTuple):
+    """h_m (B, n) by modality as read out, with its code joined, and what the hetero heads made of
+    it.
+    """
+
+    last: dict[str, Tensor]
+    joined: dict[str, Tensor]
+    heads: list[HeadOutputs]
+    matches: Matches | None
+
+
 def _place(modality: str, order: tuple[str, ...]) -> int:
     """Position in a published order; modalities that it does not know come last."""
     return order.index(modality) if modality in order else len(order)
@@ -429,40 +451,47 @@ class DMD(FusionModel):
     def encode(self, batch: Batch) -> DMDOutputs:
         """Everything that the losses and the prediction read, in one pass."""
         parts = self.decouple(batch)
-        masks = {m: p.mask for m, p in parts.items()}
-
-        shared = {m: p.shared for m, p in parts.items()}
-        vectors = {m: self.vector(x, masks[m]) for m, x in shared.items()}
-        homo_matches = self.lookup("homo", shared, masks)
-        homo = [self.homo_head[m](x) for m, x in self.joined(vectors, homo_matches).items()]
-        attended = {m: self.attended(m, x, masks[m]) for m, x in shared.items()}
-        in_common = torch.cat(list(self.joined(attended, homo_matches).values()), 1)
-
-        memory = {m: self.attend(m, parts) for m in parts}
-        last = {m: self.readout(x, masks[m]) for m, x in memory.items()}
-        hetero_matches = self.lookup("hetero", memory, masks)
-        specific = self.joined(last, hetero_matches)
-        hetero = [self.hetero_head[m](x) for m, x in specific.items()]
-
+        shared, specific = self.shared_branch(parts), self.specific_branch(parts)
         # autograd adds up gradients in the reverse order of these lines: another order, another run
-        gated = self.all_gated(specific, in_common)
-        representation = self.homo_representation(homo)
+        gated = self.all_gated(specific.joined, shared.in_common)
+        representation = self.homo_representation(shared.heads)
         unused = self.unused_projections(parts)
-        matches = {"homo": homo_matches, "hetero": hetero_matches}
+        matches = {"homo": shared.matches, "hetero": specific.matches}
         return DMDOutputs(
             parts=parts,
-            present=torch.stack([mask.any(1) for mask in masks.values()]),
-            homo_logits=torch.stack([head.logits for head in homo]),
+            present=torch.stack([p.mask.any(1) for p in parts.values()]),
+            homo_logits=torch.stack([head.logits for head in shared.heads]),
             homo_representation=representation,
-            hetero_logits=torch.stack([head.logits for head in hetero]),
-            hetero_representation=torch.stack([head.output for head in hetero]),
-            aligned=torch.stack([self.align[m](x) for m, x in vectors.items()]),
-            last=torch.stack(list(last.values())),
-            shared_logits=self.shared_head(in_common).logits,
+            hetero_logits=torch.stack([head.logits for head in specific.heads]),
+            hetero_representation=torch.stack([head.output for head in specific.heads]),
+            aligned=torch.stack([self.align[m](x) for m, x in shared.vectors.items()]),
+            last=torch.stack(list(specific.last.values())),
+            shared_logits=self.shared_head(shared.in_common).logits,
             logits=self.fused_head(torch.cat(gated, 1)).logits,
             unused=unused,
             matches={space: found for space, found in matches.items() if found is not None},
         )
+
+    def shared_branch(self, parts: dict[str, Decoupled]) -> SharedBranch:
+        """C_m to homo heads, and to C_fus."""
+        sequences = {m: p.shared for m, p in parts.items()}
+        masks = {m: p.mask for m, p in parts.items()}
+        vectors = {m: self.vector(x, masks[m]) for m, x in sequences.items()}
+        matches = self.lookup("homo", sequences, masks)
+        heads = [self.homo_head[m](x) for m, x in self.joined(vectors, matches).items()]
+        attended = {m: self.attended(m, x, masks[m]) for m, x in sequences.items()}
+        in_common = torch.cat(list(self.joined(attended, matches).values()), 1)
+        return SharedBranch(vectors, heads, in_common, matches)
+
+    def specific_branch(self, parts: dict[str, Decoupled]) -> SpecificBranch:
+        """S_m, S_n to h_m, and to hetero heads."""
+        memory = {m: self.attend(m, parts) for m in parts}
+        masks = {m: p.mask for m, p in parts.items()}
+        last = {m: self.readout(x, masks[m]) for m, x in memory.items()}
+        matches = self.lookup("hetero", memory, masks)
+        joined = self.joined(last, matches)
+        heads = [self.hetero_head[m](x) for m, x in joined.items()]
+        return SpecificBranch(last, joined, heads, matches)
 
     def attended(self, modality: str, shared: Tensor, mask: Tensor) -> Tensor:
         """(B, d) the shared part of one modality after self-attention, read out."""

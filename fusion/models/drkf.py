@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses import (
     Contrast,
+    Impl,
     balanced_bce,
     contrastive_losses,
     kl_to_label,
@@ -84,7 +85,7 @@ class DRKFConfig:
     tau_low: float = 0.01  # its lower bound (published bounds: 0 and 1)
     tau_high: float = 1.0  # the upper one
     tau_lr_scale: float = 10.0  # on the learning rate of theta (published: 1)
-    impl: str = "auto"  # of the contrastive losses: auto | eager | chunked | triton
+    impl: Impl = "auto"  # of the contrastive losses: auto | eager | chunked | triton
 
     # no gradient of rec through: both input and target | target | none (published)
     rec_stop: str = "both"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import get_args
 
 import pytest
 import torch
 
+import mer.fusion.losses as losses
 import mer.fusion.ops.contrastive as contrastive
 import mer.fusion.ops.limits as limits
 import mer.fusion.ops.paths as paths
@@ -65,6 +67,11 @@ def test_the_log_says_once_which_path_a_call_takes_and_path_for_says_the_same(mo
     assert labelled == "chunked"
     with pytest.raises(ValueError, match="one of auto, eager, chunked, triton"):
         path_for([x, y], [terms[nt_xent]], "cuda")
+
+
+def test_one_vocabulary_of_impl():
+    """Losses and ops each have it, as either works without the other."""
+    assert get_args(losses.Impl) == get_args(paths.Impl)
 
 
 @pytest.mark.parametrize("path", ["dense", "chunked"])
