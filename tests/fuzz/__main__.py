@@ -1,5 +1,4 @@
-"""`python -m tests.fuzz --minutes 30 --seed 0 --out summary.json`: mutated files of every kind, read
-by mer.
+"""Mutated files of every kind, read by mer: `python -m tests.fuzz --minutes 30 --out FILE`.
 
 `--kind K` (again and again) takes only these; `--count N` ends after N inputs of each kind;
 `--replay KIND:SEED` makes one input again, reads it, and leaves it in `--folder`.
@@ -23,8 +22,6 @@ from tests.bench.machine import commit  # noqa: E402
 from tests.fuzz import pool  # noqa: E402
 from tests.fuzz.kinds import KINDS  # noqa: E402
 from tests.fuzz.stock import Stock  # noqa: E402
-
-SHOWN = 10  # failures of a kind and class that the summary describes
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -90,9 +87,7 @@ def fuzz(asked: argparse.Namespace, stock: Stock, folder: Path) -> dict:
         "seed": asked.seed,
         "inputs": turn,
         "classes": totals,
-        "kinds": {
-            name: {c: counts[name][c] for c in pool.CLASSES if counts[name][c]} for name in kinds
-        },
+        "kinds": {name: dict(sorted(counts[name].items())) for name in kinds},
         "limits": {
             "cpu_seconds": pool.CPU_SECONDS,
             "wall_seconds": pool.WALL_SECONDS,

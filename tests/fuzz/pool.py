@@ -17,7 +17,6 @@ import resource
 import select
 import shutil
 import signal
-import sys
 import time
 import traceback
 import zlib

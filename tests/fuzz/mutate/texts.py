@@ -1,4 +1,4 @@
-"""JSON, TOML and the JSON header of safetensors: values of other types, deep nesting, huge numbers."""
+"""JSON, TOML and the header of safetensors: other types, deep nesting, huge numbers."""
 
 from __future__ import annotations
 
