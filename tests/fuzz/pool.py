@@ -3,7 +3,7 @@ it.
 
 Classes: `ok`; `line`, refused in one line; `long`, in a line longer than LINE; `internal`, an
 internal error, a traceback or no message; `hang`; `crash`, ended by a signal; `wrong`, a wrong
-answer, or something changed that was none of its business.
+answer, or something changed that was none of its business; `mutator`, a fault of the harness.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ IMPORTED = (
     "mer.pipeline.interchange.mmsa", "mer.pipeline.interchange.npydir",
     "mer.pipeline.interchange.npz", "mer.pipeline.interchange.parquet",
 )  # fmt: skip
-CLASSES = ("ok", "line", "long", "internal", "hang", "crash", "wrong")
+CLASSES = ("ok", "line", "long", "internal", "hang", "crash", "wrong", "mutator")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def listen(pipe: int, child: int) -> tuple[dict, bool]:
 
 def judge(said: dict, late: bool, status: int) -> tuple[str, str]:
     if "made" not in said:
-        raise RuntimeError(f"the mutator failed: {said.get('failed', status)}")
+        return "mutator", str(said.get("failed", status))
     if late:
         return "hang", f"more than {WALL_SECONDS} s"
     if os.WIFSIGNALED(status):

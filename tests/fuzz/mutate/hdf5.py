@@ -25,6 +25,13 @@ def datasets(file: h5py.Group) -> list[str]:
     return names
 
 
+def plain(dataset: h5py.Dataset) -> bool:
+    """Whether it can be read by the mutator itself: a virtual one of itself ends the process."""
+    if dataset.is_virtual or dataset.external is not None or dataset.size is None:
+        return False
+    return dataset.size < LARGE
+
+
 def mutate(path: Path, rng: np.random.Generator) -> None:
     """One or two changes of what the file says; HDF5's own checksums stay right."""
     with h5py.File(path, "r+", libver="v108", locking=False) as file:
@@ -55,7 +62,7 @@ def attribute(file: h5py.File, name: str, rng: np.random.Generator) -> None:
 
 def retyped(file: h5py.File, name: str, rng: np.random.Generator) -> None:
     """The same name with another element type, shape or layout."""
-    data = file[name][()] if file[name].size < LARGE else np.zeros(4, file[name].dtype)
+    data = file[name][()] if plain(file[name]) else np.zeros(4, np.float32)
     shape, dtype = file[name].shape, file[name].dtype
     del file[name]
     match rng.integers(12):
@@ -138,7 +145,7 @@ def relinked(file: h5py.File, name: str, rng: np.random.Generator) -> None:
 def values(file: h5py.File, name: str, rng: np.random.Generator) -> None:
     """Other numbers of the same type and shape."""
     dataset = file[name]
-    if not dataset.size or dataset.size > LARGE or dataset.dtype.kind not in "iufS":
+    if not plain(dataset) or not dataset.size or dataset.dtype.kind not in "iufS":
         return
     x = dataset[()]
     flat = x.reshape(-1)
@@ -158,7 +165,7 @@ def values(file: h5py.File, name: str, rng: np.random.Generator) -> None:
 def blob(file: h5py.File, name: str, rng: np.random.Generator) -> None:
     """The JSON of a head (`header`) or of a shard (`meta`)."""
     found = [n for n in ("header", "meta", "data/meta") if isinstance(file.get(n), h5py.Dataset)]
-    if not found or file[found[0]].dtype != np.uint8:
+    if not found or file[found[0]].dtype != np.uint8 or not plain(file[found[0]]):
         return
     made = texts.json_bytes(file[found[0]][()].tobytes(), rng)
     del file[found[0]]
@@ -179,7 +186,7 @@ def _own(file: h5py.Group, names: tuple[str, ...], leave: tuple[str, ...]) -> st
         if name.startswith(leave) or name.endswith("/pooled"):
             continue
         dataset = file[name]
-        if dataset.is_virtual or dataset.external or dataset.size is None or dataset.size > LARGE:
+        if not plain(dataset):
             continue
         if name.endswith("/x") and dataset.ndim > 1:
             continue

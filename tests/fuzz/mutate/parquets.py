@@ -103,10 +103,11 @@ def write(path: Path, table: pa.Table, rng: np.random.Generator) -> None:
         {"use_dictionary": False}, {"version": "1.0"}, {"use_deprecated_int96_timestamps": True},
         {"write_statistics": False, "data_page_version": "2.0"}, {"store_schema": False},
     ]  # fmt: skip
+    before = path.read_bytes()
     try:
         pq.write_table(table, path, **raw.choice(rng, options))
     except (pa.ArrowException, OSError, ValueError):  # a type that Parquet has no room for
-        raw.bytes_of(path, rng)
+        path.write_bytes(raw.mutate(before, rng))
 
 
 def metadata(table: pa.Table, rng: np.random.Generator) -> dict | None:
