@@ -48,8 +48,11 @@ test-all: $(VENV)/.test-installed ## everything that needs no GPU, the exhaustiv
 	@echo "== all tests"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" --timeout 3600
 
-lint: $(VENV)/.installed ## ruff, from the environment or the path
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check ruff && $(BIN)/ruff check .
+lint: $(VENV)/.test-installed ## format, lint rules and types, as CI checks them
+	@echo "== ruff format, ruff check, mypy"
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
 
 lock:           ## recompile the two lock files from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml -o requirements.txt --no-annotate --upgrade

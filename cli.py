@@ -21,6 +21,7 @@ import click
 
 from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
 from mer.pipeline.runtime.signals import Terminated
+from mer.pipeline.runtime.terminal import escape, escape_json, one_line, shown
 
 # the two must be of one release: torchaudio's wheel is linked against torch
 PAIRED = ("torch", "torchaudio")
@@ -88,7 +89,7 @@ def fail_on(call):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{shown(error.filename, 255)}: " if error.filename else ""
         remedy = {
             errno.ENOSPC: "; free some space and run the same command again",
             errno.EACCES: "; check its permissions",
@@ -100,13 +101,14 @@ def fail_on(call):
             ),
             errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere",
         }
-        stop(f"{where}{error.strerror or error}{remedy.get(error.errno, '')}", 1)
+        stop(f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno, '')}", 1)
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.ClickException as error:
         asked = getattr(error, "ctx", None)
         stop(
-            error.format_message() + (f" (see `{asked.command_path} --help`)" if asked else ""),
+            unbroken(error.format_message())
+            + (f" (see `{asked.command_path} --help`)" if asked else ""),
             error.exit_code,
         )
     except (click.exceptions.Exit, SystemExit):
@@ -116,19 +118,42 @@ def fail_on(call):
         if os.environ.get("MER_DEBUG"):
             raise
         stop(
-            f"internal error: {type(error).__name__}: {error}; set MER_DEBUG=1 for the traceback, "
-            "and please report it",
+            f"internal error: {type(error).__name__}: {unbroken(str(error))}; set MER_DEBUG=1 for "
+            "the traceback, and please report it",
             1,
         )
 
 
 def stop(message: str, code: int):
-    click.echo("mer: " + " ".join(message.split()), err=True)
+    say("mer: " + one_line(message), err=True)
     sys.exit(code)
 
 
-def note(message: str) -> None:
-    click.echo(message, err=True)
+def unbroken(message: str) -> str:
+    """A library's message without its line breaks."""
+    return re.sub(r"\s*[\r\n]\s*", " ", message.strip())
+
+
+def say(line: object, *, err: bool = False) -> None:
+    """The one way to a terminal: a line whose ids, labels and paths can neither move the cursor nor
+    begin another line.
+    """
+    click.echo(escape(str(line)), err=err)
+
+
+def say_laid_out(text: str) -> None:
+    """Text that mer has laid out in lines, whose values are escaped already."""
+    click.echo(escape(text, breaks=True))
+
+
+def say_json(value: object, indent: int | None = None) -> None:
+    """Control characters are in JSON's own escapes, so that what is read from it is exact."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    click.echo(escape_json(json.dumps(value, ensure_ascii=not utf8, indent=indent)))
+
+
+def note(message: object) -> None:
+    say(message, err=True)
 
 
 @click.group(
@@ -157,15 +182,15 @@ def datasets(as_json):
 
     found = overview()
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=1))
+        say_json(found, indent=1)
         return
     for c in found:
-        click.echo(f"{c['name']}: {c['title']}")
+        say(f"{c['name']}: {c['title']}")
         labels = "; ".join(f"{name}: {', '.join(classes)}" for name, classes in c["labels"].items())
         for what, value in {**c, "labels": labels}.items():
             if what in ("here", "size", "labels", "licence", "obtain"):
-                click.echo(f"  {what:<9}{value}")
-    click.echo("table: your own CSV, TSV, JSONL or Parquet: `mer prepare table --from FILE`")
+                say(f"  {what:<9}{value}")
+    say("table: your own CSV, TSV, JSONL or Parquet: `mer prepare table --from FILE`")
 
 
 @main.command()
@@ -252,17 +277,11 @@ def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **o
             f"{out}: {error.strerror or error}; name a file that can be written with --out"
         ) from None
     if as_json:
-        click.echo(
-            json.dumps(
-                report.to_dict() | {"manifest": str(out), "hash": manifest.hash},
-                ensure_ascii=False,
-                indent=1,
-            )
-        )
+        say_json(report.to_dict() | {"manifest": str(out), "hash": manifest.hash}, indent=1)
     else:
         for line in report.lines():
-            click.echo(line)
-        click.echo(f"wrote {out}")
+            say(line)
+        say(f"wrote {out}")
 
 
 # --- extraction: extract, fingerprint
@@ -321,6 +340,13 @@ def extraction_options(command):
                 show_default=True,
                 metavar="auto|centre|mix|N",
                 help="Channel of multi-channel audio.",
+            ),
+            click.option(
+                "--audio-track",
+                default="auto",
+                show_default=True,
+                metavar="auto|N",
+                help="Audio track; auto: the default one, else the first.",
             ),
             click.option(
                 "--max-seconds",
@@ -455,6 +481,11 @@ def extract_options(manifest, offline: bool, **given):
 )
 @click.option("--yes", is_flag=True, help="Do not ask before writing more than 20 GB.")
 @click.option("--force", is_flag=True, help="Replace a store made by another recipe.")
+@click.option(
+    "--no-lock",
+    is_flag=True,
+    help="For a file system without locks: take none. One run at a time there is up to you.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def extract(
     dataset,
@@ -469,6 +500,7 @@ def extract(
     shard,
     dry_run,
     yes,
+    no_lock,
     as_json,
     **given,
 ):
@@ -520,15 +552,16 @@ def extract(
             scheduler=scheduler,
             share=share,
             gentle=True,
+            lock=not no_lock,
         )
     except FailuresError as error:
         failed, report = error, error.report
     for line in report.lines():
         note(line)
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        say_json(report.to_dict())
     elif not dry_run and report.action != "part":
-        click.echo(report.out)
+        say(report.out)
     if failed is not None:
         raise failed
 
@@ -546,7 +579,7 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
     def cold(files: int, size: int):
         note(f"hashing {files:,} files, {size / 1e6:,.1f} MB (remembered for the next time)")
 
-    click.echo(key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold))
+    say(key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold))
 
 
 # --- stores: inspect, verify, export, import
@@ -576,10 +609,11 @@ def inspect(store: Path, flag: str | None, as_json: bool):
     )
     if flag is not None:
         ids = counted.get(flag, [])
-        click.echo(
-            json.dumps(ids, ensure_ascii=False) if as_json else "\n".join(ids),
-            nl=as_json or bool(ids),
-        )
+        if as_json:
+            say_json(ids)
+        else:
+            for utterance in ids:
+                say(utterance)
         return
     found = describe(opened) | {"flags": {name: len(ids) for name, ids in counted.items()}}
     lines = [
@@ -588,10 +622,8 @@ def inspect(store: Path, flag: str | None, as_json: bool):
             found["flags"], {name: ids[:NAMED] for name, ids in counted.items()}
         )
     ]
-    click.echo(
-        json.dumps(found, ensure_ascii=False, indent=1)
-        if as_json
-        else "\n".join([render(found), *lines])
+    say_json(found, indent=1) if as_json else say_laid_out(
+        "\n".join([render(found), *map(escape, lines)])
     )
 
 
@@ -603,7 +635,12 @@ def inspect(store: Path, flag: str | None, as_json: bool):
     type=click.Path(path_type=Path),
     help="Folder of the media, when it is not where it was.",
 )
-def verify(store: Path, repair: bool, root: Path | None):
+@click.option(
+    "--no-lock",
+    is_flag=True,
+    help="For a file system without locks: take none. One run at a time there is up to you.",
+)
+def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     """Check every checksum of a store; with --repair, extract only the bad shards again."""
     from mer.pipeline.store import FeatureStore, verify_shards
 
@@ -620,10 +657,10 @@ def verify(store: Path, repair: bool, root: Path | None):
         from mer.pipeline.extraction.extract import repair as extract_again
         from mer.pipeline.runtime.progress import choose
 
-        extract_again(store, root=root, progress=choose(), gentle=True)
+        extract_again(store, root=root, progress=choose(), gentle=True, lock=not no_lock)
         opened = FeatureStore(store)
         opened.verify()
-        click.echo(
+        say(
             f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte "
             "is as written"
         )
@@ -637,7 +674,7 @@ def verify(store: Path, repair: bool, root: Path | None):
             f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged; {remedy}"
         )
     else:
-        click.echo(
+        say(
             f"{store}: {len(opened):,} utterances in {len(opened.shards)} shards, every byte is "
             "as written"
         )
@@ -655,16 +692,23 @@ def verify(store: Path, repair: bool, root: Path | None):
 @click.option(
     "--subset", metavar="SPLIT|FILE", help="Only this split, or the ids in this file, one a line."
 )
-def export(store: Path, out: Path, to: str, subset: str | None):
+@click.option(
+    "--plain-cells", is_flag=True, help="npy, kaldi: index.csv without the guard against formulas."
+)
+@click.option("--with-provenance", is_flag=True, help="Keep host and absolute paths in the header.")
+def export(store: Path, out: Path, to: str, **choices):
     """Write a store in another form: one file, a folder of arrays, Parquet, an MMSA pickle, Kaldi
     archives.
     """
     from mer.pipeline.interchange.export import export as write
     from mer.pipeline.store import FeatureStore
 
-    count = write(FeatureStore(store), to, out, subset=subset)
-    note(f"{count:,} utterances")
-    click.echo(out)
+    count, written = write(FeatureStore(store), to, out, **choices)
+    note(
+        f"{count:,} utterances"
+        + ("" if written else "; exported before, byte for byte; nothing to do")
+    )
+    say(out)
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -688,7 +732,11 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     type=click.Path(path_type=Path),
     help="The store to write.",
 )
-@click.option("--dataset", metavar="NAME", help="Name of the corpus; by default that of the file.")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Name of the corpus, which decides how it is evaluated; by default by the file.",
+)
 @click.option(
     "--task",
     type=click.Choice(["single", "multi", "regression"]),
@@ -730,21 +778,13 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     type=click.Choice(["float16", "float32"]),
     help="How to store; by default as exported, else float32.",
 )
+@click.option(
+    "--unlabelled",
+    metavar="VALUE",
+    help="The label that means there is none, e.g. -1; none: every label is a class.",
+)
 @click.option("--force", is_flag=True, help="Replace the store at --out.")
-def import_(
-    kind,
-    file: Path,
-    out: Path,
-    dataset,
-    task,
-    labels: str,
-    language,
-    columns,
-    features,
-    rates,
-    dtype,
-    force: bool,
-):
+def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **given):
     """Turn features made elsewhere into a store: MMSA pickles, npz, Parquet, a folder of npy files
     with a csv.
     """
@@ -759,7 +799,7 @@ def import_(
             "a rate is a number of steps per second", param_hint="--frame-rate"
         ) from None
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
-    options = Options(dataset, task, names, language, columns, features, rates, dtype)
+    options = Options(labels=names, frame_rates=rates, **given)
     foreign = import_module(f"mer.pipeline.interchange.{kind.replace('-', '')}").read(file, options)
     store, report = write_store(foreign, out, options, force=force)
     for line in report.notes:
@@ -775,7 +815,9 @@ def import_(
         f"{report.utterances:,} utterances ({splits}); {store.header.task} task: "
         f"{', '.join(store.header.labels)}"
     )
-    click.echo(out)
+    if not report.written:
+        note("imported before, from this very content; nothing to do")
+    say(out)
 
 
 # --- training: train, evaluate, predict, report, compare
@@ -823,8 +865,13 @@ def import_(
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--no-test", is_flag=True, help="Do not open the test part.")
+@click.option(
+    "--no-lock",
+    is_flag=True,
+    help="For a file system without locks: take none. One run at a time there is up to you.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_json):
+def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json):
     """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the
     end.
 
@@ -852,6 +899,7 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_
             device=device,
             note=say,
             processes=together,
+            lock=not no_lock,
         )
         if not together.first:
             return
@@ -863,16 +911,10 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, as_
             if no_test
             else "the store has no test rows; train with --folds to have some"
         )
-        click.echo(
-            json.dumps(run.info, ensure_ascii=False)
-            if as_json
-            else report.plain(report.dev_table(run))
-        )
+        say_json(run.info) if as_json else say_laid_out(report.plain(report.dev_table(run)))
         return
     found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
-    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(
-        found, terminal=sys.stdout.isatty()
-    )
+    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -920,9 +962,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {len(written)} files to {figures}")
-    click.echo(json.dumps(found, ensure_ascii=False)) if as_json else report.show(
-        found, terminal=sys.stdout.isatty()
-    )
+    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -939,10 +979,11 @@ def report(runs, out):
     HTML page.
     """
     from mer.fusion import report
-    from mer.fusion.checkpoint import Run, write_text
+    from mer.fusion.checkpoint import Run
+    from mer.fusion.files import write_text
 
     write_text(out, report.page([Run.open(run) for run in runs]))
-    click.echo(out)
+    say(out)
 
 
 @main.command()
@@ -966,10 +1007,10 @@ def compare(run_a, run_b, metric, fail_if, as_json):
 
     found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        say_json(found)
     else:
-        click.echo(report.plain(report.comparison_table(found)))
-        click.echo(
+        say_laid_out(report.plain(report.comparison_table(found)))
+        say(
             f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by "
             f"{found['metric']}"
         )
@@ -1057,11 +1098,11 @@ def predict(
             table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
     for row in table.to_pylist():
         row |= {key: value for key, value in said[row["id"]].items() if key in row}
-        click.echo(
-            json.dumps(row, ensure_ascii=False)
-            if as_json
-            else "\n".join(prediction_lines(row, trained.spec))
-        )
+        if as_json:
+            say_json(row)
+        else:
+            for line in prediction_lines(row, trained.spec):
+                say(line)
     for failure in failures:
         note(
             f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: "
@@ -1089,11 +1130,9 @@ def doctor(as_json: bool):
     for finding in examine(check_pair):
         bad |= finding.state == "bad"
         if as_json:
-            click.echo(
-                json.dumps({"state": finding.state, "what": finding.what, "detail": finding.detail})
-            )
+            say_json({"state": finding.state, "what": finding.what, "detail": finding.detail})
         else:
-            click.echo(f"{finding.state:5} {finding.what:12} {finding.detail}")
+            say(f"{finding.state:5} {finding.what:12} {finding.detail}")
     sys.exit(1 if bad else 0)
 
 

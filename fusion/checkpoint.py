@@ -20,37 +20,45 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mer.fusion import config as configs
-from mer.fusion import shapes
+from mer.fusion import files, metrics, shapes
 from mer.fusion.batch import DataSpec
 from mer.fusion.config import TrainConfig
 from mer.fusion.models import build
 from mer.fusion.splits import Fold
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.store import FeatureStore
-from mer.pipeline.store.arrays import temporary_for
 
 VERSION = 1
 AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
 CHUNK = 1 << 16  # rows of a table that are Python objects at a time
-MODEL, LAST, INFO, CONFIG, SPLIT = (
-    "model.safetensors",
-    "last.safetensors",
-    "run.json",
-    "config.toml",
-    "split.json",
+MODEL, LAST, INFO = "model.safetensors", "last.safetensors", "run.json"
+CONFIG, SPLIT, LOG = "config.toml", "split.json", "log.jsonl"
+# Where run.json, which is sealed itself, has the sha256 of the other files. Older runs lack some.
+DIGESTS = {CONFIG: "config_sha256", SPLIT: "split_sha256", LOG: "log_sha256", MODEL: "model_sha256"}
+WHAT = {CONFIG: "configuration", SPLIT: "split", LOG: "log", MODEL: "weights"}
+# What safetensors, json and torch raise on bytes that are not what they should be.
+UNREADABLE = (
+    SafetensorError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
 )
 HOLD = ".hold"  # who trains into the folder now
 
@@ -71,14 +79,14 @@ class Run:
                 else "make one with `mer train`, or leave it out"
             )
             raise DataError(f"{path}: not a run folder (no {INFO}); {remedy}")
-        info = read_json(path / INFO, {}, AGAIN)
+        info = files.read_json(path / INFO, {}, AGAIN)
         if info.get("format") != "mer-run" or info.get("version") != VERSION:
             said = f"{str(info.get('format'))[:40]} of version {str(info.get('version'))[:40]}"
             raise DataError(
                 f"{path / INFO}: {said}, this mer reads mer-run of version {VERSION}; {AGAIN}"
             )
         if found := _fault(info):
-            raise DataError(f"{path / INFO}: damaged ({found}); {AGAIN}")
+            raise files.damaged(path / INFO, found, AGAIN)
         return cls(path, info)
 
     @property
@@ -98,22 +106,40 @@ class Run:
     @property
     def config(self) -> TrainConfig:
         path = self.path / CONFIG
-        text = read_text(path, AGAIN)
+        text = files.read_text(path, AGAIN, most=configs.CONFIG_BYTES)
         try:
             config = configs.from_toml(text, str(path))
         except DataError as error:
             where = "" if str(error).startswith(str(path)) else f"{path}: "
             raise DataError(f"{where}{error}; {AGAIN}") from None
-        # older runs have none
-        if (
-            self.info.get("config_sha256") not in (None, digest(path))
-            or config.model != self.info["model"]
-        ):
+        self.verified(CONFIG)
+        if config.model != self.info["model"]:
             raise DataError(
                 f"{path}: not the configuration that this training wrote ({INFO} has another); "
                 f"{AGAIN}"
             )
         return config
+
+    def verified(self, name: str) -> Path:
+        """The path of one of the run's files, which is as this training wrote it as far as run.json
+        says (runs of an older mer say less).
+
+        Raises:
+            DataError: It is not.
+        """
+        path = self.path / name
+        if self.info.get(DIGESTS[name]) not in (None, files.digest(path, AGAIN)):
+            raise DataError(
+                f"{path}: not the {WHAT[name]} that this training wrote ({INFO} has another "
+                f"sha256); {AGAIN}"
+            )
+        return path
+
+    @property
+    def measures(self) -> str:
+        """By whose definitions a regression is scored (fusion.metrics)."""
+        known = self.info.get("measures")
+        return known or metrics.measures_of(self.info["store"]["dataset"], None)
 
     @property
     def spec(self) -> DataSpec:
@@ -144,16 +170,19 @@ class Run:
             _ = child.config
         return self
 
+    def sound(self) -> Run:
+        """This finished run; DataError when one of its files is not as the training wrote it."""
+        for child in self.trained().children:
+            for name in DIGESTS:
+                child.verified(name)
+        return self
+
     def model(self, device: torch.device | str = "cpu") -> nn.Module:
         """The model with the weights dev chose, in eval mode."""
         config = self.config
         path = self.path / MODEL
         tensors, _ = load_tensors(path)
-        if self.info.get("model_sha256") not in (None, digest(path)):  # older runs have none
-            raise DataError(
-                f"{path}: not the weights that this training wrote ({INFO} has another sha256); "
-                "put them back, or train again"
-            )
+        self.verified(MODEL)
         model = build(config.model, config.model_args, self.spec)
         fill(model, tensors, f"{path}: does not fit {config.model} of this mer")
         return model.to(device).eval()
@@ -172,12 +201,10 @@ def _fault(info: dict[str, Any]) -> str | None:
     if found := shapes.fault(info, shape):
         return found
     if group:
-        odd = [
-            c
-            for c in info["children"]
-            if c in ("", ".", "..") or "/" in c or "\0" in c or info["children"].count(c) > 1
-        ]
-        return f"children are {odd or 'none'}" if odd or not info["children"] else None
+        names = info["children"]
+        odd = [c for c in names if c in ("", ".", "..") or "/" in c or "\0" in c]
+        odd += [c for c, count in Counter(names).items() if count > 1]
+        return f"children are {odd or 'none'}" if odd or not names else None
     spec, store, thresholds = info["spec"], info["store"], info.get("thresholds")
     dims = {m: store["modalities"].get(m, {}).get("dim") for m in spec["modalities"]}
     if spec["modalities"] != dims or not dims or dims.keys() != spec["frame_rates"].keys():
@@ -198,7 +225,7 @@ def strangers(folder: Path, *ours: str) -> set[str]:
     next write of that file removes it).
     """
     names = {p.name for p in folder.iterdir()} if folder.exists() else set()
-    return {name for name in names if not re.fullmatch(r"\..+\.tmp-\d+", name)} - {HOLD, *ours}
+    return {name for name in names if not files.LEFT_BEHIND.fullmatch(name)} - {HOLD, *ours}
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -209,22 +236,21 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     odd = [f"it has no {k}" for k in wanted if k not in tensors] + [
         f"the model has no {k}" for k in tensors if k not in wanted
     ]
-    shapes = [
-        (k, tuple(tensors[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in tensors
-    ]
-    odd += [f"{k} is {is_}, expected {expected}" for k, is_, expected in shapes if is_ != expected]
+    for k in (k for k in wanted if k in tensors):
+        is_, expected = tuple(tensors[k].shape), tuple(wanted[k].shape)
+        if is_ != expected:
+            odd.append(f"{k} is {is_}, expected {expected}")
+        elif tensors[k].dtype != wanted[k].dtype:
+            odd.append(f"{k} is {tensors[k].dtype}, expected {wanted[k].dtype}")
+        elif wanted[k].isfinite().all() and not tensors[k].isfinite().all():
+            odd.append(f"{k} has values that are not finite")
     if odd:
+        odd[0] = shapes.brief(odd[0])
         raise DataError(
             f"{where} ({odd[0]}{f'; and {len(odd) - 1} more' if len(odd) > 1 else ''}); train "
             "again into a new folder"
         )
     model.load_state_dict(dict(tensors))
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_store(run: Run, store: FeatureStore) -> list[str]:
@@ -303,86 +329,52 @@ def store_key(store: FeatureStore) -> str:
     return h.hexdigest()
 
 
+def pack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
+    """A safetensors file. `meta` travels as JSON in its header, with a digest of all there is: the
+    same tensors give the same bytes, and one changed bit shows when they are read."""
+    plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    sealed = {**meta, files.SEAL: _seal(plain, meta)}
+    return save(plain, metadata={"mer": json.dumps(sealed)})
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """safetensors, written to a temporary file and renamed; `meta` travels as JSON in
-    the header.
-    """
-    with publishing(path) as temporary:
-        plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-        save_file(plain, temporary, metadata={"mer": json.dumps(meta)})
+    """Write `pack` atomically."""
+    files.write_bytes(path, pack(tensors, meta))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and `meta` of a safetensors file.
+
+    Raises:
+        DataError: It is not there, damaged, or not as it was sealed.
+    """
+    remedy = "delete it and train again"
+    with files.opened(path, "was the training finished?", missing="no such checkpoint"):
+        pass  # a pipe would be waited for below
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, json.loads(
-                (file.metadata() or {}).get("mer", "{}")
-            )
+            meta = json.loads((file.metadata() or {}).get("mer", "{}"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        if not isinstance(meta, dict):
+            raise ValueError("its metadata is no object")
+        said = meta.pop(files.SEAL, None)
+        if said is not None and said != _seal(tensors, meta):
+            raise ValueError("its content does not match its checksum")
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; was the training finished?") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{path}: damaged checkpoint ({str(error).splitlines()[0]}); delete it and train again"
-        ) from None
+    except UNREADABLE as error:
+        why = shapes.brief(str(error) or type(error).__name__)
+        raise DataError(f"{path}: damaged checkpoint ({why}); {remedy}") from None
+    return tensors, meta
 
 
-def read_text(path: Path, remedy: str) -> str:
-    """A file of a run folder; DataError when it is not there or not text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {remedy}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: damaged (not UTF-8); {remedy}") from None
-
-
-def read_json(path: Path, shape: Any, remedy: str, *, text: str | None = None) -> Any:
-    """The JSON of a file of a run folder (or of `text` from it), of the shape that
-    `mer.fusion.shapes` says; DataError when it is not.
-    """
-    text = read_text(path, remedy) if text is None else text
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: damaged ({error if text.strip() else 'empty'}); {remedy}"
-        ) from None
-    if found := shapes.fault(value, shape):
-        raise DataError(f"{path}: damaged ({found}); {remedy}")
-    return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write atomically."""
-    with publishing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextmanager
-def publishing(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` on a clean exit; an OSError names `path`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_for(path)
-        try:
-            yield temporary
-            replace_durably(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _seal(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    h = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        h.update(f"\n{json.dumps(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        h.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
 
 
 def spec_tree(spec: DataSpec) -> dict[str, Any]:

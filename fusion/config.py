@@ -22,10 +22,16 @@ from typing import Any, Literal
 import tomli_w
 
 from mer.fusion.models import REGISTRY, model_class
+from mer.fusion.shapes import brief
 from mer.pipeline.errors import DataError
 
 SEEDS = 1 << 62  # with room for the seeds of a group
 LARGE = 1e30  # what fits into fp32, with room for products
+COUNT = 1 << 31  # beyond it a whole number is no size, count or seed that torch takes
+CONFIG_BYTES = 1 << 16  # of a preset or config.toml; those of mer have a kB or two
+NESTING = 8  # tables within tables; mer has three
+DOTS = 32  # in a line before its "=": tomllib needs time by the square of them
+TUPLE = 1 << 10  # items of a list
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -99,7 +105,7 @@ def load(
     sets = list(sets)
     for text, table, tree in map(_parse, sets):  # before the model's module, which imports torch
         if table != "model_args":
-            _fill(PLAIN[table](), tree, f"--set {text}: {table}")
+            _fill(PLAIN[table](), tree, f"--set {brief(text, 40)}: {table}")
     known = presets()
     if preset is None:
         name = model or TrainConfig.model
@@ -108,7 +114,7 @@ def load(
                 f"--model {name}: unknown{_did_you_mean(name, REGISTRY)}; known: "
                 f"{', '.join(REGISTRY)}"
             )
-        tree = _read(known[name], f"preset {name}") if name in known else {"model": name}
+        tree = read(known[name], f"preset {name}") if name in known else {"model": name}
     else:
         path = known.get(preset, Path(preset))
         if preset not in known and not path.is_file():
@@ -116,11 +122,11 @@ def load(
                 f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; "
                 f"presets: {', '.join(known)}"
             )
-        tree = _read(path, f"preset {preset}")
+        tree = read(path, f"preset {preset}")
         if model is not None and tree.get("model", model) != model:
             raise DataError(
-                f"--preset {preset} is for model {tree['model']}, not for --model {model}; give "
-                "one of the two"
+                f"--preset {preset} is for model {brief(tree['model'])}, not for --model {model}; "
+                "give one of the two"
             )
         tree.setdefault("model", model or TrainConfig.model)
     return override(from_tree(tree, f"preset {preset or tree['model']}"), sets)
@@ -137,13 +143,13 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
     if unknown:
         key = sorted(unknown)[0]
         raise DataError(
-            f"{where}: unknown key '{key}'{_did_you_mean(key, ('model', *TABLES))}; known: model, "
-            f"{', '.join(TABLES)}"
+            f"{where}: unknown key '{brief(key)}'{_did_you_mean(key, ('model', *TABLES))}; known: "
+            f"model, {', '.join(TABLES)}"
         )
     name = tree.get("model", TrainConfig.model)
     if not isinstance(name, str) or name not in REGISTRY:
         raise DataError(
-            f"{where}: unknown model '{name}'{_did_you_mean(str(name), REGISTRY)}; known: "
+            f"{where}: unknown model '{brief(name)}'{_did_you_mean(str(name), REGISTRY)}; known: "
             f"{', '.join(REGISTRY)}"
         )
     config = TrainConfig(model=name)
@@ -155,7 +161,8 @@ def override(config: TrainConfig, sets: Iterable[str]) -> TrainConfig:
     """Apply `TABLE.KEY=VALUE` strings; later ones win."""
     for path, table, tree in map(_parse, sets):
         config = replace(
-            config, **{table: _fill(getattr(config, table), tree, f"--set {path}: {table}")}
+            config,
+            **{table: _fill(getattr(config, table), tree, f"--set {brief(path, 40)}: {table}")},
         )
     return config
 
@@ -164,15 +171,21 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     """(path, table, what is to be filled in there) of a `TABLE.KEY=VALUE`."""
     path, equals, value = text.partition("=")
     path = path.strip()
+    shown = brief(text, 40)
     table, dot, key = path.partition(".")
     if not equals or not dot:
         raise DataError(
-            f"--set {text}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: "
+            f"--set {shown}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: "
             f"{', '.join(TABLES)}"
         )
     if table not in TABLES:
         raise DataError(
-            f"--set {text}: unknown table '{table}'{_did_you_mean(table, TABLES)}; tables: "
+            f"--set {shown}: unknown table '{brief(table, 60)}'{_did_you_mean(table, TABLES)}; "
+            f"tables: {', '.join(TABLES)}"
+        )
+    if path.count(".") > NESTING:
+        raise DataError(
+            f"--set {shown}: more than {NESTING} tables within each other; tables: "
             f"{', '.join(TABLES)}"
         )
     tree: Any = value.strip()
@@ -201,10 +214,40 @@ def to_toml(config: TrainConfig) -> str:
 
 
 def from_toml(text: str, where: str) -> TrainConfig:
+    return from_tree(parse(text, where), where)
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """TOML as a tree of bounded size, depth and numbers.
+
+    Raises:
+        DataError: It is not, opened by `where`.
+    """
     try:
-        return from_tree(tomllib.loads(text), where)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: not valid TOML ({error})") from None
+        if any(line.partition("=")[0].count(".") > DOTS for line in text.splitlines()):
+            raise ValueError(f"a key of more than {DOTS} parts")
+        tree = tomllib.loads(text)
+        _bound(tree, 0)
+    # ValueError: TOMLDecodeError is one; so are numbers too long
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid TOML ({brief(error)})") from None
+    return tree
+
+
+def _bound(value: Any, depth: int) -> None:
+    """Raise ValueError for what no configuration has and what would be endless to print."""
+    if depth > NESTING:
+        raise ValueError(f"more than {NESTING} tables within each other")
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            _bound(inner, depth + 1)
+    elif isinstance(value, list):
+        if len(value) > TUPLE:
+            raise ValueError(f"a list of {len(value):,} items")
+        for inner in value:
+            _bound(inner, depth + 1)
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("a whole number beyond 64 bits")
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -219,11 +262,17 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
     return found
 
 
-def _read(path: Path, where: str) -> dict[str, Any]:
+def read(path: Path, where: str) -> dict[str, Any]:
+    """The tree of a preset."""
+    with path.open("rb") as file:
+        raw = file.read(CONFIG_BYTES + 1)
+    if len(raw) > CONFIG_BYTES:
+        raise DataError(f"{where}: {path} has more than {CONFIG_BYTES:,} bytes: no preset")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: {path} is not valid TOML ({error})") from None
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: {path} is not valid TOML (not UTF-8)") from None
+    return parse(text, f"{where}: {path}")
 
 
 def _fill(instance, values: Any, where: str):
@@ -240,8 +289,8 @@ def _fill(instance, values: Any, where: str):
     for key, value in values.items():
         if key not in hints:
             raise DataError(
-                f"{where}: unknown key '{key}'{_did_you_mean(key, hints)}; known: "
-                f"{', '.join(hints)}"
+                f"{where}: unknown key '{brief(key, 40)}'{_did_you_mean(key, hints)}; known: "
+                f"{brief(', '.join(hints), 130)}"
             )
         current = getattr(instance, key)
         at = f"{where}.{key}"
@@ -277,7 +326,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
                 and value == str(option)
             ):
                 return option
-        raise DataError(f"{where} = {value!r}: expected one of {', '.join(map(str, args))}")
+        raise DataError(f"{where} = {brief(value)!r}: expected one of {', '.join(map(str, args))}")
     if origin in (tuple, list):
         items = (
             [v.strip() for v in value.strip("[]() ").split(",") if v.strip()]
@@ -285,39 +334,49 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             else value
         )
         if not isinstance(items, list | tuple):
-            raise DataError(f"{where} = {value!r}: expected a list")
+            raise DataError(f"{where} = {brief(value)!r}: expected a list")
         kinds = [args[0]] * len(items) if origin is list or args[-1] is Ellipsis else args
         if len(kinds) != len(items):
-            raise DataError(f"{where} = {value!r}: expected {len(kinds)} values, got {len(items)}")
+            raise DataError(
+                f"{where} = {brief(value)!r}: expected {len(kinds)} values, got {len(items)}"
+            )
         return origin(_convert(v, k, where) for v, k in zip(items, kinds, strict=True))
     if origin is dict or kind is dict:
         if isinstance(value, Mapping):
             return dict(value)
-        raise DataError(f"{where} = {value!r}: expected a table")
+        raise DataError(f"{where} = {brief(value)!r}: expected a table")
     if kind is bool:
         if isinstance(value, bool):
             return value
         if isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"
-        raise DataError(f"{where} = {value!r}: expected true or false")
+        raise DataError(f"{where} = {brief(value)!r}: expected true or false")
     if kind in (int, float):
         if isinstance(value, str):
             try:
                 value = kind(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise DataError(
-                    f"{where} = {value!r}: expected "
+                    f"{where} = {brief(value)!r}: expected "
                     f"{'a whole number' if kind is int else 'a number'}"
                 ) from None
         if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
             raise DataError(
-                f"{where} = {value!r}: expected {'a whole number' if kind is int else 'a number'}"
+                f"{where} = {brief(value)!r}: expected "
+                f"{'a whole number' if kind is int else 'a number'}"
             )
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise DataError(f"{where}: a whole number beyond 64 bits")
         return kind(value)
     if kind is str:
         if isinstance(value, str):
+            if not value.isprintable():
+                raise DataError(
+                    f"{where} = {brief(value.encode('unicode_escape').decode())}: has characters "
+                    "that cannot be printed"
+                )
             return value
-        raise DataError(f"{where} = {value!r}: expected text")
+        raise DataError(f"{where} = {brief(value)!r}: expected text")
     return value
 
 
@@ -332,10 +391,10 @@ def _check(config: TrainConfig) -> None:
         (all(0 <= b < 1 for b in o.betas), "optim.betas", o.betas, "two numbers in [0, 1)"),
         (0 <= o.warmup <= 1, "optim.warmup", o.warmup, "a share between 0 and 1"),
         (o.clip > 0, "optim.clip", o.clip, "above 0 (inf: none)"),
-        (o.accumulate >= 1, "optim.accumulate", o.accumulate, "at least 1"),
-        (t.epochs >= 1, "train.epochs", t.epochs, "at least 1"),
-        (t.batch_size >= 1, "train.batch_size", t.batch_size, "at least 1"),
-        (t.patience >= 1, "train.patience", t.patience, "at least 1"),
+        (1 <= o.accumulate < COUNT, "optim.accumulate", o.accumulate, "at least 1 and below 2^31"),
+        (1 <= t.epochs < COUNT, "train.epochs", t.epochs, "at least 1 and below 2^31"),
+        (1 <= t.batch_size < COUNT, "train.batch_size", t.batch_size, "at least 1 and below 2^31"),
+        (1 <= t.patience < COUNT, "train.patience", t.patience, "at least 1 and below 2^31"),
         (0 <= t.seed < SEEDS, "train.seed", t.seed, "at least 0 and below 2^62"),
         (0 <= d.split_seed < SEEDS, "data.split_seed", d.split_seed, "at least 0 and below 2^62"),
     ]
@@ -346,7 +405,7 @@ def _check(config: TrainConfig) -> None:
             rules.append((holds, f"model_args.{f.name}", value, expected))
     for holds, key, value, expected in rules:
         if not holds:
-            raise DataError(f"{key} = {value}: must be {expected}")
+            raise DataError(f"{key} = {brief(value)}: must be {expected}")
 
 
 def _plausible(name: str, value: Any) -> tuple[bool, str]:
@@ -357,7 +416,7 @@ def _plausible(name: str, value: Any) -> tuple[bool, str]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True, ""
     if isinstance(value, int):
-        return value >= 1, "at least 1"
+        return 1 <= value < COUNT, "at least 1" if value < 1 else "below 2^31"
     if any(word in name for word in ("dropout", "smoothing", "noise", "share", "decay")):
         return 0 <= value <= 1, "between 0 and 1"
     if "temperature" in name:
@@ -366,5 +425,5 @@ def _plausible(name: str, value: Any) -> tuple[bool, str]:
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word[:40], list(known), n=1)
     return f", did you mean '{close[0]}'?" if close else ""

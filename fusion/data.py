@@ -8,6 +8,7 @@ reduced to them once, when it is read.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -104,6 +105,14 @@ def summarise(packed: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @dataclass
+class Checked:
+    """What it took to hold features against their checksums, once each."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Part:
     """Some rows of a store, ready to be asked for batches.
 
@@ -122,6 +131,7 @@ class Part:
     packed: dict[str, Tensor] = field(default_factory=dict)
     offset: dict[str, Tensor] = field(default_factory=dict)
     length: dict[str, Tensor] = field(default_factory=dict)
+    checked: Checked = field(default_factory=Checked)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -139,10 +149,14 @@ class Part:
         return sum(4 * (int(self.n[m].sum()) + 1) * self.width(m) for m in self.spec.modalities)
 
     def read(self, rows: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or
-        summarised.
+        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or summarised.
+
+        What is read for the first time is held against its checksums.
         """
-        packed, lengths = self.store.batch(modality, rows, check=True)
+        started = time.perf_counter()
+        self.checked.bytes += self.store.check(modality, rows)
+        self.checked.seconds += time.perf_counter() - started
+        packed, lengths = self.store.batch(modality, rows)
         packed, lengths = pool(
             packed,
             lengths,

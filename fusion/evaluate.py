@@ -8,6 +8,8 @@ compared and pooled without the store.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -23,16 +25,28 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from mer.fusion import checkpoint, data, infer, metrics, shapes, splits
+from mer.fusion import checkpoint, data, files, infer, metrics, shapes, splits
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
 from mer.fusion.data import Part
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.models import model_class
+from mer.fusion.train import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
+# What Arrow and the columns of a foreign table raise.
+UNREADABLE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
 METRICS, PREDICTIONS, TEST_LOG = "metrics.json", "predictions.parquet", "test_log.jsonl"
 UNITS = ("dialogue", "session", "speaker")
 FEWEST_UNITS = 8  # below this a bootstrap over groups means little
@@ -53,10 +67,13 @@ class Predicted:
     pred: np.ndarray
     task: str
     labels: tuple[str, ...]
+    measures: str = "mosi"  # by whose definitions a regression is scored
 
     def figures(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """The scalar metrics on some of the rows."""
-        found = infer.score(self.pred[index], self.true[index], self.task, self.labels)
+        found = infer.score(
+            self.pred[index], self.true[index], self.task, self.labels, self.measures
+        )
         return {k: v for k, v in found.items() if isinstance(v, float)}
 
 
@@ -111,7 +128,7 @@ def stored_metrics(run: Run) -> dict[str, Any] | None:
     if not path.exists():
         return None
     shape = shapes.METRICS_OF_GROUP if run.info["kind"] == "group" else shapes.METRICS_OF_ONE
-    found = checkpoint.read_json(path, shape, f"run `mer evaluate {run.path}` again")
+    found = files.read_json(path, shape, f"run `mer evaluate {run.path}` again")
     for matrix in filter(None, (found.get("confusion"), found["metrics"].get("confusion"))):
         if [len(row) for row in matrix] != [len(found["labels"])] * len(found["labels"]):
             raise DataError(
@@ -141,9 +158,25 @@ def predict_rows(
     return _predict(run, model, _part(run, store, np.asarray(rows, dtype=np.int64), device))
 
 
-def read_predictions(path: Path, task: str, labels: Sequence[str]) -> Predicted:
+def read_predictions(run: Run) -> Predicted:
+    """The test predictions of an earlier evaluate, held against the checksum that metrics.json has.
+
+    Raises:
+        DataError: There are none, or they are damaged.
+    """
+    spec, path = run.children[0].spec, run.path / PREDICTIONS
+    task, labels = spec.task, spec.labels
     try:
-        table = pq.read_table(path)
+        with files.opened(
+            path, f"run `mer evaluate {run.path}` first", missing="no predictions"
+        ) as file:
+            raw = file.read()
+        figures = stored_metrics(run)
+        if figures is None:
+            raise ValueError(f"{METRICS} is missing")
+        if figures.get("predictions_sha256") not in (None, hashlib.sha256(raw).hexdigest()):
+            raise ValueError(f"{METRICS} is of other predictions")
+        table = pq.read_table(io.BytesIO(raw))
         missing = {"id", "pred", *UNITS, "label" if task == "single" else "targets"} - set(
             table.column_names
         )
@@ -151,22 +184,23 @@ def read_predictions(path: Path, task: str, labels: Sequence[str]) -> Predicted:
             raise ValueError(f"no column {min(missing)}")
         if table["id"].null_count:
             raise ValueError("a row without an id")
-        return from_table(table, task, labels)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no predictions; run `mer evaluate {path.parent}` first") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, DataError) as error:
-        raise DataError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); run `mer evaluate {path.parent}` "
-            "again"
-        ) from None
+        return from_table(table, task, labels, figures.get("measures", run.children[0].measures))
+    except DataError as error:
+        if str(error).startswith(str(run.path)):
+            raise
+        raise files.damaged(path, error, f"run `mer evaluate {run.path}` again") from None
+    except UNREADABLE as error:
+        raise files.damaged(path, error, f"run `mer evaluate {run.path}` again") from None
 
 
-def from_table(table: pa.Table, task: str, labels: Sequence[str]) -> Predicted:
+def from_table(
+    table: pa.Table, task: str, labels: Sequence[str], measures: str = "mosi"
+) -> Predicted:
     true = splits.targets(table, task, labels)
     kept = splits.labelled(true)
     table = table.filter(pa.array(kept))
     return Predicted(
-        table, true[kept], _decisions(table["pred"], task, labels), task, tuple(labels)
+        table, true[kept], _decisions(table["pred"], task, labels), task, tuple(labels), measures
     )
 
 
@@ -197,7 +231,8 @@ def _predict_split(
     if split == "test":
         rows = splits.held_out(table, run.fold)
         _log_test(run, store, len(rows))
-        used = checkpoint.read_json(run.path / checkpoint.SPLIT, shapes.SPLIT, checkpoint.AGAIN)
+        path = run.verified(checkpoint.SPLIT)
+        used = files.read_json(path, shapes.SPLIT, checkpoint.AGAIN, most=files.IDS_BYTES)
         if store.header.dataset == run.info["store"]["dataset"]:
             ids = table["id"].to_pylist()
             leaked = {ids[r] for r in rows} & {*used["train"], *used["dev"]}
@@ -230,8 +265,7 @@ def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
         "fingerprint": store.header.fingerprint,
         "rows": rows,
     }
-    with open(run.path / TEST_LOG, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    files.append_line(run.path / TEST_LOG, json.dumps(entry))
 
 
 def _predict(run: Run, model: nn.Module, part: Part) -> pa.Table:
@@ -300,7 +334,9 @@ def _describe_predictions(
 ) -> dict[str, Any]:
     """The content of metrics.json for one run."""
     spec = run.spec
-    p = from_table(table, spec.task, spec.labels)
+    every = splits.targets(store.table(), spec.task, spec.labels)
+    measures = measures_of(store, every)
+    p = from_table(table, spec.task, spec.labels, measures)
     name, groups = unit(p.table)
     found: dict[str, Any] = {
         "format": "mer-metrics",
@@ -320,7 +356,7 @@ def _describe_predictions(
             m for m in spec.modalities if not store.header.modalities[m].trained
         ],
         "unlabelled": len(table) - len(p.table),
-        "metrics": infer.score(p.pred, p.true, spec.task, spec.labels),
+        "metrics": infer.score(p.pred, p.true, spec.task, spec.labels, measures),
         "interval": metrics.bootstrap(p.figures, groups, resamples=RESAMPLES),
         "bootstrap": {
             "unit": name,
@@ -329,14 +365,20 @@ def _describe_predictions(
             "level": 0.95,
         },
         "thresholds": run.info["thresholds"],
+        "unseen": _unseen(run, p),
     }
+    if spec.task == "regression":
+        found["measures"] = measures
     heads = {
         m: _decisions(p.table[f"pred_{m}"], spec.task, spec.labels)
         for m in spec.modalities
         if f"pred_{m}" in p.table.column_names
     }
     if heads:
-        scored = {m: infer.score(pred, p.true, spec.task, spec.labels) for m, pred in heads.items()}
+        scored = {
+            m: infer.score(pred, p.true, spec.task, spec.labels, measures)
+            for m, pred in heads.items()
+        }
         found["unimodal"] = {
             m: {k: v for k, v in s.items() if isinstance(v, float)} for m, s in scored.items()
         }
@@ -360,6 +402,13 @@ def _describe_predictions(
         scores = np.stack([p.table[f"p_{label}"].to_numpy() for label in spec.labels], axis=1)
         found["calibration"] = {"ece": metrics.ece(scores.max(1, initial=0), p.pred == p.true)}
     return metrics.jsonable(found)
+
+
+def _unseen(run: Run, p: Predicted) -> list[str]:
+    """Labels that some of these utterances have and none that trained had."""
+    learnt = run.info.get("label_counts") or {}
+    there = splits.label_counts(p.true, p.task, p.labels)
+    return [name for name, count in there.items() if count and not learnt.get(name, 1)]
 
 
 def _heads_differ(heads: list[np.ndarray], task: str) -> np.ndarray:
@@ -468,7 +517,8 @@ def _aggregate(
         for child, table, _ in results
     ]
     whole = pa.concat_tables(tables)
-    p = from_table(whole, first.spec.task, first.spec.labels)
+    measures = results[0][2].get("measures", "mosi")
+    p = from_table(whole, first.spec.task, first.spec.labels, measures)
     by_seed = seeds_of(p)
     name, groups = unit(by_seed[0].table)
     scalars = [
@@ -536,6 +586,9 @@ def _aggregate(
         found["confusion"] = np.mean(
             [infer.score(q.pred, q.true, "single", q.labels)["confusion"] for q in by_seed], axis=0
         )
+    if first.spec.task == "regression":
+        found["measures"] = measures
+    found["unseen"] = sorted({name for _, _, f in results for name in f["unseen"]})
     found |= mean_parts([f for _, _, f in results])
     return metrics.jsonable(found), whole
 
@@ -580,7 +633,14 @@ def seeds_of(p: Predicted) -> list[Predicted]:
         rows = np.flatnonzero(seed == s)
         rows = rows[np.argsort(ids[rows], kind="stable")]
         parts.append(
-            Predicted(p.table.take(pa.array(rows)), p.true[rows], p.pred[rows], p.task, p.labels)
+            Predicted(
+                p.table.take(pa.array(rows)),
+                p.true[rows],
+                p.pred[rows],
+                p.task,
+                p.labels,
+                p.measures,
+            )
         )
     return parts
 
@@ -609,11 +669,13 @@ def _mean_tree(trees: list[Any]) -> Any:
 
 
 def _write(folder: Path, stem: str, found: dict[str, Any], table: pa.Table) -> None:
-    _write_parquet(table, folder / f"predictions{stem}.parquet")
-    checkpoint.write_json(folder / f"metrics{stem}.json", found)
+    sha256 = _write_parquet(table, folder / f"predictions{stem}.parquet")
+    files.write_json(folder / f"metrics{stem}.json", {**found, "predictions_sha256": sha256})
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    # Arrow itself takes no path that is not UTF-8
-    with checkpoint.publishing(path) as temporary, temporary.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
+def _write_parquet(table: pa.Table, path: Path) -> str:
+    """Returns the sha256 of the file."""
+    made = io.BytesIO()  # a full disk is then met by us, not inside Arrow
+    pq.write_table(table, made, compression="zstd")
+    files.write_bytes(path, made.getvalue())
+    return hashlib.sha256(made.getvalue()).hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mer.fusion import checkpoint, splits
+from mer.fusion import checkpoint, files, splits
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
@@ -36,13 +36,14 @@ def train(
     device: torch.device | str = "cpu",
     note: Note = print,
     processes: Processes = ALONE,
+    lock: bool = True,
 ) -> Run:
     """Train into `folder` (None: a new `runs/<dataset>-<model>-<n>`, or the one that this very
     command began before).
 
     `seeds` N trains with seeds s, s+1, ... s+N-1 (s is `train.seed`); `folds` leaves one session,
     speaker or dialogue out in turn, with a dev part carved from the rest. What is finished is not
-    trained again.
+    trained again. `lock` as in `mer.pipeline.runtime.hold.hold`.
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
@@ -66,9 +67,9 @@ def train(
                 "about a real one"
             )
     if not grouped:
-        plan = splits.plan(table, target, config.data)
+        plan = splits.plan(table, target, config.data, labels=store.header.labels)
         processes.agree(lambda: check_folder(folder, config, key, wanted))
-        with _alone_in(folder, processes, note):
+        with _alone_in(folder, processes, note, lock):
             return fit(
                 store, config, folder, plan=plan, device=device, note=note, processes=processes
             )
@@ -103,15 +104,17 @@ def train(
         "finished": False,
     }
     processes.agree(lambda: _check_group(folder, info, config))
-    with _alone_in(folder, processes, note):
+    with _alone_in(folder, processes, note, lock):
         # again: another one may just have begun
         there = processes.agree(lambda: _check_group(folder, info, config))
         if processes.first and there is None:
-            checkpoint.write_json(folder / checkpoint.INFO, info)
+            files.write_json(folder / checkpoint.INFO, info)
         for k, (name, fold, one) in enumerate(children):
             note(f"[{k + 1}/{len(children)}] {name}")
-            plan = splits.plan(table, target, config.data, fold)
-            with _alone_in(folder / name, processes, note):
+            plan = splits.plan(table, target, one.data, fold, labels=store.header.labels)
+            if (folder / name).is_symlink():
+                raise DataError(f"{folder / name}: a link where a run folder should be; remove it")
+            with _alone_in(folder / name, processes, note, lock):
                 fit(
                     store,
                     one,
@@ -124,12 +127,12 @@ def train(
                 )
         info["finished"] = True
         if processes.first and not (there and there.finished):
-            checkpoint.write_json(folder / checkpoint.INFO, info)
+            files.write_json(folder / checkpoint.INFO, info)
     return Run(folder, info)
 
 
 @contextmanager
-def _alone_in(folder: Path, processes: Processes, note: Note) -> Iterator[None]:
+def _alone_in(folder: Path, processes: Processes, note: Note, lock: bool) -> Iterator[None]:
     """Hold a run folder, so that a second training into it is refused; a finished run is only
     looked at.
     """
@@ -137,7 +140,11 @@ def _alone_in(folder: Path, processes: Processes, note: Note) -> Iterator[None]:
 
         def enter() -> str | None:
             done = (folder / checkpoint.INFO).exists() and Run.open(folder).finished
-            return None if done else stack.enter_context(hold(folder / checkpoint.HOLD))
+            if done:
+                return None
+            left_behind = stack.enter_context(hold(folder / checkpoint.HOLD, lock=lock))
+            files.tidy(folder)
+            return left_behind
 
         left_behind = processes.agree(enter)
         if left_behind:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mer.fusion import checkpoint, data, infer, metrics, shapes, splits
+from mer.fusion import checkpoint, data, files, infer, metrics, shapes, splits
 from mer.fusion.checkpoint import Run
 from mer.pipeline.store import FeatureStore
 
@@ -38,7 +38,7 @@ FONTS = (
 )
 MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
-HEADLINE = {"single": "ua", "multi": "weighted_f1", "regression": "acc2_has0"}
+HEADLINE = {"single": "ua", "multi": "weighted_f1", "mosi": "acc2_has0", "sims": "sims_acc2"}
 
 
 def write(
@@ -62,12 +62,13 @@ def write(
             *of_features(run.children[0], features, device),
         ]:
             for kind in ("png", "svg"):
-                figure.savefig(
-                    folder / f"{name}.{kind}",
-                    dpi=150,
-                    bbox_inches="tight",
-                    metadata={"Date": None} if kind == "svg" else None,
-                )
+                drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
+                metadata = {"Date": None} if kind == "svg" else None
+                figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+                raw = drawn.getvalue()
+                if kind == "svg":
+                    raw = shapes.spelled(raw.decode()).encode()
+                files.write_bytes(folder / f"{name}.{kind}", raw)
                 written.append(folder / f"{name}.{kind}")
     return written
 
@@ -170,9 +171,10 @@ def new(width: float = 5.0, height: float = 3.4, **grid) -> tuple[Figure, Any]:
 
 def read_log(run: Run) -> list[dict[str, Any]]:
     """An entry an epoch."""
-    path = run.path / "log.jsonl"
-    lines = checkpoint.read_text(path, checkpoint.AGAIN).splitlines()
-    return [checkpoint.read_json(path, shapes.EPOCH, checkpoint.AGAIN, text=line) for line in lines]
+    path = run.verified(checkpoint.LOG)
+    again = checkpoint.AGAIN
+    lines = files.read_text(path, again).splitlines()
+    return [files.read_json(path, shapes.EPOCH, again, text=line) for line in lines]
 
 
 # ---- Over epochs
@@ -296,7 +298,8 @@ def confusion(found: dict[str, Any]) -> Figure | None:
 
 def unimodal(found: dict[str, Any]) -> Figure | None:
     """The headline figure of each modality's own head beside the whole model's."""
-    metric = HEADLINE[found["task"]]
+    regression = found["task"] == "regression"
+    metric = HEADLINE[found.get("measures", "mosi") if regression else found["task"]]
     if "unimodal" not in found:
         return None
     values = {m: f.get(metric) for m, f in found["unimodal"].items()} | {

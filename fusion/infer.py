@@ -95,26 +95,24 @@ def decide(scores: np.ndarray, task: str, thresholds: Sequence[float] | None) ->
     return scores >= np.asarray(thresholds) if task == "multi" else scores[:, 0]
 
 
-def score(pred: np.ndarray, target: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, Any]:
+def score(
+    pred: np.ndarray, target: np.ndarray, task: str, labels: Sequence[str], measures: str = "mosi"
+) -> dict[str, Any]:
     """The metrics of the task (fusion.metrics) for decisions as `decide` makes them, over labelled
-    rows.
-    """
+    rows. `measures`: by whose definitions a regression is scored."""
     if task == "single":
         return metrics.classification(target, pred, labels)
     if task == "multi":
         return metrics.multilabel(target, pred.astype(float), labels, [0.5] * len(labels))
-    return metrics.regression(target[:, 0], pred)
+    return metrics.REGRESSIONS[measures](target[:, 0], pred)
 
 
-def scalars(task: str, labels: Sequence[str]) -> list[str]:
+def scalars(task: str, labels: Sequence[str], measures: str = "mosi") -> list[str]:
     """Names of the task's figures that are one number."""
     shape = {"single": 0, "multi": (0, len(labels)), "regression": (0, 1)}[task]
     none = np.zeros(shape, dtype=np.int64)
-    return [
-        k
-        for k, v in score(none[:, 0] if task == "regression" else none, none, task, labels).items()
-        if isinstance(v, float)
-    ]
+    found = score(none[:, 0] if task == "regression" else none, none, task, labels, measures)
+    return [k for k, v in found.items() if isinstance(v, float)]
 
 
 def headline(task: str) -> str:

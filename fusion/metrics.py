@@ -7,10 +7,17 @@ UA    unweighted accuracy: mean recall over the classes present in the reference
 WF1   sum_c n_c/N F1_c, with n_c the reference count. macro_f1: mean F1 over the classes present in
       reference or prediction.
       (The same conventions as scikit-learn's accuracy, balanced accuracy and f1_score.)
-Regression in [-3, 3] (CMU-MOSI, MOSEI), as MMSA defines it: acc2_has0 compares >= 0 with >= 0 on
-all samples; acc2_non0 compares
+Regression has two conventions, both as MMSA defines them (`measures_of` says which is whose).
+"mosi", for [-3, 3] (CMU-MOSI, MOSEI): acc2_has0 compares >= 0 with >= 0 on all samples; acc2_non0
+compares
 > 0 with > 0 where the reference is not 0; acc7 and acc5 clip to +-3 and +-2, round half to even and
 compare; F1 is WF1 of the two.
+"sims", for [-1, 1] (CH-SIMS): reference and prediction are clipped to +-1 for every figure, MAE and
+Pearson among them; sims_acc2,
+sims_acc3 and sims_acc5 compare the bins that end, each with its upper end, at 0 (so that 0 counts
+as negative), at -0.1 and 0.1, and at
+-0.7, -0.1, 0.1 and 0.7; the ends are compared in float32, in which labels are stored. sims_f1 is
+WF1 of the two of sims_acc2.
 """
 
 from __future__ import annotations
@@ -37,10 +44,16 @@ TITLES = {  # as printed, in this order
     "f1_non0": "F1 (non 0)",
     "acc5": "Acc-5",
     "acc7": "Acc-7",
+    "sims_acc2": "Acc-2 (SIMS)",
+    "sims_f1": "F1 (SIMS)",
+    "sims_acc3": "Acc-3 (SIMS)",
+    "sims_acc5": "Acc-5 (SIMS)",
     "ece": "ECE",
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
 }
+CORPUS = {"mosi": "CMU-MOSI", "sims": "CH-SIMS"}  # whose measures they are
+SIMS_ENDS = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}  # inner ends of the bins
 LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
 
 
@@ -162,6 +175,57 @@ def regression(true: np.ndarray, pred: np.ndarray) -> dict[str, Any]:
         "acc5": _graded(true, pred, 2),
         "acc7": _graded(true, pred, 3),
     }
+
+
+def sims(true: np.ndarray, pred: np.ndarray) -> dict[str, Any]:
+    """The measures of CH-SIMS. `true`, `pred` (N,) in [-1, 1]; what goes beyond is clipped.
+
+    >>> found = sims(np.array([0.0, -0.1, 0.8, 0.2]), np.array([-0.5, 0.1, 0.7, 3.0]))
+    >>> found["sims_acc2"], found["sims_acc3"], found["sims_acc5"]
+    (0.75, 0.5, 0.0)
+    """
+    true = np.clip(np.asarray(true, dtype=np.float64).reshape(-1), -1, 1)
+    pred = np.clip(np.asarray(pred, dtype=np.float64).reshape(-1), -1, 1)
+    bins = {k: (_bins(true, ends), _bins(pred, ends)) for k, ends in SIMS_ENDS.items()}
+    two = from_confusion(confusion(*bins[2], 2))
+    share = {k: float((a == b).mean()) if len(a) else NAN for k, (a, b) in bins.items()}
+    return {
+        "n": len(true),
+        "mae": float(np.abs(true - pred).mean()) if len(true) else NAN,
+        "pearson": pearson(true, pred),
+        "sims_acc2": share[2],
+        "sims_f1": two["wf1"],
+        "sims_acc3": share[3],
+        "sims_acc5": share[5],
+    }
+
+
+def _bins(values: np.ndarray, ends: Sequence[float]) -> np.ndarray:
+    """(N,) number of the bin; a value at an end belongs to the bin below it."""
+    return np.searchsorted(np.array(ends, np.float32), values.astype(np.float32), side="left")
+
+
+def measures_of(dataset: str, target: np.ndarray | None) -> str:
+    """By whose definitions a corpus of regression targets is scored: "sims" or "mosi".
+
+    A corpus that is named after one of them has its measures; SIMS only if its targets are within
+    [-1, 1]. Of another name, targets within [-1, 1] on both sides of 0 are scored as SIMS's.
+
+    Args:
+        dataset: The name of the corpus.
+        target: All its targets, NaN where there is none; None: unknown.
+    """
+    name = dataset.lower()
+    known = np.zeros(0) if target is None else target[np.isfinite(target)]
+    within = not len(known) or np.abs(known).max() <= 1
+    if "sims" in name:
+        return "sims" if within else "mosi"
+    if "mosi" in name or "mosei" in name or not len(known):
+        return "mosi"
+    return "sims" if within and known.min() < 0 else "mosi"
+
+
+REGRESSIONS = {"mosi": regression, "sims": sims}
 
 
 def _two_way(true: np.ndarray, pred: np.ndarray) -> dict[str, float]:

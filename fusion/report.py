@@ -14,10 +14,13 @@ import numpy as np
 
 from mer.fusion import evaluate, metrics
 from mer.fusion import figures as pictures
-from mer.fusion.checkpoint import AGAIN, CONFIG, Run, read_text
+from mer.fusion.checkpoint import AGAIN, CONFIG, Run
+from mer.fusion.files import read_text
 from mer.fusion.infer import headline
 from mer.fusion.metrics import TITLES
+from mer.fusion.shapes import brief, spelled
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import escape
 
 PLAIN = frozenset({"mae", "pearson", "ece"})  # printed as they are; everything else as a percentage
 
@@ -58,6 +61,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
         f"{found['model']} on {found['dataset']} {found['split']}, "
         f"{found['n'] if group else found['metrics']['n']} utterances"
     )
+    if "measures" in found:
+        where += f", measures of {metrics.CORPUS[found['measures']]}"
     unit = found["bootstrap"]
     spread = f"95 % interval ({unit['groups']} {unit['unit']}s)"
     if not group:
@@ -182,6 +187,16 @@ def remarks(found: dict[str, Any]) -> list[str]:
         )
     if found["unlabelled"]:
         said.append(f"{found['unlabelled']} utterances without a label are not counted.")
+    if unseen := found.get("unseen"):
+        said.append(
+            f"Training had no utterance of {brief(', '.join(unseen))}: whatever has that label "
+            "here is missed."
+        )
+    if one := _only_class(found):
+        said.append(
+            f"Every labelled utterance here is {brief(one)}: WA and UA of 100 % are what a "
+            "constant answer gets."
+        )
     if found["bootstrap"]["unit"] == "utterance":
         fewest = f"fewer than {evaluate.FEWEST_UNITS} dialogues, sessions or speakers are known"
         said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
@@ -195,9 +210,16 @@ def remarks(found: dict[str, Any]) -> list[str]:
     return said
 
 
+def _only_class(found: dict[str, Any]) -> str | None:
+    """The class that all the reference has, if it is one."""
+    matrix = found.get("confusion") or found["metrics"].get("confusion") or []
+    there = [name for name, row in zip(found["labels"], matrix, strict=False) if sum(row)]
+    return there[0] if len(there) == 1 and len(found["labels"]) > 1 else None
+
+
 def plain(table: Table) -> str:
     """Aligned text, first column to the left."""
-    cells = [table.columns, *table.rows]
+    cells = [tuple(map(escape, row)) for row in (table.columns, *table.rows)]
     width = [max(len(row[c]) for row in cells) for c in range(len(table.columns))]
     lines = [
         "  ".join(
@@ -205,13 +227,13 @@ def plain(table: Table) -> str:
         )
         for row in cells
     ]
-    return "\n".join([table.title, *lines])
+    return "\n".join([escape(table.title), *lines])
 
 
 def show(found: dict[str, Any], *, terminal: bool) -> None:
     """Print the tables to stdout: with rich on a terminal, else as aligned text."""
     if not terminal:
-        print("\n\n".join([*map(plain, tables(found)), *remarks(found)]))
+        print("\n\n".join([*map(plain, tables(found)), *map(escape, remarks(found))]))
         return
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -219,14 +241,14 @@ def show(found: dict[str, Any], *, terminal: bool) -> None:
 
     console = Console()
     for table in tables(found):
-        drawn = RichTable(title=Text(table.title), title_justify="left")
+        drawn = RichTable(title=Text(escape(table.title)), title_justify="left")
         for c, name in enumerate(table.columns):
-            drawn.add_column(Text(name), justify="left" if c == 0 else "right")
+            drawn.add_column(Text(escape(name)), justify="left" if c == 0 else "right")
         for row in table.rows:
-            drawn.add_row(*map(Text, row))
+            drawn.add_row(*(Text(escape(cell)) for cell in row))
         console.print(drawn)
     for line in remarks(found):
-        console.print(Text(line))
+        console.print(Text(escape(line)))
 
 
 # ---- Comparison
@@ -245,6 +267,11 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> dict[str, 
         raise DataError(
             f"{first.path} and {second.path} have other tasks or labels; only the same test rows "
             "can be compared"
+        )
+    if a[0].measures != b[0].measures:
+        raise DataError(
+            f"{first.path} and {second.path} are scored by other measures; run `mer evaluate` on "
+            "both again"
         )
     ids = [q[0].table["id"].to_pylist() for q in (a, b)]
     if ids[0] != ids[1] or not np.array_equal(a[0].true, b[0].true):
@@ -317,18 +344,14 @@ def comparison_table(found: dict[str, Any]) -> Table:
 
 
 def _predictions(run: Run) -> list[evaluate.Predicted]:
-    spec = run.trained().children[0].spec
-    return [
-        _sorted(q)
-        for q in evaluate.seeds_of(
-            evaluate.read_predictions(run.path / evaluate.PREDICTIONS, spec.task, spec.labels)
-        )
-    ]
+    return [_sorted(q) for q in evaluate.seeds_of(evaluate.read_predictions(run.trained()))]
 
 
 def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
     order = np.argsort(np.array(p.table["id"].to_pylist()), kind="stable")
-    return evaluate.Predicted(p.table.take(order), p.true[order], p.pred[order], p.task, p.labels)
+    return evaluate.Predicted(
+        p.table.take(order), p.true[order], p.pred[order], p.task, p.labels, p.measures
+    )
 
 
 # ---- HTML
@@ -363,7 +386,7 @@ def page(runs: Sequence[Run]) -> str:
         "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer "
         f"report</title><style>{STYLE}</style>\n"
     )
-    return head + "\n".join(body) + "\n</html>\n"
+    return spelled(head + "\n".join(body) + "\n</html>\n")
 
 
 def _summary(runs: Sequence[Run], found: Sequence[dict[str, Any]]) -> Table:

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 TASK = ("single", "multi", "regression")
+MEASURES = ("mosi", "sims")  # by whose definitions a regression is scored: fusion.metrics
 FIGURES = {str: (float, None)}
 FOLD = {"name": str, "by": ("session", "speaker", "dialogue"), "held": [str]}
 STORE = {
@@ -41,6 +42,9 @@ SINGLE = {
     "fold": (FOLD, None),
     "spec": SPEC,
     "config_sha256?": (str, None),
+    "split_sha256?": str,
+    "measures?": MEASURES,
+    "label_counts?": {str: int},
 }
 FINISHED = {
     **SINGLE,
@@ -48,6 +52,7 @@ FINISHED = {
     "dev": FIGURES,
     "thresholds": ([float], None),
     "model_sha256?": (str, None),
+    "log_sha256?": str,
 }
 
 SPLIT = {"train": [str], "dev": [str]}
@@ -60,6 +65,8 @@ PROGRESS = {
     "best": FIGURES,
     "thresholds": ([float], None),
     "log": [EPOCH],
+    "identity?": str,
+    "model_sha256?": str,
 }
 
 CLASS = {"precision": (float, None), "recall": (float, None), "f1": (float, None), "support": float}
@@ -83,6 +90,9 @@ METRICS = {
     "inconsistent?": PAIR,
     "attention?": FIGURES,
     "calibration?": {"ece": (float, None)},
+    "measures?": MEASURES,
+    "unseen?": [str],
+    "predictions_sha256?": str,
 }
 METRICS_OF_ONE = {**METRICS, "kind": "single"}
 METRICS_OF_GROUP = {
@@ -133,3 +143,30 @@ def fault(value: Any, shape: Any, where: str = "") -> str | None:
     else:
         fits = value == shape and type(value) is type(shape) and not isinstance(shape, dict | list)
     return None if fits else f"{where or 'it'} is {json.dumps(value)[:40]}"
+
+
+def spelled(text: str) -> str:
+    r"""`text` with control characters written out, which no page or picture may have; lines are
+    kept.
+
+    >>> spelled("a\x1b[31m") == r"a\x1b[31m"
+    True
+    """
+    odd = {c for c in text if not c.isprintable() and c not in " \n\t" and ord(c) < 0xA0}
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in odd})
+
+
+def brief(value: Any, most: int = 100) -> str:
+    r"""One line of at most about `most` characters that shows `value`, whatever it is.
+
+    >>> brief("x" * 200, 10), brief(ValueError("one\ntwo"))
+    ('xxxxxxxxxx… (200 characters)', 'one two')
+    """
+    try:
+        text = " ".join(str(value).split())
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; nested too deep
+        return f"a {type(value).__name__} too large to show"
+    size, text = len(text), text[:most]
+    # Also what a terminal would obey, and halves of surrogate pairs.
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if size <= most else f"{text}… ({size:,} characters)"

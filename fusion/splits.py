@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.fusion.config import DataConfig
+from mer.fusion.shapes import brief
 from mer.pipeline.errors import DataError
 
 GROUPS = ("dialogue", "speaker", "session")
@@ -76,10 +77,26 @@ def labelled(target: np.ndarray) -> np.ndarray:
     return target >= 0 if target.ndim == 1 else ~np.isnan(target).any(1)
 
 
-def plan(table: pa.Table, target: np.ndarray, config: DataConfig, fold: Fold | None = None) -> Plan:
+def label_counts(target: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, int]:
+    """How many of the rows of `target` have each label; of a regression nothing is counted."""
+    if task == "regression":
+        return {}
+    indicator = target[:, None] == np.arange(len(labels)) if task == "single" else target > 0.5
+    return dict(zip(labels, indicator.sum(0).tolist(), strict=True))
+
+
+def plan(
+    table: pa.Table,
+    target: np.ndarray,
+    config: DataConfig,
+    fold: Fold | None = None,
+    *,
+    labels: Sequence[str] = (),
+) -> Plan:
     """Training and dev rows: the stored splits, or in a fold everything outside its test part.
 
-    Dev is carved by group where needed.
+    Dev is carved by group where needed. With `labels` the notes also say what of them cannot be
+    learnt.
     """
     split = np.array(table["split"].to_pylist(), dtype=object)
     known = labelled(target)
@@ -114,7 +131,55 @@ def plan(table: pa.Table, target: np.ndarray, config: DataConfig, fold: Fold | N
         by = _carve_by(table, train, config, fold)
         train, dev, note = _carve(table, train, target, by, config)
         notes.append(note)
+    if labels:
+        notes += label_notes(target, train, dev, labels)
     return Plan(train, dev, tuple(notes))
+
+
+def label_notes(
+    target: np.ndarray, train: np.ndarray, dev: np.ndarray, labels: Sequence[str]
+) -> list[str]:
+    """What the labels of the rows do not allow: to learn a class, to choose an epoch, to call a
+    high accuracy a success. `target` is of all rows, of which `train` and `dev` are the places.
+    """
+    task = "single" if target.ndim == 1 else "multi"
+    if task == "multi" and target.shape[1] == 1:
+        same = [
+            name for name, rows in (("train", train), ("dev", dev)) if np.ptp(target[rows]) == 0
+        ]
+        return [
+            f"all {name} targets are {target[train if name == 'train' else dev][0, 0]:g}"
+            for name in same
+        ]
+    anywhere, learnt, chosen = (
+        label_counts(t, task, labels) for t in (target, target[train], target[dev])
+    )
+    notes = []
+    if nowhere := [name for name in labels if not anywhere[name]]:
+        notes.append(f"no utterance of the store is labelled {_listed(nowhere)}")
+    if unseen := [name for name in labels if anywhere[name] and not learnt[name]]:
+        shown = [
+            f"{name} (dev {chosen[name]}, elsewhere {anywhere[name] - chosen[name]})"
+            for name in unseen
+        ]
+        notes.append(f"train has no utterance of {_listed(shown)}: it cannot be learnt")
+    if task == "single":
+        for part, counts, why in (
+            ("train", learnt, "there is nothing to learn"),
+            ("dev", chosen, "it says little about which epoch is best"),
+        ):
+            there = [name for name in labels if counts[name]]
+            if len(there) == 1:
+                notes.append(
+                    f"{part} has one class, {brief(there[0])}: {why}, and a WA of 100 % is no "
+                    "success"
+                )
+    return notes
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(brief(name, 60) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def held_out(table: pa.Table, fold: Fold | None = None) -> np.ndarray:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, infer, metrics, shapes, splits
+from mer.fusion import checkpoint, data, files, infer, metrics, shapes, splits
 from mer.fusion.batch import DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
@@ -78,12 +78,16 @@ def fit(
     wanted = identity(config, key, None if fold is None else [fold.by, *fold.held])
     there = processes.agree(lambda: check_folder(folder, config, key, wanted))
     if there is not None and there.finished:
+        processes.agree(there.sound)
         note(f"{folder}: already trained")
         return there
     for line in plan.notes:
         note(line)
     table = store.table()
     target = splits.targets(table, store.header.task, store.header.labels)
+    measures = measures_of(store, target)
+    if measures == "sims":
+        note(f"{store.header.dataset}: scored by the measures of CH-SIMS, targets within [-1, 1]")
 
     torch.manual_seed(loop.seed)
     model = build(config.model, config.model_args, spec).to(device)
@@ -94,6 +98,9 @@ def fit(
         if there is None
         else there.info.get("config_sha256")
     )
+    ids = table["id"].to_pylist()
+    parted = {name: [ids[r] for r in getattr(plan, name)] for name in ("train", "dev")}
+    split = files.json_text(parted).encode()
     info = {
         "format": "mer-run",
         "version": checkpoint.VERSION,
@@ -102,6 +109,7 @@ def fit(
         "store_key": key,
         "model": config.model,
         "config_sha256": made_of,
+        "split_sha256": hashlib.sha256(split).hexdigest(),
         "seed": loop.seed,
         "select_metric": metric,
         "fold": None
@@ -112,6 +120,10 @@ def fit(
         "spec": checkpoint.spec_tree(spec),
         "counts": {"train": len(plan.train), "dev": len(plan.dev)},
         "notes": list(plan.notes),
+        "measures": measures,
+        "label_counts": splits.label_counts(
+            target[plan.train], store.header.task, store.header.labels
+        ),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(device),
         "versions": {
@@ -120,14 +132,15 @@ def fit(
         },
         "finished": False,
     }
-    if there is None and processes.first:
-        ids = table["id"].to_pylist()
-        checkpoint.write_text(folder / checkpoint.CONFIG, text)
-        checkpoint.write_json(
-            folder / checkpoint.SPLIT,
-            {name: [ids[r] for r in getattr(plan, name)] for name in ("train", "dev")},
-        )
-        checkpoint.write_json(folder / checkpoint.INFO, info)
+    if processes.first:
+        path = folder / checkpoint.SPLIT
+        if there is None:
+            files.write_text(folder / checkpoint.CONFIG, text)
+            files.write_bytes(path, split)
+            files.write_json(folder / checkpoint.INFO, info)
+        elif not path.is_file() or files.digest(path) != info["split_sha256"]:
+            note(f"{path}: was not as this training wrote it; written again")
+            files.write_bytes(path, split)
 
     room = data.free_bytes(device) // 2
     if device.type == "cpu":
@@ -153,7 +166,10 @@ def fit(
                 f"batch, not kept on {device}"
             )
 
-    state = _resume(folder, model, optimizer, device)
+    said = all(part.resident for part in parts.values())
+    if said:
+        note(checked_line(parts))
+    state = _resume(folder, model, optimizer, config, spec, wanted, processes, note)
     if state["epoch"]:
         note(f"{folder}: goes on after epoch {state['epoch']}")
     else:
@@ -174,23 +190,24 @@ def fit(
                 **run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes),
             }
             entry["dev"], thresholds = processes.agree(
-                lambda: _dev_score(infer.infer(model, parts["dev"]), target[plan.dev], spec)
+                lambda: _dev_score(
+                    infer.infer(model, parts["dev"]), target[plan.dev], spec, measures
+                )
             )
             rank = _rank(metric, entry["dev"])
             if not state["best_epoch"] or rank > tuple(state["best_rank"]):
                 state.update(
                     best_epoch=epoch, best_rank=list(rank), best=entry["dev"], thresholds=thresholds
                 )
-                if processes.first:
-                    checkpoint.save_tensors(
-                        folder / checkpoint.MODEL, model.state_dict(), {"epoch": epoch}
-                    )
             state.update(
                 epoch=epoch, step=entry["step"], log=[*state["log"], metrics.jsonable(entry)]
             )
             if processes.first:
-                _save_last(folder, model, optimizer, state)
+                _save(folder, model, optimizer, state)
             note(_line(entry, metric, state["best_epoch"] == epoch))
+            if not said:  # by now each row has been read once
+                note(checked_line(parts))
+                said = True
     info.update(
         finished=True,
         best_epoch=state["best_epoch"],
@@ -200,12 +217,32 @@ def fit(
         utterances_per_second=_rate(state["log"], len(plan.train)),
     )
     if processes.first:
-        info["model_sha256"] = checkpoint.digest(folder / checkpoint.MODEL)
-        checkpoint.write_text(
-            folder / "log.jsonl", "".join(json.dumps(e) + "\n" for e in state["log"])
-        )
-        checkpoint.write_json(folder / checkpoint.INFO, info)
+        info["model_sha256"] = state["model_sha256"]
+        if files.digest(folder / checkpoint.MODEL) != state["model_sha256"]:
+            raise _not_the_weights(folder)
+        log = "".join(json.dumps(e) + "\n" for e in state["log"]).encode()
+        info["log_sha256"] = hashlib.sha256(log).hexdigest()
+        files.write_bytes(folder / checkpoint.LOG, log)
+        files.write_json(folder / checkpoint.INFO, info)
     return Run(folder, info)
+
+
+def checked_line(parts: dict[str, data.Part]) -> str:
+    """What the checks of the features have cost."""
+    size, seconds = (
+        sum(getattr(part.checked, what) for part in parts.values()) for what in ("bytes", "seconds")
+    )
+    shown = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+    return f"{shown} of features held against their checksums in {seconds:.2f} s, once"
+
+
+def measures_of(store: FeatureStore, target: np.ndarray) -> str:
+    """By whose definitions the targets of `store` are scored (fusion.metrics)."""
+    return (
+        metrics.measures_of(store.header.dataset, target)
+        if store.header.task == "regression"
+        else "mosi"
+    )
 
 
 def check(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
@@ -215,7 +252,8 @@ def check(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
     """
     spec, loop = data.spec(store, config.data), config.train
     metric = infer.headline(spec.task) if loop.select_metric == "auto" else loop.select_metric
-    known = infer.scalars(spec.task, spec.labels)
+    target = splits.targets(store.table(), spec.task, spec.labels)
+    known = infer.scalars(spec.task, spec.labels, measures_of(store, target))
     if metric not in (*known, "loss"):
         raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss")
     if loop.class_weight != "none" and spec.task == "regression":
@@ -382,11 +420,11 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def _dev_score(
-    out: infer.Outputs, target: np.ndarray, spec: DataSpec
+    out: infer.Outputs, target: np.ndarray, spec: DataSpec, measures: str
 ) -> tuple[dict[str, float], list[float] | None]:
     thresholds = metrics.choose_thresholds(target, out.scores) if spec.task == "multi" else None
     figures = infer.score(
-        infer.decide(out.scores, spec.task, thresholds), target, spec.task, spec.labels
+        infer.decide(out.scores, spec.task, thresholds), target, spec.task, spec.labels, measures
     )
     return {
         **{k: v for k, v in figures.items() if isinstance(v, float)},
@@ -403,43 +441,111 @@ def _rank(metric: str, dev: dict[str, float]) -> tuple[float, float]:
     )
 
 
-def _save_last(
+def _save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
+    """What a resume starts from, and the weights that dev chose when this epoch's are those.
+
+    `last.safetensors` goes first and names the sha256 of the weights: killed in between, the next
+    call has in it all it needs to write these again.
+    """
+    chosen = state["best_epoch"] == state["epoch"]
+    if chosen:
+        weights = checkpoint.pack(model.state_dict(), {"epoch": state["epoch"]})
+        state["model_sha256"] = hashlib.sha256(weights).hexdigest()
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for name, p in model.named_parameters():
         tensors.update(
             {f"optim.{key}.{name}": value for key, value in optimizer.state.get(p, {}).items()}
         )
     checkpoint.save_tensors(folder / checkpoint.LAST, tensors, state)
+    if chosen:
+        files.write_bytes(folder / checkpoint.MODEL, weights)
 
 
 def _resume(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    spec: DataSpec,
+    wanted: str,
+    processes: Processes,
+    note: Note,
 ) -> dict[str, Any]:
     """Progress so far; loads model and optimizer in place when there is some."""
-    if not (folder / checkpoint.LAST).exists():
-        return {
-            "epoch": 0,
-            "step": 0,
-            "best_epoch": 0,
-            "best_rank": [-math.inf, -math.inf],
-            "best": {},
-            "thresholds": None,
-            "log": [],
-        }
-    tensors, state = checkpoint.load_tensors(folder / checkpoint.LAST)
-    if found := shapes.fault(state, shapes.PROGRESS):
-        raise DataError(
-            f"{folder / checkpoint.LAST}: damaged checkpoint ({found}); delete it and train again"
-        )
+    path = folder / checkpoint.LAST
+    fresh = {
+        "epoch": 0,
+        "step": 0,
+        "best_epoch": 0,
+        "best_rank": [-math.inf, -math.inf],
+        "best": {},
+        "thresholds": None,
+        "log": [],
+        "identity": wanted,
+    }
+    if not path.exists():
+        return fresh
+    tensors, state = checkpoint.load_tensors(path)
+    remedy = "delete it and train again"
+    if found := shapes.fault(state, shapes.PROGRESS) or _odd_progress(state, config, spec):
+        raise DataError(f"{path}: damaged checkpoint ({shapes.brief(found)}); {remedy}")
+    if "model_sha256" not in state:
+        note(f"{path}: an earlier mer wrote it without checksums; the training starts again")
+        return fresh
+    if state["identity"] != wanted:
+        raise DataError(f"{path}: of another training; {remedy}")
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    checkpoint.fill(model, weights, f"{folder / checkpoint.LAST}: does not fit this run's model")
+    checkpoint.fill(model, weights, f"{path}: does not fit this run's model")
     for name, p in model.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            if (value := tensors.get(f"optim.{key}.{name}")) is not None:
-                optimizer.state[p][key] = value if key == "step" else value.to(device)
+        moments = {
+            key: tensors.get(f"optim.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        if all(value is None for value in moments.values()):
+            continue  # never used so far
+        expected = {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p}
+        for key, value in moments.items():
+            if value is None or (value.shape, value.dtype) != (
+                expected[key].shape,
+                expected[key].dtype,
+            ):
+                raise DataError(
+                    f"{path}: damaged checkpoint ({key} of {name} does not fit); {remedy}"
+                )
+            optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+    if state["best_epoch"] < state["epoch"]:
+        if (
+            files.digest(folder / checkpoint.MODEL, f"delete {path} and train again")
+            != state["model_sha256"]
+        ):
+            raise _not_the_weights(folder)
+    # the last epoch is the best: killed before its weights were written, perhaps
+    elif processes.first:
+        files.write_bytes(
+            folder / checkpoint.MODEL,
+            checkpoint.pack(model.state_dict(), {"epoch": state["epoch"]}),
+        )
     return state
+
+
+def _odd_progress(state: dict[str, Any], config: TrainConfig, spec: DataSpec) -> str | None:
+    """What cannot be in the progress of such a run; None: nothing."""
+    if not 1 <= state["best_epoch"] <= state["epoch"] <= config.train.epochs:
+        return f"best epoch {state['best_epoch']} of {state['epoch']} of {config.train.epochs}"
+    if len(state["log"]) != state["epoch"] or len(state["best_rank"]) != 2 or state["step"] < 1:
+        return "its log, rank or step do not fit its epoch"
+    if spec.task == "multi" and len(state["thresholds"] or ()) != len(spec.labels):
+        return "thresholds are not one for each label"
+    return None
+
+
+def _not_the_weights(folder: Path) -> DataError:
+    path, last = folder / checkpoint.MODEL, folder / checkpoint.LAST
+    return DataError(
+        f"{path}: not the weights that this training wrote; delete {last.name} beside it and "
+        "train again"
+    )
 
 
 def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Run | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.columnar import (
+    FAILURES,
+    LISTS,
+    NUMBERS,
+    TEXTS,
+    holds,
+    open_by_dictionary,
+    read_columns,
+    reason,
+    require_regular,
+    to_list,
+)
+from mer.pipeline.runtime.limits import MANIFEST_METADATA_BYTES
+from mer.pipeline.runtime.terminal import listed, shown
 
 VERSION = 1
 TASKS = ("single", "multi", "regression")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 SPLITS = ("train", "dev", "test", "")
+# columns that name something: no blanks at their ends
+NAMES = ("id", "audio", "label", "speaker", "dialogue", "session")
 
 SCHEMA = pa.schema(
     [
@@ -83,35 +101,72 @@ class Manifest:
 
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
+        where = f"manifest of {shown(self.dataset, 40)}"
         if self.task not in TASKS:
-            raise DataError(
-                f"manifest of {self.dataset}: task '{self.task}' is not one of {', '.join(TASKS)}"
-            )
-        seen: set[str] = set()
+            raise DataError(f"{where}: task '{shown(self.task)}' is not one of {', '.join(TASKS)}")
         known = set(self.labels)
+        seen: set[str] = set()
+        wanted = len(self.labels) if self.task == "multi" else 1
         for u in self.rows:
             if not u.id or u.id in seen:
-                raise DataError(
-                    f"manifest of {self.dataset}: {'duplicate' if u.id else 'empty'} id '{u.id}'; "
-                    "ids must be unique"
-                )
+                what = "duplicate" if u.id else "empty"
+                raise DataError(f"{where}: {what} id '{shown(u.id)}'; ids must be unique")
             seen.add(u.id)
             if u.split not in SPLITS:
                 raise DataError(
-                    f"manifest of {self.dataset}: {u.id} has split '{u.split}'; expected train, "
-                    "dev or test"
+                    f"{where}: {shown(u.id)} has split '{shown(u.split)}'; expected train, dev or "
+                    "test"
                 )
             if self.task == "single" and u.label is not None and u.label not in known:
                 raise DataError(
-                    f"manifest of {self.dataset}: {u.id} has unknown label '{u.label}'; known: "
-                    f"{', '.join(self.labels)}"
+                    f"{where}: {shown(u.id)} has unknown label '{shown(u.label)}'; known: "
+                    f"{listed(self.labels)}"
                 )
-            wanted = len(self.labels) if self.task == "multi" else 1
-            if self.task != "single" and u.targets is not None and len(u.targets) != wanted:
+            if u.targets is not None:
+                if self.task != "single" and len(u.targets) != wanted:
+                    raise DataError(
+                        f"{where}: {shown(u.id)} has {len(u.targets)} targets, expected {wanted}"
+                    )
+                if not all(map(math.isfinite, u.targets)):
+                    raise DataError(
+                        f"{where}: {shown(u.id)} has a target that is not a finite number; null "
+                        "is unlabelled"
+                    )
+                if self.task == "multi" and not all(0 <= target <= 1 for target in u.targets):
+                    raise DataError(
+                        f"{where}: {shown(u.id)} has targets outside 0 … 1, which a multi task "
+                        "needs"
+                    )
+            if u.start is not None or u.end is not None:
+                _check_span(where, u)
+            if u.position is not None and u.position < 0:
                 raise DataError(
-                    f"manifest of {self.dataset}: {u.id} has {len(u.targets)} targets, expected "
-                    f"{wanted}"
+                    f"{where}: {shown(u.id)} has position {u.position}; positions count from 0"
                 )
+            if u.audio is not None and (not u.audio or "\0" in u.audio):
+                raise DataError(
+                    f"{where}: {shown(u.id)} has audio '{shown(u.audio)}', which no file can be "
+                    "called"
+                )
+
+    def check_names(self) -> None:
+        """Raises DataError for labels that are empty or there twice, and for names with blanks at
+        their ends. What is read from a file or written to one passes it; clips for a model of older
+        days need not.
+        """
+        where = f"manifest of {shown(self.dataset, 40)}"
+        if len(set(self.labels)) < len(self.labels) or "" in self.labels:
+            raise DataError(f"{where}: a label is empty or there twice: {listed(self.labels)}")
+        names = [("label", self.labels)]
+        names += [(name, {getattr(u, name) for u in self.rows} - {None}) for name in NAMES]
+        for name, values in names:
+            for value in values:
+                if strip(value) != value:
+                    raise DataError(
+                        f"{where}: {name} '{shown(value)}' has blanks at an end, which are no "
+                        "part of a name any more; "
+                        "run `mer prepare` again"
+                    )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -141,6 +196,7 @@ class Manifest:
         A `root` inside the manifest's own folder is stored relative to it, so that the folder can
         move.
         """
+        self.check_names()
         path = Path(path)
         root = self.root.resolve()
         if root.is_relative_to(path.resolve().parent):
@@ -160,14 +216,22 @@ class Manifest:
                 [[getattr(u, name) for u in self.rows] for name in SCHEMA.names], schema=SCHEMA
             )
         except UnicodeEncodeError as error:
-            raise DataError(
-                f"{path}: {error.object!r} is not UTF-8; rename that file, then run the command "
-                "again"
-            ) from None
+            remedy = (
+                "rename that file"
+                if error.object in {u.audio for u in self.rows}
+                else "mend that value"
+            )
+            what = f"'{shown(ascii(error.object)[1:-1])}' is not UTF-8"
+            raise DataError(f"{path}: {what}; {remedy}, then run the command again") from None
         table = table.replace_schema_metadata({"mer": json.dumps(meta)})
         from mer.pipeline.store.arrays import temporary_for
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except RecursionError:
+            raise DataError(
+                f"{shown(path, 200)}: too many folders inside each other; name another place"
+            ) from None
         temporary = temporary_for(path)
         try:
             with temporary.open("wb") as file:  # Arrow itself takes no path that is not UTF-8
@@ -178,58 +242,139 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Manifest:
-        """Raises DataError when the file is absent, not Parquet, or not a manifest of a version
-        this mer reads.
+        """Raises DataError when the file is absent, not Parquet, not a manifest of a version this
+        mer reads, or promises what cannot be: unknown labels and splits, spans that end before they
+        start, names with blanks at their ends.
         """
         path = Path(path)
+        if not path.exists():
+            raise DataError(f"{shown(path, 200)}: no such manifest; make one with `mer prepare`")
+        require_regular(path, "manifest")
         try:
             with path.open("rb") as file:
-                table = pq.read_table(file)
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such manifest; make one with `mer prepare`") from None
-        except (pa.ArrowException, OSError) as error:
+                parquet = open_by_dictionary(file, path)
+                meta = _metadata((parquet.schema_arrow.metadata or {}).get(b"mer"), path)
+                table = read_columns(parquet, path, SCHEMA.names)
+        except FAILURES as error:
             if path.suffix.lower() in TABLES:
-                raise DataError(
-                    f"{path}: a table, not a manifest; make one with `mer prepare table --from "
-                    f"{path}`"
-                ) from None
+                remedy = f"make one with `mer prepare table --from {path}`"
+                raise DataError(f"{path}: a table, not a manifest; {remedy}") from None
             raise DataError(
-                f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); run `mer "
-                "prepare` again"
+                f"{path}: not a readable Parquet file ({reason(error)}); run `mer prepare` again"
             ) from None
-        raw = (table.schema.metadata or {}).get(b"mer")
-        if raw is None:
-            raise DataError(
-                f"{path}: Parquet, but not a mer manifest; turn a table into one with `mer "
-                f"prepare table --from {path}`"
-            )
         try:
-            meta = json.loads(raw)
-            if meta.get("format") != "mer-manifest" or meta.get("version") != VERSION:
-                raise DataError(
-                    f"{path}: manifest version {meta.get('version')}, this mer reads {VERSION}; "
-                    "run `mer prepare` again"
-                )
-            rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
-            return cls(
-                dataset=meta["dataset"],
-                task=meta["task"],
-                labels=tuple(meta["labels"]),
-                rows=tuple(_utterances(rows)),
-                root=path.resolve().parent / meta["root"],
-                language=meta["language"],
-                source=meta["source"],
-            )
-        # ArrowInvalid is a ValueError
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            columns = [_column(table, wanted) for wanted in SCHEMA]
+            manifest = cls(
+                dataset=meta["dataset"], task=meta["task"], labels=tuple(meta["labels"]),
+                rows=tuple(_utterances(columns)), root=path.resolve().parent / meta["root"],
+                language=meta["language"], source=meta["source"],
+            )  # fmt: skip
+            manifest.check_names()
+            return manifest
+        except DataError as error:
+            said = str(error)
+            raise DataError(f"{path}: {said}" if said.startswith("manifest of") else said) from None
+        except FAILURES as error:
             raise DataError(
-                f"{path}: not a manifest of version {VERSION} ({str(error).splitlines()[0]}); see "
+                f"{path}: not a manifest of version {VERSION} ({reason(error)}); see "
                 "docs/manifest.md"
             ) from None
 
 
-def _utterances(rows: Iterable[dict]) -> Iterable[Utterance]:
-    for row in rows:
-        row["targets"] = None if row["targets"] is None else tuple(row["targets"])
-        row["tags"] = tuple(row["tags"] or ())
-        yield Utterance(**row)
+def _check_span(where: str, u: Utterance) -> None:
+    for name, value in (("start", u.start), ("end", u.end)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise DataError(
+                f"{where}: {shown(u.id)} has {name} {value:g}, expected seconds from 0 on; null "
+                "is none"
+            )
+    if u.end is not None and u.end <= (u.start or 0.0):
+        raise DataError(
+            f"{where}: {shown(u.id)} ends at {u.end:g} s, not after its start at {u.start or 0:g} s"
+        )
+
+
+def _metadata(raw: bytes | None, path: Path) -> dict:
+    """The manifest's own metadata, every value of its type."""
+    if raw is None:
+        remedy = f"turn a table into one with `mer prepare table --from {path}`"
+        raise DataError(f"{path}: Parquet, but not a mer manifest; {remedy}")
+    if len(raw) > MANIFEST_METADATA_BYTES:
+        raise DataError(
+            f"{path}: metadata of {len(raw):,} bytes, more than {MANIFEST_METADATA_BYTES:,}"
+        )
+    try:
+        meta = json.loads(raw)
+        if meta.get("format") != "mer-manifest":
+            what = f"format '{shown(meta.get('format'), 20)}', expected 'mer-manifest'"
+            raise DataError(f"{path}: {what}; run `mer prepare` again")
+        if meta.get("version") != VERSION:
+            found = shown(meta.get("version"), 20)
+            raise DataError(
+                f"{path}: manifest version {found}, this mer reads {VERSION}; run `mer prepare` "
+                "again"
+            )
+        for key in ("dataset", "task", "language", "root", "labels", "source"):
+            if key not in meta:
+                raise ValueError(f"no '{key}' in its metadata")
+        texts = [meta[key] for key in ("dataset", "task", "language", "root")]
+        if not isinstance(meta["labels"], list) or not isinstance(meta["source"], dict):
+            raise ValueError("labels or source are not what they should be")
+        if not all(isinstance(text, str) for text in (*texts, *meta["labels"])):
+            raise ValueError("dataset, task, labels, language or root are no text")
+        # half a surrogate pair is none either
+        json.dumps([texts, meta["labels"]], ensure_ascii=False).encode()
+        if "\0" in meta["root"]:
+            raise ValueError("its root holds a zero byte")
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not a manifest of version {VERSION} ({reason(error)}); see docs/manifest.md"
+        ) from None
+    return meta
+
+
+def _column(table: pa.Table, wanted: pa.Field) -> list:
+    """A column's values as the schema has them.
+
+    Only what loses nothing is converted: text is never made of numbers or dates, where a NaN would
+    become the word.
+    """
+    if wanted.name not in table.column_names:
+        raise ValueError(f"no column '{wanted.name}'")
+    column = table.column(wanted.name)
+    kind, target = column.type, wanted.type
+    if pa.types.is_list(target):
+        inner = kind.value_type if holds(kind, *LISTS) else None
+        fits = inner is not None and holds(
+            inner, *(TEXTS if pa.types.is_string(target.value_type) else NUMBERS)
+        )
+    else:
+        fits = holds(kind, *(TEXTS if pa.types.is_string(target) else NUMBERS))
+    if not (fits or holds(kind, pa.types.is_null) or kind == target):
+        raise ValueError(f"column '{wanted.name}' is {shown(kind, 60)}, expected {target}")
+    if not wanted.nullable and column.null_count:
+        raise ValueError(
+            f"column '{wanted.name}' has a null in row {to_list(column).index(None) + 1}"
+        )
+    if not holds(kind, *TEXTS):
+        return column.cast(target).to_pylist()
+    values = to_list(column)
+    if holds(
+        kind,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    ):
+        values = [None if value is None else value.decode() for value in values]
+    return values
+
+
+def _utterances(columns: list[list]) -> Iterable[Utterance]:
+    """Columns in the schema's order as rows."""
+    targets, tags = SCHEMA.names.index("targets"), SCHEMA.names.index("tags")
+    for values in zip(*columns, strict=True):
+        row = list(values)
+        row[targets] = None if row[targets] is None else tuple(row[targets])
+        row[tags] = tuple(row[tags] or ())
+        yield Utterance(*row)

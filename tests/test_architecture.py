@@ -45,16 +45,10 @@ def test_arrows(path: Path):
     name = rel(path)
     for module in imports(path):
         if name.startswith("fusion/") and under(module, "mer.pipeline"):
-            seen = under(
-                module,
-                "mer.pipeline.store",
-                "mer.pipeline.errors",
-                "mer.pipeline.runtime.hold",
-                "mer.pipeline.runtime.background",
-            )
+            rooms = ("store", "runtime", "errors")
+            seen = under(module, *(f"mer.pipeline.{room}" for room in rooms))
             assert seen, (
-                f"{name} imports {module}: fusion sees only the store, the errors, the hold on a "
-                "folder and the reading ahead"
+                f"{name} imports {module}: of the pipeline fusion sees only {', '.join(rooms)}"
             )
         if name.startswith("pipeline/"):
             assert not under(module, "mer.fusion", "mer.cli"), (

@@ -13,9 +13,10 @@ from importlib import import_module
 from pathlib import Path
 
 from mer import manifests
-from mer.pipeline.datasets.findings import Report, count, overlaps
+from mer.pipeline.datasets.findings import Report, class_gaps, count, overlaps
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.runtime.cells import warn_near_duplicates
 
 __all__ = ["DATASETS", "Report", "default_root", "overview", "prepare"]
 
@@ -68,8 +69,11 @@ def prepare(
 
 
 def complete(manifest: Manifest, report: Report) -> tuple[Manifest, Report]:
-    """Add what is counted the same way for every corpus."""
+    """Add what is counted and warned of the same way for every corpus."""
     report.counts = count(manifest)
+    report.warnings += warn_near_duplicates(manifest.labels)
+    report.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
+    report.warnings += class_gaps(manifest, report.counts)
     report.overlaps |= overlaps(manifest.rows, language=manifest.language)
     manifest.source["report"] = report.to_dict()
     return manifest, report

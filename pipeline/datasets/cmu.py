@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from mer.manifests import CorpusInfo, LabelSet
@@ -20,6 +21,10 @@ from mer.pipeline.datasets.files import folders, media_files, place, read_csv, r
 from mer.pipeline.datasets.findings import Report, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
+from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.columnar import reason, require_regular
+from mer.pipeline.runtime.limits import TABLE_VALUES
+from mer.pipeline.runtime.terminal import shown
 
 DEPTH = 4
 MODES = {"train": "train", "valid": "dev", "val": "dev", "dev": "dev", "test": "test"}
@@ -73,23 +78,23 @@ def read_label_csv(path: Path) -> list[Segment]:
     """MMSA's label.csv: video_id, clip_id, text, label, …, mode."""
     out = []
     for i, row in enumerate(read_csv(path, ["video_id", "clip_id", "text", "label", "mode"])):
-        if row["mode"] not in MODES:
+        mode = strip(row["mode"]).lower()
+        if mode not in MODES:
             raise DataError(
-                f"{path}: {place(path, i)} has mode '{row['mode']}'; expected train, valid or test"
+                f"{path}: {place(path, i)} has mode '{shown(row['mode'])}'; expected train, valid "
+                "or test"
             )
-        video, clip = row["video_id"].strip(), row["clip_id"].strip()
+        video, clip = strip(row["video_id"]), strip(row["clip_id"])
         if not re.fullmatch(r"[\w-]+", video) or not re.fullmatch(r"\w+", clip):
-            raise DataError(
-                f"{path}: {place(path, i)} has video '{video}', clip '{clip}', which cannot be "
-                "file names"
-            )
+            what = f"video '{shown(video)}', clip '{shown(clip)}'"
+            raise DataError(f"{path}: {place(path, i)} has {what}, which cannot be file names")
         try:
-            value = float(row["label"])
+            value = float(strip(row["label"]))
         except ValueError:
             raise DataError(
-                f"{path}: {place(path, i)} has label '{row['label']}', expected a number"
+                f"{path}: {place(path, i)} has label '{shown(row['label'])}', expected a number"
             ) from None
-        out.append(Segment(video, clip, (value,), MODES[row["mode"]], row["text"].strip() or None))
+        out.append(Segment(video, clip, (value,), MODES[mode], strip(row["text"]) or None))
     return out
 
 
@@ -97,17 +102,13 @@ def read_csd(path: Path, values: int) -> dict[str, tuple[np.ndarray, np.ndarray]
     """video -> (intervals (n, 2) in seconds, features (n, values)), in order of time, from an SDK
     label file.
     """
-    import h5py
-
     out = {}
+    require_regular(path)
     try:
         with h5py.File(path) as file:
             for root in file.values():
                 for video, entry in root["data"].items():
-                    intervals, features = (
-                        np.asarray(entry["intervals"][()], float),
-                        np.asarray(entry["features"][()], float),
-                    )
+                    intervals, features = _array(entry["intervals"]), _array(entry["features"])
                     if intervals.shape != (len(features), 2) or features.shape[1:] != (values,):
                         raise DataError(
                             f"{path}: {video} has intervals {intervals.shape} and features "
@@ -115,11 +116,30 @@ def read_csd(path: Path, values: int) -> dict[str, tuple[np.ndarray, np.ndarray]
                         )
                     order = np.argsort(intervals[:, 0], kind="stable")
                     out[video] = intervals[order], features[order]
-    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        what = f"{type(error).__name__}: {reason(error)}"
         raise DataError(
-            f"{path}: not a label file of CMU-MultimodalSDK ({type(error).__name__}: {error})"
+            f"{path}: not a label file of CMU-MultimodalSDK ({what}); download it again"
         ) from None
     return out
+
+
+def _array(dataset) -> np.ndarray:
+    """A small dataset that lies in the file itself; ValueError for any other."""
+    layout = dataset.id.get_create_plist()  # asked before any other call on it
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
+        raise ValueError("a dataset whose values lie in another file")
+    if dataset.size is None or dataset.size > TABLE_VALUES:
+        raise ValueError(f"a dataset of more than {TABLE_VALUES:,} values")
+    return np.asarray(dataset[()], float)
 
 
 def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[str, str]:
@@ -145,7 +165,9 @@ def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[st
             if name in FOLDS:
                 out |= dict.fromkeys(ast.literal_eval(node.value), FOLDS[name])
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise DataError(f"{file}: not the standard folds of CMU-MultimodalSDK ({error})") from None
+        raise DataError(
+            f"{file}: not the standard folds of CMU-MultimodalSDK ({reason(error)})"
+        ) from None
     if set(out.values()) != set(FOLDS.values()):
         raise DataError(f"{file}: expected lists named {', '.join(FOLDS)}")
     return out
@@ -204,6 +226,11 @@ def utterances(
             text = text.lower()
             report.repairs["upper-case text made lower-case"].append(f"{s.video}_{s.clip}")
         audio, start, end = media.find(s)
+        if s.start is not None and s.end is not None and not max(0.0, s.start) < s.end < math.inf:
+            report.dropped[
+                "a span that is none (it ends before it starts, or is no number)"
+            ].append(f"{s.video}_{s.clip}")
+            continue
         if start is not None and s.start < 0:
             report.repairs["negative start set to 0"].append(f"{s.video}_{s.clip}")
         label, targets = _label(s.values, chosen)

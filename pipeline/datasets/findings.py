@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.runtime.terminal import listed, shown
 
 UNLABELLED = "(none)"
 SHOWN = 8  # names listed before "and N more"
@@ -157,6 +158,41 @@ def _labels(manifest: Manifest, u: Utterance) -> list[str]:
     return [
         label for label, target in zip(manifest.labels, u.targets, strict=True) if target > 0
     ] or [UNLABELLED]
+
+
+def class_gaps(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[str]:
+    """Lines on classes that cannot be learnt: one class alone, classes without an utterance, and
+    those that train lacks.
+    """
+    if manifest.task == "regression":
+        return []
+    total = Counter()
+    for found in counts.values():
+        total.update({label: n for label, n in found.items() if label != UNLABELLED})
+    if not total:
+        return []
+    out = []
+    if manifest.task == "single" and len(total) == 1:
+        ((label, n),) = total.items()
+        out.append(
+            f"a single class: all {n:,} labelled utterances are '{shown(label, 40)}', so there is "
+            "nothing to learn"
+        )
+    elif absent := [label for label in manifest.labels if label not in total]:
+        out.append(f"no utterance is of class {listed(absent)}")
+    train = counts.get("train", {})
+    lacking = [label for label in total if label not in train]
+    if len(counts) > 1 and "train" in counts and lacking:
+        where = {
+            label: [split for split in ("dev", "test", "") if label in counts.get(split, {})]
+            for label in lacking
+        }
+        told = [
+            f"{shown(label, 40)} ({', '.join(s or 'no split' for s in where[label])})"
+            for label in lacking
+        ]
+        out.append(f"train has no utterance of class {listed(told)}: a model cannot learn it")
+    return out
 
 
 def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, dict[str, int]]:

@@ -14,10 +14,12 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from mer.manifests import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import hidden, look, require_root
+from mer.pipeline.datasets.files import elsewhere, hidden, look, require_root
 from mer.pipeline.datasets.findings import Report, shared_texts, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.runtime.limits import TABLE_BYTES
+from mer.pipeline.runtime.terminal import shown
 
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
 # [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
@@ -43,7 +45,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 parts = UTTERANCE.match(utterance)
                 if parts is None:
                     raise DataError(
-                        f"{file}: utterance '{utterance}' is not named like Ses01F_impro01_F000"
+                        f"{file}: utterance '{shown(utterance)}' is not named like "
+                        "Ses01F_impro01_F000"
                     )
                 found[parts[1]] += 1
                 label = chosen.source.get(code)
@@ -95,9 +98,11 @@ def _sessions(root: Path, info: CorpusInfo, report: Report) -> list[Path]:
             if absent := sorted(set(SESSIONS) - {path.name for path in found}):
                 report.warnings.append(f"{', '.join(absent)} not found in {base}")
             return found
+    hint = elsewhere(root, ["EmoEvaluation", *SESSIONS])
+    where = f"{shown(root.absolute(), 100)} or one folder below"
     raise DataError(
-        f"iemocap: no Session1/dialog/EmoEvaluation in {root.absolute()} or one folder below; to "
-        f"get it: {info.obtain}"
+        "iemocap: no Session1/dialog/EmoEvaluation in "
+        f"{where}{hint or f'; to get it: {info.obtain}'}"
     )
 
 
@@ -109,7 +114,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, report: Report) -> str:
-    text = path.read_bytes().decode("utf-8", errors="replace")
+    if (size := path.stat().st_size) > TABLE_BYTES:
+        raise DataError(f"{path}: {size:,} bytes, more than {TABLE_BYTES:,}")
+    text = path.read_bytes().decode("utf-8", errors="replace").removeprefix("\ufeff")
     if "\ufffd" in text:
         report.warnings.append(f"{path.name}: {text.count(chr(0xFFFD))} bytes are not UTF-8")
     return text

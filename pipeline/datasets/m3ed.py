@@ -13,10 +13,20 @@ import os
 from pathlib import Path
 
 from mer.manifests import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import folders, look, media_files, read_text, require_root
+from mer.pipeline.datasets.files import (
+    elsewhere,
+    folders,
+    look,
+    media_files,
+    read_text,
+    require_root,
+)
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.runtime.cells import name_cell, strip, text_cell
+from mer.pipeline.runtime.columnar import reason
+from mer.pipeline.runtime.terminal import shown
 
 # the download's name, and what other code calls it
 AUDIO = ("modality_speech", "audio", "speech", "wav")
@@ -34,14 +44,16 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         None,
     )
     if file is None:
+        hint = elsewhere(root, ["annotation.json"])
+        where = f"{DEPTH} levels of {shown(root.absolute(), 100)}"
         raise DataError(
-            f"m3ed: no annotation.json within {DEPTH} levels of {root.absolute()}; to get it: "
-            f"{info.obtain}"
+            f"m3ed: no annotation.json within {where}{hint or f'; to get it: {info.obtain}'}"
         )
     split_of = _splits(below, root, info)
     folder, wavs = _wavs(below, root, report)
     rows, used = [], set()
     for series, dialogues in _object(read_text(file), file).items():
+        series = strip(series)
         for dialogue, content in dialogues.items():
             try:
                 if series not in split_of:
@@ -53,16 +65,18 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                     content["Dialog"].items(), key=lambda item: int(item[0].rsplit("_", 1)[1])
                 )
                 for position, (utterance, line) in enumerate(lines):
+                    for value in (series, dialogue, utterance):
+                        text_cell(value)
                     name = f"{line['Speaker']}_{utterance}"
                     used.add(name)
                     label, targets = _label(line["EmoAnnotation"], chosen)
-                    person = content["SpeakerInfo"][line["Speaker"]]["Name"]
+                    person = _name(content["SpeakerInfo"][line["Speaker"]]["Name"])
                     wav = os.path.relpath(wavs.get(name, folder / f"{name}.wav"), root)
                     rows.append(
                         Utterance(
                             id=utterance,
                             audio=wav,
-                            text=(line["Text"] or "").strip() or None,
+                            text=name_cell(line["Text"]),
                             split=split_of[series],
                             label=label,
                             targets=targets,
@@ -72,9 +86,15 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                             position=position,
                         )
                     )
+            except DataError as error:
+                raise DataError(
+                    f"{file}: {shown(dialogue)}: a cell {error}; mend it, or download the file "
+                    "again"
+                ) from None
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise DataError(
-                    f"{file}: {dialogue} is not as published ({type(error).__name__}: {error})"
+                    f"{file}: {shown(dialogue)} is not as published ({type(error).__name__}: "
+                    f"{shown(error)})"
                 ) from None
     report.orphans = [
         os.path.relpath(path, root) for name, path in wavs.items() if name not in used
@@ -94,8 +114,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
 def _object(text: str, file: Path) -> dict:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
+        raise DataError(f"{file}: not JSON ({reason(error)})") from None
     if not isinstance(value, dict) or not all(isinstance(d, dict) for d in value.values()):
         raise DataError(f"{file}: expected an object of series")
     return value
@@ -138,13 +158,20 @@ def _wavs(below: list[Path], root: Path, report: Report) -> tuple[Path, dict[str
     return root / AUDIO[0], {}
 
 
+def _name(value: object) -> str:
+    """Raises ValueError for what is no text, and for a gap."""
+    if not isinstance(value, str) or (name := name_cell(value)) is None:
+        raise ValueError(f"'{shown(value)}' is no name")
+    return name
+
+
 def _label(annotation: dict, chosen: LabelSet) -> tuple[str | None, tuple[float, ...] | None]:
     if chosen.task == "single":
-        label = annotation["final_main_emo"].strip().lower()
+        label = _name(annotation["final_main_emo"]).lower()
         if label not in chosen.labels:
-            raise ValueError(f"label '{label}'")
+            raise ValueError(f"label '{shown(label)}'")
         return label, None
-    names = {name.strip().lower() for name in annotation["final_mul_emo"].split(",")}
+    names = {strip(name).lower() for name in annotation["final_mul_emo"].split(",")}
     if names - set(chosen.labels):
         raise ValueError(f"labels {', '.join(sorted(names))}")
     return None, tuple(float(label in names) for label in chosen.labels)

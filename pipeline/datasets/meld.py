@@ -9,11 +9,13 @@ MELD.Raw.tar.gz carries C1 control characters, which are repaired and counted.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 
 from mer.manifests import CorpusInfo
 from mer.pipeline.datasets.files import (
+    elsewhere,
     find_repeats,
     folders,
     look,
@@ -26,6 +28,8 @@ from mer.pipeline.datasets.files import (
 from mer.pipeline.datasets.findings import Report, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.terminal import shown
 
 FOLDERS = {
     "train": ("train_splits", "train"),
@@ -35,6 +39,7 @@ FOLDERS = {
 COLUMN = {"emotion": "Emotion", "sentiment": "Sentiment"}  # label set -> csv column
 # what two rows share when one is a copy of the other
 LINE = ("Utterance", "Speaker", "Season", "Episode", "StartTime", "EndTime")
+NUMBER = re.compile(r"[0-9]{1,9}")
 DEPTH = 3  # folders below the root that are searched
 
 
@@ -50,10 +55,11 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             continue
         folder, clips, ignored = _clips(below, names)
         if folder is None:
-            report.warnings.append(
+            what = (
                 f"no folder of {split} clips ({' or '.join(names)}, with dia*_utt* files) found "
                 f"below {root}"
             )
+            report.warnings.append(what + elsewhere(root, names))
         if ignored:
             report.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
         lines = read_csv(table, [*LINE, "Dialogue_ID", "Utterance_ID", COLUMN[chosen.name]])
@@ -64,10 +70,10 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 f"dia{int(line['Dialogue_ID'])}",
                 f"dia{int(line['Dialogue_ID'])}_utt{int(line['Utterance_ID'])}",
             )
-            label = chosen.source.get(line[column].strip().lower())
+            label = chosen.source.get(strip(line[column]).lower())
             if label is None:
                 raise DataError(
-                    f"{table}: {name} has {column} '{line[column]}'; known: "
+                    f"{table}: {name} has {column} '{shown(line[column])}'; known: "
                     f"{', '.join(chosen.labels)}"
                 )
             text, speaker = repair(line["Utterance"]), repair(line["Speaker"])
@@ -81,10 +87,10 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 Utterance(
                     id=f"{split}/{name}",
                     audio=os.path.relpath(clip, root),
-                    text=text.strip() or None,
+                    text=strip(text) or None,
                     split=split,
                     label=label,
-                    speaker=speaker,
+                    speaker=speaker or None,
                     dialogue=f"{split}/{dialogue}",
                     position=position,
                 )
@@ -103,9 +109,10 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             os.path.relpath(path, root) for name, path in clips.items() if name not in used
         ]
     if not rows:
+        hint = elsewhere(root, [f"{split}_sent_emo.csv" for split in FOLDERS])
+        where = f"{DEPTH} levels of {shown(root.absolute(), 100)}"
         raise DataError(
-            f"meld: no *_sent_emo.csv within {DEPTH} levels of {root.absolute()}; to get it: "
-            f"{info.obtain}"
+            f"meld: no *_sent_emo.csv within {where}{hint or f'; to get it: {info.obtain}'}"
         )
     rows = look(rows, root, info, report)
     return Manifest(
@@ -156,12 +163,14 @@ def _positions(lines: list[dict[str, str]], table: Path) -> list[int]:
     """
     numbers = defaultdict(list)
     for i, line in enumerate(lines):
+        line["Dialogue_ID"], line["Utterance_ID"] = (
+            strip(line["Dialogue_ID"]),
+            strip(line["Utterance_ID"]),
+        )
         dialogue, utterance = line["Dialogue_ID"], line["Utterance_ID"]
-        if not (dialogue.isdecimal() and utterance.isdecimal()):
-            raise DataError(
-                f"{table}: {place(table, i)} has dialogue '{dialogue}' and utterance "
-                f"'{utterance}'; expected numbers"
-            )
+        if not (NUMBER.fullmatch(strip(dialogue)) and NUMBER.fullmatch(strip(utterance))):
+            what = f"dialogue '{shown(dialogue)}' and utterance '{shown(utterance)}'"
+            raise DataError(f"{table}: {place(table, i)} has {what}; expected numbers")
         numbers[int(dialogue)].append(int(utterance))
     ranks = {d: {u: rank for rank, u in enumerate(sorted(us))} for d, us in numbers.items()}
     return [ranks[int(line["Dialogue_ID"])][int(line["Utterance_ID"])] for line in lines]

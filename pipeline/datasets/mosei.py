@@ -109,7 +109,7 @@ def _transcripts(
     out: dict[str, list[tuple[str, float, float, str | None]]] = {}
     odd = 0
     for file in sorted(folder.glob("*.txt")) if folder is not None else ():
-        if hidden(file.name):
+        if hidden(file.name) or not file.is_file():
             continue
         text = file.read_bytes().decode("utf-8", errors="replace")
         if "\ufffd" in text:

@@ -82,7 +82,7 @@ def _transcripts(below: list[Path], report: Report) -> dict[tuple[str, str], str
     texts: dict[tuple[str, str], str] = {}
     odd = 0
     for file in sorted(folder.glob("*.annotprocessed")) if folder is not None else ():
-        if hidden(file.name):
+        if hidden(file.name) or not file.is_file():
             continue
         for line in file.read_bytes().decode("utf-8", errors="replace").split("\n"):
             number, delimiter, text = line.strip().partition(DELIMITER)

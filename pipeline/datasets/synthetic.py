@@ -32,6 +32,7 @@ from mer.manifests import CorpusInfo
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.store.arrays import sweep
 
 VERSION = 1
 RATE = 16_000  # Hz
@@ -171,6 +172,7 @@ def prepare(
     lines = plan(size, seed)
     try:
         (root / folder).mkdir(parents=True, exist_ok=True)
+        sweep(root / folder)
     except OSError as error:
         raise DataError(
             f"{root}: cannot write the synthetic corpus here ({error.strerror}); name another "

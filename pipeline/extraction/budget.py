@@ -23,6 +23,7 @@ from mer.pipeline.encoders.geometry import SAMPLE_RATE
 from mer.pipeline.extraction.fingerprint import ExtractOptions
 from mer.pipeline.extraction.parts import Encoder, is_out_of_memory, release, single_threaded
 from mer.pipeline.extraction.work import Work, one_thread, open_decoders
+from mer.pipeline.store.arrays import temporary_for
 
 # lengths are in samples and tokens, budgets are told in seconds and tokens
 UNIT = {"audio": SAMPLE_RATE, "text": 1}
@@ -298,7 +299,7 @@ def remember(key: str, trial: Trial, path: Path) -> None:
     except (OSError, ValueError):
         known = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_for(path)
     try:
         temporary.write_text(json.dumps({**known, key: asdict(trial)}, indent=1))
         os.replace(temporary, path)

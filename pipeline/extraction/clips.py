@@ -14,6 +14,7 @@ from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 
+TRACK = "track"  # in the recipe only where one was asked for
 # option: name in the recipe
 SETTINGS = {
     "audio_layer": "layer",
@@ -76,6 +77,7 @@ def extract_clips(
                 for option, name in SETTINGS.items()
                 if "audio" in recipe
             },
+            audio_track=recipe.get("audio", {}).get(TRACK, "auto"),
             dtype=recipe["dtype"],
             precision=recipe["precision"],
             device=device,
@@ -108,7 +110,8 @@ def extract_clips(
         Path.cwd(),
         like["language"],
     )
-    report = extract(manifest, out, options, progress=progress)
+    # a temporary folder of this process alone
+    report = extract(manifest, out, options, progress=progress, lock=False)
     store = FeatureStore(out)
     if store.header.recipe != recipe:
         now = store.header.modalities

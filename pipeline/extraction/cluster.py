@@ -31,9 +31,10 @@ from distributed import (
 )
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
+from distributed.security import Security
 
 from mer.pipeline.encoders.loading import Checkpoint, resolve
-from mer.pipeline.errors import DataError, EncoderError, MerError
+from mer.pipeline.errors import DataError, DependencyError, EncoderError, MerError
 from mer.pipeline.extraction.parts import Finished, Tally, keep
 from mer.pipeline.extraction.plan import Part, ShardPlan
 from mer.pipeline.extraction.work import Work, cores, load_encoders, open_decoders
@@ -252,6 +253,17 @@ class Cluster:
         return False
 
 
+def temporary_security() -> Security:
+    """A certificate and key that nobody else has. Raises DependencyError."""
+    try:
+        return Security.temporary()
+    except ImportError:
+        raise DependencyError(
+            "--workers needs the package cryptography; run `pip install cryptography`, or use "
+            "--shard i/n"
+        ) from None
+
+
 @contextmanager
 def local_cluster(workers: int) -> Iterator[LocalCluster]:
     """Worker processes on this machine.
@@ -260,15 +272,24 @@ def local_cluster(workers: int) -> Iterator[LocalCluster]:
     its death may not: Dask would wait for it without end, and so would the interpreter, since the
     workers ignore SIGTERM.
     """
-    # of the scheduler's status page: any free port, so that several runs go on side by side
-    address = "127.0.0.1:0"
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=address,
-        silence_logs=logging.CRITICAL,
-    )
+    # Whoever can talk to a scheduler can run code in its workers, and on a shared machine everybody
+    # can talk to a port of it: a key of this run alone, in memory, and no pages. What is left of
+    # their server listens on any free port, so that several runs go on.
+    security = temporary_security()
+    with dask.config.set(
+        {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    ):
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            protocol="tls",
+            host="127.0.0.1",
+            security=security,
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            silence_logs=logging.CRITICAL,
+        )
     try:
         yield cluster
     finally:

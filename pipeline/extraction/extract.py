@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 from mer.pipeline.encoders.loading import sha256_file
-from mer.pipeline.errors import DataError, FailuresError
+from mer.pipeline.errors import DataError, FailuresError, StoreError
 from mer.pipeline.extraction.budget import choose, fixed, wanted
 from mer.pipeline.extraction.fingerprint import UNREADABLE, ExtractOptions, span
 from mer.pipeline.extraction.outcome import NAMED, ExtractReport, flagged
@@ -34,14 +34,24 @@ from mer.pipeline.extraction.publish import (
     write_failures,
     write_head,
 )
-from mer.pipeline.extraction.state import State
-from mer.pipeline.extraction.work import Work, existing, load_encoders, make_job, open_decoders
+from mer.pipeline.extraction.state import State, made_here
+from mer.pipeline.extraction.work import (
+    Work,
+    existing,
+    load_encoders,
+    make_job,
+    open_decoders,
+    unsound_sources,
+)
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media.workers import AGAIN
 from mer.pipeline.runtime.hold import appear, held, hold, turn
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import FeatureStore, Shard
+from mer.pipeline.store.arrays import shortened
+
+LONG = 3600.0  # seconds; the output says how many clips are longer
 
 
 def extract(
@@ -58,6 +68,7 @@ def extract(
     scheduler: str | None = None,
     share: tuple[int, int] | None = None,
     gentle: bool = False,
+    lock: bool = True,
 ) -> ExtractReport:
     """Extract `manifest` into the store `out` (head file; its shards lie in `<out without
     .h5>.shards/`), or finish, update or check one.
@@ -67,7 +78,8 @@ def extract(
     checks every shard that is there before it is kept. `workers` local processes, or those of the
     Dask `scheduler` at an address, or other runs with the other shares (i, n) of the work, make the
     same bytes. `gentle`: on the first Ctrl-C or SIGTERM what is being computed is finished and
-    written, then KeyboardInterrupt or Terminated is raised.
+    written, then KeyboardInterrupt or Terminated is raised. `lock` False: on a file system without
+    locks, where the caller sees to it that no other run works at `out`.
 
     Raises KeyMismatchError when `out` was made by another recipe; FailuresError, with the report as
     `.report`, when more than `max_failures` utterances failed, after writing the rest;
@@ -87,6 +99,11 @@ def extract(
     state.look()
     if share is not None and not 1 <= share[0] <= share[1]:
         raise DataError(f"--shard {share[0]}/{share[1]}: expected i/n with i from 1 to n")
+    if share is not None and not lock:
+        raise DataError(
+            f"--shard {share[0]}/{share[1]}: shares of a run need locks; without them, run one "
+            "`mer extract` alone"
+        )
     if state.leaving:
         progress.note(
             f"{state.leaving:,} utterances of {state.out} are not in this manifest: they leave "
@@ -100,7 +117,7 @@ def extract(
     elif share is not None:
         report = run_share(state, confirm, *share)
     else:
-        with hold(state.folder / ".hold") as left_behind:
+        with hold(state.folder / ".hold", lock=lock) as left_behind:
             if left_behind:
                 progress.note(left_behind)
             state.look()  # what was found before the hold may have changed
@@ -130,28 +147,36 @@ def repair(
     root: str | os.PathLike | None = None,
     progress: Silent | None = None,
     gentle: bool = False,
+    lock: bool = True,
     **changes,
 ) -> ExtractReport:
     """Extract again what is damaged or missing in a store, with the recipe, encoders and manifest
     it remembers. `root`: where the media are now; `changes`: options such as device or offline.
     Raises DataError for a store that `mer extract` did not make.
     """
-    header = FeatureStore(head, check=False).header
-    made = header.provenance.get("extract")
-    if not header.recipe or not made:
+    store = FeatureStore(head, check=False)
+    header = store.header
+    if not header.recipe or "extract" not in header.provenance:
         raise DataError(
             f"{head}: its features were not made by `mer extract`, so they cannot be made again; "
             "import them again"
         )
+    made = made_here(store)
     if not made["manifest"]:
         raise DataError(
-            f"{head}: made from a manifest that was not a file; call extract() with that manifest "
-            "again"
+            f"{head}: does not say which manifest file it was made from (an export leaves it "
+            "out); extract or export it again"
         )
     manifest = Manifest.read(made["manifest"])
     if root is not None:
         manifest = manifest.with_root(root)
-    options = replace(ExtractOptions(**made["options"]), **changes)
+    try:
+        options = replace(ExtractOptions(**made["options"]), **changes)
+    except TypeError:
+        raise DataError(
+            f"{head}: made with options that this mer does not know; call `mer extract` for it "
+            "again"
+        ) from None
     return extract(
         manifest,
         head,
@@ -160,6 +185,7 @@ def repair(
         progress=progress,
         distrust=True,
         gentle=gentle,
+        lock=lock,
     )
 
 
@@ -168,8 +194,13 @@ def unchanged(state: State) -> ExtractReport:
     labels or splits.
     """
     head = state.head
-    made = head.header.provenance["extract"]
+    made = made_here(head)
     number = {u.id: row for row, u in enumerate(state.manifest.rows)}
+    if unknown := [failure["id"] for failure in made["failures"] if failure["id"] not in number]:
+        raise StoreError(
+            f"{state.out}: names a failure that is not in the manifest ({shortened(unknown[0])}); "
+            "make it again with --force"
+        )
     failures = [
         state.failure(number[failure["id"]], failure["stage"], failure["reason"])
         for failure in made["failures"]
@@ -238,6 +269,10 @@ def run_share(
             state.progress.note(left_behind)
         job = prepare(state)
         with turn(state.folder / ".turn") as ledger:
+            state.look()
+            # the others have finished since; a plan written now would be left behind
+            if state.complete:
+                return unchanged(state)
             job.adopt()
             others = any(held(path) for path in state.folder.glob(".hold-*-of-*") if path != mine)
             if not job.resumed and others and (state.work / "plan.json").exists():
@@ -264,7 +299,12 @@ def run_share(
             state.look()
             if state.complete:
                 return unchanged(state)
-            done = set(ledger.read().get(str(count), [])) | {index}
+            told = ledger.read().get(str(count))
+            done = (
+                {index} | {number for number in told if type(number) is int}
+                if isinstance(told, list)
+                else {index}
+            )
             ledger.write({str(count): sorted(done)})
             # then all parts have been published, even if a network file system does not show them
             # all yet
@@ -298,7 +338,11 @@ class Prepared:
         """Take the plan that another share has written meanwhile, if any."""
         settings = Settings.read(self.state.work / "plan.json", self.state.keys.fingerprint)
         if settings is not None:
-            self.work.plan, self.resumed = make_plan(self.state, settings, self.work), True
+            self.work.plan, self.resumed, self.work.resumed = (
+                make_plan(self.state, settings, self.work),
+                True,
+                True,
+            )
 
     def settle(self, confirm: Callable[[int], None]) -> None:
         """Self-test, and write down the plan if it is a new one."""
@@ -409,7 +453,7 @@ class Prepared:
 def prepare(state: State) -> Prepared:
     """Lengths, encoders and plan: the stored one of an unfinished run, or a new one."""
     rows, points = state.manifest.rows, state.keys.checkpoints
-    settings = Settings.read(state.work / "plan.json", state.keys.fingerprint)
+    settings = stored_plan(state)
     inputs = Inputs(
         ids=[u.id for u in rows],
         paths=[
@@ -425,6 +469,7 @@ def prepare(state: State) -> Prepared:
     left_out = dict(settings.left_out) if settings else {}
     try:
         inputs.samples = probe(state, inputs, left_out)
+        tell_long_clips(state, inputs)
     except BaseException:
         state.memory.save()  # lengths that have been read need not be read again, also after Ctrl-C
         raise
@@ -452,9 +497,29 @@ def prepare(state: State) -> Prepared:
         {m: encoder.dim for m, encoder in encoders.items()},
     )
     tokenise(work)
-    resumed = settings is not None
+    resumed = work.resumed = settings is not None
     work.plan = make_plan(state, settings or new_settings(state, work, left_out), work)
     return Prepared(state, work, resumed)
+
+
+def stored_plan(state: State) -> Settings | None:
+    """The plan of an unfinished run, if it can be gone on with; else a note says why not, and
+    everything that is sound is taken over.
+    """
+    note = state.progress.note
+    settings = Settings.read(state.work / "plan.json", state.keys.fingerprint, note)
+    if settings is None:
+        return None
+    modalities = list(state.keys.checkpoints)
+    if not settings.fits(len(state.manifest), modalities):
+        note(
+            f"{state.work / 'plan.json'}: the plan of an unfinished run is damaged; starting again"
+        )
+        return None
+    if reason := unsound_sources(state.folder, settings, modalities, state.keys.contents):
+        note(f"{reason}; planning the unfinished run again")
+        return None
+    return settings
 
 
 def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) -> list[int]:
@@ -462,7 +527,7 @@ def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) ->
     `left_out`.
     """
     samples, unknown = [0] * len(inputs.ids), []
-    spans = [span(u) for u in state.manifest.rows]
+    spans = [span(u, state.options.audio_track) for u in state.manifest.rows]
     for row, digest in enumerate(state.keys.digests):
         if not digest or row in left_out:
             continue
@@ -479,7 +544,7 @@ def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) ->
     if unknown:
         task = state.progress.task("reading lengths", len(unknown), "clips")
         with open_decoders(state.options, len(unknown)) as decoders, task as advance:
-            jobs = (make_job(inputs, row, "probe", state.options.channel) for row in unknown)
+            jobs = (make_job(inputs, row, "probe", state.options) for row in unknown)
             for row, result in zip(unknown, decoders.run(jobs, ahead=256), strict=True):
                 advance(1)
                 if result.stage == "changed":
@@ -497,6 +562,20 @@ def probe(state: State, inputs: Inputs, left_out: dict[int, tuple[str, str]]) ->
                         result.reason,
                     )
     return samples
+
+
+def tell_long_clips(state: State, inputs: Inputs) -> None:
+    """Say which clips take hours: a damaged header or a missing `end` may be to blame."""
+    found = [row for row, samples in enumerate(inputs.samples) if samples > LONG * SAMPLE_RATE]
+    if found:
+        hours = sum(inputs.samples[row] for row in found) / SAMPLE_RATE / 3600
+        longest = max(found, key=lambda row: inputs.samples[row])
+        state.progress.note(
+            f"{len(found):,} clips longer than {LONG / 3600:g} h, {hours:,.1f} h of audio "
+            "together, the longest "
+            f"{inputs.ids[longest]:.80} ({inputs.samples[longest] / SAMPLE_RATE / 3600:.1f} h); "
+            "if they should not be, give start and end"
+        )
 
 
 def tokenise(work: Work) -> None:
@@ -548,6 +627,7 @@ def new_settings(state: State, work: Work, left_out: dict[int, tuple[str, str]])
             there[path.name] = found.key
             for at, content in enumerate(found.meta["contents"]):
                 rows.setdefault(content, (path.name, at))
+    tell_decoded_again(state, rows)
     shards = cut_shards(work.inputs, set(left_out), options.shard_bytes)
     kept = [shard.name for shard in shards if there.get(shard.name) == shard.key]
     wanted = sorted(row for shard in shards if shard.name not in kept for row in shard.rows)
@@ -565,6 +645,19 @@ def new_settings(state: State, work: Work, left_out: dict[int, tuple[str, str]])
         rebuilt=[shard.name for shard in shards if shard.name in unsound],
         reused={row: rows[contents[row]] for row in wanted if contents[row] in rows},
     )
+
+
+def tell_decoded_again(state: State, there: Collection[str]) -> None:
+    """Say how many utterances, whose features are `there` from the first version of the decoder,
+    are decoded again, and why.
+    """
+    again = Counter(why for older, why in state.keys.older.values() if older in there)
+    if again:
+        reasons = ", ".join(f"{count:,} for {why}" for why, count in again.most_common())
+        state.progress.note(
+            f"{again.total():,} utterances are decoded again, because an earlier version read "
+            f"them otherwise: {reasons}"
+        )
 
 
 def encode_windows(job: Prepared, runner) -> Tally:
@@ -623,7 +716,13 @@ def finish(job: Prepared, tally: Tally) -> ExtractReport:
     number = {id: row for row, id in enumerate(work.inputs.ids)}
     failed = dict(work.plan.settings.left_out)
     for shard in shards:
-        failed |= {number[id]: (stage, reason) for id, stage, reason in shard.meta["failures"]}
+        for id, stage, reason in shard.meta["failures"]:
+            if id not in number:
+                raise StoreError(
+                    f"{shard.path}: its failures are not of this manifest; remove it and run the "
+                    "same command again"
+                )
+            failed[number[id]] = stage, reason
     shards = [shard for shard in shards if len(shard)]
     report.failures = [state.failure(row, *failed[row]) for row in sorted(failed)]
     write_failures(state.failures_path, report.failures)

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +26,10 @@ from mer.pipeline.encoders.geometry import Geometry, parse_layer
 from mer.pipeline.encoders.loading import Checkpoint, resolve, sha256_file
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.media.workers import identity
+from mer.pipeline.media import containers
+from mer.pipeline.media.containers import DECODER
+from mer.pipeline.media.workers import Decoders, Job, identity
+from mer.pipeline.store.arrays import sweep, temporary_for
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
 # a file changed this shortly before it was hashed may change again within a tick of the clock: not
@@ -47,6 +50,7 @@ class ExtractOptions:
     audio_layer: str = "last"  # last | N | mean:A-B
     pool: int = 1  # mean over this many frames
     channel: str = "auto"  # auto | centre | mix | a number from 0
+    audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
     dtype: str = "float16"  # as stored
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
@@ -78,6 +82,12 @@ class ExtractOptions:
         if self.channel not in ("auto", "centre", "mix") and not self.channel.isdecimal():
             raise DataError(
                 f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
+            )
+        if self.audio_track != "auto" and not (
+            self.audio_track.isascii() and self.audio_track.isdecimal()
+        ):
+            raise DataError(
+                f"--audio-track '{self.audio_track:.200}' is not auto or a number from 0"
             )
         for name, value, least in (
             ("pool", self.pool, 1),
@@ -119,6 +129,7 @@ class FileMemory:
             ("samples", pa.int64()),
             ("stage", pa.string()),
             ("reason", pa.string()),
+            ("decoder", pa.string()),
         ]
     )
 
@@ -128,50 +139,66 @@ class FileMemory:
         # (sha256, span) → samples, stage, reason
         self.spans: dict[tuple[str, str], tuple[int, str | None, str | None]] = {}
         self.seen: dict[str, tuple[int, int, int]] = {}  # what each file looked like in this run
+        # sha256 → why this version decodes the file otherwise than the first; "": it does not
+        self.kinds: dict[str, str] = {}
         self.changed = False
-        if path is not None and path.exists():
+        if path is not None and path.is_file():
             self._read(path)
 
     def _read(self, path: Path) -> None:
         try:
             with path.open("rb") as file:
-                table = pq.read_table(file, schema=self.SCHEMA)
+                metadata = pq.read_schema(file).metadata or {}
+                file.seek(0)
+                table = pq.read_table(file, schema=self.SCHEMA, page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError):
             return  # damaged or of another version: start afresh
-        if (table.schema.metadata or {}).get(b"mer", str(EXTRACTOR).encode()) != str(
-            EXTRACTOR
-        ).encode():
+        if metadata.get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
             return
         columns = [column.to_pylist() for column in table.columns]
-        for name, inode, size, mtime, digest, span, samples, stage, reason in zip(
+        ours = metadata.get(b"decoder") == str(DECODER).encode()
+        for name, inode, size, mtime, digest, span, samples, stage, reason, decoder in zip(
             *columns, strict=True
         ):
             if name is not None:
                 self.files[name] = inode, size, mtime, digest
-            if span is not None:
+            # what another version could not read this one tries
+            if span is not None and (ours or stage is None):
                 self.spans[digest, span] = samples, stage, reason
+            if decoder is not None and ours:
+                self.kinds[digest] = decoder
 
     def save(self) -> None:
         """Write what was learnt, atomically; a folder that cannot be written is no error."""
-        if self.path is None or not self.changed:
+        if self.path is None:
             return
-        rows = [(name, *entry, None, None, None, None) for name, entry in self.files.items()]
+        with contextlib.suppress(OSError):
+            sweep(self.path.parent, self.path.name)  # of a run that was killed while it wrote
+        if not self.changed:
+            return
+        rows = [(name, *entry, None, None, None, None, None) for name, entry in self.files.items()]
         rows += [
-            (None, None, None, None, digest, span, *entry)
+            (None, None, None, None, digest, span, *entry, None)
             for (digest, span), entry in self.spans.items()
+        ]
+        rows += [
+            (None, None, None, None, digest, None, None, None, None, why)
+            for digest, why in self.kinds.items()
         ]
         columns = list(zip(*rows, strict=True)) or [[] for _ in self.SCHEMA]
         table = pa.Table.from_arrays(
             [pa.array(c, f.type) for c, f in zip(columns, self.SCHEMA, strict=True)],
             schema=self.SCHEMA,
         )
-        temporary = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
+        temporary = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_for(self.path)
             with temporary.open("wb") as file:
-                pq.write_table(
-                    table.replace_schema_metadata({"mer": str(EXTRACTOR)}), file, compression="zstd"
+                marked = table.replace_schema_metadata(
+                    {"mer": str(EXTRACTOR), "decoder": str(DECODER)}
                 )
+                pq.write_table(marked, file, compression="zstd", write_page_checksum=True)
             os.replace(temporary, self.path)
         except PermissionError:
             return
@@ -180,7 +207,8 @@ class FileMemory:
                 raise
         finally:
             with contextlib.suppress(OSError):
-                temporary.unlink()
+                if temporary is not None:
+                    temporary.unlink()
         self.changed = False
 
     def known(self, path: Path) -> str | None:
@@ -223,14 +251,15 @@ def spelled(text: str | Path) -> str:
 @dataclass(frozen=True)
 class Keys:
     """`contents[i]` is the key of row i's content; `digests[i]` its audio file's sha256 ("" without
-    audio, "!stage" if unreadable).
-    """
+    audio, "!stage" if unreadable), with the decoder's version where an earlier one decoded the file
+    otherwise. `older`: for such rows the key that they had, and the reason."""
 
     recipe: dict
     contents: tuple[str, ...]
     digests: tuple[str, ...]
     fingerprint: str
     checkpoints: dict[str, Checkpoint]
+    older: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 def keys(
@@ -246,17 +275,22 @@ def keys(
     """
     checkpoints = find_encoders(manifest, options, memory)
     recipe = make_recipe(options, checkpoints)
-    digests = _digests(manifest, memory, cold) if "audio" in checkpoints else [""] * len(manifest)
+    digests, older = [""] * len(manifest), {}
+    texts = [u.text if "text" in checkpoints else None for u in manifest.rows]
+    if "audio" in checkpoints:
+        digests = _digests(manifest, memory, cold)
+        reasons = _decoded_otherwise(manifest, digests, options, memory)
+        for row, why in reasons.items():
+            older[row] = _content(manifest.rows[row], digests[row], texts[row]), why
+            digests[row] += f"+{DECODER}"
     contents = [
-        _content(
-            u, digest if "audio" in checkpoints else "", u.text if "text" in checkpoints else None
-        )
-        for u, digest in zip(manifest.rows, digests, strict=True)
+        _content(u, digest, text)
+        for u, digest, text in zip(manifest.rows, digests, texts, strict=True)
     ]
     h = hashlib.sha256(recipe_key(recipe).encode())
     for u, content in zip(manifest.rows, contents, strict=True):
         h.update(f"{json.dumps(u.id)} {content}\n".encode())
-    return Keys(recipe, tuple(contents), tuple(digests), h.hexdigest(), checkpoints)
+    return Keys(recipe, tuple(contents), tuple(digests), h.hexdigest(), checkpoints, older)
 
 
 def find_encoders(
@@ -295,6 +329,8 @@ def make_recipe(options: ExtractOptions, checkpoints: dict[str, Checkpoint]) -> 
             "channel": options.channel,
             "max_seconds": float(options.max_seconds),
         }
+        if options.audio_track != "auto":  # stores made before it could be asked for keep their key
+            recipe["audio"]["track"] = options.audio_track
     if "text" in checkpoints:
         recipe["text"] = {"encoder": checkpoints["text"].hash}
     return recipe
@@ -328,6 +364,10 @@ def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list
                             if was != now
                             else f"{part} encoder: {now} with other files"
                         )
+                    elif key == "track":
+                        found.append(
+                            f"audio track: {a.get(key, 'auto')} there, {b.get(key, 'auto')} now"
+                        )
                     else:
                         found.append(
                             f"{part} {key.replace('_', '-')}: {a.get(key)} there, {b.get(key)} now"
@@ -338,11 +378,11 @@ def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list
     return found
 
 
-def span(u: Utterance) -> str:
+def span(u: Utterance, track: str = "auto") -> str:
     """The part of the file that an utterance is, as text."""
     start = "" if u.start is None else repr(float(u.start))
     end = "" if u.end is None else repr(float(u.end))
-    return f"{start}:{end}"
+    return f"{start}:{end}" + ("" if track == "auto" else f" of track {track}")
 
 
 def _content(u: Utterance, digest: str, text: str | None) -> str:
@@ -393,6 +433,47 @@ def _digest(path: Path, memory: FileMemory) -> str:
         return memory.sha256(path)
     except OSError:
         return "!unreadable"
+
+
+def _decoded_otherwise(
+    manifest: Manifest, digests: list[str], options: ExtractOptions, memory: FileMemory
+) -> dict[int, str]:
+    """Row → reason, for rows whose file this version decodes otherwise than the first: only their
+    content has another key. Bytes alone tell it of most files; for containers with time stamps a
+    decoding process looks at their packets. What was found is remembered."""
+    unknown: dict[str, str] = {}  # sha256 → a file that has it
+    for u, digest in zip(manifest.rows, digests, strict=True):
+        if digest and not digest.startswith("!") and digest not in memory.kinds:
+            unknown.setdefault(digest, str(manifest.root / u.audio))
+    if unknown:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = dict(zip(unknown, pool.map(_told_by_bytes, unknown.values()), strict=True))
+        asked = [digest for digest, why in found.items() if why is None]
+        workers = (
+            options.decoders
+            if options.decoders >= 0
+            else max(1, min(16, (os.cpu_count() or 2) // 2))
+        )
+        with Decoders(min(workers, len(asked)), timeout=options.decode_timeout) as decoders:
+            jobs = (Job("changed", unknown[digest], "auto", None, None) for digest in asked)
+            for digest, result in zip(asked, decoders.run(jobs, ahead=256), strict=True):
+                found[digest] = (result.reason or "") if result.stage is None else None
+        for digest, why in found.items():
+            if why is not None:
+                memory.kinds[digest] = why
+                memory.changed = True
+    return {row: why for row, digest in enumerate(digests) if (why := memory.kinds.get(digest))}
+
+
+def _told_by_bytes(path: str) -> str | None:
+    """Why a file is decoded otherwise, "" if it is not; None where its packets have to be looked
+    at.
+    """
+    try:
+        found = containers.look(path)
+    except (OSError, ValueError):
+        return None
+    return found.why or ("" if found.exact or found.missing else None)
 
 
 def memory_path(source: Path | None) -> Path | None:

@@ -23,11 +23,11 @@ from mer.pipeline.media.workers import Decoded, Decoders, Job
 from mer.pipeline.runtime.background import Writer, prefetch
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import Shard, ShardWriter
-from mer.pipeline.store.schema import HALF_MAX
+from mer.pipeline.store.schema import HALF_MAX, is_count
 from mer.pipeline.store.shard import largest
 
 # What is recorded of an utterance in the store's flags, one bit each, and what it means; the media
-# flags are those of `mer.pipeline.media.audio`.
+# flags are those of `mer.pipeline.media.audio`. Bits are in stores: append only.
 FLAGS = {
     "short": "shorter than the encoder's first frame, padded with zeros",
     "chunked": "longer than --max-seconds, encoded in overlapping pieces",
@@ -38,6 +38,12 @@ FLAGS = {
     "rate_rounded": "resampled by a ratio that was rounded",
     "start_clipped": "a start before 0 s, taken as 0",
     "end_beyond": "an end beyond the end of the file",
+    "late": "sound that begins after the file's time line, silence before it",
+    "gap": "a gap in the time stamps, filled with silence",
+    "tracks": "several audio tracks in the file, of which one was read",
+    "unsized": "a header without its true length, decoded to the end of the data",
+    "damaged": "frames that could not be decoded, left out",
+    "trailing": "data behind the end of the audio, not read",
 }
 BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
 # (part, length, fresh=True): so much of a part is done; not fresh: an earlier run did it
@@ -162,7 +168,10 @@ class Begun:
             return None
         try:
             shard = Shard(path)
-            batches = shard.meta["batches"]
+            batches = shard.meta.get("batches")
+            if not is_count(batches) or list(shard.modalities) != [part.modality]:
+                return None
+            check_failures(shard, int)
             if (
                 shard.key != part.key
                 or not 0 < batches < len(part.batches)
@@ -470,6 +479,31 @@ def stored(frames: np.ndarray, dtype: str) -> np.ndarray:
     return frames.copy()
 
 
+def check_failures(shard: Shard, kind: type) -> None:
+    """Raise StoreError unless a shard lists its failures as extraction does: (row or id, stage,
+    reason).
+    """
+    failures = shard.meta.get("failures")
+    sound = isinstance(failures, list) and all(
+        isinstance(failure, list) and len(failure) == 3 for failure in failures
+    )
+    if not sound or not all(
+        type(what) is kind and isinstance(stage, str) and isinstance(reason, str)
+        for what, stage, reason in failures
+    ):
+        raise StoreError(f"{shard.path}: its list of failures is not one of mer's")
+
+
+def _check_part(shard: Shard, part: Part) -> None:
+    """Raise StoreError unless a part has every item of the plan, or says why not."""
+    if list(shard.modalities) != [part.modality]:
+        raise StoreError(f"{shard.path}: holds {', '.join(shard.modalities)}, not {part.modality}")
+    check_failures(shard, int)
+    there, failed = set(shard.ids), {row for row, _, _ in shard.meta["failures"]}
+    if not all(item.key in there or item.row in failed for item in part.items):
+        raise StoreError(f"{shard.path}: lacks items of the plan")
+
+
 class Finished:
     """The finished parts of a window: where each item's frames are, and which rows failed."""
 
@@ -491,6 +525,7 @@ class Finished:
                 read and next(shard.mismatches(part.modality), None) is not None
             ):
                 raise DataError("not this part")
+            _check_part(shard, part)
         except MerError:
             path.unlink(missing_ok=True)
             return False
@@ -503,8 +538,13 @@ class Finished:
     def get(self, modality: str, key: str) -> tuple[np.ndarray, int]:
         """Frames of an item (T, D) as stored, and its flags.
 
-        Raises StoreError when they do not match their checksum.
+        Raises StoreError when they are not there or do not match their checksum.
         """
+        if (modality, key) not in self.frames:
+            raise StoreError(
+                f"{self.folder}: lacks {modality} of item {key}; remove that folder and run the "
+                "same command again"
+            )
         shard, at = self.frames[modality, key]
         frames = shard.frames(modality, at, at + 1)
         if next(shard.differing(modality, frames, at, at + 1), None) is not None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,11 @@ import numpy as np
 
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
 from mer.pipeline.extraction.batching import cut, group
+from mer.pipeline.runtime.limits import PLAN_BYTES
+from mer.pipeline.store.arrays import temporary_for
+from mer.pipeline.store.schema import demand, is_count, read_json
+
+SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 
 
 @dataclass
@@ -67,11 +73,15 @@ class Settings:
     reused: dict[int, tuple[str, int]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        """Publish the plan with its checksum, so that no resume follows another plan
+        than was made.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_for(path)
+        content = asdict(self)
         try:
             with temporary.open("w") as file:
-                json.dump(asdict(self), file)
+                json.dump({**content, "checksum": _checksum(content)}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -79,17 +89,102 @@ class Settings:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def read(cls, path: Path, fingerprint: str) -> Settings | None:
-        """The plan of an unfinished run for the same fingerprint, if there is one."""
+    def read(
+        cls, path: Path, fingerprint: str, note: Callable[[str], None] = lambda reason: None
+    ) -> Settings | None:
+        """The plan of an unfinished run for the same fingerprint, if there is one that can be
+        relied on; `note` is told if there is one that cannot.
+        """
         try:
-            raw = json.loads(path.read_text())
-            if raw["fingerprint"] != fingerprint:
-                return None
-            for name in ("left_out", "reused"):
-                raw[name] = {int(row): tuple(value) for row, value in raw[name].items()}
-            return cls(**raw)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raw = _read_plan(path)
+        except (OSError, ValueError):
             return None
+        if raw.get("fingerprint") != fingerprint:
+            return None
+        told = raw.pop("checksum", None)
+        if told is None:
+            note(
+                f"{path}: the plan of an unfinished run has no checksum, as mer made them before; "
+                "starting again"
+            )
+            return None
+        try:
+            demand(told == _checksum(raw), "it differs from its checksum")
+            for name in ("left_out", "reused"):
+                demand(isinstance(raw.get(name), dict), f"its {name} is not an object")
+                raw[name] = {int(row): tuple(value) for row, value in raw[name].items()}
+            settings = cls(**raw)
+            settings._check()
+        except (ValueError, TypeError) as error:
+            note(f"{path}: the plan of an unfinished run is damaged ({error}); starting again")
+            return None
+        return settings
+
+    @staticmethod
+    def names(path: Path) -> str | None:
+        """The fingerprint that the plan at `path` is for, whether or not it can be relied on; None
+        when it says none.
+        """
+        try:
+            found = _read_plan(path).get("fingerprint")
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, str) else None
+
+    def _check(self) -> None:
+        """Raise ValueError for what no plan says: its checksum tells accidents only."""
+        for name in ("budgets", "part_lengths"):
+            lengths = getattr(self, name)
+            demand(
+                isinstance(lengths, dict) and all(map(is_count, lengths.values())),
+                f"its {name} are not numbers",
+            )
+            demand(all(value > 0 for value in lengths.values()), f"its {name} are not above 0")
+        demand(
+            is_count(self.shard_bytes) and is_count(self.window),
+            "its shard_bytes or window is not a number",
+        )
+        for name in ("one_by_one", "kept", "rebuilt"):
+            texts = getattr(self, name)
+            demand(
+                isinstance(texts, list) and all(isinstance(text, str) for text in texts),
+                f"its {name} is not a list of names",
+            )
+        for why in self.left_out.values():
+            demand(
+                len(why) == 2 and all(isinstance(text, str) for text in why),
+                "its left_out has no reasons",
+            )
+        for place in self.reused.values():
+            demand(
+                len(place) == 2 and isinstance(place[0], str) and is_count(place[1]),
+                "its reused has no places",
+            )
+            demand(SHARD_NAME.fullmatch(place[0]) is not None, "its reused names no shard")
+
+    def fits(self, rows: int, modalities: Sequence[str]) -> bool:
+        """Whether it speaks of these rows and modalities only."""
+        within = all(0 <= row < rows for row in [*self.left_out, *self.reused])
+        return (
+            within
+            and set(modalities) <= self.budgets.keys()
+            and set(modalities) <= self.part_lengths.keys()
+        )
+
+
+def _read_plan(path: Path) -> dict:
+    """Raises OSError or ValueError for what is no JSON object in a plain file."""
+    if not path.is_file() or path.stat().st_size > PLAN_BYTES:
+        raise ValueError("no plan")
+    raw = read_json(path.read_bytes(), "the plan", limit=PLAN_BYTES)
+    demand(isinstance(raw, dict), "the plan is not an object")
+    return raw
+
+
+def _checksum(content: dict) -> str:
+    """Of a plan, as JSON has it: numbers of rows are texts there."""
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

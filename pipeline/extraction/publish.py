@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 import time
@@ -17,13 +16,12 @@ from pathlib import Path
 
 from mer.pipeline.extraction.fingerprint import ExtractOptions
 from mer.pipeline.extraction.outcome import ExtractReport, Failure
-from mer.pipeline.extraction.plan import Settings
+from mer.pipeline.extraction.plan import SHARD_NAME, Settings
 from mer.pipeline.extraction.state import State
 from mer.pipeline.extraction.work import Work
 from mer.pipeline.store import ModalityInfo, build_index
-from mer.pipeline.store.arrays import temporary_for
+from mer.pipeline.store.arrays import leftovers, sweep, temporary_for
 
-SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 # of the manifest, in the head
 COLUMNS = (
     "id",
@@ -143,6 +141,8 @@ def tidy(state: State, shards: list[Path]) -> None:
     for path in state.work.glob("*.h5"):
         path.unlink(missing_ok=True)
     shutil.rmtree(state.work, ignore_errors=True)
+    sweep(state.folder)
+    sweep(state.out.parent, state.out.name)
 
 
 def left_untidy(state: State) -> bool:
@@ -150,7 +150,11 @@ def left_untidy(state: State) -> bool:
 
     What another run has left, with other options or of another corpus, is that run's to go on with.
     """
-    if not state.work.exists() or not os.access(state.folder, os.W_OK):
+    if not os.access(state.folder, os.W_OK):
+        return False
+    if leftovers(state.folder) or leftovers(state.out.parent, state.out.name):
+        return True
+    if not state.work.exists():
         return False
     plan = state.work / "plan.json"
-    return not plan.exists() or Settings.read(plan, state.keys.fingerprint) is not None
+    return not plan.exists() or Settings.names(plan) == state.keys.fingerprint

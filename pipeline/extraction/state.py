@@ -18,11 +18,13 @@ from mer.pipeline.extraction.fingerprint import (
     spelled,
 )
 from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.parts import FLAGS
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media.workers import AGAIN
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import FeatureStore
+from mer.pipeline.store.arrays import refuse_link
 
 
 @dataclass
@@ -49,8 +51,11 @@ class State:
             raise DataError(
                 f"{spelled(self.out)}: the name of a store must be UTF-8; choose another --out"
             )
+        refuse_link(self.out)
         self.folder = self.out.with_name(self.out.name.removesuffix(".h5") + ".shards")
         self.work = self.folder / ".work"
+        refuse_link(self.folder)
+        refuse_link(self.work)
         self.failures_path = self.folder / "failures.jsonl"
         self.memory = FileMemory(memory_path(self.source) or self.folder / ".mer-files.parquet")
         try:
@@ -89,7 +94,7 @@ class State:
             self.progress.note(f"replacing {self.out} ({what})")
             return
         self.head = head
-        made = head.header.provenance["extract"]
+        made = made_here(head)
         if head.header.fingerprint != self.keys.fingerprint or any(
             failure["stage"] in AGAIN for failure in made["failures"]
         ):
@@ -125,3 +130,39 @@ class State:
 
     def untrained(self) -> list[str]:
         return [m for m, point in self.keys.checkpoints.items() if not point.trained]
+
+
+def made_here(head: FeatureStore) -> dict:
+    """What an extraction noted in the head file.
+
+    Raises StoreError when it is not as `mer extract` writes it.
+    """
+    made = head.header.provenance.get("extract")
+    kinds = {
+        "manifest_hash": str,
+        "options": dict,
+        "failures": list,
+        "padding": dict,
+        "self_test": dict,
+        "counts": dict,
+        "audio_seconds": (int, float),
+    }
+    sound = (
+        isinstance(made, dict)
+        and "manifest" in made
+        and all(isinstance(made.get(name), kind) for name, kind in kinds.items())
+    )
+    if sound:
+        texts = ("id", "stage", "reason")
+        sound = all(
+            isinstance(f, dict) and all(isinstance(f.get(name), str) for name in texts)
+            for f in made["failures"]
+        )
+    if sound:
+        sound = set(made["counts"]) <= FLAGS.keys() and isinstance(made["manifest"], str | None)
+    if not sound:
+        raise StoreError(
+            f"{head.path}: what it says of its making is damaged; `mer extract --force` makes it "
+            "again, sound shards kept"
+        )
+    return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from mer.pipeline.extraction.parts import (
     Source,
     Tally,
     audio_inputs,
+    check_failures,
     run_parts,
     text_inputs,
 )
-from mer.pipeline.extraction.plan import Inputs, Item, Part, Plan, ShardPlan
+from mer.pipeline.extraction.plan import Inputs, Item, Part, Plan, Settings, ShardPlan
 from mer.pipeline.media.workers import AGAIN, Decoders, Job
 from mer.pipeline.runtime.hold import appear
 from mer.pipeline.runtime.signals import Stop
@@ -91,9 +92,11 @@ def open_decoders(options: ExtractOptions, jobs: int) -> Decoders:
     return Decoders(min(wanted, jobs), timeout=options.decode_timeout)
 
 
-def make_job(inputs: Inputs, row: int, what: str, channel: str) -> Job:
+def make_job(inputs: Inputs, row: int, what: str, options: ExtractOptions) -> Job:
     path = inputs.paths[row]
-    return Job(what, path, channel, *inputs.spans[row], inputs.seen.get(path))
+    return Job(
+        what, path, options.channel, *inputs.spans[row], inputs.seen.get(path), options.audio_track
+    )
 
 
 @dataclass
@@ -109,6 +112,9 @@ class Work:
     dims: dict[str, int]
     # kept open between calls by a worker that does part after part
     decoders: Decoders | None = None
+    resumed: bool = False  # then what is there was written by another run, perhaps long ago
+    # names of shards that this process has found to be so
+    sound: set[str] = field(default_factory=set)
 
     @property
     def work(self) -> Path:
@@ -129,7 +135,7 @@ class Work:
                 read = audio_inputs(
                     encoder,
                     decoders,
-                    lambda row: make_job(inputs, row, "load", options.channel),
+                    lambda row: make_job(inputs, row, "load", options),
                     inputs.samples,
                 )
                 found[modality] = Source(encoder, read, options.pool, modality in alone)
@@ -157,6 +163,11 @@ class Work:
                 if not inputs:
                     continue
                 absolute, relative = invariance(encoder.encode, inputs)
+                if not np.isfinite(relative):  # a clip that overflows will fail alone, by its name
+                    inputs = [x for x in inputs if np.isfinite(encoder.encode([x])[0]).all()]
+                    absolute, relative = (
+                        invariance(encoder.encode, inputs) if inputs else (absolute, relative)
+                    )
                 name = f"{modality} encoder {encoder.checkpoint.name}"
                 if not np.isfinite(relative):
                     raise EncoderError(
@@ -210,8 +221,10 @@ class Work:
             if found.key != shard.key:
                 return False
             # the unsound one lies there under the same name until it is replaced
-            if shard.name in self.plan.settings.rebuilt:
+            rebuilt = shard.name in self.plan.settings.rebuilt
+            if (rebuilt or self.resumed) and shard.name not in self.sound:
                 check_sound(found)
+                self.sound.add(shard.name)
             return True
         except MerError:
             return False
@@ -283,15 +296,7 @@ class Work:
         for row in shard.rows:
             if row in settings.reused:
                 name, at = settings.reused[row]
-                if older[name].meta["contents"][at] != inputs.contents[row]:
-                    raise StoreError(
-                        f"{self.folder / name}: changed while it was being copied from; run the "
-                        "same command again"
-                    )
-                frames, flags = (
-                    {m: older[name].frames(m, at, at + 1) for m in self.dims},
-                    int(older[name].flags[at]),
-                )
+                frames, flags = copied(older[name], at, list(self.dims), inputs.contents[row])
             elif row in finished.failures:
                 failures.append([inputs.ids[row], *finished.failures[row]])
                 continue
@@ -337,10 +342,71 @@ class Work:
             (self.work / part.begun).unlink(missing_ok=True)
 
 
-def check_sound(shard: Shard) -> None:
-    """Raise StoreError for a shard whose frames differ from their checksums, or in which a decoder
-    ran out of time or was killed.
+def copied(
+    shard: Shard, at: int, modalities: Sequence[str], content: str
+) -> tuple[dict[str, np.ndarray], int]:
+    """Features and flags of one utterance of an older shard.
+
+    Raises StoreError unless its content is `content` and its frames match their checksums: written
+    again they would get new ones, and nobody could tell.
     """
+    contents = shard.meta.get("contents")
+    if (
+        not isinstance(contents, list)
+        or len(contents) != len(shard)
+        or at >= len(shard)
+        or contents[at] != content
+    ):
+        raise StoreError(
+            f"{shard.path}: changed while it was being copied from; run the same command again"
+        )
+    frames = {m: shard.frames(m, at, at + 1) for m in modalities}
+    for m, x in frames.items():
+        if next(shard.differing(m, x, at, at + 1), None) is not None:
+            raise StoreError(
+                f"{shard.path}: {m} of '{shard.ids[at]}' does not match its checksum; run the "
+                "same command again"
+            )
+    return frames, int(shard.flags[at])
+
+
+def unsound_sources(
+    folder: Path, settings: Settings, modalities: Sequence[str], contents: Sequence[str]
+) -> str | None:
+    """Why a stored plan cannot be followed any more: what is wrong with the first older shard that
+    it takes features from; None if nothing is. The plan has nothing else to make those features
+    from. `contents` are the keys of the rows.
+    """
+    taken: dict[str, list[tuple[int, int]]] = {name: [] for name in settings.kept}
+    for row, (name, at) in settings.reused.items():
+        taken.setdefault(name, []).append((row, at))
+    for name, places in sorted(taken.items()):
+        try:
+            shard = Shard(folder / name)
+            check_sound(shard)
+        except MerError as error:
+            return str(error).partition("; ")[0]
+        if list(shard.modalities) != list(modalities):
+            return f"{shard.path}: holds {', '.join(shard.modalities)}"
+        if not all(
+            at < len(shard) and shard.meta["contents"][at] == contents[row] for row, at in places
+        ):
+            return f"{shard.path}: does not hold what the plan of an unfinished run takes from it"
+    return None
+
+
+def check_sound(shard: Shard) -> None:
+    """Raise StoreError for a shard whose frames differ from their checksums, that does not say what
+    is in it as extraction does, or in which a decoder ran out of time or was killed.
+    """
+    contents = shard.meta.get("contents")
+    if (
+        not isinstance(contents, list)
+        or len(contents) != len(shard)
+        or not all(isinstance(content, str) for content in contents)
+    ):
+        raise StoreError(f"{shard.path}: does not say what its utterances were made from")
+    check_failures(shard, str)
     for modality in shard.modalities:
         if next(shard.mismatches(modality), None) is not None:
             raise StoreError(f"{shard.path}: {modality} differs from its checksums")

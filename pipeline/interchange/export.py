@@ -1,11 +1,15 @@
-"""A store as other tools' files, so that nobody is locked in.
+"""A store as other tools' files, so that nobody is locked in. Each goes to a new place, and appears
+whole or not at all.
 
-Each goes to a new place, and appears whole or not at all.
+What is copied is held against its checksums on the way: a copy gets checksums of its own, so one
+made of a damaged shard would be called sound for ever. Cells that a spreadsheet would run are
+guarded, and what the header says of the machine stays at home, unless asked for.
 """
 
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import json
 import os
@@ -15,8 +19,8 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pyarrow as pa
@@ -25,28 +29,88 @@ import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import arrays, head, shard
+from mer.pipeline.store.cells import guarded
 from mer.pipeline.store.reader import FeatureStore
-from mer.pipeline.store.schema import COLUMNS, SPLITS
+from mer.pipeline.store.schema import COLUMNS, SPLITS, Header
 
 MMSA_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 # bytes of padded arrays, held in memory; MELD at frame rate would be over 100 GB
 MMSA_LIMIT = 16 << 30
-SAFE_NAME = r"[\w$+=@-][\w$+=@.-]{0,99}"  # an id that can name a file; others get a number
+# an id that can name a file, and be in a cell as it is; others get a number
+SAFE_NAME = r"[\w$][\w$+=@.-]{0,99}"
+# /home/me/ of "/home/me/a.wav: no such file"
+FOLDERS = re.compile(r"(?<![\w:/\\.])(?:[A-Za-z]:\\|/)(?:[^\s'\",;:/\\]+[/\\])+")
+# entries of the provenance that say where a store was made
+MACHINE = ("host", "hostname", "user", "cwd")
 GROUP_ROWS, GROUP_BYTES = 1024, 64 << 20  # one row group of the Parquet export
 
 
+@dataclass(frozen=True)
+class Copy:
+    """What is exported and how: the rows of a store, and two choices of the user."""
+
+    store: FeatureStore
+    rows: np.ndarray
+    # index.csv with every cell as it is, also one that a spreadsheet takes for a formula
+    plain_cells: bool = False
+    with_provenance: bool = False  # the header with host and absolute paths
+
+    def frames(self, modality: str, row: int, dtype: str | None = None) -> np.ndarray:
+        """(T, D) of one utterance, as it was written or StoreError."""
+        return self.store.features(modality, row, dtype, check=True)
+
+    def header(self) -> Header:
+        header = self.store.header
+        return (
+            header
+            if self.with_provenance
+            else replace(header, provenance=portable(header.provenance))
+        )
+
+
 def export(
-    store: FeatureStore, to: str, out: str | os.PathLike, *, subset: str | None = None
-) -> int:
-    """Write the store, or its `subset` (a split, or a file with one id a line), as `to` at `out`;
-    returns the number of utterances.
+    store: FeatureStore,
+    to: str,
+    out: str | os.PathLike,
+    *,
+    subset: str | None = None,
+    plain_cells: bool = False,
+    with_provenance: bool = False,
+) -> tuple[int, bool]:
+    """Write the store, or its `subset`, as `to` at `out`.
+
+    Args:
+        subset: a split, or a file with one id a line.
+        plain_cells, with_provenance: as in `Copy`.
+
+    Returns:
+        The number of utterances, and whether anything was written: False when `out` holds these
+        very bytes already.
+
+    Raises:
+        StoreError: a shard is damaged; nothing is left at `out`.
+        DataError: something else is at `out`, or the subset is none.
     """
     out = Path(out)
-    if os.path.lexists(out):
-        raise DataError(f"{out}: exists already; remove it or name another place")
     rows = select(store, subset)
-    EXPORTS[to](store, rows, out)
-    return len(rows)
+    written = EXPORTS[to](Copy(store, rows, plain_cells, with_provenance), out)
+    return len(rows), written
+
+
+def portable(provenance):
+    """`provenance` without what tells of the machine: host, user, absolute paths (None), folders of
+    paths inside a text (`…/name`)."""
+    if isinstance(provenance, dict):
+        return {key: portable(value) for key, value in provenance.items() if key not in MACHINE}
+    if isinstance(provenance, list | tuple):
+        return [portable(value) for value in provenance]
+    if not isinstance(provenance, str):
+        return provenance
+    if ": " not in provenance and (
+        PurePosixPath(provenance).is_absolute() or PureWindowsPath(provenance).is_absolute()
+    ):
+        return None
+    return FOLDERS.sub("…/", provenance)
 
 
 def select(store: FeatureStore, subset: str | None) -> np.ndarray:
@@ -79,13 +143,12 @@ def in_split(table: pa.Table, split: str) -> np.ndarray:
     return np.flatnonzero(pc.equal(table["split"], split).to_numpy(zero_copy_only=False))
 
 
-def to_single(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
-    """One file that is a store by itself: a head with its one shard inside.
-
-    Streams, whatever the size.
-    """
+def to_single(copy: Copy, out: Path) -> bool:
+    """One file that is a store by itself: a head with its one shard inside. Streams, whatever the
+    size."""
+    store, rows, header = copy.store, copy.rows, copy.header()
     table = store.table().take(rows)
-    modalities = store.header.modalities
+    modalities = header.modalities
     kinds = [
         {"name": m, "dim": info.dim, "dtype": info.dtype, "overflow": info.extra.get("overflow", 0)}
         for m, info in modalities.items()
@@ -93,7 +156,7 @@ def to_single(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
 
     def frames(m: str) -> Iterator[np.ndarray]:
         return (
-            store.features(m, row, "stored").astype(modalities[m].dtype, copy=False) for row in rows
+            copy.frames(m, row, "stored").astype(modalities[m].dtype, copy=False) for row in rows
         )
 
     duration, flags = table["duration"].to_numpy(), store.flags[rows]
@@ -104,7 +167,7 @@ def to_single(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
         duration=duration,
         flags=flags,
         meta={},
-        key=store.header.fingerprint,
+        key=header.fingerprint,
     )
     columns = {
         "shard": np.zeros(len(rows)),
@@ -115,44 +178,50 @@ def to_single(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
     columns |= {f"n_{m}": table[f"n_{m}"].to_numpy() for m in modalities}
     record = head.ShardRecord(out, 0, "", attrs["identity"], head.EMBEDDED)
     head_attrs, head_data = head.compose(
-        store.header, table.select(COLUMNS.names), columns, [""], [record]
+        header, table.select(COLUMNS.names), columns, [""], [record]
     )
     everything = head_data | {f"{head.EMBEDDED}/{name}": array for name, array in data.items()}
-    arrays.write(out, attrs={"/": head_attrs, f"/{head.EMBEDDED}": attrs}, arrays=everything)
+    with _file(out) as place:
+        arrays.write(
+            place.path, attrs={"/": head_attrs, f"/{head.EMBEDDED}": attrs}, arrays=everything
+        )
+    return place.written
 
 
-def to_npy(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
+def to_npy(copy: Copy, out: Path) -> bool:
     """A folder: <modality>/<file>.npy (T, D), index.csv (a row an utterance) and header.json."""
-    with _folder(out) as folder:
-        names = write_index(store, rows, folder)
+    store = copy.store
+    with _folder(out) as place:
+        names = write_index(copy, place.path)
         for m in store.header.modalities:
-            (folder / m).mkdir()
-            for row, name in zip(rows, names, strict=True):
+            (place.path / m).mkdir()
+            for row, name in zip(copy.rows, names, strict=True):
                 if store.lengths(m)[row]:
                     packed = io.BytesIO()  # np.save to a file that cannot grow does not say why
-                    np.save(packed, store.features(m, row, "stored"))
-                    (folder / m / f"{name}.npy").write_bytes(packed.getbuffer())
+                    np.save(packed, copy.frames(m, row, "stored"))
+                    (place.path / m / f"{name}.npy").write_bytes(packed.getbuffer())
+    return place.written
 
 
-def to_parquet(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
+def to_parquet(copy: Copy, out: Path) -> bool:
     """One Parquet file: the table, and a column <modality>_features of T lists of D float32; the
-    header is its metadata `mer`.
-    """
+    header is its metadata `mer`."""
+    store, rows = copy.store, copy.rows
     modalities = store.header.modalities
     kinds = {m: pa.list_(pa.list_(pa.float32(), info.dim)) for m, info in modalities.items()}
     columns = [f for f in store.table().schema if f.name not in ("shard", "shard_row")]
     schema = pa.schema(
         [*columns, *(pa.field(f"{m}_features", kind) for m, kind in kinds.items())],
-        {"mer": store.header.to_json()},
+        {"mer": copy.header().to_json()},
     )
     steps = sum(store.lengths(m)[rows] * info.dim * 4 for m, info in modalities.items())
-    with _file(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with _file(out) as place, pq.ParquetWriter(place.path, schema, compression="zstd") as writer:
         for start, stop in _pieces(steps):
             part = rows[start:stop]
             taken = store.table().take(part)
             data = [taken[f.name].combine_chunks() for f in columns]
             for m, kind in kinds.items():
-                packed, offsets = store.packed(m, part, dtype="float32")
+                packed, offsets = store.packed(m, part, dtype="float32", check=True)
                 items = pa.FixedSizeListArray.from_arrays(
                     pa.array(packed.reshape(-1)), modalities[m].dim
                 )
@@ -162,13 +231,14 @@ def to_parquet(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
             writer.write_table(
                 pa.Table.from_arrays(data, schema=schema), row_group_size=max(1, len(part))
             )
+    return place.written
 
 
-def to_mmsa(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
+def to_mmsa(copy: Copy, out: Path) -> bool:
     """A pickle as the MMSA tools read it: dict(train, valid, test), padded arrays, and true lengths
-    for every modality.
-    """
-    table, header = store.table(), store.header
+    for every modality."""
+    store, rows = copy.store, copy.rows
+    table, header = store.table(), copy.header()
     parts = {
         name: np.intersect1d(rows, in_split(table, split)) for split, name in MMSA_SPLITS.items()
     }
@@ -195,12 +265,13 @@ def to_mmsa(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
         for m, info in header.modalities.items():
             entry[m] = np.zeros((len(part), longest[m], info.dim), np.float32)
             for x, row in zip(entry[m], part, strict=True):
-                x[: store.lengths(m)[row]] = store.features(m, row)
+                x[: store.lengths(m)[row]] = copy.frames(m, row)
             entry[f"{m}_lengths"] = store.lengths(m)[part].tolist()
         content[name] = entry | _mmsa_labels(taken, header.task, header.labels)
     content["mer"] = header.to_json()
-    with _file(out) as temporary, open(temporary, "wb") as file:
+    with _file(out) as place, open(place.path, "wb") as file:
         pickle.dump(content, file, protocol=4)
+    return place.written
 
 
 def _mmsa_labels(table: pa.Table, task: str, labels: Sequence[str]) -> dict:
@@ -236,10 +307,10 @@ def _mmsa_labels(table: pa.Table, task: str, labels: Sequence[str]) -> dict:
     }
 
 
-def to_kaldi(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
+def to_kaldi(copy: Copy, out: Path) -> bool:
     """A folder: <modality>.ark (binary float matrices) and <modality>.scp, index.csv and
-    header.json.
-    """
+    header.json."""
+    store, rows = copy.store, copy.rows
     ids = store.table()["id"].take(rows).to_pylist()
     bad = [id for id in ids if re.search(r"[\s\0]", id)]
     if bad:
@@ -247,15 +318,15 @@ def to_kaldi(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
             f"{store.path}: {len(bad)} ids have white space, first {bad[0]!r}; Kaldi cannot name "
             "them, use --to npy or parquet"
         )
-    with _folder(out) as folder:
-        write_index(store, rows, folder)
+    with _folder(out) as place:
+        write_index(copy, place.path)
         for m in store.header.modalities:
             with (
-                open(folder / f"{m}.ark", "wb") as ark,
-                open(folder / f"{m}.scp", "w", encoding="utf-8") as scp,
+                open(place.path / f"{m}.ark", "wb") as ark,
+                open(place.path / f"{m}.scp", "w", encoding="utf-8") as scp,
             ):
                 for row, id in zip(rows, ids, strict=True):
-                    x = store.features(m, row)
+                    x = copy.frames(m, row)
                     if not len(x):
                         continue
                     ark.write(id.encode() + b" ")
@@ -264,19 +335,18 @@ def to_kaldi(store: FeatureStore, rows: np.ndarray, out: Path) -> None:
                     # int32).
                     ark.write(b"\0BFM " + struct.pack("<bibi", 4, x.shape[0], 4, x.shape[1]))
                     ark.write(x.astype("<f4", copy=False).tobytes())
+    return place.written
 
 
-EXPORTS: dict[str, Callable[[FeatureStore, np.ndarray, Path], None]] = {
+EXPORTS: dict[str, Callable[[Copy, Path], bool]] = {
     "single": to_single, "npy": to_npy, "parquet": to_parquet, "mmsa": to_mmsa, "kaldi": to_kaldi,
 }  # fmt: skip
 
 
-def write_index(store: FeatureStore, rows: np.ndarray, folder: Path) -> list[str]:
-    """index.csv and header.json; returns the name of each utterance's files.
-
-    Lists are JSON; null and "" are both empty.
-    """
-    table = store.table().take(rows).drop_columns(["shard", "shard_row"])
+def write_index(copy: Copy, folder: Path) -> list[str]:
+    """index.csv and header.json; returns the name of each utterance's files. Lists are JSON; null
+    and "" are both empty."""
+    table = copy.store.table().take(copy.rows).drop_columns(["shard", "shard_row"])
     taken: set[str] = set()
     names = []
     for n, id in enumerate(table["id"].to_pylist()):
@@ -287,20 +357,28 @@ def write_index(store: FeatureStore, rows: np.ndarray, folder: Path) -> list[str
             else f"row.{n:07d}"
         )
         taken.add(names[-1].lower())
+
+    def cell(value) -> str | int | float:
+        if isinstance(value, list):
+            return json.dumps(value, ensure_ascii=False)
+        if isinstance(value, str):
+            return value if copy.plain_cells else guarded(value)
+        return "" if value is None else value
+
     with open(folder / "index.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", *table.column_names])
         for name, row in zip(names, table.to_pylist(), strict=True):
-            cells = (
-                json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v
-                for v in row.values()
-            )
-            writer.writerow([name, *("" if v is None else v for v in cells)])
-    header = replace(
-        store.header,
-        provenance={**store.header.provenance, "exported_from": store.header.fingerprint},
+            writer.writerow([name, *map(cell, row.values())])
+    header = copy.header()
+    made = {
+        **header.provenance,
+        "exported_from": header.fingerprint,
+        "cells": "plain" if copy.plain_cells else "guarded",
+    }
+    (folder / "header.json").write_text(
+        replace(header, provenance=made).to_json() + "\n", encoding="utf-8"
     )
-    (folder / "header.json").write_text(header.to_json() + "\n", encoding="utf-8")
     return names
 
 
@@ -315,27 +393,67 @@ def _pieces(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
     yield start, len(np.atleast_1d(sizes))
 
 
-@contextmanager
-def _file(out: Path) -> Iterator[Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arrays.temporary_for(out)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-        arrays.sync_folder(out.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+@dataclass
+class Place:
+    """Where an export is prepared. `written` afterwards: False when the same bytes were at its
+    destination already."""
+
+    path: Path
+    written: bool = True
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arrays.temporary_for(out)
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _file(out: Path) -> Iterator[Place]:
+    with arrays.folders_for(out), arrays.naming(out):
+        folder = arrays.temporary_for(out)
+        folder.mkdir()
+        place = Place(folder / out.name)
+        try:
+            yield place
+            place.written = not _taken(
+                out, lambda: out.is_file() and filecmp.cmp(place.path, out, shallow=False)
+            )
+            if place.written:
+                with open(place.path, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(place.path, out)
+                arrays.sync_folder(out.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Place]:
+    with arrays.folders_for(out), arrays.naming(out):
+        place = Place(arrays.temporary_for(out))
+        place.path.mkdir()
+        try:
+            yield place
+            place.written = not _taken(out, lambda: out.is_dir() and _same_folder(place.path, out))
+            if place.written:
+                place.path.rename(out)
+        finally:
+            shutil.rmtree(place.path, ignore_errors=True)
+
+
+def _taken(out: Path, same: Callable[[], bool]) -> bool:
+    """Whether `out` is there and the same; DataError when it is something else."""
+    if not os.path.lexists(out):
+        return False
+    if not same():
+        raise DataError(
+            f"{out}: exists already, and is not this export of this store; remove it or name "
+            "another place"
+        )
+    return True
+
+
+def _same_folder(a: Path, b: Path) -> bool:
+    """Both hold the same files with the same bytes, and nothing else."""
+    names = sorted(path.relative_to(a) for path in a.rglob("*"))
+    if names != sorted(path.relative_to(b) for path in b.rglob("*")):
+        return False
+    files = [name for name in names if (a / name).is_file()]
+    return all(
+        (b / name).is_file() and filecmp.cmp(a / name, b / name, shallow=False) for name in files
+    )

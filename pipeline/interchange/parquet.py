@@ -1,10 +1,10 @@
 """One Parquet file: a row an utterance, features in list columns: of D numbers, or of T lists of D
-numbers.
-"""
+numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,29 @@ import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
+from mer.pipeline.interchange.source import exported_header, reading, require_file
 from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.runtime.limits import (
+    IMPORT_MEMBERS,
+    IMPORT_ROWS,
+    IMPORT_TABLE_BYTES,
+    PARQUET_BATCH_BYTES,
+    UNPACKED_FREE_BYTES,
+    UNPACKED_RATIO,
+)
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import Header
 
-BATCH = 256  # rows unpacked at a time
+BATCH = 256  # rows unpacked at a time, at most
+NUMBER_BYTES = 8  # of a number unpacked, with what lists and nulls take beside it
 
 
 def read(path: Path, options: Options) -> Foreign:
-    try:
+    size = require_file(path, "Parquet file", magic=b"PAR1")
+    with reading(path, "Parquet file"):
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
+        _check_counts(path, file, schema)
         wide = [
             f.name
             for f in schema
@@ -31,59 +44,107 @@ def read(path: Path, options: Options) -> Foreign:
         names = find_columns(path, [f.name for f in schema if f.name not in wide], options)
         header = _header(schema)
         features = find_features(path, wide, options, header)
-        table = file.read(list(dict.fromkeys(names.values())))
-        table.validate(full=True)  # Parquet does not check that text is UTF-8
-        dims = {m: _dim(path, file, name) for m, name in features.items()}
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise _unreadable(path, error) from None
+        twice = [
+            name
+            for name, count in Counter(schema.names).items()
+            if count > 1 and name in {*names.values(), *features.values()}
+        ]
+        if twice:
+            raise DataError(
+                f"{path}: column '{shown(twice[0], 40)}' is there twice; name the columns "
+                "differently"
+            )
+        batch = _batch_rows(path, file, features.values(), size)
+        columns = _columns(path, file, names)
+        dims = {m: _dim(path, file, name, batch) for m, name in features.items()}
 
     def frames() -> Iterator[dict[str, np.ndarray | None]]:
-        batches = file.iter_batches(BATCH, columns=list(dict.fromkeys(features.values())))
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from None
-            if batch is None:
-                return
-            columns = {m: batch.column(name) for m, name in features.items()}
-            for i in range(len(batch)):
-                yield {m: _piece(path, m, column[i], dims[m]) for m, column in columns.items()}
+        with reading(path, "Parquet file"):
+            for part in file.iter_batches(batch, columns=list(dict.fromkeys(features.values()))):
+                taken = {m: part.column(name) for m, name in features.items()}
+                for i in range(len(part)):
+                    yield {m: _piece(path, m, column[i], dims[m]) for m, column in taken.items()}
 
-    columns = {field: table[name].to_pylist() for field, name in names.items()}
-    task, labels, rows = interpret(path, columns, options, header)
+    found = interpret(path, columns, options, header)
+    there = {f.name: f"({f.type})" for f in schema}
     return Foreign(
         path=path,
         kind="parquet",
         dataset=options.dataset or (header.dataset if header else path.stem),
-        task=task,
-        labels=labels,
+        task=found.task,
+        labels=found.labels,
         language=options.language or (header.language if header else "en"),
-        rows=rows,
+        rows=found.rows,
         dims=dims,
         frames=frames,
         header=header,
         source={"sha256": sha256(path)},
-        notes=[account(names, features, task, schema.names)],
+        notes=[account(names, features, found.task, there), *found.notes],
     )
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:200]})")
+def _check_counts(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
+    if not 0 <= file.metadata.num_rows <= IMPORT_ROWS:
+        raise DataError(
+            f"{path}: {file.metadata.num_rows:,} rows; import at most {IMPORT_ROWS:,} at a time"
+        )
+    if len(schema.names) > IMPORT_MEMBERS:
+        raise DataError(
+            f"{path}: {len(schema.names):,} columns, more than {IMPORT_MEMBERS:,}; features belong "
+            "in list columns"
+        )
+
+
+def _batch_rows(path: Path, file: pq.ParquetFile, names: Iterable[str], size: int) -> int:
+    """Rows to unpack at a time, by the numbers that the file says its features have; DataError
+    where that many cannot be in it.
+
+    Run-length coding has no bound of its own: a few bytes may say "the same number fifty million
+    times".
+    """
+    metadata, wanted, numbers = file.metadata, set(names), 0
+    for group in range(metadata.num_row_groups):
+        here = metadata.row_group(group)
+        for column in range(here.num_columns):
+            chunk = here.column(column)
+            if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in wanted):
+                numbers += chunk.num_values
+    unpacked = numbers * NUMBER_BYTES
+    if unpacked > UNPACKED_FREE_BYTES and unpacked > UNPACKED_RATIO * size:
+        raise DataError(
+            f"{path}: {size:,} bytes that hold {numbers:,} numbers; more than {UNPACKED_RATIO} "
+            "times the bytes are refused"
+        )
+    row = max(1, unpacked // max(1, metadata.num_rows))
+    return int(min(BATCH, max(1, PARQUET_BATCH_BYTES // row)))
+
+
+def _columns(path: Path, file: pq.ParquetFile, names: dict[str, str]) -> dict[str, list]:
+    """The columns that are no features, as Python values, by field; in batches, for dictionaries
+    unpack without a bound."""
+    wanted = list(dict.fromkeys(names.values()))
+    values: dict[str, list] = {name: [] for name in wanted}
+    held = 0
+    for part in file.iter_batches(BATCH, columns=wanted):
+        part.validate(full=True)  # Parquet does not check that text is UTF-8
+        held += part.nbytes
+        if held > IMPORT_TABLE_BYTES:
+            raise DataError(
+                f"{path}: its columns unpack to more than {IMPORT_TABLE_BYTES:,} bytes; import it "
+                "in parts"
+            )
+        for name in wanted:
+            values[name] += part.column(name).to_pylist()
+    return {field: values[name] for field, name in names.items()}
 
 
 def _header(schema: pa.Schema) -> Header | None:
     """That of the store which was exported; None for any other file, also one with `mer` metadata
-    of another kind (a manifest).
-    """
+    of another kind (a manifest)."""
     raw = (schema.metadata or {}).get(b"mer")
     try:
-        return Header.from_json(raw.decode()) if raw else None
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return exported_header(raw) if raw else None
+    except ValueError:
         return None
 
 
@@ -99,13 +160,18 @@ def _numeric_list(kind: pa.DataType) -> bool:
     return inner is not None and (pa.types.is_floating(inner) or pa.types.is_integer(inner))
 
 
-def _dim(path: Path, file: pq.ParquetFile, name: str) -> int:
+def _dim(path: Path, file: pq.ParquetFile, name: str, batch: int) -> int:
     """Width of the first features that are there."""
-    for batch in file.iter_batches(BATCH, columns=[name]):
-        for value in batch.column(name):
+    for part in file.iter_batches(batch, columns=[name]):
+        for value in part.column(name):
             x = value.values if value.is_valid else None
-            if x is not None and len(x):
-                return len(x[0].values) if _list(x.type) else len(x)
+            if x is None or not len(x):
+                continue
+            if not _list(x.type):
+                return len(x)
+            step = next((s for s in x if s.is_valid and len(s.values)), None)
+            if step is not None:
+                return len(step.values)
     raise DataError(f"{path}: {name} is empty in every row")
 
 
@@ -116,8 +182,9 @@ def _piece(path: Path, modality: str, value: pa.ListScalar, dim: int) -> np.ndar
     x = value.values
     if not _list(x.type):
         return x.to_numpy(zero_copy_only=False)
+    widths = {len(step.values) if step.is_valid else 0 for step in x} if x.null_count else None
     flat = x.flatten().to_numpy(zero_copy_only=False)
-    if len(flat) != len(x) * dim:
+    if widths not in (None, {dim}) or len(flat) != len(x) * dim:
         raise DataError(
             f"{path}: {modality} has steps of unequal width; expected {dim} numbers in each"
         )

@@ -4,8 +4,8 @@ A pickle is a program for a small stack machine that may call anything. This is 
 the power to call: the few globals that NumPy arrays are made of are acted out here, every other one
 is refused by name before its arguments matter. Nothing is allocated on the word of the file:
 lengths are held against the bytes that are left, array shapes against their data, the number of
-objects against a limit. Opcodes: https://docs.python.org/3/library/pickletools.html, protocols 0 to
-5.
+opcodes, the nesting and the size of what is shared against limits (pipeline/runtime/limits.py).
+Opcodes: https://docs.python.org/3/library/pickletools.html, protocols 0 to 5.
 """
 
 from __future__ import annotations
@@ -21,9 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.interchange.source import reading, require_file
+from mer.pipeline.runtime.limits import (
+    PICKLE_DEPTH,
+    PICKLE_NUMBER_DIGITS,
+    PICKLE_OPCODES,
+    PICKLE_SHARED_FREE_BYTES,
+    PICKLE_SHARED_RATIO,
+)
+from mer.pipeline.runtime.terminal import shown
 
-MAX_OBJECTS = 20_000_000  # of MOSEI's largest published pickle: under a million
-MAX_DIGITS = 4000  # of one decimal number
+ATOM_BYTES = 8  # how a number, None or an empty container counts in the size of a value
 ARRAY = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
 SCALAR = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
 BUFFER = {"numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"}
@@ -32,6 +40,18 @@ EMPTY_BYTES = {"builtins.bytes", "__builtin__.bytes"}  # and empty ones
 DICT = {"collections.OrderedDict", "builtins.dict", "__builtin__.dict"}
 KNOWN = ARRAY | SCALAR | BUFFER | LATIN | EMPTY_BYTES | DICT | {"numpy.ndarray", "numpy.dtype"}
 ELEMENT = r"([<>|=]?)(f2|f4|f8|i1|i2|i4|i8|u1|u2|u4|u8|b1|O8?|[SU]\d{1,5})"
+# Whose objects the field's pickles hold besides arrays, and what to do about them: by the beginning
+# of the refused name.
+FORMS = {
+    "torch.": "it holds PyTorch tensors: load it where you trust it, turn them into arrays with "
+    ".numpy(), and save it again",
+    "pandas.": "it holds a pandas table: load it where you trust it and save it with "
+    "DataFrame.to_parquet",
+    "scipy.": "it holds SciPy matrices: load it where you trust it and save them as plain arrays",
+    "joblib.": "joblib wrote it: load it where you trust it and save its arrays with numpy.savez",
+    "mmsdk.": "it holds objects of the CMU-MultimodalSDK: load it where you trust it and save its "
+    "arrays with numpy.savez",
+}
 NAMES = {op.code: op.name for op in pickletools.opcodes}
 MARK = object()
 
@@ -41,10 +61,8 @@ class _Name(str):
 
 
 class _Pending:
-    """An array or dtype between its creation and its state.
-
-    `slots` are the memo entries that must learn of the finished one.
-    """
+    """An array or dtype between its creation and its state. `slots` are the memo entries that must
+    learn of the finished one."""
 
     def __init__(self, build: Callable) -> None:
         self.build, self.slots = build, []
@@ -53,26 +71,72 @@ class _Pending:
 def load(path: str | os.PathLike):
     """The content of a pickle that holds data only; DataError says what else was found in it."""
     path = Path(path)
-    try:
+    size = require_file(path, "pickle")
+    with reading(path, "pickle"):
         with open(path, "rb") as file:
-            return _Machine(file, path.stat().st_size, str(path)).run()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder, not a pickle") from None
-    except (
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        AttributeError,
-        struct.error,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        raise DataError(
-            f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:200]})"
-        ) from None
+            value = _Machine(file, size, str(path)).run()
+        _check_sharing(path, value, size)
+        return value
+
+
+def _check_sharing(path: Path, root, size: int) -> None:
+    """DataError for a value that is larger than its file when what is shared in it is counted each
+    time, or too deep, or inside itself.
+
+    Every object is visited once. Turning a list into text or an array visits a shared one each
+    time: sixty lists, each twice in the next, are 2^60 values.
+    """
+    limit = PICKLE_SHARED_FREE_BYTES + PICKLE_SHARED_RATIO * size
+    sizes: dict[int, int] = {}  # of the containers that are done, by id; 0: being done
+    depths: dict[int, int] = {}
+    stack = [(root, False)]
+    while stack:
+        value, leaving = stack.pop()
+        inner = _inner(value)
+        if inner is None:
+            continue
+        key = id(value)
+        if not leaving:
+            if key in sizes:
+                if not sizes[key]:
+                    raise DataError(
+                        f"{path}: a list or dict that contains itself; a pickle of features holds "
+                        "none"
+                    )
+                continue
+            sizes[key] = 0
+            stack.append((value, True))
+            stack.extend((item, False) for item in inner if _inner(item) is not None)
+            continue
+        depths[key] = 1 + max((depths.get(id(item), 0) for item in inner), default=0)
+        sizes[key] = ATOM_BYTES + sum(sizes.get(id(item)) or _bytes(item) for item in inner)
+        if depths[key] > PICKLE_DEPTH:
+            raise DataError(
+                f"{path}: lists or dicts more than {PICKLE_DEPTH} deep inside each other; a "
+                "pickle of features has four"
+            )
+        if sizes[key] > limit:
+            raise DataError(
+                f"{path}: {size:,} bytes that stand for more than {limit:,}, because parts are "
+                "shared; save it without sharing"
+            )
+
+
+def _inner(value) -> list | None:
+    """What a container holds; None for anything else."""
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        return value.ravel(order="K").tolist()
+    return None
+
+
+def _bytes(value) -> int:
+    if isinstance(value, np.ndarray):
+        return value.nbytes + ATOM_BYTES
+    return ATOM_BYTES + (len(value) if isinstance(value, str | bytes) else 0)
 
 
 class _Machine:
@@ -82,7 +146,7 @@ class _Machine:
         self.memo: dict[int, object] = {}
 
     def run(self):
-        for _ in range(MAX_OBJECTS):
+        for _ in range(PICKLE_OPCODES):
             code = self.take(1)
             name = NAMES.get(code.decode("latin1"))
             if name == "STOP":
@@ -95,14 +159,13 @@ class _Machine:
                 raise self.refuse(f"opcode {name or code.hex()}")
             action()
         raise DataError(
-            f"{self.where}: more than {MAX_OBJECTS:,} objects; a pickle of arrays has far fewer"
+            f"{self.where}: more than {PICKLE_OPCODES:,} objects; a pickle of arrays has far fewer"
         )
 
-    def refuse(self, what: str) -> DataError:
-        return DataError(
-            f"{self.where}: {what} is refused; only arrays, numbers, text, lists and dicts are "
-            "read from a pickle"
-        )
+    def refuse(self, what: str, name: str = "") -> DataError:
+        hint = next((hint for beginning, hint in FORMS.items() if name.startswith(beginning)), "")
+        only = hint or "only arrays, numbers, text, lists and dicts are read from a pickle"
+        return DataError(f"{self.where}: {what} is refused; {only}")
 
     # reading, never more than there is
     def take(self, n: int) -> bytes:
@@ -165,7 +228,7 @@ class _Machine:
         self.push(struct.unpack(">d", self.take(8))[0])
 
     def op_FLOAT(self):
-        self.push(float(self.line()[:MAX_DIGITS]))
+        self.push(float(self.digits()))
 
     def op_SHORT_BINUNICODE(self):
         self.push(self.text(self.number("B")))
@@ -207,11 +270,22 @@ class _Machine:
     def op_INT(self):
         line = self.line()
         self.push(
-            {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line[:MAX_DIGITS])
+            {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(self.digits(line))
         )
 
     def op_LONG(self):
-        self.push(int(self.line().rstrip(b"L")[:MAX_DIGITS]))
+        self.push(int(self.digits(self.line().rstrip(b"L"))))
+
+    def digits(self, line: bytes | None = None) -> bytes:
+        """A number spelled in decimals; turning very many digits into a number takes time that
+        grows with their square."""
+        line = self.line() if line is None else line
+        if len(line) > PICKLE_NUMBER_DIGITS:
+            raise DataError(
+                f"{self.where}: a number of {len(line):,} digits; more than "
+                f"{PICKLE_NUMBER_DIGITS:,} are refused"
+            )
+        return line
 
     # containers
     def op_MARK(self):
@@ -330,7 +404,7 @@ class _Machine:
     def named(self, module, name) -> None:
         full = f"{module}.{name}"
         if full not in KNOWN:
-            raise self.refuse(f"'{full[:80]}'")
+            raise self.refuse(f"'{shown(full)}'", full)
         self.push(_Name(full))
 
     def op_REDUCE(self):

@@ -1,10 +1,8 @@
 """Media file → float32 mono waveform at 16 kHz, with its true decoded length.
 
-WAV and FLAC headers give exact lengths; everything else is decoded to the end. The channel is
-chosen before resampling, so that a 5.1 clip costs no more than a mono one. soundfile reads what
-libsndfile knows, PyAV the rest (audio stream only) and every file with more than two channels whose
-layout soundfile does not tell. All functions are top-level and their results picklable: they run in
-worker processes.
+The channel is chosen before resampling, so that a 5.1 clip costs no more than a mono one. Which
+decoder reads a file, and how long it is, is told by `containers` and `readers`. All functions
+are top-level and their results picklable: they run in worker processes.
 """
 
 from __future__ import annotations
@@ -12,70 +10,38 @@ from __future__ import annotations
 import math
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from mer.pipeline.errors import DataError
+from mer.pipeline.media.containers import Look, look
+from mer.pipeline.media.readers import MediaError, Source, open_source, what_changed
 
 RATE = 16_000
 CHANNELS = ("auto", "centre", "mix")  # or a channel's number, from 0
-RATES = (1_000, 768_000)  # Hz; a header outside this range is damaged or hostile
-MAX_HELD = 2**28  # samples of one channel held in memory: 1 GiB, 93 minutes at 48 kHz
-BLOCK = 2**20  # samples over all channels decoded at a time
-SOUNDFILE = {
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aiff",
-    ".aif",
-    ".au",
-    ".w64",
-    ".caf",
-}
-FLAC_LAYOUTS = {  # RFC 9639 table 14: FLAC fixes the order by the number of channels
-    3: "FL FR FC", 4: "FL FR BL BR", 5: "FL FR FC BL BR", 6: "FL FR FC LFE BL BR",
-    7: "FL FR FC LFE BC SL SR", 8: "FL FR FC LFE BL BR SL SR",
-}  # fmt: skip
-# Containers FFmpeg may open. Playlist formats (hls, concat) are left out: they would read other
-# files and addresses.
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,aiff,asf,flv,mpeg,mpegts,"
-    "au,caf,amr"
-)
+# Samples of one channel held in memory, before or after resampling: 1 GiB, 93 minutes at 48 kHz,
+# 4.6 hours at 16 kHz or less.
+MAX_HELD = 2**28
+# Samples, where full scale is 1: 32-bit integers saved as floats reach 2.1e9 and are let through;
+# squares of much more overflow in encoders.
+LOUDEST = 2.0**31
 CLIPPED = (0.999, 1e-3)  # "clipped": more than this share of the samples at or above this level
 SILENT = 1e-4  # "silent": no sample above this level (-80 dB)
-# samples by which an MP3 may be shorter than its header says: encoder delay and padding
-MP3_SLACK = 2 * 1152
-# seconds and share that may be missing against a container's own duration before it counts as
-# truncated
-SHORTFALL = (0.5, 0.1)
 
-
-class MediaError(DataError):
-    """`stage`: open | decode | truncated | empty | channel | rate | times | nan | too_long."""
-
-    def __init__(self, message: str, stage: str = "decode"):
-        super().__init__(message)
-        self.stage = stage
+__all__ = ["Clip", "ClipInfo", "MediaError", "changed", "load", "probe", "resampled_length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """`waveform` (n,) float32 mono at 16 kHz.
 
-    `channel` is the one used, a name such as "FC", a number, or "mix". `flags`: resampled,
-    rate_rounded, clipped, silent, start_clipped (a negative start), end_beyond (the file ends
-    before `end`).
+    `channel` is the one used, a name such as "FC", a number, or "mix". `flags` are those of
+    `mer.pipeline.extraction.parts.FLAGS` that concern media.
     """
 
     waveform: np.ndarray
@@ -108,105 +74,195 @@ def load(
     channel: str = "auto",
     start: float | None = None,
     end: float | None = None,
+    track: str = "auto",
 ) -> Clip:
     """The part of a file from `start` to `end` seconds as 16 kHz mono.
 
-    Channel `auto` is the centre (FC) where the layout has one, else the mean of all; `centre`,
-    `mix`, or a number from 0. Raises MediaError.
+    Args:
+        path: A media file.
+        channel: `auto` is the centre (FC) where the layout has one, else the mean of all; `centre`,
+            `mix`, or a number from 0.
+        start: Seconds on the file's time line; None: its beginning.
+        end: Likewise; None: its end.
+        track: `auto` is the default audio track, else the first; or a number from 0.
+
+    Returns:
+        The clip.
+
+    Raises:
+        MediaError: The file cannot be read, is cut off, or has nothing there.
     """
     path = Path(path)
     start, end, flags = _span(path, start, end)
-    pieces, held, used, first = [], 0, None, None
-    with closing(_blocks(path, start)) as blocks:
-        for rate, names, offset, block in blocks:
+    source = _source(path, track)
+    pieces: list[tuple[int, np.ndarray]] = []
+    held, used, first = 0.0, None, None
+    complete = end is None
+    with closing(_cut(source, start, end)) as blocks:
+        for rate, names, reached, block in blocks:
             first = first or (rate, names)
-            if rate != first[0]:
-                raise MediaError(
-                    f"{path}: the sample rate changes inside the file from {first[0]} to {rate} Hz",
-                    "decode",
-                )
-            a, b = _bounds(rate, start, end)
-            block = (
-                block[:, max(0, a - offset) : max(0, b - offset)]
-                if b is not None
-                else block[:, max(0, a - offset) :]
-            )
+            complete = complete or reached
             if block.shape[1]:
                 used, mono = _pick(path, channel, names, block)
-                pieces.append(mono)
-                held += len(mono)
-                if held > MAX_HELD:
-                    raise MediaError(
-                        f"{path}: more than {MAX_HELD / rate / 60:.0f} minutes; give start and "
-                        "end to cut it",
-                        "too_long",
-                    )
-            if b is not None and offset + block.shape[1] >= b and held >= b - a:
-                break
+                pieces.append((rate, mono))
+                held += _cost(len(mono), rate)
+                _check_held(path, held, rate)
     _check_span(path, first, held, start)
     rate, names = first
-    a, b = _bounds(rate, start, end)
-    if b is not None and held < b - a:
+    if not complete:
         flags.append("end_beyond")
-    source = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    if not np.isfinite(source).all():
-        raise MediaError(
-            f"{path}: {np.count_nonzero(~np.isfinite(source))} of {len(source)} samples are NaN "
-            "or infinite",
-            "nan",
-        )
-    level, share = CLIPPED
-    peak = float(np.abs(source).max())
-    if peak >= level and np.count_nonzero(np.abs(source) >= level) > share * len(source):
-        flags.append("clipped")
-    if peak <= SILENT:
-        flags.append("silent")
-    if rate != RATE:
+    flags += [flag for flag in source.flags if flag not in flags]
+    whole = []
+    for piece_rate, group in groupby(pieces, key=lambda piece: piece[0]):
+        monos = [mono for _, mono in group]
+        whole.append((piece_rate, monos[0] if len(monos) == 1 else np.concatenate(monos)))
+    flags += _judge(path, [x for _, x in whole])
+    resampled = [_resample(x, r) for r, x in whole]
+    waveform = resampled[0] if len(resampled) == 1 else np.concatenate(resampled)
+    if any(r != RATE for r, _ in whole):
+        _check_finite(path, waveform)
         flags.append("resampled")
-        if _ratio(rate) != Fraction(RATE, rate):
-            flags.append("rate_rounded")
-    return Clip(_resample(source, rate), rate, len(names), used, tuple(flags))
+    if any(_ratio(r) != Fraction(RATE, r) for r, _ in whole):
+        flags.append("rate_rounded")
+    return Clip(waveform, rate, len(names), used, tuple(flags))
 
 
 def probe(
-    path: str | os.PathLike, *, start: float | None = None, end: float | None = None
+    path: str | os.PathLike,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    track: str = "auto",
 ) -> ClipInfo:
-    """What `load` would return, without holding it: from the header for WAV and FLAC, by decoding
-    for the rest. Raises MediaError.
+    """What `load` would return, without holding it: from the header where its length is verified,
+    by decoding elsewhere.
+
+    Args:
+        path: A media file.
+        start: As for `load`.
+        end: As for `load`.
+        track: As for `load`.
+
+    Returns:
+        Length, rate and channels.
+
+    Raises:
+        MediaError: As for `load`.
     """
     path = Path(path)
     start, end, _ = _span(path, start, end)
-    header = _soundfile_header(path)
-    if header is not None and header.format in (
-        "WAV",
-        "WAVEX",
-        "FLAC",
-        "RF64",
-        "W64",
-        "AIFF",
-        "AU",
-        "CAF",
-    ):
-        first, frames = (header.samplerate, ("",) * header.channels), header.frames
-    else:
-        first, frames = None, 0
-        with closing(_blocks(path, 0.0)) as blocks:
-            for rate, names, offset, block in blocks:
-                first = first or (rate, names)
-                frames = offset + block.shape[1]
-                last = _bounds(rate, start, end)[1]
-                if last is not None and frames >= last:
-                    break
-    rate, names = first or (RATE, ())
-    a, b = _bounds(rate, start, end)
-    held = max(0, min(frames, frames if b is None else b) - a)
-    _check_span(path, first, held, start)
-    if held > MAX_HELD:
-        raise MediaError(
-            f"{path}: more than {MAX_HELD / rate / 60:.0f} minutes; give start and end to cut it",
-            "too_long",
+    source = _source(path, track)
+    lengths: list[tuple[int, int]] = []
+    held, first = 0.0, None
+    if source.exact:
+        rate, channels, frames = (
+            source.header.samplerate,
+            source.header.channels,
+            source.header.frames,
         )
-    return ClipInfo(resampled_length(held, rate), rate, len(names))
+        a, b = _bounds(rate, start, end)
+        first = rate, ("",) * channels
+        lengths.append((rate, max(0, min(frames, frames if b is None else b) - a)))
+        held = _cost(lengths[0][1], rate)
+        _check_held(path, held, rate)
+    else:
+        with closing(_cut(source, start, end, silent=True)) as blocks:
+            for rate, names, _, block in blocks:
+                first = first or (rate, names)
+                lengths.append((rate, block.shape[1]))
+                held += _cost(block.shape[1], rate)
+                _check_held(path, held, rate)
+    _check_span(path, first, held, start)
+    rate, names = first
+    samples = 0
+    for piece_rate, group in groupby(
+        filter(lambda pair: pair[1], lengths), key=lambda pair: pair[0]
+    ):
+        samples += resampled_length(sum(n for _, n in group), piece_rate)
+    return ClipInfo(samples, rate, len(names))
+
+
+def changed(path: str | os.PathLike) -> str | None:
+    """Why a file is decoded otherwise than by the first version of the decoder; None when it is
+    not. Needs FFmpeg for containers with time stamps, so it belongs into a process that may
+    crash."""
+    path = Path(path)
+    return what_changed(path, look(path))
+
+
+def _source(path: Path, track: str) -> Source:
+    _check_file(path)
+    if track != "auto" and not track.isdecimal():
+        raise MediaError(f"audio track '{track}' is not auto or a number from 0", "track")
+    try:
+        found: Look = look(path)
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or error}", "open") from None
+    return open_source(path, found, track)
+
+
+def _cut(
+    source: Source, start: float, end: float | None, *, silent: bool = False
+) -> Iterator[tuple[int, tuple[str, ...], bool, np.ndarray]]:
+    """Blocks (rate, channel names, whether `end` is reached, samples) of what lies between
+    `start` and `end`."""
+    with closing(source.blocks(start, silent=silent)) as blocks:
+        for rate, names, offset, samples in blocks:
+            a, b = _bounds(rate, start, end)
+            reached = b is not None and offset + samples.shape[1] >= b
+            yield (
+                rate,
+                names,
+                reached,
+                samples[:, max(0, a - offset) : None if b is None else max(0, b - offset)],
+            )
+            if reached:
+                return
+
+
+def _cost(n: int, rate: int) -> float:
+    """Samples held for `n` at `rate`: before or after resampling, whichever is more."""
+    return max(n, n * RATE / rate)
+
+
+def _check_held(path: Path, held: float, rate: int) -> None:
+    if held > MAX_HELD:
+        minutes = MAX_HELD / max(rate, RATE) / 60
+        raise MediaError(
+            f"{path}: more than {minutes:.0f} minutes; give start and end to cut it", "too_long"
+        )
+
+
+def _check_finite(path: Path, x: np.ndarray) -> float:
+    """The largest absolute value. Raises MediaError for NaN, infinity and what overflows in an
+    encoder."""
+    peak = float(max(x.max(), -x.min()))
+    if not math.isfinite(peak):
+        raise MediaError(
+            f"{path}: {np.count_nonzero(~np.isfinite(x))} of {len(x)} samples are NaN or infinite",
+            "nan",
+        )
+    if peak > LOUDEST:
+        raise MediaError(
+            f"{path}: its samples reach {peak:.1e}, where full scale is 1: no sound, or floats of "
+            "another scale",
+            "nan",
+        )
+    return peak
+
+
+def _judge(path: Path, parts: list[np.ndarray]) -> list[str]:
+    """Flags that the level of a clip deserves. Raises MediaError for samples that are no
+    numbers."""
+    level, share = CLIPPED
+    peak, full, count = 0.0, 0, 0
+    for x in parts:
+        highest = _check_finite(path, x)
+        peak, count = max(peak, highest), count + len(x)
+        if highest >= level:
+            full += np.count_nonzero(np.abs(x) >= level)
+    flags = ["clipped"] if full > share * count else []
+    return flags + (["silent"] if peak <= SILENT else [])
 
 
 def resampled_length(n: int, rate: int) -> int:
@@ -216,11 +272,9 @@ def resampled_length(n: int, rate: int) -> int:
 
 
 def _ratio(rate: int) -> Fraction:
-    """16 kHz / rate, exact for every usual rate.
-
-    The resampling kernel grows with the product of both terms, so a header's 44,101 Hz would take
-    gigabytes: such a ratio is rounded (relative error below 1e-4) and flagged.
-    """
+    """16 kHz / rate, exact for every usual rate. The resampling kernel grows with the product of
+    both terms, so a header's 44,101 Hz would take gigabytes: such a ratio is rounded (relative
+    error below 1e-4) and flagged."""
     return Fraction(RATE, rate).limit_denominator(1_000)
 
 
@@ -288,43 +342,6 @@ def _pick(
     return str(channel), block[int(channel)].copy()
 
 
-# --- readers: (rate, channel names, offset, block (channels, n))
-
-
-def _blocks(path: Path, start: float) -> Iterator[tuple[int, tuple[str, ...], int, np.ndarray]]:
-    header = _soundfile_header(path)
-    if header is not None:
-        names = (
-            FLAC_LAYOUTS[header.channels].split()
-            if header.channels > 2
-            else ["FC"]
-            if header.channels == 1
-            else ["FL", "FR"]
-        )
-        return _soundfile_blocks(path, tuple(names), start)
-    return _av_blocks(path)
-
-
-def _soundfile_header(path: Path):
-    """soundfile's view of the header, or None for a file that PyAV has to read.
-
-    Raises MediaError for what is no media file at all.
-    """
-    _check_file(path)
-    if path.suffix.lower() not in SOUNDFILE:
-        return None
-    try:
-        header = soundfile.info(os.fsencode(path))
-    except soundfile.LibsndfileError:
-        return None  # perhaps another container under this name, or a codec only FFmpeg has
-    if header.channels > 2 and (header.format != "FLAC" or header.channels > 8):
-        return None  # soundfile does not tell the layout; PyAV does
-    if header.format in ("WAV", "WAVEX"):
-        _check_riff(path)
-    _check_rate(path, header.samplerate)
-    return header
-
-
 def _check_file(path: Path) -> None:
     try:
         status = path.stat()
@@ -337,120 +354,3 @@ def _check_file(path: Path) -> None:
         raise MediaError(f"{path}: no permission to read it", "open")
     if status.st_size == 0:
         raise MediaError(f"{path}: empty file", "empty")
-
-
-def _check_rate(path: Path, rate: int) -> None:
-    if not RATES[0] <= rate <= RATES[1]:
-        raise MediaError(
-            f"{path}: its header claims {rate} Hz, expected {RATES[0]} to {RATES[1]}", "rate"
-        )
-
-
-def _check_riff(path: Path) -> None:
-    """libsndfile silently shortens a WAV whose data chunk is cut off; compare the chunk with the
-    file. Writers to a pipe leave 0 or about 2 or 4 GB there, which says nothing.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
-            return
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            name, length = head[:4], struct.unpack("<I", head[4:])[0]
-            if name == b"data":
-                missing = file.tell() + length - size
-                if missing > 0 and length < 0x7FFF0000:
-                    raise MediaError(
-                        f"{path}: truncated, {missing:,} of {length:,} bytes of audio are missing",
-                        "truncated",
-                    )
-                return
-            file.seek(length + length % 2, os.SEEK_CUR)
-
-
-def _soundfile_blocks(
-    path: Path, names: tuple[str, ...], start: float
-) -> Iterator[tuple[int, tuple[str, ...], int, np.ndarray]]:
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            offset = (
-                min(round(start * file.samplerate), max(0, file.frames)) if file.seekable() else 0
-            )
-            if offset:
-                file.seek(offset)
-            more = True
-            # the last block is empty, so that a start beyond the end still tells the rate
-            while more:
-                block = file.read(max(1, BLOCK // file.channels), dtype="float32", always_2d=True)
-                yield file.samplerate, names, offset, block.T
-                offset += len(block)
-                more = len(block) > 0
-            if file.frames - offset > (MP3_SLACK if file.format == "MPEG" else 0):
-                raise MediaError(
-                    f"{path}: truncated, {offset:,} of {file.frames:,} samples are there",
-                    "truncated",
-                )
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MediaError(f"{path}: cannot be decoded ({_one_line(error)})", "decode") from None
-
-
-def _av_blocks(path: Path) -> Iterator[tuple[int, tuple[str, ...], int, np.ndarray]]:
-    import av
-
-    try:
-        # "file:" keeps a colon in the name from being read as a protocol
-        container = av.open(
-            f"file:{path.absolute()}",
-            options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
-        )
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(
-            f"{path}: not a media file that can be read ({_one_line(error)})", "open"
-        ) from None
-    with container:
-        if not container.streams.audio:
-            raise MediaError(f"{path}: no audio stream", "empty")
-        stream = container.streams.audio[0]
-        offset = rate = 0
-        try:
-            for frame in container.decode(stream):
-                rate = frame.sample_rate
-                _check_rate(path, rate)
-                block = _planes(frame)
-                # mono is its own centre, named or not
-                names = tuple(c.name for c in frame.layout.channels) if len(block) > 1 else ("FC",)
-                yield rate, names, offset, block
-                offset += block.shape[1]
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise MediaError(
-                f"{path}: cannot be decoded after {offset:,} samples ({_one_line(error)})", "decode"
-            ) from None
-        declared = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        # Matroska has only the whole file's, which video may lengthen
-        if not stream.duration and len(container.streams) == 1:
-            declared = (container.duration or 0) / av.time_base
-        seconds = offset / rate if rate else 0.0
-        if offset and declared - seconds > max(SHORTFALL[0], SHORTFALL[1] * declared):
-            raise MediaError(
-                f"{path}: truncated, {seconds:.1f} of {declared:.1f} s are there", "truncated"
-            )
-
-
-def _planes(frame) -> np.ndarray:
-    """An av.AudioFrame as float32 (channels, n), full scale 1."""
-    array = frame.to_ndarray()
-    if not frame.format.is_planar:
-        array = array.reshape(-1, len(frame.layout.channels)).T
-    if array.dtype == np.uint8:
-        return (array.astype(np.float32) - 128.0) / 128.0
-    if array.dtype.kind == "i":
-        return array.astype(np.float32) / float(2 ** (8 * array.dtype.itemsize - 1))
-    return array.astype(np.float32)
-
-
-def _one_line(error: Exception) -> str:
-    return (
-        (getattr(error, "strerror", None) or str(error) or type(error).__name__)
-        .strip()
-        .splitlines()[0]
-    )

@@ -33,10 +33,9 @@ ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`what`: probe (how many samples) or load (the waveform).
-
-    `expected` are the bytes' (inode, size, mtime_ns); a file that no longer has them changed while
-    the run was going on.
+    """`what`: probe (how many samples), load (the waveform) or changed (why this version decodes
+    the file otherwise than the first, as the `reason`). `expected` are the bytes' (inode, size,
+    mtime_ns); a file that no longer has them changed while the run was going on.
     """
 
     what: str
@@ -45,6 +44,7 @@ class Job:
     start: float | None
     end: float | None
     expected: tuple[int, int, int] | None = None
+    track: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,15 @@ def decode(job: Job) -> Decoded:
             return Decoded(
                 stage="changed", reason=f"{job.path}: changed while it was being extracted"
             )
+        if job.what == "changed":
+            return Decoded(reason=media.changed(job.path))
         if job.what == "probe":
-            return Decoded(samples=media.probe(job.path, start=job.start, end=job.end).samples)
-        clip = media.load(job.path, channel=job.channel, start=job.start, end=job.end)
+            return Decoded(
+                samples=media.probe(job.path, start=job.start, end=job.end, track=job.track).samples
+            )
+        clip = media.load(
+            job.path, channel=job.channel, start=job.start, end=job.end, track=job.track
+        )
         return Decoded(len(clip.waveform), clip.waveform, clip.flags)
     except media.MediaError as error:
         return Decoded(stage=error.stage, reason=str(error))

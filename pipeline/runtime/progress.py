@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from mer.pipeline.runtime.terminal import escape
+
 # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
 Advance = Callable[..., None]
 
@@ -66,7 +68,7 @@ class Lines(Silent):
         self.stream, self.every = stream or sys.stderr, every
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(escape(text), file=self.stream, flush=True)
 
     @contextmanager
     def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
@@ -102,7 +104,7 @@ class Bars(Lines):
     def note(self, text: str) -> None:
         from rich.console import Console
 
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(escape(text))
 
     @contextmanager
     def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:

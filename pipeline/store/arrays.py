@@ -14,17 +14,19 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5p, h5s, h5t
+from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t
 
 from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.runtime.limits import ATTRIBUTE_BYTES, ECHO_CHARACTERS, INDEX_BYTES
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
 DAMAGE = (
@@ -36,7 +38,9 @@ DAMAGE = (
     AttributeError,
     OverflowError,
     IndexError,
+    MemoryError,
 )
+PLAIN = (h5t.INTEGER, h5t.FLOAT, h5t.STRING)  # classes of the element types of the format
 
 
 @dataclass(frozen=True)
@@ -111,14 +115,66 @@ def temporary_for(path: Path) -> Path:
         raise DataError(
             f"{path}: a device or pipe, which cannot be replaced by a file; name another place"
         )
-    for stale in path.parent.glob(f".{_escape(path.name)}.tmp-*"):
-        if _alive(stale.name.rsplit("-", 1)[1]):
-            continue
-        if stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
-        else:
-            stale.unlink(missing_ok=True)
+    sweep(path.parent, path.name)
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """What dead writers in `folder` have left of the file or folder `name`, or of any (None)."""
+    found = folder.glob(f".{_escape(name)}.tmp-*" if name is not None else ".*.tmp-*")
+    pids = ((path, path.name.rsplit("-", 1)[1]) for path in found)
+    return [path for path, pid in pids if (name is not None or pid.isdecimal()) and not _alive(pid)]
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what dead writers in `folder` have left; of a link the link."""
+    for path in leftovers(folder, name):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise DataError for a symbolic link where mer writes: what it leads to is somebody else's, to
+    be neither changed nor removed.
+    """
+    if path.is_symlink():
+        there = shortened(str(path.readlink()))
+        raise DataError(
+            f"{path}: a symbolic link (to {there}), and mer writes into places of its own; remove "
+            "it, or choose another --out"
+        )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block names `path` where it names nothing, or a temporary of ours, and says
+    what the system says.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and ".tmp-" not in str(error.filename)
+        if named or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
+@contextmanager
+def folders_for(out: Path) -> Iterator[None]:
+    """The folders above `out`, made; those that were not there before go again when the block
+    fails.
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody put something there in the meantime
+                folder.rmdir()
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -138,12 +194,20 @@ REMEDY = {
 }
 
 
+def shortened(text: str, most: int = ECHO_CHARACTERS) -> str:
+    """`text` as a message repeats it, `most` characters of it."""
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
 @contextmanager
 def opened(path: Path, what: str) -> Iterator[h5py.File]:
     """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes
     a StoreError.
     """
     try:
+        # reading a pipe would wait for a writer without end
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DataError(f"{path}: not a {what}")
         # locking=False: readers on NFS and read-only mounts; a published file is never changed in
         # place.
         with h5py.File(path, "r", locking=False) as file:
@@ -155,7 +219,9 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = shortened(
+            (str(error).splitlines() or [type(error).__name__])[0], ECHO_CHARACTERS // 2
+        )
         raise StoreError(
             f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; "
             f"{REMEDY[what]}"
@@ -165,43 +231,94 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
 def attribute(file: h5py.Group, name: str) -> str | int:
     """A scalar attribute as str or int."""
     attr = file.attrs.get_id(name)
-    if attr.shape != () or attr.get_storage_size() > 1 << 16:
-        raise ValueError(f"attribute {name} is not a scalar")
+    kind = attr.get_type()
+    if (
+        kind.get_class() not in (h5t.INTEGER, h5t.STRING)
+        or attr.shape != ()
+        or attr.get_storage_size() > ATTRIBUTE_BYTES
+    ):
+        raise ValueError(f"attribute {name} is not a number or a short text")
+    if kind.get_class() == h5t.STRING and kind.is_variable_str():
+        raise ValueError(f"attribute {name} is a text of variable length")
     value = file.attrs[name]
     return value.decode() if isinstance(value, bytes) else int(value)
 
 
-def read(file: h5py.Group, name: str, dtype: str, ndim: int = 1) -> np.ndarray:
+def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """The array of that name, which lies in this file in one piece.
+
+    Whatever would lead HDF5 elsewhere (links, virtual and external storage) or into code of others
+    (filters, types by name) is refused before anything else is asked of it: a virtual array of
+    itself ends the process.
+    """
+    here = group.id
+    *folders, last = name.split("/")
+    for folder in folders:
+        _hard_link(here, folder, h5o.TYPE_GROUP, name)
+        here = h5g.open(here, folder.encode())
+    _hard_link(here, last, h5o.TYPE_DATASET, name)
+    found = h5d.open(here, last.encode())
+    layout = found.get_create_plist()
+    if (
+        layout.get_layout() != h5d.CONTIGUOUS
+        or layout.get_external_count()
+        or layout.get_nfilters()
+    ):
+        raise ValueError(
+            f"{name} is not stored in one piece: virtual, external, chunked or compressed"
+        )
+    kind = found.get_type()
+    if kind.committed() or kind.get_class() not in PLAIN:
+        raise ValueError(f"{name} is of a type that is not of the format")
+    return h5py.Dataset(found)
+
+
+def group_of(file: h5py.File, name: str) -> h5py.Group:
+    """The group of that name, which lies in this file; "/" is the file itself."""
+    if name != "/":
+        _hard_link(file.id, name, h5o.TYPE_GROUP, name)
+    return file[name]
+
+
+def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
+    try:
+        link = here.links.get_info(name.encode())
+    except KeyError:
+        raise ValueError(f"{said} is missing") from None
+    if link.type != h5l.TYPE_HARD:
+        raise ValueError(f"{said} is a link to elsewhere")
+    if h5o.get_info(here, name.encode()).type != kind:
+        raise ValueError(f"{said} is something else")
+
+
+def read(
+    file: h5py.Group, name: str, dtype: str, ndim: int = 1, *, limit: int = INDEX_BYTES
+) -> np.ndarray:
     """A small array whole.
 
-    Its claimed size is held against the file before anything is allocated.
+    Its claimed size is held against the file and `limit` (bytes) before anything is allocated.
     """
-    dataset = file[name]
-    if (
-        not isinstance(dataset, h5py.Dataset)
-        or dataset.dtype != np.dtype(dtype)
-        or dataset.ndim != ndim
-    ):
+    found = dataset(file, name)
+    shape = found.shape
+    if found.dtype != np.dtype(dtype) or shape is None or len(shape) != ndim:
         raise ValueError(f"{name} is not a {ndim}-d array of {np.dtype(dtype)}")
-    if dataset.size and place(dataset) is None:
-        raise ValueError(f"{name} is not stored in one piece")
-    return dataset[()]
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size > limit:
+        raise ValueError(f"{name} has {size:,} bytes, more than the {limit:,} that are read")
+    if size:
+        place(found)
+    return found[()]
 
 
-def place(dataset: h5py.Dataset) -> int | None:
-    """Byte offset of a contiguous, little-endian, wholly present array in its file; None when it
-    cannot be memory-mapped.
-    """
-    offset = (
-        dataset.id.get_offset()
-        if dataset.chunks is None and not dataset.is_virtual and dataset.external is None
-        else None
-    )
-    size = prod(dataset.shape) * dataset.dtype.itemsize
-    if offset is None or dataset.id.get_storage_size() != size or dataset.dtype.str.startswith(">"):
-        return None
-    if offset + size > os.stat(dataset.file.filename).st_size:
-        raise ValueError(f"{dataset.name} ends beyond the end of the file; the file is truncated")
+def place(found: h5py.Dataset) -> int:
+    """Byte offset of an array that is not empty, wholly present and little-endian."""
+    offset, size = found.id.get_offset(), prod(found.shape) * found.dtype.itemsize
+    if offset is None or found.id.get_storage_size() != size:
+        raise ValueError(f"{found.name} is not stored in one piece")
+    if found.dtype.str.startswith(">"):
+        raise ValueError(f"{found.name} is big-endian")
+    if offset + size > os.stat(found.file.filename).st_size:
+        raise ValueError(f"{found.name} ends beyond the end of the file; the file is truncated")
     return offset
 
 
@@ -210,7 +327,7 @@ def digest(attrs: Mapping[str, str | int], arrays: Mapping[str, np.ndarray]) -> 
     h = hashlib.sha256(repr(sorted(attrs.items())).encode())
     for name in sorted(arrays):
         h.update(f"\n{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        h.update(arrays[name].tobytes())
+        h.update(np.ascontiguousarray(arrays[name]))
     return h.hexdigest()
 
 

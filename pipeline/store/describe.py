@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from mer.pipeline.runtime.terminal import escape
 from mer.pipeline.store.reader import FeatureStore
 from mer.pipeline.store.schema import SPLITS
 
@@ -115,7 +116,7 @@ def render(d: dict) -> str:
             f"  WARNING: {' and '.join(d['untrained'])} made by untrained encoders; they carry no "
             "knowledge of speech or language"
         )
-    return "\n".join(lines)
+    return "\n".join(map(escape, lines))
 
 
 def _targets(targets: np.ndarray, task: str, labels: list[str]) -> dict[str, float]:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
     COLUMNS,
@@ -27,6 +29,7 @@ from mer.pipeline.store.schema import (
     blob,
     column_arrays,
     decode_column,
+    demand,
     encode_column,
     normalise,
     pack_strings,
@@ -160,7 +163,7 @@ def read_head(path: Path) -> tuple[Header, pa.Table, list[ShardRecord], np.ndarr
     with arrays.opened(path, "store") as file:
         check_format(file, path, HEAD_FORMAT, "store")
         attrs = {name: arrays.attribute(file, name) for name in ("format", "version")}
-        data = {"header": arrays.read(file, "header", "u1")}
+        data = {"header": arrays.read(file, "header", "u1", limit=HEADER_BYTES)}
         header = Header.from_json(data["header"].tobytes().decode())
         for name in COLUMNS.names:
             for key, dtype in column_arrays(name).items():
@@ -206,9 +209,46 @@ def read_head(path: Path) -> tuple[Header, pa.Table, list[ShardRecord], np.ndarr
                 strict=True,
             )
         ]
-        if len(table) and not 0 <= index["shard"].min() <= index["shard"].max() < len(records):
-            raise ValueError("its index points at a shard it does not name")
+        _check_table(header, table, records, path)
         return header, table, records, index["flags"]
+
+
+def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], path: Path) -> None:
+    """Raise ValueError for a table that no writer makes: its checksum says only that it is as it
+    was written. What it says of rows in shards is held against each shard when that is opened.
+    """
+    if not len(table):
+        return
+    shard, at = table["shard"].to_numpy(), table["shard_row"].to_numpy()
+    demand(
+        0 <= shard.min() <= shard.max() < len(records),
+        "its index points at a shard it does not name",
+    )
+    demand(0 <= at.min() and at.max() < 1 << 31, "its index points at a row that no shard has")
+    places = shard.astype(np.int64) << 31 | at
+    demand(len(np.unique(places)) == len(places), "its index has two utterances at one place")
+    demand(len(pc.unique(table["id"])) == len(table), "its index has an id twice")
+    demand(
+        pc.all(pc.is_in(table["split"], pa.array(SPLITS))).as_py(), "its index has an unknown split"
+    )
+    if header.task == "single":
+        known = pc.is_in(table["label"], pa.array([*header.labels, None], pa.string()))
+        demand(pc.all(known).as_py(), "its index has a label that its header does not name")
+    else:
+        wanted = len(header.labels) if header.task == "multi" else 1
+        lengths = pc.list_value_length(table["targets"])
+        demand(
+            pc.all(pc.fill_null(pc.equal(lengths, wanted), True)).as_py(),
+            f"its index has targets that are not {wanted} numbers",
+        )
+    held = sum(record.bytes for record in records if record.group == "/") + path.stat().st_size
+    for name, info in header.modalities.items():
+        steps = table[f"n_{name}"].to_numpy()
+        demand(steps.min() >= 0, f"its index has a negative number of steps of {name}")
+        most = held // (2 * info.dim)  # a value has two bytes at least
+        # not of integers, which may overflow
+        enough = steps.max() <= most and float(steps.sum(dtype=np.float64)) <= most
+        demand(enough, f"its index has more steps of {name} than its shards can hold")
 
 
 def sha256(path: Path) -> str:

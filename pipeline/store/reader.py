@@ -72,13 +72,18 @@ class FeatureStore:
         self._known(modality)
         return self._lengths[modality]
 
-    def features(self, modality: str, row: int, dtype: str | None = None) -> np.ndarray:
+    def features(
+        self, modality: str, row: int, dtype: str | None = None, *, check: bool = False
+    ) -> np.ndarray:
         """(T, D) of one utterance: a float32 copy, or with dtype="stored" a read-only view of the
-        file.
+        file. `check` holds it against its checksum (StoreError).
         """
         self._known(modality)
         number, at = int(self._table_shard[operator.index(row)]), int(self._table_row[row])
-        x = self.shard(number).frames(modality, at, at + 1)
+        shard = self.shard(number)
+        x = shard.frames(modality, at, at + 1)
+        if check:
+            shard.check(modality, x, at, at + 1, store=self.path)
         return x if dtype == "stored" else x.astype(dtype or np.float32)
 
     def batch(
@@ -150,6 +155,27 @@ class FeatureStore:
             out[here] = self.shard(number).pooled(modality)[self._table_row[here]]
         return out
 
+    def check(self, modality: str, rows: Sequence[int] | None = None) -> int:
+        """Hold the frames of `rows` (all by default) against their checksums, those that this
+        object has not checked yet; returns the bytes read. Raises StoreError that names the shard,
+        the utterance and the remedy. Training calls it once for what it uses.
+        """
+        self._known(modality)
+        done = self._checked.setdefault(modality, np.zeros(len(self), bool))
+        rows = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows, np.int64))
+        rows = rows[~done[rows]]
+        total = 0
+        for number in np.unique(self._table_shard[rows]).tolist():
+            here = rows[self._table_shard[rows] == number]
+            shard, places = self.shard(number), np.sort(self._table_row[here])
+            for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+                first, last = int(run[0]), int(run[-1]) + 1
+                x = shard.frames(modality, first, last)
+                shard.check(modality, x, first, last, store=self.path)
+                total += x.nbytes
+            done[here] = True
+        return total
+
     def verify(self) -> None:
         """Read every byte; raises StoreError that names the first damaged shard and how many there
         are.
@@ -191,7 +217,36 @@ class FeatureStore:
                 f"{record.path}: not the shard that {self.path.name} was built over; run `mer "
                 f"verify --repair {self.path}`"
             )
+        if not self._fits(number, shard):
+            raise StoreError(
+                f"{record.path}: its utterances are not the ones the head file lists; run `mer "
+                f"verify --repair {self.path}`"
+            )
         return shard
+
+    def _fits(self, number: int, shard: Shard) -> bool:
+        """Whether the shard has what the head says of it, so that neither can lead to a place
+        outside an array.
+        """
+        rows = (
+            np.flatnonzero(self._table_shard == number)
+            if len(self.shards) > 1
+            else np.arange(len(self))
+        )
+        at = self._table_row[rows]
+        if at.size and at.max() >= len(shard):
+            return False
+        for m, info in self.header.modalities.items():
+            kind = shard.modalities.get(m)
+            if (
+                kind is None
+                or kind["dim"] != info.dim
+                or (info.dtype, kind["dtype"]) == ("float16", "float32")
+            ):
+                return False
+            if not np.array_equal(np.diff(shard.offsets[m])[at], self._lengths[m][rows]):
+                return False
+        return [shard.ids[i] for i in at.tolist()] == self._table["id"].take(rows).to_pylist()
 
     def _known(self, modality: str) -> None:
         if modality not in self.header.modalities:
@@ -208,9 +263,14 @@ def check_file(record: ShardRecord, store: Path) -> None:
         return
     try:
         size = record.path.stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{record.path}: shard is missing; run `mer verify --repair {store}`"
+        ) from None
+    except ValueError:
+        raise StoreError(
+            f"{store}: names a shard by what is no name; make it again with `mer extract --force` "
+            "or an import"
         ) from None
     if size != record.bytes:
         raise StoreError(

@@ -5,19 +5,23 @@ arrays.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import DIM, HEADER_BYTES, JSON_LEVELS
 
 FORMAT_VERSION = 1
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
 TASKS = ("single", "multi", "regression")
+DTYPES = ("float16", "float32")
 SPLITS = ("train", "dev", "test", "")
 MODALITY = r"[a-z][a-z0-9_]{0,31}"
 RESERVED = {"ids", "crc32", "duration", "flags", "meta"}  # names a shard uses itself
@@ -58,6 +62,34 @@ class ModalityInfo:
     trained: bool = True
     extra: dict = field(default_factory=dict)
 
+    def check(self, name: str) -> None:
+        """Raise ValueError unless every value is of its type."""
+        demand(
+            is_count(self.dim) and 0 < self.dim <= DIM,
+            f"its header's dim of {name} is not a number from 1",
+        )
+        rate = self.frame_rate
+        demand(
+            rate is None or type(rate) in (int, float),
+            f"its header's frame rate of {name} is not a number",
+        )
+        demand(
+            self.dtype in DTYPES, f"its header's dtype of {name} is not one of {', '.join(DTYPES)}"
+        )
+        texts = (self.encoder, self.revision, self.layer)
+        demand(
+            all(isinstance(text, str) for text in texts),
+            f"its header's encoder, revision or layer of {name} is not a text",
+        )
+        demand(
+            isinstance(self.trained, bool) and isinstance(self.extra, dict),
+            f"its header's notes on {name} are not what they were",
+        )
+        demand(
+            is_count(self.extra.get("overflow", 0)),
+            f"its header's overflow of {name} is not a count",
+        )
+
 
 @dataclass(frozen=True)
 class Header:
@@ -77,9 +109,39 @@ class Header:
 
     @classmethod
     def from_json(cls, text: str) -> Header:
-        raw = json.loads(text)
+        """The header again; raises ValueError or TypeError when it is not what the format says."""
+        raw = read_json(text.encode(), "its header")
+        demand(
+            isinstance(raw, dict) and isinstance(raw.get("modalities"), dict),
+            "its header is not an object",
+        )
         modalities = {name: ModalityInfo(**info) for name, info in raw.pop("modalities").items()}
-        return cls(**{**raw, "labels": tuple(raw["labels"]), "modalities": modalities})
+        demand(isinstance(raw.get("labels"), list), "its header's labels are not a list")
+        header = cls(**{**raw, "labels": tuple(raw["labels"]), "modalities": modalities})
+        header._check()
+        return header
+
+    def _check(self) -> None:
+        for name in ("dataset", "language", "fingerprint"):
+            demand(isinstance(getattr(self, name), str), f"its header's {name} is not a text")
+        demand(self.task in TASKS, f"its header's task is not one of {', '.join(TASKS)}")
+        demand(
+            all(isinstance(label, str) for label in self.labels),
+            "its header's labels are not texts",
+        )
+        demand(
+            isinstance(self.recipe, dict) and isinstance(self.provenance, dict),
+            "its header's recipe or provenance is not an object",
+        )
+        for part in ("audio", "text", "vision"):
+            demand(
+                isinstance(self.recipe.get(part, {}), dict),
+                f"its header's recipe has no object for {part}",
+            )
+        demand(bool(self.modalities), "its header has no modality")
+        for name, info in self.modalities.items():
+            demand(is_modality(name), "its header has a modality without a proper name")
+            info.check(name)
 
 
 @dataclass(frozen=True)
@@ -103,8 +165,66 @@ def canonical(value) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def demand(condition: bool, otherwise: str) -> None:
+    """Raise ValueError, which readers turn into one line, unless `condition` holds."""
+    if not condition:
+        raise ValueError(otherwise)
+
+
+def is_count(value: object) -> bool:
+    """Whether `value` is a whole number from 0 that fits an int64."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_modality(name: str) -> bool:
+    return (
+        re.fullmatch(MODALITY, name) is not None
+        and name not in RESERVED
+        and not name.startswith("n_")
+    )
+
+
+def read_json(raw: bytes, what: str, *, limit: int = HEADER_BYTES):
+    """The value of JSON that somebody else may have written: of bounded size and depth, all numbers
+    finite. Raises ValueError, which names it by `what`.
+    """
+    demand(
+        len(raw) <= limit, f"{what} has {len(raw):,} bytes, more than the {limit:,} that are read"
+    )
+    try:
+        value = json.loads(raw.decode(), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
+    level, left = 0, [value]
+    while left:
+        level += 1
+        demand(level <= JSON_LEVELS, f"{what} is nested too deeply")
+        inner: list = []
+        for item in left:
+            demand(
+                not isinstance(item, float) or isfinite(item),
+                f"{what} has a number that is not finite",
+            )
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        left = inner
+    return value
+
+
+def _no_number(name: str):
+    raise ValueError(f"JSON has no {name}")
+
+
 def blob(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8)
+    raw = text.encode()
+    if len(raw) > HEADER_BYTES:
+        raise DataError(
+            f"{len(raw):,} bytes of header or notes, more than the {HEADER_BYTES:,} that can be "
+            "read again; leave some out"
+        )
+    return np.frombuffer(raw, np.uint8)
 
 
 def normalise(table: pa.Table | Sequence[Mapping]) -> pa.Table:
@@ -154,7 +274,13 @@ def unpack_strings(data: np.ndarray, offsets: np.ndarray) -> pa.Array:
 
 def check_offsets(offsets: np.ndarray, total: int) -> None:
     """Raise ValueError unless `offsets` cut an array of `total` rows into consecutive pieces."""
-    if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
+    # a difference may overflow
+    if (
+        len(offsets) < 1
+        or offsets[0] != 0
+        or offsets[-1] != total
+        or (offsets[1:] < offsets[:-1]).any()
+    ):
         raise ValueError("offsets do not fit the data")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,23 +10,23 @@ import h5py
 import numpy as np
 
 from mer.pipeline.errors import DataError, StoreError, StoreVersionError
+from mer.pipeline.runtime.limits import DIM, HEADER_BYTES
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
+    DTYPES,
     FORMAT_VERSION,
     HALF_MAX,
-    MODALITY,
-    RESERVED,
     SHARD_FORMAT,
     blob,
     canonical,
     check_offsets,
+    demand,
+    is_count,
+    is_modality,
     pack_strings,
+    read_json,
     unpack_strings,
 )
-
-DTYPES = ("float16", "float32")
-# deflate cannot expand further; a chunked array that claims more has chunks that were never written
-LARGEST_RATIO = 1100
 
 
 class ShardWriter:
@@ -52,13 +50,13 @@ class ShardWriter:
         if dtype not in DTYPES:
             raise DataError(f"{path}: dtype '{dtype}' is not one of {', '.join(DTYPES)}")
         for name, dim in modalities.items():
-            if not re.fullmatch(MODALITY, name) or name in RESERVED or name.startswith("n_"):
+            if not is_modality(name):
                 raise DataError(
                     f"{path}: '{name}' cannot name a modality; use lower-case letters, digits and "
                     "'_', e.g. audio"
                 )
-            if dim < 1:
-                raise DataError(f"{path}: modality {name} has dim {dim}")
+            if not 1 <= dim <= DIM:
+                raise DataError(f"{path}: modality {name} has dim {dim}, expected 1 to {DIM:,}")
         if not modalities:
             raise DataError(f"{path}: a shard needs at least one modality")
         self.path = Path(path)
@@ -239,18 +237,18 @@ class Shard:
         self.path = Path(path)
         self._group = group
         self._mapped: dict[str, np.ndarray] = {}
-        self._file: h5py.File | None = None
         with arrays.opened(self.path, "shard") as root:
             self.bytes = self.path.stat().st_size
-            file = root[group]
+            file = arrays.group_of(root, group)
             check_format(file, self.path, SHARD_FORMAT, "shard")
             attrs = {name: arrays.attribute(file, name) for name in ("format", "version", "key")}
             data = {
                 name: arrays.read(file, name, dtype)
-                for name, dtype in (("ids/x", "u1"), ("ids/offsets", "<i8"), ("meta", "u1"))
+                for name, dtype in (("ids/x", "u1"), ("ids/offsets", "<i8"))
             }
-            meta = json.loads(data["meta"].tobytes())
-            self.modalities: dict[str, dict] = {kind["name"]: kind for kind in meta["modalities"]}
+            data["meta"] = arrays.read(file, "meta", "u1", limit=HEADER_BYTES)
+            kinds, self.meta = _described(data["meta"].tobytes())
+            self.modalities: dict[str, dict] = {kind["name"]: kind for kind in kinds}
             data["crc32"] = self.crc32 = arrays.read(file, "crc32", "<u4", 2)  # (n, modalities)
             data["duration"] = self.duration = arrays.read(file, "duration", "<f8")
             data["flags"] = self.flags = arrays.read(file, "flags", "<u4")
@@ -263,10 +261,11 @@ class Shard:
             if self.identity != arrays.digest(attrs, data):
                 raise ValueError("its index does not match its own checksum")
             self.key: str = attrs["key"]
-            self.meta: dict = meta["meta"]
             self.ids: list[str] = unpack_strings(data["ids/x"], data["ids/offsets"]).to_pylist()
             if not len(self.crc32) == len(self.duration) == len(self.flags) == len(self.ids):
                 raise ValueError("its columns differ in length")
+            if self.crc32.shape[1] != len(self.modalities):
+                raise ValueError("its checksums are not those of its modalities")
             for name, kind in self.modalities.items():
                 self._map(file, name, kind)
 
@@ -274,41 +273,21 @@ class Shard:
         return len(self.ids)
 
     def frames(self, modality: str, start: int, stop: int) -> np.ndarray:
-        """Frames of the consecutive utterances [start, stop): (sum T, D) in the stored dtype,
-        read-only, without a copy if mapped.
+        """Frames of the consecutive utterances [start, stop): (sum T, D) in the stored dtype, a
+        read-only view of the file.
         """
         offsets = self.offsets[modality]
         first, last = int(offsets[start]), int(offsets[stop])
-        mapped = self._mapped.get(modality)
-        if mapped is not None:
-            return mapped[first:last]
-        if self._file is None:
-            self._file = h5py.File(self.path, "r", locking=False)
-        kind = self.modalities[modality]
-        try:
-            x = np.empty((last - first, kind["dim"]), kind["dtype"])
-            if last > first:
-                self._file[self._group][f"{modality}/x"].read_direct(x, np.s_[first:last])
-        except arrays.DAMAGE as error:
-            raise StoreError(
-                f"{self.path}: {modality} cannot be read ({str(error).splitlines()[0]})"
-            ) from None
-        # A chunk that was never written reads as zeros without an error, so what is not mapped is
-        # held against its checksum.
-        bad = next(self.differing(modality, x, start, stop), None)
-        if bad is not None:
-            raise StoreError(
-                f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run "
-                "`mer verify --repair`"
-            )
-        x.setflags(write=False)
-        return x
+        return self._mapped[modality][first:last]
 
     def pooled(self, modality: str) -> np.ndarray:
         """(n, D) float32, mean over each utterance's frames; zeros where it has none."""
         with arrays.opened(self.path, "shard") as file:
-            pooled = arrays.read(file[self._group], f"{modality}/pooled", "<f4", 2)
             kind = self.modalities[modality]
+            size = 4 * len(self) * kind["dim"]
+            pooled = arrays.read(
+                arrays.group_of(file, self._group), f"{modality}/pooled", "<f4", 2, limit=size
+            )
             if pooled.shape != (len(self), kind["dim"]) or checksum(pooled) != kind["pooled_crc32"]:
                 raise ValueError(f"{modality}/pooled does not match its checksum")
             return pooled
@@ -349,16 +328,9 @@ class Shard:
                 yield i
 
     def _map(self, file: h5py.File, name: str, kind: dict) -> None:
-        """Map the frames where they lie; otherwise leave them to h5py, if what they claim to be can
-        be true.
-        """
-        x = file[f"{name}/x"]
-        if (
-            x.ndim != 2
-            or x.shape[1] != kind["dim"]
-            or x.dtype.name != kind["dtype"]
-            or kind["dtype"] not in DTYPES
-        ):
+        """Map the frames where they lie."""
+        x = arrays.dataset(file, f"{name}/x")
+        if x.ndim != 2 or x.shape[1] != kind["dim"] or x.dtype.name != kind["dtype"]:
             raise ValueError(
                 f"{name}/x is {x.shape} {x.dtype}, recorded as (T, {kind['dim']}) {kind['dtype']}"
             )
@@ -370,12 +342,43 @@ class Shard:
         if x.size == 0:
             self._mapped[name] = np.empty(x.shape, x.dtype)
             return
-        place = arrays.place(x)
-        if place is not None:
-            # A plain array over the map: slicing np.memmap itself costs twice as much.
-            self._mapped[name] = np.asarray(np.memmap(self.path, x.dtype, "r", place, x.shape))
-        elif x.size * x.dtype.itemsize > LARGEST_RATIO * max(1, x.id.get_storage_size()):
-            raise ValueError(f"{name}/x claims {x.shape} but holds {x.id.get_storage_size()} bytes")
+        # A plain array over the map: slicing np.memmap itself costs twice as much.
+        self._mapped[name] = np.asarray(
+            np.memmap(self.path, x.dtype, "r", arrays.place(x), x.shape)
+        )
+
+
+def _described(raw: bytes) -> tuple[list[dict], dict]:
+    """What a shard says of its modalities, and what its writer noted; raises ValueError when it is
+    not what the format says.
+    """
+    meta = read_json(raw, "its description")
+    demand(
+        isinstance(meta, dict) and isinstance(meta.get("meta"), dict),
+        "its description is not an object",
+    )
+    kinds = meta.get("modalities")
+    demand(isinstance(kinds, list) and bool(kinds), "its description has no modalities")
+    for kind in kinds:
+        demand(
+            isinstance(kind, dict) and isinstance(kind.get("name"), str),
+            "its description has a modality without a name",
+        )
+        demand(is_modality(kind["name"]), "its description has a modality without a proper name")
+        demand(
+            is_count(kind.get("dim")) and 0 < kind["dim"] <= DIM,
+            f"its dim of {kind['name']} is not a number from 1",
+        )
+        demand(
+            kind.get("dtype") in DTYPES,
+            f"its dtype of {kind['name']} is not one of {', '.join(DTYPES)}",
+        )
+        counts = is_count(kind.get("overflow")) and is_count(kind.get("pooled_crc32"))
+        demand(counts, f"its counts of {kind['name']} are not numbers from 0")
+    demand(
+        len({kind["name"] for kind in kinds}) == len(kinds), "its description has a modality twice"
+    )
+    return kinds, meta["meta"]
 
 
 def check_format(file: h5py.Group, path: Path, expected: str, what: str) -> None:

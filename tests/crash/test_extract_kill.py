@@ -265,8 +265,9 @@ def test_the_second_run_says_who_holds_it(undisturbed, tmp_path):
 
 def test_a_stale_hold_is_taken_over(tmp_path):
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom pipeline.hold import hold\nwith "
-        "hold(Path(sys.argv[1])): os.abort()\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from mer.pipeline.runtime.hold import hold\n"
+        "with hold(Path(sys.argv[1])): os.abort()\n"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "hold")],

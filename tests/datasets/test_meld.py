@@ -218,7 +218,7 @@ def test_one_split_alone_is_usable_and_the_rest_is_missed(tmp_path):
     ("content", "part"),
     [
         (b"Utterance,Speaker\r\nhi,Joey\r\n", "no column Season, Episode"),
-        (b"", "found nothing"),
+        (b"", "empty file"),
         ("caf\u00e9".encode("latin-1"), "not UTF-8 .byte 0xe9 at 3"),
         ("Utterance,Speaker".encode("utf-16"), "not UTF-8"),
     ],

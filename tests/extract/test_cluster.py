@@ -249,3 +249,70 @@ def test_a_worker_that_does_not_end_is_ended(tmp_path, monkeypatch):
         child.name.startswith(module.WORKER_NAME) for child in multiprocessing.active_children()
     ):
         time.sleep(0.05)
+
+
+# --- who may talk to the workers
+
+
+def listening() -> list:
+    """(address, port) of every port that this process and its children listen on."""
+    import psutil
+
+    own = psutil.Process()
+    found = []
+    for process in [own, *own.children(recursive=True)]:
+        found += [
+            connection.laddr
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    return found
+
+
+def test_local_workers_take_orders_from_nobody_else(recwarn):
+    """Another user of the machine reaches every port of the run, and can do nothing there, without
+    a key or with one of their own.
+    """
+    from distributed import Client
+    from distributed.security import Security
+
+    from mer.pipeline.extraction.cluster import local_cluster
+
+    before = set(listening())
+    with local_cluster(1) as cluster:
+        opened = set(listening()) - before
+        assert opened and {address.ip for address in opened} == {"127.0.0.1"}
+        with Client(cluster) as client:
+            assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+            worker = next(iter(client.scheduler_info()["workers"]))
+        for address in (cluster.scheduler_address, worker):
+            assert address.startswith("tls://127.0.0.1:")
+            plain = address.replace("tls://", "tcp://")
+            for where, security in (
+                (plain, None),
+                (address, None),
+                (address, Security.temporary()),
+            ):
+                with pytest.raises((OSError, TypeError)):
+                    Client(where, security=security, timeout=2).close()
+
+
+def test_the_ports_of_local_workers_show_no_pages():
+    import urllib.error
+    import urllib.request
+
+    from mer.pipeline.extraction.cluster import local_cluster
+
+    before = set(listening())
+    with local_cluster(1):
+        for address in set(listening()) - before:
+            for page in (
+                "status",
+                "info/main/workers.html",
+                "json/identity.json",
+                "individual-task-stream",
+            ):
+                with pytest.raises((OSError, urllib.error.HTTPError)):
+                    urllib.request.urlopen(
+                        f"http://127.0.0.1:{address.port}/{page}", timeout=5
+                    ).read()

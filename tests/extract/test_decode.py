@@ -106,7 +106,7 @@ def test_workers_end_when_their_parent_is_killed(clips, tmp_path):
     import sys
 
     code = (
-        f"import sys, time\nfrom pipeline.decode import Decoders, Job\n"
+        f"import sys, time\nfrom mer.pipeline.media.workers import Decoders, Job\n"
         f"d = Decoders(1)\nlist(d.run([Job('load', {str(clips / '0.wav')!r}, 'auto', None, "
         "None)]))\n"
         f"print(d._running[0].pid, flush=True)\ntime.sleep(60)\n"

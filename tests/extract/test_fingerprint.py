@@ -22,6 +22,7 @@ def toy(tmp_path_factory):
 
 
 OTHER = {
+    "audio_track": "1",
     "audio_layer": "1",
     "pool": 2,
     "channel": "centre",
@@ -183,8 +184,9 @@ def test_bad_options(change):
 def test_without_torch(toy):
     """The key is wanted in CI before anything heavy is restored."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.manifest import Manifest\nfrom "
-        "pipeline.fingerprint import fingerprint\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from mer.pipeline.manifest import Manifest\n"
+        "from mer.pipeline.extraction.fingerprint import fingerprint\n"
         "from tests.extract import corpus\n"
         f"print(fingerprint(Manifest.read({str(toy.root / 'manifest.parquet')!r}), "
         "corpus.options()))\n"

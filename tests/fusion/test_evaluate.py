@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -48,7 +49,12 @@ def drkf(tmp_path_factory):
 def test_figures_are_those_of_the_predictions(drkf):
     store, run = drkf
     found = evaluate(run, note=quiet)
-    assert found == json.loads((run.path / "metrics.json").read_text())
+    written = json.loads((run.path / "metrics.json").read_text())
+    assert (
+        written.pop("predictions_sha256")
+        == hashlib.sha256((run.path / "predictions.parquet").read_bytes()).hexdigest()
+    )
+    assert written.pop("sha256") and found == written
     table = pq.read_table(run.path / "predictions.parquet")
     rows = splits.held_out(store.table())
     assert table["id"].to_pylist() == [store.table()["id"][int(r)].as_py() for r in rows]

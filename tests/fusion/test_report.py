@@ -126,6 +126,13 @@ def test_the_order_of_rows_does_not_matter_to_compare(runs, tmp_path):
     path = poor.path / "predictions.parquet"
     table = pq.read_table(path)
     pq.write_table(table.take(pa.array(np.random.default_rng(0).permutation(len(table)))), path)
+    with pytest.raises(
+        DataError, match="predictions.parquet: damaged .metrics.json is of other predictions"
+    ):
+        report.compare(good, poor)
+    figures = json.loads((poor.path / "metrics.json").read_text())
+    del figures["predictions_sha256"], figures["sha256"]  # as an older mer left it
+    (poor.path / "metrics.json").write_text(json.dumps(figures))
     assert report.compare(good, poor) == before
 
 

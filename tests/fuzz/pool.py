@@ -227,7 +227,9 @@ def tell(command: list[str]) -> tuple[int, str, str, str]:
 
 
 def weigh(line: str) -> tuple[str, str]:
-    return ("long" if len(line) > LINE else "line"), line
+    """The folder's own name is the user's affair."""
+    said = line.replace(str(Path.cwd().parent), "")
+    return ("long" if len(said) > LINE else "line"), line
 
 
 def place(error: BaseException) -> str:

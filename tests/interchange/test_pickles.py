@@ -195,11 +195,11 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
         "a bomb of lists": (b"]" * 300_000 + b".", "more than 100,000 objects"),
         "nested without end": (b"(" * 90_000 + b"l" * 90_000 + b".", "more than 100,000 objects"),
         "doubling": (b"]" + b"(2" * 100 + b"e" * 50 + b".", "not a readable pickle"),
-        "a digit bomb": (b"L" + b"9" * 500_000 + b"L\n.", ""),
+        "a digit bomb": (b"L" + b"9" * 500_000 + b"L\n.", "a number of 500,000 digits"),
         "truncated": (pickle.dumps(np.zeros(1000))[:500], "claims|readable"),
-        "empty": (b"", "claims 1 bytes where 0 are left"),
+        "empty": (b"", "an empty file, not a pickle"),
         "text": (b"id,label\n1,joy\n", "readable|refused|claims"),
-        "a zip": (b"PK\x03\x04" + bytes(100), "readable|refused"),
+        "a zip": (b"PK\x03\x04" + bytes(100), "a zip archive"),
         "only a name": (b"cnumpy\nndarray\n.", "no finished value"),
         "only a mark": (b"(.", "no finished value"),
         "a list in itself as key": (b"}]q\x00h\x00s.", "a dict key"),
@@ -208,14 +208,14 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
 
 @pytest.mark.parametrize("name", hostile(Path("/")))
 def test_hostile_pickle_is_one_line_and_runs_nothing(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(pickles, "MAX_OBJECTS", 100_000)
+    monkeypatch.setattr(pickles, "PICKLE_OPCODES", 100_000)
     raw, message = hostile(tmp_path)[name]
     if message:
         with pytest.raises(DataError, match=message) as caught:
             loaded(tmp_path, raw)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     else:  # harmless: only a foolish reader would have allocated
-        assert loaded(tmp_path, raw) is None or name == "a digit bomb"
+        assert loaded(tmp_path, raw) is None
     assert not (tmp_path / "ran").exists()
 
 
@@ -235,7 +235,7 @@ import resource, sys
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange import pickles
 from mer.pipeline.interchange.pickles import load
-pickles.MAX_OBJECTS = 1_000_000
+pickles.PICKLE_OPCODES = 1_000_000
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.RLIM_INFINITY))
 for path in sys.argv[1:]:
     try:

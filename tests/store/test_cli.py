@@ -130,7 +130,7 @@ def test_repair_is_handed_to_extraction(tmp_path, monkeypatch):
     assert code == 5 and "run it with --repair" in err
     calls = []
 
-    def repair(head, *, root=None, progress=None, gentle=False):
+    def repair(head, *, root=None, progress=None, gentle=False, lock=True):
         calls.append((head, root))
         path.write_bytes(raw)
 

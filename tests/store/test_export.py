@@ -83,8 +83,8 @@ def test_single_of_shards_of_both_dtypes(tmp_path):
 def test_subset_by_split_and_by_file(tmp_path, to):
     store = make_store(tmp_path)
     (tmp_path / "ids.txt").write_text("\ufeffu3\nu1\n\n", encoding="utf-8")
-    assert export(store, to, tmp_path / "a", subset="dev") == 4
-    assert export(store, to, tmp_path / "b", subset=str(tmp_path / "ids.txt")) == 2
+    assert export(store, to, tmp_path / "a", subset="dev") == (4, True)
+    assert export(store, to, tmp_path / "b", subset=str(tmp_path / "ids.txt")) == (2, True)
     (tmp_path / "ids.txt").write_text("u3\nnobody\n")
     for subset, message in (
         (str(tmp_path / "ids.txt"), "1 of 2 ids are not in .* first 'nobody'"),
@@ -140,7 +140,7 @@ def awkward(folder):
 
 
 def test_npy_folder_names_are_safe_whatever_the_ids(tmp_path):
-    export(awkward(tmp_path), "npy", tmp_path / "out")
+    export(awkward(tmp_path), "npy", tmp_path / "out", plain_cells=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.h5", "out", "s.h5"]
     with open(tmp_path / "out/index.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

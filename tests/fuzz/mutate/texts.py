@@ -13,6 +13,12 @@ import tomli_w
 
 from tests.fuzz.mutate import raw
 
+TOML_VALUES = [
+    "nan", "-inf", "0x" + "f" * 5000, "1e400", '"' + "x" * 60_000 + '"', "[" + "1," * 5000 + "]",
+    "1979-05-27T07:32:00Z", "true", "''", '"\\u0000"', "{a.b.c=1}", "[[1],[2]]", "-1",
+    "9223372036854775807", "99999", "0.5", '"none"', '"concat"', '"drkf"',
+    "{" + ".".join("a" * 20_000) + "=1}",
+]  # fmt: skip
 DEEP = 100_000  # levels of nesting: more than any recursion survives
 
 
@@ -102,7 +108,7 @@ def jsonl_file(path: Path, rng: np.random.Generator) -> None:
 
 def toml_file(path: Path, rng: np.random.Generator) -> None:
     text = path.read_text()
-    match rng.integers(8):
+    match rng.integers(10):
         case 0:
             path.write_bytes(raw.mutate(text.encode(), rng))
         case 1:
@@ -115,6 +121,11 @@ def toml_file(path: Path, rng: np.random.Generator) -> None:
             path.write_text(text + "\n[" + "]\n[".join(f"t{i}" for i in range(20_000)) + "]\n")
         case 5:
             path.write_bytes(text.encode("utf-16"))
+        case 6:
+            lines = text.splitlines()
+            at = int(rng.integers(len(lines)))
+            lines[at] = f"{lines[at].partition('=')[0] or 'x '}= {raw.choice(rng, TOML_VALUES)}"
+            path.write_text("\n".join(lines) + "\n")
         case _:
             value = change(tomllib.loads(text), rng)
             try:

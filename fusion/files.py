@@ -1,0 +1,249 @@
+"""Files of a run folder: written whole or not at all, read within bounds, and sealed, so that one
+changed bit is noticed before anything is believed.
+
+A sealed JSON file has the key `sha256`: the digest of all its other keys and values, whatever the
+white space. Files made before there were seals have no such key and are read as they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mer.fusion import shapes
+from mer.pipeline.errors import DataError
+from mer.pipeline.store.arrays import temporary_for
+
+SEAL = "sha256"
+TEXT_BYTES = 1 << 26  # of a JSON file that mer reads; a run.json has a few kB
+IDS_BYTES = 1 << 30  # of split.json, which names every utterance
+NUMBER_DIGITS = 25  # of a number in JSON: a 64-bit integer has 20, a float as Python writes it 24
+# safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.
+LEFT_BEHIND = re.compile(r"\.tmp[A-Za-z0-9]{6}|\..+\.tmp-\d+")
+# How the libraries below Python say which system call failed.
+ERRNO = re.compile(r"\[Errno (\d+)\]|os error (\d+)|errno = (\d+)")
+
+
+def damaged(path: Path, why: Any, remedy: str) -> DataError:
+    """The error for a file that is not as it was written.
+
+    Args:
+        path: The file.
+        why: What is wrong with it; only its beginning is shown.
+        remedy: What helps.
+
+    Returns:
+        The error, to be raised.
+    """
+    return DataError(f"{path}: damaged ({shapes.brief(why)}); {remedy}")
+
+
+@contextmanager
+def opened(path: Path, remedy: str, *, missing: str = "no such file") -> Iterator[IO[bytes]]:
+    """A regular file to read. A pipe or device is refused instead of being waited for.
+
+    Raises:
+        DataError: There is no such file, or it is something else.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise DataError(f"{path}: {missing}; {remedy}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            what = "a directory" if stat.S_ISDIR(mode) else "a device or pipe"
+            raise DataError(f"{path}: {what} where a file should be; {remedy}")
+        yield file
+
+
+def digest(path: Path, remedy: str = "put it back, or train again into a new folder") -> str:
+    """sha256 of a file."""
+    with opened(path, remedy) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(path: Path, remedy: str, *, most: int = TEXT_BYTES) -> str:
+    """A text file of at most `most` bytes.
+
+    Raises:
+        DataError: It is not there, larger, or not UTF-8.
+    """
+    with opened(path, remedy) as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise DataError(
+            f"{path}: more than {most:,} bytes, which no such file of mer has; {remedy}"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise damaged(path, "not UTF-8", remedy) from None
+
+
+def read_json(
+    path: Path, shape: Any, remedy: str, *, text: str | None = None, most: int = TEXT_BYTES
+) -> Any:
+    """The JSON of a file of a run folder, of the shape that `mer.fusion.shapes` says, without its
+    seal.
+
+    Args:
+        path: The file; its name opens every message.
+        shape: What it must hold.
+        remedy: What helps when it does not.
+        text: A line of the file, when that alone is to be read.
+        most: Bytes of the file at most.
+
+    Returns:
+        The value.
+
+    Raises:
+        DataError: It is not JSON, not of that shape, or not as it was sealed.
+    """
+    text = read_text(path, remedy, most=most) if text is None else text
+    try:
+        value = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_constant)
+        said = value.pop(SEAL, None) if isinstance(value, dict) else None
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate can be printed nowhere
+        if said is not None and said != seal(value):
+            raise ValueError("its content does not match its checksum")
+    except UnicodeEncodeError:
+        raise damaged(path, "half a surrogate pair", remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error if text.strip() else "empty", remedy) from None
+    if found := shapes.fault(value, shape):
+        raise damaged(path, found, remedy)
+    return value
+
+
+def seal(value: Any) -> str:
+    """sha256 of a JSON value, whatever its layout."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def json_text(value: Any) -> str:
+    """As it is written to a file."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object atomically, with its seal."""
+    write_text(path, json_text({**value, SEAL: seal(value)}))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, raw: bytes) -> None:
+    """Write atomically."""
+    with publishing(path) as file:
+        file.write(raw)
+
+
+@contextmanager
+def publishing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that becomes `path` on a clean exit, with the mode that the umask allows.
+
+    It is opened exclusively: a link that somebody placed under its name is not followed, and what
+    `path` itself links to stays as it is.
+
+    Raises:
+        OSError: It cannot be written; names `path`, also where a library hid the cause.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_for(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except DataError:
+        raise
+    except Exception as error:
+        number = error_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
+
+
+def error_number(error: BaseException) -> int | None:
+    """The errno of a failed system call, also of one that a library tells of in words only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = ERRNO.search(str(error))
+    return int(next(filter(None, found.groups()))) if found else None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file in a run folder; a link or pipe in its place is refused, not followed.
+
+    Raises:
+        DataError: Something else is there.
+    """
+    remedy = "move it away"
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            what = "a directory, link or pipe where a file should be"
+            raise DataError(f"{path}: {what}; {remedy}") from None
+        raise
+    raw = line.encode("utf-8") + b"\n"
+    with os.fdopen(descriptor, "wb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path}: a device or pipe where a file should be; {remedy}")
+        if found.st_nlink > 1:  # what has the file under another name keeps it as it is
+            write_bytes(path, path.read_bytes() + raw)
+            return
+        try:
+            file.write(raw)
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def tidy(folder: Path) -> None:
+    """Remove the unfinished files of writers that are dead. The caller holds `folder`."""
+    for path in folder.iterdir():
+        if not LEFT_BEHIND.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        if (found := re.fullmatch(r"\.(.+)\.tmp-\d+", path.name)) is not None:
+            temporary_for(folder / found[1])
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _int(digits: str) -> int:
+    if len(digits) > NUMBER_DIGITS or abs(int(digits)) >= 1 << 63:
+        raise ValueError(f"a whole number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number too large")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

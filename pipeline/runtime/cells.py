@@ -1,0 +1,199 @@
+"""A cell of somebody's table as text: what is no text is missing or an error, never its Python
+spelling.
+
+`text_cell` is for transcripts, which keep their blanks; `name_cell` for everything that names
+something (ids, labels, speakers, dialogues, sessions, splits, audio), where a blank at an end is a
+slip. Used for tables, for the corpora's own files and for imports.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import uuid
+from collections.abc import Iterable, Mapping
+from unicodedata import normalize
+
+import numpy as np
+
+from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import CELL_CHARACTERS, INTEGER_BITS
+from mer.pipeline.runtime.terminal import shown
+
+# White space (Unicode's, as `str.isspace` has it), then what has no width: the Mongolian vowel
+# separator, zero-width space and joiners, direction marks, embeddings, overrides, word joiner,
+# isolates, byte order mark. Spreadsheets, web pages and Windows' property dialogs leave them around
+# a copied value.
+WHITE_SPACE = (
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f "
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+NO_WIDTH = (
+    "\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+    "\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+BLANKS = WHITE_SPACE + NO_WIDTH
+_GONE = str.maketrans("", "", BLANKS)
+_KINDS = {
+    dict: "a struct",
+    Mapping: "a struct",
+    list: "a list",
+    tuple: "a list",
+    set: "a set",
+    np.ndarray: "an array",
+    datetime.date: "a date",
+    datetime.time: "a time of day",
+    datetime.timedelta: "a duration",
+    np.datetime64: "a date",
+    np.timedelta64: "a duration",
+}  # the first that fits; datetime is a date
+
+
+def strip(text: str) -> str:
+    """`text` without blanks at its ends: white space of any kind, and characters without width."""
+    return text.strip(BLANKS)
+
+
+def text_cell(value: object) -> str | None:
+    """A cell as text, its blanks kept.
+
+    Text stays as it is, bytes are UTF-8 (Parquet columns without the mark of text), numbers are
+    spelled as they are written.
+
+    Args:
+        value: What a reader found: text, bytes, a number, a truth value, None, or a NumPy scalar of
+        these.
+
+    Returns:
+        The text; None for a gap: None, NaN, not-a-time, or text that has nothing but blanks.
+
+    Raises:
+        DataError: The cell is no text (a list, a struct, a date, an infinite number, …), or not
+        valid Unicode. The
+            message begins with a verb ("is a list, …"), to follow the caller's file, line and
+            column.
+    """
+    if type(value) is not str:
+        value = _as_text(value)
+    if value is None:
+        return None
+    if len(value) > CELL_CHARACTERS:
+        raise DataError(f"has {len(value):,} characters, more than {CELL_CHARACTERS:,}")
+    if "\0" in value:
+        raise DataError(f"'{shown(value, 40)}' holds a zero byte, which is no text")
+    if not value.isascii():
+        _check_unicode(value)
+    return value if strip(value) else None
+
+
+def _as_text(value: object) -> str | None:
+    """What is not a plain str as one, or None; raises DataError for what is no text."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    times = np.datetime64 | np.timedelta64
+    if value is None or value is np.ma.masked or (isinstance(value, times) and np.isnat(value)):
+        return None
+    if isinstance(value, np.generic) and not isinstance(value, times | np.void):
+        value = value.item()
+    if isinstance(value, bytes | bytearray | memoryview):
+        # columns of a fixed width are filled up with zeros
+        return _decode(bytes(value).rstrip(b"\0"))
+    if isinstance(value, bool | int | float | decimal.Decimal):
+        return _spelled(value)
+    if isinstance(value, str | uuid.UUID):
+        return str(value)
+    kind = next(
+        (name for cls, name in _KINDS.items() if isinstance(value, cls)),
+        f"of type {type(value).__name__}",
+    )
+    raise DataError(f"is {kind}, expected text")
+
+
+def name_cell(value: object) -> str | None:
+    """`text_cell` without blanks at its ends, for what names something.
+
+    Raises DataError as that does.
+    """
+    text = text_cell(value)
+    return None if text is None else strip(text)
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"is bytes that are not UTF-8 (0x{raw[error.start]:02x} at byte {error.start:,})"
+        ) from None
+
+
+def _spelled(number: bool | int | float | decimal.Decimal) -> str | None:
+    if isinstance(number, bool):
+        return str(number)
+    if isinstance(number, int):
+        if number.bit_length() > INTEGER_BITS:
+            raise DataError(f"is a whole number of more than {INTEGER_BITS:,} bits, expected text")
+        return str(number)
+    if math.isnan(number):
+        return None
+    if math.isinf(number):
+        raise DataError(f"is {number}, expected text or a finite number")
+    return str(number)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise DataError(
+            f"'{shown(text, 40)}' holds half a character ({half}, one of a surrogate pair), which "
+            "is not valid Unicode"
+        ) from None
+
+
+def warn_near_duplicates(names: Iterable[str | None], what: str = "labels") -> list[str]:
+    """Names that a person would take for one: they differ only by case, by blanks or by Unicode's
+    composition.
+
+    Args:
+        names: Names, in any number and order; None is passed over.
+        what: What they are, in the plural, for the line.
+
+    Returns:
+        No line, or one that names the first such groups: "labels that differ only by case or
+        blanks: 'Joy' and 'joy'".
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names) - {None}):
+        groups.setdefault(_plain(name), []).append(name)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if not alike:
+        return []
+    said = (
+        "differ only by case",
+        "differ only by case or blanks",
+        "look alike (case, blanks or Unicode form)",
+    )
+    level = max(map(_difference, alike))
+    some = [" and ".join(f"'{shown(name, 40)}'" for name in group[:3]) for group in alike[:3]]
+    more = f" and {len(alike) - 3:,} more" if len(alike) > 3 else ""
+    return [
+        f"{what} that {said[level]}: {'; '.join(some)}{more}; they count as different: write them "
+        "alike if they are one"
+    ]
+
+
+def _plain(name: str) -> str:
+    return normalize("NFKC", name).casefold().translate(_GONE)
+
+
+def _difference(group: list[str]) -> int:
+    """0: by case; 1: by blanks as well; 2: by composed and decomposed characters, or other forms of
+    them.
+    """
+    if len({name.casefold() for name in group}) == 1:
+        return 0
+    return 1 if len({name.casefold().translate(_GONE) for name in group}) == 1 else 2

@@ -1,0 +1,118 @@
+"""A file system without flock: one line that names the file and the way round, and `--no-lock` that
+goes it.
+
+huggingface/huggingface_hub#2399 (Lustre: ENOSYS), h5py/h5py#1082 (NFS: ENOLCK),
+tox-dev/filelock#67.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from mer import cli
+from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.hold import hold, turn
+from mer.pipeline.store import FeatureStore
+
+from tests.extract import corpus
+from tests.store.build import make_store
+
+NUMBERS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO, errno.EINVAL]
+
+
+@pytest.fixture(params=NUMBERS, ids=lambda number: errno.errorcode[number])
+def no_locks(request, monkeypatch) -> str:
+    """flock fails as it does there; the value is what the system calls it."""
+
+    def flock(descriptor, operation):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    return os.strerror(request.param)
+
+
+def mer(*args: object):
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
+
+
+def test_a_hold_says_where_and_what_to_do(tmp_path, no_locks):
+    with pytest.raises(DataError) as caught, hold(tmp_path / ".hold"):
+        pass
+    expected = (
+        f"{tmp_path / '.hold'}: cannot be locked there ({no_locks}); add --no-lock if no other "
+        "run works in that folder"
+    )
+    assert str(caught.value).startswith(expected)
+    assert (tmp_path / ".hold").read_text() == ""
+
+
+def test_a_turn_of_shares_has_no_way_round(tmp_path, no_locks):
+    with (
+        pytest.raises(DataError, match="shares of a run need locks, or choose another --out"),
+        turn(tmp_path / ".turn"),
+    ):
+        pass
+
+
+def test_without_a_lock_nothing_is_held_or_written(tmp_path, no_locks):
+    with hold(tmp_path / "out" / ".hold", lock=False) as left_behind:
+        assert left_behind is None
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_extract(tmp_path, no_locks, monkeypatch):
+    monkeypatch.setattr(cli, "extract_options", lambda manifest, **given: corpus.options())
+    corpus.make(tmp_path, 4)
+    command = [
+        "extract",
+        "--manifest",
+        tmp_path / "manifest.parquet",
+        "--out",
+        tmp_path / "feats.h5",
+    ]
+    refused = mer(*command)
+    assert refused.exit_code == 1
+    assert (
+        str(tmp_path / "feats.shards" / ".hold") in refused.stderr.splitlines()[-1]
+        and "--no-lock" in refused.stderr
+    )
+    share = mer(*command, "--shard", "1/2", "--no-lock")
+    assert share.exit_code == 1 and "shares of a run need locks" in share.stderr.splitlines()[-1]
+    assert mer(*command, "--no-lock").exit_code == 0
+    FeatureStore(tmp_path / "feats.h5").verify()
+
+
+def test_repair(tmp_path, no_locks):
+    manifest, file = corpus.make(tmp_path, 4)
+    from mer.pipeline.extraction.extract import extract
+
+    extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file, lock=False)
+    shard = next((tmp_path / "feats.shards").glob("shard-*.h5"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "--no-lock" in mer("verify", tmp_path / "feats.h5", "--repair").stderr.splitlines()[-1]
+    assert mer("verify", tmp_path / "feats.h5", "--repair", "--no-lock").exit_code == 0
+
+
+def test_train(tmp_path, no_locks):
+    make_store(tmp_path, n=24)
+    command = [
+        "train",
+        "--features",
+        tmp_path / "feats.h5",
+        "--model",
+        "audio",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        tmp_path / "run",
+    ]
+    refused = mer(*command)
+    assert refused.exit_code == 1 and "--no-lock" in refused.stderr.splitlines()[-1]
+    shutil.rmtree(tmp_path / "run")
+    assert mer(*command, "--no-lock").exit_code == 0
