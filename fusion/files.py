@@ -79,7 +79,9 @@ def read_text(path: Path, remedy: str, *, most: int = TEXT_BYTES) -> str:
         DataError: It is not there, larger, or not UTF-8.
     """
     with opened(path, remedy) as file:
-        raw = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size
+        # Python sets aside all the bytes that it is asked for
+        raw = file.read(min(most, size) + 1)
     if len(raw) > most:
         raise DataError(
             f"{path}: more than {most:,} bytes, which no such file of mer has; {remedy}"

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,16 @@ def test_a_file_without_end_is_not_read_to_it(made, tmp_path):
     os.truncate(tmp_path / "run" / "run.json", 1 << 40)  # a hole of a terabyte
     with pytest.raises(DataError, match="run.json: more than 67,108,864 bytes"):
         Run.open(tmp_path / "run")
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    """Python sets aside what it is asked to read: a gigabyte for the bound of split.json."""
+    (tmp_path / "split.json").write_text("{}")
+    tracemalloc.start()
+    files.read_text(tmp_path / "split.json", "", most=files.IDS_BYTES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 # ---- TOML and --set

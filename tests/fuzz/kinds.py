@@ -341,7 +341,9 @@ def plan(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
     copy(stock_.unfinished(), folder)
     work = folder / "feats.shards" / ".work"
     left = raw.choice(rng, sorted(p for p in work.rglob("*") if p.is_file()))
-    if left.suffix == ".json" and left.stat().st_size and rng.integers(3):
+    if not rng.integers(10):
+        raw.not_the_file(left, rng)
+    elif left.suffix == ".json" and left.stat().st_size and rng.integers(3):
         texts.json_file(left, rng)
     elif left.suffix == ".h5" and rng.integers(3):
         hdf5.mutate(left, rng)
