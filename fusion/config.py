@@ -24,14 +24,11 @@ import tomli_w
 from mer.fusion.models import REGISTRY, model_class
 from mer.fusion.shapes import brief
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
 
 SEEDS = 1 << 62  # with room for the seeds of a group
 LARGE = 1e30  # what fits into fp32, with room for products
 COUNT = 1 << 31  # beyond it a whole number is no size, count or seed that torch takes
-CONFIG_BYTES = 1 << 16  # of a preset or config.toml; those of mer have a kB or two
-NESTING = 8  # tables within tables; mer has three
-DOTS = 32  # in a line before its "=": tomllib needs time by the square of them
-TUPLE = 1 << 10  # items of a list
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -183,9 +180,9 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
             f"--set {shown}: unknown table '{brief(table, 60)}'{_did_you_mean(table, TABLES)}; "
             f"tables: {', '.join(TABLES)}"
         )
-    if path.count(".") > NESTING:
+    if path.count(".") > CONFIG_LEVELS:
         raise DataError(
-            f"--set {shown}: more than {NESTING} tables within each other; tables: "
+            f"--set {shown}: more than {CONFIG_LEVELS} tables within each other; tables: "
             f"{', '.join(TABLES)}"
         )
     tree: Any = value.strip()
@@ -224,8 +221,8 @@ def parse(text: str, where: str) -> dict[str, Any]:
         DataError: It is not, opened by `where`.
     """
     try:
-        if any(line.partition("=")[0].count(".") > DOTS for line in text.splitlines()):
-            raise ValueError(f"a key of more than {DOTS} parts")
+        if any(line.partition("=")[0].count(".") > CONFIG_DOTS for line in text.splitlines()):
+            raise ValueError(f"a key of more than {CONFIG_DOTS} parts")
         tree = tomllib.loads(text)
         _bound(tree, 0)
     # ValueError: TOMLDecodeError is one; so are numbers too long
@@ -236,13 +233,13 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 def _bound(value: Any, depth: int) -> None:
     """Raise ValueError for what no configuration has and what would be endless to print."""
-    if depth > NESTING:
-        raise ValueError(f"more than {NESTING} tables within each other")
+    if depth > CONFIG_LEVELS:
+        raise ValueError(f"more than {CONFIG_LEVELS} tables within each other")
     if isinstance(value, Mapping):
         for inner in value.values():
             _bound(inner, depth + 1)
     elif isinstance(value, list):
-        if len(value) > TUPLE:
+        if len(value) > CONFIG_LIST_ITEMS:
             raise ValueError(f"a list of {len(value):,} items")
         for inner in value:
             _bound(inner, depth + 1)

@@ -33,6 +33,7 @@ from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.models import model_class
 from mer.fusion.train import measures_of
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -232,7 +233,7 @@ def _predict_split(
         rows = splits.held_out(table, run.fold)
         _log_test(run, store, len(rows))
         path = run.verified(checkpoint.SPLIT)
-        used = files.read_json(path, shapes.SPLIT, checkpoint.AGAIN, most=files.IDS_BYTES)
+        used = files.read_json(path, shapes.SPLIT, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
         if store.header.dataset == run.info["store"]["dataset"]:
             ids = table["id"].to_pylist()
             leaked = {ids[r] for r in rows} & {*used["train"], *used["dev"]}

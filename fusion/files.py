@@ -21,12 +21,10 @@ from typing import IO, Any
 
 from mer.fusion import shapes
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import JSON_NUMBER_DIGITS, RUN_JSON_BYTES
 from mer.pipeline.store.arrays import temporary_for
 
 SEAL = "sha256"
-TEXT_BYTES = 1 << 26  # of a JSON file that mer reads; a run.json has a few kB
-IDS_BYTES = 1 << 30  # of split.json, which names every utterance
-NUMBER_DIGITS = 25  # of a number in JSON: a 64-bit integer has 20, a float as Python writes it 24
 # safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.
 LEFT_BEHIND = re.compile(r"\.tmp[A-Za-z0-9]{6}|\..+\.tmp-\d+")
 # How the libraries below Python say which system call failed.
@@ -72,7 +70,7 @@ def digest(path: Path, remedy: str = "put it back, or train again into a new fol
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_text(path: Path, remedy: str, *, most: int = TEXT_BYTES) -> str:
+def read_text(path: Path, remedy: str, *, most: int = RUN_JSON_BYTES) -> str:
     """A text file of at most `most` bytes.
 
     Raises:
@@ -93,7 +91,7 @@ def read_text(path: Path, remedy: str, *, most: int = TEXT_BYTES) -> str:
 
 
 def read_json(
-    path: Path, shape: Any, remedy: str, *, text: str | None = None, most: int = TEXT_BYTES
+    path: Path, shape: Any, remedy: str, *, text: str | None = None, most: int = RUN_JSON_BYTES
 ) -> Any:
     """The JSON of a file of a run folder, of the shape that `mer.fusion.shapes` says, without its
     seal.
@@ -235,7 +233,7 @@ def tidy(folder: Path) -> None:
 
 
 def _int(digits: str) -> int:
-    if len(digits) > NUMBER_DIGITS or abs(int(digits)) >= 1 << 63:
+    if len(digits) > JSON_NUMBER_DIGITS or abs(int(digits)) >= 1 << 63:
         raise ValueError(f"a whole number of {len(digits):,} digits")
     return int(digits)
 

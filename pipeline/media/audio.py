@@ -21,15 +21,10 @@ import numpy as np
 
 from mer.pipeline.media.containers import Look, look
 from mer.pipeline.media.readers import MediaError, Source, open_source, what_changed
+from mer.pipeline.runtime.limits import MEDIA_LEVEL, MEDIA_SAMPLES
 
 RATE = 16_000
 CHANNELS = ("auto", "centre", "mix")  # or a channel's number, from 0
-# Samples of one channel held in memory, before or after resampling: 1 GiB, 93 minutes at 48 kHz,
-# 4.6 hours at 16 kHz or less.
-MAX_HELD = 2**28
-# Samples, where full scale is 1: 32-bit integers saved as floats reach 2.1e9 and are let through;
-# squares of much more overflow in encoders.
-LOUDEST = 2.0**31
 CLIPPED = (0.999, 1e-3)  # "clipped": more than this share of the samples at or above this level
 SILENT = 1e-4  # "silent": no sample above this level (-80 dB)
 
@@ -226,8 +221,8 @@ def _cost(n: int, rate: int) -> float:
 
 
 def _check_held(path: Path, held: float, rate: int) -> None:
-    if held > MAX_HELD:
-        minutes = MAX_HELD / max(rate, RATE) / 60
+    if held > MEDIA_SAMPLES:
+        minutes = MEDIA_SAMPLES / max(rate, RATE) / 60
         raise MediaError(
             f"{path}: more than {minutes:.0f} minutes; give start and end to cut it", "too_long"
         )
@@ -242,7 +237,7 @@ def _check_finite(path: Path, x: np.ndarray) -> float:
             f"{path}: {np.count_nonzero(~np.isfinite(x))} of {len(x)} samples are NaN or infinite",
             "nan",
         )
-    if peak > LOUDEST:
+    if peak > MEDIA_LEVEL:
         raise MediaError(
             f"{path}: its samples reach {peak:.1e}, where full scale is 1: no sound, or floats of "
             "another scale",

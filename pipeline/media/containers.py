@@ -15,17 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+from mer.pipeline.runtime.limits import MEDIA_CHUNKS, MEDIA_SCANNED_BYTES
+
 DECODER = (
     2  # the decoder's version; raise it when files whose `why` is not None would decode otherwise
 )
 # Bytes by which a size may be too large before something counts as missing: writers count a header
 # in, or a byte too much.
 SLACK = 64
-CHUNKS = 10_000  # chunks, boxes or tags looked at before a file is left to its decoder
 UNTIL = 64 * 1024  # bytes searched for the first frame of an MP3 or AAC stream
-SCANNED = (
-    1 << 28
-)  # bytes of a file of frames that are looked at; what is longer is decoded to learn its length
 FOREVER = 0x7FFF_0000  # bytes; a size from here on is what writers to a pipe leave
 
 # Why a file is decoded otherwise than by the first version: for the output, not for the key.
@@ -139,7 +137,7 @@ def _beyond(missing: int, what: str = "bytes") -> str | None:
 
 def _behind_id3(file: BinaryIO, at: int) -> int:
     """Where what follows the ID3v2 tags at `at` begins."""
-    for _ in range(CHUNKS):
+    for _ in range(MEDIA_CHUNKS):
         file.seek(at)
         head = file.read(10)
         if len(head) < 10 or head[:3] != b"ID3":
@@ -184,7 +182,7 @@ def _chunks(file: BinaryIO, at: int, size: int, form: str) -> Iterator[tuple[byt
     """(name, where its content begins, its size) of each chunk from `at` on; `form` is how
     struct reads a chunk's head."""
     step = struct.calcsize(form)
-    for _ in range(CHUNKS):
+    for _ in range(MEDIA_CHUNKS):
         file.seek(at)
         head = file.read(step)
         if len(head) < step:
@@ -282,7 +280,7 @@ def _aiff(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
 
 def _caf(file: BinaryIO, size: int) -> Look:
     at = 8
-    for _ in range(CHUNKS):
+    for _ in range(MEDIA_CHUNKS):
         file.seek(at)
         head = file.read(12)
         if len(head) < 12:
@@ -300,7 +298,7 @@ def _caf(file: BinaryIO, size: int) -> Look:
 
 def _w64(file: BinaryIO, size: int) -> Look:
     at = 40
-    for _ in range(CHUNKS):
+    for _ in range(MEDIA_CHUNKS):
         file.seek(at)
         head = file.read(24)
         if len(head) < 24:
@@ -350,7 +348,7 @@ def _cut_flv(file: BinaryIO, size: int) -> str | None:
     """Whether the last tag of an FLV file ends behind the end of the file."""
     file.seek(5)
     at = struct.unpack(">I", file.read(4))[0] + 4
-    for _ in range(SCANNED >> 8):
+    for _ in range(MEDIA_SCANNED_BYTES >> 8):
         file.seek(at)
         head = file.read(11)
         if len(head) < 11 or head[0] not in (8, 9, 18):
@@ -393,7 +391,7 @@ BOXES = {
 def _cut_box(file: BinaryIO, size: int) -> str | None:
     """Whether the last box of an MP4 ends behind the end of the file."""
     at = 0
-    for _ in range(CHUNKS):
+    for _ in range(MEDIA_CHUNKS):
         file.seek(at)
         head = file.read(16)
         if len(head) < 8:
@@ -448,7 +446,7 @@ def _flac(file: BinaryIO, size: int, begin: int) -> Look:
     fixed = struct.unpack(">H", head[4:6])[0]
     largest = int.from_bytes(head[11:14], "big") or 1 << 17
     total = int.from_bytes(head[17:22], "big") & (1 << 36) - 1
-    if size > SCANNED or not total:
+    if size > MEDIA_SCANNED_BYTES or not total:
         return Look("flac", why=NO_LENGTH, samples=total, flags=() if total else ("unsized",))
     marks = _marks(file, begin, (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"))
     if len(marks) > 1:
@@ -679,7 +677,7 @@ def _ac3_frame(data: bytes, at: int) -> _Frame | None:
 def _frames(file: BinaryIO, size: int, begin: int) -> Look:
     """MP3 and ADTS: walk from frame to frame. Exact for an MP3 whose Xing or Info header counts
     the frames that are there."""
-    if size > SCANNED:
+    if size > MEDIA_SCANNED_BYTES:
         return Look("", why=NO_LENGTH)
     file.seek(begin)
     data = file.read()
@@ -746,7 +744,7 @@ def _walk(kind: str, data: bytes, at: int, frame_at) -> Look:
     if kind == "aac":
         ranges = (
             tuple(zip(parts, [*parts[1:], len(data)], strict=True))
-            if 1 < len(parts) < CHUNKS
+            if 1 < len(parts) < MEDIA_CHUNKS
             else ()
         )
         return Look(kind, why=SEVERAL if broken else None, parts=ranges)

@@ -20,8 +20,8 @@ import soundfile
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import containers
 from mer.pipeline.media.containers import Look
+from mer.pipeline.runtime.limits import MEDIA_GAP_SECONDS, MEDIA_RATES_HZ, MEDIA_RETRIES
 
-RATES = (1_000, 768_000)  # Hz; a header outside this range is damaged or hostile
 BLOCK = 2**20  # samples over all channels decoded at a time
 # Seconds between time stamps and samples that count as a delay or gap; below it lie rounding,
 # jitter and the delays of encoders.
@@ -30,14 +30,12 @@ DECODER_DELAY = 0.2  # seconds that a decoder may keep of a stream whose packets
 # Seconds: a longer gap in a format whose clock may start anew is a new clock, no silence, as in
 # ffmpeg.
 JUMP = 10.0
-LONGEST_GAP = 24 * 3600.0  # seconds; more is a damaged time stamp
 BROKEN = 0.05  # share of a stream's packets that may be undecodable before the file is refused
 SHORTFALL = (
     0.5,
     0.1,
 )  # seconds and share that the first version let be missing against a duration in the header
 PADDING = 1 << 20  # bytes of zeros after which a file counts as nothing else
-RETRIES = 10_000  # times that FFmpeg may ask to be called again while it looks for the next packet
 CLOCK_MAY_RESTART = 0x0200  # AVFMT_TS_DISCONT
 
 FLAC_LAYOUTS = {  # RFC 9639 table 14: FLAC fixes the order by the number of channels
@@ -153,9 +151,10 @@ def _header(path: Path) -> soundfile.SoundFile | None:
 
 
 def check_rate(path: Path, rate: int) -> None:
-    if not RATES[0] <= rate <= RATES[1]:
+    lowest, highest = MEDIA_RATES_HZ
+    if not lowest <= rate <= highest:
         raise MediaError(
-            f"{path}: its header claims {rate} Hz, expected {RATES[0]} to {RATES[1]}", "rate"
+            f"{path}: its header claims {rate} Hz, expected {lowest} to {highest}", "rate"
         )
 
 
@@ -330,7 +329,7 @@ class TimeLine:
             elif abs(ahead) > tick and time - self.origin <= start:
                 self.offset += round(ahead * rate)
             return 0
-        if ahead < 0 or ahead > LONGEST_GAP or (begun and self.may_restart and ahead > JUMP):
+        if ahead < 0 or ahead > MEDIA_GAP_SECONDS or (begun and self.may_restart and ahead > JUMP):
             self.origin += ahead  # another clock: what follows is taken to follow at once
             return 0
         self.flags.append("gap" if begun else "late")
@@ -357,7 +356,7 @@ def _chained(source: Source, start: float, silent: bool) -> Iterator[Block]:
 def _packets(container, stream) -> Iterator:
     """The packets of a stream; FFmpeg may ask to be called again while it looks for the next
     one."""
-    for _ in range(RETRIES):
+    for _ in range(MEDIA_RETRIES):
         try:
             yield from container.demux(stream)
             return

@@ -15,7 +15,7 @@ from tests.extract import corpus
 
 def test_a_low_rate_does_not_go_round_the_limit(tmp_path, monkeypatch):
     """16,000 samples at 1,000 Hz are 256,000 at 16 kHz."""
-    monkeypatch.setattr(media, "MAX_HELD", 100_000)
+    monkeypatch.setattr(media, "MEDIA_SAMPLES", 100_000)
     soundfile.write(tmp_path / "a.flac", np.zeros(16_000), 1_000)
     for read in (media.load, media.probe):
         with pytest.raises(MediaError, match="give start and end") as error:

@@ -360,7 +360,7 @@ def test_damaged_bytes_end_in_a_clip_or_one_line(tmp_path, data):
 
 
 def test_memory_is_bounded_whatever_the_file_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "MAX_HELD", 1000)
+    monkeypatch.setattr(media, "MEDIA_SAMPLES", 1000)
     monkeypatch.setattr(readers, "BLOCK", 256)
     soundfile.write(tmp_path / "a.wav", noise(5000), 16_000)
     for read in (load, probe):
