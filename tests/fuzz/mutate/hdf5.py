@@ -21,7 +21,12 @@ CANARY = "../../canary/kept.h5"  # somebody else's file, seen from the folder of
 
 def datasets(file: h5py.Group) -> list[str]:
     names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else 0)
+
+    def take(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            names.append(name)
+
+    file.visititems(take)  # does not follow links to other files
     return names
 
 
