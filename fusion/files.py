@@ -78,9 +78,9 @@ def read_text(path: Path, remedy: str, *, most: int = RUN_JSON_BYTES) -> str:
     """
     with opened(path, remedy) as file:
         size = os.fstat(file.fileno()).st_size
-        # Python sets aside all the bytes that it is asked for
-        raw = file.read(min(most, size) + 1)
-    if len(raw) > most:
+        # no more than there is: Python sets aside all the bytes that it is asked for
+        raw = file.read(size) if size <= most else b""
+    if size > most:
         raise DataError(
             f"{path}: more than {most:,} bytes, which no such file of mer has; {remedy}"
         )

@@ -19,6 +19,7 @@ from mer.fusion import checkpoint, config, evaluate, experiment, files, report
 from mer.fusion import figures as pictures
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import DataError, MerError
+from mer.pipeline.runtime import limits
 
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
@@ -204,7 +205,7 @@ def test_a_small_file_takes_little_memory(tmp_path):
     """Python sets aside what it is asked to read: a gigabyte for the bound of split.json."""
     (tmp_path / "split.json").write_text("{}")
     tracemalloc.start()
-    files.read_text(tmp_path / "split.json", "", most=files.IDS_BYTES)
+    files.read_text(tmp_path / "split.json", "", most=limits.SPLIT_JSON_BYTES)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20

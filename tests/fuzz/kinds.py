@@ -274,7 +274,7 @@ def manifest(folder: Path, stock: Stock, rng: np.random.Generator) -> Case:
 # ---- Sound
 
 
-def loads(path: Path, name: str, rng: np.random.Generator) -> Callable[[], None]:
+def loads(path: Path, name: str, first: bytes, rng: np.random.Generator) -> Callable[[], None]:
     """`load` and `probe` agree, and no more comes out than can be in the file."""
     spans = [{}, {}, {"start": 0.1}, {"end": 0.2}, {"start": 0.05, "end": 0.25}, {"start": 1e9}]
     span = raw.choice(rng, spans)
@@ -293,7 +293,9 @@ def loads(path: Path, name: str, rng: np.random.Generator) -> Callable[[], None]
             f"probe says {info.samples} samples, load {len(clip.waveform)}"
         )
         assert clip.waveform.dtype == np.float32 and np.isfinite(clip.waveform).all(), "not finite"
-        if name in stock.PCM:
+        with path.open("rb") as file:
+            same = file.read(len(first)) == first  # not another format under this name
+        if name in stock.PCM and same:
             most = 2 * path.stat().st_size * audio.RATE / info.source_rate + 1
             assert info.samples <= most, (
                 f"{info.samples} samples out of {path.stat().st_size} bytes"
@@ -310,7 +312,7 @@ def sound(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
     other = stock_.sound(raw.choice(rng, sorted(stock.SOUNDS))).read_bytes()
     rate = stock.SOUNDS[name][3]
     rarely(path, rng, lambda file, random: media.mutate(file, random, rate, other))
-    return Case([loads(path, name, rng)])
+    return Case([loads(path, name, base.read_bytes()[:4], rng)])
 
 
 @kind("clip", 2)
