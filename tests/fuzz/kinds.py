@@ -363,6 +363,22 @@ def plan(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
     return Case([asked], check, ("feats.h5", "feats.shards", *REMEMBERED))
 
 
+@kind("encoder", 2)
+def encoder(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
+    """A checkpoint in a folder, of which one file was changed."""
+    copy(stock_.encoders(), folder)
+    modality = raw.choice(rng, ["audio", "text"])
+    path = raw.choice(rng, sorted(p for p in (folder / modality).iterdir() if p.is_file()))
+    mutate = texts.safetensors_file if path.suffix == ".safetensors" else texts.json_file
+    rarely(path, rng, mutate)
+    names = {"audio": "none", "text": "none", modality: str(folder / modality)}
+    chosen = [word for m, name in names.items() for word in (f"--{m}-encoder", name)]
+    manifest_ = shutil.copytree(stock_.clips(), folder.parent / "out" / "clips")
+    given = ["--manifest", str(manifest_ / "manifest.parquet"), *chosen, "--offline"]
+    out = str(folder.parent / "out" / "feats.h5")
+    return Case([["extract", *given, "--out", out, *BUDGETS]])
+
+
 # ---- Run folders
 
 RUN_FILES = {

@@ -16,6 +16,7 @@ import soundfile
 
 from mer.pipeline.interchange.export import export
 
+from tests.encoders import checkpoints
 from tests.extract import corpus
 from tests.fusion import stores
 from tests.media.clips import tone
@@ -141,6 +142,13 @@ class Stock:
     def clips(self, folder: Path) -> Path:
         """A folder with manifest.parquet and six short clips."""
         return corpus.make(folder / "clips", 6)[1].parent
+
+    @once
+    def encoders(self, folder: Path) -> Path:
+        """Small checkpoints, `audio` and `text`, as they are downloaded."""
+        checkpoints.audio(folder / "audio")
+        checkpoints.text(folder / "text")
+        return folder
 
     @once
     def unfinished(self, folder: Path) -> Path:
