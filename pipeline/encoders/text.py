@@ -24,6 +24,7 @@ from mer.pipeline.encoders.frozen import (
 )
 from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
 from mer.pipeline.errors import EncoderError
+from mer.pipeline.runtime.terminal import shown
 
 
 class TextEncoder:
@@ -130,8 +131,8 @@ def _tokenizer(checkpoint: Checkpoint):
         return AutoTokenizer.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
         raise EncoderError(
             f"text encoder {checkpoint.name}: its tokenizer cannot be loaded ({reason})"
         ) from None
