@@ -18,11 +18,8 @@ from pathlib import Path
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
-<<<<<<< HEAD
 from mer.pipeline.runtime.files import sha256_file
-=======
 from mer.pipeline.runtime.limits import CHECKPOINT_JSON_BYTES
->>>>>>> refs/heads/fuzz
 
 CONFIGURATION = (
     "config.json",

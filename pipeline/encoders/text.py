@@ -24,15 +24,9 @@ from mer.pipeline.encoders.modality import (
     ReadItem,
     Rows,
 )
-<<<<<<< HEAD
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
-=======
-from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
-from mer.pipeline.errors import EncoderError
-from mer.pipeline.runtime.terminal import shown
->>>>>>> refs/heads/fuzz
 
 
 class Tokenising(Encoder, Protocol):
@@ -75,22 +69,8 @@ class Text(Modality):
     def has(self, u: Utterance) -> bool:
         return bool(u.text)
 
-<<<<<<< HEAD
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
         return (u.text or "",)
-=======
-    if not matching(checkpoint.folder, VOCABULARY):  # transformers would make up an empty tokenizer
-        raise EncoderError(f"text encoder {checkpoint.name}: no tokenizer in {checkpoint.folder}")
-    try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise EncoderError(
-            f"text encoder {checkpoint.name}: its tokenizer cannot be loaded ({reason})"
-        ) from None
->>>>>>> refs/heads/fuzz
 
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {"encoder": checkpoint.hash}
