@@ -77,8 +77,10 @@ def read_text(path: Path, remedy: str, *, most: int = RUN_JSON_BYTES) -> str:
         DataError: It is not there, larger, or not UTF-8.
     """
     with opened(path, remedy) as file:
-        raw = file.read(most + 1)
-    if len(raw) > most:
+        size = os.fstat(file.fileno()).st_size
+        # no more than there is: Python sets aside all the bytes that it is asked for
+        raw = file.read(size) if size <= most else b""
+    if size > most:
         raise DataError(
             f"{path}: more than {most:,} bytes, which no such file of mer has; {remedy}"
         )
