@@ -27,6 +27,7 @@ import torch
 from mer.fusion import checkpoint, config, evaluate, experiment, files, report
 from mer.fusion import figures as pictures
 from mer.fusion.checkpoint import Run
+from mer.fusion.typed import tree
 from mer.pipeline.errors import MerError
 
 from tests.fusion.stores import make_store, quiet
@@ -250,7 +251,7 @@ def main(folder: Path, seconds: float, seed: int) -> int:
     done = experiment.train(store, settings("train.epochs=2"), folder / "done", note=quiet).path
     evaluate.evaluate(done, note=quiet)
     cut = shutil.copytree(done, folder / "cut")
-    info = Run.open(cut).info
+    info = tree(Run.open(cut).info)
     kept = {
         k: v
         for k, v in info.items()
@@ -300,7 +301,7 @@ def main(folder: Path, seconds: float, seed: int) -> int:
         except (UnicodeError, ValueError, RecursionError):
             path.write_bytes(b"[" * 100_000)
         if sealed and path.is_file() and name in checkpoint.DIGESTS:
-            info = dict(Run.open(trial).info)
+            info = tree(Run.open(trial).info)
             if info.get(checkpoint.DIGESTS[name]):
                 files.write_json(
                     trial / "run.json", info | {checkpoint.DIGESTS[name]: files.digest(path)}
