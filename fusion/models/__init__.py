@@ -1,4 +1,4 @@
-"""Fusion models: one published system a file, and one registry.
+"""Fusion models: one published system per file, and one registry.
 
 A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own frozen dataclass
 (the only place for its defaults) and `spec` a `mer.fusion.batch.DataSpec`. It offers

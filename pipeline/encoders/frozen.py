@@ -1,11 +1,8 @@
-"""What audio and text encoders share: device and precision, checked loading, packing, and the
-batch-against-single self-test.
-"""
+"""What encoders share: precision, checked loading, packing, the batch-against-single self-test."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Sequence
 
@@ -31,21 +28,6 @@ UNUSED = (
     "project_q",
     "project_hid",
 )
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-        raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise DataError(
-            f"device '{device}': this machine offers {torch.cuda.device_count()} CUDA devices; "
-            "use --device cpu or auto"
-        )
-    return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

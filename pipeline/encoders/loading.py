@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
+from mer.pipeline.runtime.files import sha256_file
 
 CONFIGURATION = (
     "config.json",
@@ -80,11 +81,6 @@ class Checkpoint:
         if self.folder is None:
             return self.id
         return f"{self.id}@{self.revision}" if self.revision else str(self.folder)
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def resolve(

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import resolve
-from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import EncoderError
 
 from tests.encoders import checkpoints

@@ -276,7 +276,7 @@ def test_nothing_loops_over_utterances_pairs_or_steps(name, args, task):
     three times the steps.
     """
     spec = make_spec(ALL, task)
-    model, batch = make_model(name, spec, **args), make_batch(spec, 8)
+    model, batch = make_model(name, spec, **args), make_batch(spec, 5)
     x, lengths = (
         {m: each(m) for m in ALL}
         for each in (lambda m: batch.x[m].repeat(1, 3, 1), lambda m: 3 * batch.lengths[m])
@@ -295,7 +295,8 @@ def test_nothing_loops_over_utterances_pairs_or_steps(name, args, task):
 
     wanted = measured(batch)
     assert min(wanted) > 50
-    assert measured(make_batch(spec, 32)) == wanted
+    # 3 modalities, 6 views, 120 rows: the contrastive losses stay on their dense path
+    assert measured(make_batch(spec, 20)) == wanted
     assert measured(replace(batch, x=x, lengths=lengths)) == wanted
 
 
