@@ -909,6 +909,7 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
     from mer.fusion.evaluate import evaluate, has_test, stored_metrics
     from mer.fusion.parallel import processes
     from mer.fusion.train import pick_device
+    from mer.fusion.typed import tree
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
@@ -933,10 +934,10 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
             if no_test
             else "the store has no test rows; train with --folds to have some"
         )
-        say_json(run.info) if as_json else say_laid_out(report.plain(report.dev_table(run)))
+        say_json(tree(run.info)) if as_json else say_laid_out(report.plain(report.dev_table(run)))
         return
     found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
-    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -972,6 +973,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
     from mer.fusion.train import pick_device
+    from mer.fusion.typed import tree
 
     opened = Run.open(run)
     found = evaluate(
@@ -984,7 +986,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {len(written)} files to {figures}")
-    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -1026,17 +1028,18 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
+    from mer.fusion.typed import tree
 
     found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
     if as_json:
-        say_json(found)
+        say_json(tree(found))
     else:
         say_laid_out(report.plain(report.comparison_table(found)))
         say(
-            f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by "
-            f"{found['metric']}"
+            f"{run_b} is {found.verdict.replace('undecided', 'neither better nor worse')} by "
+            f"{found.metric}"
         )
-    if fail_if == found["verdict"]:
+    if fail_if == found.verdict:
         sys.exit(1)
 
 
@@ -1080,10 +1083,11 @@ def predict(
         raise click.UsageError("give either --audio and --text, or --manifest FILE")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from mer.fusion.answer_text import prediction_lines
     from mer.fusion.checkpoint import Run
-    from mer.fusion.describe import prediction_lines
     from mer.fusion.evaluate import predict_rows
     from mer.fusion.train import pick_device
+    from mer.fusion.typed import tree
     from mer.pipeline.extraction.clips import clips_of, extract_clips, sources
     from mer.pipeline.manifest import Manifest, Utterance
     from mer.pipeline.runtime.progress import choose
@@ -1103,12 +1107,12 @@ def predict(
         rows, clips = manifest.rows, clips_of(manifest, root)
     # never shown to the model
     said = {u.id: {"label": u.label, "targets": u.targets} for u in rows}
-    was = sources(Path(trained.info["features"]))
+    was = sources(Path(trained.info.features))
     encoders = {"audio": audio_encoder or was.get("audio"), "text": text_encoder or was.get("text")}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         store, failures = extract_clips(
             clips,
-            trained.info["store"],
+            tree(trained.info.store),
             Path(folder) / "feats.h5",
             encoders=encoders,
             device=device,

@@ -26,14 +26,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mer.pipeline.errors import DataError
 
 if TYPE_CHECKING:  # a mistyped `--set` is told without torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from mer.fusion.batch import DataSpec
+    from mer.fusion.models.base import FusionModel
 
 # name -> (module, class, config class). Adding a model is one file and one line here.
 REGISTRY = {
@@ -62,16 +63,16 @@ class Prediction:
     disagreement: Tensor | None = None
 
 
-def model_class(name: str):
+def model_class(name: str) -> tuple[Any, Any]:
     """(model class, config class) of a registered name; raises DataError with the known names."""
     if name not in REGISTRY:
         raise DataError(f"--model {name}: unknown; known: {', '.join(REGISTRY)}")
-    path, model, config = REGISTRY[name]
-    module = import_module(path)
+    place, model, config = REGISTRY[name]
+    module = import_module(place)
     return getattr(module, model), getattr(module, config)
 
 
-def build(name: str, args, spec: DataSpec) -> nn.Module:
+def build(name: str, args: Any, spec: DataSpec) -> FusionModel:
     """A model of the registry; raises DataError for arguments with which it cannot be built: sizes
     beyond the memory, for example.
     """
