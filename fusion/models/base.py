@@ -60,14 +60,14 @@ class FusionModel(nn.Module):
 
     def task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of the task itself, by the configuration's smoothing and regression loss."""
-        c = self.config
+        config = self.config
         return task_loss(
             logits,
             target,
             task=self.spec.task,
             class_weights=self.class_weights,
-            smoothing=c.label_smoothing,
-            regression=c.regression_loss,
+            smoothing=config.label_smoothing,
+            regression=config.regression_loss,
         )
 
     @torch.no_grad()

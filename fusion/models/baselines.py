@@ -130,24 +130,23 @@ class FusionEncoderModel(FusionModel):
 
     def __init__(self, config: FusionConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        c = config
         self.adapter = nn.ModuleDict(
             {
-                m: Adapter(width, c.d, dropout=c.feature_dropout)
+                m: Adapter(width, config.d, dropout=config.feature_dropout)
                 for m, width in spec.modalities.items()
             }
         )
         self.fe = FusionEncoder(
             tuple(spec.modalities),
-            c.d,
-            layers=c.layers,
-            heads=c.heads,
-            ffn=c.ffn,
-            dropout=c.dropout,
-            positions=c.positions,
-            max_positions=c.max_positions,
+            config.d,
+            layers=config.layers,
+            heads=config.heads,
+            ffn=config.ffn,
+            dropout=config.dropout,
+            positions=config.positions,
+            max_positions=config.max_positions,
         )
-        self.ec = mlp(c.d, c.d, spec.outputs, dropout=c.dropout)
+        self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
 
     def forward(self, batch: Batch) -> Prediction:
         logits, share = self.classify(batch, attention=True)

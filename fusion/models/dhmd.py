@@ -67,22 +67,22 @@ class DHMD(DMD):
 
     def __init__(self, config: DHMDConfig, spec: DataSpec):
         super().__init__(config, spec)
-        m, d, c = len(self.modalities), config.width, config
-        if c.stage == "fine":
+        m, d = len(self.modalities), config.width
+        if config.stage == "fine":
             self.graph.clear()
-        widths = {} if c.stage == "coarse" else {"homo": d, "hetero": (m - 1) * d}
+        widths = {} if config.stage == "coarse" else {"homo": d, "hetero": (m - 1) * d}
         self.dictionary = nn.ModuleDict()
         for space, width in widths.items():
             self.dictionary[space] = Dictionary(
                 self.modalities,
                 width,
-                c.atoms,
-                shared=c.dictionary == "shared",
-                activation=c.activation,
-                temperature=c.dictionary_temperature,
+                config.atoms,
+                shared=config.dictionary == "shared",
+                activation=config.activation,
+                temperature=config.dictionary_temperature,
             )
         for space in self.dictionary:
-            self.register_buffer(f"usage_{space}", torch.zeros(m, c.atoms))
+            self.register_buffer(f"usage_{space}", torch.zeros(m, config.atoms))
         self.overlap: dict[str, Tensor] = {}
 
     def extra_width(self, space: str, width: int) -> int:
@@ -107,7 +107,7 @@ class DHMD(DMD):
         return terms | self.graph_terms(outputs, edges) | self.dictionary_terms(outputs, edges)
 
     def dictionary_terms(self, o: DMDOutputs, edges: dict[str, Tensor]) -> dict[str, Tensor]:
-        c, terms = self.config, {}
+        config, terms = self.config, {}
         edges_of_all = pairs(self.modalities)
         students = [self.modalities.index(student) for student, _ in edges_of_all]
         teachers = [self.modalities.index(teacher) for _, teacher in edges_of_all]
@@ -118,7 +118,7 @@ class DHMD(DMD):
                 self.matching(found.code, present, i, j)
                 for i, j in combinations(range(len(self.modalities)), 2)
             )
-            if c.match_activations:
+            if config.match_activations:
                 # The coarse stage says who teaches whom; the fine stage must not move its edges,
                 # hence detached.
                 usable = o.present[students] & o.present[teachers]

@@ -275,39 +275,39 @@ class DMD(FusionModel):
         self.logged: dict[str, Tensor] = {}
 
     def _build_decoupling(self, spec: DataSpec) -> None:
-        c, names = self.config, self.modalities
+        config, names = self.config, self.modalities
         self.decoupling = Decoupling(
             {n: spec.modalities[n] for n in names},
-            c.width,
-            {n: c.of("kernel", n) for n in names},
+            config.width,
+            {n: config.of("kernel", n) for n in names},
             valid=self.published("valid_convolution"),
         )
         self.standardise = nn.ModuleDict({n: Standardise(spec.modalities[n]) for n in names})
-        self.text_dropout = nn.Dropout(c.drop("text"))
+        self.text_dropout = nn.Dropout(config.drop("text"))
 
     def _build_shared(self, outputs: int) -> None:
         """A vector is the mean over steps, or (as published) all steps one after the other."""
-        c, d, names = self.config, self.config.width, self.modalities
+        config, d, names = self.config, self.config.width, self.modalities
         vector = {n: d * self.steps(n) if self.published("flatten") else d for n in names}
         homo = {n: width + self.extra_width("homo", d) for n, width in vector.items()}
         unused = names if self.published("unused_layers") else ()
         self.align = nn.ModuleDict({n: nn.Linear(vector[n], d) for n in names})
         self.unused = nn.ModuleDict({n: nn.Linear(vector[n], d) for n in unused})
         self.homo_head = nn.ModuleDict(
-            {n: ResidualHead(homo[n], d, outputs, c.drop("output")) for n in names}
+            {n: ResidualHead(homo[n], d, outputs, config.drop("output")) for n in names}
         )
-        self.self_attention = nn.ModuleDict({n: self.encoder(d, c.layers, n) for n in names})
+        self.self_attention = nn.ModuleDict({n: self.encoder(d, config.layers, n) for n in names})
         self.shared_head = self._head(self.shared_width, outputs)
 
     def _build_specific(self, outputs: int, memory: int) -> None:
         """`memory`: width of the concatenated cross-modal streams."""
-        c, names = self.config, self.modalities
+        config, names = self.config, self.modalities
         self.cross = nn.ModuleDict()
         for n in names:
             for source in self.sources(n):
-                self.cross[f"{n}<-{source}"] = self.encoder(c.width, c.layers, source)
+                self.cross[f"{n}<-{source}"] = self.encoder(config.width, config.layers, source)
         self.memory = nn.ModuleDict(
-            {n: self.encoder(memory, c.memory_layers, "text") for n in names}
+            {n: self.encoder(memory, config.memory_layers, "text") for n in names}
         )
         self.hetero_head = nn.ModuleDict(
             {n: self._head(self.specific_width, outputs) for n in names}
@@ -315,11 +315,14 @@ class DMD(FusionModel):
 
     def _build_fusion(self, outputs: int) -> None:
         """The gates, the last head, and the graph of each space."""
-        c, names, hetero = self.config, self.modalities, self.specific_width
+        config, names, hetero = self.config, self.modalities, self.specific_width
         self.gate = nn.ModuleDict({n: nn.Linear(hetero, hetero) for n in names})
         self.shared_gate = nn.Linear(self.shared_width, self.shared_width)
         self.fused_head = self._head(len(names) * hetero + self.shared_width, outputs)
-        sizes = {"homo": (c.width, c.graph_width_homo), "hetero": (hetero, c.graph_width_hetero)}
+        sizes = {
+            "homo": (config.width, config.graph_width_homo),
+            "hetero": (hetero, config.graph_width_hetero),
+        }
         self.graph = nn.ModuleDict()
         for space, (width, size) in sizes.items():
             self.graph[space] = GDUnit(
@@ -328,9 +331,9 @@ class DMD(FusionModel):
                 width,
                 size,
                 space=space,
-                softmax=c.edge_softmax,
-                temperature=c.edge_temperature,
-                prior="authors" if self.published("authors_prior") else c.prior,
+                softmax=config.edge_softmax,
+                temperature=config.edge_temperature,
+                prior="authors" if self.published("authors_prior") else config.prior,
             )
 
     def _head(self, width: int, outputs: int) -> ResidualHead:
@@ -358,16 +361,16 @@ class DMD(FusionModel):
         return steps
 
     def encoder(self, width: int, layers: int, source: str) -> CrossModalEncoder:
-        c = self.config
+        config = self.config
         return CrossModalEncoder(
             width,
-            c.heads,
+            config.heads,
             layers,
-            attention_dropout=c.drop_attention(source),
-            embedding_dropout=c.drop("embedding"),
-            hidden_dropout=c.drop("hidden"),
-            residual_dropout=c.drop("residual"),
-            causal=c.causal,
+            attention_dropout=config.drop_attention(source),
+            embedding_dropout=config.drop("embedding"),
+            hidden_dropout=config.drop("hidden"),
+            residual_dropout=config.drop("residual"),
+            causal=config.causal,
             band=self.published("band_mask"),
             zero_positions=self.published("zero_positions"),
         )
@@ -602,10 +605,10 @@ class DMD(FusionModel):
         return edges
 
     def graph_terms(self, o: DMDOutputs, edges: dict[str, Tensor]) -> dict[str, Tensor]:
-        c = self.config
+        config = self.config
         logits = {"homo": o.homo_logits, "hetero": o.hetero_logits}
         representation = {"homo": o.homo_representation, "hetero": o.hetero_representation}
-        kind = {"homo": c.homo_representation, "hetero": c.hetero_representation}
+        kind = {"homo": config.homo_representation, "hetero": config.hetero_representation}
         if self.published("homo_repr_unused"):
             kind["homo"] = "off"
         if self.published("hetero_repr_repels"):
@@ -615,7 +618,7 @@ class DMD(FusionModel):
             weights = graph.weights(edges[space], o.present)
             ends = graph.student, graph.teacher
             distances = logit_distances(
-                logits[space], *ends, task=self.spec.task, temperature=c.distill_temperature
+                logits[space], *ends, task=self.spec.task, temperature=config.distill_temperature
             )
             terms[f"{space}_logit"] = distillation(distances, weights)
             terms[f"{space}_edges"] = edge_regulariser(edges[space], graph.prior, o.present.all(0))
@@ -627,19 +630,22 @@ class DMD(FusionModel):
         return terms
 
     def weights(self, progress: float) -> dict[str, float]:
-        c = self.config
+        config = self.config
         weights = {
             "task": 1.0,
-            "shared": c.weight_shared,
-            "homo": c.weight_heads,
-            "hetero": c.weight_heads,
+            "shared": config.weight_shared,
+            "homo": config.weight_heads,
+            "hetero": config.weight_heads,
         }
-        weights |= {"reconstruction": c.weight_reconstruction, "cycle": c.weight_reconstruction}
-        weights |= {"orthogonality": c.weight_orthogonality, "margin": c.weight_margin}
+        weights |= {
+            "reconstruction": config.weight_reconstruction,
+            "cycle": config.weight_reconstruction,
+        }
+        weights |= {"orthogonality": config.weight_orthogonality, "margin": config.weight_margin}
         for space in ("homo", "hetero"):
-            weights[f"{space}_logit"] = c.weight_graph
-            weights[f"{space}_edges"] = c.weight_graph * c.weight_edges
-            weights[f"{space}_representation"] = c.weight_graph * c.weight_representation
+            weights[f"{space}_logit"] = config.weight_graph
+            weights[f"{space}_edges"] = config.weight_graph * config.weight_edges
+            weights[f"{space}_representation"] = config.weight_graph * config.weight_representation
         return weights
 
     def standardisers(self) -> dict[str, list[Standardise]]:

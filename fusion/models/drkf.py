@@ -184,42 +184,47 @@ class Augmented:
 class DRKF(FusionModel):
     def __init__(self, config: DRKFConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        c, names = config, tuple(spec.modalities)
+        names = tuple(spec.modalities)
         self.pairs = list(combinations(names, 2))
 
         def adapters() -> nn.ModuleDict:
             return nn.ModuleDict(
                 {
-                    m: Adapter(width, c.d, dropout=c.feature_dropout)
+                    m: Adapter(width, config.d, dropout=config.feature_dropout)
                     for m, width in spec.modalities.items()
                 }
             )
 
         self.adapter = adapters()
-        self.fe_adapter = adapters() if c.fe_input == "raw" else None
-        self.unimodal = nn.ModuleDict({m: nn.Linear(c.d, spec.outputs) for m in names})
+        self.fe_adapter = adapters() if config.fe_input == "raw" else None
+        self.unimodal = nn.ModuleDict({m: nn.Linear(config.d, spec.outputs) for m in names})
         self.fe = FusionEncoder(
             names,
-            c.d,
-            layers=c.layers,
-            heads=c.heads,
-            ffn=c.ffn,
-            dropout=c.dropout,
-            positions=c.positions,
-            max_positions=c.max_positions,
+            config.d,
+            layers=config.layers,
+            heads=config.heads,
+            ffn=config.ffn,
+            dropout=config.dropout,
+            positions=config.positions,
+            max_positions=config.max_positions,
         )
-        self.ec = mlp(c.d, c.d, spec.outputs, dropout=c.dropout)
-        self.ed = mlp(c.d, c.d, 1, dropout=c.dropout) if self.pairs else None
+        self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
+        self.ed = mlp(config.d, config.d, 1, dropout=config.dropout) if self.pairs else None
 
         self.autoencoder = nn.ModuleDict(
-            {m: ResidualAutoencoder(c.d, c.ae_layers, c.ae_blocks) for m in names}
+            {m: ResidualAutoencoder(config.d, config.ae_layers, config.ae_blocks) for m in names}
         )
-        self.noise = LockedDropout(c.ae_noise)
+        self.noise = LockedDropout(config.ae_noise)
         self.projection = nn.ModuleDict(
-            {m: nn.Sequential(nn.Linear(c.d, c.d), nn.ReLU(), nn.Linear(c.d, c.d_p)) for m in names}
+            {
+                m: nn.Sequential(
+                    nn.Linear(config.d, config.d), nn.ReLU(), nn.Linear(config.d, config.d_p)
+                )
+                for m in names
+            }
         )
-        self.temperature = Temperature(c.tau, low=c.tau_low, high=c.tau_high)
-        self.lr_scale = {"temperature.theta": c.tau_lr_scale}
+        self.temperature = Temperature(config.tau, low=config.tau_low, high=config.tau_high)
+        self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
 
     # Inference
@@ -257,7 +262,7 @@ class DRKF(FusionModel):
 
         Rows that lack a modality take no part in its terms.
         """
-        c = self.config
+        config = self.config
         self.last = {"ramp": self.ramp(progress), "ae_blocks": float(self.blocks(progress))}
         seen = self.encode(batch)
         z, _ = self.fe(seen.x, seen.mask)
@@ -268,14 +273,14 @@ class DRKF(FusionModel):
             target = batch.target[rows]
             if len(target) == 0:
                 continue
-            if c.w_uni:
+            if config.w_uni:
                 terms[f"uni_{m}"] = self.task_loss(self.unimodal[m](seen.mean[m])[rows], target)
-            if c.w_rec:
+            if config.w_rec:
                 terms[f"rec_{m}"] = self.reconstruction(m, seen, augmented[m])
             if self.uses_kl:
                 terms[f"kl_{m}"] = self.kl(m, seen.mean[m][rows], augmented[m].mean[rows], target)
         terms |= self.mutual_information(seen, augmented)
-        if c.w_ed and self.pairs:
+        if config.w_ed and self.pairs:
             terms["ed"] = self.discrimination(seen, batch.target, z)
         return terms
 
@@ -289,8 +294,8 @@ class DRKF(FusionModel):
 
     def augmented_views(self, seen: Encoded, progress: float) -> dict[str, Augmented]:
         """G_m of the modalities that a row has, as far as a term asks for it."""
-        c = self.config
-        if not (c.w_mi or c.w_rec or self.uses_kl):
+        config = self.config
+        if not (config.w_mi or config.w_rec or self.uses_kl):
             return {}
         views = {}
         for m, h in seen.h.items():
@@ -298,7 +303,7 @@ class DRKF(FusionModel):
                 continue
             g = self.augment(m, h, progress)
             # so that reconstruction does not move what it reconstructs
-            apart = c.w_rec and c.rec_stop == "both"
+            apart = config.w_rec and config.rec_stop == "both"
             restored = self.augment(m, h.detach(), progress) if apart else g
             views[m] = Augmented(masked_mean(g, seen.mask[m]), restored)
         return views
@@ -315,9 +320,9 @@ class DRKF(FusionModel):
         """kl_m: KL(y~ || q_m), or KL(sg p_m || q_m); `raw` and `augmented` (B, d) the means of H_m
         and G_m.
         """
-        c, q = self.config, self.unimodal[m](augmented)
-        if c.kl_target == "label":
-            return kl_to_label(q, target, task=self.spec.task, smoothing=c.kl_smoothing)
+        config, q = self.config, self.unimodal[m](augmented)
+        if config.kl_target == "label":
+            return kl_to_label(q, target, task=self.spec.task, smoothing=config.kl_smoothing)
         return kl_to_posterior(self.unimodal[m](raw), q, task=self.spec.task)
 
     def mutual_information(
@@ -347,13 +352,15 @@ class DRKF(FusionModel):
         """u_m and v_m (B, d_p), v_m after u_m: NT-Xent of adjacent views computes each similarity
         once.
         """
-        c, views = self.config, {}
+        config, views = self.config, {}
         for m in self.spec.modalities:
-            if c.w_mi or c.w_cross:
+            if config.w_mi or config.w_cross:
                 views[f"u_{m}"] = self.projection[m](seen.mean[m])
-            if c.w_mi and m in augmented:
+            if config.w_mi and m in augmented:
                 mean = augmented[m].mean
-                views[f"v_{m}"] = self.projection[m](mean) if c.mi_projection == "both" else mean
+                views[f"v_{m}"] = (
+                    self.projection[m](mean) if config.mi_projection == "both" else mean
+                )
         return views
 
     def contrasts(
@@ -362,13 +369,13 @@ class DRKF(FusionModel):
         """(modalities that a row needs, the contrasts over such rows): all at once where every row
         has every modality.
         """
-        c = self.config
+        config = self.config
         each: dict[str, tuple[tuple[str, ...], Contrast]] = {}
-        if c.w_mi:
+        if config.w_mi:
             for m in augmented:
                 each[f"mi_{m}"] = (m,), Contrast(f"u_{m}", f"v_{m}", "nt_xent")
-        if c.w_cross:
-            both = c.mi_direction == "both"
+        if config.w_cross:
+            both = config.mi_direction == "both"
             for m, n in self.pairs:
                 each[f"mi_{m}_{n}"] = (m, n), Contrast(f"u_{m}", f"u_{n}", "info_nce", both)
         if seen.complete and each:
@@ -398,23 +405,26 @@ class DRKF(FusionModel):
         The anchors i are dealt out over the pairs of modalities; partners are drawn by label, and
         both inputs gathered by index.
         """
-        c, device = self.config, target.device
-        same, labelled = same_emotion(target, task=self.spec.task, jaccard=c.ed_jaccard)
-        count = max(1, round(c.ed_anchors * len(target)))
+        config, device = self.config, target.device
+        same, labelled = same_emotion(target, task=self.spec.task, jaccard=config.ed_jaccard)
+        count = max(1, round(config.ed_anchors * len(target)))
         anchors = torch.randperm(len(target), device=device)[:count]
         logits, truth, known = [], [], []
         for (m, n), i in zip(self.pairs, anchors.tensor_split(len(self.pairs)), strict=True):
             usable = (labelled & seen.present[n])[None] & (labelled & seen.present[m])[i, None]
             another = torch.arange(len(target), device=device) != i[:, None]
             j, is_same, valid = sample_pairs(
-                same[i], usable & another, positives=c.ed_positives, negatives=c.ed_negatives
+                same[i],
+                usable & another,
+                positives=config.ed_positives,
+                negatives=config.ed_negatives,
             )
             logits.append(
                 self.pair_logit(seen, m, n, i[:, None].expand_as(j).flatten(), j.flatten())
             )
             truth.append(is_same.flatten())
             known.append(valid.flatten())
-        if c.ed_natural and len(self.pairs) == 1:
+        if config.ed_natural and len(self.pairs) == 1:
             logits.append(self.same_emotion_logit(z))
             truth.append(torch.ones_like(labelled))
             known.append(labelled & torch.stack(list(seen.present.values())).all(0))
@@ -435,17 +445,19 @@ class DRKF(FusionModel):
         return self.ed(z)[:, 0]
 
     def weights(self, progress: float) -> dict[str, float]:
-        c, rho = self.config, self.ramp(progress)
+        config, rho = self.config, self.ramp(progress)
         names = list(self.spec.modalities)
-        weights = {"ec": c.w_ec}
-        weights |= {f"uni_{m}": c.w_uni for m in names if c.w_uni}
-        weights |= {f"mi_{m}": rho * c.w_mi for m in names if c.w_mi}
+        weights = {"ec": config.w_ec}
+        weights |= {f"uni_{m}": config.w_uni for m in names if config.w_uni}
+        weights |= {f"mi_{m}": rho * config.w_mi for m in names if config.w_mi}
         weights |= {
-            f"mi_{m}_{n}": rho * c.w_cross / len(self.pairs) for m, n in self.pairs if c.w_cross
+            f"mi_{m}_{n}": rho * config.w_cross / len(self.pairs)
+            for m, n in self.pairs
+            if config.w_cross
         }
-        weights |= {f"rec_{m}": rho * c.w_rec for m in names if c.w_rec}
-        weights |= {f"kl_{m}": rho * c.w_kl for m in names if self.uses_kl}
-        return weights | ({"ed": c.w_ed} if c.w_ed and self.pairs else {})
+        weights |= {f"rec_{m}": rho * config.w_rec for m in names if config.w_rec}
+        weights |= {f"kl_{m}": rho * config.w_kl for m in names if self.uses_kl}
+        return weights | ({"ed": config.w_ed} if config.w_ed and self.pairs else {})
 
     @property
     def uses_kl(self) -> bool:
@@ -453,15 +465,15 @@ class DRKF(FusionModel):
 
     def ramp(self, progress: float) -> float:
         """rho: the factor on the auxiliary terms' weights."""
-        c = self.config
-        return ramp(progress, c.progressive_share) if c.progressive == "ramp" else 1.0
+        config = self.config
+        return ramp(progress, config.progressive_share) if config.progressive == "ramp" else 1.0
 
     def blocks(self, progress: float) -> int:
         """How many autoencoders of the cascade are in use."""
-        c = self.config
-        if c.progressive == "blocks":
-            return active_blocks(progress, c.progressive_share, c.ae_blocks)
-        return c.ae_blocks
+        config = self.config
+        if config.progressive == "blocks":
+            return active_blocks(progress, config.progressive_share, config.ae_blocks)
+        return config.ae_blocks
 
     def diagnostics(self) -> dict[str, float]:
         """Of the last `losses` call: tau, mi_bound_* (nats), cosine_m of raw and augmented view (1:

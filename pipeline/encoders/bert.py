@@ -25,6 +25,7 @@ from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
 from mer.pipeline.encoders.modality import Modality
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.machine import choose_device
+from mer.pipeline.runtime.terminal import shown
 
 
 def load(checkpoint: Checkpoint, modality: Modality, device: str, precision: str) -> TextEncoder:
@@ -136,8 +137,8 @@ def _tokenizer(checkpoint: Checkpoint):
         return AutoTokenizer.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
         raise EncoderError(
             f"text encoder {checkpoint.name}: its tokenizer cannot be loaded ({reason})"
         ) from None

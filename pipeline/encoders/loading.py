@@ -9,6 +9,7 @@ the local snapshot: `offline` means that the network is never touched.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.limits import CHECKPOINT_JSON_BYTES
 
 CONFIGURATION = (
     "config.json",
@@ -141,8 +143,12 @@ def _json(kind: str, path: Path, *, required: bool) -> dict:
     if not path.exists() and not required:
         return {}
     try:
+        if path.exists() and not path.is_file():  # reading a pipe may never end
+            raise OSError(errno.EINVAL, "a folder, device or pipe where a file should be")
+        if path.stat().st_size > CHECKPOINT_JSON_BYTES:
+            raise OSError(errno.EFBIG, f"more than {CHECKPOINT_JSON_BYTES:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise EncoderError(
             f"{kind} encoder: {path}: {reason}; the directory is not a complete checkpoint"

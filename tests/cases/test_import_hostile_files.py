@@ -484,6 +484,18 @@ def test_two_columns_of_a_name_are_one_line(tmp_path):
     refused("parquet", tmp_path / "x.parquet", "column 'label' is there twice")
 
 
+@pytest.mark.parametrize("shape", [(), (2, 3), (1, 2, 4), (3,)])
+def test_an_array_of_another_width_is_named_by_the_input(tmp_path, shape):
+    """The message named a shard that was being written, not the file that was read."""
+    folder = tmp_path / "x"
+    (folder / "audio").mkdir(parents=True)
+    (folder / "index.csv").write_text("id,label\nu1,x\nu2,y\n")
+    np.save(folder / "audio/u1.npy", np.ones((2, 4), np.float32))
+    np.save(folder / "audio/u2.npy", np.ones(shape, np.float32))
+    words = rf"^{folder}: u2: audio has shape .*, expected \(T, 4\) or \(4,\)"
+    refused("npy-dir", folder, words)
+
+
 @pytest.mark.parametrize("share", [2, 1_000])
 def test_rows_are_unpacked_a_bounded_number_of_bytes_at_a_time(tmp_path, monkeypatch, share):
     """Two rows at a time, or one where a row alone is beyond the bound; the same store."""

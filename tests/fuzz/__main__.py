@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process with more threads cannot be forked
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.bench.machine import commit  # noqa: E402
+from tests.bench.machine import describe  # noqa: E402
 from tests.fuzz import pool  # noqa: E402
 from tests.fuzz.kinds import KINDS  # noqa: E402
 from tests.fuzz.stock import Stock  # noqa: E402
@@ -79,10 +79,11 @@ def fuzz(asked: argparse.Namespace, stock: Stock, folder: Path) -> dict:
         if found.outcome != "hang":
             slowest = max(slowest or found, found, key=lambda o: o.seconds)
             largest = max(largest or found, found, key=lambda o: o.mebibytes)
+    length = f"--count {asked.count}" if asked.count else f"--minutes {asked.minutes:g}"
     totals = {c: sum(counts[name][c] for name in kinds) for c in pool.CLASSES}
     return {
-        "command": "python -m tests.fuzz " + " ".join(sys.argv[1:]),
-        "commit": commit(),
+        "command": f"python -m tests.fuzz {length} --seed {asked.seed}",
+        "machine": describe(),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "seed": asked.seed,
         "inputs": turn,

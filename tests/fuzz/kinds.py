@@ -447,6 +447,20 @@ def run(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
     return Case([asked], check, ("run",))
 
 
+@kind("predict", 2)
+def predict(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
+    """A new clip, or one with a run that somebody changed."""
+    copy(stock_.spoken(), folder)
+    path, other = folder / "clip3.wav", stock_.sound("mp3").read_bytes()
+    if rng.integers(2):
+        spoil(folder / "run", rng)
+    else:
+        rarely(path, rng, lambda file, random: media.mutate(file, random, audio.RATE, other))
+    said = raw.choice(rng, ["I am so happy", "", "\ud83d", "x" * 5000, "\0", "日本語"])
+    asked = ["predict", str(folder / "run"), "--audio", str(path), "--text", said]
+    return Case([[*asked, "--json", "--device", "cpu", "--offline"]])
+
+
 @kind("resume", 2)
 def resume(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
     """A training that was stopped goes on from files that somebody changed."""

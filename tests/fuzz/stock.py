@@ -172,6 +172,20 @@ class Stock:
         return folder
 
     @once
+    def spoken(self, folder: Path) -> Path:
+        """The clips, their store feats.h5, and `run`, trained on it."""
+        from mer.fusion import config, experiment
+        from mer.pipeline.extraction import extract as extraction
+        from mer.pipeline.store import FeatureStore
+
+        manifest = corpus.make(folder, 24)[0]
+        extraction.extract(manifest, folder / "feats.h5", corpus.options())
+        settings = config.load(model="concat", preset=None, sets=QUICK)
+        with FeatureStore(folder / "feats.h5") as store:
+            experiment.train(store, settings, folder / "run", note=stores.quiet)
+        return folder
+
+    @once
     def run(self, folder: Path) -> Path:
         """A store, `run` (finished and evaluated) and `half` (stopped after an epoch)."""
         from mer.fusion import config, evaluate, experiment

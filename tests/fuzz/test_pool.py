@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from mer.pipeline.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,7 @@ def main(folder: Path) -> None:
     print(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_every_fault_is_put_in_its_class(tmp_path):
     command = [sys.executable, "-m", "tests.fuzz.test_pool", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
