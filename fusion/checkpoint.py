@@ -235,7 +235,7 @@ class Run:
         path = self.path / MODEL
         tensors, _ = load_tensors(path)
         self.verified(MODEL)
-        model = build(config.model, config.model_args, self.spec)
+        model: FusionModel = build(config.model, config.model_args, self.spec)
         fill(model, tensors, f"{path}: does not fit {config.model} of this mer")
         return model.to(device).eval()
 

@@ -53,6 +53,7 @@ from mer.fusion.train import measures_of
 from mer.fusion.typed import convert
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
+from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -145,7 +146,7 @@ def evaluate(
         KeyMismatchError: The store is of another recipe or of other labels.
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
-    if split not in ("train", "dev", "test"):
+    if split not in SPLITS or not split:
         raise DataError(f"--split {split}: expected train, dev or test")
     path = Path(features if features is not None else run.info.features)
     if not path.exists():

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 
 from mer.fusion.typed import Misfit, convert
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.files import temporary_for
+from mer.pipeline.runtime import files as runtime_files
 from mer.pipeline.runtime.limits import JSON_NUMBER_DIGITS, RUN_JSON_BYTES
 from mer.pipeline.runtime.terminal import shown
 
@@ -163,22 +163,21 @@ def publishing(path: Path) -> Iterator[IO[bytes]]:
     It is opened exclusively: a link that somebody placed under its name is not followed, and what
     `path` itself links to stays as it is.
 
+    Args:
+        path: Where the file is to appear.
+
+    Yields:
+        The file to write to.
+
     Raises:
         OSError: It cannot be written; names `path`, also where a library hid the cause.
+        DataError: A device or pipe is there.
     """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_for(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
+        with runtime_files.publishing(path) as temporary:
+            with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
                 yield file
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except DataError:
         raise
     except Exception as error:
@@ -232,7 +231,7 @@ def tidy(folder: Path) -> None:
         if not LEFT_BEHIND.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
         if (found := re.fullmatch(r"\.(.+)\.tmp-\d+", path.name)) is not None:
-            temporary_for(folder / found[1])
+            runtime_files.sweep(folder, found[1])
         else:
             path.unlink(missing_ok=True)
 

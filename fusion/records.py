@@ -19,6 +19,7 @@ from mer.fusion.typed import convert, optional, rest, tree
 
 T = TypeVar("T")
 RUN_FORMAT, RUN_VERSION = "mer-run", 1
+Task = Literal["single", "multi", "regression"]  # those of pipeline.runtime.terms.TASKS
 Figures = dict[str, float | None]
 Confusion = tuple[tuple[float, ...], ...]  # one row per reference class
 
@@ -48,7 +49,7 @@ class StoreInfo:
     """What a run remembers of its store."""
 
     dataset: str
-    task: Literal["single", "multi", "regression"]
+    task: Task
     labels: tuple[str, ...]
     language: str
     modalities: dict[str, StoredModality]
@@ -282,7 +283,7 @@ class Metrics:
     model: str
     dataset: str
     split: str
-    task: Literal["single", "multi", "regression"]
+    task: Task
     labels: tuple[str, ...]
     select_metric: str
     modalities: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ import pyarrow as pa
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terms import SPLITS
 
 GROUPS = ("dialogue", "speaker", "session")
 FOLDS = ("session", "speaker", "dialogue")  # the one to suggest first
@@ -141,7 +142,7 @@ def _stored(table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:
         by = group_column(table, np.arange(len(table)), FOLDS)
         remedy = f"train with --folds {by}" if by else "give its table a split column"
         raise DataError(f"the store has no training rows (its splits: {_counts(split)}); {remedy}")
-    undecided = int((~np.isin(split, ["train", "dev", "test"])).sum())
+    undecided = int((~np.isin(split, [name for name in SPLITS if name])).sum())
     return train, dev, [f"{undecided} rows without a split left out"] if undecided else []
 
 

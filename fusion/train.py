@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo
 from mer.fusion.splits import Fold, Split
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.machine import choose_device
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
 
@@ -54,17 +54,12 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         DataError: It is not there.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise DataError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     try:
-        device = torch.device(name)
+        device = choose_device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(
-            f"--device {name}: not usable here ({str(error).splitlines()[0]})"
-        ) from None
+    except (DataError, RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise DataError(f"--device {name}: not usable here ({why})") from None
     return device
 
 
@@ -159,7 +154,7 @@ def fit(
         note(f"{store.header.dataset}: scored by the measures of CH-SIMS, targets within [-1, 1]")
 
     torch.manual_seed(config.train.seed)
-    model = build(config.model, config.model_args, spec).to(training.device)
+    model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
     info = _begin(training, model, there)
     parts = _parts(training, model.summary)
@@ -170,7 +165,7 @@ def fit(
     if progress.epoch:
         note(f"{folder}: goes on after epoch {progress.epoch}")
     else:
-        _prepare(training, model, parts["train"])
+        _learn_scale(training, model, parts["train"])
     with deterministic(training.device), announcements(note):
         while _goes_on(progress, config):
             progress = _one_epoch(training, model, optimizer, parts, progress)
@@ -261,7 +256,7 @@ def _parts(training: Training, summary: bool) -> dict[str, data.Part]:
     return parts
 
 
-def _prepare(training: Training, model: FusionModel, part: data.Part) -> None:
+def _learn_scale(training: Training, model: FusionModel, part: data.Part) -> None:
     """What a model learns from the training rows before its first step: class weights, and the
     scale of the features.
     """

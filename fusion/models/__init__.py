@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # a mistyped `--set` is told without torch
     from torch import Tensor
 
     from mer.fusion.batch import DataSpec
-    from mer.fusion.models.base import FusionModel
 
 # name -> (module, class, config class). Adding a model is one file and one line here.
 REGISTRY = {
@@ -72,9 +71,11 @@ def model_class(name: str) -> tuple[Any, Any]:
     return getattr(module, model), getattr(module, config)
 
 
-def build(name: str, args: Any, spec: DataSpec) -> FusionModel:
-    """A model of the registry; raises DataError for arguments with which it cannot be built: sizes
-    beyond the memory, for example.
+def build(name: str, args: Any, spec: DataSpec) -> Any:
+    """A model of the registry: a `FusionModel` of base.py, which imports this module.
+
+    Raises DataError for arguments with which it cannot be built: sizes beyond the memory, for
+    example.
     """
     try:
         return model_class(name)[0](args, spec)

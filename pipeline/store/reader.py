@@ -88,7 +88,12 @@ class FeatureStore:
         return x if dtype == "stored" else x.astype(dtype or np.float32)
 
     def batch(
-        self, modality: str, rows: Sequence[int], dtype: str | None = None, *, check: bool = False
+        self,
+        modality: str,
+        rows: Sequence[int] | np.ndarray,
+        dtype: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Utterances end to end, in the order of `rows`: packed (sum T, D) float32 (dtype="stored":
         as stored), lengths (B,) int64. `check` as in `packed`.
@@ -99,7 +104,7 @@ class FeatureStore:
     def packed(
         self,
         modality: str,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
         *,
         dtype: str = "stored",
         out: np.ndarray | None = None,
@@ -156,7 +161,7 @@ class FeatureStore:
             out[here] = self.shard(number).pooled(modality)[self._table_row[here]]
         return out
 
-    def check(self, modality: str, rows: Sequence[int] | None = None) -> int:
+    def check(self, modality: str, rows: Sequence[int] | np.ndarray | None = None) -> int:
         """Hold the frames of `rows` (all by default) against their checksums, those that this
         object has not checked yet; returns the bytes read. Raises StoreError that names the shard,
         the utterance and the remedy. Training calls it once for what it uses.
