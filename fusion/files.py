@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from mer.fusion import shapes
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import temporary_for
 from mer.pipeline.runtime.limits import JSON_NUMBER_DIGITS, RUN_JSON_BYTES
-from mer.pipeline.store.arrays import temporary_for
 
 SEAL = "sha256"
 # safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.

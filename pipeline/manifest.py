@@ -224,7 +224,7 @@ class Manifest:
             what = f"'{shown(ascii(error.object)[1:-1])}' is not UTF-8"
             raise DataError(f"{path}: {what}; {remedy}, then run the command again") from None
         table = table.replace_schema_metadata({"mer": json.dumps(meta)})
-        from mer.pipeline.store.arrays import temporary_for
+        from mer.pipeline.runtime.files import temporary_for
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

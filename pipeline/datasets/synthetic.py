@@ -32,7 +32,7 @@ from mer.manifests import CorpusInfo
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.store.arrays import sweep
+from mer.pipeline.runtime.files import sweep
 
 VERSION = 1
 RATE = 16_000  # Hz

@@ -28,10 +28,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import folders_for, naming, sync_folder, temporary_for
+from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store import arrays, head, shard
 from mer.pipeline.store.cells import guarded
 from mer.pipeline.store.reader import FeatureStore
-from mer.pipeline.store.schema import COLUMNS, SPLITS, Header
+from mer.pipeline.store.schema import COLUMNS, Header
 
 MMSA_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 # bytes of padded arrays, held in memory; MELD at frame rate would be over 100 GB
@@ -404,8 +406,8 @@ class Place:
 
 @contextmanager
 def _file(out: Path) -> Iterator[Place]:
-    with arrays.folders_for(out), arrays.naming(out):
-        folder = arrays.temporary_for(out)
+    with folders_for(out), naming(out):
+        folder = temporary_for(out)
         folder.mkdir()
         place = Place(folder / out.name)
         try:
@@ -417,15 +419,15 @@ def _file(out: Path) -> Iterator[Place]:
                 with open(place.path, "rb") as file:
                     os.fsync(file.fileno())
                 os.replace(place.path, out)
-                arrays.sync_folder(out.parent)
+                sync_folder(out.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Place]:
-    with arrays.folders_for(out), arrays.naming(out):
-        place = Place(arrays.temporary_for(out))
+    with folders_for(out), naming(out):
+        place = Place(temporary_for(out))
         place.path.mkdir()
         try:
             yield place

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.errors import DataError, MerError
+from mer.pipeline.runtime.files import folders_for, naming, refuse_link, temporary_for
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.limits import IMPORT_UTTERANCE_BYTES
 from mer.pipeline.runtime.terminal import shown
@@ -24,7 +25,6 @@ from mer.pipeline.store import (
     build_index,
     verify_shards,
 )
-from mer.pipeline.store.arrays import folders_for, naming, refuse_link, temporary_for
 from mer.pipeline.store.schema import canonical
 
 SHARD_BYTES = 128 << 20  # of features held until a shard is written

@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES, JSON_LEVELS
+from mer.pipeline.runtime.terms import TASKS
 
 FORMAT_VERSION = 1
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
-TASKS = ("single", "multi", "regression")
 DTYPES = ("float16", "float32")
-SPLITS = ("train", "dev", "test", "")
 MODALITY = r"[a-z][a-z0-9_]{0,31}"
 RESERVED = {"ids", "crc32", "duration", "flags", "meta"}  # names a shard uses itself
 HALF_MAX = 65519.99  # the largest magnitude that still rounds to a finite float16 (65504)

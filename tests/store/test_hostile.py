@@ -529,7 +529,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path, which, command):
 
 
 def test_a_message_repeats_a_bounded_part_of_a_value(tmp_path):
-    from mer.pipeline.store.arrays import shortened
+    from mer.pipeline.runtime.files import shortened
 
     assert shortened("a" * limits.ECHO_CHARACTERS) == "a" * limits.ECHO_CHARACTERS
     assert shortened("a" * 100_000) == "a" * limits.ECHO_CHARACTERS + " …"
