@@ -30,6 +30,7 @@ class Stage(StrEnum):
     CHANGED = "changed"  # the file changed during the run, which stops it
 
 
+STAGES = frozenset(Stage)  # as texts that come from a file are looked for
 # failures that are tried again by the next run: the clip may not be to blame
 AGAIN = frozenset({Stage.TIMEOUT, Stage.KILLED})
 

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from mer.pipeline.runtime import files as places
 from mer.pipeline.store import arrays as files
 from tests.store.build import make_store
 
@@ -55,7 +56,8 @@ if step == "write":
 elif step in ("fsync", "replace"):
     setattr(files.os, step, dying(getattr(os, step)))
 else:
-    setattr(files, step, dying(getattr(files, step)))
+    module = places if step == "sync_folder" else files
+    setattr(module, step, dying(getattr(module, step)))
 make_store(folder)
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import subprocess
@@ -14,22 +13,9 @@ import pytest
 
 from mer.pipeline.store import FeatureStore
 
-from tests.store.build import assert_holds, make_store
+from tests.store.build import assert_holds, digest, make_store, read_part
 
 ROOT = Path(__file__).parents[2]
-
-
-def digest(store: FeatureStore, rows: range) -> str:
-    h = hashlib.sha256()
-    for row in rows:
-        for m in store.header.modalities:
-            h.update(store.features(m, row, dtype="stored").tobytes())
-    return h.hexdigest()
-
-
-def read_part(job: tuple[FeatureStore, int, int]) -> str:
-    store, start, stop = job
-    return digest(store, range(start, stop))
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
