@@ -314,7 +314,7 @@ def report(settled: Settled, action: str) -> ExtractReport:
         reused,
         [request.failure(row, problem) for row, problem in left_out],
         request.place.failures,
-        sum(inputs.seconds(row) or 0.0 for row in planned),
+        inputs.total_seconds(planned),
         padding=plan.padding(),
         batches=plan.batches(),
         self_test=settled.self_test,
