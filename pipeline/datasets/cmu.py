@@ -16,9 +16,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import folders, media_files, place, read_csv, read_text
-from mer.pipeline.datasets.findings import Report, some
+from mer.pipeline.datasets.findings import Findings, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
@@ -142,14 +142,14 @@ def _array(dataset) -> np.ndarray:
     return np.asarray(dataset[()], float)
 
 
-def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[str, str]:
+def read_folds(folders: list[Path], info: CorpusInfo, findings: Findings) -> dict[str, str]:
     """video -> split: the SDK's `*_std_folds.py` where one lies below the root (it is parsed, not
     run), else the corpus's own list.
     """
     file = next((path for folder in folders for path in sorted(folder.glob("*std_folds.py"))), None)
     if file is None:
         if not info.videos:
-            report.warnings.append(
+            findings.warnings.append(
                 f"no cmu_{info.name}_std_folds.py found: no split; copy it from CMU-MultimodalSDK "
                 "into the root"
             )
@@ -210,7 +210,7 @@ class Media:
 
 
 def utterances(
-    segments: list[Segment], media: Media, chosen: LabelSet, report: Report
+    segments: list[Segment], media: Media, chosen: LabelSet, findings: Findings
 ) -> list[Utterance]:
     """Rows in the order of the segments.
 
@@ -219,20 +219,20 @@ def utterances(
     out, positions = [], {}
     for s in segments:
         if not all(map(math.isfinite, s.values)):
-            report.dropped["a label that is not a number"].append(f"{s.video}_{s.clip}")
+            findings.dropped["a label that is not a number"].append(f"{s.video}_{s.clip}")
             continue
         text = s.text
         if text and text.isupper() and len(text) > 1:
             text = text.lower()
-            report.repairs["upper-case text made lower-case"].append(f"{s.video}_{s.clip}")
+            findings.repairs["upper-case text made lower-case"].append(f"{s.video}_{s.clip}")
         audio, start, end = media.find(s)
         if s.start is not None and s.end is not None and not max(0.0, s.start) < s.end < math.inf:
-            report.dropped[
+            findings.dropped[
                 "a span that is none (it ends before it starts, or is no number)"
             ].append(f"{s.video}_{s.clip}")
             continue
         if start is not None and s.start < 0:
-            report.repairs["negative start set to 0"].append(f"{s.video}_{s.clip}")
+            findings.repairs["negative start set to 0"].append(f"{s.video}_{s.clip}")
         label, targets = _label(s.values, chosen)
         positions[s.video] = positions.get(s.video, -1) + 1
         out.append(
@@ -250,7 +250,7 @@ def utterances(
             )
         )
     if silent := [u.id for u in out if u.text is None]:
-        report.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
+        findings.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
     return out
 
 

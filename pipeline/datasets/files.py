@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from unicodedata import normalize
 
-from mer.manifests import CorpusInfo
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.corpora import CorpusInfo
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, Utterance
 from mer.pipeline.media.containers import other_content
@@ -417,8 +417,8 @@ def _folded(name: str) -> str:
     return normalize("NFC", name).casefold()
 
 
-def cut_blanks(rows: Iterable[Utterance], report: Report) -> list[Utterance]:
-    """Rows whose names have no blanks at their ends; each change is counted in the report."""
+def cut_blanks(rows: Iterable[Utterance], findings: Findings) -> list[Utterance]:
+    """Rows whose names have no blanks at their ends; each change is counted in the findings."""
     out = []
     for u in rows:
         changed = {}
@@ -426,13 +426,13 @@ def cut_blanks(rows: Iterable[Utterance], report: Report) -> list[Utterance]:
             value = getattr(u, name)
             if value is not None and (cut := strip(value)) != value:
                 changed[name] = cut or None
-                report.repairs[f"blanks at an end of {name}, cut off"].append(shown(u.id))
+                findings.repairs[f"blanks at an end of {name}, cut off"].append(shown(u.id))
         out.append(replace(u, **changed) if changed else u)
     return out
 
 
 def look(
-    rows: Iterable[Utterance], root: Path, info: CorpusInfo, report: Report
+    rows: Iterable[Utterance], root: Path, info: CorpusInfo, findings: Findings
 ) -> list[Utterance]:
     """Cut blanks off names, mark the known-bad rows, and report files that are absent or that
     cannot be media. Nothing is decoded.
@@ -440,20 +440,22 @@ def look(
     seen: dict[str, str | None] = {}  # several rows may cut pieces from one file
     base = os.fspath(root)
     out = []
-    for u in cut_blanks(rows, report):
+    for u in cut_blanks(rows, findings):
         if u.audio is not None and u.audio not in seen:
             seen[u.audio] = unreadable(f"{base}/{u.audio}")
         fault = seen.get(u.audio) if u.audio is not None else None
         why = info.known_bad.get(u.id)
         if why is not None:
-            report.known_bad[u.id] = why
+            findings.known_bad[u.id] = why
             u = replace(u, known_bad=why)
         elif fault == "missing":
-            report.missing.append(u.id)
+            findings.missing.append(u.id)
         elif fault is not None:
-            report.unreadable[u.id] = fault
+            findings.unreadable[u.id] = fault
         out.append(u)
-    report.warnings += _hints([audio for audio, fault in seen.items() if fault == "missing"], base)
+    findings.warnings += _hints(
+        [audio for audio, fault in seen.items() if fault == "missing"], base
+    )
     return out
 
 

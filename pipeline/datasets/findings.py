@@ -19,7 +19,7 @@ LONG_TEXT = 4
 
 
 @dataclass
-class Report:
+class Findings:
     """`counts` and `expected`: split -> label -> utterances.
 
     `repairs` and `dropped`: what -> ids of the rows (or names of the files).

@@ -13,9 +13,9 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import elsewhere, hidden, look, require_root
-from mer.pipeline.datasets.findings import Report, shared_texts, some
+from mer.pipeline.datasets.findings import Findings, shared_texts, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.limits import TABLE_BYTES
@@ -30,17 +30,21 @@ UTTERANCE = re.compile(r"^(Ses\d\d)[FM]_\w+_([FM])\d+$")
 NOISE = re.compile(r"\[[A-Z ]+\]")  # [LAUGHTER]
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("iemocap", expected=chosen.expected)
+    findings = Findings("iemocap", expected=chosen.expected)
     rows: list[Utterance] = []
     dropped: defaultdict[str, list[str]] = defaultdict(list)
     found: Counter[str] = Counter()
-    for session in _sessions(root, info, report):
-        texts = _transcripts(session, report)
+    for session in _sessions(root, info, findings):
+        texts = _transcripts(session, findings)
         for file in _files(session / "dialog" / "EmoEvaluation"):
-            lines = sorted(EVALUATION.findall(_read(file, report)), key=lambda line: float(line[0]))
+            lines = sorted(
+                EVALUATION.findall(_read(file, findings)), key=lambda line: float(line[0])
+            )
             for position, (_, _, utterance, code) in enumerate(lines):
                 parts = UTTERANCE.match(utterance)
                 if parts is None:
@@ -69,23 +73,23 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                     )
                 )
     by_number = sorted(dropped.items(), key=lambda item: -len(item[1]))
-    report.dropped = {
+    findings.dropped = {
         f"label {code}, not in the set '{chosen.name}'": names for code, names in by_number
     }
-    _check_sessions(rows, found, chosen, info, report)
-    _check_texts(rows, report)
+    _check_sessions(rows, found, chosen, info, findings)
+    _check_texts(rows, findings)
     return Manifest(
         "iemocap",
         chosen.task,
         chosen.labels,
-        tuple(look(rows, root, info, report)),
+        tuple(look(rows, root, info, findings)),
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
 
 
-def _sessions(root: Path, info: CorpusInfo, report: Report) -> list[Path]:
+def _sessions(root: Path, info: CorpusInfo, findings: Findings) -> list[Path]:
     """The session folders, in the root or one folder below it."""
     for base in (
         root,
@@ -96,7 +100,7 @@ def _sessions(root: Path, info: CorpusInfo, report: Report) -> list[Path]:
         ]
         if found:
             if absent := sorted(set(SESSIONS) - {path.name for path in found}):
-                report.warnings.append(f"{', '.join(absent)} not found in {base}")
+                findings.warnings.append(f"{', '.join(absent)} not found in {base}")
             return found
     hint = elsewhere(root, ["EmoEvaluation", *SESSIONS])
     where = f"{shown(root.absolute(), 100)} or one folder below"
@@ -113,32 +117,32 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _read(path: Path, report: Report) -> str:
+def _read(path: Path, findings: Findings) -> str:
     if (size := path.stat().st_size) > TABLE_BYTES:
         raise DataError(f"{path}: {size:,} bytes, more than {TABLE_BYTES:,}")
     text = path.read_bytes().decode("utf-8", errors="replace").removeprefix("\ufeff")
     if "\ufffd" in text:
-        report.warnings.append(f"{path.name}: {text.count(chr(0xFFFD))} bytes are not UTF-8")
+        findings.warnings.append(f"{path.name}: {text.count(chr(0xFFFD))} bytes are not UTF-8")
     return text
 
 
-def _transcripts(session: Path, report: Report) -> dict[str, str]:
+def _transcripts(session: Path, findings: Findings) -> dict[str, str]:
     """Utterance -> text.
 
     The `XX` lines have neither wav nor label, so no evaluation line asks for them.
     """
     texts: dict[str, str] = {}
     for file in _files(session / "dialog" / "transcriptions"):
-        for utterance, text in TRANSCRIPT.findall(_read(file, report)):
+        for utterance, text in TRANSCRIPT.findall(_read(file, findings)):
             if texts.setdefault(utterance, text) != text and UTTERANCE.match(utterance):
-                report.warnings.append(
+                findings.warnings.append(
                     f"{file.name}: two different lines for {utterance}; the first is used"
                 )
     return texts
 
 
 def _check_sessions(
-    rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, report: Report
+    rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, findings: Findings
 ) -> None:
     kept = Counter(u.session for u in rows)
     for what, counts, expected in (
@@ -147,26 +151,26 @@ def _check_sessions(
     ):
         for session, n in expected.items():
             if counts[session] != n:
-                report.warnings.append(
+                findings.warnings.append(
                     f"{session}: {counts[session]:,} utterances {what}, {n:,} expected"
                 )
 
 
-def _check_texts(rows: list[Utterance], report: Report) -> None:
+def _check_texts(rows: list[Utterance], findings: Findings) -> None:
     """Overlap of each session's transcripts with the other four, scripted and improvised apart:
     scripts are spoken in several sessions.
     """
     if silent := [u.id for u in rows if u.text is None]:
-        report.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
+        findings.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
     if noise := [u.id for u in rows if u.text is not None and not NOISE.sub("", u.text).strip()]:
         what = "transcripts are nothing but noise marks such as [LAUGHTER]; they are kept as text"
-        report.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
+        findings.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
     for session in sorted({u.session for u in rows}):
         others = [u.text for u in rows if u.session != session]
         for kind in ("scripted", "improvised"):
             part = [u for u in rows if u.session == session and kind in u.tags]
             texts, long = shared_texts(others, [u.text for u in part])
-            report.overlaps[f"other sessions/{kind} {session}"] = {
+            findings.overlaps[f"other sessions/{kind} {session}"] = {
                 "texts": texts,
                 "long_texts": long,
                 "speakers": 0,

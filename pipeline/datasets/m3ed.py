@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import (
     elsewhere,
     folders,
@@ -21,7 +21,7 @@ from mer.pipeline.datasets.files import (
     read_text,
     require_root,
 )
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import name_cell, strip, text_cell
@@ -34,10 +34,12 @@ SPLITS = {"train": "train", "val": "dev", "test": "test"}
 DEPTH = 2
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("m3ed", expected=chosen.expected)
+    findings = Findings("m3ed", expected=chosen.expected)
     below = list(folders(root, DEPTH))
     file = next(
         (folder / "annotation.json" for folder in below if (folder / "annotation.json").is_file()),
@@ -50,14 +52,14 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             f"m3ed: no annotation.json within {where}{hint or f'; to get it: {info.obtain}'}"
         )
     split_of = _splits(below, root, info)
-    folder, wavs = _wavs(below, root, report)
+    folder, wavs = _wavs(below, root, findings)
     rows, used = [], set()
     for series, dialogues in _object(read_text(file), file).items():
         series = strip(series)
         for dialogue, content in dialogues.items():
             try:
                 if series not in split_of:
-                    report.dropped[f"series {series}, in none of the lists"] += list(
+                    findings.dropped[f"series {series}, in none of the lists"] += list(
                         content["Dialog"]
                     )
                     continue
@@ -96,10 +98,10 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                     f"{file}: {shown(dialogue)} is not as published ({type(error).__name__}: "
                     f"{shown(error)})"
                 ) from None
-    report.orphans = [
+    findings.orphans = [
         os.path.relpath(path, root) for name, path in wavs.items() if name not in used
     ]
-    rows = look(rows, root, info, report)
+    rows = look(rows, root, info, findings)
     return Manifest(
         "m3ed",
         chosen.task,
@@ -108,7 +110,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
 
 
 def _object(text: str, file: Path) -> dict:
@@ -144,17 +146,17 @@ def _splits(below: list[Path], root: Path, info: CorpusInfo) -> dict[str, str]:
     return out
 
 
-def _wavs(below: list[Path], root: Path, report: Report) -> tuple[Path, dict[str, Path]]:
+def _wavs(below: list[Path], root: Path, findings: Findings) -> tuple[Path, dict[str, Path]]:
     """(folder, stem -> file) of the utterances' wavs."""
     for name in AUDIO:
         for folder in below:
             if folder.name == name:
                 wavs, ignored = media_files(folder)
                 if ignored:
-                    report.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
+                    findings.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
                 if wavs:
                     return folder, wavs
-    report.warnings.append(f"no folder of wavs ({', '.join(AUDIO)}) found below {root}")
+    findings.warnings.append(f"no folder of wavs ({', '.join(AUDIO)}) found below {root}")
     return root / AUDIO[0], {}
 
 

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import (
     elsewhere,
     find_repeats,
@@ -25,7 +25,7 @@ from mer.pipeline.datasets.files import (
     repair,
     require_root,
 )
-from mer.pipeline.datasets.findings import Report, some
+from mer.pipeline.datasets.findings import Findings, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
@@ -43,14 +43,16 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 DEPTH = 3  # folders below the root that are searched
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("meld", expected=chosen.expected)
+    findings = Findings("meld", expected=chosen.expected)
     below = list(folders(root, DEPTH))
     rows: list[Utterance] = []
     for split, names in FOLDERS.items():
-        table = _table(below, split, report)
+        table = _table(below, split, findings)
         if table is None:
             continue
         folder, clips, ignored = _clips(below, names)
@@ -59,9 +61,9 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 f"no folder of {split} clips ({' or '.join(names)}, with dia*_utt* files) found "
                 f"below {root}"
             )
-            report.warnings.append(what + elsewhere(root, names))
+            findings.warnings.append(what + elsewhere(root, names))
         if ignored:
-            report.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
+            findings.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
         lines = read_csv(table, [*LINE, "Dialogue_ID", "Utterance_ID", COLUMN[chosen.name]])
         column = COLUMN[chosen.name]
         used = set()
@@ -78,7 +80,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 )
             text, speaker = repair(line["Utterance"]), repair(line["Speaker"])
             if text != line["Utterance"] or speaker != line["Speaker"]:
-                report.repairs["old-encoding characters in text or speaker"].append(
+                findings.repairs["old-encoding characters in text or speaker"].append(
                     f"{split}/{name}"
                 )
             used.add(name)
@@ -104,8 +106,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
                 f"{len(repeats)} {split} rows repeat another row's line and times, {other} of "
                 "them with another label"
             )
-            report.warnings.append(f"{what}: {named}")
-        report.orphans += [
+            findings.warnings.append(f"{what}: {named}")
+        findings.orphans += [
             os.path.relpath(path, root) for name, path in clips.items() if name not in used
         ]
     if not rows:
@@ -114,7 +116,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         raise DataError(
             f"meld: no *_sent_emo.csv within {where}{hint or f'; to get it: {info.obtain}'}"
         )
-    rows = look(rows, root, info, report)
+    rows = look(rows, root, info, findings)
     return Manifest(
         "meld",
         chosen.task,
@@ -123,10 +125,10 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
 
 
-def _table(below: list[Path], split: str, report: Report) -> Path | None:
+def _table(below: list[Path], split: str, findings: Findings) -> Path | None:
     """The split's csv, the shallowest of several."""
     found = [
         folder / f"{split}_sent_emo.csv"
@@ -134,10 +136,10 @@ def _table(below: list[Path], split: str, report: Report) -> Path | None:
         if (folder / f"{split}_sent_emo.csv").is_file()
     ]
     if not found:
-        report.warnings.append(f"{split}_sent_emo.csv not found: no {split} utterances")
+        findings.warnings.append(f"{split}_sent_emo.csv not found: no {split} utterances")
         return None
     if len(found) > 1 and len({path.read_bytes() for path in found}) > 1:
-        report.warnings.append(
+        findings.warnings.append(
             f"several {split}_sent_emo.csv that differ; {found[0]} is used, not "
             f"{', '.join(map(str, found[1:]))}"
         )

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mer.manifests import CorpusInfo
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import hidden, look, require_root
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 
@@ -28,10 +28,12 @@ VALUES = 7  # sentiment, happy, sad, anger, surprise, disgust, fear
 SAME_TIME = 0.05  # seconds by which a transcript's times may differ from the label's
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("mosei", expected=chosen.expected)
+    findings = Findings("mosei", expected=chosen.expected)
     below = cmu.below(root)
     file, table = cmu.find(below, *LABELS), cmu.find(below, "label.csv")
     # label.csv has sentiment only; its clip numbers are those of Raw
@@ -39,7 +41,7 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
     if by_table:
         segments = cmu.read_label_csv(table)
     elif file is not None:
-        segments = _segments(file, below, info, report)
+        segments = _segments(file, below, info, findings)
     elif table is not None:
         raise DataError(
             f"mosei: emotions need {LABELS[0]} below {root.absolute()}; {table.name} has "
@@ -51,10 +53,10 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             f"{info.obtain}"
         )
     rows = look(
-        cmu.utterances(segments, cmu.Media(root, below, raw=by_table), chosen, report),
+        cmu.utterances(segments, cmu.Media(root, below, raw=by_table), chosen, findings),
         root,
         info,
-        report,
+        findings,
     )
     return Manifest(
         "mosei",
@@ -64,19 +66,19 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
 
 
-def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -> list[Segment]:
+def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Findings) -> list[Segment]:
     """One a labelled interval; its number is the transcript's, or its place where the transcript
     has none.
     """
-    split_of = cmu.read_folds(below, info, report)
-    lines = _transcripts(below, report)
+    split_of = cmu.read_folds(below, info, findings)
+    lines = _transcripts(below, findings)
     out = []
     for video, (intervals, values) in cmu.read_csd(file, VALUES).items():
         if split_of and video not in split_of:
-            report.dropped["segments of videos in no standard fold"] += [
+            findings.dropped["segments of videos in no standard fold"] += [
                 f"{video}_at{i}" for i in range(len(values))
             ]
             continue
@@ -100,7 +102,7 @@ def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -
 
 
 def _transcripts(
-    below: list[Path], report: Report
+    below: list[Path], findings: Findings
 ) -> dict[str, list[tuple[str, float, float, str | None]]]:
     """video -> (number, start, end, text), from lines `video___number___start___end___text`; the
     text may hold `___` itself.
@@ -113,7 +115,7 @@ def _transcripts(
             continue
         text = file.read_bytes().decode("utf-8", errors="replace")
         if "\ufffd" in text:
-            report.repairs[
+            findings.repairs[
                 "transcripts with bytes that are not UTF-8, each replaced by U+FFFD"
             ].append(file.name)
         for line in filter(str.strip, text.split("\n")):
@@ -126,7 +128,7 @@ def _transcripts(
             except ValueError:
                 odd += 1
     if odd:
-        report.warnings.append(
+        findings.warnings.append(
             f"{odd:,} transcript lines are not video___number___start___end___text; they were "
             "skipped"
         )

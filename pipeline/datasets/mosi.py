@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mer.manifests import CorpusInfo
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import hidden, look, require_root
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 
@@ -21,22 +21,24 @@ LABELS = ("CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels.csd")
 DELIMITER = "_DELIM_"  # Transcript/Segmented/<video>.annotprocessed: `12_DELIM_THE TEXT`
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("mosi", expected=chosen.expected)
+    findings = Findings("mosi", expected=chosen.expected)
     below = cmu.below(root)
     if (table := cmu.find(below, "label.csv")) is not None:
         segments = cmu.read_label_csv(table)
     elif (file := cmu.find(below, *LABELS)) is not None:
-        segments = _segments(file, below, info, report)
+        segments = _segments(file, below, info, findings)
     else:
         raise DataError(
             f"mosi: no label.csv and no {LABELS[0]} below {root.absolute()}; to get them: "
             f"{info.obtain}"
         )
     rows = look(
-        cmu.utterances(segments, cmu.Media(root, below), chosen, report), root, info, report
+        cmu.utterances(segments, cmu.Media(root, below), chosen, findings), root, info, findings
     )
     return Manifest(
         "mosi",
@@ -46,16 +48,16 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
 
 
-def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -> list[Segment]:
-    split_of = cmu.read_folds(below, info, report)
-    texts = _transcripts(below, report)
+def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Findings) -> list[Segment]:
+    split_of = cmu.read_folds(below, info, findings)
+    texts = _transcripts(below, findings)
     out = []
     for video, (intervals, values) in cmu.read_csd(file, 1).items():
         if split_of and video not in split_of:
-            report.dropped["segments of videos in no standard fold"] += [
+            findings.dropped["segments of videos in no standard fold"] += [
                 f"{video}_{i + 1}" for i in range(len(values))
             ]
             continue
@@ -76,7 +78,7 @@ def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -
     return out
 
 
-def _transcripts(below: list[Path], report: Report) -> dict[tuple[str, str], str]:
+def _transcripts(below: list[Path], findings: Findings) -> dict[tuple[str, str], str]:
     """(video, number) -> text."""
     folder = cmu.find(below, "Transcript/Segmented")
     texts: dict[tuple[str, str], str] = {}
@@ -90,5 +92,5 @@ def _transcripts(below: list[Path], report: Report) -> dict[tuple[str, str], str
             if delimiter and text.strip():
                 texts[file.stem, number.strip()] = text.strip()
     if odd:
-        report.warnings.append(f"{odd:,} transcript lines are not UTF-8 or have no {DELIMITER}")
+        findings.warnings.append(f"{odd:,} transcript lines are not UTF-8 or have no {DELIMITER}")
     return texts

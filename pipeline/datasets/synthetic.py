@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mer.manifests import CorpusInfo
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.corpora import CorpusInfo
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.store.arrays import sweep
@@ -158,7 +158,7 @@ FILLERS = ("you know", "i mean", "listen", "to be honest", "look", "by the way")
 
 def prepare(
     root: Path, info: CorpusInfo, *, labels: str | None = None, size: int = 600, seed: int = 0
-) -> tuple[Manifest, Report]:
+) -> tuple[Manifest, Findings]:
     """Write what is missing of the corpus of this size and seed under `root`, in a folder of its
     own, and return its manifest.
     """
@@ -189,7 +189,7 @@ def prepare(
     source = {"generator": VERSION, "size": size, "seed": seed, "labels": chosen.name}
     return Manifest(
         "synthetic", chosen.task, chosen.labels, rows, root, info.language, source
-    ), Report("synthetic")
+    ), Findings("synthetic")
 
 
 # --- who says what

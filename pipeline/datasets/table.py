@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import (
     EXPECTED,
     MEDIA,
@@ -35,7 +35,7 @@ from mer.pipeline.datasets.files import (
     not_utf8,
     place,
 )  # fmt: skip
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, TASKS, Manifest, Utterance
 from mer.pipeline.runtime.cells import strip, text_cell
@@ -103,7 +103,7 @@ def prepare(
     seed: int = 0,
     name: str | None = None,
     language: str = "en",
-) -> tuple[Manifest, Report]:
+) -> tuple[Manifest, Findings]:
     """`labels`: comma-separated classes in order (default: sorted).
 
     `split`: `auto` or `none` (left open, for folds). `audio_dir` (default: the table's folder) is
@@ -124,8 +124,8 @@ def prepare(
     name = strip(name if name is not None else source.stem) or "table"
     for what, value in (("--name", name), ("--language", language), ("--labels", labels)):
         _check_option(what, value)
-    report = Report(name)
-    found, data = read(source, columns, report, several=task == "multi")
+    findings = Findings(name)
+    found, data = read(source, columns, findings, several=task == "multi")
     n = len(next(iter(data.values()), []))
     if not data and found:
         what = f"no column is called {', '.join(FIELDS)}"
@@ -148,22 +148,24 @@ def prepare(
     ids = data.get("id")
     if ids is None:
         ids = [f"row{i + 1}" for i in range(n)]
-        report.warnings.append("no id column (--column id=NAME): ids are row1, row2, …")
+        findings.warnings.append("no id column (--column id=NAME): ids are row1, row2, …")
     for field in ("audio", "text"):
         if field not in data:
             remedy = f"--column {field}={_other_case(field, found) or 'NAME'}"
-            report.warnings.append(f"no {field} column ({remedy}): the utterances have no {field}")
+            findings.warnings.append(
+                f"no {field} column ({remedy}): the utterances have no {field}"
+            )
     for field in ("audio", "text", "speaker", "dialogue", "session"):
         gaps = [i for i, value in enumerate(data.get(field, ())) if value is None]
         if gaps:
-            report.warnings.append(
+            findings.warnings.append(
                 f"{len(gaps):,} rows have no {field}, the first on {place(source, gaps[0])}"
             )
-    order, label, targets = _labels(data.get("label"), n, labels, task, source, columns, report)
+    order, label, targets = _labels(data.get("label"), n, labels, task, source, columns, findings)
     times = _times(data, n, source)
-    splits = _splits(data, n, split, seed, source, report)
+    splits = _splits(data, n, split, seed, source, findings)
     empty: list[str | None] = [None] * n
-    audio = _audio(data["audio"], ids, root, source, report) if "audio" in data else empty
+    audio = _audio(data["audio"], ids, root, source, findings) if "audio" in data else empty
     rows = [
         Utterance(
             id=ids[i] or "",
@@ -192,9 +194,9 @@ def prepare(
         first, second = [i for i, row_id in enumerate(ids) if row_id == double[0]][:2]
         where = f"{double[1]:,} times, first on {place(source, first)} and {place(source, second)}"
         raise DataError(f"{source}: id '{shown(double[0])}' is there {where}; ids must be unique")
-    rows = look(rows, root, _info(name, language), report)
+    rows = look(rows, root, _info(name, language), findings)
     made = {"table": source.name, "columns": columns, "split": split, "seed": seed}
-    return Manifest(name, task, order, tuple(rows), root, language, made), report
+    return Manifest(name, task, order, tuple(rows), root, language, made), findings
 
 
 def _check_option(what: str, value: str | None) -> None:
@@ -234,7 +236,7 @@ def _info(name: str, language: str) -> CorpusInfo:
 
 
 def read(
-    source: Path, columns: dict[str, str], report: Report, *, several: bool = False
+    source: Path, columns: dict[str, str], findings: Findings, *, several: bool = False
 ) -> tuple[Sequence[str], Columns]:
     """(names of all columns, the fields that the table has). `several`: a label may be a list.
 
@@ -257,7 +259,7 @@ def read(
         )
     wanted = {field: columns.get(field, field) for field in FIELDS}
     if suffix in EXPECTED:
-        found, raw = _read_delimited(source, EXPECTED[suffix], wanted, report)
+        found, raw = _read_delimited(source, EXPECTED[suffix], wanted, findings)
     elif suffix == ".parquet":
         found, raw = _read_parquet(source, wanted, several)
     else:
@@ -268,10 +270,10 @@ def read(
                 f"{source}: no column '{shown(column)}' (for {field}); found {listed(found)}"
             )
     data = {field: raw[column] for field, column in wanted.items() if column in raw}
-    return found, _without_blanks(data, report)
+    return found, _without_blanks(data, findings)
 
 
-def _without_blanks(data: Columns, report: Report) -> Columns:
+def _without_blanks(data: Columns, findings: Findings) -> Columns:
     """Names without blanks at their ends. What is cut is counted, by the row's id."""
     ids = data.get("id") or []
     out = dict(data)
@@ -282,12 +284,12 @@ def _without_blanks(data: Columns, report: Report) -> Columns:
         cut = [i for i, (a, b) in enumerate(zip(data[field], out[field], strict=True)) if a != b]
         if cut:
             names = [shown(strip(ids[i])) if ids and ids[i] else f"row{i + 1}" for i in cut]
-            report.repairs[f"blanks at an end of {field}, cut off"] += names
+            findings.repairs[f"blanks at an end of {field}, cut off"] += names
     return out
 
 
 def _read_delimited(
-    source: Path, delimiter: str, wanted: dict[str, str], report: Report
+    source: Path, delimiter: str, wanted: dict[str, str], findings: Findings
 ) -> tuple[Sequence[str], Columns]:
     from pyarrow import csv as arrow
 
@@ -302,14 +304,14 @@ def _read_delimited(
         )
     if form.delimiter != delimiter or form.skipped:
         seen = "its first line names them" if form.skipped else "as the header shows"
-        report.warnings.append(f"columns are separated by {SEPARATORS[form.delimiter]}, {seen}")
+        findings.warnings.append(f"columns are separated by {SEPARATORS[form.delimiter]}, {seen}")
     if double := [
         name for name, times in Counter(header).items() if times > 1 and name in wanted.values()
     ]:
         raise DataError(f"{source}: column '{shown(double[0])}' is there twice")
     keep = [name for name in dict.fromkeys(wanted.values()) if name in header]
     if form.spaced:
-        report.warnings.append(
+        findings.warnings.append(
             "a blank follows each separator of the header; blanks before cells are left out"
         )
         cells = _read_spaced(source, form, keep)
@@ -351,14 +353,14 @@ def _read_delimited(
                 f"{len(breaks):,} cells of {shown(name)} hold a line break, the first on "
                 f"{place(source, breaks[0])}"
             )
-            report.warnings.append(f"{first}: if that is not meant, a quote is not closed")
+            findings.warnings.append(f"{first}: if that is not meant, a quote is not closed")
     fields = _fields(wanted)
     cells = {
         name: [_cell(v, i, fields[name], source) for i, v in enumerate(values)]
         for name, values in cells.items()
     }
     if form.delimiter == ";":
-        _decimal_points(cells, wanted, report)
+        _decimal_points(cells, wanted, findings)
     return header, cells
 
 
@@ -412,7 +414,7 @@ def _read_spaced(source: Path, form: Dialect, keep: list[str]) -> Columns:
     return out
 
 
-def _decimal_points(cells: Columns, wanted: dict[str, str], report: Report) -> None:
+def _decimal_points(cells: Columns, wanted: dict[str, str], findings: Findings) -> None:
     """In a table with semicolons, where Excel writes a comma for the point: numbers of times with
     points.
     """
@@ -426,7 +428,7 @@ def _decimal_points(cells: Columns, wanted: dict[str, str], report: Report) -> N
         if commas and not any("." in value for value in column if value):
             for i in commas:
                 column[i] = column[i].replace(",", ".")
-            report.warnings.append(
+            findings.warnings.append(
                 f"{len(commas):,} cells of {field} have a decimal comma, read as a point"
             )
 
@@ -576,7 +578,7 @@ def _labels(
     task: str,
     source: Path,
     columns: dict[str, str],
-    report: Report,
+    findings: Findings,
 ):
     """(class names in order, label a row, targets a row)."""
     none = [None] * n
@@ -584,14 +586,14 @@ def _labels(
     if len(set(names)) != len(names) or "" in names:
         raise DataError(f"table: --labels {shown(given)}: a label is empty or there twice")
     if values is None:
-        report.warnings.append(
+        findings.warnings.append(
             "no label column (--column label=NAME): the rows are unlabelled, good for `mer "
             "predict` only"
         )
         return names, none, none
     gaps = [i for i, value in enumerate(values) if value is None]
     if gaps:
-        report.warnings.append(
+        findings.warnings.append(
             f"{len(gaps):,} rows have no label, the first on {place(source, gaps[0])}"
         )
     if task == "regression":
@@ -618,7 +620,7 @@ def _labels(
             [None if row is None else tuple(float(name in row) for name in names) for row in parts],
         )
     if len(names) > MANY_LABELS:
-        report.warnings.append(
+        findings.warnings.append(
             f"{len(names):,} different labels; numbers are meant? then --task regression"
         )
     return names, values, none
@@ -676,7 +678,7 @@ def _times(data: Columns, n: int, source: Path) -> list[tuple[float | None, floa
 
 
 def _audio(
-    values: list[str | None], ids: list[str | None], root: Path, source: Path, report: Report
+    values: list[str | None], ids: list[str | None], root: Path, source: Path, findings: Findings
 ) -> list[str | None]:
     """Paths relative to `root`, which they may not leave.
 
@@ -693,7 +695,9 @@ def _audio(
             continue
         if "\\" in value and not _there(base, value) and _there(base, value.replace("\\", "/")):
             value = value.replace("\\", "/")
-            report.repairs["backslashes in audio read as /"].append(shown(ids[i] or f"row{i + 1}"))
+            findings.repairs["backslashes in audio read as /"].append(
+                shown(ids[i] or f"row{i + 1}")
+            )
         folder, slash, name = value.rpartition("/")
         folder += slash  # "/" stays the root
         if folder not in folders:
@@ -739,7 +743,7 @@ def _listing(folder: str) -> dict[str, list[str]]:
 
 
 def _splits(
-    data: Columns, n: int, split: str, seed: int, source: Path, report: Report
+    data: Columns, n: int, split: str, seed: int, source: Path, findings: Findings
 ) -> list[str]:
     if split == "none":
         return [""] * n
@@ -754,12 +758,12 @@ def _splits(
                 )
             out.append(SPLITS[(value or "").strip().lower()])
         if "train" in out and "dev" not in out:
-            report.warnings.append("no dev split: training takes one from train, by group")
+            findings.warnings.append("no dev split: training takes one from train, by group")
         return out
     field = next((f for f in ("dialogue", "speaker") if data.get(f) and all(data[f])), None)
     if field is None:
         why = "no split, and no dialogue or speaker on every row (--column speaker=NAME)"
-        report.warnings.append(f"{why}: each utterance is its own group (seed {seed})")
+        findings.warnings.append(f"{why}: each utterance is its own group (seed {seed})")
         return split_groups(map(str, range(n)), seed)
     groups = data[field]
     if len(set(groups)) < len(SHARES):
@@ -768,7 +772,7 @@ def _splits(
             "dev and test; "
             "add a split column, or --split none and train with --folds"
         )
-    report.warnings.append(
+    findings.warnings.append(
         f"no split column: split by {field} with seed {seed} ({len(set(groups)):,} {field}s)"
     )
     return split_groups(groups, seed)

@@ -4,7 +4,7 @@ tiny untrained built-in ones.
 
 from __future__ import annotations
 
-from mer import manifests
+from mer.pipeline.datasets import corpora
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 
@@ -16,8 +16,8 @@ def defaults(manifest: Manifest) -> tuple[str, str]:
 
     Raises DataError for any other language.
     """
-    if manifest.dataset in manifests.names():
-        info = manifests.corpus(manifest.dataset)
+    if manifest.dataset in corpora.names():
+        info = corpora.corpus(manifest.dataset)
         return info.audio_encoder, info.text_encoder
     if manifest.language.split("-")[0] == "en":
         return ENGLISH

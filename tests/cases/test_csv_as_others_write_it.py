@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mer.manifests import corpus
 from mer.pipeline.datasets import prepare
+from mer.pipeline.datasets.corpora import corpus
 from mer.pipeline.datasets.files import elsewhere, require_root
 from mer.pipeline.errors import DataError
 

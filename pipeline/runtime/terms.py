@@ -1,0 +1,55 @@
+"""The words that manifests, stores, imports and exports share: tasks, splits, and what a row may
+say of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from mer.pipeline.errors import DataError
+
+TASKS = ("single", "multi", "regression")
+# "": decided at training, by fold or group
+SPLITS = ("train", "dev", "test", "")
+# what corpora, tables and foreign formats call the splits
+SPLIT_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "dev": "dev",
+    "development": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "val": "dev",
+    "test": "test",
+    "testing": "test",
+    "": "",
+}
+
+
+def check_task(where: str, task: str) -> None:
+    """Raise DataError, beginning with `where`, unless `task` is one of TASKS."""
+    if task not in TASKS:
+        raise DataError(f"{where}: task '{task}' is not one of {', '.join(TASKS)}")
+
+
+def check_labelling(
+    where: str,
+    id: str,
+    split: str,
+    label: str | None,
+    targets: Sequence[float] | None,
+    *,
+    task: str,
+    labels: Collection[str],
+) -> None:
+    """Raise DataError, beginning with `where`, unless a row's split, label and targets fit the
+    task: a known split; for `single` a label of `labels`; for `multi` as many targets as labels;
+    for `regression` one.
+    """
+    if split not in SPLITS:
+        raise DataError(f"{where}: {id} has split '{split}'; expected train, dev or test")
+    if task == "single" and label is not None and label not in labels:
+        raise DataError(f"{where}: {id} has unknown label '{label}'; known: {', '.join(labels)}")
+    wanted = len(labels) if task == "multi" else 1
+    if task != "single" and targets is not None and len(targets) != wanted:
+        raise DataError(f"{where}: {id} has {len(targets)} targets, expected {wanted}")
