@@ -8,7 +8,6 @@ import csv
 import io
 import os
 import stat
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, Utterance
 from mer.pipeline.media.containers import other_content
+from mer.pipeline.runtime import beginnings
 from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.columnar import require_regular
 from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_LINE_CHARACTERS
@@ -47,29 +47,15 @@ NO_BREAK_SPACE = "\u00a0"
 
 
 HEADER_CHARACTERS = 131_072  # of one column's name
-LOOK_BYTES = 4_096  # of the beginning of a file, to tell what it is
-AGAIN = "download it again"
-UNPACK = "unpack it first"
-BEGINNINGS = (  # first bytes, what that is, what to do
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the file itself",
-        "run `git lfs pull` where it came from",
-    ),
-    (b"\x1f\x8b", "gzip", UNPACK),
-    (b"BZh", "bzip2", UNPACK),
-    (b"\xfd7zXZ\x00", "xz", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "zstd", UNPACK),
-    (b"7z\xbc\xaf", "a 7-Zip archive", UNPACK),
-    (b"Rar!", "a RAR archive", UNPACK),
-    (b"\xd0\xcf\x11\xe0", "a workbook of old Excel", "save it as CSV UTF-8"),
-    (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
-    (b"\x89HDF", "HDF5", "write the table as CSV or Parquet"),
-    (b"ARROW1", "an Arrow or Feather file", "write it as Parquet"),
-    (b"%PDF", "a PDF", "write the table as CSV"),
-    (b"PAR1", "Parquet", "give it a name that ends in .parquet"),
-)
-PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+# What to do about a file that is no table.
+REMEDIES = {
+    beginnings.OLD_EXCEL: "save it as CSV UTF-8",
+    beginnings.EXCEL: "save it as CSV UTF-8",
+    beginnings.SQLITE: "export the table as CSV",
+    beginnings.HDF5: "write the table as CSV or Parquet",
+    beginnings.PDF: "write the table as CSV",
+    beginnings.PARQUET: "give it a name that ends in .parquet",
+}
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 EXPECTED = {".csv": ",", ".tsv": "\t"}
@@ -82,34 +68,18 @@ def instead(path: Path) -> str | None:
     require_regular(path)
     try:
         with path.open("rb") as file:
-            head = file.read(LOOK_BYTES)
+            head = file.read(beginnings.LOOK_BYTES)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    for beginning, what, remedy in BEGINNINGS:
-        if head.startswith(beginning):
-            return f"this is {what}; {remedy}"
-    if head and not head.strip(b"\0"):
-        return f"it begins with nothing but zero bytes; {AGAIN}"
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(PAGES):
-        return f"this is a web page (a login or a warning, saved instead of the file?); {AGAIN}"
-    if head.startswith(b"PK\x03\x04"):
-        return _zip(path)
+    found = beginnings.recognise(head) if head else None  # of an empty file the reader speaks
+    if found is beginnings.ZIP:
+        found = beginnings.recognise_zip(path)
+    if found is not None:
+        remedy = found.remedy_among(REMEDIES) or "name a table"
+        return f"this is {found.name}; {remedy}"
     if head.startswith(UTF_16) or head[1:2] == b"\0" or head[:1] == b"\0":
         return "not UTF-8 but UTF-16 (Excel's “Unicode text”); save it as UTF-8"
     return None
-
-
-def _zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            workbook = "xl/workbook.xml" in archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        workbook = False
-    return (
-        "this is an Excel workbook; save it as CSV UTF-8"
-        if workbook
-        else f"this is a zip archive; {UNPACK}"
-    )
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:

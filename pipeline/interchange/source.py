@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError, MerError
+from mer.pipeline.runtime import beginnings
 from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store.schema import TASKS, Header, ModalityInfo
@@ -49,37 +50,15 @@ DAMAGE = (
     pa.ArrowException,
 )
 
-LOOK_BYTES = 4096  # of the beginning, to tell what a file is
-UNPACK = "unpack it first"
-AGAIN = "download it again"
-# (first bytes, what that is, what to do)
-BEGINNINGS = (
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the file itself",
-        "run `git lfs pull` where it came from",
-    ),
-    (b"\x1f\x8b", "a gzip archive", UNPACK),
-    (b"BZh", "a bzip2 archive", UNPACK),
-    (b"\xfd7zXZ\x00", "an xz archive", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
-    (b"Rar!\x1a\x07", "a RAR archive", UNPACK),
-    (
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file",
-        "a store of mer needs no import; save other arrays with numpy.savez",
-    ),
-    (
-        b"\x93NUMPY",
-        "a single .npy array",
-        "save all arrays with numpy.savez, or make a folder for npy-dir",
-    ),
-    (b"PAR1", "a Parquet file", "import it with `mer import parquet`"),
-    (b"ARROW1", "an Arrow or Feather file", "save it as Parquet"),
-    (b"%PDF", "a PDF", AGAIN),
-)
-HTML = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+# What to do about a file that holds no features, or not of the kind that was named.
+REMEDIES = {
+    beginnings.PARQUET: "import it with `mer import parquet`",
+    beginnings.NPZ: "import it with `mer import npz`",
+    beginnings.NPY: "save all arrays with numpy.savez, or make a folder for npy-dir",
+    beginnings.HDF5: "a store of mer needs no import; save other arrays with numpy.savez",
+    beginnings.TORCH: "load it with torch.load and save its arrays with numpy.savez",
+    beginnings.PDF: beginnings.AGAIN,
+}
 
 
 @contextmanager
@@ -116,46 +95,16 @@ def require_file(path: Path, what: str, *, magic: bytes = b"") -> int:
             f"{path}: a pipe, socket or device, not a file; save its content in a file first"
         )
     with open(path, "rb") as file:
-        head = file.read(LOOK_BYTES)
-    other = None if magic and head.startswith(magic) else recognise(path, head)
+        head = file.read(beginnings.LOOK_BYTES)
+    if magic and head.startswith(magic):
+        return found.st_size
+    other = beginnings.recognise(head)
+    if other is beginnings.ZIP:
+        other = beginnings.recognise_zip(path)
     if other is not None:
-        raise DataError(f"{path}: {other[0]}, not a {what}; {other[1]}")
+        remedy = other.remedy_among(REMEDIES) or f"name a {what}"
+        raise DataError(f"{path}: {other.name}, not a {what}; {remedy}")
     return found.st_size
-
-
-def recognise(path: Path, head: bytes) -> tuple[str, str] | None:
-    """(what it is, what to do), by the first bytes of a file; None when they tell nothing."""
-    if not head:
-        return "an empty file", AGAIN
-    if not head.strip(b"\0"):
-        return "a file that begins with nothing but zero bytes (a download that broke off?)", AGAIN
-    for beginning, name, remedy in BEGINNINGS:
-        if head.startswith(beginning):
-            return name, remedy
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(HTML):
-        return "a web page (a login or virus-scan page was saved?)", "download the file itself"
-    if head.startswith(b"PK\x03\x04"):
-        return _zip(path)
-    if head[257:262] == b"ustar":
-        return "a tar archive", UNPACK
-    return None
-
-
-def _zip(path: Path) -> tuple[str, str]:
-    """A zip by its members: several kinds of file are zips."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except DAMAGE:
-        return "a zip archive that cannot be read", AGAIN
-    if any(name.endswith("/data.pkl") for name in names):
-        return (
-            "a PyTorch checkpoint",
-            "load it with torch.load and save its arrays with numpy.savez",
-        )
-    if names and all(name.endswith(".npy") for name in names):
-        return "an npz", "import it with `mer import npz`"
-    return "a zip archive", UNPACK
 
 
 def array_header(file) -> tuple[tuple[int, ...], np.dtype]:
