@@ -1,8 +1,10 @@
-"""The file that an import is given: that it is a file at all, and what it is when it is not what
-was expected."""
+"""The file that an import is given: that it is a file at all, what it is when it is not what was
+expected, and what every reader does with its bytes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
@@ -12,9 +14,10 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +67,8 @@ REMEDIES = {
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
     """Whatever the bytes of `path` provoke in the block becomes one DataError; warnings of the
-    libraries stay inside."""
+    libraries stay inside.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -72,16 +76,25 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except (MerError, PermissionError):
         raise
     except DAMAGE as error:
-        lines = str(error).splitlines() or [""]
-        reason = shown(
-            f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__, 160
-        )
-        raise DataError(f"{path}: not a readable {what} ({reason})") from None
+        first = next(iter(str(error).splitlines()), "")
+        reason = ": ".join(filter(None, (type(error).__name__, first)))
+        raise DataError(f"{path}: not a readable {what} ({shown(reason, 160)})") from None
 
 
 def require_file(path: Path, what: str, *, magic: bytes = b"") -> int:
-    """Size of `path` in bytes; DataError when it is no regular file, or plainly something else than
-    `what` (which begins with `magic`)."""
+    """Check that a path is a regular file, and not plainly something else than was expected.
+
+    Args:
+        path: What the user named.
+        what: What it should be, for messages ("npz").
+        magic: The bytes that such a file begins with; it is not looked at any further then.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        DataError: It is absent, a folder, a pipe, or another kind of file, which is named.
+    """
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -107,27 +120,24 @@ def require_file(path: Path, what: str, *, magic: bytes = b"") -> int:
     return found.st_size
 
 
-def array_header(file) -> tuple[tuple[int, ...], np.dtype]:
+def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """(shape, type) of the .npy at the beginning of `file`, which is left behind its header;
     ValueError when it is none.
 
     NumPy takes negative sizes at their word, and divides by the size of an element that has none.
     """
     version = np.lib.format.read_magic(file)
-    reader = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, _, dtype = reader(file)
+    read_header = np.lib.format.read_array_header_2_0
+    if version == (1, 0):
+        read_header = np.lib.format.read_array_header_1_0
+    shape, _, dtype = read_header(file)
     if any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"shape {shown(shape)}")
     return shape, dtype
 
 
 def exported_header(text: str | bytes) -> Header:
-    """The header that `mer export` left in a file, its types checked; ValueError when it is
-    none."""
+    """The header that `mer export` left in a file, its types checked; ValueError for any other."""
     if len(text) > HEADER_BYTES:
         raise ValueError(f"a header of {len(text):,} bytes, more than {HEADER_BYTES:,}")
     try:
@@ -135,34 +145,46 @@ def exported_header(text: str | bytes) -> Header:
         header = Header.from_json(json.dumps(raw))
     except (TypeError, KeyError, AttributeError, RecursionError, UnicodeError) as error:
         raise ValueError(f"no header of mer ({type(error).__name__})") from None
-    words = [
-        header.dataset,
-        header.language,
-        header.fingerprint,
-        *header.labels,
-        *header.modalities,
-    ]
-    if (
-        not isinstance(raw["labels"], list)
-        or not all(isinstance(word, str) for word in words)
-        or header.task not in TASKS
-    ):
+    words = [header.dataset, header.language, header.fingerprint]
+    words += [*header.labels, *header.modalities]
+    if not isinstance(raw["labels"], list) or header.task not in TASKS or not _are_text(words):
         raise ValueError("no header of mer (dataset, task, labels or language)")
     if not isinstance(header.provenance, dict) or not isinstance(header.recipe, dict):
         raise ValueError("no header of mer (provenance or recipe)")
     for name, info in header.modalities.items():
-        if not _proper(info):
+        if not _is_proper(info):
             raise ValueError(f"no header of mer (modality {shown(name, 40)})")
     return header
 
 
-def _proper(info: ModalityInfo) -> bool:
-    texts = (info.encoder, info.revision, info.layer, info.dtype)
+def header_among(text: object) -> Header | None:
+    """`exported_header` of what a file has under `mer`; None for any other file, also one with
+    metadata of that name and another kind (a manifest).
+    """
+    if not text or not isinstance(text, str | bytes):
+        return None
+    try:
+        return exported_header(text)
+    except ValueError:
+        return None
+
+
+def _are_text(words: Iterable[object]) -> bool:
+    return all(isinstance(word, str) for word in words)
+
+
+def _is_proper(info: ModalityInfo) -> bool:
     rate = info.frame_rate
     return (
         type(info.dim) is int
         and (rate is None or (type(rate) in (int, float) and 0 < rate < float("inf")))
-        and all(isinstance(text, str) for text in texts)
+        and _are_text((info.encoder, info.revision, info.layer, info.dtype))
         and type(info.trained) is bool
         and isinstance(info.extra, dict)
     )
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,7 +27,8 @@ from mer.pipeline.datasets import table
 from mer.pipeline.errors import MerError
 from mer.pipeline.interchange import mmsa, npz, parquet
 from mer.pipeline.interchange.export import export
-from mer.pipeline.interchange.write import Options, write_store
+from mer.pipeline.interchange.foreign import ImportOptions
+from mer.pipeline.interchange.importing import write_store
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media import audio as media
 from mer.pipeline.store import FeatureStore
@@ -153,7 +154,7 @@ def read_clip(path: Path) -> None:
 
 def imported(door) -> Callable[[Path], object]:
     def read(path: Path) -> None:
-        options = Options()
+        options = ImportOptions()
         write_store(door.read(path, options), path.parent / "out" / "feats.h5", options, force=True)
 
     return read
