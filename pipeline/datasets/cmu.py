@@ -17,8 +17,9 @@ import h5py
 import numpy as np
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import folders, media_files, place, read_csv, read_text
+from mer.pipeline.datasets.files import folders, media_files
 from mer.pipeline.datasets.findings import Findings, some
+from mer.pipeline.datasets.textfiles import place, read_csv, read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip

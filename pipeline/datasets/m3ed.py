@@ -18,10 +18,10 @@ from mer.pipeline.datasets.files import (
     folders,
     look,
     media_files,
-    read_text,
     require_root,
 )
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import name_cell, strip, text_cell

@@ -20,12 +20,10 @@ from mer.pipeline.datasets.files import (
     folders,
     look,
     media_files,
-    place,
-    read_csv,
-    repair,
     require_root,
 )
 from mer.pipeline.datasets.findings import Findings, some
+from mer.pipeline.datasets.textfiles import place, read_csv, repair
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
