@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from mer.fusion import shapes
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import temporary_for
 from mer.pipeline.runtime.limits import JSON_NUMBER_DIGITS, RUN_JSON_BYTES
-from mer.pipeline.store.arrays import temporary_for
 
 SEAL = "sha256"
 # safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.
@@ -77,8 +77,10 @@ def read_text(path: Path, remedy: str, *, most: int = RUN_JSON_BYTES) -> str:
         DataError: It is not there, larger, or not UTF-8.
     """
     with opened(path, remedy) as file:
-        raw = file.read(most + 1)
-    if len(raw) > most:
+        size = os.fstat(file.fileno()).st_size
+        # no more than there is: Python sets aside all the bytes that it is asked for
+        raw = file.read(size) if size <= most else b""
+    if size > most:
         raise DataError(
             f"{path}: more than {most:,} bytes, which no such file of mer has; {remedy}"
         )

@@ -1,4 +1,4 @@
-"""Fusion models: one published system a file, and one registry.
+"""Fusion models: one published system per file, and one registry.
 
 A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own frozen dataclass
 (the only place for its defaults) and `spec` a `mer.fusion.batch.DataSpec`. It offers
@@ -66,8 +66,8 @@ def model_class(name: str):
     """(model class, config class) of a registered name; raises DataError with the known names."""
     if name not in REGISTRY:
         raise DataError(f"--model {name}: unknown; known: {', '.join(REGISTRY)}")
-    module, model, config = REGISTRY[name]
-    module = import_module(module)
+    path, model, config = REGISTRY[name]
+    module = import_module(path)
     return getattr(module, model), getattr(module, config)
 
 

@@ -4,7 +4,9 @@ statistics of the features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class FusionModel(nn.Module):
 
     lr_scale: dict[str, float] = {}
     summary = False
+    class_weights: Tensor | None
 
     def __init__(self, config, spec: DataSpec) -> None:
         super().__init__()
@@ -42,14 +45,15 @@ class FusionModel(nn.Module):
         self.class_weights.copy_(weights)
 
     def task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        c = self.config
+        """The loss of the task itself, by the configuration's smoothing and regression loss."""
+        config = self.config
         return task_loss(
             logits,
             target,
             task=self.spec.task,
             class_weights=self.class_weights,
-            smoothing=c.label_smoothing,
-            regression=c.regression_loss,
+            smoothing=config.label_smoothing,
+            regression=config.regression_loss,
         )
 
     @torch.no_grad()
@@ -78,4 +82,15 @@ class FusionModel(nn.Module):
         return batch.x[modality][batch.mask(modality)]
 
     def diagnostics(self) -> dict[str, float]:
+        """Floats worth logging from the last `losses` call."""
         return {}
+
+
+def summed(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one term or more."""
+    return reduce(torch.add, terms)
+
+
+def standardiser_of(layers: Mapping[str, nn.Module] | nn.ModuleDict, modality: str) -> Standardise:
+    """The `Standardise` among the layers of each modality."""
+    return cast(Standardise, layers[modality])

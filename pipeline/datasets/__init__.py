@@ -1,4 +1,4 @@
-"""Corpora: one a file, one line in `DATASETS`, one TOML in `manifests/` (docs/adding.md).
+"""Corpora: each is one file, one line in `DATASETS`, one TOML in `manifests/` (docs/adding.md).
 
 A corpus module offers `prepare(root, info, *, labels=None, **options) -> (Manifest, Findings)`. It
 fills the findings with what only it can know (missing files, known-bad clips, orphans, repairs);
@@ -39,27 +39,35 @@ def default_root(name: str) -> Path:
 def prepare(
     name: str, /, root: str | os.PathLike | None = None, *, labels: str | None = None, **options
 ) -> tuple[Manifest, Findings]:
-    """The manifest of a corpus under `root` (default: `default_root`), and what was found against
-    what was expected. Options are the corpus's own (synthetic: size, seed). `table` is anyone's
-    file, with the options of `table.prepare` and `root` its audio folder. Raises DataError.
+    """The manifest of a corpus.
+
+    Args:
+        name: One of `DATASETS`; or `table`, which is anyone's file.
+        root: Where its media are, by default `default_root(name)`; of a table its audio folder.
+        labels: Which of the corpus's label sets, by default its first; of a table its classes,
+            separated by commas.
+        options: The corpus's own (synthetic: size, seed), or those of `table.prepare`.
+
+    Returns:
+        The manifest, and what was found against what was expected.
+
+    Raises:
+        DataError: The corpus is not known or not there, or its files are not as they should be.
     """
     if name == "table":
         from mer.pipeline.datasets import table
 
         return complete(*table.prepare(audio_dir=root, labels=labels, **options))
     if name not in DATASETS:
-        known = ", ".join(DATASETS)
         raise DataError(
-            f"dataset '{name}' is not known; known: {known}, and table, for your own files (see "
-            "`mer prepare table --help`)"
+            f"dataset '{name}' is not known; known: {', '.join(DATASETS)}, and table, for your own "
+            "files (see `mer prepare table --help`)"
         )
     module = import_module(DATASETS[name])
     known = list(inspect.signature(module.prepare).parameters)[3:]
     if unknown := [option for option in options if option not in known]:
-        raise DataError(
-            f"{name} takes no option {', '.join(unknown)}"
-            + (f"; it takes {', '.join(known)}" if known else "")
-        )
+        taken = f"; it takes {', '.join(known)}" if known else ""
+        raise DataError(f"{name} takes no option {', '.join(unknown)}{taken}")
     root = Path(root) if root is not None else default_root(name)
     info = corpora.corpus(name)
     manifest, findings = module.prepare(root, info, labels=labels, **options)

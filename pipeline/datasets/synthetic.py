@@ -11,7 +11,8 @@ over neutral. Labels are balanced. Hence, with perfect ears, voice alone or word
 Voice: pulses at the glottal rate excite the resonances of one vowel per syllable; the emotion moves
 level and range of F0, its contour, the spectral tilt, breathiness, energy, rate and roughness
 (`VOICES`). Speakers differ in F0, vocal tract length, tilt and rate, and no speaker or dialogue is
-in two splits. Words: templates filled from a lexicon per emotion (`LEXICON`) between neutral filler.
+in two splits. Words: templates filled from a lexicon per emotion (`LEXICON`) between neutral
+filler.
 
 Everything follows from (VERSION, size, seed); a change in this file that moves one sample must
 raise VERSION.
@@ -20,7 +21,6 @@ raise VERSION.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -32,7 +32,7 @@ from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.store.arrays import sweep
+from mer.pipeline.runtime.files import publishing, sweep
 
 VERSION = 1
 RATE = 16_000  # Hz
@@ -393,9 +393,6 @@ def _resonances(tract: float, fft: int, cache: Resonances) -> np.ndarray:
 
 
 def _write(path: Path, wave: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    # Not synced: there are hundreds of them, and the same seed makes them again.
+    with publishing(path, durable=False) as temporary:
         soundfile.write(temporary, wave, RATE, format="WAV", subtype="PCM_16")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

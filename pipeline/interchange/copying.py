@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.store import arrays
+from mer.pipeline.runtime import files
 from mer.pipeline.store.reader import FeatureStore
 from mer.pipeline.store.schema import Header
 
@@ -92,18 +92,17 @@ def new_file(out: Path) -> Iterator[Place]:
         DataError: Something else is at `out`.
         OSError: Names the file that could not be written.
     """
-    with arrays.folders_for(out), arrays.naming(out):
-        folder = arrays.temporary_for(out)
+    with files.folders_for(out), files.naming(out):
+        folder = files.temporary_for(out)
         folder.mkdir()
         place = Place(folder / out.name)
         try:
             yield place
             place.written = not _taken(out, lambda: _same_file(place.path, out))
             if place.written:
-                with open(place.path, "rb") as file:
-                    os.fsync(file.fileno())
+                files.sync_file(place.path)
                 os.replace(place.path, out)
-                arrays.sync_folder(out.parent)
+                files.sync_folder(out.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -111,8 +110,8 @@ def new_file(out: Path) -> Iterator[Place]:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Place]:
     """Prepare a folder beside `out`, as `new_file` does a file."""
-    with arrays.folders_for(out), arrays.naming(out):
-        place = Place(arrays.temporary_for(out))
+    with files.folders_for(out), files.naming(out):
+        place = Place(files.temporary_for(out))
         place.path.mkdir()
         try:
             yield place
@@ -146,5 +145,5 @@ def _same_folder(new: Path, out: Path) -> bool:
     names = sorted(path.relative_to(new) for path in new.rglob("*"))
     if names != sorted(path.relative_to(out) for path in out.rglob("*")):
         return False
-    files = [name for name in names if (new / name).is_file()]
-    return all(_same_file(new / name, out / name) for name in files)
+    there = [name for name in names if (new / name).is_file()]
+    return all(_same_file(new / name, out / name) for name in there)

@@ -15,6 +15,7 @@ import numpy as np
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
 from mer.pipeline.interchange.ragged import NUMBERS
+from mer.pipeline.runtime.files import folders_for, naming, refuse_link, temporary_for
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.limits import IMPORT_UTTERANCE_BYTES
 from mer.pipeline.runtime.terminal import shown
@@ -25,7 +26,6 @@ from mer.pipeline.store import (
     build_index,
     verify_shards,
 )
-from mer.pipeline.store.arrays import folders_for, naming, refuse_link, temporary_for
 from mer.pipeline.store.schema import canonical
 
 SHARD_BYTES = 128 << 20  # of features held until a shard is written
@@ -165,7 +165,7 @@ class Tally:
         self._hash.update(repr(sorted(row.items())).encode("utf-8", "backslashreplace"))
         for modality in self.foreign.dims:
             given = features.get(modality)
-            self._check_size(row, modality, given)
+            self._check_shape(row, modality, given)
             kept, bad = finite(given)
             out[modality] = kept
             self.replaced[modality] += bad
@@ -175,8 +175,17 @@ class Tally:
                 self._hash.update(kept.tobytes())
         return out
 
-    def _check_size(self, row: dict, modality: str, given: np.ndarray | None) -> None:
-        if given is not None and given.size * 4 > IMPORT_UTTERANCE_BYTES:
+    def _check_shape(self, row: dict, modality: str, given: np.ndarray | None) -> None:
+        """Raises DataError for features of another width than in the other rows, or too many."""
+        if given is None:
+            return
+        dim = self.foreign.dims[modality]
+        if given.size and (given.ndim not in (1, 2) or given.shape[-1] != dim):
+            raise DataError(
+                f"{self.foreign.path}: {shown(row['id'], 40)}: {modality} has shape {given.shape}, "
+                f"expected (T, {dim}) or ({dim},), as in the other rows; save it again so"
+            )
+        if given.size * np.dtype(np.float32).itemsize > IMPORT_UTTERANCE_BYTES:
             raise DataError(
                 f"{self.foreign.path}: {modality} of '{shown(row['id'], 40)}' has shape "
                 f"{given.shape}, more than {IMPORT_UTTERANCE_BYTES >> 20:,} MiB for one utterance"

@@ -29,9 +29,10 @@ from mer.pipeline.interchange.padding import Spans, spans
 from mer.pipeline.interchange.pickles import load
 from mer.pipeline.interchange.ragged import NUMBERS, Ragged, described, features_of
 from mer.pipeline.interchange.rows import SPLIT_NAMES, Rows, interpret
-from mer.pipeline.interchange.source import header_among, reading, sha256
+from mer.pipeline.interchange.source import header_among, reading
 from mer.pipeline.interchange.values import cell
 from mer.pipeline.runtime.cells import name_cell
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import Header
 
@@ -114,7 +115,7 @@ def _read(path: Path, content: object, options: ImportOptions) -> Foreign:
     features = _find_features(path, filled, options, header)
     notes: list[str] = []
     where = _all_spans(path, parts, features, notes)
-    checksum = sha256(path)
+    checksum = sha256_file(path)
     known = PUBLISHED.get(checksum[:8])
     title = f"the published {known.title}" if known else "none of the published MMSA files"
     notes.append(f"sha256 {checksum[:8]}…: {title}")

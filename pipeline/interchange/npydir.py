@@ -18,7 +18,8 @@ from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
 from mer.pipeline.interchange.indexcsv import FILE, find_index, read_index, write_index
 from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.interchange.rows import interpret
-from mer.pipeline.interchange.source import array_header, reading, require_file, sha256
+from mer.pipeline.interchange.source import array_header, reading, require_file
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.terminal import shown
 
 NPY = ".npy"
@@ -74,7 +75,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         dims=dims,
         frames=frames,
         header=header,
-        source={"sha256_of_csv": sha256(table)},
+        source={"sha256_of_csv": sha256_file(table)},
         notes=[account(names, features, found.task, there), *found.notes],
     )
 

@@ -18,7 +18,8 @@ from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
 from mer.pipeline.interchange.padding import Spans, spans
 from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.interchange.rows import interpret
-from mer.pipeline.interchange.source import array_header, reading, require_file, sha256
+from mer.pipeline.interchange.source import array_header, reading, require_file
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import (
     IMPORT_MEMBERS,
     IMPORT_ROWS,
@@ -174,7 +175,7 @@ def _read(
         rows=found.rows,
         dims={modality: x.shape[-1] for modality, x in data.items()},
         frames=frames,
-        source={"sha256": sha256(path)},
+        source={"sha256": sha256_file(path)},
         notes=notes + found.notes,
     )
 

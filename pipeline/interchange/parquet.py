@@ -16,8 +16,9 @@ from mer.pipeline.interchange.columns import account, find_columns, find_feature
 from mer.pipeline.interchange.copying import Copy, new_file
 from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
 from mer.pipeline.interchange.rows import interpret
-from mer.pipeline.interchange.source import header_among, reading, require_file, sha256
+from mer.pipeline.interchange.source import header_among, reading, require_file
 from mer.pipeline.runtime.columnar import LISTS
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import (
     IMPORT_MEMBERS,
     IMPORT_ROWS,
@@ -86,7 +87,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         dims=dims,
         frames=frames,
         header=header,
-        source={"sha256": sha256(path)},
+        source={"sha256": sha256_file(path)},
         notes=[account(names, features, found.task, there), *found.notes],
     )
 

@@ -4,7 +4,6 @@ expected, and what every reader does with its bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import lzma
 import os
@@ -26,7 +25,8 @@ from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime import beginnings
 from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.runtime.terminal import shown
-from mer.pipeline.store.schema import TASKS, Header, ModalityInfo
+from mer.pipeline.runtime.terms import TASKS
+from mer.pipeline.store.schema import Header, ModalityInfo
 
 # What Python, NumPy, zipfile and pyarrow raise on bytes that are not what they should be.
 DAMAGE = (
@@ -182,9 +182,3 @@ def _is_proper(info: ModalityInfo) -> bool:
         and type(info.trained) is bool
         and isinstance(info.extra, dict)
     )
-
-
-def sha256(path: Path) -> str:
-    """Of the file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -36,7 +36,7 @@ class Clip:
     """`waveform` (n,) float32 mono at 16 kHz.
 
     `channel` is the one used, a name such as "FC", a number, or "mix". `flags` are those of
-    `mer.pipeline.extraction.parts.FLAGS` that concern media.
+    `mer.pipeline.media.stages.Flag` that concern media, by name.
     """
 
     waveform: np.ndarray

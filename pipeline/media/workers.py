@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.media import audio as media
+from mer.pipeline.media.stages import Stage
 
-# stages of failures that are tried again by the next run: the clip may not be to blame
-AGAIN = ("timeout", "killed")
 # statuses of a decoder that somebody ended: the kernel for lack of memory, …
 ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
@@ -54,7 +53,7 @@ class Decoded:
     samples: int = 0
     waveform: np.ndarray | None = None
     flags: tuple[str, ...] = ()
-    stage: str | None = None
+    stage: Stage | None = None
     reason: str | None = None
 
 
@@ -63,7 +62,7 @@ def decode(job: Job) -> Decoded:
     try:
         if job.expected is not None and identity(job.path) != job.expected:
             return Decoded(
-                stage="changed", reason=f"{job.path}: changed while it was being extracted"
+                stage=Stage.CHANGED, reason=f"{job.path}: changed while it was being extracted"
             )
         if job.what == "changed":
             return Decoded(reason=media.changed(job.path))
@@ -76,13 +75,13 @@ def decode(job: Job) -> Decoded:
         )
         return Decoded(len(clip.waveform), clip.waveform, clip.flags)
     except media.MediaError as error:
-        return Decoded(stage=error.stage, reason=str(error))
+        return Decoded(stage=Stage(error.stage), reason=str(error))
     except MemoryError:
-        return Decoded(stage="oom", reason=f"{job.path}: not enough memory to decode it")
+        return Decoded(stage=Stage.OOM, reason=f"{job.path}: not enough memory to decode it")
     except OSError as error:
-        return Decoded(stage="open", reason=f"{job.path}: {error.strerror or error}")
+        return Decoded(stage=Stage.OPEN, reason=f"{job.path}: {error.strerror or error}")
     except Exception as error:  # the last net: a decoder's surprise costs one clip, not the run
-        return Decoded(stage="decode", reason=f"{job.path}: {type(error).__name__}: {error}")
+        return Decoded(stage=Stage.DECODE, reason=f"{job.path}: {type(error).__name__}: {error}")
 
 
 def identity(path: str | Path) -> tuple[int, int, int]:
@@ -151,19 +150,20 @@ class Decoders:
                     return connection.recv()
                 self._drop()
                 return Decoded(
-                    stage="timeout",
+                    stage=Stage.TIMEOUT,
                     reason=f"{job.path}: the decoder did not answer within {self.timeout:g} s",
                 )
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 code = self._drop()
                 if code not in ENDED:
                     return Decoded(
-                        stage="decode", reason=f"{job.path}: the decoder crashed (status {code})"
+                        stage=Stage.DECODE,
+                        reason=f"{job.path}: the decoder crashed (status {code})",
                     )
                 if self._closed:
                     break
         return Decoded(
-            stage="killed",
+            stage=Stage.KILLED,
             reason=f"{job.path}: the decoder was killed (status {code}), perhaps for lack of "
             "memory",
         )

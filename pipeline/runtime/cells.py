@@ -168,7 +168,7 @@ def warn_near_duplicates(names: Iterable[str | None], what: str = "labels") -> l
         blanks: 'Joy' and 'joy'".
     """
     groups: dict[str, list[str]] = {}
-    for name in sorted(set(names) - {None}):
+    for name in sorted({name for name in names if name is not None}):
         groups.setdefault(_plain(name), []).append(name)
     alike = [group for group in groups.values() if len(group) > 1]
     if not alike:

@@ -124,11 +124,12 @@ def read_columns(parquet: pq.ParquetFile, path: Path, wanted: Iterable[str]) -> 
             )
     schema = parquet.schema
     paths = [schema.column(i).path for i in range(len(schema))]
-    leaves = {
-        i: next((n for n in there if f"{path}.".startswith(f"{n}.")), None)
-        for i, path in enumerate(paths)
-    }
-    leaves = {i: name for i, name in leaves.items() if name is not None}
+    leaves: dict[int, str] = {}
+    for i, within in enumerate(paths):
+        columns = (name for name in there if f"{within}.".startswith(f"{name}."))
+        column = next(columns, None)
+        if column is not None:
+            leaves[i] = column
     if leaves and parquet.metadata.num_rows:
         # Pages go by one at a time. pyarrow ends the process when Python asks for the metadata of a
         # column whose footer is damaged; here the damage becomes an exception first.

@@ -4,9 +4,10 @@ say of itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import listed, shown
 
 TASKS = ("single", "multi", "regression")
 # "": decided at training, by fold or group
@@ -29,7 +30,7 @@ SPLIT_ALIASES = {
 def check_task(where: str, task: str) -> None:
     """Raise DataError, beginning with `where`, unless `task` is one of TASKS."""
     if task not in TASKS:
-        raise DataError(f"{where}: task '{task}' is not one of {', '.join(TASKS)}")
+        raise DataError(f"{where}: task '{shown(task)}' is not one of {', '.join(TASKS)}")
 
 
 def check_labelling(
@@ -40,16 +41,20 @@ def check_labelling(
     targets: Sequence[float] | None,
     *,
     task: str,
-    labels: Collection[str],
+    labels: Sequence[str],
 ) -> None:
     """Raise DataError, beginning with `where`, unless a row's split, label and targets fit the
     task: a known split; for `single` a label of `labels`; for `multi` as many targets as labels;
     for `regression` one.
     """
     if split not in SPLITS:
-        raise DataError(f"{where}: {id} has split '{split}'; expected train, dev or test")
+        raise DataError(
+            f"{where}: {shown(id)} has split '{shown(split)}'; expected train, dev or test"
+        )
     if task == "single" and label is not None and label not in labels:
-        raise DataError(f"{where}: {id} has unknown label '{label}'; known: {', '.join(labels)}")
+        raise DataError(
+            f"{where}: {shown(id)} has unknown label '{shown(label)}'; known: {listed(labels)}"
+        )
     wanted = len(labels) if task == "multi" else 1
     if task != "single" and targets is not None and len(targets) != wanted:
-        raise DataError(f"{where}: {id} has {len(targets)} targets, expected {wanted}")
+        raise DataError(f"{where}: {shown(id)} has {len(targets)} targets, expected {wanted}")

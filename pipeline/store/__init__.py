@@ -5,11 +5,10 @@ A store is a head file (index, header) and closed shards (contiguous arrays) bes
 docs/store.md has the format on one screen. Needs h5py, numpy and pyarrow only.
 """
 
-from mer.pipeline.store.head import build_index
-from mer.pipeline.store.reader import FeatureStore
+from mer.pipeline.store.build import build_index
+from mer.pipeline.store.reader import FeatureStore, verify_shards
 from mer.pipeline.store.schema import FORMAT_VERSION, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard, ShardWriter
-from mer.pipeline.store.verify import verify_shards
 
 __all__ = [
     "FORMAT_VERSION",

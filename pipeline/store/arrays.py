@@ -13,19 +13,20 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t
 
 from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.runtime.files import publishing, shortened
 from mer.pipeline.runtime.limits import ATTRIBUTE_BYTES, ECHO_CHARACTERS, INDEX_BYTES
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
@@ -64,33 +65,12 @@ def write(
     `attrs` are per group ("/" is the file itself); `links` maps names to files, relative to the
     folder of `path`.
     """
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent.parent)
-    temporary = temporary_for(path)
     try:
-        places = _lay_out(temporary, attrs, arrays, links or {})
-        with open(temporary, "r+b") as file:
-            for name, array in arrays.items():
-                parts = array.parts if isinstance(array, Stream) else (array,)
-                expected, written = prod(array.shape) * np.dtype(array.dtype).itemsize, 0
-                if expected:
-                    file.seek(places[name])
-                for part in parts:
-                    if part.dtype != array.dtype:
-                        raise StoreError(
-                            f"{path}: {name} is {part.dtype}, laid out as {array.dtype}"
-                        )
-                    written += (
-                        file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
-                        if part.size
-                        else 0
-                    )
-                if written != expected:
-                    raise StoreError(f"{path}: {name} has {written} bytes, laid out for {expected}")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with publishing(path) as temporary:
+            places = _lay_out(temporary, attrs, arrays, links or {})
+            with open(temporary, "r+b") as file:
+                for name, array in arrays.items():
+                    _write_array(file, path, name, array, places[name])
     except (OSError, RuntimeError) as error:
         # HDF5 keeps the errno of a failed write in its message only, and raises RuntimeError when
         # it fails on closing.
@@ -99,91 +79,25 @@ def write(
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
-def temporary_for(path: Path) -> Path:
-    """Where this process may prepare `path`, file or folder; what dead writers of it left behind is
-    removed. Raises DataError for a device or pipe (/dev/null, /dev/stdout): a rename would put a
-    file in its place.
+def _write_array(
+    file: IO[bytes], path: Path, name: str, array: np.ndarray | Stream, place: int
+) -> None:
+    """The bytes of one array to their place in the file. Raises StoreError when they are not those
+    that were laid out.
     """
-    if not path.name:  # "." or "/"
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DataError(
-            f"{path}: a device or pipe, which cannot be replaced by a file; name another place"
-        )
-    sweep(path.parent, path.name)
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
-
-
-def leftovers(folder: Path, name: str | None = None) -> list[Path]:
-    """What dead writers in `folder` have left of the file or folder `name`, or of any (None)."""
-    found = folder.glob(f".{_escape(name)}.tmp-*" if name is not None else ".*.tmp-*")
-    pids = ((path, path.name.rsplit("-", 1)[1]) for path in found)
-    return [path for path, pid in pids if (name is not None or pid.isdecimal()) and not _alive(pid)]
-
-
-def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what dead writers in `folder` have left; of a link the link."""
-    for path in leftovers(folder, name):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def refuse_link(path: Path) -> None:
-    """Raise DataError for a symbolic link where mer writes: what it leads to is somebody else's, to
-    be neither changed nor removed.
-    """
-    if path.is_symlink():
-        there = shortened(str(path.readlink()))
-        raise DataError(
-            f"{path}: a symbolic link (to {there}), and mer writes into places of its own; remove "
-            "it, or choose another --out"
-        )
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError of the block names `path` where it names nothing, or a temporary of ours, and says
-    what the system says.
-    """
-    try:
-        yield
-    except OSError as error:
-        named = error.filename is not None and ".tmp-" not in str(error.filename)
-        if named or error.errno is None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
-
-
-@contextmanager
-def folders_for(out: Path) -> Iterator[None]:
-    """The folders above `out`, made; those that were not there before go again when the block
-    fails.
-    """
-    made = [folder for folder in out.parents if not folder.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):  # somebody put something there in the meantime
-                folder.rmdir()
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    parts = array.parts if isinstance(array, Stream) else (array,)
+    expected, written = prod(array.shape) * np.dtype(array.dtype).itemsize, 0
+    if expected:
+        file.seek(place)
+    for part in parts:
+        if part.dtype != array.dtype:
+            raise StoreError(f"{path}: {name} is {part.dtype}, laid out as {array.dtype}")
+        if part.size:
+            written += file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+    if written != expected:
+        raise StoreError(f"{path}: {name} has {written} bytes, laid out for {expected}")
 
 
 REMEDY = {
@@ -192,11 +106,6 @@ REMEDY = {
     "kept; if not, name another file",
     "shard": "run `mer verify --repair` on its store",
 }
-
-
-def shortened(text: str, most: int = ECHO_CHARACTERS) -> str:
-    """`text` as a message repeats it, `most` characters of it."""
-    return text if len(text) <= most else f"{text[:most]} …"
 
 
 @contextmanager
@@ -370,22 +279,3 @@ def _lay_out(temporary: Path, attrs, arrays, links) -> dict[str, int]:
         for name, target in links.items():
             file.id.links.create_external(name.encode(), target.encode(), b"/")
     return places
-
-
-def _escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _alive(pid: str) -> bool:
-    """Whether another process of that number is at work here; the temporary of a dead one is
-    rubbish.
-    """
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

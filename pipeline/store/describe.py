@@ -8,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 
 from mer.pipeline.runtime.terminal import escape
+from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store.reader import FeatureStore
-from mer.pipeline.store.schema import SPLITS
 
 
 def describe(store: FeatureStore) -> dict:

@@ -5,10 +5,8 @@ Written last: it says the store is complete.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +15,22 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import HEADER_BYTES
+from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
     COLUMNS,
     FORMAT_VERSION,
     HEAD_FORMAT,
-    SPLITS,
-    TASKS,
     Header,
-    ModalityInfo,
     blob,
     column_arrays,
     decode_column,
     demand,
     encode_column,
-    normalise,
     pack_strings,
     unpack_strings,
 )
-from mer.pipeline.store.shard import Shard, check_format
+from mer.pipeline.store.shard import check_format
 
 HEX = "S64"  # sha256 in hexadecimal
 # group of the one shard that a store of a single file holds; its name in the head is empty
@@ -51,68 +46,6 @@ class ShardRecord:
     sha256: str
     identity: str  # the shard's checksum over its own index (ids, offsets, crc32, key, meta)
     group: str = "/"
-
-
-def build_index(
-    head_path: str | os.PathLike,
-    shards: Sequence[str | os.PathLike],
-    table: pa.Table | Sequence[Mapping],
-    *,
-    dataset: str,
-    task: str,
-    labels: Sequence[str],
-    modalities: Mapping[str, ModalityInfo | dict] | None = None,
-    language: str = "en",
-    fingerprint: str = "",
-    recipe: dict | None = None,
-    provenance: dict | None = None,
-):
-    """Write the head file over closed `shards` and open the store.
-
-    `table` has a column id (each id in one of the shards) and, optionally, those of schema.COLUMNS.
-    Its order is the store's order; utterances of the shards that it leaves out cannot be reached.
-    `modalities` adds what the shards do not know (encoder, revision, layer, frame rate).
-    """
-    from mer.pipeline.store.reader import FeatureStore
-
-    head_path = Path(head_path)
-    rows = normalise(table)
-    _check_rows(head_path, rows, task, tuple(labels))
-    opened = [Shard(path) for path in shards]
-    shard_of, row_of = _locate(head_path, rows["id"].to_pylist(), opened)
-    header = Header(
-        dataset=dataset,
-        task=task,
-        labels=tuple(labels),
-        language=language,
-        modalities=_modalities(head_path, opened, modalities or {}),
-        fingerprint=fingerprint,
-        recipe=recipe or {},
-        provenance=provenance or {},
-    )
-    columns = {
-        "shard": shard_of,
-        "shard_row": row_of,
-        "duration": _gather([s.duration for s in opened], shard_of, row_of, "<f8"),
-        "flags": _gather([s.flags for s in opened], shard_of, row_of, "<u4"),
-        **{
-            f"n_{m}": _gather([np.diff(s.offsets[m]) for s in opened], shard_of, row_of, "<i8")
-            for m in header.modalities
-        },
-    }
-    folder = head_path.resolve().parent
-    names = [Path(os.path.relpath(s.path.resolve(), folder)).as_posix() for s in opened]
-    records = [ShardRecord(s.path, s.bytes, sha256(s.path), s.identity) for s in opened]
-    attrs, data = compose(header, rows, columns, names, records)
-    # The links are for other tools (h5py and h5dump then see one tree); the reader goes by the
-    # names.
-    arrays.write(
-        head_path,
-        attrs={"/": attrs},
-        arrays=data,
-        links={f"shards/{i:05d}": name for i, name in enumerate(names)},
-    )
-    return FeatureStore(head_path)
 
 
 def compose(
@@ -249,95 +182,3 @@ def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], pa
         # not of integers, which may overflow
         enough = steps.max() <= most and float(steps.sum(dtype=np.float64)) <= most
         demand(enough, f"its index has more steps of {name} than its shards can hold")
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_rows(head: Path, rows: pa.Table, task: str, labels: tuple[str, ...]) -> None:
-    if task not in TASKS:
-        raise DataError(f"{head}: task '{task}' is not one of {', '.join(TASKS)}")
-    known, wanted = set(labels), len(labels) if task == "multi" else 1
-    for id, split, label, targets in zip(
-        *(rows[c].to_pylist() for c in ("id", "split", "label", "targets")), strict=True
-    ):
-        if split not in SPLITS:
-            raise DataError(f"{head}: {id} has split '{split}'; expected train, dev or test")
-        if task == "single" and label is not None and label not in known:
-            raise DataError(f"{head}: {id} has unknown label '{label}'; known: {', '.join(labels)}")
-        if task != "single" and targets is not None and len(targets) != wanted:
-            raise DataError(f"{head}: {id} has {len(targets)} targets, expected {wanted}")
-
-
-def _locate(head: Path, ids: list[str], shards: list[Shard]) -> tuple[np.ndarray, np.ndarray]:
-    """For every id of the table: number of its shard (N,) int32, its row there (N,) int64."""
-    where: dict[str, tuple[int, int]] = {}
-    for number, shard in enumerate(shards):
-        for row, id in enumerate(shard.ids):
-            if id in where:
-                raise DataError(
-                    f"{head}: id '{id}' is in two shards, {shards[where[id][0]].path.name} and "
-                    f"{shard.path.name}"
-                )
-            where[id] = number, row
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        raise DataError(
-            f"{head}: id '{next(i for i in ids if i in seen or seen.add(i))}' twice in the table; "
-            "ids must be unique"
-        )
-    missing = [id for id in ids if id not in where]
-    if missing:
-        raise DataError(
-            f"{head}: {len(missing)} of {len(ids)} utterances are in no shard, first '{missing[0]}'"
-        )
-    places = np.array([where[id] for id in ids], "<i8").reshape(-1, 2)
-    return places[:, 0].astype("<i4"), np.ascontiguousarray(places[:, 1])
-
-
-def _modalities(
-    head: Path, shards: list[Shard], given: Mapping[str, ModalityInfo | dict]
-) -> dict[str, ModalityInfo]:
-    """One entry a modality of the shards, in their order, completed by what the caller knows."""
-    if not shards:
-        raise DataError(f"{head}: a store needs at least one shard")
-    first = {name: kind["dim"] for name, kind in shards[0].modalities.items()}
-    for shard in shards:
-        if {name: kind["dim"] for name, kind in shard.modalities.items()} != first:
-            raise DataError(
-                f"{head}: {shard.path.name} holds other modalities than {shards[0].path.name}"
-            )
-    if given.keys() - first.keys():
-        raise DataError(
-            f"{head}: modality '{sorted(given.keys() - first.keys())[0]}' is in no shard; they "
-            f"hold {', '.join(first)}"
-        )
-    out = {}
-    for name, dim in first.items():
-        info = given.get(name, {})
-        info = info if isinstance(info, ModalityInfo) else ModalityInfo(**{"dim": dim, **info})
-        if info.dim != dim:
-            raise DataError(
-                f"{head}: modality {name} is said to have dim {info.dim}, its shards have {dim}"
-            )
-        dtype = (
-            "float32"
-            if any(s.modalities[name]["dtype"] == "float32" for s in shards)
-            else "float16"
-        )
-        overflow = sum(s.modalities[name]["overflow"] for s in shards)
-        extra = {**info.extra, "overflow": overflow} if overflow else info.extra
-        out[name] = replace(info, dtype=dtype, extra=extra)
-    return out
-
-
-def _gather(
-    columns: list[np.ndarray], shard_of: np.ndarray, row_of: np.ndarray, dtype: str
-) -> np.ndarray:
-    out = np.empty(len(shard_of), dtype)
-    for number, column in enumerate(columns):
-        here = shard_of == number
-        out[here] = column[row_of[here]]
-    return out

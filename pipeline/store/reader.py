@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.store.head import ShardRecord, read_head
-from mer.pipeline.store.schema import Header
+from mer.pipeline.store.schema import Damage, Header
 from mer.pipeline.store.shard import Shard
+from mer.pipeline.store.verify import damages
 
 # mapped at a time: Linux allows a process 65,530 maps, and each shard has one a modality
 OPEN_SHARDS = 4096
@@ -180,9 +181,7 @@ class FeatureStore:
         """Read every byte; raises StoreError that names the first damaged shard and how many there
         are.
         """
-        from mer.pipeline.store.verify import verify_shards
-
-        damaged = verify_shards(self)
+        damaged = damages(self)
         if damaged:
             more = (
                 f" ({len(damaged)} of {len(self.shards)} shards are damaged)"
@@ -253,6 +252,16 @@ class FeatureStore:
             raise DataError(
                 f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}"
             )
+
+
+def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
+    """The damaged shards and why; empty when every byte is as written.
+
+    Raises StoreError when the head file itself is unusable.
+    """
+    if not isinstance(store, FeatureStore):
+        store = FeatureStore(Path(store), check=False)
+    return damages(store)
 
 
 def check_file(record: ShardRecord, store: Path) -> None:

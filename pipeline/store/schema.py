@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES, JSON_LEVELS
+from mer.pipeline.runtime.terms import TASKS
 
 FORMAT_VERSION = 1
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
-TASKS = ("single", "multi", "regression")
 DTYPES = ("float16", "float32")
-SPLITS = ("train", "dev", "test", "")
+# in a recipe; everything else there is an object, one for each modality
+SCALARS_OF_RECIPE = ("extractor", "dtype", "precision")
 MODALITY = r"[a-z][a-z0-9_]{0,31}"
 RESERVED = {"ids", "crc32", "duration", "flags", "meta"}  # names a shard uses itself
 HALF_MAX = 65519.99  # the largest magnitude that still rounds to a finite float16 (65504)
@@ -133,11 +134,9 @@ class Header:
             isinstance(self.recipe, dict) and isinstance(self.provenance, dict),
             "its header's recipe or provenance is not an object",
         )
-        for part in ("audio", "text", "vision"):
-            demand(
-                isinstance(self.recipe.get(part, {}), dict),
-                f"its header's recipe has no object for {part}",
-            )
+        for name, part in self.recipe.items():
+            said = name in SCALARS_OF_RECIPE or isinstance(part, dict)
+            demand(said, f"its header's recipe has no object for {name:.80}")
         demand(bool(self.modalities), "its header has no modality")
         for name, info in self.modalities.items():
             demand(is_modality(name), "its header has a modality without a proper name")

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from mer.pipeline.errors import MerError
-from mer.pipeline.store.head import sha256
-from mer.pipeline.store.reader import FeatureStore
+from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.store.head import ShardRecord
 from mer.pipeline.store.schema import Damage
+from mer.pipeline.store.shard import Shard
 
 
-def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
-    """The damaged shards and why; empty when every byte is as written.
+class Verifiable(Protocol):
+    """What of an open store is needed to check it."""
 
-    Raises when the head file itself is unusable.
-    """
-    if not isinstance(store, FeatureStore):
-        store = FeatureStore(Path(store), check=False)
+    shards: list[ShardRecord]
+
+    def shard(self, number: int) -> Shard: ...
+    def table(self) -> pa.Table: ...
+
+
+def damages(store: Verifiable) -> list[Damage]:
+    """The damaged shards of an open store, and why; empty when every byte is as written."""
     found = []
     for number, record in enumerate(store.shards):
         reason = _check(store, number)
@@ -28,7 +33,7 @@ def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
     return found
 
 
-def _check(store: FeatureStore, number: int) -> str | None:
+def _check(store: Verifiable, number: int) -> str | None:
     record = store.shards[number]
     try:
         shard = store.shard(number)
@@ -36,7 +41,7 @@ def _check(store: FeatureStore, number: int) -> str | None:
         for m in shard.modalities:
             shard.pooled(m)
         # a file cannot hold its own sha256
-        whole = not record.sha256 or sha256(record.path) == record.sha256
+        whole = not record.sha256 or sha256_file(record.path) == record.sha256
     except (MerError, OSError) as error:
         return str(error).removeprefix(f"{record.path}: ").split("; run `mer")[0]
     rows = sorted({row for rows in bad.values() for row in rows})

@@ -22,9 +22,9 @@ import numpy as np
 import soundfile
 import torch
 
-from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import resolve
-from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.extraction.budget import FIXED
 from mer.pipeline.extraction.parts import Source, Tally, audio_inputs, run_parts, text_inputs
 from mer.pipeline.extraction.plan import Item, Settings, make_parts

@@ -25,10 +25,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer.pipeline import manifest as manifests
-from mer.pipeline.extraction.fingerprint import ExtractOptions, fingerprint
+from mer.pipeline.extraction.fingerprint import fingerprint
+from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.runtime.files import sha256_file as sha256
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter
 from mer.pipeline.store import arrays as files
-from mer.pipeline.store.head import ShardRecord, compose, sha256
+from mer.pipeline.store.head import ShardRecord, compose
 from mer.pipeline.store.schema import Header, normalise
 from mer.pipeline.store.shard import Shard
 

@@ -89,8 +89,8 @@ class Timed(Silent):
 
 
 def extract_here(folder: Path, out: str, workers: int = 0, **changes) -> Timed:
-    from mer.pipeline.extraction.extract import extract
-    from mer.pipeline.extraction.fingerprint import ExtractOptions
+    from mer.pipeline.extraction import extract
+    from mer.pipeline.extraction.options import ExtractOptions
 
     timed = Timed()
     file = folder / "manifest.parquet"
@@ -131,8 +131,8 @@ def memory_of(folder: str, n: int) -> dict:
     Small shards and parts: as for a real corpus, there are many of them.
     """
     from mer.pipeline.encoders.loading import resolve
-    from mer.pipeline.extraction.extract import extract  # noqa: F401  # its imports are not counted
-    from mer.pipeline.extraction.fingerprint import ExtractOptions
+    from mer.pipeline.extraction import extract  # noqa: F401  # its imports are not counted
+    from mer.pipeline.extraction.options import ExtractOptions
     from mer.pipeline.extraction.work import load_encoders
 
     points = {m: resolve(m, TINY[f"{m}_encoder"]) for m in ("audio", "text")}
@@ -294,8 +294,8 @@ def write(folder: Path, args) -> list[dict]:
 
 
 def idle_of(folder: str, threads: int, decoders: int) -> dict:
-    from mer.pipeline.encoders.audio import AudioEncoder
-    from mer.pipeline.encoders.text import TextEncoder
+    from mer.pipeline.encoders.bert import TextEncoder
+    from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 
     spent: list[float] = []
     for kind in (AudioEncoder, TextEncoder):

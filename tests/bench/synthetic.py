@@ -28,8 +28,8 @@ def main(argv: list[str]) -> None:
     from mer.fusion import config, experiment, report
     from mer.fusion.evaluate import evaluate, stored_metrics
     from mer.pipeline.datasets import prepare
-    from mer.pipeline.extraction.extract import extract
-    from mer.pipeline.extraction.fingerprint import ExtractOptions
+    from mer.pipeline.extraction import extract
+    from mer.pipeline.extraction.options import ExtractOptions
     from mer.pipeline.store import FeatureStore
 
     manifest, _ = prepare("synthetic", args.out / "synthetic", seed=args.seed)

@@ -8,7 +8,7 @@ import pytest
 
 from mer.pipeline.datasets import DATASETS, corpora
 from mer.pipeline.errors import DataError
-from mer.pipeline.manifest import TASKS
+from mer.pipeline.runtime.terms import TASKS
 
 CORPORA = corpora.names()
 

@@ -9,20 +9,21 @@ memory within the chip's limit".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
+from itertools import chain
 
 import torch
 import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mer.fusion.ops import kernels
-from mer.fusion.ops.paths import MAX_VIEWS, MID_ROWS, TINY_ROWS
-from mer.fusion.ops.plan import NEVER, Piece, Plan, Visit
+from mer.fusion.ops.gpu import kernels
+from mer.fusion.ops.limits import MAX_VIEWS, TINY_ROWS
+from mer.fusion.ops.terms import NEVER, Band, Strip, TermLayout, Visit
 
 SCRATCH_BYTES = 256 << 20  # coefficients of one chunk in the large path
 # of a chunk at most: a product of few rows and hundreds of thousands of columns would leave most of
@@ -36,7 +37,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 @dataclass(frozen=True)
-class Tile:
+class KernelTile:
     """Kernel sizes: rows, columns, depth of one product, width of the gradient slice."""
 
     bm: int
@@ -52,7 +53,7 @@ class Tile:
 
 
 def _cdiv(n: int, d: int) -> int:
-    # Triton's own cdiv and next_power_of_2 cost microseconds a call, outside of kernels
+    # Triton's own cdiv and next_power_of_2 cost microseconds per call, outside of kernels
     return -(-n // d)
 
 
@@ -60,9 +61,9 @@ def _power(n: int, low: int, high: int) -> int:
     return max(low, min(high, 1 << (n - 1).bit_length()))
 
 
-def tiny_tile(rows: int, d: int) -> Tile:
+def tiny_tile(rows: int, d: int) -> KernelTile:
     rp = _power(rows, 16, TINY_ROWS)
-    return Tile(
+    return KernelTile(
         rp,
         rp,
         _power(d, 16, 64 if rp == 16 else 32),
@@ -72,10 +73,10 @@ def tiny_tile(rows: int, d: int) -> Tile:
     )
 
 
-def mid_tile(rows: int, d: int, dot: int, mode: str) -> Tile:
+def mid_tile(rows: int, d: int, dot: int, mode: str) -> KernelTile:
     # label masks cost registers, and so do three products for one
     bm = 16 if rows <= 2048 or mode != "none" else 32
-    return Tile(
+    return KernelTile(
         bm,
         32,
         _power(d, 16, 32),
@@ -85,20 +86,11 @@ def mid_tile(rows: int, d: int, dot: int, mode: str) -> Tile:
     )
 
 
-def large_tile(dot: int, mode: str) -> Tile:
+def large_tile(dot: int, mode: str) -> KernelTile:
     if dot == TIERS["ieee"]:
-        return Tile(64, 64, 32, 0, 4, 3)
+        return KernelTile(64, 64, 32, 0, 4, 3)
     # label masks are held in registers
-    return Tile(128, 128, 64, 0, 8, 3) if mode == "none" else Tile(64, 32, 64, 0, 8, 3)
-
-
-def choose(rows: int, d: int) -> str:
-    """tiny | mid | large."""
-    if rows <= TINY_ROWS:
-        return "tiny"
-    return (
-        "mid" if any(d <= width and rows <= most for width, most in MID_ROWS.items()) else "large"
-    )
+    return KernelTile(128, 128, 64, 0, 8, 3) if mode == "none" else KernelTile(64, 32, 64, 0, 8, 3)
 
 
 def capability(device: torch.device) -> int:
@@ -108,32 +100,32 @@ def capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-# --- tables, made once per plan and device
+# --- tables, made once per layout and device
 
-_in_graphs: set[Plan] = set()
+_in_graphs: set[TermLayout] = set()
 
 
-def ready(plan: Plan, device: torch.device) -> AbstractContextManager:
+def ready(layout: TermLayout, device: torch.device) -> AbstractContextManager:
     """Around forward and backward: Triton launches on the current device, so that is the views' one
     inside. What a CUDA graph is captured with is never dropped: the graph remembers addresses.
     """
     if device.type != "cuda":
         return nullcontext()
     if torch.cuda.is_current_stream_capturing():
-        _in_graphs.add(plan)
+        _in_graphs.add(layout)
     return (
         nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
     )
 
 
 def _once(make: Callable) -> Callable:
-    """Kept with the plan, so that they go when it goes."""
+    """Kept with the layout, so that they go when it goes."""
 
     @wraps(make)
-    def table(plan: Plan, *key):
-        if (make, *key) not in plan.tables:
-            plan.tables[make, *key] = make(plan, *key)
-        return plan.tables[make, *key]
+    def table(layout: TermLayout, *key):
+        if (make, *key) not in layout.tables:
+            layout.tables[make, *key] = make(layout, *key)
+        return layout.tables[make, *key]
 
     return table
 
@@ -155,111 +147,103 @@ def _kept(table: Tensor, device: torch.device) -> Tensor:
         return other.submit(table.to, device).result()
 
 
-def _ints(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
+def _ints(rows: Sequence, device: torch.device) -> Tensor:
     return _kept(torch.tensor(rows, dtype=torch.int32), device)
 
 
 @_once
-def scales(plan: Plan, device: torch.device) -> Tensor:
-    """(T,) 1/n_t; 0 where the positive is the only candidate, so that loss and gradient are exactly
-    0.
-    """
-    each = [1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]
-    return _kept(torch.tensor(each, dtype=torch.float32), device)
+def scales(layout: TermLayout, device: torch.device) -> Tensor:
+    """(T,) `TermLayout.shares`."""
+    return _kept(torch.tensor(layout.shares, dtype=torch.float32), device)
 
 
 @_once
-def forward_tables(plan: Plan, bm: int, device: torch.device, merge: bool) -> tuple[Tensor, Tensor]:
+def forward_tables(
+    layout: TermLayout, bm: int, device: torch.device, merge: bool
+) -> tuple[Tensor, Tensor]:
     """(blocks, 9), (ranges, 4) of mid_forward; with `merge` those of large_forward: flat row
     numbers, touching ranges joined.
     """
-    blocks, ranges = [], []
+    blocks: list[tuple[int, ...]] = []
+    ranges: list[tuple[int, ...]] = []
     seen: set[tuple[int, int]] = set()
-    for s in plan.strips:
+    for strip in layout.strips:
         begin = len(ranges)
-        for v, c0, c1 in s.ranges:
-            if merge and len(ranges) > begin and ranges[-1][2] == c0:
-                ranges[-1] = (*ranges[-1][:2], c1, 0)
-            else:
-                ranges.append(
-                    (v, c0, c1, 0)
-                    if merge
-                    else (v, c0 - plan.base[v], c1 - plan.base[v], plan.base[v])
-                )
-        base = 0 if merge else plan.base[s.view]
-        for r in range(s.r0 - base, s.r1 - base, bm):
-            first = (s.view, r) not in seen
-            seen.add((s.view, r))
-            blocks.append(
-                (s.view, r, s.r1 - base, base, s.term, s.rel, begin, len(ranges), int(first))
-            )
+        ranges += _joined_ranges(strip) if merge else _ranges_by_view(strip, layout.base)
+        base = 0 if merge else layout.base[strip.view]
+        of_strip = (strip.term, strip.rel, begin, len(ranges))
+        for r in range(strip.r0 - base, strip.r1 - base, bm):
+            first = (strip.view, r) not in seen
+            seen.add((strip.view, r))
+            blocks.append((strip.view, r, strip.r1 - base, base, *of_strip, int(first)))
     if not merge:  # rows that are nobody's anchors still need their norms
-        for p in plan.pieces:
-            if not any(s.view == p.view and s.r0 <= p.r0 < s.r1 for s in plan.strips):
-                base = plan.base[p.view]
-                blocks += [
-                    (p.view, r, p.r1 - base, base, -1, 0, 0, 0, 1)
-                    for r in range(p.r0 - base, p.r1 - base, bm)
-                ]
+        anchored = {strip.view for strip in layout.strips}
+        for view, n in enumerate(layout.rows):
+            if view not in anchored:
+                base = layout.base[view]
+                blocks += [(view, r, n, base, -1, 0, 0, 0, 1) for r in range(0, n, bm)]
     return _ints(blocks, device), _ints(ranges, device)
+
+
+def _ranges_by_view(strip: Strip, base: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """(view, first row, end, first flat row of the view) of a strip's candidates."""
+    return [(view, c0 - base[view], c1 - base[view], base[view]) for view, c0, c1 in strip.ranges]
+
+
+def _joined_ranges(strip: Strip) -> list[tuple[int, ...]]:
+    """(a view, first flat row, end, 0) of a strip's candidates, touching ranges joined."""
+    joined: list[tuple[int, ...]] = []
+    for view, c0, c1 in strip.ranges:
+        if joined and joined[-1][2] == c0:
+            joined[-1] = (*joined[-1][:2], c1, 0)
+        else:
+            joined.append((view, c0, c1, 0))
+    return joined
 
 
 @_once
 def backward_tables(
-    plan: Plan, bm: int, need: tuple[bool, ...], device: torch.device
+    layout: TermLayout, bm: int, need: tuple[bool, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(blocks, 9), (visits, 9) of mid_backward for the views that need a gradient."""
-    blocks, visits = [], []
-    for p in (p for p in plan.pieces if need[p.view]):
-        base, begin = plan.base[p.view], len(visits)
-        for v in p.visits:
-            at = plan.base[v.view]
-            visits.append(
-                (
-                    v.term,
-                    v.view,
-                    v.c0 - at,
-                    v.c1 - at,
-                    at,
-                    int(v.row),
-                    int(v.col),
-                    v.row_rel,
-                    v.col_rel,
-                )
-            )
-        blocks += [
-            (p.view, r, p.r1 - base, base, 0, 0, begin, len(visits), 0)
-            for r in range(p.r0 - base, p.r1 - base, bm)
-        ]
+    blocks: list[tuple[int, ...]] = []
+    visits: list[tuple[int, ...]] = []
+    for band in layout.bands:
+        if not need[band.view]:
+            continue
+        base, begin = layout.base[band.view], len(visits)
+        for v in band.visits:
+            at = layout.base[v.view]
+            sides = (int(v.row), int(v.col), v.row_rel, v.col_rel)
+            visits.append((v.term, v.view, v.c0 - at, v.c1 - at, at, *sides))
+        of_band = (0, 0, begin, len(visits), 0)
+        for r in range(band.r0 - base, band.r1 - base, bm):
+            blocks.append((band.view, r, band.r1 - base, base, *of_band))
     return _ints(blocks, device), _ints(visits or [(0,) * 9], device)
 
 
 @_once
-def row_table(plan: Plan, bm: int, device: torch.device) -> Tensor:
+def row_table(layout: TermLayout, bm: int, device: torch.device) -> Tensor:
     """(blocks, 9): all rows of all views, bm at a time."""
-    return _ints(
-        [
-            (v, r, n, plan.base[v], 0, 0, 0, 0, 0)
-            for v, n in enumerate(plan.rows)
-            for r in range(0, n, bm)
-        ],
-        device,
-    )
+    blocks: list[tuple[int, ...]] = []
+    for view, n in enumerate(layout.rows):
+        blocks += [(view, r, n, layout.base[view], 0, 0, 0, 0, 0) for r in range(0, n, bm)]
+    return _ints(blocks, device)
 
 
 @_once
-def tiny_tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
+def tiny_tables(layout: TermLayout, device: torch.device) -> tuple[Tensor, Tensor]:
     """(V+1,) first flat row of each view and R; (T, R, 2) bits of the candidate views of an anchor
     row, flat number of its positive.
     """
-    adjacency = torch.zeros(len(plan.terms), plan.total, 2, dtype=torch.int32)
+    adjacency = torch.zeros(len(layout.terms), layout.total, 2, dtype=torch.int32)
     adjacency[..., 1] = -1
-    for s in plan.strips:
+    for s in layout.strips:
         adjacency[s.term, s.r0 : s.r1, 0] = sum(1 << v for v, _, _ in s.ranges)
         adjacency[s.term, s.r0 : s.r1, 1] = torch.arange(
             s.r0 + s.rel, s.r1 + s.rel, dtype=torch.int32
         )
-    return _ints([*plan.base, plan.total], device), _ints(adjacency.tolist(), device)
+    return _ints([*layout.base, layout.total], device), _ints(adjacency.tolist(), device)
 
 
 _tickets: dict[tuple[torch.device, int], Tensor] = {}
@@ -305,7 +289,7 @@ def _pad(views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def forward(
-    plan: Plan,
+    layout: TermLayout,
     views: tuple[Tensor, ...],
     tau: Tensor,
     labels: Tensor | None,
@@ -320,7 +304,7 @@ def forward(
     `views` contiguous, of one dtype.
     """
     device, d = views[0].device, views[0].shape[1]
-    terms, rows = len(plan.terms), plan.total
+    terms, rows = len(layout.terms), layout.total
     args = dict(MODE=MODES[mode], TAU_N=tau.ndim)
     labels = views[0] if labels is None else labels
     # whatever PyTorch's default type is
@@ -329,7 +313,7 @@ def forward(
     dot = tier(precision, views[0].dtype)
     if path == "tiny":
         tile = tiny_tile(rows, d)
-        base, adjacency = tiny_tables(plan, device)
+        base, adjacency = tiny_tables(layout, device)
         # an operator's results share no storage
         dz = empty((terms, rows, d) if gradients else (terms,))
         kernels.tiny_values_and_gradients[(_cdiv(d, tile.bd) if gradients else 1,)](
@@ -338,7 +322,7 @@ def forward(
             labels,
             base,
             adjacency,
-            scales(plan, device),
+            scales(layout, device),
             loss,
             slope,
             dz,
@@ -360,7 +344,7 @@ def forward(
     if path == "mid":
         dot = _mid_dot(dot, views[0].dtype)
         tile = mid_tile(rows, d, dot, mode)
-        blocks, ranges = forward_tables(plan, tile.bm, device, False)
+        blocks, ranges = forward_tables(layout, tile.bm, device, False)
         part = empty(2, len(blocks))
         kernels.mid_forward[(len(blocks),)](
             *_pad(views),
@@ -368,7 +352,7 @@ def forward(
             labels,
             blocks,
             ranges,
-            scales(plan, device),
+            scales(layout, device),
             lse,
             count,
             norm,
@@ -390,8 +374,10 @@ def forward(
         )
     else:
         tile = large_tile(dot, mode)
-        z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
-        blocks, ranges = forward_tables(plan, tile.bm, device, True)
+        z = _unit_rows(
+            layout, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16
+        )
+        blocks, ranges = forward_tables(layout, tile.bm, device, True)
         part = empty(2, len(blocks))
         kernels.large_forward[(len(blocks),)](
             *_operands(z, tile),
@@ -399,7 +385,7 @@ def forward(
             labels,
             blocks,
             ranges,
-            scales(plan, device),
+            scales(layout, device),
             lse,
             count,
             part,
@@ -422,7 +408,7 @@ def forward(
 
 
 def backward(
-    plan: Plan,
+    layout: TermLayout,
     views: tuple[Tensor, ...],
     tau: Tensor,
     labels: Tensor | None,
@@ -437,7 +423,7 @@ def backward(
     gradient to tau in tau's shape.
     """
     device, d = views[0].device, views[0].shape[1]
-    terms, rows = len(plan.terms), plan.total
+    terms, rows = len(layout.terms), layout.total
     slope, rest = saved[0], saved[1:]
     dtau = torch.empty_like(tau)
     if not any(need):
@@ -466,18 +452,32 @@ def backward(
     dot = tier(precision, views[0].dtype)
     if path == "large":
         return _large_backward(
-            plan, views, tau, labels, mode, args, dot, lse, count, norm, slope, grad, need, dx, dtau
+            layout,
+            views,
+            tau,
+            labels,
+            mode,
+            args,
+            dot,
+            lse,
+            count,
+            norm,
+            slope,
+            grad,
+            need,
+            dx,
+            dtau,
         )
     dot = _mid_dot(dot, views[0].dtype)
     tile = mid_tile(rows, d, dot, mode)
-    blocks, visits = backward_tables(plan, tile.bm, need, device)
+    blocks, visits = backward_tables(layout, tile.bm, need, device)
     kernels.mid_backward[(len(blocks), _cdiv(d, tile.bd))](
         *_pad(views),
         tau,
         labels,
         blocks,
         visits,
-        scales(plan, device),
+        scales(layout, device),
         lse,
         count,
         norm,
@@ -503,20 +503,19 @@ def backward(
 
 # --- large path
 
-ROW_BLOCK = 8  # rows a program of the two row-wise kernels
+ROW_BLOCK = 8  # rows per program of the two row-wise kernels
 
 
 def _large_dot(dot: int) -> int:
-    return (
-        TIERS["ieee"] if dot == TIERS["ieee"] else TIERS["fast"]
-    )  # similarities of unit rows: float16 has tf32's mantissa at twice its rate
+    # similarities of unit rows: float16 has tf32's mantissa at twice its rate
+    return TIERS["ieee"] if dot == TIERS["ieee"] else TIERS["fast"]
 
 
 def _uses_tma(z: Tensor) -> bool:
     return z.dtype == torch.float16 and capability(z.device) >= 90
 
 
-def _operands(z: Tensor, tile: Tile) -> tuple[object, object]:
+def _operands(z: Tensor, tile: KernelTile) -> tuple[object, object]:
     """z as the kernels take it: tensor-map descriptors for row and column tiles where the chip has
     them, else the plain tensor.
     """
@@ -529,7 +528,7 @@ def _operands(z: Tensor, tile: Tile) -> tuple[object, object]:
 
 
 def _unit_rows(
-    plan: Plan,
+    layout: TermLayout,
     views: tuple[Tensor, ...],
     norm: Tensor,
     dtype: torch.dtype,
@@ -540,9 +539,9 @@ def _unit_rows(
     fills `norm`.
     """
     device, d = views[0].device, views[0].shape[1]
-    z = torch.empty(plan.total, _aligned(d), dtype=dtype, device=device)
-    blocks = row_table(plan, ROW_BLOCK, device)
-    kernels.prepare[(len(blocks),)](
+    z = torch.empty(layout.total, _aligned(d), dtype=dtype, device=device)
+    blocks = row_table(layout, ROW_BLOCK, device)
+    kernels.normalise[(len(blocks),)](
         *_pad(views),
         blocks,
         z,
@@ -580,7 +579,7 @@ def _product(g: Tensor, z: Tensor, dot: int) -> Tensor:
 
 
 def _large_backward(
-    plan: Plan,
+    layout: TermLayout,
     views: tuple[Tensor, ...],
     tau: Tensor,
     labels: Tensor,
@@ -601,21 +600,21 @@ def _large_backward(
     """
     device = dx.device
     tile = large_tile(dot, mode)
-    z = _unit_rows(plan, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
+    z = _unit_rows(layout, views, norm, torch.float32 if dot == TIERS["ieee"] else torch.float16)
     values = (
-        _unit_rows(plan, views, norm, torch.float32, rounded=True) if dot == TIERS["tf32"] else z
+        _unit_rows(layout, views, norm, torch.float32, rounded=True) if dot == TIERS["tf32"] else z
     )
     half = values.dtype == torch.float16
-    share = grad * scales(plan, device) / (tau * G_SCALE if half else tau)
-    dz = torch.zeros(plan.total, z.shape[1], dtype=torch.float32, device=device)
-    pieces = [p for p in plan.pieces if need[p.view]]
-    widest = _aligned(
-        min(SCRATCH_COLS, max((v.c1 - v.c0 for p in pieces for v in _merged(p)), default=1))
-    )
+    share = grad * scales(layout, device) / (tau * G_SCALE if half else tau)
+    dz = torch.zeros(layout.total, z.shape[1], dtype=torch.float32, device=device)
+    bands = [p for p in layout.bands if need[p.view]]
+    visits = chain.from_iterable(_merged(band) for band in bands)
+    widths = [visit.c1 - visit.c0 for visit in visits]
+    widest = _aligned(min(SCRATCH_COLS, max(widths, default=1)))
     chunk = max(tile.bm, SCRATCH_BYTES // (widest * values.element_size()) // tile.bm * tile.bm)
-    scratch = torch.empty(min(chunk, plan.total) * widest, dtype=values.dtype, device=device)
+    scratch = torch.empty(min(chunk, layout.total) * widest, dtype=values.dtype, device=device)
     operands = _operands(z, tile)
-    for p in pieces:
+    for p in bands:
         for r0, r1, v, c0, c1 in _chunks(p, chunk):
             cols = _aligned(c1 - c0)  # of the scratch; the product takes those that are there
             g = scratch[: (r1 - r0) * cols].view(r1 - r0, cols)
@@ -635,7 +634,7 @@ def _large_backward(
                 int(v.col),
                 v.row_rel,
                 v.col_rel,
-                plan.total,
+                layout.total,
                 z.shape[1],
                 cols,
                 BM=tile.bm,
@@ -649,7 +648,7 @@ def _large_backward(
                 **tile.options,
             )
             dz[r0:r1].addcmul_(_product(g[:, : c1 - c0], values[c0:c1], dot), share[v.term])
-    blocks = row_table(plan, ROW_BLOCK, device)
+    blocks = row_table(layout, ROW_BLOCK, device)
     kernels.large_finish[(len(blocks),)](
         *_pad(views),
         blocks,
@@ -661,7 +660,7 @@ def _large_backward(
         dtau,
         views[0].shape[1],
         z.shape[1],
-        len(plan.terms),
+        len(layout.terms),
         grad.stride(0),
         NV=len(views),
         BM=ROW_BLOCK,
@@ -679,8 +678,8 @@ def _aligned(n: int) -> int:
     return _cdiv(n, 16) * 16
 
 
-def _chunks(p: Piece, rows: int) -> Iterator[tuple[int, int, Visit, int, int]]:
-    """(r0, r1, visit, c0, c1) of a piece, in the order in which they are added up."""
+def _chunks(p: Band, rows: int) -> Iterator[tuple[int, int, Visit, int, int]]:
+    """(r0, r1, visit, c0, c1) of a band, in the order in which they are added up."""
     for r0 in range(p.r0, p.r1, rows):
         for v in _merged(p):
             for c0 in range(v.c0, v.c1, SCRATCH_COLS):
@@ -688,21 +687,29 @@ def _chunks(p: Piece, rows: int) -> Iterator[tuple[int, int, Visit, int, int]]:
 
 
 @lru_cache(maxsize=256)
-def _merged(piece: Piece) -> tuple[Visit, ...]:
+def _merged(band: Band) -> tuple[Visit, ...]:
     """Visits to touching ranges joined where one offset to the anchor column serves both (NT-Xent:
     one product over both views).
     """
-    out = []
-    for v in piece.visits:
-        last = out[-1] if out else None
-        joinable = last and (last.term, last.c1, last.row, last.col) == (v.term, v.c0, v.row, v.col)
-        offsets = {v.col_rel, last.col_rel} - {NEVER} if last else set()
-        if joinable and len(offsets) <= 1:
-            out[-1] = last._replace(
-                c1=v.c1,
-                row_rel=min(last.row_rel, v.row_rel),
-                col_rel=offsets.pop() if offsets else v.col_rel,
-            )
+    merged: list[Visit] = []
+    for visit in band.visits:
+        joined = _joined(merged[-1], visit) if merged else None
+        if joined is None:
+            merged.append(visit)
         else:
-            out.append(v)
-    return tuple(out)
+            merged[-1] = joined
+    return tuple(merged)
+
+
+def _joined(last: Visit, visit: Visit) -> Visit | None:
+    """One visit for both, where they touch and one offset to the anchor column serves both."""
+    if (last.term, last.c1, last.row, last.col) != (visit.term, visit.c0, visit.row, visit.col):
+        return None
+    offsets = {visit.col_rel, last.col_rel} - {NEVER}
+    if len(offsets) > 1:
+        return None
+    return last._replace(
+        c1=visit.c1,
+        row_rel=min(last.row_rel, visit.row_rel),
+        col_rel=offsets.pop() if offsets else visit.col_rel,
+    )

@@ -3,8 +3,8 @@
 Imported only where they are launched or compiled; launch.py owns tables and sizes.
 
 Notation: x raw rows, z = x/|x|, s cosine, l = s/tau, P softmax of l over an anchor's candidates.
-Rows carry "flat" numbers through all views (plan.py); a kernel reaches a view by choosing among at
-most eight pointers, so nothing is concatenated. Every output element is written by exactly one
+Rows carry "flat" numbers through all views (terms.py); a kernel reaches a view by selecting among
+at most eight pointers, so nothing is concatenated. Every output element is written by exactly one
 program; sums across programs are taken in a fixed order by the last one to finish. The log-sum-exp
 is running (Milakov & Gimelshein, arXiv 1805.02867): no bound on the temperature is assumed.
 """
@@ -27,7 +27,7 @@ SIZES = ["R", "T", "N", "G_STRIDE"]
 
 
 @triton.jit
-def _choose(v, x0, x1, x2, x3, x4, x5, x6, x7, NV: tl.constexpr):
+def _select(v, x0, x1, x2, x3, x4, x5, x6, x7, NV: tl.constexpr):
     p = x0
     if NV > 1:
         if v == 1:
@@ -309,7 +309,7 @@ def mid_forward(
     rec = blocks + pid * BLOCK_FIELDS
     view, row0, row1, base = tl.load(rec), tl.load(rec + 1), tl.load(rec + 2), tl.load(rec + 3)
     term, rel, first, last = tl.load(rec + 4), tl.load(rec + 5), tl.load(rec + 6), tl.load(rec + 7)
-    x = _choose(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
+    x = _select(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
     rows = row0 + tl.arange(0, BM)
     rmask = rows < row1
     flat = base + rows
@@ -335,7 +335,7 @@ def mid_forward(
         for q in range(first, last):
             other = ranges + q * RANGE_FIELDS
             c0, c1, cbase = tl.load(other + 1), tl.load(other + 2), tl.load(other + 3)
-            y = _choose(tl.load(other), x0, x1, x2, x3, x4, x5, x6, x7, NV)
+            y = _select(tl.load(other), x0, x1, x2, x3, x4, x5, x6, x7, NV)
             for c in range(c0, c1, BN):
                 cols = c + tl.arange(0, BN)
                 cmask = cols < c1
@@ -426,7 +426,7 @@ def mid_backward(
     rec = blocks + tl.program_id(0) * BLOCK_FIELDS
     view, row0, row1, base = tl.load(rec), tl.load(rec + 1), tl.load(rec + 2), tl.load(rec + 3)
     first, last = tl.load(rec + 6), tl.load(rec + 7)
-    x = _choose(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
+    x = _select(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
     rows = row0 + tl.arange(0, BM)
     rmask = rows < row1
     flat = base + rows
@@ -445,7 +445,7 @@ def mid_backward(
             tl.load(rec + 7),
             tl.load(rec + 8),
         )
-        y = _choose(tl.load(rec + 1), x0, x1, x2, x3, x4, x5, x6, x7, NV)
+        y = _select(tl.load(rec + 1), x0, x1, x2, x3, x4, x5, x6, x7, NV)
         inv_tau = 1.0 / tl.load(tau + term * TAU_N)
         share = tl.load(grad + term * G_STRIDE).to(tl.float32) * tl.load(scale + term) * inv_tau
         at = term * R
@@ -517,7 +517,7 @@ def _gather(x0, x1, x2, x3, x4, x5, x6, x7, base, r, cols, D, NV: tl.constexpr, 
     """(RP, BK) float32 entries of all views' rows, one below another."""
     a = tl.zeros((r.shape[0], cols.shape[0]), tl.float32)
     for v in tl.static_range(NV):
-        x = _choose(v, x0, x1, x2, x3, x4, x5, x6, x7, NV)
+        x = _select(v, x0, x1, x2, x3, x4, x5, x6, x7, NV)
         low, high = tl.load(base + v), tl.load(base + v + 1)
         mask = ((r >= low) & (r < high))[:, None] & (cols < D)[None, :]
         a += tl.load(x + (r - low)[:, None] * D + cols[None, :], mask=mask, other=0.0).to(
@@ -645,7 +645,7 @@ def tiny_scale(
 
 
 @triton.jit
-def prepare(
+def normalise(
     x0,
     x1,
     x2,
@@ -669,7 +669,7 @@ def prepare(
     """
     rec = blocks + tl.program_id(0) * BLOCK_FIELDS
     view, row0, row1, base = tl.load(rec), tl.load(rec + 1), tl.load(rec + 2), tl.load(rec + 3)
-    x = _choose(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
+    x = _select(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
     rows = (row0 + tl.arange(0, BM)).to(tl.int64)
     rmask = rows < row1
     k = tl.arange(0, BK)
@@ -890,7 +890,7 @@ def large_finish(
     """dx = (dz - z (z·dz)) / |x| for BM rows of one view."""
     rec = blocks + tl.program_id(0) * BLOCK_FIELDS
     view, row0, row1, base = tl.load(rec), tl.load(rec + 1), tl.load(rec + 2), tl.load(rec + 3)
-    x = _choose(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
+    x = _select(view, x0, x1, x2, x3, x4, x5, x6, x7, NV)
     rows = (row0 + tl.arange(0, BM)).to(tl.int64)
     rmask = rows < row1
     k = tl.arange(0, BK)

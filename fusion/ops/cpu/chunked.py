@@ -13,22 +13,22 @@ half of sum_i z_i·dz_i.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mer.fusion.ops.plan import Plan
+from mer.fusion.ops.terms import Block, Strip, TermLayout
 
 EPS = 1e-12  # rows shorter than this are divided by it, as torch.nn.functional.normalize does
 # 512 KiB of float32: two of them and their rows stay in a core's second-level cache
 TILE_ROWS, TILE_COLS = 256, 512
-KEEP_BYTES = 64 << 20
+KEEP_BYTES = 64 << 20  # of exponentials, from forward to backward
 ROWS = 256  # of (R, D) in one go where a temporary is needed
-# plans of up to so many rows have their tiles listed once; beyond, listing them costs nothing
-# beside the work
+# Layouts of up to so many rows have their tiles listed once; beyond, listing them costs nothing
+# beside the work.
 LISTED_ROWS = 4096
 # e^60 * 1e8 candidates < 3.4e38; e^-60 is normal
 MAX_LOGIT = {torch.float32: 60.0, torch.float64: 300.0}
@@ -58,11 +58,12 @@ class Tile(NamedTuple):
         return (self.a1 - self.a0) * (self.b1 - self.b0)
 
 
-def compute_dtype(views: list[Tensor] | tuple[Tensor, ...]) -> torch.dtype:
+def compute_dtype(views: Sequence[Tensor]) -> torch.dtype:
+    """float64 where a view is float64, else float32."""
     return torch.float64 if any(v.dtype == torch.float64 for v in views) else torch.float32
 
 
-def normalised(views: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def normalised(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(R, D) unit rows of all views in compute dtype, (R, 1) their floored norms."""
     dtype = compute_dtype(views)
     x = torch.cat([v if v.dtype == dtype else v.to(dtype) for v in views])
@@ -73,51 +74,65 @@ def normalised(views: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, Tensor
 # --- tiles
 
 
-def tiles_of(plan: Plan) -> Iterator[Tile] | tuple[Tile, ...]:
+def tiles_of(layout: TermLayout) -> Iterator[Tile] | tuple[Tile, ...]:
     """In an order that forward and backward share, term by term."""
-    return _listed(plan, TILE_ROWS, TILE_COLS) if plan.total <= LISTED_ROWS else _generated(plan)
+    if layout.total <= LISTED_ROWS:
+        return _listed(layout, TILE_ROWS, TILE_COLS)
+    return _generated(layout)
 
 
 @lru_cache(maxsize=64)
-def _listed(plan: Plan, rows: int, cols: int) -> tuple[Tile, ...]:
-    return tuple(_generated(plan))
+def _listed(layout: TermLayout, rows: int, cols: int) -> tuple[Tile, ...]:
+    return tuple(_generated(layout))
 
 
-def _generated(plan: Plan) -> Iterator[Tile]:
-    for pair in plan.pairs:
-        square = pair.i0 == pair.j0 and pair.both
-        for a0 in range(pair.i0, pair.i1, TILE_ROWS):
-            a1 = min(a0 + TILE_ROWS, pair.i1)
-            start = pair.j0
+def _generated(layout: TermLayout) -> Iterator[Tile]:
+    for block in layout.blocks:
+        square = block.i0 == block.j0 and block.both
+        strips = [strip for strip in layout.strips if strip.term == block.term]
+        for a0 in range(block.i0, block.i1, TILE_ROWS):
+            a1 = min(a0 + TILE_ROWS, block.i1)
+            start = block.j0
             # the block on the diagonal holds both triangles, to its right every pair is new
             if square:
-                yield _tile(plan, pair.term, a0, a1, a0, a1, True)
+                yield _tile(strips, block, a0, a1, a0, a1)
                 start = a1
-            for b0 in range(start, pair.j1, TILE_COLS):
-                yield _tile(plan, pair.term, a0, a1, b0, min(b0 + TILE_COLS, pair.j1), pair.both)
+            for b0 in range(start, block.j1, TILE_COLS):
+                yield _tile(strips, block, a0, a1, b0, min(b0 + TILE_COLS, block.j1))
 
 
-def _tile(plan: Plan, term: int, a0: int, a1: int, b0: int, b1: int, both: bool) -> Tile:
-    positives = []
-    for columns in (False, True)[: 1 + both]:
-        first, last, other, end = (b0, b1, a0, a1) if columns else (a0, a1, b0, b1)
-        for s in (s for s in plan.strips if s.term == term):
-            low, high = max(first, s.r0, other - s.rel), min(last, s.r1, end - s.rel)
-            if low < high:
-                anchor, positive = low - first, low + s.rel - other
-                positives.append(
-                    (columns, *((positive, anchor) if columns else (anchor, positive)), high - low)
-                )
+def _tile(strips: list[Strip], block: Block, a0: int, a1: int, b0: int, b1: int) -> Tile:
+    positives: list[tuple[bool, int, int, int]] = []
+    for strip in strips:
+        for anchor, positive, n in _paired(strip, (a0, a1), (b0, b1)):
+            positives.append((False, anchor, positive, n))
+    if block.both:
+        for strip in strips:
+            for anchor, positive, n in _paired(strip, (b0, b1), (a0, a1)):
+                positives.append((True, positive, anchor, n))
     own = a0 - b0 if a0 < b1 and b0 < a1 else None
-    return Tile(term, a0, a1, b0, b1, both, both and a0 == b0, own, tuple(positives))
+    diagonal = block.both and a0 == b0
+    return Tile(block.term, a0, a1, b0, b1, block.both, diagonal, own, tuple(positives))
 
 
-def kept_size(plan: Plan, bytes_each: int) -> int:
+def _paired(
+    strip: Strip, anchors: tuple[int, int], others: tuple[int, int]
+) -> Iterator[tuple[int, int, int]]:
+    """(first anchor, its positive, how many), counted from the starts of the two ranges, where
+    anchors of this strip lie in `anchors` and their positives in `others`.
+    """
+    low = max(anchors[0], strip.r0, others[0] - strip.rel)
+    high = min(anchors[1], strip.r1, others[1] - strip.rel)
+    if low < high:
+        yield low - anchors[0], low + strip.rel - others[0], high - low
+
+
+def kept_size(layout: TermLayout, bytes_each: int) -> int:
     """Entries carried from forward to backward: those of the first tiles, as many as fit
     KEEP_BYTES.
     """
     size = 0
-    for tile in tiles_of(plan):
+    for tile in tiles_of(layout):
         if (size + tile.size) * bytes_each > KEEP_BYTES:
             break
         size += tile.size
@@ -125,15 +140,14 @@ def kept_size(plan: Plan, bytes_each: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _shares(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _shares(layout: TermLayout, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """(T,) weight of one anchor's loss in its term, 0 where the positive is the only candidate and
     the loss is 0 whatever the rows are; (T, R) bool, rows that are no anchors of the term.
     """
-    others = torch.ones(len(plan.terms), plan.total, dtype=torch.bool)
-    for s in plan.strips:
-        others[s.term, s.r0 : s.r1] = False
-    weights = [1 / n if m > 1 else 0.0 for n, m in zip(plan.anchors, plan.candidates, strict=True)]
-    return torch.tensor(weights, dtype=dtype, device=device), others.to(device)
+    others = torch.ones(len(layout.terms), layout.total, dtype=torch.bool)
+    for strip in layout.strips:
+        others[strip.term, strip.r0 : strip.r1] = False
+    return torch.tensor(layout.shares, dtype=dtype, device=device), others.to(device)
 
 
 class _Tiles:
@@ -141,15 +155,14 @@ class _Tiles:
     where e^l might overflow.
     """
 
-    def __init__(self, plan: Plan, z: Tensor, tau: Tensor, simple: bool, kept: Tensor):
+    def __init__(self, layout: TermLayout, z: Tensor, tau: Tensor, simple: bool, kept: Tensor):
         self.z, self.tau, self.simple, self.kept = z, tau, simple, kept
         self.cursor, self.term, self.scaled = 0, -1, z
-        self.inverse = (
-            [1 / t if t else torch.inf for t in tau.expand(len(plan.terms)).tolist()]
-            if tau.device.type == "cpu"
-            else None
-        )
-        tiles = tiles_of(plan)
+        self.inverse: list[float] | None = None
+        if tau.device.type == "cpu":
+            each = tau.expand(len(layout.terms)).tolist()
+            self.inverse = [1 / t if t else torch.inf for t in each]
+        tiles = tiles_of(layout)
         size = max(t.size for t in tiles) if isinstance(tiles, tuple) else TILE_ROWS * TILE_COLS
         self.scratch = z.new_empty(2 * size)
 
@@ -160,7 +173,7 @@ class _Tiles:
     def place(self, tile: Tile) -> tuple[Tensor, bool]:
         """Where this tile's entries belong, and whether they stay there.
 
-        Called once a tile, in order.
+        Called once per tile, in order.
         """
         end = self.cursor + tile.size
         if end > len(self.kept):
@@ -211,10 +224,11 @@ def _diagonals(tile: Tile, entries: Tensor, *, columns: bool) -> Iterator[Tensor
             yield entries[i : i + n, j : j + n].diagonal()
 
 
-def _alike(tile: Tile, labels: Tensor, *, columns: bool, paired: bool) -> Tensor:
+def _alike(tile: Tile, labels: Tensor | None, *, columns: bool, paired: bool) -> Tensor:
     """(rows, cols) bool: labelled alike (a negative label is unlike every other), the anchor's
     positive by index set to `paired`, and no row with itself.
     """
+    assert labels is not None  # as every label mode has them
     a, b = labels[tile.a0 : tile.a1, None], labels[None, tile.b0 : tile.b1]
     same = (a == b) & (a >= 0)
     for entries in _diagonals(tile, same, columns=columns):
@@ -246,8 +260,8 @@ def _sides(tile: Tile) -> tuple[tuple[bool, int, int, int], ...]:
 
 
 def forward(
-    plan: Plan,
-    views: tuple[Tensor, ...],
+    layout: TermLayout,
+    views: Sequence[Tensor],
     tau: Tensor,
     labels: Tensor | None,
     mode: str,
@@ -260,48 +274,102 @@ def forward(
     """
     z, norm = normalised(views)
     tau = tau.to(z.dtype)
-    simple = unshifted(tau, z.dtype)
-    tiles = _Tiles(
-        plan, z, tau, simple, z.new_empty(kept_size(plan, z.element_size()) if gradients else 0)
-    )
-    shape = len(plan.terms), plan.total
+    simple, supcon = unshifted(tau, z.dtype), mode == "supcon"
+    kept = z.new_empty(kept_size(layout, z.element_size()) if gradients else 0)
+    tiles = _Tiles(layout, z, tau, simple, kept)
+    shape = len(layout.terms), layout.total
     total = z.new_zeros(shape) if simple else z.new_full(shape, -torch.inf)
     # logit of the positive, or the sum over the positives
-    pull, supcon = z.new_zeros(shape), mode == "supcon"
-    count = z.new_zeros(shape if supcon else 0)
-    for tile in tiles_of(plan):
-        sums, pulls = total[tile.term], pull[tile.term]
+    pull, count = z.new_zeros(shape), z.new_zeros(shape if supcon else 0)
+    for tile in tiles_of(layout):
         out = tiles.logits(tile, tiles.place(tile)[0])
         if supcon:
-            for columns, r0, r1, dim in _sides(tile):
-                hit = _alike(tile, labels, columns=columns, paired=True)
-                pulls[r0:r1] += torch.where(hit, out, 0).sum(dim)
-                count[tile.term, r0:r1] += hit.sum(dim)
+            _add_alike(tile, labels, out, pull[tile.term], count[tile.term])
         else:
-            for columns, i, j, n in tile.positives:
-                first = tile.b0 + j if columns else tile.a0 + i
-                pulls[first : first + n] = out[i : i + n, j : j + n].diagonal()
+            _take_positives(tile, out, pull[tile.term])
         tiles.finish(tile, out)
-        for columns, r0, r1, dim in _sides(tile):
-            entries = out
-            if mode == "exclude":
-                entries = out.masked_fill(
-                    _alike(tile, labels, columns=columns, paired=False),
-                    0.0 if simple else -torch.inf,
-                )
-            if simple:
-                sums[r0:r1] += entries.sum(dim)
-            else:
-                sums[r0:r1] = torch.logaddexp(sums[r0:r1], entries.logsumexp(dim))
+        _add_candidates(tile, labels if mode == "exclude" else None, out, simple, total[tile.term])
     each = (total.log() if simple else total).sub(pull.div_(count) if supcon else pull)
-    shares, others = _shares(plan, z.dtype, z.device)
+    shares, others = _shares(layout, z.dtype, z.device)
     losses = each.masked_fill_(others, 0.0).sum(1).mul_(shares)
     # a NaN that is a factor of a product does not come out of it everywhere
     return losses + tau * 0, z, norm, total, count, tiles.kept
 
 
+def _take_positives(tile: Tile, logits: Tensor, pull: Tensor) -> None:
+    for columns, i, j, n in tile.positives:
+        first = tile.b0 + j if columns else tile.a0 + i
+        pull[first : first + n] = logits[i : i + n, j : j + n].diagonal()
+
+
+def _add_alike(
+    tile: Tile, labels: Tensor | None, logits: Tensor, pull: Tensor, count: Tensor
+) -> None:
+    """Supcon: the logits of all same-label candidates, and how many there are."""
+    for columns, r0, r1, dim in _sides(tile):
+        hit = _alike(tile, labels, columns=columns, paired=True)
+        pull[r0:r1] += torch.where(hit, logits, 0).sum(dim)
+        count[r0:r1] += hit.sum(dim)
+
+
+def _add_candidates(
+    tile: Tile, excluded: Tensor | None, out: Tensor, simple: bool, total: Tensor
+) -> None:
+    """The denominators; with the labels `excluded`, without false negatives."""
+    nothing = 0.0 if simple else -torch.inf
+    for columns, r0, r1, dim in _sides(tile):
+        entries = out
+        if excluded is not None:
+            alike = _alike(tile, excluded, columns=columns, paired=False)
+            entries = out.masked_fill(alike, nothing)
+        if simple:
+            total[r0:r1] += entries.sum(dim)
+        else:
+            total[r0:r1] = torch.logaddexp(total[r0:r1], entries.logsumexp(dim))
+
+
+class _Sums(NamedTuple):
+    """What the coefficients of every tile are made of: `share` (T,), the gradient that one anchor's
+    loss gets, over tau; `factor` (T, R), the same over the anchor's denominator where e^l is not
+    shifted; `total` and `positives` (T, R), the denominators and counts of the forward pass.
+    """
+
+    share: Tensor
+    factor: Tensor
+    total: Tensor
+    positives: Tensor
+
+
+class _RowGradient:
+    """dz (R, D) over all terms and, with `by_term`, z·dz of each term by itself, which is what a
+    temperature of its own needs.
+    """
+
+    def __init__(self, z: Tensor, terms: int, *, by_term: bool):
+        self.z, self.by_term, self.term = z, by_term, 0
+        self.dz = torch.zeros_like(z)
+        self.part = torch.zeros_like(z) if by_term else self.dz
+        self.radial_sums = z.new_zeros(terms)
+
+    def add(self, tile: Tile, g: Tensor, wanted: list[tuple[int, int]]) -> None:
+        """Both products of the tile's coefficients, where a row of the ranges `wanted` is met."""
+        if self.by_term and tile.term != self.term:
+            self.close_term()
+            self.part.zero_()
+            self.term = tile.term
+        rows, cols = slice(tile.a0, tile.a1), slice(tile.b0, tile.b1)
+        if _touches(wanted, tile.a0, tile.a1):
+            self.part[rows].addmm_(g, self.z[cols])
+        if not tile.diagonal and _touches(wanted, tile.b0, tile.b1):
+            self.part[cols].addmm_(g.T, self.z[rows])
+
+    def close_term(self) -> None:
+        self.radial_sums[self.term] = radial(self.part, self.z).sum()
+        self.dz.add_(self.part)
+
+
 def backward(
-    plan: Plan,
+    layout: TermLayout,
     tau: Tensor,
     labels: Tensor | None,
     mode: str,
@@ -315,33 +383,22 @@ def backward(
     """
     z, norm, total, count, kept = saved
     tau = tau.to(z.dtype)
-    tiles = _Tiles(plan, z, tau, unshifted(tau, z.dtype), kept)
+    tiles = _Tiles(layout, z, tau, unshifted(tau, z.dtype), kept)
     # (T,) of one anchor's loss
-    share = grad.to(z.dtype) * _shares(plan, z.dtype, z.device)[0] / tau
+    share = grad.to(z.dtype) * _shares(layout, z.dtype, z.device)[0] / tau
     # Rows that are no anchors have a factor, too, which no tile uses.
     factor = share[:, None] / total if tiles.simple else share[:, None].expand_as(total)
-    dz = torch.zeros_like(z)
-    # then each term's z·dz is wanted by itself
-    own_tau = need[-1] and tau.ndim > 0 and len(plan.terms) > 1
-    part = torch.zeros_like(z) if own_tau else dz
-    radial_sums, term = z.new_zeros(len(plan.terms)), 0
-    wanted = None if all(need) or need[-1] else _row_ranges(plan, need)
-    for tile in tiles_of(plan):
-        if own_tau and tile.term != term:
-            radial_sums[term] = radial(part, z).sum()
-            dz.add_(part)
-            part.zero_()
-            term = tile.term
-        g = _coefficients(tiles, tile, labels, mode, share, factor, total, count)
-        if wanted is None or _touches(wanted, tile.a0, tile.a1):
-            part[tile.a0 : tile.a1].addmm_(g, z[tile.b0 : tile.b1])
-        if not tile.diagonal and (wanted is None or _touches(wanted, tile.b0, tile.b1)):
-            part[tile.b0 : tile.b1].addmm_(g.T, z[tile.a0 : tile.a1])
-    if own_tau:
-        radial_sums[term] = radial(part, z).sum()
-        dz.add_(part)
+    sums = _Sums(share, factor, total, count)
+    by_term = need[-1] and tau.ndim > 0 and len(layout.terms) > 1
+    gradient = _RowGradient(z, len(layout.terms), by_term=by_term)
+    wanted = [(0, layout.total)] if need[-1] else _row_ranges(layout, need[:-1])
+    for tile in tiles_of(layout):
+        gradient.add(tile, _coefficients(tiles, tile, labels, mode, sums), wanted)
+    if by_term:
+        gradient.close_term()
+    dz = gradient.dz
     inward = radial(dz, z)
-    dtau = (radial_sums if own_tau else inward.sum().expand(tau.shape)) / (-2 * tau)
+    dtau = (gradient.radial_sums if by_term else inward.sum().expand(tau.shape)) / (-2 * tau)
     return project(dz, z, norm, inward), dtau
 
 
@@ -359,8 +416,10 @@ def radial(dz: Tensor, z: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _row_ranges(plan: Plan, need: tuple[bool, ...]) -> list[tuple[int, int]]:
-    return [(base, base + n) for base, n, w in zip(plan.base, plan.rows, need, strict=False) if w]
+def _row_ranges(layout: TermLayout, need: tuple[bool, ...]) -> list[tuple[int, int]]:
+    """Flat rows of the views that need a gradient."""
+    by_view = zip(layout.base, layout.rows, need, strict=True)
+    return [(base, base + n) for base, n, wanted in by_view if wanted]
 
 
 def _touches(ranges: list[tuple[int, int]], low: int, high: int) -> bool:
@@ -368,14 +427,7 @@ def _touches(ranges: list[tuple[int, int]], low: int, high: int) -> bool:
 
 
 def _coefficients(
-    tiles: _Tiles,
-    tile: Tile,
-    labels: Tensor | None,
-    mode: str,
-    share: Tensor,
-    factor: Tensor,
-    total: Tensor,
-    count: Tensor,
+    tiles: _Tiles, tile: Tile, labels: Tensor | None, mode: str, sums: _Sums
 ) -> Tensor:
     """G/tau of one tile: a_i (P_ij - y_ij), plus a_j (P_ji - y_ji) when both directions count.
 
@@ -386,24 +438,43 @@ def _coefficients(
     entries = tiles.stored_or_again(tile)
     g = tiles.spare(tile)
     if tiles.simple and mode != "exclude" and tile.both:
-        torch.add(factor[t, a, None], factor[t, None, b], out=g).mul_(entries)
+        torch.add(sums.factor[t, a, None], sums.factor[t, None, b], out=g).mul_(entries)
     else:
-        for columns in (False, True)[: 1 + tile.both]:
-            side = (t, None, b) if columns else (t, a, None)
-            p = torch.empty_like(g) if columns else g
-            if tiles.simple:
-                torch.mul(entries, factor[side], out=p)
-            else:
-                torch.sub(entries, total[side], out=p).exp_().mul_(factor[side])
-            if mode == "exclude":
-                p.masked_fill_(_alike(tile, labels, columns=columns, paired=False), 0.0)
-            if columns:
-                g.add_(p)
+        excluded = labels if mode == "exclude" else None
+        _weighted_softmax(tile, entries, tiles.simple, excluded, sums, columns=False, out=g)
+        if tile.both:
+            back = torch.empty_like(g)
+            _weighted_softmax(tile, entries, tiles.simple, excluded, sums, columns=True, out=back)
+            g.add_(back)
     for columns in (False, True)[: 1 + tile.both]:
         if mode == "supcon":
+            count = sums.positives[t, None, b] if columns else sums.positives[t, a, None]
             hit = _alike(tile, labels, columns=columns, paired=True)
-            g.sub_(hit * (share[t] / (count[t, None, b] if columns else count[t, a, None])))
+            g.sub_(hit * (sums.share[t] / count))
         else:
             for pair in _diagonals(tile, g, columns=columns):
-                pair.sub_(share[t])
+                pair.sub_(sums.share[t])
     return g
+
+
+def _weighted_softmax(
+    tile: Tile,
+    entries: Tensor,
+    simple: bool,
+    excluded: Tensor | None,
+    sums: _Sums,
+    *,
+    columns: bool,
+    out: Tensor,
+) -> None:
+    """a_i P_ij into `out`, or with `columns` a_j P_ji; 0 at the false negatives of the labels
+    `excluded`.
+    """
+    rows, cols = slice(tile.a0, tile.a1), slice(tile.b0, tile.b1)
+    side = (tile.term, None, cols) if columns else (tile.term, rows, None)
+    if simple:
+        torch.mul(entries, sums.factor[side], out=out)
+    else:
+        torch.sub(entries, sums.total[side], out=out).exp_().mul_(sums.factor[side])
+    if excluded is not None:
+        out.masked_fill_(_alike(tile, excluded, columns=columns, paired=False), 0.0)

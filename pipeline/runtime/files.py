@@ -1,0 +1,183 @@
+"""Files that appear whole or not at all, and what a file's bytes hash to.
+
+Everything mer writes goes through `publishing`: a temporary file beside its final place, synced to
+the disk, renamed, and the folder synced, so that neither a kill nor a power loss leaves half a
+file under its final name. A killed writer leaves its temporary; the next writer of the same name
+clears it away.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import ECHO_CHARACTERS
+
+
+@contextmanager
+def publishing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Prepare a file, then give it its final name.
+
+    Args:
+        path: where the file is to appear; its folder is made if it is not there.
+        durable: sync the file and its folder. False for what can be made again, file by file.
+
+    Yields:
+        The temporary path to write to. On a clean exit of the block it is synced and renamed to
+        `path`, replacing a file of that name; on an exception it is removed and nothing appears.
+
+    Raises:
+        DataError: `path` is a device or a pipe.
+        OSError: the disk is full, the folder cannot be written, …; it names `path`.
+    """
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if durable:
+            sync_folder(path.parent.parent)
+    temporary = temporary_for(path)
+    with naming(path):
+        try:
+            yield temporary
+            if durable:
+                sync_file(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block names `path` where it names nothing, or a temporary of ours, and says
+    what the system says.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and ".tmp-" not in str(error.filename)
+        if named or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+
+
+@contextmanager
+def folders_for(out: Path) -> Iterator[None]:
+    """The folders above `out`, made; those that were not there before go again when the block
+    fails.
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody put something there in the meantime
+                folder.rmdir()
+        raise
+
+
+def temporary_for(path: Path) -> Path:
+    """Where this process may prepare `path`, file or folder; what dead writers of it left behind is
+    removed.
+
+    Raises DataError for a device or pipe (/dev/null, /dev/stdout): a rename would put a file in its
+    place.
+    """
+    if not path.name:  # "." or "/"
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(
+            f"{path}: a device or pipe, which cannot be replaced by a file; name another place"
+        )
+    sweep(path.parent, path.name)
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """What dead writers in `folder` have left of the file or folder `name`, or of any (None)."""
+    found = folder.glob(f".{_escape(name)}.tmp-*" if name is not None else ".*.tmp-*")
+    pids = ((path, path.name.rsplit("-", 1)[1]) for path in found)
+    return [path for path, pid in pids if (name is not None or pid.isdecimal()) and not _alive(pid)]
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what dead writers in `folder` have left; of a link the link."""
+    for path in leftovers(folder, name):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with what is in it; of a link the link. Nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise DataError for a symbolic link where mer writes: what it leads to is somebody else's, to
+    be neither changed nor removed.
+    """
+    if path.is_symlink():
+        there = shortened(str(path.readlink()))
+        raise DataError(
+            f"{path}: a symbolic link (to {there}), and mer writes into places of its own; remove "
+            "it, or choose another --out"
+        )
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shortened(text: str, most: int = ECHO_CHARACTERS) -> str:
+    """`text` as a message repeats it, `most` characters of it."""
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
+def _escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _alive(pid: str) -> bool:
+    """Whether another process of that number is at work here; the temporary of a dead one is
+    rubbish.
+    """
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
