@@ -171,6 +171,10 @@ def _check_sessions(
                 )
 
 
+def _is_noise(text: str | None) -> bool:
+    return text is not None and not NOISE.sub("", text).strip()
+
+
 def _check_texts(rows: list[Utterance], findings: Findings) -> None:
     """Overlap of each session's transcripts with the other four, scripted and improvised apart:
     scripts are spoken in several sessions.
@@ -178,11 +182,12 @@ def _check_texts(rows: list[Utterance], findings: Findings) -> None:
     silent = [u.id for u in rows if u.text is None]
     if silent:
         findings.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
-    noise = [u.id for u in rows if u.text is not None and not NOISE.sub("", u.text).strip()]
+    noise = [u.id for u in rows if _is_noise(u.text)]
     if noise:
         what = "transcripts are nothing but noise marks such as [LAUGHTER]; they are kept as text"
         findings.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
-    for session in sorted({u.session for u in rows if u.session}):
+    sessions = {u.session for u in rows}
+    for session in sorted(filter(None, sessions)):
         others = [u.text for u in rows if u.session != session]
         for kind in ("scripted", "improvised"):
             part = [u.text for u in rows if u.session == session and kind in u.tags]

@@ -236,9 +236,7 @@ class _Labelling:
 
 
 def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _Labelling:
-    names = tuple(strip(name) for name in given.split(",")) if given else ()
-    if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"table: --labels {shown(given)}: a label is empty or there twice")
+    names = _given_names(given)
     none = [None] * len(table)
     if "label" not in table.data:
         findings.warnings.append(
@@ -262,6 +260,14 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
             f"{len(names):,} different labels; numbers are meant? then --task regression"
         )
     return _Labelling(names, values, none)
+
+
+def _given_names(given: str | None) -> tuple[str, ...]:
+    """The classes of --labels."""
+    names = tuple(map(strip, given.split(","))) if given else ()
+    if len(set(names)) != len(names) or "" in names:
+        raise DataError(f"table: --labels {shown(given)}: a label is empty or there twice")
+    return names
 
 
 def _parts(value: str | list | None, task: str) -> list[str] | None:
