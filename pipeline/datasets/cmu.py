@@ -10,6 +10,7 @@ import ast
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import h5py
 import numpy as np
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import folders, media_files, place, read_csv, read_text
-from mer.pipeline.datasets.findings import Report, some
+from mer.pipeline.datasets.files import folders, hidden, media_files
+from mer.pipeline.datasets.findings import Findings, some
+from mer.pipeline.datasets.textfiles import place, read_csv, read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
@@ -142,14 +144,14 @@ def _array(dataset) -> np.ndarray:
     return np.asarray(dataset[()], float)
 
 
-def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[str, str]:
+def read_folds(folders: list[Path], info: CorpusInfo, findings: Findings) -> dict[str, str]:
     """video -> split: the SDK's `*_std_folds.py` where one lies below the root (it is parsed, not
     run), else the corpus's own list.
     """
     file = next((path for folder in folders for path in sorted(folder.glob("*std_folds.py"))), None)
     if file is None:
         if not info.videos:
-            report.warnings.append(
+            findings.warnings.append(
                 f"no cmu_{info.name}_std_folds.py found: no split; copy it from CMU-MultimodalSDK "
                 "into the root"
             )
@@ -157,12 +159,8 @@ def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[st
     out: dict[str, str] = {}
     try:
         for node in ast.parse(read_text(file)).body:
-            name = (
-                node.targets[0].id
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                else None
-            )
-            if name in FOLDS:
+            name = _assigned(node)
+            if isinstance(node, ast.Assign) and name in FOLDS:
                 out |= dict.fromkeys(ast.literal_eval(node.value), FOLDS[name])
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(
@@ -171,6 +169,22 @@ def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[st
     if set(out.values()) != set(FOLDS.values()):
         raise DataError(f"{file}: expected lists named {', '.join(FOLDS)}")
     return out
+
+
+def _assigned(node: ast.stmt) -> str:
+    """The name that a statement assigns to; "" for any other statement."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    return ""
+
+
+def transcripts(below: list[Path], name: str, pattern: str) -> list[Path]:
+    """The transcript files of a folder, hidden ones left out; none where there is no folder."""
+    folder = find(below, name)
+    if folder is None:
+        return []
+    files = (path for path in sorted(folder.glob(pattern)) if path.is_file())
+    return [path for path in files if not hidden(path.name)]
 
 
 class Media:
@@ -210,34 +224,35 @@ class Media:
 
 
 def utterances(
-    segments: list[Segment], media: Media, chosen: LabelSet, report: Report
+    segments: list[Segment], media: Media, chosen: LabelSet, findings: Findings
 ) -> list[Utterance]:
     """Rows in the order of the segments.
 
     Upper-case transcripts become lower-case, negative starts 0; both are counted.
     """
-    out, positions = [], {}
+    out = []
+    positions: Counter[str] = Counter()
     for s in segments:
+        name = f"{s.video}_{s.clip}"
         if not all(map(math.isfinite, s.values)):
-            report.dropped["a label that is not a number"].append(f"{s.video}_{s.clip}")
+            findings.dropped["a label that is not a number"].append(name)
             continue
         text = s.text
         if text and text.isupper() and len(text) > 1:
             text = text.lower()
-            report.repairs["upper-case text made lower-case"].append(f"{s.video}_{s.clip}")
-        audio, start, end = media.find(s)
-        if s.start is not None and s.end is not None and not max(0.0, s.start) < s.end < math.inf:
-            report.dropped[
+            findings.repairs["upper-case text made lower-case"].append(name)
+        if not _is_span(s):
+            findings.dropped[
                 "a span that is none (it ends before it starts, or is no number)"
-            ].append(f"{s.video}_{s.clip}")
+            ].append(name)
             continue
-        if start is not None and s.start < 0:
-            report.repairs["negative start set to 0"].append(f"{s.video}_{s.clip}")
+        audio, start, end = media.find(s)
+        if start is not None and s.start is not None and s.start < 0:
+            findings.repairs["negative start set to 0"].append(name)
         label, targets = _label(s.values, chosen)
-        positions[s.video] = positions.get(s.video, -1) + 1
         out.append(
             Utterance(
-                id=f"{s.video}_{s.clip}",
+                id=name,
                 audio=audio,
                 text=text,
                 split=s.split,
@@ -249,9 +264,19 @@ def utterances(
                 end=end,
             )
         )
+        positions[s.video] += 1
     if silent := [u.id for u in out if u.text is None]:
-        report.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
+        findings.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
     return out
+
+
+def _is_span(s: Segment) -> bool:
+    """Whether a segment's times, where it has both, leave something after a start below 0 is cut
+    off.
+    """
+    if s.start is None or s.end is None:
+        return True
+    return max(0.0, s.start) < s.end < math.inf
 
 
 def _label(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from unicodedata import normalize
@@ -199,3 +200,31 @@ def _difference(group: list[str]) -> int:
     if len({name.casefold() for name in group}) == 1:
         return 0
     return 1 if len({name.casefold().translate(_GONE) for name in group}) == 1 else 2
+
+
+# --- cells of tables that mer writes, which a spreadsheet would run as a formula
+
+# First characters of a formula; also the wide forms, which spreadsheets of East Asian locales take.
+TRIGGERS = "=+@\t\r\n\uff1d\uff0b\uff0d\uff20-"
+GUARDED = re.compile(f"'*[{TRIGGERS}]")
+
+
+def guarded(cell: str) -> str:
+    """`cell` as a spreadsheet takes it for text: one that begins with one of `TRIGGERS` (after any
+    number of apostrophes) gets one apostrophe in front. The way back takes one away from cells of
+    that form only, so every text survives: `=1+1` <-> `'=1+1`, `'=1+1` <-> `''=1+1`,
+    `'tis` <-> `'tis`.
+
+    >>> guarded("=1+1"), guarded("'tis"), guarded("a=b")
+    ("'=1+1", "'tis", 'a=b')
+    """
+    return f"'{cell}" if GUARDED.match(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """The text that `guarded` was given.
+
+    >>> unguarded("'=1+1"), unguarded("'tis")
+    ('=1+1', "'tis")
+    """
+    return cell[1:] if cell.startswith("'") and GUARDED.match(cell) else cell
