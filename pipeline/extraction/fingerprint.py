@@ -124,12 +124,14 @@ def keys(
     plain = hash_files(manifest, chosen, memory, cold)
     digests = plain | _read_otherwise(plain, manifest, chosen, options, memory)
     wanted = {one.name: one.modality for one in chosen}
-    contents = tuple(content_key(u, wanted, digests) for u in manifest.rows)
+    asked = [wanted.get(name, kind.absent) for name, kind in MODALITIES.items()]
+    contents = tuple(content_key(u, asked, digests) for u in manifest.rows)
     older = {}
-    for row, u in enumerate(manifest.rows):
-        reasons = _reasons(u, wanted, digests)
-        if reasons:
-            older[row] = content_key(u, wanted, plain), reasons[0]
+    if any(digest.otherwise for digest in digests.values()):
+        for row, u in enumerate(manifest.rows):
+            reasons = _reasons(u, wanted, digests)
+            if reasons:
+                older[row] = content_key(u, asked, plain), reasons[0]
     h = hashlib.sha256(recipe_key(recipe).encode())
     for u, content in zip(manifest.rows, contents, strict=True):
         h.update(f"{json.dumps(u.id)} {content}\n".encode())
@@ -172,14 +174,18 @@ def recipe_key(recipe: dict) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
-def content_key(u: Utterance, wanted: Mapping[str, Modality], digests: Mapping[str, Digest]) -> str:
-    """The key of what an utterance's features are made from, given the recipe."""
+def content_key(
+    u: Utterance, asked: Sequence[Modality | tuple[str, ...]], digests: Mapping[str, Digest]
+) -> str:
+    """The key of what an utterance's features are made from, given the recipe.
+
+    `asked` has every registered modality in order, or what stands for one that is not wanted.
+    """
     texts: list[str] = []
-    for name, kind in MODALITIES.items():
-        if name not in wanted:
-            texts += kind.absent
+    for modality in asked:
+        if isinstance(modality, tuple):
+            texts += modality
             continue
-        modality = wanted[name]
         file = modality.file(u)
         texts += modality.content(u, digests[file].key(sound=modality.sound) if file else "")
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:CONTENT_CHARACTERS]
