@@ -101,7 +101,9 @@ def fail_on(call):
             ),
             errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere",
         }
-        stop(f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno, '')}", 1)
+        stop(
+            f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno or 0, '')}", 1
+        )
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.ClickException as error:
@@ -399,15 +401,18 @@ def find_manifest(
     from mer.pipeline.datasets import default_root, prepare
     from mer.pipeline.manifest import Manifest
 
-    if (dataset is None) == (manifest_file is None):
-        raise click.UsageError("give either --dataset NAME or --manifest FILE")
+    given = "give either --dataset NAME or --manifest FILE"
     if manifest_file is not None:
+        if dataset is not None:
+            raise click.UsageError(given)
         if labels is not None:
             raise click.UsageError(
                 "--labels goes with --dataset; a manifest has its labels already"
             )
         manifest = Manifest.read(manifest_file)
         return (manifest.with_root(root) if root is not None else manifest), manifest_file
+    if dataset is None:
+        raise click.UsageError(given)
     root = root if root is not None else default_root(dataset)
     file = manifest_path(root, labels)
     if file.exists():
@@ -1088,25 +1093,17 @@ def predict(
     from mer.fusion.evaluate import predict_rows
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
-    from mer.pipeline.extraction.clips import clips_of, extract_clips, sources
-    from mer.pipeline.manifest import Manifest, Utterance
+    from mer.pipeline.extraction.clips import extract_clips, sources
     from mer.pipeline.runtime.progress import choose
 
-    trained = Run.open(run).trained()
-    if len(trained.children) != 1:
+    group = Run.open(run).trained()
+    if len(group.children) != 1:
         raise click.UsageError(
-            f"{run} holds {len(trained.children)} runs; name one of them, e.g. "
-            f"{trained.children[0].path}"
+            f"{run} holds {len(group.children)} runs; name one of them, e.g. "
+            f"{group.children[0].path}"
         )
-    trained = trained.children[0]
-    if manifest_file is None:
-        rows = [Utterance(id=str(audio or "text"), audio=audio and str(audio.resolve()), text=text)]
-        clips = rows
-    else:
-        manifest = Manifest.read(manifest_file)
-        rows, clips = manifest.rows, clips_of(manifest, root)
-    # never shown to the model
-    said = {u.id: {"label": u.label, "targets": u.targets} for u in rows}
+    trained = group.children[0]
+    clips, told = clips_asked_for(audio, text, manifest_file, root)
     was = sources(Path(trained.info.features))
     encoders = {"audio": audio_encoder or was.get("audio"), "text": text_encoder or was.get("text")}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
@@ -1123,22 +1120,38 @@ def predict(
         with store:
             table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
     for row in table.to_pylist():
-        row |= {key: value for key, value in said[row["id"]].items() if key in row}
+        known = told.get(row["id"], {})
+        row |= {key: value for key, value in known.items() if key in row}
         if as_json:
             say_json(row)
-        else:
-            for line in prediction_lines(row, trained.spec):
-                say(line)
+            continue
+        for line in prediction_lines(row, trained.spec):
+            say(line)
     for failure in failures:
-        note(
-            f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: "
-            f"{failure.reason}"
-        )
-    if unexpected := sum(not failure.known for failure in failures):
+        kind = "known bad" if failure.known else "failed"
+        note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")
+    unexpected = sum(not failure.known for failure in failures)
+    if unexpected:
         raise FailuresError(
             f"{unexpected:,} of {len(clips):,} clips have no prediction; mend them, or leave them "
             "out of the manifest"
         )
+
+
+def clips_asked_for(audio: Path | None, text: str | None, file: Path | None, root: Path | None):
+    """(clips, what is known of each by its id): the clip of --audio and --text, or a manifest's.
+
+    Labels and targets are printed beside the prediction, and never shown to the model.
+    """
+    from mer.pipeline.extraction.clips import clips_of
+    from mer.pipeline.manifest import Manifest, Utterance
+
+    if file is None:
+        path = str(audio.resolve()) if audio is not None else None
+        return [Utterance(id=str(audio or "text"), audio=path, text=text)], {}
+    manifest = Manifest.read(file)
+    told = {u.id: {"label": u.label, "targets": u.targets} for u in manifest.rows}
+    return clips_of(manifest, root), told
 
 
 # --- doctor

@@ -41,9 +41,7 @@ class FusionModel(nn.Module):
         return super().__call__(batch)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Named scalar loss terms, unweighted; `progress` in [0, 1] is the share of training
-        done.
-        """
+        """Named scalar loss terms, unweighted; `progress` in [0, 1]: the share of training done."""
         raise NotImplementedError
 
     def weights(self, progress: float) -> dict[str, float]:

@@ -199,9 +199,9 @@ class Audio(Modality):
         for item, clip in zip(items, clips, strict=True):
             problem = self._problem(item, clip, rows, lengths)
             if problem is not None:
-                yield ReadItem(None, problem=problem)
+                yield ReadItem(problem=problem)
                 continue
-            whole = cast(Preparing, encoder).prepare(clip.waveform)
+            whole = cast(Preparing, encoder).prepare(cast(np.ndarray, clip.waveform))
             # then `whole` may be longer: a short clip is padded
             uncut = (item.first, item.end) == (0, clip.samples)
             waveform = whole if uncut else whole[item.first : item.end]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 NONE = ("", "none")  # values of an encoder option that ask for no features of the modality
+NOTHING = np.empty(0, np.float32)  # what was read where there is a problem
 # (inode, size, mtime_ns) of a file when it was hashed
 Identity = tuple[int, int, int]
 
@@ -103,7 +104,7 @@ class Item:
 class ReadItem:
     """An item as its encoder takes it, with what was noted of it; or the problem it met."""
 
-    value: np.ndarray | None
+    value: np.ndarray = field(default_factory=lambda: NOTHING)
     flags: Flag = Flag(0)
     problem: Problem | None = None
 
@@ -307,7 +308,7 @@ class Modality(ABC):
     def budget_for(self, device: str) -> int:
         """The budget of a batch in the unit of length, without trying."""
         asked = self.fixed_budget[device] if self.budget in (None, "auto") else self.budget
-        return round(float(asked) * self.per_unit)  # type: ignore[arg-type]
+        return round(float(asked) * self.per_unit)
 
     def part_length(self) -> int:
         """What is published at a time, in the unit of length."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class AudioEncoder:
         self.layers = parse_layer(layer, self.geometry.layers)
         # the family's processor defaults to True
         self.normalised = bool(checkpoint.processor.get("do_normalize", True))
-        self.model = load_model(checkpoint, self.device)
+        self.model: Any = load_model(checkpoint, self.device)
         self._state = PerBatch()
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
@@ -159,18 +160,9 @@ class AudioEncoder:
                 samples.to(self.device, non_blocking=True),
                 attention_mask=mask.to(self.device, non_blocking=True),
             )
-            if self.layers:
-                taps = self._state.taps
-                frames = (
-                    torch.stack([tap.float() for tap in taps]).mean(0)
-                    if len(taps) > 1
-                    else taps[0].float()
-                )
-                taps.clear()
-            else:
-                frames = output.last_hidden_state.float()
-            fetched = to_host(frames)
-            del output, frames
+            states = self._tapped() if self.layers else output.last_hidden_state.float()
+            fetched = to_host(states)
+            del output, states
         frames = fetched()
         counts = [self.geometry.frames(n) for n in lengths]
         if frames.shape[1] < max(counts) or frames.shape[2] != self.dim:
@@ -180,6 +172,15 @@ class AudioEncoder:
                 f"says {max(counts)} of {self.dim}; this architecture is not supported"
             )
         return [row[:count] for row, count in zip(frames, counts, strict=True)]
+
+    def _tapped(self) -> Tensor:
+        """The chosen hidden states, averaged where there are several."""
+        taps = self._state.taps
+        mean = taps[0].float()
+        if len(taps) > 1:
+            mean = torch.stack([tap.float() for tap in taps]).mean(0)
+        taps.clear()
+        return mean
 
     def encode(
         self, waveforms: Sequence[np.ndarray], *, precision: str | None = None

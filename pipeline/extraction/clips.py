@@ -107,7 +107,9 @@ def _options(
     modalities: Mapping[str, dict], recipe: Mapping[str, Any], given: Mapping[str, str | None]
 ) -> ExtractOptions:
     """The options that give the recipe again. Raises DataError when it is incomplete."""
-    sources = {f"{m}_encoder": _source(m, info, given.get(m)) for m, info in modalities.items()}
+    named: dict[str, Any] = {}
+    for m, info in modalities.items():
+        named[f"{m}_encoder"] = _source(m, info, given.get(m))
     try:
         if not all(recipe[m]["encoder"] for m in modalities):
             raise KeyError("encoder")
@@ -115,7 +117,7 @@ def _options(
         for name in modalities:
             settings |= MODALITIES[name].options_of(recipe[name])
         return ExtractOptions(
-            **sources,
+            **named,
             **settings,
             dtype=recipe["dtype"],
             precision=recipe["precision"],

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import dask
 from distributed import (
@@ -145,16 +145,21 @@ class WorkerSetup(WorkerPlugin):
         assemble_shard(self.runner.assignment, shard, window, self.finished[window])
 
 
+def _setup_of(worker: Worker, plugin: str) -> WorkerSetup:
+    return cast(WorkerSetup, worker.plugins[plugin])
+
+
 def encode_task(plugin: str, window: int, number: int) -> Tally:
-    return get_worker().plugins[plugin].encode(window, number)
+    return _setup_of(get_worker(), plugin).encode(window, number)
 
 
 def assemble_task(plugin: str, window: int, number: int) -> None:
-    get_worker().plugins[plugin].assemble(window, number)
+    _setup_of(get_worker(), plugin).assemble(window, number)
 
 
 def stop_worker(plugin: str, dask_worker: Worker | None = None) -> None:
-    dask_worker.plugins[plugin].stop.asked = True
+    if dask_worker is not None:  # Dask gives it by this name
+        _setup_of(dask_worker, plugin).stop.asked = True
 
 
 class ClusterRunner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mer.pipeline.errors import KeyMismatchError, MerError, StoreError
 from mer.pipeline.extraction.fingerprint import differences
@@ -90,7 +91,7 @@ def _leaving(request: Request, head: FeatureStore) -> int:
 
 
 # what an extraction notes in the head file, by its kind
-NOTED = {
+NOTED: dict[str, Any] = {
     "manifest_hash": str,
     "options": dict,
     "failures": list,

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mer.pipeline.encoders.modality import Item, Lengths, Rows
 from mer.pipeline.extraction.batching import cut, group
@@ -165,8 +165,8 @@ def _checked(raw: dict) -> dict:
     """
     for name in ("budgets", "part_lengths"):
         lengths = raw.get(name)
-        numbers = isinstance(lengths, dict) and all(map(is_count, lengths.values()))
-        demand(numbers, f"its {name} are not numbers")
+        if not isinstance(lengths, dict) or not all(map(is_count, lengths.values())):
+            raise ValueError(f"its {name} are not numbers")
         demand(all(value > 0 for value in lengths.values()), f"its {name} are not above 0")
     sizes = is_count(raw.get("shard_bytes")) and is_count(raw.get("window"))
     demand(sizes, "its shard_bytes or window is not a number")
@@ -181,18 +181,18 @@ def _checked(raw: dict) -> dict:
     return {**raw, "left_out": left_out, "reused": reused}
 
 
-def _problem(why: object) -> Problem:
-    pair = isinstance(why, list) and len(why) == 2 and all(isinstance(text, str) for text in why)
-    demand(pair, "its left_out has no reasons")
-    stage, reason = why  # type: ignore[misc]
+def _problem(why: Any) -> Problem:
+    if not isinstance(why, list) or len(why) != 2 or not all(isinstance(x, str) for x in why):
+        raise ValueError("its left_out has no reasons")
+    stage, reason = why
     demand(stage in STAGES, "its left_out has an unknown stage")
     return Problem(Stage(stage), reason)
 
 
-def _copy(where: object) -> Copy:
-    pair = isinstance(where, list) and len(where) == 2
-    demand(pair, "its reused has no places")
-    shard, at = where  # type: ignore[misc]
+def _copy(where: Any) -> Copy:
+    if not isinstance(where, list) or len(where) != 2:
+        raise ValueError("its reused has no places")
+    shard, at = where
     demand(isinstance(shard, str) and is_count(at), "its reused has no places")
     demand(SHARD_NAME.fullmatch(shard) is not None, "its reused names no shard")
     return Copy(shard, at)
@@ -303,8 +303,9 @@ class Plan:
         """Modality → padded over valid length."""
         padded: Counter = Counter()
         for part in self.all_parts:
-            longest = (len(batch) * max(item.length for item in batch) for batch in part.batches)
-            padded[part.modality] += sum(longest)
+            for batch in part.batches:
+                longest = max(item.length for item in batch)
+                padded[part.modality] += len(batch) * longest
         return {m: round(total / self.length(m), 4) for m, total in padded.items()}
 
     def batches(self) -> dict[str, int]:
@@ -392,10 +393,12 @@ def make_parts(modality: str, window: int, items: list[Item], settings: Settings
     names = f"{settings.fingerprint} {modality} {window} {budget} {list(settings.one_by_one)}"
     parts = []
     for number, batches in enumerate(grouped):
-        chosen = [[items[i] for i in batch] for batch in batches]
+        chosen = []
         h = hashlib.sha256(names.encode())
-        for batch in chosen:
-            said = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in batch)
+        for batch in batches:
+            taken = [items[i] for i in batch]
+            said = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in taken)
             h.update((" ".join(said) + "\n").encode())
+            chosen.append(taken)
         parts.append(Part(modality, window, number, chosen, h.hexdigest()))
     return parts

@@ -47,10 +47,10 @@ def contents_of(shard: Shard) -> list[str]:
     as extraction does.
     """
     contents = shard.meta.get("contents")
-    listed = isinstance(contents, list) and len(contents) == len(shard)
-    if not listed or not all(isinstance(content, str) for content in contents):
-        raise StoreError(f"{shard.path}: does not say what its utterances were made from")
-    return contents
+    if isinstance(contents, list) and len(contents) == len(shard):
+        if all(isinstance(content, str) for content in contents):
+            return contents
+    raise StoreError(f"{shard.path}: does not say what its utterances were made from")
 
 
 def check_sound(shard: Shard) -> None:
@@ -77,8 +77,8 @@ def copied(
     again they would get new ones, and nobody could tell.
     """
     contents = shard.meta.get("contents")
-    listed = isinstance(contents, list) and len(contents) == len(shard)
-    if not listed or at >= len(shard) or contents[at] != content:
+    there = contents if isinstance(contents, list) and len(contents) == len(shard) else []
+    if at >= len(there) or there[at] != content:
         raise StoreError(
             f"{shard.path}: changed while it was being copied from; run the same command again"
         )

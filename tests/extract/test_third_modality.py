@@ -113,7 +113,7 @@ class Pulse(Modality):
         jobs = (Job("load", path, "auto", None, None, rows.seen.get(path)) for path in paths)
         for item, clip in zip(items, decoders.run(jobs), strict=True):
             if clip.stage is not None:
-                yield ReadItem(None, problem=Problem(Stage(clip.stage), clip.reason))
+                yield ReadItem(problem=Problem(Stage(clip.stage), clip.reason))
             else:
                 yield ReadItem(clip.waveform[: item.length])
 
