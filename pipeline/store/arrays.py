@@ -202,6 +202,9 @@ def group_of(file: h5py.File, name: str) -> h5py.Group:
 
 
 def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
+    """Raise ValueError, which names it by `said`, unless `name` is an object of that kind that lies
+    in the file itself.
+    """
     try:
         link = here.links.get_info(name.encode())
     except KeyError:
