@@ -101,7 +101,9 @@ def fail_on(call):
             ),
             errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere",
         }
-        stop(f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno, '')}", 1)
+        stop(
+            f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno or 0, '')}", 1
+        )
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.ClickException as error:
@@ -173,7 +175,7 @@ def main(ctx: click.Context):
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a corpus.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per corpus.")
 def datasets(as_json):
     """Known corpora: what they hold, their licence, how to get each, and what is found on this
     disk.
@@ -252,23 +254,20 @@ def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **o
     from mer.pipeline.datasets import default_root
     from mer.pipeline.datasets import prepare as build
 
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     if dataset == "table":
         if source is None or root is not None:
-            raise click.UsageError(
-                "table takes --from FILE"
-                + (" and --audio-dir, not --root" if root is not None else "")
-            )
-        if bad := [c for c in columns if "=" not in c]:
-            raise click.UsageError(f"--column {bad[0]}: expected FIELD=NAME")
-        options |= {"source": source, "columns": dict(c.split("=", 1) for c in columns)}
-        manifest, report = build("table", audio_dir, labels=labels, **options)
+            beside = " and --audio-dir, not --root" if root is not None else ""
+            raise click.UsageError(f"table takes --from FILE{beside}")
+        manifest, report = build(
+            "table", audio_dir, labels=labels, source=source, columns=mapped(columns), **given
+        )
         folder = default_root(manifest.dataset)
     else:
         if source is not None or audio_dir is not None or columns:
             raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
         folder = root if root is not None else default_root(dataset)
-        manifest, report = build(dataset, folder, labels=labels, **options)
+        manifest, report = build(dataset, folder, labels=labels, **given)
     out = out if out is not None else manifest_path(folder, labels if dataset != "table" else None)
     try:
         manifest.write(out)
@@ -284,7 +283,24 @@ def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **o
         say(f"wrote {out}")
 
 
+def mapped(columns: tuple[str, ...]) -> dict[str, str]:
+    """--column FIELD=NAME as a dict."""
+    bad = [column for column in columns if "=" not in column]
+    if bad:
+        raise click.UsageError(f"--column {bad[0]}: expected FIELD=NAME")
+    return dict(column.split("=", 1) for column in columns)
+
+
 # --- extraction: extract, fingerprint
+
+
+def setting(name: str, *, default: object, help: str = "", **given):
+    """An option of ExtractOptions, which alone holds its default.
+
+    What is not given is not passed on; `default` is what the help shows, and a test holds it to the
+    dataclass.
+    """
+    return click.option(name, help=f"{help}  [default: {default}]".strip(), **given)
 
 
 def extraction_options(command):
@@ -320,52 +336,47 @@ def extraction_options(command):
                 metavar="ID|DIR",
                 help="Hub id[@revision], directory, builtin:tiny-roberta, or none.",
             ),
-            click.option(
+            setting(
                 "--audio-layer",
                 default="last",
-                show_default=True,
                 metavar="last|N|mean:A-B",
                 help="Which hidden states are kept.",
             ),
-            click.option(
+            setting(
                 "--pool",
+                type=int,
                 default=1,
-                show_default=True,
                 metavar="K",
                 help="Keep means over K audio frames.",
             ),
-            click.option(
+            setting(
                 "--channel",
                 default="auto",
-                show_default=True,
                 metavar="auto|centre|mix|N",
                 help="Channel of multi-channel audio.",
             ),
-            click.option(
+            setting(
                 "--audio-track",
                 default="auto",
-                show_default=True,
                 metavar="auto|N",
                 help="Audio track; auto: the default one, else the first.",
             ),
-            click.option(
+            setting(
                 "--max-seconds",
+                type=float,
                 default=60.0,
-                show_default=True,
                 metavar="S",
                 help="Longer clips are cut; 0: never.",
             ),
-            click.option(
+            setting(
                 "--dtype",
                 default="float16",
-                show_default=True,
                 type=click.Choice(["float16", "float32"]),
                 help="As stored.",
             ),
-            click.option(
+            setting(
                 "--precision",
                 default="auto",
-                show_default=True,
                 type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
                 help="How they are computed; auto: fp32 on the CPU, fp16 on a GPU.",
             ),
@@ -390,15 +401,18 @@ def find_manifest(
     from mer.pipeline.datasets import default_root, prepare
     from mer.pipeline.manifest import Manifest
 
-    if (dataset is None) == (manifest_file is None):
-        raise click.UsageError("give either --dataset NAME or --manifest FILE")
+    given = "give either --dataset NAME or --manifest FILE"
     if manifest_file is not None:
+        if dataset is not None:
+            raise click.UsageError(given)
         if labels is not None:
             raise click.UsageError(
                 "--labels goes with --dataset; a manifest has its labels already"
             )
         manifest = Manifest.read(manifest_file)
         return (manifest.with_root(root) if root is not None else manifest), manifest_file
+    if dataset is None:
+        raise click.UsageError(given)
     root = root if root is not None else default_root(dataset)
     file = manifest_path(root, labels)
     if file.exists():
@@ -417,17 +431,37 @@ def find_manifest(
     return manifest, file
 
 
+def where_to_run(workers: int | None, scheduler: str | None, shard: str | None, *, lock: bool):
+    """--workers, --scheduler or --shard as one value."""
+    from mer.pipeline.extraction import Here, Scheduler, Share, Workers
+
+    if sum(way is not None for way in (workers, scheduler, shard)) > 1:
+        raise click.UsageError(
+            "--workers, --scheduler and --shard are three ways to do the same; give one of them"
+        )
+    if workers is not None:
+        return Workers(workers, lock)
+    if scheduler is not None:
+        return Scheduler(scheduler, lock)
+    if shard is None:
+        return Here(lock)
+    if not re.fullmatch(r"[1-9]\d{0,5}/[1-9]\d{0,5}", shard):
+        raise click.UsageError(f"--shard '{shard}' is not i/n, e.g. 3/8")
+    index, count = (int(number) for number in shard.split("/"))
+    return Share(index, count, lock)
+
+
 def extract_options(manifest, offline: bool, **given):
     """ExtractOptions from the command line, with the corpus's encoders where none were named."""
-    from mer.pipeline.encoders import defaults
-    from mer.pipeline.extraction.fingerprint import ExtractOptions
+    from mer.pipeline.extraction.options import ExtractOptions, default_encoders
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    for modality, name in (("audio", "audio_encoder"), ("text", "text_encoder")):
-        if given[name] is None:
-            given[name] = defaults(manifest)[modality == "text"]
-    return ExtractOptions(offline=offline, **given)
+    asked = {name: value for name, value in given.items() if value is not None}
+    unnamed = [name for name in given if name.endswith("_encoder") and name not in asked]
+    for name in unnamed:
+        asked[name] = default_encoders(manifest)[name.removesuffix("_encoder")]
+    return ExtractOptions(offline=offline, **asked)
 
 
 @main.command()
@@ -439,23 +473,23 @@ def extract_options(manifest, offline: bool, **given):
     type=click.Path(path_type=Path),
     help="The store.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
+@setting("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
 @click.option(
     "--budget-seconds",
     metavar="auto|N",
-    help="Padded seconds of audio a batch; auto: found by trying, and remembered. [default: 8 on a "
-    "CPU, 320 on a GPU]",
+    help="Padded seconds of audio per batch; auto: found by trying, and remembered. [default: 8 on "
+    "a CPU, 320 on a GPU]",
 )
 @click.option(
     "--budget-tokens",
     metavar="auto|N",
-    help="Padded tokens a batch, likewise. [default: 512 on a CPU, 16384 on a GPU]",
+    help="Padded tokens per batch, likewise. [default: 512 on a CPU, 16384 on a GPU]",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Local processes, one a GPU or a share of the cores.",
+    help="Local processes, one per GPU or share of the cores.",
 )
 @click.option(
     "--scheduler",
@@ -467,10 +501,10 @@ def extract_options(manifest, offline: bool, **given):
     metavar="i/n",
     help="Do the i-th of n shares (from 1); other runs do the others, at the same --out.",
 )
-@click.option(
+@setting(
     "--max-failures",
+    type=int,
     default=0,
-    show_default=True,
     metavar="N",
     help="Tolerated, beyond the known-bad clips.",
 )
@@ -508,7 +542,7 @@ def extract(
 
     Run it again to finish or update it.
     """
-    from mer.pipeline.extraction import extract as extraction
+    from mer.pipeline import extraction
     from mer.pipeline.runtime.progress import choose
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
@@ -519,13 +553,7 @@ def extract(
             raise click.UsageError(
                 f"--budget-{name} '{value}' is neither auto nor a number"
             ) from None
-    if sum(way is not None for way in (workers, scheduler, shard)) > 1:
-        raise click.UsageError(
-            "--workers, --scheduler and --shard are three ways to do the same; give one of them"
-        )
-    if shard is not None and not re.fullmatch(r"[1-9]\d{0,5}/[1-9]\d{0,5}", shard):
-        raise click.UsageError(f"--shard '{shard}' is not i/n, e.g. 3/8")
-    share = tuple(int(number) for number in shard.split("/")) if shard else None
+    where = where_to_run(workers, scheduler, shard, lock=not no_lock)
     options = extract_options(manifest, **given)
 
     def confirm(size: int):
@@ -548,13 +576,10 @@ def extract(
             progress=choose(),
             dry_run=dry_run,
             confirm=confirm,
-            workers=workers or 0,
-            scheduler=scheduler,
-            share=share,
+            where=where,
             gentle=True,
-            lock=not no_lock,
         )
-    except FailuresError as error:
+    except extraction.TooManyFailures as error:
         failed, report = error, error.report
     for line in report.lines():
         note(line)
@@ -570,8 +595,8 @@ def extract(
 @extraction_options
 def fingerprint(dataset, manifest_file, root, labels, **given):
     """The cache key that `extract` with these options would give its store, without running it."""
-    from mer.pipeline.extraction.fingerprint import FileMemory, memory_path
     from mer.pipeline.extraction.fingerprint import fingerprint as key
+    from mer.pipeline.extraction.memory import FileMemory, memory_path
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels)
     options = extract_options(manifest, **given)
@@ -590,18 +615,18 @@ def fingerprint(dataset, manifest_file, root, labels, **given):
 @click.option(
     "--flag",
     metavar="NAME",
-    help="Only ids, one a line: of what extraction counted as short, chunked, silent …",
+    help="Only ids, one per line: of what extraction counted as short, chunked, silent …",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def inspect(store: Path, flag: str | None, as_json: bool):
     """What is in a store: header, counts, encoders, key, sizes, lengths, odd rows."""
     from mer.pipeline.extraction.outcome import NAMED, count_lines, flagged
-    from mer.pipeline.extraction.parts import FLAGS
+    from mer.pipeline.media.stages import Flag
     from mer.pipeline.store import FeatureStore
     from mer.pipeline.store.describe import describe, render
 
-    if flag is not None and flag not in FLAGS:
-        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(FLAGS)}")
+    if flag is not None and flag not in Flag.names():
+        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(Flag.names())}")
     opened = FeatureStore(store)
     # else the bits are another writer's
     counted = (
@@ -654,10 +679,12 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
                 f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was "
                 "imported: import it again"
             )
-        from mer.pipeline.extraction.extract import repair as extract_again
+        from mer.pipeline.extraction import Here
+        from mer.pipeline.extraction import repair as extract_again
         from mer.pipeline.runtime.progress import choose
 
-        extract_again(store, root=root, progress=choose(), gentle=True, lock=not no_lock)
+        where = Here(lock=not no_lock)
+        extract_again(store, root=root, where=where, progress=choose(), gentle=True)
         opened = FeatureStore(store)
         opened.verify()
         say(
@@ -690,7 +717,7 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     help="Form to write.",
 )
 @click.option(
-    "--subset", metavar="SPLIT|FILE", help="Only this split, or the ids in this file, one a line."
+    "--subset", metavar="SPLIT|FILE", help="Only this split, or the ids in this file, one per line."
 )
 @click.option(
     "--plain-cells", is_flag=True, help="npy, kaldi: index.csv without the guard against formulas."
@@ -887,6 +914,7 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
     from mer.fusion.evaluate import evaluate, has_test, stored_metrics
     from mer.fusion.parallel import processes
     from mer.fusion.train import pick_device
+    from mer.fusion.typed import tree
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
@@ -911,10 +939,10 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
             if no_test
             else "the store has no test rows; train with --folds to have some"
         )
-        say_json(run.info) if as_json else say_laid_out(report.plain(report.dev_table(run)))
+        say_json(tree(run.info)) if as_json else say_laid_out(report.plain(report.dev_table(run)))
         return
     found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
-    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -950,6 +978,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
     from mer.fusion.train import pick_device
+    from mer.fusion.typed import tree
 
     opened = Run.open(run)
     found = evaluate(
@@ -962,7 +991,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {len(written)} files to {figures}")
-    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -1004,17 +1033,18 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
+    from mer.fusion.typed import tree
 
     found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
     if as_json:
-        say_json(found)
+        say_json(tree(found))
     else:
         say_laid_out(report.plain(report.comparison_table(found)))
         say(
-            f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by "
-            f"{found['metric']}"
+            f"{run_b} is {found.verdict.replace('undecided', 'neither better nor worse')} by "
+            f"{found.metric}"
         )
-    if fail_if == found["verdict"]:
+    if fail_if == found.verdict:
         sys.exit(1)
 
 
@@ -1045,7 +1075,7 @@ def compare(run_a, run_b, metric, fail_if, as_json):
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--offline", is_flag=True, help="Never touch a network.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a clip.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per clip.")
 def predict(
     run, audio, text, manifest_file, root, audio_encoder, text_encoder, device, offline, as_json
 ):
@@ -1058,35 +1088,28 @@ def predict(
         raise click.UsageError("give either --audio and --text, or --manifest FILE")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from mer.fusion.answer_text import prediction_lines
     from mer.fusion.checkpoint import Run
-    from mer.fusion.describe import prediction_lines
     from mer.fusion.evaluate import predict_rows
     from mer.fusion.train import pick_device
-    from mer.pipeline.extraction.clips import clips_of, extract_clips, sources
-    from mer.pipeline.manifest import Manifest, Utterance
+    from mer.fusion.typed import tree
+    from mer.pipeline.extraction.clips import extract_clips, sources
     from mer.pipeline.runtime.progress import choose
 
-    trained = Run.open(run).trained()
-    if len(trained.children) != 1:
+    group = Run.open(run).trained()
+    if len(group.children) != 1:
         raise click.UsageError(
-            f"{run} holds {len(trained.children)} runs; name one of them, e.g. "
-            f"{trained.children[0].path}"
+            f"{run} holds {len(group.children)} runs; name one of them, e.g. "
+            f"{group.children[0].path}"
         )
-    trained = trained.children[0]
-    if manifest_file is None:
-        rows = [Utterance(id=str(audio or "text"), audio=audio and str(audio.resolve()), text=text)]
-        clips = rows
-    else:
-        manifest = Manifest.read(manifest_file)
-        rows, clips = manifest.rows, clips_of(manifest, root)
-    # never shown to the model
-    said = {u.id: {"label": u.label, "targets": u.targets} for u in rows}
-    was = sources(Path(trained.info["features"]))
+    trained = group.children[0]
+    clips, told = clips_asked_for(audio, text, manifest_file, root)
+    was = sources(Path(trained.info.features))
     encoders = {"audio": audio_encoder or was.get("audio"), "text": text_encoder or was.get("text")}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         store, failures = extract_clips(
             clips,
-            trained.info["store"],
+            tree(trained.info.store),
             Path(folder) / "feats.h5",
             encoders=encoders,
             device=device,
@@ -1097,29 +1120,45 @@ def predict(
         with store:
             table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
     for row in table.to_pylist():
-        row |= {key: value for key, value in said[row["id"]].items() if key in row}
+        known = told.get(row["id"], {})
+        row |= {key: value for key, value in known.items() if key in row}
         if as_json:
             say_json(row)
-        else:
-            for line in prediction_lines(row, trained.spec):
-                say(line)
+            continue
+        for line in prediction_lines(row, trained.spec):
+            say(line)
     for failure in failures:
-        note(
-            f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: "
-            f"{failure.reason}"
-        )
-    if unexpected := sum(not failure.known for failure in failures):
+        kind = "known bad" if failure.known else "failed"
+        note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")
+    unexpected = sum(not failure.known for failure in failures)
+    if unexpected:
         raise FailuresError(
             f"{unexpected:,} of {len(clips):,} clips have no prediction; mend them, or leave them "
             "out of the manifest"
         )
 
 
+def clips_asked_for(audio: Path | None, text: str | None, file: Path | None, root: Path | None):
+    """(clips, what is known of each by its id): the clip of --audio and --text, or a manifest's.
+
+    Labels and targets are printed beside the prediction, and never shown to the model.
+    """
+    from mer.pipeline.extraction.clips import clips_of
+    from mer.pipeline.manifest import Manifest, Utterance
+
+    if file is None:
+        path = str(audio.resolve()) if audio is not None else None
+        return [Utterance(id=str(audio or "text"), audio=path, text=text)], {}
+    manifest = Manifest.read(file)
+    told = {u.id: {"label": u.label, "targets": u.targets} for u in manifest.rows}
+    return clips_of(manifest, root), told
+
+
 # --- doctor
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a finding.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per finding.")
 def doctor(as_json: bool):
     """What works on this machine: versions, GPU, kernels, decoders, encoders found; and what to do
     about the rest.

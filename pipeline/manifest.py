@@ -33,13 +33,13 @@ from mer.pipeline.runtime.columnar import (
     require_regular,
     to_list,
 )
+from mer.pipeline.runtime.files import publishing
 from mer.pipeline.runtime.limits import MANIFEST_METADATA_BYTES
 from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terms import check_labelling, check_task
 
 VERSION = 1
-TASKS = ("single", "multi", "regression")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
-SPLITS = ("train", "dev", "test", "")
 # columns that name something: no blanks at their ends
 NAMES = ("id", "audio", "label", "speaker", "dialogue", "session")
 
@@ -102,52 +102,17 @@ class Manifest:
     def __post_init__(self):
         object.__setattr__(self, "root", Path(self.root))
         where = f"manifest of {shown(self.dataset, 40)}"
-        if self.task not in TASKS:
-            raise DataError(f"{where}: task '{shown(self.task)}' is not one of {', '.join(TASKS)}")
-        known = set(self.labels)
+        check_task(where, self.task)
         seen: set[str] = set()
-        wanted = len(self.labels) if self.task == "multi" else 1
         for u in self.rows:
             if not u.id or u.id in seen:
                 what = "duplicate" if u.id else "empty"
                 raise DataError(f"{where}: {what} id '{shown(u.id)}'; ids must be unique")
             seen.add(u.id)
-            if u.split not in SPLITS:
-                raise DataError(
-                    f"{where}: {shown(u.id)} has split '{shown(u.split)}'; expected train, dev or "
-                    "test"
-                )
-            if self.task == "single" and u.label is not None and u.label not in known:
-                raise DataError(
-                    f"{where}: {shown(u.id)} has unknown label '{shown(u.label)}'; known: "
-                    f"{listed(self.labels)}"
-                )
-            if u.targets is not None:
-                if self.task != "single" and len(u.targets) != wanted:
-                    raise DataError(
-                        f"{where}: {shown(u.id)} has {len(u.targets)} targets, expected {wanted}"
-                    )
-                if not all(map(math.isfinite, u.targets)):
-                    raise DataError(
-                        f"{where}: {shown(u.id)} has a target that is not a finite number; null "
-                        "is unlabelled"
-                    )
-                if self.task == "multi" and not all(0 <= target <= 1 for target in u.targets):
-                    raise DataError(
-                        f"{where}: {shown(u.id)} has targets outside 0 … 1, which a multi task "
-                        "needs"
-                    )
-            if u.start is not None or u.end is not None:
-                _check_span(where, u)
-            if u.position is not None and u.position < 0:
-                raise DataError(
-                    f"{where}: {shown(u.id)} has position {u.position}; positions count from 0"
-                )
-            if u.audio is not None and (not u.audio or "\0" in u.audio):
-                raise DataError(
-                    f"{where}: {shown(u.id)} has audio '{shown(u.audio)}', which no file can be "
-                    "called"
-                )
+            check_labelling(
+                where, u.id, u.split, u.label, u.targets, task=self.task, labels=self.labels
+            )
+            _check_values(where, u, self.task)
 
     def check_names(self) -> None:
         """Raises DataError for labels that are empty or there twice, and for names with blanks at
@@ -224,21 +189,15 @@ class Manifest:
             what = f"'{shown(ascii(error.object)[1:-1])}' is not UTF-8"
             raise DataError(f"{path}: {what}; {remedy}, then run the command again") from None
         table = table.replace_schema_metadata({"mer": json.dumps(meta)})
-        from mer.pipeline.runtime.files import temporary_for
-
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except RecursionError:
             raise DataError(
                 f"{shown(path, 200)}: too many folders inside each other; name another place"
             ) from None
-        temporary = temporary_for(path)
-        try:
-            with temporary.open("wb") as file:  # Arrow itself takes no path that is not UTF-8
-                pq.write_table(table, file, compression="zstd")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Arrow itself takes no path that is not UTF-8
+        with publishing(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Manifest:
@@ -279,6 +238,28 @@ class Manifest:
                 f"{path}: not a manifest of version {VERSION} ({reason(error)}); see "
                 "docs/manifest.md"
             ) from None
+
+
+def _check_values(where: str, u: Utterance, task: str) -> None:
+    """Raise DataError for targets, times, a position or a path that cannot be."""
+    if u.targets is not None:
+        if not all(map(math.isfinite, u.targets)):
+            raise DataError(
+                f"{where}: {shown(u.id)} has a target that is not a finite number; null is "
+                "unlabelled"
+            )
+        if task == "multi" and not all(0 <= target <= 1 for target in u.targets):
+            raise DataError(
+                f"{where}: {shown(u.id)} has targets outside 0 … 1, which a multi task needs"
+            )
+    if u.start is not None or u.end is not None:
+        _check_span(where, u)
+    if u.position is not None and u.position < 0:
+        raise DataError(f"{where}: {shown(u.id)} has position {u.position}; positions count from 0")
+    if u.audio is not None and (not u.audio or "\0" in u.audio):
+        raise DataError(
+            f"{where}: {shown(u.id)} has audio '{shown(u.audio)}', which no file can be called"
+        )
 
 
 def _check_span(where: str, u: Utterance) -> None:

@@ -1,12 +1,22 @@
-"""The equations in readable PyTorch: the reference that `mer.fusion.ops` is held to."""
+"""The equations in readable PyTorch; the contrastive ones have fused twins in `mer.fusion.ops`."""
 
-from mer.fusion.losses.contrastive import info_nce, mi_lower_bound, nt_xent
+from mer.fusion.losses.contrastive import (
+    Contrast,
+    Impl,
+    contrastive_losses,
+    info_nce,
+    mi_lower_bound,
+    nt_xent,
+)
 from mer.fusion.losses.distillation import kl_to_label, kl_to_posterior
 from mer.fusion.losses.reconstruction import masked_mse
 from mer.fusion.losses.supervised import balanced_bce, same_emotion, task_loss
 
 __all__ = [
+    "Contrast",
+    "Impl",
     "balanced_bce",
+    "contrastive_losses",
     "info_nce",
     "kl_to_label",
     "kl_to_posterior",

@@ -20,13 +20,12 @@ def orthogonality(
     content with opposites.
 
     >>> import torch
-    >>> orthogonality(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[-2.0, 0.0]]]),
-        torch.tensor([[True]])).item()
+    >>> specific, shared = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[-2.0, 0.0]]])
+    >>> orthogonality(specific, shared, torch.tensor([[True]])).item()
     1.0
     """
-    cosine = F.cosine_similarity(widened(specific), widened(shared), dim=-1, eps=1e-6).where(
-        mask, 0
-    )
+    cosine = F.cosine_similarity(widened(specific), widened(shared), dim=-1, eps=1e-6)
+    cosine = cosine.where(mask, 0)
     value = {"squared": cosine.square, "absolute": cosine.abs, "hinge": cosine.relu}[kind]()
     return value.sum() / mask.sum().clamp(min=1)
 
@@ -36,8 +35,6 @@ def orthogonality_over_batch(specific: Tensor, shared: Tensor) -> Tensor:
     where it meant the features, so it compares each feature of the two parts across utterances.
     Kept to reproduce the public model.
     """
-    dot, s, c = (
-        (widened(x) * widened(y)).sum(0)
-        for x, y in ((specific, shared), (specific, specific), (shared, shared))
-    )
-    return (dot / ((s + 1e-12) * (c + 1e-12)).sqrt()).relu().mean()
+    s, c = widened(specific), widened(shared)
+    dot, s_square, c_square = (s * c).sum(0), (s * s).sum(0), (c * c).sum(0)
+    return (dot / ((s_square + 1e-12) * (c_square + 1e-12)).sqrt()).relu().mean()

@@ -54,7 +54,7 @@ def representation_distances(
 
 
 def distillation(distances: Tensor, weights: Tensor) -> Tensor:
-    """Both (E, B) -> sum over edges of the mean over utterances.
+    """Sum over edges of the mean over utterances, of distances and weights (E, B).
 
     >>> distillation(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     tensor(1.5000)

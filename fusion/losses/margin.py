@@ -25,8 +25,8 @@ def mean_hinge(
     over those below a negative's threshold t = s_n + margin_n is k t - (sum of the k smallest).
 
     >>> s = torch.tensor([[0.5, 0.25, 0.75]])
-    >>> mean_hinge(s, torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]]),
-        0.5)  # (0.25 + 0.75) / 2
+    >>> positive = torch.tensor([[True, False, False]])
+    >>> mean_hinge(s, positive, ~positive, 0.5)  # (0.25 + 0.75) / 2
     tensor(0.5000)
     """
     ascending, order = torch.where(positive, similarity, torch.inf).sort(1)

@@ -4,13 +4,16 @@ statistics of the features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses import task_loss
+from mer.fusion.models import Prediction
 from mer.fusion.modules.pooling import Moments, Standardise
 from mer.pipeline.errors import DataError
 
@@ -25,6 +28,7 @@ class FusionModel(nn.Module):
 
     lr_scale: dict[str, float] = {}
     summary = False
+    class_weights: Tensor | None
 
     def __init__(self, config, spec: DataSpec) -> None:
         super().__init__()
@@ -32,6 +36,17 @@ class FusionModel(nn.Module):
         self.register_buffer(
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )
+
+    def __call__(self, batch: Batch) -> Prediction:
+        return super().__call__(batch)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Named scalar loss terms, unweighted; `progress` in [0, 1]: the share of training done."""
+        raise NotImplementedError
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """The weight of every term that `losses` may return."""
+        raise NotImplementedError
 
     def set_class_weights(self, weights: Tensor) -> None:
         """Weights (C,) of the classes (single) or of the positives of each label (multi) in the
@@ -42,14 +57,15 @@ class FusionModel(nn.Module):
         self.class_weights.copy_(weights)
 
     def task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        c = self.config
+        """The loss of the task itself, by the configuration's smoothing and regression loss."""
+        config = self.config
         return task_loss(
             logits,
             target,
             task=self.spec.task,
             class_weights=self.class_weights,
-            smoothing=c.label_smoothing,
-            regression=c.regression_loss,
+            smoothing=config.label_smoothing,
+            regression=config.regression_loss,
         )
 
     @torch.no_grad()
@@ -78,4 +94,15 @@ class FusionModel(nn.Module):
         return batch.x[modality][batch.mask(modality)]
 
     def diagnostics(self) -> dict[str, float]:
+        """Floats worth logging from the last `losses` call."""
         return {}
+
+
+def summed(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one term or more."""
+    return reduce(torch.add, terms)
+
+
+def standardiser_of(layers: Mapping[str, nn.Module] | nn.ModuleDict, modality: str) -> Standardise:
+    """The `Standardise` among the layers of each modality."""
+    return cast(Standardise, layers[modality])

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.models import Prediction
-from mer.fusion.models.base import FusionModel
+from mer.fusion.models.base import FusionModel, standardiser_of
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
-from mer.fusion.modules.orl import Adapter
+from mer.fusion.modules.orl import Adapter, adapter_of
 from mer.fusion.modules.pooling import Standardise, masked_mean_std
 from mer.pipeline.errors import DataError
 
@@ -79,10 +79,10 @@ class Pooled(FusionModel):
         )
 
     def forward(self, batch: Batch) -> Prediction:
-        pooled = [
-            self.standardise[m](self.pool(batch, m)).where(batch.lengths[m][:, None] > 0, 0)
-            for m in self.modalities
-        ]
+        pooled = []
+        for m in self.modalities:
+            present = batch.lengths[m][:, None] > 0
+            pooled.append(self.standardise[m](self.pool(batch, m)).where(present, 0))
         return Prediction(self.head(self.dropout(torch.cat(pooled, 1))))
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -93,15 +93,13 @@ class Pooled(FusionModel):
 
     def pool(self, batch: Batch, m: str) -> Tensor:
         """(B, 2D) mean and deviation: of the steps, or as the batch brings them."""
-        x = batch.x[m].to(self.standardise[m].mean.dtype)
-        return (
-            x[:, 0]
-            if x.shape[2] == 2 * self.spec.modalities[m]
-            else masked_mean_std(x, batch.mask(m))
-        )
+        x = batch.x[m].to(standardiser_of(self.standardise, m).mean.dtype)
+        if x.shape[2] == 2 * self.spec.modalities[m]:
+            return x[:, 0]
+        return masked_mean_std(x, batch.mask(m))
 
     def standardisers(self) -> dict[str, list[Standardise]]:
-        return {m: [layer] for m, layer in self.standardise.items()}
+        return {m: [standardiser_of(self.standardise, m)] for m in self.modalities}
 
     def statistics(self, batch: Batch, modality: str) -> Tensor:
         return self.pool(batch, modality)[batch.lengths[modality] > 0]
@@ -132,24 +130,23 @@ class FusionEncoderModel(FusionModel):
 
     def __init__(self, config: FusionConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        c = config
         self.adapter = nn.ModuleDict(
             {
-                m: Adapter(width, c.d, dropout=c.feature_dropout)
+                m: Adapter(width, config.d, dropout=config.feature_dropout)
                 for m, width in spec.modalities.items()
             }
         )
         self.fe = FusionEncoder(
             tuple(spec.modalities),
-            c.d,
-            layers=c.layers,
-            heads=c.heads,
-            ffn=c.ffn,
-            dropout=c.dropout,
-            positions=c.positions,
-            max_positions=c.max_positions,
+            config.d,
+            layers=config.layers,
+            heads=config.heads,
+            ffn=config.ffn,
+            dropout=config.dropout,
+            positions=config.positions,
+            max_positions=config.max_positions,
         )
-        self.ec = mlp(c.d, c.d, spec.outputs, dropout=c.dropout)
+        self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
 
     def forward(self, batch: Batch) -> Prediction:
         logits, share = self.classify(batch, attention=True)
@@ -163,10 +160,9 @@ class FusionEncoderModel(FusionModel):
 
     def classify(self, batch: Batch, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         mask = {m: batch.mask(m) for m in self.spec.modalities}
-        z, share = self.fe(
-            {m: self.adapter[m](batch.x[m], mask[m]) for m in mask}, mask, attention=attention
-        )
+        h = {m: self.adapter[m](batch.x[m], mask[m]) for m in mask}
+        z, share = self.fe(h, mask, attention=attention)
         return self.ec(z), share
 
     def standardisers(self) -> dict[str, list[Standardise]]:
-        return {m: [layer.standardise] for m, layer in self.adapter.items()}
+        return {m: [adapter_of(self.adapter, m).standardise] for m in self.spec.modalities}

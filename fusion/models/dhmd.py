@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from mer.fusion.batch import Batch, DataSpec
-from mer.fusion.losses.contrastive import info_nce
+from mer.fusion.losses.contrastive import Impl, info_nce
 from mer.fusion.losses.graph import distillation
-from mer.fusion.models.dmd import DMD, DMDConfig, Outputs
+from mer.fusion.models.base import summed
+from mer.fusion.models.dmd import DMD, DMDConfig, DMDOutputs
 from mer.fusion.modules.dictionary import (
     Dictionary,
     Matches,
@@ -53,7 +54,7 @@ class DHMDConfig(DMDConfig):
     weight_dictionary: float = 0.1
     weight_activation: float = 0.05
     usage_decay: float = 0.98  # of the running mean activation that the monitors read
-    impl: Literal["auto", "eager", "chunked", "triton"] = "auto"  # of InfoNCE
+    impl: Impl = "auto"  # of InfoNCE: auto | eager | chunked | triton
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,20 +67,22 @@ class DHMD(DMD):
 
     def __init__(self, config: DHMDConfig, spec: DataSpec):
         super().__init__(config, spec)
-        m, d, c = len(self.modalities), config.width, config
-        if c.stage == "fine":
+        m, d = len(self.modalities), config.width
+        if config.stage == "fine":
             self.graph.clear()
-        options = dict(
-            shared=c.dictionary == "shared",
-            activation=c.activation,
-            temperature=c.dictionary_temperature,
-        )
-        widths = {} if c.stage == "coarse" else {"homo": d, "hetero": (m - 1) * d}
-        self.dictionary = nn.ModuleDict(
-            {s: Dictionary(self.modalities, n, c.atoms, **options) for s, n in widths.items()}
-        )
+        widths = {} if config.stage == "coarse" else {"homo": d, "hetero": (m - 1) * d}
+        self.dictionary = nn.ModuleDict()
+        for space, width in widths.items():
+            self.dictionary[space] = Dictionary(
+                self.modalities,
+                width,
+                config.atoms,
+                shared=config.dictionary == "shared",
+                activation=config.activation,
+                temperature=config.dictionary_temperature,
+            )
         for space in self.dictionary:
-            self.register_buffer(f"usage_{space}", torch.zeros(m, c.atoms))
+            self.register_buffer(f"usage_{space}", torch.zeros(m, config.atoms))
         self.overlap: dict[str, Tensor] = {}
 
     def extra_width(self, space: str, width: int) -> int:
@@ -103,28 +106,25 @@ class DHMD(DMD):
         edges = self.edges(outputs)
         return terms | self.graph_terms(outputs, edges) | self.dictionary_terms(outputs, edges)
 
-    def dictionary_terms(self, o: Outputs, edges: dict[str, Tensor]) -> dict[str, Tensor]:
-        c, terms = self.config, {}
-        students, teachers = zip(
-            *(
-                (self.modalities.index(s), self.modalities.index(t))
-                for s, t in pairs(self.modalities)
-            ),
-            strict=True,
-        )
+    def dictionary_terms(self, o: DMDOutputs, edges: dict[str, Tensor]) -> dict[str, Tensor]:
+        config, terms = self.config, {}
+        edges_of_all = pairs(self.modalities)
+        students = [self.modalities.index(student) for student, _ in edges_of_all]
+        teachers = [self.modalities.index(teacher) for _, teacher in edges_of_all]
         complete = bool(o.present.all()) if o.matches else True  # the one wait for the device
         for space, found in o.matches.items():
-            both = combinations(range(len(self.modalities)), 2)
-            terms[f"{space}_dictionary"] = sum(
-                self.matching(found.code, None if complete else o.present, i, j) for i, j in both
+            present = None if complete else o.present
+            terms[f"{space}_dictionary"] = summed(
+                self.matching(found.code, present, i, j)
+                for i, j in combinations(range(len(self.modalities)), 2)
             )
-            if c.match_activations:
+            if config.match_activations:
                 # The coarse stage says who teaches whom; the fine stage must not move its edges,
                 # hence detached.
-                usable = o.present[list(students)] & o.present[list(teachers)]
+                usable = o.present[students] & o.present[teachers]
                 weights = edges[space].detach() if space in edges else usable / len(students)
                 distance = jensen_shannon(
-                    found.activation[list(students)], found.activation.detach()[list(teachers)]
+                    found.activation[students], found.activation.detach()[teachers]
                 )
                 terms[f"{space}_activation"] = distillation(distance * usable, weights)
             self.monitor(space, found, o.present)
@@ -134,11 +134,10 @@ class DHMD(DMD):
         """Symmetric InfoNCE between the codes of two modalities, over the utterances that have both
         (None: all do).
         """
-        x, y = (
-            (code[i], code[j])
-            if present is None
-            else (code[k][present[i] & present[j]] for k in (i, j))
-        )
+        x, y = code[i], code[j]
+        if present is not None:
+            both = present[i] & present[j]
+            x, y = x[both], y[both]
         if len(x) == 0:
             return code.sum() * 0
         return info_nce(
@@ -149,22 +148,16 @@ class DHMD(DMD):
     def monitor(self, space: str, found: Matches, present: Tensor) -> None:
         self.overlap[space] = top_atom_overlap(found.activation, present)
         if self.training:
-            usage, now = (
-                getattr(self, f"usage_{space}"),
-                found.activation.sum(1) / present.sum(1, keepdim=True).clamp(min=1),
-            )
+            usage = getattr(self, f"usage_{space}")
+            now = found.activation.sum(1) / present.sum(1, keepdim=True).clamp(min=1)
             usage.lerp_(now, torch.where(usage.any(), 1 - self.config.usage_decay, 1.0).to(usage))
 
     def weights(self, progress: float) -> dict[str, float]:
-        c = self.config
-        return super().weights(progress) | {
-            f"{space}_{term}": weight
-            for space in self.dictionary
-            for term, weight in (
-                ("dictionary", c.weight_dictionary),
-                ("activation", c.weight_activation),
-            )
-        }
+        weights = super().weights(progress)
+        for space in self.dictionary:
+            weights[f"{space}_dictionary"] = self.config.weight_dictionary
+            weights[f"{space}_activation"] = self.config.weight_activation
+        return weights
 
     def diagnostics(self) -> dict[str, float]:
         """DMD's, and by space: `overlap`, share of utterance pairs of modalities with the same
@@ -175,14 +168,8 @@ class DHMD(DMD):
         for space, overlap in self.overlap.items():
             usage = getattr(self, f"usage_{space}")
             values[f"dictionary/{space}/overlap"] = overlap.item()
-            for name, entropy, dead in zip(
-                self.modalities,
-                usage_entropy(usage).tolist(),
-                dead_atoms(usage).tolist(),
-                strict=True,
-            ):
-                values |= {
-                    f"dictionary/{space}/entropy/{name}": entropy,
-                    f"dictionary/{space}/dead/{name}": dead,
-                }
+            entropies, dead = usage_entropy(usage).tolist(), dead_atoms(usage).tolist()
+            for number, name in enumerate(self.modalities):
+                values[f"dictionary/{space}/entropy/{name}"] = entropies[number]
+                values[f"dictionary/{space}/dead/{name}"] = dead[number]
         return values

@@ -4,10 +4,10 @@
     X_m -> X~_m          projection to width d, m in {L text, V vision, A audio}
     X~_m -> S_m, C_m     decoupling into a specific (heterogeneous) and a shared (homogeneous) part
                          modules/decoupling.py
-    C_m -> homo heads    one prediction and representation a modality; a GD-Unit distils between
+    C_m -> homo heads    one prediction and representation per modality; a GD-Unit distils between
                          them  modules/graph_distillation.py
-    C_m -> C_fus         self-attention a modality, read out and concatenated; a prediction of its
-                         own
+    C_m -> C_fus         self-attention within each modality, read out and concatenated; a
+                         prediction of its own
     S_m, S_n -> h_m      cross-modal transformers m <- n, concatenated, then a memory transformer
                          modules/crossmodal.py
     h_m -> hetero heads  as the homo heads, with a GD-Unit of their own
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,9 @@ from mer.fusion.losses.precision import widened
 from mer.fusion.losses.reconstruction import masked_mse
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.models import Prediction
-from mer.fusion.models.base import FusionModel
+from mer.fusion.models.base import FusionModel, standardiser_of, summed
 from mer.fusion.modules.crossmodal import CrossModalEncoder
-from mer.fusion.modules.decoupling import Decoupling, Parts
+from mer.fusion.modules.decoupling import Decoupled, Decoupling
 from mer.fusion.modules.dictionary import Matches
 from mer.fusion.modules.graph_distillation import GDUnit
 from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
@@ -57,31 +57,35 @@ STREAM_ORDER = ("text", "audio", "vision")
 # What the public code does. Each is off by default; `as_published = ["all"]` reproduces the public
 # model, number for number.
 PUBLISHED = {
-    "valid_convolution": "the projection is not padded: kernel - 1 steps are lost, and streams of "
-    "equal "
-    "length "
-    "become unequal",
-    "flatten": "homo and alignment layers read the flattened sequence, so weights are tied to one "
-    "padded "
-    "length (`length_*`)",
+    "valid_convolution": (
+        "the projection is not padded: kernel - 1 steps are lost, and streams of equal "
+        "length become unequal"
+    ),
+    "flatten": (
+        "homo and alignment layers read the flattened sequence, so weights are tied to one "
+        "padded length (`length_*`)"
+    ),
     "no_padding_mask": "padding takes part in attention, readout and every loss",
     "last_step": "sequences are read out at their last padded step",
-    "band_mask": "attention is limited to key - query <= |T_q - T_k|, which is causal only for "
-    "equal "
-    "lengths",
+    "band_mask": (
+        "attention is limited to key - query <= |T_q - T_k|, which is causal only for equal lengths"
+    ),
     "zero_positions": "a step whose channel 0 is exactly 0 gets no position",
     "relu_representation": "the homo representation is taken after an in-place ReLU",
     "no_gate": "the fusion gate sigmoid(W h) replaces h instead of scaling it",
-    "authors_prior": "the GD-Units' prior favours text -> others (homo) and also vision -> audio "
-    "(hetero)",
-    "homo_repr_unused": "the homo representation distillation is computed and left out of the "
-    "total",
+    "authors_prior": (
+        "the GD-Units' prior favours text -> others (homo) and also vision -> audio (hetero)"
+    ),
+    "homo_repr_unused": (
+        "the homo representation distillation is computed and left out of the total"
+    ),
     "hetero_repr_repels": "the hetero representation term pushes modalities apart: max(0, cos)",
     "hetero_repr_reduced": "and it is averaged over the batch before the edges weigh it",
     "orthogonality": "max(0, cos), summed over the batch axis instead of the features",
-    "margin": "positives share the exact float label, negatives come from any modality, the "
-    "margin is "
-    "0.15 |label difference|",
+    "margin": (
+        "positives share the exact float label, negatives come from any modality, the "
+        "margin is 0.15 |label difference|"
+    ),
     "unused_layers": "a projection of the flattened S_m is computed that no loss uses",
 }
 
@@ -173,7 +177,7 @@ class DMDConfig:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class DMDOutputs:
     """All that one pass computes, modalities in the model's order.
 
     present (M, B) bool; homo and hetero: logits (M, B, C) and representations (M, B, d) and (M, B,
@@ -182,7 +186,7 @@ class Outputs:
     found in each space (DHMD).
     """
 
-    parts: dict[str, Parts]
+    parts: dict[str, Decoupled]
     present: Tensor
     homo_logits: Tensor
     homo_representation: Tensor
@@ -196,23 +200,56 @@ class Outputs:
     matches: dict[str, Matches]
 
 
+class HeadOutputs(NamedTuple):
+    """Of one head: logits (B, C), W1 x (B, hidden), y (B, n)."""
+
+    logits: Tensor
+    hidden: Tensor
+    output: Tensor
+
+
+class SharedBranch(NamedTuple):
+    """`vectors` (B, n) of the C_m by modality, what the homo heads made of them and their codes,
+    and C_fus (B, n).
+    """
+
+    vectors: dict[str, Tensor]
+    heads: list[HeadOutputs]
+    in_common: Tensor
+    matches: Matches | None
+
+
+class SpecificBranch(NamedTuple):
+    """h_m (B, n) by modality as read out, with its code joined, and what the hetero heads made of
+    it.
+    """
+
+    last: dict[str, Tensor]
+    joined: dict[str, Tensor]
+    heads: list[HeadOutputs]
+    matches: Matches | None
+
+
+def _place(modality: str, order: tuple[str, ...]) -> int:
+    """Position in a published order; modalities that it does not know come last."""
+    return order.index(modality) if modality in order else len(order)
+
+
 class ResidualHead(nn.Module):
     """y = x + W2 dropout(relu(W1 x)); logits = W y."""
 
     def __init__(self, width: int, hidden: int, outputs: int, dropout: float):
         super().__init__()
-        self.fc1, self.fc2, self.out = (
-            nn.Linear(width, hidden),
-            nn.Linear(hidden, width),
-            nn.Linear(width, outputs),
-        )
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.out = nn.Linear(width, outputs)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, n) -> logits (B, C), W1 x (B, hidden), y (B, n)."""
+    def forward(self, x: Tensor) -> HeadOutputs:
+        """x (B, n)."""
         hidden = self.fc1(x)
         y = x + self.fc2(self.dropout(F.relu(hidden)))
-        return self.out(y), hidden, y
+        return HeadOutputs(self.out(y), hidden, y)
 
 
 class DMD(FusionModel):
@@ -220,78 +257,95 @@ class DMD(FusionModel):
 
     def __init__(self, config: DMDConfig, spec: DataSpec):
         super().__init__(config, spec)
-        names = sorted(
-            spec.modalities, key=lambda m: (ORDER.index(m) if m in ORDER else len(ORDER), m)
-        )
+        names = sorted(spec.modalities, key=lambda m: (_place(m, ORDER), m))
         if len(names) < 2:
             raise DataError(
                 f"{type(self).__name__} distils between modalities and needs two; got only "
                 f"{names[0]}: use --model {names[0]}"
             )
         self.modalities = tuple(names)
-        c, d, m = config, config.width, len(names)
+        d, others = config.width, len(names) - 1
+        # widths of what the heads and the fusion read
+        self.shared_width = len(names) * (d + self.extra_width("homo", d))
+        self.specific_width = others * d + self.extra_width("hetero", others * d)
+        self._build_decoupling(spec)
+        self._build_shared(spec.outputs)
+        self._build_specific(spec.outputs, others * d)
+        self._build_fusion(spec.outputs)
+        self.logged: dict[str, Tensor] = {}
+
+    def _build_decoupling(self, spec: DataSpec) -> None:
+        config, names = self.config, self.modalities
         self.decoupling = Decoupling(
             {n: spec.modalities[n] for n in names},
-            d,
-            {n: c.of("kernel", n) for n in names},
-            valid="valid_convolution" in c.as_published,
+            config.width,
+            {n: config.of("kernel", n) for n in names},
+            valid=self.published("valid_convolution"),
         )
         self.standardise = nn.ModuleDict({n: Standardise(spec.modalities[n]) for n in names})
-        self.text_dropout = nn.Dropout(c.drop("text"))
+        self.text_dropout = nn.Dropout(config.drop("text"))
 
-        # Shared parts. A vector is the mean over steps, or (as published) all steps one after the
-        # other.
-        vector = {n: d * self.steps(n) if "flatten" in c.as_published else d for n in names}
+    def _build_shared(self, outputs: int) -> None:
+        """A vector is the mean over steps, or (as published) all steps one after the other."""
+        config, d, names = self.config, self.config.width, self.modalities
+        vector = {n: d * self.steps(n) if self.published("flatten") else d for n in names}
         homo = {n: width + self.extra_width("homo", d) for n, width in vector.items()}
+        unused = names if self.published("unused_layers") else ()
         self.align = nn.ModuleDict({n: nn.Linear(vector[n], d) for n in names})
-        self.unused = nn.ModuleDict(
-            {n: nn.Linear(vector[n], d) for n in names if "unused_layers" in c.as_published}
-        )
+        self.unused = nn.ModuleDict({n: nn.Linear(vector[n], d) for n in unused})
         self.homo_head = nn.ModuleDict(
-            {n: ResidualHead(homo[n], d, spec.outputs, c.drop("output")) for n in names}
+            {n: ResidualHead(homo[n], d, outputs, config.drop("output")) for n in names}
         )
-        self.self_attention = nn.ModuleDict({n: self.encoder(d, c.layers, n) for n in names})
-        shared = m * (d + self.extra_width("homo", d))
-        self.shared_head = ResidualHead(shared, shared, spec.outputs, c.drop("output"))
+        self.self_attention = nn.ModuleDict({n: self.encoder(d, config.layers, n) for n in names})
+        self.shared_head = self._head(self.shared_width, outputs)
 
-        # Specific parts.
-        memory = (m - 1) * d
-        hetero = memory + self.extra_width("hetero", memory)
-        self.cross = nn.ModuleDict(
-            {f"{n}<-{s}": self.encoder(d, c.layers, s) for n in names for s in self.sources(n)}
-        )
+    def _build_specific(self, outputs: int, memory: int) -> None:
+        """`memory`: width of the concatenated cross-modal streams."""
+        config, names = self.config, self.modalities
+        self.cross = nn.ModuleDict()
+        for n in names:
+            for source in self.sources(n):
+                self.cross[f"{n}<-{source}"] = self.encoder(config.width, config.layers, source)
         self.memory = nn.ModuleDict(
-            {n: self.encoder(memory, c.memory_layers, "text") for n in names}
+            {n: self.encoder(memory, config.memory_layers, "text") for n in names}
         )
         self.hetero_head = nn.ModuleDict(
-            {n: ResidualHead(hetero, hetero, spec.outputs, c.drop("output")) for n in names}
+            {n: self._head(self.specific_width, outputs) for n in names}
         )
 
-        # Fusion and graphs.
+    def _build_fusion(self, outputs: int) -> None:
+        """The gates, the last head, and the graph of each space."""
+        config, names, hetero = self.config, self.modalities, self.specific_width
         self.gate = nn.ModuleDict({n: nn.Linear(hetero, hetero) for n in names})
-        self.shared_gate = nn.Linear(shared, shared)
-        self.fused_head = ResidualHead(
-            m * hetero + shared, m * hetero + shared, spec.outputs, c.drop("output")
-        )
-        prior = "authors" if self.published("authors_prior") else c.prior
-        options = dict(softmax=c.edge_softmax, temperature=c.edge_temperature, prior=prior)
-        sizes = {"homo": (d, c.graph_width_homo), "hetero": (hetero, c.graph_width_hetero)}
-        self.graph = nn.ModuleDict(
-            {
-                s: GDUnit(self.modalities, spec.outputs, *n, space=s, **options)
-                for s, n in sizes.items()
-            }
-        )
-        self.logged: dict[str, Tensor] = {}
+        self.shared_gate = nn.Linear(self.shared_width, self.shared_width)
+        self.fused_head = self._head(len(names) * hetero + self.shared_width, outputs)
+        sizes = {
+            "homo": (config.width, config.graph_width_homo),
+            "hetero": (hetero, config.graph_width_hetero),
+        }
+        self.graph = nn.ModuleDict()
+        for space, (width, size) in sizes.items():
+            self.graph[space] = GDUnit(
+                names,
+                outputs,
+                width,
+                size,
+                space=space,
+                softmax=config.edge_softmax,
+                temperature=config.edge_temperature,
+                prior="authors" if self.published("authors_prior") else config.prior,
+            )
+
+    def _head(self, width: int, outputs: int) -> ResidualHead:
+        return ResidualHead(width, width, outputs, self.config.drop("output"))
 
     def published(self, name: str) -> bool:
         return name in self.config.as_published
 
     def sources(self, modality: str) -> list[str]:
+        """The other modalities, in the order in which their streams are concatenated."""
         others = [n for n in self.modalities if n != modality]
-        return sorted(
-            others, key=lambda n: STREAM_ORDER.index(n) if n in STREAM_ORDER else len(STREAM_ORDER)
-        )
+        return sorted(others, key=lambda n: _place(n, STREAM_ORDER))
 
     def steps(self, modality: str) -> int:
         """Steps of a flattened sequence."""
@@ -307,16 +361,16 @@ class DMD(FusionModel):
         return steps
 
     def encoder(self, width: int, layers: int, source: str) -> CrossModalEncoder:
-        c = self.config
+        config = self.config
         return CrossModalEncoder(
             width,
-            c.heads,
+            config.heads,
             layers,
-            attention_dropout=c.drop_attention(source),
-            embedding_dropout=c.drop("embedding"),
-            hidden_dropout=c.drop("hidden"),
-            residual_dropout=c.drop("residual"),
-            causal=c.causal,
+            attention_dropout=config.drop_attention(source),
+            embedding_dropout=config.drop("embedding"),
+            hidden_dropout=config.drop("hidden"),
+            residual_dropout=config.drop("residual"),
+            causal=config.causal,
             band=self.published("band_mask"),
             zero_positions=self.published("zero_positions"),
         )
@@ -343,7 +397,7 @@ class DMD(FusionModel):
 
     # --- one pass
 
-    def decouple(self, batch: Batch) -> dict[str, Parts]:
+    def decouple(self, batch: Batch) -> dict[str, Decoupled]:
         parts = {}
         for m in self.modalities:
             mask = batch.mask(m)
@@ -381,7 +435,7 @@ class DMD(FusionModel):
             zero_padding(x, mask).flatten(1) if self.published("flatten") else masked_mean(x, mask)
         )
 
-    def attend(self, modality: str, parts: dict[str, Parts]) -> Tensor:
+    def attend(self, modality: str, parts: dict[str, Decoupled]) -> Tensor:
         """The specific part of one modality as the others see it: (B, T, (M-1) d)."""
         own = parts[modality]
         streams = []
@@ -393,53 +447,75 @@ class DMD(FusionModel):
             )
         return self.memory[modality](torch.cat(streams, -1), mask=own.mask)
 
-    def gated(self, gate: nn.Linear, x: Tensor) -> Tensor:
+    def gated(self, gate: nn.Module, x: Tensor) -> Tensor:
         share = gate(x).sigmoid()
         return share if self.published("no_gate") else share * x
 
-    def encode(self, batch: Batch) -> Outputs:
+    def encode(self, batch: Batch) -> DMDOutputs:
+        """Everything that the losses and the prediction read, in one pass."""
         parts = self.decouple(batch)
-        masks = {m: p.mask for m, p in parts.items()}
-
-        shared = {m: p.shared for m, p in parts.items()}
-        vectors = {m: self.vector(x, masks[m]) for m, x in shared.items()}
-        matches = {"homo": self.lookup("homo", shared, masks)}
-        homo = [self.homo_head[m](x) for m, x in self.joined(vectors, matches["homo"]).items()]
-        attended = {
-            m: self.readout(self.self_attention[m](x, mask=masks[m]), masks[m])
-            for m, x in shared.items()
-        }
-        in_common = torch.cat(list(self.joined(attended, matches["homo"]).values()), 1)
-
-        memory = {m: self.attend(m, parts) for m in parts}
-        last = {m: self.readout(x, masks[m]) for m, x in memory.items()}
-        matches["hetero"] = self.lookup("hetero", memory, masks)
-        specific = self.joined(last, matches["hetero"])
-        hetero = [self.hetero_head[m](x) for m, x in specific.items()]
-
-        fused = [self.gated(self.gate[m], x) for m, x in specific.items()] + [
-            self.gated(self.shared_gate, in_common)
-        ]
-        representation = torch.stack([hidden for _, hidden, _ in homo])
-        unused = [
-            layer(self.vector(parts[m].specific, masks[m])) for m, layer in self.unused.items()
-        ]
-        return Outputs(
+        shared, specific = self.shared_branch(parts), self.specific_branch(parts)
+        # autograd adds up gradients in the reverse order of these lines: another order, another run
+        gated = self.all_gated(specific.joined, shared.in_common)
+        representation = self.homo_representation(shared.heads)
+        unused = self.unused_projections(parts)
+        matches = {"homo": shared.matches, "hetero": specific.matches}
+        return DMDOutputs(
             parts=parts,
-            present=torch.stack([mask.any(1) for mask in masks.values()]),
-            homo_logits=torch.stack([logits for logits, _, _ in homo]),
-            homo_representation=representation.relu()
-            if self.published("relu_representation")
-            else representation,
-            hetero_logits=torch.stack([logits for logits, _, _ in hetero]),
-            hetero_representation=torch.stack([y for _, _, y in hetero]),
-            aligned=torch.stack([self.align[m](x) for m, x in vectors.items()]),
-            last=torch.stack(list(last.values())),
-            shared_logits=self.shared_head(in_common)[0],
-            logits=self.fused_head(torch.cat(fused, 1))[0],
-            unused=torch.stack(unused) if unused else None,
+            present=torch.stack([p.mask.any(1) for p in parts.values()]),
+            homo_logits=torch.stack([head.logits for head in shared.heads]),
+            homo_representation=representation,
+            hetero_logits=torch.stack([head.logits for head in specific.heads]),
+            hetero_representation=torch.stack([head.output for head in specific.heads]),
+            aligned=torch.stack([self.align[m](x) for m, x in shared.vectors.items()]),
+            last=torch.stack(list(specific.last.values())),
+            shared_logits=self.shared_head(shared.in_common).logits,
+            logits=self.fused_head(torch.cat(gated, 1)).logits,
+            unused=unused,
             matches={space: found for space, found in matches.items() if found is not None},
         )
+
+    def shared_branch(self, parts: dict[str, Decoupled]) -> SharedBranch:
+        """C_m to homo heads, and to C_fus."""
+        sequences = {m: p.shared for m, p in parts.items()}
+        masks = {m: p.mask for m, p in parts.items()}
+        vectors = {m: self.vector(x, masks[m]) for m, x in sequences.items()}
+        matches = self.lookup("homo", sequences, masks)
+        heads = [self.homo_head[m](x) for m, x in self.joined(vectors, matches).items()]
+        attended = {m: self.attended(m, x, masks[m]) for m, x in sequences.items()}
+        in_common = torch.cat(list(self.joined(attended, matches).values()), 1)
+        return SharedBranch(vectors, heads, in_common, matches)
+
+    def specific_branch(self, parts: dict[str, Decoupled]) -> SpecificBranch:
+        """S_m, S_n to h_m, and to hetero heads."""
+        memory = {m: self.attend(m, parts) for m in parts}
+        masks = {m: p.mask for m, p in parts.items()}
+        last = {m: self.readout(x, masks[m]) for m, x in memory.items()}
+        matches = self.lookup("hetero", memory, masks)
+        joined = self.joined(last, matches)
+        heads = [self.hetero_head[m](x) for m, x in joined.items()]
+        return SpecificBranch(last, joined, heads, matches)
+
+    def attended(self, modality: str, shared: Tensor, mask: Tensor) -> Tensor:
+        """(B, d) the shared part of one modality after self-attention, read out."""
+        return self.readout(self.self_attention[modality](shared, mask=mask), mask)
+
+    def homo_representation(self, heads: list[HeadOutputs]) -> Tensor:
+        """(M, B, d)."""
+        hidden = torch.stack([head.hidden for head in heads])
+        return hidden.relu() if self.published("relu_representation") else hidden
+
+    def all_gated(self, specific: dict[str, Tensor], in_common: Tensor) -> list[Tensor]:
+        """Every h_m (B, n), and C_fus."""
+        gated = [self.gated(self.gate[m], x) for m, x in specific.items()]
+        return [*gated, self.gated(self.shared_gate, in_common)]
+
+    def unused_projections(self, parts: dict[str, Decoupled]) -> Tensor | None:
+        """(M, B, d) only as published: no loss reads them."""
+        if not self.unused:
+            return None
+        vectors = {m: self.vector(parts[m].specific, parts[m].mask) for m in self.unused}
+        return torch.stack([layer(vectors[m]) for m, layer in self.unused.items()])
 
     def forward(self, batch: Batch) -> Prediction:
         outputs = self.encode(batch)
@@ -453,8 +529,8 @@ class DMD(FusionModel):
         """
         parts = self.decouple(batch)
         return {
-            k: {m: masked_mean(getattr(p, k), p.mask) for m, p in parts.items()}
-            for k in ("shared", "specific")
+            "shared": {m: masked_mean(p.shared, p.mask) for m, p in parts.items()},
+            "specific": {m: masked_mean(p.specific, p.mask) for m, p in parts.items()},
         }
 
     # --- losses
@@ -470,7 +546,7 @@ class DMD(FusionModel):
             | self.graph_terms(outputs, self.edges(outputs))
         )
 
-    def task_terms(self, o: Outputs, batch: Batch) -> dict[str, Tensor]:
+    def task_terms(self, o: DMDOutputs, batch: Batch) -> dict[str, Tensor]:
         def term(logits: Tensor, present: Tensor) -> Tensor:
             unknown = -1 if self.spec.task == "single" else torch.nan
             seen = present if batch.target.ndim == 1 else present[:, None]
@@ -480,29 +556,32 @@ class DMD(FusionModel):
         return {
             "task": term(o.logits, some),
             "shared": term(o.shared_logits, some),
-            "homo": sum(term(x, p) for x, p in zip(o.homo_logits, o.present, strict=True)),
-            "hetero": sum(term(x, p) for x, p in zip(o.hetero_logits, o.present, strict=True)),
+            "homo": summed(map(term, o.homo_logits, o.present)),
+            "hetero": summed(map(term, o.hetero_logits, o.present)),
         }
 
-    def decoupling_terms(self, o: Outputs, batch: Batch) -> dict[str, Tensor]:
-        parts = o.parts.values()
-        if self.published("orthogonality"):
-            parallel = sum(orthogonality_over_batch(p.specific, p.shared) for p in parts)
-        else:
-            parallel = sum(
-                orthogonality(p.specific, p.shared, p.mask, kind=self.config.orthogonality)
-                for p in parts
-            )
+    def decoupling_terms(self, o: DMDOutputs, batch: Batch) -> dict[str, Tensor]:
+        def parallel(p: Decoupled) -> Tensor:
+            if self.published("orthogonality"):
+                return orthogonality_over_batch(p.specific, p.shared)
+            return orthogonality(p.specific, p.shared, p.mask, kind=self.config.orthogonality)
+
+        def unlike(p: Decoupled) -> Tensor:
+            return masked_mse(widened(p.restored), widened(p.origin), p.mask)
+
+        def unlike_again(p: Decoupled) -> Tensor:
+            return masked_mse(widened(p.again), widened(p.specific), p.mask)
+
+        parts = list(o.parts.values())
+        orthogonal = summed(map(parallel, parts))
         return {
-            "reconstruction": sum(
-                masked_mse(widened(p.restored), widened(p.origin), p.mask) for p in parts
-            ),
-            "cycle": sum(masked_mse(widened(p.again), widened(p.specific), p.mask) for p in parts),
-            "orthogonality": parallel,
+            "reconstruction": summed(map(unlike, parts)),
+            "cycle": summed(map(unlike_again, parts)),
+            "orthogonality": orthogonal,
             "margin": self.margin_term(o, batch),
         }
 
-    def margin_term(self, o: Outputs, batch: Batch) -> Tensor:
+    def margin_term(self, o: DMDOutputs, batch: Batch) -> Tensor:
         # rows are utterance-major there; the loss does not depend on their order
         if self.published("margin"):
             score = batch.target.flatten(1)[:, 0] if batch.target.ndim > 1 else batch.target
@@ -512,31 +591,34 @@ class DMD(FusionModel):
         same, known = same_emotion(batch.target, task=self.spec.task)
         return margin_loss(o.aligned, same, known, o.present, margin=self.config.margin)
 
-    def edges(self, o: Outputs) -> dict[str, Tensor]:
+    def graphs(self) -> dict[str, GDUnit]:
+        return {space: cast(GDUnit, unit) for space, unit in self.graph.items()}
+
+    def edges(self, o: DMDOutputs) -> dict[str, Tensor]:
         """(E, B) by space."""
         seen = {
             "homo": (o.homo_logits, o.homo_representation),
             "hetero": (o.hetero_logits, o.hetero_representation),
         }
-        edges = {space: graph(*seen[space], o.present) for space, graph in self.graph.items()}
+        edges = {space: graph(*seen[space], o.present) for space, graph in self.graphs().items()}
         self.logged = {space: e.detach().mean(1) for space, e in edges.items()}
         return edges
 
-    def graph_terms(self, o: Outputs, edges: dict[str, Tensor]) -> dict[str, Tensor]:
-        c = self.config
+    def graph_terms(self, o: DMDOutputs, edges: dict[str, Tensor]) -> dict[str, Tensor]:
+        config = self.config
         logits = {"homo": o.homo_logits, "hetero": o.hetero_logits}
         representation = {"homo": o.homo_representation, "hetero": o.hetero_representation}
-        kind = {"homo": c.homo_representation, "hetero": c.hetero_representation}
+        kind = {"homo": config.homo_representation, "hetero": config.hetero_representation}
         if self.published("homo_repr_unused"):
             kind["homo"] = "off"
         if self.published("hetero_repr_repels"):
             kind["hetero"] = "repel"
         terms = {}
-        for space, graph in self.graph.items():
+        for space, graph in self.graphs().items():
             weights = graph.weights(edges[space], o.present)
             ends = graph.student, graph.teacher
             distances = logit_distances(
-                logits[space], *ends, task=self.spec.task, temperature=c.distill_temperature
+                logits[space], *ends, task=self.spec.task, temperature=config.distill_temperature
             )
             terms[f"{space}_logit"] = distillation(distances, weights)
             terms[f"{space}_edges"] = edge_regulariser(edges[space], graph.prior, o.present.all(0))
@@ -548,37 +630,36 @@ class DMD(FusionModel):
         return terms
 
     def weights(self, progress: float) -> dict[str, float]:
-        c = self.config
+        config = self.config
         weights = {
             "task": 1.0,
-            "shared": c.weight_shared,
-            "homo": c.weight_heads,
-            "hetero": c.weight_heads,
+            "shared": config.weight_shared,
+            "homo": config.weight_heads,
+            "hetero": config.weight_heads,
         }
-        weights |= {"reconstruction": c.weight_reconstruction, "cycle": c.weight_reconstruction}
-        weights |= {"orthogonality": c.weight_orthogonality, "margin": c.weight_margin}
+        weights |= {
+            "reconstruction": config.weight_reconstruction,
+            "cycle": config.weight_reconstruction,
+        }
+        weights |= {"orthogonality": config.weight_orthogonality, "margin": config.weight_margin}
         for space in ("homo", "hetero"):
-            weights[f"{space}_logit"] = c.weight_graph
-            weights[f"{space}_edges"] = c.weight_graph * c.weight_edges
-            weights[f"{space}_representation"] = c.weight_graph * c.weight_representation
+            weights[f"{space}_logit"] = config.weight_graph
+            weights[f"{space}_edges"] = config.weight_graph * config.weight_edges
+            weights[f"{space}_representation"] = config.weight_graph * config.weight_representation
         return weights
 
     def standardisers(self) -> dict[str, list[Standardise]]:
-        return {m: [layer] for m, layer in self.standardise.items()}
+        return {m: [standardiser_of(self.standardise, m)] for m in self.modalities}
 
     def diagnostics(self) -> dict[str, float]:
         """`edge/<space>/<teacher>-><student>`: mean edge weights of the last `losses` call, before
         the prior is added.
         """
-        named = {
-            space: zip(self.graph[space].names(), mean.tolist(), strict=True)
-            for space, mean in self.logged.items()
-        }
-        return {
-            f"edge/{space}/{name}": weight
-            for space, edges in named.items()
-            for name, weight in edges
-        }
+        values, graphs = {}, self.graphs()
+        for space, mean in self.logged.items():
+            for name, weight in zip(graphs[space].names(), mean.tolist(), strict=True):
+                values[f"edge/{space}/{name}"] = weight
+        return values
 
 
 # The authors' parameter names, and ours. Groups are translated by WORDS.
@@ -619,6 +700,18 @@ LAYER = {
 LAYER |= {"layer_norm.": "norm."}
 
 
+def _renamed(name: str) -> str:
+    """The authors' name of a parameter in this model's words."""
+    for pattern, template in RENAMED.items():
+        match = re.match(rf"(?:{pattern})(?=\.)", name)
+        if match is not None:
+            rest = name[match.end() :]
+            for theirs, ours in LAYER.items():
+                rest = rest.replace(theirs, ours)
+            return template.format(*(WORDS[group] for group in match.groups())) + rest
+    raise DataError(f"{name} is no parameter of the published model")
+
+
 def from_published(state: dict[str, Tensor], config: DMDConfig) -> dict[str, Tensor]:
     """The authors' `state_dict` (its GD-Units' entries prefixed `homo.` and `hetero.`) under this
     model's names.
@@ -631,12 +724,7 @@ def from_published(state: dict[str, Tensor], config: DMDConfig) -> dict[str, Ten
     for name, value in state.items():
         if name.endswith(".version") or ".embed_positions." in name:  # not weights
             continue
-        pattern, template = next((p, t) for p, t in RENAMED.items() if re.match(rf"{p}\.", name))
-        match = re.match(pattern, name)
-        rest = name[match.end() :]
-        for theirs, ours in LAYER.items():
-            rest = rest.replace(theirs, ours)
-        new = template.format(*(WORDS[g] for g in match.groups())) + rest
+        new = _renamed(name)
         if new.startswith("unused.") and "unused_layers" not in config.as_published:
             continue
         if new.startswith(("decoupling.private", "decoupling.common", "decoupling.decoder")):

@@ -13,7 +13,9 @@ docs/papers/drkf.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import torch
@@ -22,13 +24,14 @@ from torch import Tensor, nn
 
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses import (
+    Contrast,
+    Impl,
     balanced_bce,
-    info_nce,
+    contrastive_losses,
     kl_to_label,
     kl_to_posterior,
     masked_mse,
     mi_lower_bound,
-    nt_xent,
     same_emotion,
 )
 from mer.fusion.models import Prediction
@@ -36,7 +39,14 @@ from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder, sample_pairs
-from mer.fusion.modules.orl import Adapter, ResidualAutoencoder, Temperature, active_blocks, ramp
+from mer.fusion.modules.orl import (
+    Adapter,
+    ResidualAutoencoder,
+    Temperature,
+    active_blocks,
+    adapter_of,
+    ramp,
+)
 from mer.fusion.modules.pooling import Standardise, masked_mean
 from mer.pipeline.errors import DataError
 
@@ -75,7 +85,7 @@ class DRKFConfig:
     tau_low: float = 0.01  # its lower bound (published bounds: 0 and 1)
     tau_high: float = 1.0  # the upper one
     tau_lr_scale: float = 10.0  # on the learning rate of theta (published: 1)
-    impl: str = "auto"  # of the contrastive losses: auto | eager | chunked | triton
+    impl: Impl = "auto"  # of the contrastive losses: auto | eager | chunked | triton
 
     # no gradient of rec through: both input and target | target | none (published)
     rec_stop: str = "both"
@@ -139,70 +149,104 @@ class DRKFConfig:
             )
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A batch after the adapters, by modality: H_m, what the fusion encoder reads (the same, or its
+    own adapters' output), mean H_m (B, d), masks (B, T_m), and which rows have the modality (B,).
+    """
+
+    h: dict[str, Tensor]
+    x: dict[str, Tensor]
+    mean: dict[str, Tensor]
+    mask: dict[str, Tensor]
+    present: dict[str, Tensor]
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every row has every modality: the one wait for the device, in training only."""
+        return bool(torch.stack(list(self.present.values())).all())
+
+    def rows(self, *modalities: str) -> Tensor | slice:
+        """Index of the rows that have all these modalities."""
+        if self.complete or not modalities:
+            return slice(None)
+        return torch.stack([self.present[m] for m in modalities]).all(0).nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """mean G_m (B, d), and A_m's output (B, T_m, d) that is held against H_m."""
+
+    mean: Tensor
+    restored: Tensor
+
+
 class DRKF(FusionModel):
     def __init__(self, config: DRKFConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        c, names = config, tuple(spec.modalities)
+        names = tuple(spec.modalities)
         self.pairs = list(combinations(names, 2))
 
         def adapters() -> nn.ModuleDict:
             return nn.ModuleDict(
                 {
-                    m: Adapter(width, c.d, dropout=c.feature_dropout)
+                    m: Adapter(width, config.d, dropout=config.feature_dropout)
                     for m, width in spec.modalities.items()
                 }
             )
 
         self.adapter = adapters()
-        self.fe_adapter = adapters() if c.fe_input == "raw" else None
-        self.unimodal = nn.ModuleDict({m: nn.Linear(c.d, spec.outputs) for m in names})
+        self.fe_adapter = adapters() if config.fe_input == "raw" else None
+        self.unimodal = nn.ModuleDict({m: nn.Linear(config.d, spec.outputs) for m in names})
         self.fe = FusionEncoder(
             names,
-            c.d,
-            layers=c.layers,
-            heads=c.heads,
-            ffn=c.ffn,
-            dropout=c.dropout,
-            positions=c.positions,
-            max_positions=c.max_positions,
+            config.d,
+            layers=config.layers,
+            heads=config.heads,
+            ffn=config.ffn,
+            dropout=config.dropout,
+            positions=config.positions,
+            max_positions=config.max_positions,
         )
-        self.ec = mlp(c.d, c.d, spec.outputs, dropout=c.dropout)
-        self.ed = mlp(c.d, c.d, 1, dropout=c.dropout) if self.pairs else None
+        self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
+        self.ed = mlp(config.d, config.d, 1, dropout=config.dropout) if self.pairs else None
 
         self.autoencoder = nn.ModuleDict(
-            {m: ResidualAutoencoder(c.d, c.ae_layers, c.ae_blocks) for m in names}
+            {m: ResidualAutoencoder(config.d, config.ae_layers, config.ae_blocks) for m in names}
         )
-        self.noise = LockedDropout(c.ae_noise)
+        self.noise = LockedDropout(config.ae_noise)
         self.projection = nn.ModuleDict(
-            {m: nn.Sequential(nn.Linear(c.d, c.d), nn.ReLU(), nn.Linear(c.d, c.d_p)) for m in names}
+            {
+                m: nn.Sequential(
+                    nn.Linear(config.d, config.d), nn.ReLU(), nn.Linear(config.d, config.d_p)
+                )
+                for m in names
+            }
         )
-        self.temperature = Temperature(c.tau, low=c.tau_low, high=c.tau_high)
-        self.lr_scale = {"temperature.theta": c.tau_lr_scale}
+        self.temperature = Temperature(config.tau, low=config.tau_low, high=config.tau_high)
+        self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
 
     # Inference
 
     def forward(self, batch: Batch) -> Prediction:
-        mask = {m: batch.mask(m) for m in self.spec.modalities}
-        h = self.adapt(self.adapter, batch, mask)
-        x = h if self.fe_adapter is None else self.adapt(self.fe_adapter, batch, mask)
-        z, share = self.fe(x, mask, attention=True)
-        alone = {m: self.unimodal[m](masked_mean(h[m], mask[m])) for m in h}
-        return Prediction(self.ec(z), alone, share, self.disagreement(z, x, mask))
+        seen = self.encode(batch)
+        z, share = self.fe(seen.x, seen.mask, attention=True)
+        alone = {m: self.unimodal[m](mean) for m, mean in seen.mean.items()}
+        return Prediction(self.ec(z), alone, share, self.disagreement(z, seen))
 
-    def disagreement(
-        self, z: Tensor, x: dict[str, Tensor], mask: dict[str, Tensor]
-    ) -> Tensor | None:
+    def disagreement(self, z: Tensor, seen: Encoded) -> Tensor | None:
         """(B,) 1 - P(same emotion), mean over the pairs of modalities that the row has; NaN for a
         row with fewer than two.
         """
         if not self.pairs:
             return None
+        x, mask = seen.x, seen.mask
         values, valid = [], []
         for m, n in self.pairs:
             pair = z if len(x) == 2 else self.fe({m: x[m], n: x[n]}, {m: mask[m], n: mask[n]})[0]
-            values.append(1 - self.ed(pair)[:, 0].float().sigmoid())
-            valid.append(mask[m].any(1) & mask[n].any(1))
+            values.append(1 - self.same_emotion_logit(pair).float().sigmoid())
+            valid.append(seen.present[m] & seen.present[n])
         value, known = torch.stack(values), torch.stack(valid)
         return value.where(known, 0).sum(0) / known.sum(0)  # 0 / 0 is the NaN
 
@@ -213,159 +257,223 @@ class DRKF(FusionModel):
     # Training
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """ec, uni_m, mi_m, mi_m_n, rec_m, kl_m, ed: as in docs/papers/drkf.md.
+        """ec, uni_m, rec_m, kl_m, mi_m, mi_m_n, ed: the terms of docs/papers/drkf.md, each defined
+        by the method that is named after it.
 
         Rows that lack a modality take no part in its terms.
         """
-        c, task, target = self.config, self.spec.task, batch.target
+        config = self.config
+        self.last = {"ramp": self.ramp(progress), "ae_blocks": float(self.blocks(progress))}
+        seen = self.encode(batch)
+        z, _ = self.fe(seen.x, seen.mask)
+        terms = {"ec": self.task_loss(self.ec(z), batch.target)}
+        augmented = self.augmented_views(seen, progress)
+        for m in self.spec.modalities:
+            rows = seen.rows(m)
+            target = batch.target[rows]
+            if len(target) == 0:
+                continue
+            if config.w_uni:
+                terms[f"uni_{m}"] = self.task_loss(self.unimodal[m](seen.mean[m])[rows], target)
+            if config.w_rec:
+                terms[f"rec_{m}"] = self.reconstruction(m, seen, augmented[m])
+            if self.uses_kl:
+                terms[f"kl_{m}"] = self.kl(m, seen.mean[m][rows], augmented[m].mean[rows], target)
+        terms |= self.mutual_information(seen, augmented)
+        if config.w_ed and self.pairs:
+            terms["ed"] = self.discrimination(seen, batch.target, z)
+        return terms
+
+    def encode(self, batch: Batch) -> Encoded:
+        """H_m and its mean for every modality, and what the fusion encoder reads."""
         mask = {m: batch.mask(m) for m in self.spec.modalities}
         h = self.adapt(self.adapter, batch, mask)
         x = h if self.fe_adapter is None else self.adapt(self.fe_adapter, batch, mask)
-        present = {m: mask[m].any(1) for m in h}
-        complete = bool(torch.stack(list(present.values())).all())  # the one wait for the device
+        present = {m: mask[m].any(1) for m in mask}
+        return Encoded(h, x, {m: masked_mean(h[m], mask[m]) for m in h}, mask, present)
 
-        def rows(*names: str) -> Tensor | slice:
-            """Index of the rows that have all these modalities."""
-            return (
-                slice(None)
-                if complete
-                else torch.stack([present[m] for m in names]).all(0).nonzero()[:, 0]
-            )
-
-        self.last = {}
-        z, _ = self.fe(x, mask)
-        terms = {"ec": self.task_loss(self.ec(z), target)}
-        raw = {m: masked_mean(h[m], mask[m]) for m in h}
-        u = {m: self.projection[m](raw[m]) for m in h} if c.w_mi or c.w_cross else {}
-        alone = {m: self.unimodal[m](raw[m]) for m in h}
-        tau = self.temperature()
-        self.last["tau"] = tau.detach()
-
-        for m in h:
-            r = rows(m)
-            if len(target[r]) == 0:
+    def augmented_views(self, seen: Encoded, progress: float) -> dict[str, Augmented]:
+        """G_m of the modalities that a row has, as far as a term asks for it."""
+        config = self.config
+        if not (config.w_mi or config.w_rec or self.uses_kl):
+            return {}
+        views = {}
+        for m, h in seen.h.items():
+            if not seen.complete and not seen.present[m].any():
                 continue
-            if c.w_uni:
-                terms[f"uni_{m}"] = self.task_loss(alone[m][r], target[r])
-            if not (c.w_mi or c.w_rec or self.uses_kl):
-                continue
-            g = self.augment(m, h[m], progress)
-            if c.w_rec:
-                again = self.augment(m, h[m].detach(), progress) if c.rec_stop == "both" else g
-                terms[f"rec_{m}"] = masked_mse(
-                    again, h[m] if c.rec_stop == "none" else h[m].detach(), mask[m]
-                )
-            pooled = masked_mean(g, mask[m])[r]
-            if c.w_mi:
-                v = self.projection[m](pooled) if c.mi_projection == "both" else pooled
-                terms[f"mi_{m}"] = nt_xent(u[m][r], v, temperature=tau, impl=c.impl)
-                self.last[f"mi_bound_{m}"] = mi_lower_bound(
-                    terms[f"mi_{m}"].detach(), 2 * len(v) - 1
-                )
-                self.last[f"cosine_{m}"] = F.cosine_similarity(
-                    u[m][r].detach(), v.detach(), dim=1
-                ).mean()
-            if self.uses_kl:
-                q = self.unimodal[m](pooled)
-                terms[f"kl_{m}"] = (
-                    kl_to_label(q, target[r], task=task, smoothing=c.kl_smoothing)
-                    if c.kl_target == "label"
-                    else kl_to_posterior(alone[m][r], q, task=task)
-                )
-        if c.w_cross:
-            for m, n in self.pairs:
-                r = rows(m, n)
-                if len(target[r]):
-                    loss = info_nce(
-                        u[m][r],
-                        u[n][r],
-                        temperature=tau,
-                        symmetric=c.mi_direction == "both",
-                        impl=c.impl,
-                    )
-                    terms[f"mi_{m}_{n}"] = loss
-                    self.last[f"mi_bound_{m}_{n}"] = mi_lower_bound(loss.detach(), len(target[r]))
-        if c.w_ed and self.pairs:
-            terms["ed"] = self.discrimination(x, mask, present, target, z)
-        self.last["ramp"], self.last["ae_blocks"] = (
-            self.ramp(progress),
-            float(self.blocks(progress)),
-        )
-        return terms
+            g = self.augment(m, h, progress)
+            # so that reconstruction does not move what it reconstructs
+            apart = config.w_rec and config.rec_stop == "both"
+            restored = self.augment(m, h.detach(), progress) if apart else g
+            views[m] = Augmented(masked_mean(g, seen.mask[m]), restored)
+        return views
 
     def augment(self, m: str, h: Tensor, progress: float) -> Tensor:
         return self.autoencoder[m](self.noise(h), active=self.blocks(progress))[0]
 
-    def discrimination(
+    def reconstruction(self, m: str, seen: Encoded, augmented: Augmented) -> Tensor:
+        """rec_m: sum_t mask |A_m(H_m) - H_m|^2 / (d sum mask)."""
+        h = seen.h[m] if self.config.rec_stop == "none" else seen.h[m].detach()
+        return masked_mse(augmented.restored, h, seen.mask[m])
+
+    def kl(self, m: str, raw: Tensor, augmented: Tensor, target: Tensor) -> Tensor:
+        """kl_m: KL(y~ || q_m), or KL(sg p_m || q_m); `raw` and `augmented` (B, d) the means of H_m
+        and G_m.
+        """
+        config, q = self.config, self.unimodal[m](augmented)
+        if config.kl_target == "label":
+            return kl_to_label(q, target, task=self.spec.task, smoothing=config.kl_smoothing)
+        return kl_to_posterior(self.unimodal[m](raw), q, task=self.spec.task)
+
+    def mutual_information(
+        self, seen: Encoded, augmented: dict[str, Augmented]
+    ) -> dict[str, Tensor]:
+        """mi_m: NT-Xent(u_m, v_m); mi_m_n: InfoNCE(u_m, u_n), in both directions or the first.
+
+        All of them in one call where no row lacks a modality, else one by one.
+        """
+        views = self.projected_views(seen, augmented)
+        tau = self.temperature()
+        self.last["tau"] = tau.detach()
+        found: dict[str, Tensor] = {}
+        for names, contrasts in self.contrasts(seen, augmented):
+            rows = seen.rows(*names)
+            used = set().union(*(contrast.views for contrast in contrasts.values()))
+            chosen = {name: view[rows] for name, view in views.items() if name in used}
+            if all(len(view) for view in chosen.values()):
+                losses = contrastive_losses(
+                    chosen, contrasts, temperature=tau, impl=self.config.impl
+                )
+                self.watch(losses, contrasts, chosen)
+                found |= losses
+        return found
+
+    def projected_views(self, seen: Encoded, augmented: dict[str, Augmented]) -> dict[str, Tensor]:
+        """u_m and v_m (B, d_p), v_m after u_m: NT-Xent of adjacent views computes each similarity
+        once.
+        """
+        config, views = self.config, {}
+        for m in self.spec.modalities:
+            if config.w_mi or config.w_cross:
+                views[f"u_{m}"] = self.projection[m](seen.mean[m])
+            if config.w_mi and m in augmented:
+                mean = augmented[m].mean
+                views[f"v_{m}"] = (
+                    self.projection[m](mean) if config.mi_projection == "both" else mean
+                )
+        return views
+
+    def contrasts(
+        self, seen: Encoded, augmented: dict[str, Augmented]
+    ) -> Iterator[tuple[tuple[str, ...], dict[str, Contrast]]]:
+        """(modalities that a row needs, the contrasts over such rows): all at once where every row
+        has every modality.
+        """
+        config = self.config
+        each: dict[str, tuple[tuple[str, ...], Contrast]] = {}
+        if config.w_mi:
+            for m in augmented:
+                each[f"mi_{m}"] = (m,), Contrast(f"u_{m}", f"v_{m}", "nt_xent")
+        if config.w_cross:
+            both = config.mi_direction == "both"
+            for m, n in self.pairs:
+                each[f"mi_{m}_{n}"] = (m, n), Contrast(f"u_{m}", f"u_{n}", "info_nce", both)
+        if seen.complete and each:
+            yield (), {name: contrast for name, (_, contrast) in each.items()}
+        elif each:
+            for name, (modalities, contrast) in each.items():
+                yield modalities, {name: contrast}
+
+    @torch.no_grad()
+    def watch(
         self,
-        x: dict[str, Tensor],
-        mask: dict[str, Tensor],
-        present: dict[str, Tensor],
-        target: Tensor,
-        z: Tensor,
-    ) -> Tensor:
-        """ED on pairs (modality m of i, modality n of j), i != j, target: same emotion.
+        losses: dict[str, Tensor],
+        contrasts: dict[str, Contrast],
+        views: dict[str, Tensor],
+    ) -> None:
+        """Bounds of mutual information, and how alike raw and augmented view are."""
+        for name, contrast in contrasts.items():
+            x, y = views[contrast.x], views[contrast.y]
+            bound = mi_lower_bound(losses[name].detach(), contrast.candidates(len(x)))
+            self.last[name.replace("mi_", "mi_bound_", 1)] = bound
+            if contrast.loss == "nt_xent":
+                self.last[name.replace("mi_", "cosine_", 1)] = F.cosine_similarity(x, y).mean()
+
+    def discrimination(self, seen: Encoded, target: Tensor, z: Tensor) -> Tensor:
+        """ed: cross-entropy of ED(FE(H_m of i, H_n of j)) against "same emotion", i != j.
 
         The anchors i are dealt out over the pairs of modalities; partners are drawn by label, and
         both inputs gathered by index.
         """
-        c = self.config
-        same, labelled = same_emotion(target, task=self.spec.task, jaccard=c.ed_jaccard)
-        anchors = torch.randperm(len(target), device=target.device)[
-            : max(1, round(c.ed_anchors * len(target)))
-        ]
+        config, device = self.config, target.device
+        same, labelled = same_emotion(target, task=self.spec.task, jaccard=config.ed_jaccard)
+        count = max(1, round(config.ed_anchors * len(target)))
+        anchors = torch.randperm(len(target), device=device)[:count]
         logits, truth, known = [], [], []
         for (m, n), i in zip(self.pairs, anchors.tensor_split(len(self.pairs)), strict=True):
-            allowed = (labelled & present[n])[None] & (labelled & present[m])[i, None]
-            allowed = allowed & (torch.arange(len(target), device=i.device) != i[:, None])
+            usable = (labelled & seen.present[n])[None] & (labelled & seen.present[m])[i, None]
+            another = torch.arange(len(target), device=device) != i[:, None]
             j, is_same, valid = sample_pairs(
-                same[i], allowed, positives=c.ed_positives, negatives=c.ed_negatives
+                same[i],
+                usable & another,
+                positives=config.ed_positives,
+                negatives=config.ed_negatives,
             )
-            i = i[:, None].expand_as(j).flatten()
-            j = j.flatten()
-            pair, _ = self.fe({m: x[m][i], n: x[n][j]}, {m: mask[m][i], n: mask[n][j]})
-            logits.append(self.ed(pair)[:, 0])
+            logits.append(
+                self.pair_logit(seen, m, n, i[:, None].expand_as(j).flatten(), j.flatten())
+            )
             truth.append(is_same.flatten())
             known.append(valid.flatten())
-        if c.ed_natural and len(self.pairs) == 1:
-            logits.append(self.ed(z)[:, 0])
+        if config.ed_natural and len(self.pairs) == 1:
+            logits.append(self.same_emotion_logit(z))
             truth.append(torch.ones_like(labelled))
-            known.append(labelled & torch.stack(list(present.values())).all(0))
+            known.append(labelled & torch.stack(list(seen.present.values())).all(0))
         logit, same_label, valid = torch.cat(logits), torch.cat(truth), torch.cat(known)
         self.last["ed_balanced_accuracy"] = balanced_accuracy(logit.detach() > 0, same_label, valid)
         return balanced_bce(logit, same_label, valid)
 
+    def pair_logit(self, seen: Encoded, m: str, n: str, i: Tensor, j: Tensor) -> Tensor:
+        """(N,) ED's logits for modality m of the rows i beside modality n of the rows j."""
+        x, mask = seen.x, seen.mask
+        z, _ = self.fe({m: x[m][i], n: x[n][j]}, {m: mask[m][i], n: mask[n][j]})
+        return self.same_emotion_logit(z)
+
+    def same_emotion_logit(self, z: Tensor) -> Tensor:
+        """(B,) of z (B, d)."""
+        if self.ed is None:
+            raise RuntimeError("ED needs two modalities")
+        return self.ed(z)[:, 0]
+
     def weights(self, progress: float) -> dict[str, float]:
-        c, rho = self.config, self.ramp(progress)
+        config, rho = self.config, self.ramp(progress)
         names = list(self.spec.modalities)
-        weights = {"ec": c.w_ec}
-        weights |= {f"uni_{m}": c.w_uni for m in names if c.w_uni}
-        weights |= {f"mi_{m}": rho * c.w_mi for m in names if c.w_mi}
+        weights = {"ec": config.w_ec}
+        weights |= {f"uni_{m}": config.w_uni for m in names if config.w_uni}
+        weights |= {f"mi_{m}": rho * config.w_mi for m in names if config.w_mi}
         weights |= {
-            f"mi_{m}_{n}": rho * c.w_cross / len(self.pairs) for m, n in self.pairs if c.w_cross
+            f"mi_{m}_{n}": rho * config.w_cross / len(self.pairs)
+            for m, n in self.pairs
+            if config.w_cross
         }
-        weights |= {f"rec_{m}": rho * c.w_rec for m in names if c.w_rec}
-        weights |= {f"kl_{m}": rho * c.w_kl for m in names if self.uses_kl}
-        return weights | ({"ed": c.w_ed} if c.w_ed and self.pairs else {})
+        weights |= {f"rec_{m}": rho * config.w_rec for m in names if config.w_rec}
+        weights |= {f"kl_{m}": rho * config.w_kl for m in names if self.uses_kl}
+        return weights | ({"ed": config.w_ed} if config.w_ed and self.pairs else {})
 
     @property
     def uses_kl(self) -> bool:
         return bool(self.config.w_kl) and self.config.kl_target != "off"
 
     def ramp(self, progress: float) -> float:
-        return (
-            ramp(progress, self.config.progressive_share)
-            if self.config.progressive == "ramp"
-            else 1.0
-        )
+        """rho: the factor on the auxiliary terms' weights."""
+        config = self.config
+        return ramp(progress, config.progressive_share) if config.progressive == "ramp" else 1.0
 
     def blocks(self, progress: float) -> int:
-        c = self.config
-        return (
-            active_blocks(progress, c.progressive_share, c.ae_blocks)
-            if c.progressive == "blocks"
-            else c.ae_blocks
-        )
+        """How many autoencoders of the cascade are in use."""
+        config = self.config
+        if config.progressive == "blocks":
+            return active_blocks(progress, config.progressive_share, config.ae_blocks)
+        return config.ae_blocks
 
     def diagnostics(self) -> dict[str, float]:
         """Of the last `losses` call: tau, mi_bound_* (nats), cosine_m of raw and augmented view (1:
@@ -375,10 +483,15 @@ class DRKF(FusionModel):
 
     def standardisers(self) -> dict[str, list[Standardise]]:
         sets = [self.adapter] if self.fe_adapter is None else [self.adapter, self.fe_adapter]
-        return {m: [adapters[m].standardise for adapters in sets] for m in self.spec.modalities}
+        layers: dict[str, list[Standardise]] = {m: [] for m in self.spec.modalities}
+        for adapters in sets:
+            for m, found in layers.items():
+                found.append(adapter_of(adapters, m).standardise)
+        return layers
 
 
 def balanced_accuracy(said: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Mean of the hit rates on positives and on negatives; NaN where one of them is missing."""
-    hit = said == truth
-    return sum((hit & kind).sum() / kind.sum() for kind in (truth & valid, ~truth & valid)) / 2
+    hit, positive, negative = said == truth, truth & valid, ~truth & valid
+    rates = [(hit & kind).sum() / kind.sum() for kind in (positive, negative)]
+    return (rates[0] + rates[1]) / 2

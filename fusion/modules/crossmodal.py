@@ -49,6 +49,11 @@ def causal_mask(query_mask: Tensor, key_mask: Tensor) -> Tensor:
     return k * n_q < (q + 1) * n_k
 
 
+def all_real(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T) mask of x (B, T, d), by which every step is real where none is given."""
+    return torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask
+
+
 @dataclass(frozen=True)
 class Allowed:
     """Which keys a query may see: `mask` bool, broadcastable to (B, 1, Tq, Tk), with at least one
@@ -148,6 +153,8 @@ class CrossModalEncoder(nn.Module):
     zero_positions   as coded: a step whose channel 0 is exactly 0 gets no position
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         width: int,
@@ -199,11 +206,7 @@ class CrossModalEncoder(nn.Module):
         if self.band:
             order = band_mask(x.shape[1], source.shape[1], device=x.device)
         elif self.causal:
-            real = (
-                torch.ones_like(t[..., 0], dtype=torch.bool) if m is None else m
-                for t, m in ((x, mask), (source, source_mask))
-            )
-            order = causal_mask(*real)[:, None]
+            order = causal_mask(all_real(x, mask), all_real(source, source_mask))[:, None]
         else:
             return None if seen is None else Allowed.of(seen)
         return Allowed.of(order if seen is None else order & seen)
@@ -222,11 +225,10 @@ class CrossModalEncoder(nn.Module):
             allowed, key = self.allowed(x, source, mask, source_mask), self.embed(source)
             # Keys and values are dropped out independently, as in MulT; without dropout they are
             # one tensor and cost one layer norm.
-            value = (
-                key
-                if value is None and not (self.training and self.dropout.p)
-                else self.embed(source if value is None else value)
-            )
+            if value is not None or (self.training and self.dropout.p):
+                value = self.embed(source if value is None else value)
+            else:
+                value = key
         x = self.embed(x)
         for layer in self.layers:
             x = layer(x, key, value, allowed)

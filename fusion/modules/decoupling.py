@@ -16,7 +16,7 @@ from mer.pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
-class Parts:
+class Decoupled:
     """One modality, decoupled; each (B, T, d) and 0 beyond `mask` (B, T) unless padding is treated
     as data.
 
@@ -32,7 +32,8 @@ class Parts:
 
 
 class Decoupling(nn.Module):
-    """`widths` and `kernels` by modality -> `Parts` by modality.
+    """From features of `widths`, projected by convolutions of `kernels`, to `Decoupled`, all by
+    modality.
 
     The projection keeps T (zero-padded convolution), so any length works, an utterance-level vector
     (T = 1) included. `valid`: as published, an unpadded convolution that drops kernel - 1 steps and
@@ -51,8 +52,8 @@ class Decoupling(nn.Module):
         self.common = nn.Linear(width, width, bias=False)
         self.decoder = nn.ModuleDict({m: nn.Linear(2 * width, width, bias=False) for m in widths})
 
-    def forward(self, modality: str, x: Tensor, mask: Tensor) -> Parts:
-        """x (B, T, D) with zeros beyond `mask` (B, T) -> Parts with T' = T steps (`valid`: T -
+    def forward(self, modality: str, x: Tensor, mask: Tensor) -> Decoupled:
+        """x (B, T, D) with zeros beyond `mask` (B, T), decoupled into T' = T steps (`valid`: T -
         kernel + 1).
         """
         kernel = self.kernels[modality]
@@ -72,4 +73,4 @@ class Decoupling(nn.Module):
         origin = self.project[modality](x).transpose(1, 2)
         specific, shared = self.private[modality](origin), self.common(origin)
         restored = self.decoder[modality](torch.cat([specific, shared], -1))
-        return Parts(origin, specific, shared, restored, self.private[modality](restored), mask)
+        return Decoupled(origin, specific, shared, restored, self.private[modality](restored), mask)

@@ -66,11 +66,8 @@ class Dictionary(nn.Module):
         shared: bool = True, activation: str = "sparsemax", temperature: float = 2.0,
     ):  # fmt: skip
         super().__init__()
-        self.modalities, self.activation, self.scale = (
-            modalities,
-            activation,
-            1 / (math.sqrt(width) * temperature),
-        )
+        self.modalities, self.activation = modalities, activation
+        self.scale = 1 / (math.sqrt(width) * temperature)
         self.atoms = nn.Parameter(torch.empty(1 if shared else len(modalities), atoms, width))
         for book in self.atoms:
             nn.init.xavier_normal_(book)
@@ -88,14 +85,12 @@ class Dictionary(nn.Module):
         self, modality: str, atoms: Tensor, x: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         similarity = widened(self.query[modality](x) @ atoms.T) * self.scale
-        strongest = similarity.masked_fill(
-            ~mask[..., None], torch.finfo(similarity.dtype).min
-        ).amax(1)
+        least = torch.finfo(similarity.dtype).min
+        strongest = similarity.masked_fill(~mask[..., None], least).amax(1)
         present = mask.any(1, keepdim=True)
         strongest = strongest.where(present, 0)  # an absent modality has no finite maximum
-        activation = (
-            sparsemax(strongest) if self.activation == "sparsemax" else strongest.softmax(-1)
-        ) * present
+        sparse = self.activation == "sparsemax"
+        activation = (sparsemax(strongest) if sparse else strongest.softmax(-1)) * present
         return activation, F.normalize(activation @ widened(atoms), dim=-1, eps=1e-6)
 
 

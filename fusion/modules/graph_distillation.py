@@ -45,30 +45,28 @@ class GDUnit(nn.Module):
     it.
     """
 
+    student: Tensor  # (E,) positions of the edges' ends among the modalities
+    teacher: Tensor
+    prior: Tensor  # (E,)
+
     def __init__(
         self, modalities: tuple[str, ...], outputs: int, width: int, size: int, *, space: str,
         softmax: str = "all", temperature: float = 8.0, prior: str = "uniform",
     ):  # fmt: skip
         super().__init__()
-        self.modalities, self.pairs, self.softmax, self.temperature = (
-            modalities,
-            pairs(modalities),
-            softmax,
-            temperature,
-        )
+        self.modalities, self.pairs = modalities, pairs(modalities)
+        self.softmax, self.temperature = softmax, temperature
         self.logit, self.representation = nn.Linear(outputs, size), nn.Linear(width, size)
         self.edge = nn.Linear(4 * size, 1)
-        index = {m: i for i, m in enumerate(modalities)}
-        self.register_buffer(
-            "student", torch.tensor([index[s] for s, _ in self.pairs]), persistent=False
-        )
-        self.register_buffer(
-            "teacher", torch.tensor([index[t] for _, t in self.pairs]), persistent=False
-        )
-        share = 1 / (len(modalities) - 1 if softmax == "incoming" else len(self.pairs))
-        value = (
-            [share] * len(self.pairs) if prior == "uniform" else authors_prior(modalities, space)
-        )
+        students = torch.tensor([modalities.index(student) for student, _ in self.pairs])
+        teachers = torch.tensor([modalities.index(teacher) for _, teacher in self.pairs])
+        self.register_buffer("student", students, persistent=False)
+        self.register_buffer("teacher", teachers, persistent=False)
+        if prior == "uniform":
+            competing = len(modalities) - 1 if softmax == "incoming" else len(self.pairs)
+            value = [1 / competing] * len(self.pairs)
+        else:
+            value = authors_prior(modalities, space)
         self.register_buffer("prior", torch.tensor(value), persistent=False)
 
     def scores(self, logits: Tensor, representations: Tensor) -> Tensor:
@@ -79,7 +77,7 @@ class GDUnit(nn.Module):
     def forward(
         self, logits: Tensor, representations: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """-> edges (E, B).
+        """(E, B) edges, of the arguments of `scores`.
 
         `present` (M, B) bool: an edge from or to an absent modality weighs 0.
         """

@@ -82,10 +82,10 @@ class FusionEncoder(nn.Module):
     def positions(self, x: Tensor) -> Tensor:
         """(T, d) embeddings of the steps 0..T-1."""
         steps, d = x.shape[1:]
-        if self.position is None:
-            return self.position_scale * sinusoids(
-                steps, d, device=x.device, dtype=self.position_scale.dtype
-            )
+        if self.position_scale is not None:
+            scale = self.position_scale
+            return scale * sinusoids(steps, d, device=x.device, dtype=scale.dtype)
+        assert self.position is not None  # one of the two is there
         if steps > len(self.position):
             raise DataError(
                 f"a sequence of {steps} steps is longer than max_positions = "
@@ -95,16 +95,14 @@ class FusionEncoder(nn.Module):
 
     def share(self, x: Tensor, keys: Tensor, h: dict[str, Tensor]) -> Tensor:
         """The attention of the last layer materialised for [CLS] alone."""
-        row = self.blocks[-1].attention_row(x, keys)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        row = last.attention_row(x, keys)
         # position of each [SEP]; its modality's steps lie before it
-        ends = accumulate(x.shape[1] + 1 for x in h.values())
-        on = torch.stack(
-            [
-                row[:, end - x.shape[1] : end].sum(1)
-                for end, x in zip(ends, h.values(), strict=True)
-            ],
-            1,
-        )
+        steps = [each.shape[1] for each in h.values()]
+        ends = accumulate(n + 1 for n in steps)
+        shares = [row[:, end - n : end].sum(1) for end, n in zip(ends, steps, strict=True)]
+        on = torch.stack(shares, 1)
         total = on.sum(1, keepdim=True)
         return torch.where(total > 0, on / total.clamp(min=torch.finfo(on.dtype).tiny), 1 / len(h))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,11 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.standardise(zero_padding(x, mask).to(self.linear.weight.dtype))
         return zero_padding(self.norm(self.linear(self.dropout(x))), mask)
+
+
+def adapter_of(adapters: nn.ModuleDict, modality: str) -> Adapter:
+    """The adapter of one modality."""
+    return cast(Adapter, adapters[modality])
 
 
 class ResidualAutoencoder(nn.Module):

@@ -17,8 +17,8 @@ def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """(B, D) mean over the real steps of x (B, T, D); zeros for a row without any.
 
-    >>> masked_mean(torch.tensor([[[1.0], [3.0], [torch.nan]]]), torch.tensor([[True, True,
-        False]])).item()
+    >>> x, mask = torch.tensor([[[1.0], [3.0], [torch.nan]]]), torch.tensor([[True, True, False]])
+    >>> masked_mean(x, mask).item()
     2.0
     """
     return zero_padding(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -41,8 +41,9 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0  # sum of squared deviations from the mean
+        self.mean = torch.zeros((), dtype=torch.float64)
+        # sum of squared deviations from the mean
+        self.square = torch.zeros((), dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, chunk: Tensor) -> None:
@@ -51,11 +52,9 @@ class Moments:
         x = chunk.double()
         mean = x.mean(0)
         delta, total = mean - self.mean, self.count + len(x)
-        self.square = (
-            self.square
-            + (x - mean).square().sum(0)
-            + delta.square() * (self.count * len(x) / total)
-        )
+        within = (x - mean).square().sum(0)
+        between = delta.square() * (self.count * len(x) / total)
+        self.square = self.square + within + between
         self.mean = self.mean + delta * (len(x) / total)
         self.count = total
 
@@ -65,6 +64,9 @@ class Standardise(nn.Module):
     training, kept in the checkpoint, the identity until then. Frozen encoders have channels whose
     offset is many times their spread.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-from mer import manifests
+from mer.pipeline.datasets import corpora
 from mer.pipeline.datasets.findings import Report, class_gaps, count, overlaps
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
@@ -61,7 +61,7 @@ def prepare(
             + (f"; it takes {', '.join(known)}" if known else "")
         )
     root = Path(root) if root is not None else default_root(name)
-    info = manifests.corpus(name)
+    info = corpora.corpus(name)
     manifest, report = module.prepare(root, info, labels=labels, **options)
     if not len(manifest):
         raise DataError(f"{name}: no utterance found under {root}; to get it: {info.obtain}")
@@ -83,7 +83,7 @@ def overview() -> list[dict]:
     """Every known corpus, with its licence, how to get it, and what is under its default root."""
     out = []
     for name in DATASETS:
-        info, root = manifests.corpus(name), default_root(name)
+        info, root = corpora.corpus(name), default_root(name)
         here = f"nothing at {root}"
         if info.built_in:
             here = "built in"

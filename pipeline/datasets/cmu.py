@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import folders, media_files, place, read_csv, read_text
 from mer.pipeline.datasets.findings import Report, some
 from mer.pipeline.errors import DataError

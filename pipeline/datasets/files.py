@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from unicodedata import normalize
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, Utterance

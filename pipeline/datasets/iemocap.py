@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import elsewhere, hidden, look, require_root
 from mer.pipeline.datasets.findings import Report, shared_texts, some
 from mer.pipeline.errors import DataError

@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from mer.manifests import CorpusInfo, LabelSet
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import (
     elsewhere,
     folders,

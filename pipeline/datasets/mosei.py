@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mer.manifests import CorpusInfo
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import hidden, look, require_root
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError

@@ -20,7 +20,6 @@ raise VERSION.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -28,11 +27,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.files import sweep
+from mer.pipeline.runtime.files import publishing, sweep
 
 VERSION = 1
 RATE = 16_000  # Hz
@@ -380,9 +379,6 @@ def _resonances(tract: float, fft: int, cache: dict) -> np.ndarray:
 
 
 def _write(path: Path, wave: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    # not synced: hundreds of them, and the same seed makes them again
+    with publishing(path, durable=False) as temporary:
         soundfile.write(temporary, wave, RATE, format="WAV", subtype="PCM_16")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

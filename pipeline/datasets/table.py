@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mer.manifests import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import (
     EXPECTED,
     MEDIA,
@@ -37,7 +37,7 @@ from mer.pipeline.datasets.files import (
 )  # fmt: skip
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError
-from mer.pipeline.manifest import NAMES, TASKS, Manifest, Utterance
+from mer.pipeline.manifest import NAMES, Manifest, Utterance
 from mer.pipeline.runtime.cells import strip, text_cell
 from mer.pipeline.runtime.columnar import (
     FAILURES,
@@ -53,6 +53,7 @@ from mer.pipeline.runtime.columnar import (
 )
 from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS
 from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 
 FIELDS = (
     "id",
@@ -68,18 +69,6 @@ FIELDS = (
     "duration",
 )
 SUFFIXES = (*EXPECTED, ".jsonl", ".ndjson", ".parquet")
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "dev": "dev",
-    "valid": "dev",
-    "validation": "dev",
-    "val": "dev",
-    "development": "dev",
-    "test": "test",
-    "testing": "test",
-    "": "",
-}
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
 BLOCK_BYTES = 1 << 24  # of a csv, read at a time; a record must fit
 MANY_LABELS = 50  # more classes than this look like numbers or free text
@@ -747,12 +736,12 @@ def _splits(
     if given is not None and any(given):
         out = []
         for i, value in enumerate(given):
-            if (value or "").strip().lower() not in SPLITS:
+            if (value or "").strip().lower() not in SPLIT_ALIASES:
                 raise DataError(
                     f"{source}: {place(source, i)} has split '{shown(value)}', expected train, "
                     "dev (or valid) or test"
                 )
-            out.append(SPLITS[(value or "").strip().lower()])
+            out.append(SPLIT_ALIASES[(value or "").strip().lower()])
         if "train" in out and "dev" not in out:
             report.warnings.append("no dev split: training takes one from train, by group")
         return out

@@ -1,28 +1,21 @@
-"""Frozen encoders: audio (any wav2vec2-family checkpoint), text (any encoder-only checkpoint), and
-tiny untrained built-in ones.
+"""Frozen encoders, by modality and family.
+
+`MODALITIES` is the registry that extraction iterates over: recipe, lengths, plan, budgets and
+progress know no modality by name. The order decides that of the modalities in a store. A family of
+encoders is a line in the `FAMILIES` of its modality (docs/adding.md).
 """
 
 from __future__ import annotations
 
-from mer import manifests
-from mer.pipeline.errors import DataError
-from mer.pipeline.manifest import Manifest
+from typing import Any
 
-ENGLISH = ("facebook/wav2vec2-large-960h-lv60-self", "roberta-large")
+from mer.pipeline.encoders.audio import Audio
+from mer.pipeline.encoders.modality import Modality
+from mer.pipeline.encoders.text import Text
+
+MODALITIES: dict[str, type[Modality]] = {kind.name: kind for kind in (Audio, Text)}
 
 
-def defaults(manifest: Manifest) -> tuple[str, str]:
-    """(audio, text) encoder ids for a corpus: those its TOML names, else the English pair.
-
-    Raises DataError for any other language.
-    """
-    if manifest.dataset in manifests.names():
-        info = manifests.corpus(manifest.dataset)
-        return info.audio_encoder, info.text_encoder
-    if manifest.language.split("-")[0] == "en":
-        return ENGLISH
-    raise DataError(
-        f"no default encoders for language '{manifest.language}'; name them with --audio-encoder "
-        "and --text-encoder "
-        "(a hub id, a directory, builtin:tiny-wav2vec2 or builtin:tiny-roberta, or none)"
-    )
+def configured(options: Any) -> tuple[Modality, ...]:
+    """Every registered modality as the options of an extraction ask for it."""
+    return tuple(kind.of(options) for kind in MODALITIES.values())

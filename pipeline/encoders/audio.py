@@ -1,181 +1,226 @@
-"""Waveforms → frames, with any checkpoint of the wav2vec2 family (wav2vec 2.0, HuBERT, WavLM,
-data2vec-audio, …).
+"""The modality `audio`: clips of media files, counted in samples at 16 kHz.
 
-Features do not depend on the batch they were computed in. Three things make that so (Baevski et al.
-2020 trained with padding and batch
-statistics; huggingface/transformers#21534 tells what batching otherwise does to the features):
-- each waveform is normalised over its own samples before padding, if the checkpoint's processor
-  asks for it;
-- a first layer with GroupNorm takes its statistics from each utterance's own samples
-  (`OwnSampleGroupNorm`);
-- the attention mask is always given, and every output is cut to its true number of frames.
+A decoding process tells how long a clip is, and later reads it. A clip longer than `max_seconds` is
+encoded in pieces that overlap.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from mer.pipeline.encoders.frozen import (
-    choose_device,
-    choose_precision,
-    computing,
-    load_model,
-    pad,
-    to_host,
-)
-from mer.pipeline.encoders.geometry import Geometry, parse_layer
+from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry, parse_layer
 from mer.pipeline.encoders.loading import Checkpoint
-from mer.pipeline.errors import EncoderError
+from mer.pipeline.encoders.modality import (
+    Described,
+    Encoder,
+    Family,
+    Item,
+    Lengths,
+    Modality,
+    ReadItem,
+    Rows,
+)
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Utterance
+from mer.pipeline.media.stages import Flag, Problem, Stage
+from mer.pipeline.media.workers import Decoded, Decoders, Job
+
+CLIPS_AHEAD = 64  # decoded before they are asked for
 
 
-class PerBatch(threading.local):
-    """What a forward pass leaves for its own thread: true lengths after the first convolution, and
-    the hidden states collected.
+class Preparing(Encoder, Protocol):
+    """An encoder of waveforms: a clip is prepared whole, then cut into its pieces."""
+
+    def prepare(self, waveform: np.ndarray) -> np.ndarray: ...
+
+
+# One line adds a family: its module has `load`, `takes` tells its checkpoints from others.
+FAMILIES: list[Family] = [
+    Family("wav2vec2", "mer.pipeline.encoders.wav2vec2", geometry=Geometry.of),
+]
+
+
+@dataclass(frozen=True)
+class Audio(Modality):
+    """`layer`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut) belong to the
+    recipe.
     """
 
-    lengths: list[int] | None = None
+    name: ClassVar[str] = "audio"
+    unit: ClassVar[str] = "s"
+    per_unit: ClassVar[int] = SAMPLE_RATE
+    fixed_budget: ClassVar[Mapping[str, float]] = {"cpu": 8.0, "cuda": 320.0}
+    candidate_budgets: ClassVar[Mapping[str, Sequence[float]]] = {
+        "cpu": (5, 10, 20, 40, 80, 160),
+        "cuda": (40, 80, 160, 320, 640, 1280),
+    }
+    absent: ClassVar[tuple[str, ...]] = ("", "")
+    sound: ClassVar[bool] = True
+    built_in: ClassVar[str] = tiny.NAMES["audio"]
 
-    def __init__(self):
-        self.taps: list[Tensor] = []
+    layer: str = "last"
+    pool_frames: int = 1
+    channel: str = "auto"
+    track: str = "auto"
+    max_seconds: float = 60.0
 
+    @classmethod
+    def of(cls, options: Any) -> Audio:
+        return cls(
+            encoder=options.audio_encoder,
+            budget=options.budget_seconds,
+            part=options.part_seconds,
+            layer=options.audio_layer,
+            pool_frames=options.pool,
+            channel=options.channel,
+            track=options.audio_track,
+            max_seconds=options.max_seconds,
+        )
 
-class OwnSampleGroupNorm(nn.Module):
-    """`norm` over each row's own steps.
+    @property
+    def families(self) -> tuple[Family, ...]:  # type: ignore[override]
+        return tuple(FAMILIES)
 
-    `state.lengths` (B,) counts the valid steps of this thread's next batch; None: no padding.
-    """
+    def has(self, u: Utterance) -> bool:
+        return bool(u.audio)
 
-    def __init__(self, norm: nn.GroupNorm, state: PerBatch):
-        super().__init__()
-        self.norm, self.state = norm, state
+    def file(self, u: Utterance) -> str | None:
+        return u.audio or None
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, T)
-        if self.state.lengths is None:
-            return self.norm(x)
-        out = torch.zeros_like(x)
-        for row, length in enumerate(self.state.lengths):
-            out[row : row + 1, :, :length] = self.norm(x[row : row + 1, :, :length].contiguous())
-        return out
+    def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
+        return (digest, self.span(u)) if digest else self.absent
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        parse_layer(self.layer, self.geometry(checkpoint).layers)
 
-class AudioEncoder:
-    """`encode` turns waveforms (n,) float32 at 16 kHz into frames (T, dim) float32; T follows from
-    n by `geometry`.
-    """
+    def geometry(self, checkpoint: Checkpoint) -> Geometry:
+        """The arithmetic of a checkpoint's frames. Raises EncoderError."""
+        find = self.family(checkpoint).geometry
+        return (find or Geometry.of)(checkpoint)
 
-    def __init__(
+    def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        recipe = {
+            "encoder": checkpoint.hash,
+            "layer": self.layer,
+            "pool": self.pool_frames,
+            "channel": self.channel,
+            "max_seconds": float(self.max_seconds),
+        }
+        if self.track != "auto":  # stores made before it could be asked for keep their key
+            recipe["track"] = self.track
+        return recipe
+
+    @classmethod
+    def options_of(cls, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "audio_layer": recipe["layer"],
+            "pool": recipe["pool"],
+            "channel": recipe["channel"],
+            "max_seconds": recipe["max_seconds"],
+            "audio_track": recipe.get("track", "auto"),
+        }
+
+    @classmethod
+    def differs(cls, key: str, old: Any, new: Any) -> str:
+        if key == "track":  # in the recipe only where one was asked for
+            return f"audio track: {old or 'auto'} there, {new or 'auto'} now"
+        return super().differs(key, old, new)
+
+    # --- lengths
+
+    def _job(self, what: str, row: int, rows: Rows) -> Job:
+        u = rows.utterances[row]
+        path = str(rows.root / cast(str, u.audio))
+        seen = rows.seen.get(path)
+        return Job(what, path, self.channel, u.start, u.end, seen, self.track)
+
+    def probe_job(self, row: int, rows: Rows) -> Job | None:
+        return self._job("probe", row, rows)
+
+    def span(self, u: Utterance) -> str:
+        start = "" if u.start is None else repr(float(u.start))
+        end = "" if u.end is None else repr(float(u.end))
+        track = "" if self.track == "auto" else f" of track {self.track}"
+        return f"{start}:{end}{track}"
+
+    def seconds(self, length: int) -> float | None:
+        return length / SAMPLE_RATE
+
+    def measure(self, rows: Rows, probed: Sequence[int], encoder: Encoder) -> Lengths:
+        geometry = self.geometry(encoder.checkpoint)
+        steps = [self._steps(samples, geometry) for samples in probed]
+        short = [0 < samples < geometry.field for samples in probed]
+        flags = [Flag.short if is_short else Flag(0) for is_short in short]
+        return Lengths(tuple(probed), tuple(steps), tuple(flags))
+
+    def _steps(self, samples: int, geometry: Geometry) -> int:
+        return -(-geometry.frames(samples) // self.pool_frames) if samples else 0
+
+    # --- encoding
+
+    @property
+    def pool(self) -> int:
+        return self.pool_frames
+
+    def items(
+        self, chosen: Sequence[int], rows: Rows, lengths: Lengths, checkpoint: Checkpoint
+    ) -> list[Item]:
+        """One item for a clip, several for a clip longer than `max_seconds`."""
+        geometry, found = self.geometry(checkpoint), []
+        for row in chosen:
+            samples = lengths.lengths[row]
+            if not samples:
+                continue
+            longest = round(self.max_seconds * SAMPLE_RATE) or samples
+            cuts = geometry.pieces(samples, longest, multiple=self.pool_frames)
+            for piece, (first, end, skip, keep) in enumerate(cuts):
+                # a short clip is padded to one receptive field
+                length = max(end - first, geometry.field)
+                found.append(Item(row, length, piece, first, end, skip, keep))
+        return found
+
+    def read(
         self,
-        checkpoint: Checkpoint,
-        *,
-        layer: str = "last",
-        device: str = "auto",
-        precision: str = "auto",
-    ):
-        """Raises EncoderError for a checkpoint that is incomplete or not of the family, DataError
-        for a wrong option.
-        """
-        self.checkpoint = checkpoint
-        self.geometry = Geometry.of(checkpoint)
-        self.dim = self.geometry.dim
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
-        self.layers = parse_layer(layer, self.geometry.layers)
-        # the family's processor defaults to True
-        self.normalised = bool(checkpoint.processor.get("do_normalize", True))
-        self.model = load_model(checkpoint, self.device)
-        self._state = PerBatch()
-        first = self.model.feature_extractor.conv_layers[0]
-        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-            first.layer_norm = OwnSampleGroupNorm(first.layer_norm, self._state)
-        if self.layers:
-            self._tap()
+        items: Iterable[Item],
+        rows: Rows,
+        lengths: Lengths,
+        encoder: Encoder,
+        decoders: Decoders,
+    ) -> Iterator[ReadItem]:
+        """Prepared waveforms, decoded ahead. A clip is normalised whole, then cut into pieces."""
+        items = list(items)
+        jobs = (self._job("load", item.row, rows) for item in items)
+        clips = decoders.run(jobs, ahead=CLIPS_AHEAD)
+        for item, clip in zip(items, clips, strict=True):
+            problem = self._problem(item, clip, rows, lengths)
+            if problem is not None:
+                yield ReadItem(problem=problem)
+                continue
+            whole = cast(Preparing, encoder).prepare(cast(np.ndarray, clip.waveform))
+            # then `whole` may be longer: a short clip is padded
+            uncut = (item.first, item.end) == (0, clip.samples)
+            waveform = whole if uncut else whole[item.first : item.end]
+            yield ReadItem(waveform, Flag.of(clip.flags))
 
-    def _tap(self) -> None:
-        """Collect the chosen hidden states as they are computed; blocks above the highest are
-        dropped.
-        """
-        try:
-            blocks = self.model.encoder.layers
-        except AttributeError:
-            raise EncoderError(
-                f"audio encoder {self.checkpoint.name}: its layers cannot be told apart; use "
-                "--audio-layer last"
-            ) from None
-        if self.layers[0] == 0:
-            blocks[0].register_forward_pre_hook(
-                lambda block, args: self._state.taps.append(args[0])
-            )
-        for number in self.layers:
-            if number:
-                blocks[number - 1].register_forward_hook(self._collect)
-        del blocks[max(1, self.layers[-1]) :]
+    def _problem(self, item: Item, clip: Decoded, rows: Rows, lengths: Lengths) -> Problem | None:
+        """What is wrong with a decoded clip. Raises DataError for a file that has changed."""
+        if clip.stage is not None:
+            if clip.stage == Stage.CHANGED:
+                raise DataError(f"{clip.reason}; run the same command again")
+            return Problem(Stage(clip.stage), clip.reason or "")
+        expected = lengths.lengths[item.row]
+        if clip.samples == expected:
+            return None
+        path = self._job("load", item.row, rows).path
+        return Problem(
+            Stage.DECODE, f"{path}: {clip.samples:,} samples decoded, {expected:,} expected"
+        )
 
-    def _collect(self, block: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        self._state.taps.append(output[0] if isinstance(output, tuple) else output)
-
-    def prepare(self, waveform: np.ndarray) -> np.ndarray:
-        """The processor's normalisation over the clip's own samples, and zeros up to one receptive
-        field for a shorter clip.
-        """
-        if self.normalised:
-            waveform = ((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)).astype(
-                np.float32
-            )
-        short = self.geometry.field - len(waveform)
-        return np.pad(waveform, (0, short)) if short > 0 else waveform
-
-    def collate(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
-        """*Prepared* waveforms as one padded batch on the host: samples (B, n), mask (B, n),
-        lengths.
-        """
-        return *pad(waveforms, 0.0, np.float32, self.device), [
-            len(waveform) for waveform in waveforms
-        ]
-
-    def forward(
-        self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """Frames (T_i, dim) float32 of each waveform of a collated batch.
-
-        `precision` overrides the encoder's own.
-        """
-        samples, mask, lengths = batch
-        self._state.taps.clear()
-        self._state.lengths = [self.geometry.first(n) for n in lengths]
-        with computing(self.device, precision or self.precision):
-            output = self.model(
-                samples.to(self.device, non_blocking=True),
-                attention_mask=mask.to(self.device, non_blocking=True),
-            )
-            if self.layers:
-                taps = self._state.taps
-                frames = (
-                    torch.stack([tap.float() for tap in taps]).mean(0)
-                    if len(taps) > 1
-                    else taps[0].float()
-                )
-                taps.clear()
-            else:
-                frames = output.last_hidden_state.float()
-            fetched = to_host(frames)
-            del output, frames
-        frames = fetched()
-        counts = [self.geometry.frames(n) for n in lengths]
-        if frames.shape[1] < max(counts) or frames.shape[2] != self.dim:
-            raise EncoderError(
-                f"audio encoder {self.checkpoint.name}: gave {frames.shape[1]} frames of width "
-                f"{frames.shape[2]} where its configuration "
-                f"says {max(counts)} of {self.dim}; this architecture is not supported"
-            )
-        return [row[:count] for row, count in zip(frames, counts, strict=True)]
-
-    def encode(
-        self, waveforms: Sequence[np.ndarray], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """Frames (T_i, dim) float32 of each *prepared* waveform, computed as one batch."""
-        return self.forward(self.collate(waveforms), precision=precision)
+    def describe(self, checkpoint: Checkpoint) -> Described:
+        rate = self.geometry(checkpoint).rate / self.pool_frames
+        return Described(rate, self.layer, {"pool": self.pool_frames})

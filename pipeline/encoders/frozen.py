@@ -1,16 +1,14 @@
-"""What audio and text encoders share: device and precision, checked loading, packing, and the
-batch-against-single self-test.
-"""
+"""What encoders share: precision, checked loading, packing, the batch-against-single self-test."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor, nn
 
 from mer.pipeline.encoders import tiny
@@ -31,21 +29,6 @@ UNUSED = (
     "project_q",
     "project_hid",
 )
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-        raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise DataError(
-            f"device '{device}': this machine offers {torch.cuda.device_count()} CUDA devices; "
-            "use --device cpu or auto"
-        )
-    return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -93,12 +76,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(
-        key for key in report["missing_keys"] if not any(part in key for part in UNUSED)
-    )
-    wrong = sorted(
-        str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())
-    )
+    missing = sorted(filter(_is_used, report["missing_keys"]))
+    mismatched = report.get("mismatched_keys", ())
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
     for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
         if keys:
             raise EncoderError(
@@ -106,6 +86,11 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
                 "it is not usable"
             )
     return model.eval().requires_grad_(False).to(device)
+
+
+def _is_used(key: str) -> bool:
+    """Whether features pass through the weight of that name."""
+    return not any(part in key for part in UNUSED)
 
 
 def _first_line(error: Exception) -> str:
@@ -152,7 +137,7 @@ def to_host(x: Tensor) -> Callable[[], np.ndarray]:
 
 
 def pad(
-    rows: Sequence[np.ndarray], value: float, dtype: np.dtype, device: torch.device
+    rows: Sequence[np.ndarray], value: float, dtype: DTypeLike, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host,
     where `device` can fetch them by itself.

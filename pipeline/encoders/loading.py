@@ -9,6 +9,7 @@ the local snapshot: `offline` means that the network is never touched.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
+from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.limits import CHECKPOINT_JSON_BYTES
 
 CONFIGURATION = (
     "config.json",
@@ -82,11 +85,6 @@ class Checkpoint:
         return f"{self.id}@{self.revision}" if self.revision else str(self.folder)
 
 
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def resolve(
     kind: str, encoder: str, *, offline: bool = False, sha256: Callable[[Path], str] = sha256_file
 ) -> Checkpoint:
@@ -145,8 +143,12 @@ def _json(kind: str, path: Path, *, required: bool) -> dict:
     if not path.exists() and not required:
         return {}
     try:
+        if path.exists() and not path.is_file():  # reading a pipe may never end
+            raise OSError(errno.EINVAL, "a folder, device or pipe where a file should be")
+        if path.stat().st_size > CHECKPOINT_JSON_BYTES:
+            raise OSError(errno.EFBIG, f"more than {CHECKPOINT_JSON_BYTES:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise EncoderError(
             f"{kind} encoder: {path}: {reason}; the directory is not a complete checkpoint"

@@ -1,145 +1,118 @@
-"""Transcripts → token states, with any encoder-only text checkpoint (RoBERTa, BERT, XLM-R, DeBERTa,
-…).
+"""The modality `text`: transcripts, counted in tokens.
 
-Every real token is kept, the special ones at both ends (`<s>`, `</s>`) included: `<s>` is what
-classifiers of this family read. A transcript longer than the model takes is cut at the end, and
-counted.
+Its length is known once the tokenizer is loaded. Rows of a window with the same transcript share
+one item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
-from torch import Tensor
 
 from mer.pipeline.encoders import tiny
-from mer.pipeline.encoders.frozen import (
-    choose_device,
-    choose_precision,
-    computing,
-    load_model,
-    pad,
-    to_host,
+from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.encoders.modality import (
+    Described,
+    Encoder,
+    Family,
+    Item,
+    Lengths,
+    Modality,
+    ReadItem,
+    Rows,
 )
-from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
-from mer.pipeline.errors import EncoderError
+from mer.pipeline.manifest import Utterance
+from mer.pipeline.media.stages import Flag
+from mer.pipeline.media.workers import Decoders
 
 
-class TextEncoder:
-    """`tokens` turns transcripts into ids, `encode` turns ids into states (T, dim) float32, one a
-    token.
-    """
+class Tokenising(Encoder, Protocol):
+    """An encoder of transcripts: token ids of each, and whether it had to be cut."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "auto", precision: str = "auto"):
-        """Raises EncoderError for a checkpoint that is incomplete or no text encoder, DataError for
-        a wrong option.
-        """
-        check_text(checkpoint)
-        self.checkpoint = checkpoint
-        self.dim = int(checkpoint.config["hidden_size"])
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
-        self.model = load_model(checkpoint, self.device)
-        self._tokenizer = _tokenizer(checkpoint)
-        self.limit = self._limit()
-
-    def _limit(self) -> int:
-        """Longest input in tokens.
-
-        RoBERTa-like models count positions from padding_idx + 1, so two of their 514 are not
-        usable.
-        """
-        positions = self.checkpoint.config.get("max_position_embeddings")
-        limit = self._tokenizer.model_max_length
-        if positions:
-            table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
-            padding = getattr(table, "padding_idx", None)
-            limit = min(limit, positions - (0 if padding is None else padding + 1))
-        return int(min(limit, 2**20))
-
-    def tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
-        """Token ids (T,) of each transcript with the special ones, and whether it had to be cut to
-        `limit`.
-        """
-        ids, cut = [], []
-        for row in _ids(self._tokenizer, list(texts)):
-            cut.append(len(row) > self.limit)
-            row = [*row[: self.limit - 1], row[-1]] if cut[-1] else row  # the closing token stays
-            ids.append(np.array(row, dtype=np.int64))
-        highest = max((int(row.max()) for row in ids if len(row)), default=0)
-        if highest >= self.checkpoint.config["vocab_size"]:
-            known, name = self.checkpoint.config["vocab_size"], self.checkpoint.name
-            raise EncoderError(
-                f"text encoder {name}: its tokenizer gives id {highest}, its model knows {known}; "
-                "they do not fit"
-            )
-        return ids, cut
-
-    def collate(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
-        """Rows of token ids as one padded batch on the host: ids (B, T), mask (B, T), lengths."""
-        return *pad(ids, self._tokenizer.pad_token_id or 0, np.int64, self.device), [
-            len(row) for row in ids
-        ]
-
-    def forward(
-        self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """States (T_i, dim) float32 of each row of a collated batch.
-
-        `precision` overrides the encoder's own.
-        """
-        padded, mask, lengths = batch
-        with computing(self.device, precision or self.precision):
-            output = self.model(
-                input_ids=padded.to(self.device, non_blocking=True),
-                attention_mask=mask.to(self.device, non_blocking=True),
-            )
-            fetched = to_host(output.last_hidden_state.float())
-            del output
-        states = fetched()
-        return [row[:n] for row, n in zip(states, lengths, strict=True)]
-
-    def encode(
-        self, ids: Sequence[np.ndarray], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """States (T_i, dim) float32 of each row of token ids, computed as one batch."""
-        return self.forward(self.collate(ids), precision=precision)
+    def tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]: ...
 
 
-def check_text(checkpoint: Checkpoint) -> None:
-    """Raise EncoderError for a configuration that is not an encoder-only text model."""
-    config, what = checkpoint.config, f"text encoder {checkpoint.name}"
-    if config.get("is_encoder_decoder") or config.get("is_decoder"):
-        raise EncoderError(
-            f"{what}: model type '{config.get('model_type')}' is a decoder; an encoder-only model "
-            "is needed"
+# One line adds a family: its module has `load`, `takes` tells its checkpoints from others.
+FAMILIES: list[Family] = [
+    Family("bert", "mer.pipeline.encoders.bert"),
+]
+
+
+@dataclass(frozen=True)
+class Text(Modality):
+    """Its recipe is the encoder alone."""
+
+    name: ClassVar[str] = "text"
+    unit: ClassVar[str] = "tokens"
+    per_unit: ClassVar[int] = 1
+    fixed_budget: ClassVar[Mapping[str, float]] = {"cpu": 512, "cuda": 16_384}
+    candidate_budgets: ClassVar[Mapping[str, Sequence[float]]] = {
+        "cpu": (256, 512, 1024, 2048, 4096),
+        "cuda": (2048, 4096, 8192, 16_384, 32_768),
+    }
+    absent: ClassVar[tuple[str, ...]] = ("",)
+    built_in: ClassVar[str] = tiny.NAMES["text"]
+
+    @classmethod
+    def of(cls, options: Any) -> Text:
+        return cls(
+            encoder=options.text_encoder, budget=options.budget_tokens, part=options.part_tokens
         )
-    if "conv_kernel" in config or "vocab_size" not in config or "hidden_size" not in config:
-        raise EncoderError(f"{what}: model type '{config.get('model_type')}' is not a text encoder")
 
+    @property
+    def families(self) -> tuple[Family, ...]:  # type: ignore[override]
+        return tuple(FAMILIES)
 
-def _tokenizer(checkpoint: Checkpoint):
-    if checkpoint.folder is None:
-        return tiny.HashTokenizer()
-    from transformers import AutoTokenizer
+    def has(self, u: Utterance) -> bool:
+        return bool(u.text)
 
-    if not matching(checkpoint.folder, VOCABULARY):  # transformers would make up an empty tokenizer
-        raise EncoderError(f"text encoder {checkpoint.name}: no tokenizer in {checkpoint.folder}")
-    try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EncoderError(
-            f"text encoder {checkpoint.name}: its tokenizer cannot be loaded ({reason})"
-        ) from None
+    def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
+        return (u.text or "",)
 
+    def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {"encoder": checkpoint.hash}
 
-def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
-    if isinstance(tokenizer, tiny.HashTokenizer):
-        return tokenizer(texts)
-    return tokenizer(
-        texts, add_special_tokens=True, truncation=False, padding=False, verbose=False
-    )["input_ids"]
+    def measure(self, rows: Rows, probed: Sequence[int], encoder: Encoder) -> Lengths:
+        texts = list(dict.fromkeys(u.text for u in rows.utterances if u.text))
+        ids, cut = cast(Tokenising, encoder).tokens(texts) if texts else ([], [])
+        tokens = dict(zip(texts, ids, strict=True))
+        shortened = {text for text, was_cut in zip(texts, cut, strict=True) if was_cut}
+        lengths = tuple(len(tokens[u.text]) if u.text else 0 for u in rows.utterances)
+        cut_rows = (u.text in shortened for u in rows.utterances)
+        flags = tuple(Flag.text_cut if is_cut else Flag(0) for is_cut in cut_rows)
+        return Lengths(lengths, lengths, flags, tokens)
+
+    def items(
+        self, chosen: Sequence[int], rows: Rows, lengths: Lengths, checkpoint: Checkpoint
+    ) -> list[Item]:
+        """One item for each distinct transcript."""
+        owners = self.owners(chosen, rows)
+        first = [row for row in chosen if rows.utterances[row].text and row not in owners]
+        return [Item(row, lengths.lengths[row]) for row in first]
+
+    def owners(self, chosen: Sequence[int], rows: Rows) -> dict[int, int]:
+        first: dict[str, int] = {}
+        found = {}
+        for row in chosen:
+            text = rows.utterances[row].text
+            if text and first.setdefault(text, row) != row:
+                found[row] = first[text]
+        return found
+
+    def read(
+        self,
+        items: Iterable[Item],
+        rows: Rows,
+        lengths: Lengths,
+        encoder: Encoder,
+        decoders: Decoders,
+    ) -> Iterator[ReadItem]:
+        """Token ids of each transcript."""
+        for item in items:
+            yield ReadItem(lengths.prepared[rows.utterances[item.row].text])
+
+    def describe(self, checkpoint: Checkpoint) -> Described:
+        return Described(None, "last")

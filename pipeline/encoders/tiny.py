@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ SEED = 20_260
 VERSION = 2
 # off: loudness is prosody, and random weights have not learnt to do without
 PROCESSOR = {"do_normalize": False, "sampling_rate": 16_000}
-CONFIGS = {
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "builtin:tiny-wav2vec2": (
         "audio",
         {
@@ -95,6 +96,7 @@ def model(encoder: str):
     settings = {name: value for name, value in settings.items() if name != "model_type"}
     # the classes initialise themselves from the global generator; leave that as it was
     with torch.random.fork_rng(devices=[]):
+        network: torch.nn.Module
         if kind == "audio":
             network = Wav2Vec2Model(Wav2Vec2Config(**settings))
         else:

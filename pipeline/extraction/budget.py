@@ -12,118 +12,144 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.encoders.geometry import SAMPLE_RATE
-from mer.pipeline.extraction.fingerprint import ExtractOptions
-from mer.pipeline.extraction.parts import Encoder, is_out_of_memory, release, single_threaded
-from mer.pipeline.extraction.work import Work, one_thread, open_decoders
-from mer.pipeline.store.arrays import temporary_for
-
-# lengths are in samples and tokens, budgets are told in seconds and tokens
-UNIT = {"audio": SAMPLE_RATE, "text": 1}
-# seconds and tokens, unless asked for
-FIXED = {"cpu": {"audio": 8.0, "text": 512}, "cuda": {"audio": 320.0, "text": 16_384}}
-CANDIDATES = {
-    ("audio", "cpu"): (5, 10, 20, 40, 80, 160),
-    ("audio", "cuda"): (40, 80, 160, 320, 640, 1280),
-    ("text", "cpu"): (256, 512, 1024, 2048, 4096),
-    ("text", "cuda"): (2048, 4096, 8192, 16_384, 32_768),
-}
-# of the best rate: the smallest budget that reaches it is taken, because it needs least memory
-NEARLY = 0.98
-WORSE = 2  # so many in a row below the best end the search
-SPENT = 60.0  # seconds after which no larger budget is tried
-LEAST = 0.2  # seconds that a measurement should take: shorter ones are repeated
-SPARE = 0.1  # part of the host's memory that must stay free
-PLACES = (0.25, 0.6, 0.9, 1.0)  # where in the sorted lengths items are taken from
-LARGEST, SHORT = (
-    "the largest tried",
-    "the corpus is too short for larger ones, so this is not remembered",
+from mer.pipeline.encoders.modality import Encoder, Item, Modality
+from mer.pipeline.extraction.decoding import open_decoders
+from mer.pipeline.extraction.fingerprint import Chosen
+from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.plan import Draft, Inputs
+from mer.pipeline.extraction.runner import sources, threads_for
+from mer.pipeline.runtime.files import publishing
+from mer.pipeline.runtime.machine import (
+    free_memory,
+    is_out_of_memory,
+    one_thread,
+    processor,
+    release_device_memory,
+    single_threaded,
 )
+
+# The smallest budget that reaches this share of the best rate is taken: it needs least memory.
+GOOD_ENOUGH_RATE = 0.98
+SLOWER_IN_A_ROW = 2  # budgets below the best rate after which the search ends
+SEARCH_SECONDS = 60.0  # after which no larger budget is tried
+MEASURED_SECONDS = 0.2  # a measurement should take; shorter ones are repeated
+SPARE_MEMORY_SHARE = 0.1  # of the host's memory that must stay free
+PLACES = (0.25, 0.6, 0.9, 1.0)  # where in the sorted lengths items are taken from
 NEIGHBOURS = 16  # items at each place
 
 
-@dataclass
+class Ended(StrEnum):
+    """Why a search ended; the words are told and remembered."""
+
+    LARGEST = "the largest tried"
+    SHORT_CORPUS = "the corpus is too short for larger ones, so this is not remembered"
+    OUT_OF_MEMORY = "larger ones do not fit into memory"
+    NO_FASTER = "larger ones are no faster"
+    TIME = f"ended after {SEARCH_SECONDS:g} s"
+    NOTHING_FITS = "even the smallest runs out of memory: batches will be split"
+
+
+@dataclass(frozen=True)
 class Trial:
     """What was found.
 
-    `rates[budget]`: seconds or tokens computed a second, None where memory ran out; `why` the
+    `rates[budget]`: seconds or tokens computed per second, None where memory ran out; `why` the
     search ended.
     """
 
     budget: float
     rates: dict[float, float | None] = field(default_factory=dict)
-    why: str = ""
+    why: Ended = Ended.LARGEST
 
     @property
     def complete(self) -> bool:
         """Whether it says something about the device, and not only about a short corpus."""
-        return self.why != SHORT
+        return self.why is not Ended.SHORT_CORPUS
 
-    def line(self, modality: str) -> str:
-        unit = {"audio": "s", "text": "tokens"}[modality]
-        tried = ", ".join(
-            f"{b:g}: {'out of memory' if rate is None else f'{rate:,.3g}'}"
-            for b, rate in self.rates.items()
-        )
+    def line(self, modality: str, unit: str) -> str:
+        """What was found, for the user; `unit` is what a budget of the modality is told in."""
+        tried = ", ".join(f"{budget:g}: {_rate(rate)}" for budget, rate in self.rates.items())
         return (
             f"{modality}: {self.budget:g} {unit} a batch ({unit} computed a second by budget: "
             f"{tried}; {self.why})"
         )
 
 
-def wanted(options: ExtractOptions) -> dict[str, float | str | None]:
-    return {"audio": options.budget_seconds, "text": options.budget_tokens}
+def _rate(rate: float | None) -> str:
+    return "out of memory" if rate is None else f"{rate:,.3g}"
 
 
-def fixed(options: ExtractOptions, device: str) -> dict[str, int]:
+def fixed_budgets(modalities: Sequence[Modality], device: str) -> dict[str, int]:
     """Budgets in samples and tokens: as asked for, else the device's fixed figures."""
-    numbers = {m: value for m, value in wanted(options).items() if value not in (None, "auto")}
-    return {m: round(value * UNIT[m]) for m, value in (FIXED[device] | numbers).items()}
+    return {modality.name: modality.budget_for(device) for modality in modalities}
 
 
-def choose(work: Work, modalities: Sequence[str], note: Callable[[str], None]) -> dict[str, int]:
-    """Budgets in samples and tokens, as remembered for this device or else by trying on items of
-    the plan; `note` is told which and why.
+def choose_budgets(
+    chosen: Sequence[Chosen],
+    inputs: Inputs,
+    drafted: Draft,
+    encoders: Mapping[str, Encoder],
+    options: ExtractOptions,
+    note: Callable[[str], None],
+) -> dict[str, int]:
+    """Budgets in samples and tokens, as remembered for this device or else by trying on items that
+    are to be encoded; `note` is told which and why.
     """
-    found = {}
-    for modality in modalities:
-        items, path = work.by_length(modality), memory_file()
+    found, path = {}, memory_file()
+    threads = threads_for(encoders, options)
+    for one in chosen:
+        modality, encoder = one.modality, encoders[one.name]
+        items = drafted.by_length(one.name)
         if not items:
             continue
-        key = device_key(work.encoders[modality], work.threads)
+        key = device_key(encoder, threads)
         trial = remembered(key, path)
         if trial is not None:
-            note(f"budget remembered for this device in {path}: {trial.line(modality)}")
+            line = trial.line(one.name, modality.unit)
+            note(f"budget remembered for this device in {path}: {line}")
         else:
-            # else there are threads without a batch
-            most = sum(item.length for item in items) / UNIT[modality] / (2 * work.threads)
-            with open_decoders(work.options, len(items)) as decoders, one_thread():
-                inputs = work.sources(decoders)[modality].inputs
-                groups = [
-                    [x.waveform for x in inputs(group) if x.stage is None]
-                    for group in places(items)
-                ]
-                groups = [group for group in groups if group]
-                if not groups:
-                    continue
-                trial = try_budget(
-                    modality, work.encoders[modality], groups, most=most, threads=work.threads
-                )
-            note(f"budget {trial.line(modality)}")
-            try:
-                if trial.complete:
-                    remember(key, trial, path)
-            except OSError as error:
-                note(f"{path}: {error.strerror or error}; the next run will try again")
-        found[modality] = round(trial.budget * UNIT[modality])
+            groups = _groups(one.name, items, inputs, encoders, options)
+            if not groups:
+                continue
+            # beyond it there are threads without a batch
+            most = sum(item.length for item in items) / modality.per_unit / (2 * threads)
+            trial = try_budget(modality, encoder, groups, most=most, threads=threads)
+            note(f"budget {trial.line(one.name, modality.unit)}")
+            _keep(key, trial, path, note)
+        found[one.name] = round(trial.budget * modality.per_unit)
     return found
+
+
+def _groups(
+    modality: str,
+    items: Sequence[Item],
+    inputs: Inputs,
+    encoders: Mapping[str, Encoder],
+    options: ExtractOptions,
+) -> list[list[np.ndarray]]:
+    """Items as the encoder takes them, neighbours in length together."""
+    with open_decoders(options, len(items)) as decoders, one_thread():
+        read = sources(inputs, encoders, decoders)[modality].read
+        groups = []
+        for neighbours in places(items):
+            groups.append([x.value for x in read(neighbours) if x.problem is None])
+    return [group for group in groups if group]
+
+
+def _keep(key: str, trial: Trial, path: Path, note: Callable[[str], None]) -> None:
+    try:
+        if trial.complete:
+            remember(key, trial, path)
+    except OSError as error:
+        note(f"{path}: {error.strerror or error}; the next run will try again")
 
 
 def places(items: Sequence) -> list[Sequence]:
@@ -142,32 +168,28 @@ def search(
     suffice.
     """
     rates: dict[float, float | None] = {}
-    started, below, why = clock(), 0, LARGEST
+    started, best, slower, why = clock(), 0.0, 0, Ended.LARGEST
     for budget in candidates:
         rates[budget] = rate = measure(budget)
         if rate is None:
-            why = "larger ones do not fit into memory"
+            why = Ended.OUT_OF_MEMORY
             break
-        below = below + 1 if rate < max(r for r in rates.values() if r is not None) else 0
-        if below == WORSE:
-            why = "larger ones are no faster"
+        slower = slower + 1 if rate < best else 0
+        best = max(best, rate)
+        if slower == SLOWER_IN_A_ROW:
+            why = Ended.NO_FASTER
             break
-        if clock() - started > SPENT:
-            why = f"ended after {SPENT:g} s"
+        if clock() - started > SEARCH_SECONDS:
+            why = Ended.TIME
             break
-    known = {budget: rate for budget, rate in rates.items() if rate is not None}
-    if not known:
-        return Trial(
-            candidates[0], rates, "even the smallest runs out of memory: batches will be split"
-        )
-    best = max(known.values())
-    return Trial(
-        next(budget for budget, rate in known.items() if rate >= NEARLY * best), rates, why
-    )
+    good = [b for b, rate in rates.items() if rate is not None and rate >= GOOD_ENOUGH_RATE * best]
+    if not good:
+        return Trial(candidates[0], rates, Ended.NOTHING_FITS)
+    return Trial(good[0], rates, why)
 
 
 def try_budget(
-    modality: str,
+    modality: Modality,
     encoder: Encoder,
     groups: Sequence[Sequence[np.ndarray]],
     *,
@@ -180,18 +202,16 @@ def try_budget(
 
     `groups` are inputs of nearly one length each, in the order of their length; the last are the
     longest of the corpus, which need most memory. `threads` batches are computed side by side, as
-    in a run. Budgets beyond `most` are not tried. `room()` is the part of the memory that is free.
+    in a run. Budgets beyond `most` are not tried. `room()` is the share of the memory that is free.
     """
     room = room or free_memory
-    unit = UNIT[modality]
+    unit = modality.per_unit
     with ThreadPoolExecutor(threads, initializer=single_threaded) as pool:
 
         def fits(batch: tuple) -> bool:
             """Compute it, on every thread; False when memory runs out."""
-            errors = [
-                future.exception()
-                for future in [pool.submit(encoder.forward, batch) for _ in range(threads)]
-            ]
+            futures = [pool.submit(encoder.forward, batch) for _ in range(threads)]
+            errors = [future.exception() for future in futures]
             for error in filter(None, errors):
                 if not is_out_of_memory(error):
                     raise error
@@ -199,28 +219,26 @@ def try_budget(
 
         def measure(budget: float) -> float | None:
             limit = round(budget * unit)
-            fitting = fits(encoder.collate(fill(groups[-1], limit))) and room() > SPARE
+            fitting = fits(encoder.collate(fill(groups[-1], limit))) and room() > SPARE_MEMORY_SHARE
             chosen = [fill(group, limit) for group in groups[:-1] or groups]
             length = threads * sum(len(x) for batch in chosen for x in batch) / unit
             batches = [encoder.collate(batch) for batch in chosen] if fitting else []
             started, repeats = clock(), 0
-            while fitting and (not repeats or clock() - started < LEAST):
+            while fitting and (not repeats or clock() - started < MEASURED_SECONDS):
                 fitting = all(fits(batch) for batch in batches)
                 repeats += 1
             if not fitting:
-                release()
+                release_device_memory()
                 return None
             return length * repeats / max(clock() - started, 1e-9)
 
         fits(encoder.collate(groups[0][:1]))  # what is slow only once
-        candidates = CANDIDATES[modality, encoder.device.type]
+        candidates = modality.candidate_budgets[encoder.device.type]
         within = [budget for budget in candidates if budget <= most]
         trial = search(within or candidates[:1], measure)
-        return (
-            replace(trial, why=SHORT)
-            if trial.why == LARGEST and len(within) < len(candidates)
-            else trial
-        )
+    if trial.why is Ended.LARGEST and len(within) < len(candidates):
+        return replace(trial, why=Ended.SHORT_CORPUS)
+    return trial
 
 
 def fill(group: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
@@ -231,25 +249,7 @@ def fill(group: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
     return (list(group) * -(-count // len(group)))[:count]
 
 
-def free_memory() -> float:
-    """The part of this machine's (or container's) memory that is free, 0 to 1; 1 where it cannot be
-    told.
-    """
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
-    except (OSError, ValueError, KeyError):
-        return 1.0
-    try:
-        limit, used = (
-            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")
-        )
-        return min(free / total, 1 - used / limit)
-    except (OSError, ValueError):  # "max": no limit
-        return free / total
-
-
-def device_key(encoder, threads: int) -> str:
+def device_key(encoder: Encoder, threads: int) -> str:
     """What a remembered budget is valid for."""
     import torch
 
@@ -257,16 +257,7 @@ def device_key(encoder, threads: int) -> str:
         properties = torch.cuda.get_device_properties(encoder.device)
         device = f"{properties.name}, {properties.total_memory >> 30} GiB"
     else:
-        lines = (
-            Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        )
-        device = (
-            next(
-                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-                "cpu",
-            )
-            + f", {threads} threads"
-        )
+        device = f"{processor()}, {threads} threads"
     layer = getattr(encoder, "layers", ())
     what = hashlib.sha256(f"{encoder.checkpoint.hash} {layer}".encode()).hexdigest()[:16]
     return (
@@ -284,9 +275,9 @@ def remembered(key: str, path: Path) -> Trial | None:
     try:
         found = json.loads(path.read_text())[key]
         rates = {float(budget): rate for budget, rate in found["rates"].items()}
-        return (
-            Trial(float(found["budget"]), rates, str(found["why"])) if found["budget"] > 0 else None
-        )
+        if not found["budget"] > 0:
+            return None
+        return Trial(float(found["budget"]), rates, Ended(found["why"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -298,10 +289,5 @@ def remember(key: str, trial: Trial, path: Path) -> None:
         known = known if isinstance(known, dict) else {}
     except (OSError, ValueError):
         known = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_for(path)
-    try:
+    with publishing(path) as temporary:
         temporary.write_text(json.dumps({**known, key: asdict(trial)}, indent=1))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

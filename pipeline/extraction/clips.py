@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError
-from mer.pipeline.extraction.extract import extract
-from mer.pipeline.extraction.fingerprint import ExtractOptions, differences
+from mer.pipeline.extraction.fingerprint import differences
+from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.request import Here
+from mer.pipeline.extraction.steps import extract
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
-
-TRACK = "track"  # in the recipe only where one was asked for
-# option: name in the recipe
-SETTINGS = {
-    "audio_layer": "layer",
-    "pool": "pool",
-    "channel": "channel",
-    "max_seconds": "max_seconds",
-}
 
 
 def extract_clips(
@@ -29,20 +24,31 @@ def extract_clips(
     like: dict,
     out: Path,
     *,
-    encoders: dict[str, str] | None = None,
+    encoders: Mapping[str, str | None] | None = None,
     device: str = "auto",
     offline: bool = False,
     progress: Silent | None = None,
     wanted: Collection[str] | None = None,
 ) -> tuple[FeatureStore, list[Failure]]:
-    """Extract `clips` (paths absolute or relative to the working directory) into the store `out` by
-    the recipe of the store that `like` describes (a run's `store` entry: dataset, task, labels,
-    language, modalities, recipe), `wanted` of its modalities only.
+    """Extract clips into a store of their own, by the recipe of another store.
 
-    The store holds the clips that could be read; the others are the failures. `encoders[m]` says
-    where a modality's encoder is now (see `sources`), for one that was a folder. Raises DataError
-    when `like` was not made by `mer extract` or no clip has one of its modalities; KeyMismatchError
-    when an encoder is not the recipe's own.
+    Args:
+        clips: paths absolute or relative to the working directory.
+        like: the other store, as a run's `store` entry describes it: dataset, task, labels,
+            language, modalities, recipe.
+        out: the store to write.
+        encoders: where a modality's encoder is now (see `sources`), for one that was a folder.
+        device: auto, cpu, cuda or cuda:N.
+        offline: never touch a network.
+        progress: is told how far the extraction is.
+        wanted: of the modalities these only.
+
+    Returns:
+        The store of the clips that could be read, and the failures of the others.
+
+    Raises:
+        DataError: `like` was not made by `mer extract`, or no clip has one of its modalities.
+        KeyMismatchError: an encoder is not the recipe's own.
     """
     modalities = {
         m: info for m, info in like["modalities"].items() if wanted is None or m in wanted
@@ -57,33 +63,65 @@ def extract_clips(
             "the features this run was trained on were imported, so they cannot be made for a new "
             "clip; use `mer evaluate`"
         )
-    given = {"audio": any(c.audio for c in clips), "text": any(c.text for c in clips)}
-    missing = [m for m in modalities if not given.get(m)]
+    _check_given(clips, modalities)
+    options = _options(modalities, recipe, encoders or {})
+    options = replace(options, device=device, offline=offline, max_failures=len(clips))
+    _check_spelling(clips)
+    manifest = Manifest(
+        like["dataset"],
+        like["task"],
+        tuple(like["labels"]),
+        tuple(clips),
+        Path.cwd(),
+        like["language"],
+    )
+    # a temporary folder of this process alone
+    done = extract(manifest, out, options, where=Here(lock=False), progress=progress)
+    store = FeatureStore(out)
+    if store.header.recipe != recipe:
+        now = store.header.modalities
+        names = {m: (modalities[m]["encoder"], now[m].encoder) for m in modalities}
+        what = "; ".join(differences(recipe, store.header.recipe, names))
+        known = ", ".join(f"--{name}-encoder" for name in MODALITIES)
+        raise KeyMismatchError(
+            f"not the run's own encoders ({what}); name the right ones with {known}"
+        )
+    return store, done.failures
+
+
+def _check_given(clips: Sequence[Utterance], modalities: Collection[str]) -> None:
+    """Raise DataError when no clip has one of the modalities."""
+    kinds = {modality.name: modality for modality in configured(ExtractOptions())}
+    missing = []
+    for name in modalities:
+        if name not in kinds or not any(kinds[name].has(clip) for clip in clips):
+            missing.append(name)
     if missing:
         raise DataError(
             f"the run was trained on {' and '.join(modalities)}; give it "
             f"{' and '.join(missing)} too"
         )
+
+
+def _options(
+    modalities: Mapping[str, dict], recipe: Mapping[str, Any], given: Mapping[str, str | None]
+) -> ExtractOptions:
+    """The options that give the recipe again. Raises DataError when it is incomplete."""
+    named: dict[str, Any] = {}
+    for m, info in modalities.items():
+        named[f"{m}_encoder"] = _source(m, info, given.get(m))
     try:
         if not all(recipe[m]["encoder"] for m in modalities):
             raise KeyError("encoder")
-        options = ExtractOptions(
-            **{
-                f"{m}_encoder": _source(m, info, (encoders or {}).get(m))
-                for m, info in modalities.items()
-            },
-            **{
-                option: recipe["audio"][name]
-                for option, name in SETTINGS.items()
-                if "audio" in recipe
-            },
-            audio_track=recipe.get("audio", {}).get(TRACK, "auto"),
+        settings: dict[str, Any] = {}
+        for name in modalities:
+            settings |= MODALITIES[name].options_of(recipe[name])
+        return ExtractOptions(
+            **named,
+            **settings,
             dtype=recipe["dtype"],
             precision=recipe["precision"],
-            device=device,
-            offline=offline,
             decoders=0,
-            max_failures=len(clips),
         )
     except (KeyError, TypeError, AttributeError):
         said = (
@@ -94,7 +132,11 @@ def extract_clips(
             f"the run cannot predict new clips: {said}; put it back as it was, or use `mer "
             "evaluate`"
         ) from None
-    for value in (v for c in clips for v in (c.audio, c.text) if v):
+
+
+def _check_spelling(clips: Sequence[Utterance]) -> None:
+    """Raise DataError for a path or text that is not UTF-8."""
+    for value in (value for clip in clips for value in (clip.audio, clip.text) if value):
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -102,26 +144,6 @@ def extract_clips(
                 f"{value!r} is not UTF-8; rename that file or write that text in UTF-8, then run "
                 "the command again"
             ) from None
-    manifest = Manifest(
-        like["dataset"],
-        like["task"],
-        tuple(like["labels"]),
-        tuple(clips),
-        Path.cwd(),
-        like["language"],
-    )
-    # a temporary folder of this process alone
-    report = extract(manifest, out, options, progress=progress, lock=False)
-    store = FeatureStore(out)
-    if store.header.recipe != recipe:
-        now = store.header.modalities
-        names = {m: (modalities[m]["encoder"], now[m].encoder) for m in modalities}
-        what = "; ".join(differences(recipe, store.header.recipe, names))
-        raise KeyMismatchError(
-            f"not the run's own encoders ({what}); name the right ones with --audio-encoder, "
-            "--text-encoder"
-        )
-    return store, report.failures
 
 
 def clips_of(manifest: Manifest, root: Path | None = None) -> list[Utterance]:
@@ -143,7 +165,7 @@ def sources(features: Path) -> dict[str, str]:
         made = FeatureStore(features, check=False).header.provenance.get("extract")
     except (MerError, OSError):
         return {}
-    return {m: made["options"][f"{m}_encoder"] for m in ("audio", "text")} if made else {}
+    return {m: made["options"][f"{m}_encoder"] for m in MODALITIES} if made else {}
 
 
 def _source(modality: str, info: dict, given: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The same work on many processes or machines, with or without Dask.
+"""The pieces of a plan on many processes or machines, by Dask.
 
 Whoever does it, the bytes are the same.
 
@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any, cast
 
 import dask
 from distributed import (
@@ -33,12 +34,21 @@ from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.security import Security
 
-from mer.pipeline.encoders.loading import Checkpoint, resolve
 from mer.pipeline.errors import DataError, DependencyError, EncoderError, MerError
-from mer.pipeline.extraction.parts import Finished, Tally, keep
+from mer.pipeline.extraction.decoding import open_decoders
+from mer.pipeline.extraction.fingerprint import Chosen
+from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.parts import Done, Finished, Tally
 from mer.pipeline.extraction.plan import Part, ShardPlan
-from mer.pipeline.extraction.work import Work, cores, load_encoders, open_decoders
+from mer.pipeline.extraction.request import Place, Scheduler, Workers
+from mer.pipeline.extraction.runner import (
+    Assignment,
+    LocalRunner,
+    assemble_shard,
+    load_encoders,
+)
 from mer.pipeline.runtime.background import prefetch
+from mer.pipeline.runtime.machine import cores, keep_freed_memory, pin
 from mer.pipeline.runtime.signals import Stop
 
 RETRIES = 2  # of a task that raised
@@ -49,130 +59,137 @@ CLOSE_SECONDS = 30  # for local workers to end by themselves
 WORKER_NAME = "Dask Worker process"  # as Dask calls the processes of a LocalCluster
 LOOK_SECONDS = 5  # between two looks at whether there are workers
 LOST_SECONDS = 180  # without any worker; a nanny does not restart one that dies while it starts
+MANY_JOBS = 1 << 30  # a worker decodes for as many parts as it is given
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": DEATHS,
+    # one that died may take a while to load its encoders again
+    "distributed.deploy.lost-worker-timeout": LOST_SECONDS,
+    "distributed.worker.memory.terminate": False,  # encoders are large on purpose
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    # looks at the stacks of all threads a hundred times a second: 5 % of a CPU worker
+    "distributed.worker.profile.enabled": False,
+}
 
 
-class Encoding(WorkerPlugin):
+class WorkerSetup(WorkerPlugin):
     """What a worker process has for its tasks: encoders loaded once, on its device.
 
     Dask calls `setup` in every one, restarted ones too. The name is the run's own: other runs may
     use the same workers.
     """
 
-    def __init__(self, work: Work, checkpoints: dict[str, Checkpoint], *, local_workers: int = 0):
+    def __init__(self, assignment: Assignment, *, local_workers: int = 0):
         self.name = f"mer-{uuid.uuid4().hex}"
         # workers may have been started in another folder
-        self.work = replace(work, encoders={}, folder=work.folder.absolute())
-        self.sources = {kind: (point.source, point.hash) for kind, point in checkpoints.items()}
+        place = Place(assignment.place.out.absolute())
+        self.assignment = replace(assignment, place=place)
         self.local_workers = local_workers
 
     def setup(self, worker) -> None:
-        keep()
-        options = self.work.options
+        keep_freed_memory()
         self.stop = Stop()
+        options = self.assignment.options
         if self.local_workers:
             # both reach the whole group; the client decides, through `stop`
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-            options = replace(
-                options,
-                device=pin(options.device, worker.name),
-                threads=options.threads or max(1, cores() // self.local_workers),
-                decoders=options.decoders if options.decoders >= 0 else 1,
-            )
-        points = {
-            kind: resolve(kind, source, offline=options.offline)
-            for kind, (source, _) in self.sources.items()
-        }
-        for kind, (source, digest) in self.sources.items():
-            if points[kind].hash != digest:
-                raise EncoderError(
-                    f"{kind} encoder {source} has other files on {worker.address} than on the "
-                    "machine that made the plan"
-                )
-        self.work = replace(
-            self.work,
-            options=options,
-            encoders=load_encoders(points, options),
-            decoders=open_decoders(options, 1 << 30),
+            options = self._options_of(worker.name)
+        chosen = [self._resolved(one, worker.address) for one in self.assignment.inputs.chosen]
+        self.runner = LocalRunner(
+            replace(self.assignment, options=options),
+            load_encoders(chosen, options),
+            open_decoders(options, MANY_JOBS),
         )
         self.finished: dict[int, Finished] = {}
 
+    def _options_of(self, name: int | str) -> ExtractOptions:
+        """The share of a local worker in this machine's devices and cores."""
+        options = self.assignment.options
+        return replace(
+            options,
+            device=pin(options.device, name),
+            threads=options.threads or max(1, cores() // self.local_workers),
+            decoders=options.decoders if options.decoders >= 0 else 1,
+        )
+
+    def _resolved(self, one: Chosen, address: str) -> Chosen:
+        """The encoder's files on this machine. Raises EncoderError when they are others."""
+        source, offline = one.checkpoint.source, self.assignment.options.offline
+        here = one.modality.resolve(source, offline=offline)
+        if here.hash != one.checkpoint.hash:
+            raise EncoderError(
+                f"{one.name} encoder {source} has other files on {address} than on the machine "
+                "that made the plan"
+            )
+        return Chosen(one.modality, here)
+
     def teardown(self, worker) -> None:
-        self.work.decoders.__exit__()
+        if self.runner.decoders is not None:
+            self.runner.decoders.__exit__()
 
     def encode(self, window: int, number: int) -> Tally:
-        tally, part = Tally(), self.work.plan.parts[window][number]
+        part = self.assignment.plan.parts[window][number]
         # it is there when the worker that made it died before it could say so
-        if not Finished(self.work.work).add(part):
-            self.work.encode(
-                window, [part], tally, lambda part, length, fresh=True: None, self.stop
-            )
-        return tally
+        if Finished(self.assignment.place.parts).add(part):
+            return Tally()
+        return self.runner.encode(window, [part], stop=self.stop)
 
     def assemble(self, window: int, number: int) -> None:
         if self.stop.asked:
             return
         if window not in self.finished:
-            self.finished = {window: self.work.collect(window)}
-        self.work.assemble(window, [self.work.plan.windows[window][number]], self.finished[window])
+            self.finished = {window: self.runner.collect(window)}
+        shard = self.assignment.plan.windows[window][number]
+        assemble_shard(self.runner.assignment, shard, window, self.finished[window])
 
 
-def pin(device: str, name: int | str) -> str:
-    """The device of a local worker: the GPUs in turn for `auto` and `cuda`, otherwise what was
-    asked for.
-    """
-    import torch
-
-    if device in ("auto", "cuda") and torch.cuda.is_available() and str(name).isdecimal():
-        return f"cuda:{int(name) % torch.cuda.device_count()}"
-    return device
+def _setup_of(worker: Worker, plugin: str) -> WorkerSetup:
+    return cast(WorkerSetup, worker.plugins[plugin])
 
 
 def encode_task(plugin: str, window: int, number: int) -> Tally:
-    return get_worker().plugins[plugin].encode(window, number)
+    return _setup_of(get_worker(), plugin).encode(window, number)
 
 
 def assemble_task(plugin: str, window: int, number: int) -> None:
-    get_worker().plugins[plugin].assemble(window, number)
+    _setup_of(get_worker(), plugin).assemble(window, number)
 
 
 def stop_worker(plugin: str, dask_worker: Worker | None = None) -> None:
-    dask_worker.plugins[plugin].stop.asked = True
+    if dask_worker is not None:  # Dask gives it by this name
+        _setup_of(dask_worker, plugin).stop.asked = True
 
 
-class Cluster:
-    """Runs parts and shards on the workers of a Dask client, which have the plugin of that name."""
+class ClusterRunner:
+    """Does pieces of a plan on the workers of a Dask client, which have the plugin of that name."""
 
-    def __init__(self, client: Client, work: Work, plugin: str):
-        self.client, self.work, self.plugin = client, work, plugin
+    def __init__(self, client: Client, assignment: Assignment, plugin: str):
+        self.client, self.assignment, self.plugin = client, assignment, plugin
         self._looked = self._seen = time.monotonic()
 
-    def encode(
-        self,
-        window: int,
-        parts: Sequence[Part],
-        tally: Tally,
-        done: Callable[[Part, int], None],
-        stop: Stop | None = None,
-    ) -> None:
-        numbers = {part.name: number for number, part in enumerate(self.work.plan.parts[window])}
-        jobs = {numbers[part.name]: part for part in parts}
-        for number, counted in self._run(encode_task, window, list(jobs), stop or Stop()):
-            tally.add(counted)
-            done(jobs[number], jobs[number].length)
+    def encode(self, window: int, parts: Sequence[Part], done: Done, stop: Stop) -> Tally:
+        """Encode parts of a window; fewer when asked to stop."""
+        planned = self.assignment.plan.parts[window]
+        numbers = {part.name: number for number, part in enumerate(planned)}
+        todo = {numbers[part.name]: part for part in parts}
+        tally = Tally()
+        for number, counted in self._run(encode_task, window, list(todo), stop):
+            tally += counted
+            done(todo[number], todo[number].length)
+        return tally
 
-    def assemble(
-        self, window: int, shards: Sequence[ShardPlan], *, stop: Stop | None = None
-    ) -> None:
-        first = self.work.plan.windows[window][0].number
-        for _ in self._run(
-            assemble_task, window, [shard.number - first for shard in shards], stop or Stop()
-        ):
+    def assemble(self, window: int, shards: Sequence[ShardPlan], stop: Stop) -> None:
+        """Write shards of a window; fewer when asked to stop."""
+        first = self.assignment.plan.windows[window][0].number
+        numbers = [shard.number - first for shard in shards]
+        for _ in self._run(assemble_task, window, numbers, stop):
             pass
 
     def _run(
         self, task: Callable, window: int, numbers: list[int], stop: Stop
-    ) -> Iterator[tuple[int, object]]:
+    ) -> Iterator[tuple[int, Any]]:
         """(number, result) as the tasks finish, longest first, as planned.
 
         Asked to stop, the workers write what they have of the tasks they are at, and do nothing for
@@ -210,7 +227,7 @@ class Cluster:
                 self.client.cancel(list(futures))
             finished.close()
 
-    def _result(self, future) -> object:
+    def _result(self, future) -> Any:
         """What a finished task returned.
 
         If the worker that has it died meanwhile the task runs again, provided there is another.
@@ -302,57 +319,46 @@ def local_cluster(workers: int) -> Iterator[LocalCluster]:
 
 
 @contextmanager
-def workers_for(
-    work: Work,
-    checkpoints: dict[str, Checkpoint],
-    *,
-    workers: int = 0,
-    scheduler: str | None = None,
-) -> Iterator[Cluster]:
-    """Workers that have the encoders loaded: `workers` local processes, or those of the scheduler
-    at an address.
-    """
-    settings = {
-        "distributed.scheduler.allowed-failures": DEATHS,
-        # one that died may take a while to load its encoders again
-        "distributed.deploy.lost-worker-timeout": LOST_SECONDS,
-        "distributed.worker.memory.terminate": False,  # encoders are large on purpose
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.target": False,
-        # looks at the stacks of all threads a hundred times a second: 5 % of a CPU worker
-        "distributed.worker.profile.enabled": False,
-    }
+def workers_for(assignment: Assignment, where: Workers | Scheduler) -> Iterator[ClusterRunner]:
+    """Workers that have the encoders loaded: local processes, or those of a scheduler."""
     quiet = logging.getLogger("distributed")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
-    plugin = Encoding(work, checkpoints, local_workers=workers)
     try:
-        with dask.config.set(settings):
-            if scheduler is None:
-                with local_cluster(workers) as cluster, Client(cluster) as client:
-                    yield _ready(client, plugin, work)
+        with dask.config.set(SETTINGS):
+            if isinstance(where, Workers):
+                plugin = WorkerSetup(assignment, local_workers=where.count)
+                with local_cluster(where.count) as cluster, Client(cluster) as client:
+                    yield _ready(client, plugin)
             else:
-                try:
-                    client = Client(scheduler, timeout=CONNECT_SECONDS)
-                except (OSError, TimeoutError, ValueError) as error:
-                    raise DataError(
-                        f"--scheduler {scheduler}: cannot be reached ({str(error).splitlines()[0]})"
-                    ) from None
-                with client:
-                    if not client.scheduler_info()["workers"]:
-                        raise DataError(
-                            f"--scheduler {scheduler}: it has no workers yet; start some, then "
-                            "run the same command again"
-                        )
-                    yield _ready(client, plugin, work)
+                plugin = WorkerSetup(assignment)
+                with _connect(where.address) as client:
+                    yield _ready(client, plugin)
                     # the workers go on to other things
                     client.unregister_worker_plugin(plugin.name)
     finally:
         quiet.setLevel(level)
 
 
-def _ready(client, plugin: Encoding, work: Work) -> Cluster:
+@contextmanager
+def _connect(address: str) -> Iterator[Client]:
+    """A client of the scheduler at an address. Raises DataError when it is not to be used."""
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise DataError(
+            f"--scheduler {address}: cannot be reached ({str(error).splitlines()[0]})"
+        ) from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise DataError(
+                f"--scheduler {address}: it has no workers yet; start some, then run the same "
+                "command again"
+            )
+        yield client
+
+
+def _ready(client: Client, plugin: WorkerSetup) -> ClusterRunner:
     """Register the plugin, which loads the encoders, and wait until every worker has them."""
     try:
         client.register_plugin(plugin, name=plugin.name)
@@ -362,4 +368,4 @@ def _ready(client, plugin: Encoding, work: Work) -> Cluster:
         raise DataError(
             f"the workers cannot load the encoders ({str(error).splitlines()[0]})"
         ) from None
-    return Cluster(client, work, plugin.name)
+    return ClusterRunner(client, plugin.assignment, plugin.name)

@@ -8,28 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.pipeline.extraction.parts import BIT, FLAGS
+from mer.pipeline.errors import FailuresError
+from mer.pipeline.media.stages import Flag
 
 SHOWN = 10  # failures listed; all are in failures.jsonl
 NAMED = 5  # ids of each count; all are in the store
 
 
 def flagged(ids: Sequence[str], flags: np.ndarray) -> dict[str, list[str]]:
-    """Flag -> ids that have it; flags that none has are left out."""
-    found = {name: [ids[i] for i in np.flatnonzero(flags & bit)] for name, bit in BIT.items()}
-    return {name: those for name, those in found.items() if those}
+    """Name of a flag → ids that have it; flags that none has are left out."""
+    found = {}
+    for name, flag in Flag.__members__.items():
+        rows = np.flatnonzero(flags & flag.value)
+        if len(rows):
+            found[name] = [ids[row] for row in rows]
+    return found
 
 
 def count_lines(counts: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> list[str]:
     """What was counted, what it means, and the first ids of each."""
-    more = {
-        name: f" and {n - len(first[name]):,} more" if n > len(first[name]) else ""
-        for name, n in counts.items()
-    }
-    return [
-        f"counted: {n:,} {name} ({FLAGS[name]}): {', '.join(first[name])}{more[name]}"
-        for name, n in counts.items()
-    ]
+    lines = []
+    for name, count in counts.items():
+        rest = count - len(first[name])
+        more = f" and {rest:,} more" if rest > 0 else ""
+        ids = ", ".join(first[name])
+        lines.append(f"counted: {count:,} {name} ({Flag[name].meaning}): {ids}{more}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ class Failure:
     known: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExtractReport:
-    """`extracted` utterances were computed by this run (or the killed one that it finished),
-    `reused` were there before.
+    """What an extraction did.
+
+    `extracted` utterances were computed by this run (or the killed one that it finished), `reused`
+    were there before. `padding` is padded over valid length, by modality.
     """
 
     out: Path
@@ -62,10 +68,10 @@ class ExtractReport:
     failures_path: Path | None = None
     audio_seconds: float = 0.0
     seconds: float = 0.0
-    padding: dict[str, float] = field(default_factory=dict)  # padded / valid, a modality
+    padding: dict[str, float] = field(default_factory=dict)
     batches: dict[str, int] = field(default_factory=dict)
     self_test: dict[str, dict] = field(default_factory=dict)
-    # utterances that are short, chunked, cut, … (pipeline.parts.FLAGS)
+    # utterances that are short, chunked, cut, … (media.stages.Flag)
     counts: dict[str, int] = field(default_factory=dict)
     flagged: dict[str, list[str]] = field(default_factory=dict)  # the first ids of each count
     oom_splits: int = 0
@@ -90,38 +96,12 @@ class ExtractReport:
 
     def lines(self) -> list[str]:
         """For people: what was done, what went wrong, where it is."""
-        what = {
-            "extracted": f"{self.extracted:,} utterances extracted, {self.reused:,} reused",
-            "nothing": f"nothing to do: all {self.utterances:,} utterances are there",
-            "head": "labels or splits changed: only the head file is written again, all "
-            f"{self.utterances:,} utterances are reused",
-            "dry-run": f"dry run: {self.extracted:,} utterances to extract, {self.reused:,} reused",
-            "part": "this share of the work is done; the run that finishes last writes the store",
-        }[self.action]
         size = (
             f"{self.audio_seconds / 3600:.2f} h of audio, {self.bytes / 1e6:,.1f} MB in "
             f"{self.shards} shards"
         )
-        out = [f"{what}; {size}, {self.seconds:.1f} s"]
-        if self.batches:
-            batches = (
-                f"{m} {n:,} batches ({self.padding[m]:.3f} padded/valid)"
-                for m, n in self.batches.items()
-                if n
-            )
-            out.append(f"plan: {', '.join(batches) or 'no batches'}")
-        if self.action == "dry-run":
-            out.append(f"disk: {self.bytes / 1e6:,.1f} MB, and up to as much again while it runs")
-        for m, test in self.self_test.items():
-            half = (
-                f", {test['precision']} against fp32 {test['precision_error']:.1e}"
-                if "precision_error" in test
-                else ""
-            )
-            out.append(
-                f"self-test {m}: batch against single {test['absolute']:.1e}{half} "
-                f"({test['items']} items, {test['precision']})"
-            )
+        out = [f"{self._done()}; {size}, {self.seconds:.1f} s", *self._plan_lines()]
+        out += [_self_test_line(m, test) for m, test in self.self_test.items()]
         if self.counts:
             out += count_lines(self.counts, self.flagged)
             out.append(f"all of a kind: mer inspect {self.out} --flag {next(iter(self.counts))}")
@@ -130,25 +110,69 @@ class ExtractReport:
                 f"{self.oom_splits:,} batches split for memory, {self.fp32_batches:,} computed "
                 "again in fp32"
             )
-        out += [
-            f"{'known bad' if f.known else 'failed'}: {f.id}: {f.stage}: {f.reason}"
-            for f in self.failures[:SHOWN]
-        ]
-        if self.failures:
-            more = (
-                f"… and {len(self.failures) - SHOWN:,} more; " if len(self.failures) > SHOWN else ""
-            )
-            count = (
-                f"{len(self.failures):,} utterances are not in the store, {self.unexpected:,} of "
-                "them unexpected"
-            )
-            out.append(
-                f"{more}{count}"
-                + (f": {self.failures_path}" if self.action not in ("dry-run", "part") else "")
-            )
+        out += self._failure_lines()
         if self.untrained:
             out.append(
                 f"untrained encoders ({', '.join(self.untrained)}): these features are for trying "
                 "things out"
             )
         return out
+
+    def _done(self) -> str:
+        return {
+            "extracted": f"{self.extracted:,} utterances extracted, {self.reused:,} reused",
+            "nothing": f"nothing to do: all {self.utterances:,} utterances are there",
+            "head": "labels or splits changed: only the head file is written again, all "
+            f"{self.utterances:,} utterances are reused",
+            "dry-run": f"dry run: {self.extracted:,} utterances to extract, {self.reused:,} reused",
+            "part": "this share of the work is done; the run that finishes last writes the store",
+        }[self.action]
+
+    def _plan_lines(self) -> list[str]:
+        lines = []
+        if self.batches:
+            batches = (
+                f"{m} {n:,} batches ({self.padding[m]:.3f} padded/valid)"
+                for m, n in self.batches.items()
+                if n
+            )
+            lines.append(f"plan: {', '.join(batches) or 'no batches'}")
+        if self.action == "dry-run":
+            size = f"{self.bytes / 1e6:,.1f} MB"
+            lines.append(f"disk: {size}, and up to as much again while it runs")
+        return lines
+
+    def _failure_lines(self) -> list[str]:
+        lines = []
+        for failure in self.failures[:SHOWN]:
+            what = "known bad" if failure.known else "failed"
+            lines.append(f"{what}: {failure.id}: {failure.stage}: {failure.reason}")
+        if not self.failures:
+            return lines
+        rest = len(self.failures) - SHOWN
+        more = f"… and {rest:,} more; " if rest > 0 else ""
+        count = (
+            f"{len(self.failures):,} utterances are not in the store, {self.unexpected:,} of them "
+            "unexpected"
+        )
+        written = self.action not in ("dry-run", "part")
+        where = f": {self.failures_path}" if written else ""
+        return [*lines, f"{more}{count}{where}"]
+
+
+def _self_test_line(modality: str, test: dict) -> str:
+    half = ""
+    if "precision_error" in test:
+        half = f", {test['precision']} against fp32 {test['precision_error']:.1e}"
+    return (
+        f"self-test {modality}: batch against single {test['absolute']:.1e}{half} "
+        f"({test['items']} items, {test['precision']})"
+    )
+
+
+class TooManyFailures(FailuresError):
+    """The run finished, but more clips failed than allowed; `report` is what it did."""
+
+    def __init__(self, message: str, report: ExtractReport):
+        super().__init__(message)
+        self.report = report

@@ -5,139 +5,102 @@ Each finished part is one atomic file, and so is the beginning of one.
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mer.pipeline.encoders.modality import Encoder, Item, ReadItem
 from mer.pipeline.errors import DataError, MerError, StoreError
-from mer.pipeline.extraction.plan import Item, Part
-from mer.pipeline.media.workers import Decoded, Decoders, Job
+from mer.pipeline.extraction.plan import Part
+from mer.pipeline.extraction.sound import check_failures
+from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.runtime.background import Writer, prefetch
+from mer.pipeline.runtime.machine import (
+    is_out_of_memory,
+    release_device_memory,
+    single_threaded,
+    trim,
+)
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.store import Shard, ShardWriter
 from mer.pipeline.store.schema import HALF_MAX, is_count
 from mer.pipeline.store.shard import largest
 
-# What is recorded of an utterance in the store's flags, one bit each, and what it means; the media
-# flags are those of `mer.pipeline.media.audio`. Bits are in stores: append only.
-FLAGS = {
-    "short": "shorter than the encoder's first frame, padded with zeros",
-    "chunked": "longer than --max-seconds, encoded in overlapping pieces",
-    "text_cut": "a transcript longer than the encoder takes, cut at its end",
-    "clipped": "overdriven: many samples at full scale",
-    "silent": "no sample above -80 dB",
-    "resampled": "not at 16 kHz",
-    "rate_rounded": "resampled by a ratio that was rounded",
-    "start_clipped": "a start before 0 s, taken as 0",
-    "end_beyond": "an end beyond the end of the file",
-    "late": "sound that begins after the file's time line, silence before it",
-    "gap": "a gap in the time stamps, filled with silence",
-    "tracks": "several audio tracks in the file, of which one was read",
-    "unsized": "a header without its true length, decoded to the end of the data",
-    "damaged": "frames that could not be decoded, left out",
-    "trailing": "data behind the end of the audio, not read",
+BATCHES_AHEAD = 2  # decoded and padded before they are encoded
+
+# why an item has no features, when its encoder is to blame
+ENCODING_PROBLEMS = {
+    Stage.OOM: "does not fit into memory even alone; use a smaller --max-seconds",
+    Stage.NAN: "the encoder gives values that are not finite",
 }
-BIT = {name: 1 << i for i, name in enumerate(FLAGS)}
-# (part, length, fresh=True): so much of a part is done; not fresh: an earlier run did it
-Done = Callable[..., None]
 
 
-class Encoder(Protocol):
-    """What AudioEncoder and TextEncoder share."""
+class Done(Protocol):
+    """Is told that `length` of a part is done; not `fresh`: an earlier run did it."""
 
-    dim: int
-    precision: str
-
-    def collate(self, items: Sequence[np.ndarray]) -> tuple: ...
-    def forward(self, batch: tuple, *, precision: str | None = None) -> list[np.ndarray]: ...
-    def encode(
-        self, items: Sequence[np.ndarray], *, precision: str | None = None
-    ) -> list[np.ndarray]: ...
+    def __call__(self, part: Part, length: int, fresh: bool = True) -> None: ...
 
 
-@dataclass
+def nobody_listens(part: Part, length: int, fresh: bool = True) -> None:
+    """A `Done` that tells nobody."""
+
+
+@dataclass(frozen=True)
 class Source:
-    """Where the items of a modality come from, and what they go through."""
+    """Where the items of a modality come from, and what they go through.
+
+    `read` gives each item as the encoder takes it, in order.
+    """
 
     encoder: Encoder
-    # waveform or token ids of each item, in order
-    inputs: Callable[[Iterable[Item]], Iterator[Decoded]]
+    read: Callable[[Iterable[Item]], Iterator[ReadItem]]
     pool: int = 1
     one_by_one: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tally:
-    """What happened while encoding, for the report."""
+    """What happened while encoding, for the report.
+
+    `fp32_batches` were computed again because half precision overflowed.
+    """
 
     batches: int = 0
     oom_splits: int = 0
-    fp32_batches: int = 0  # computed again because half precision overflowed
+    fp32_batches: int = 0
 
-    def add(self, other: Tally) -> None:
-        for name in ("batches", "oom_splits", "fp32_batches"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-def audio_inputs(
-    encoder,
-    decoders: Decoders,
-    jobs: Callable[[int], Job],
-    samples: Sequence[int],
-    *,
-    ahead: int = 64,
-) -> Callable[[Iterable[Item]], Iterator[Decoded]]:
-    """Items → prepared waveforms, decoded ahead.
-
-    A clip is normalised whole, then cut into its pieces.
-    """
-
-    def inputs(items: Iterable[Item]) -> Iterator[Decoded]:
-        items = list(items)
-        for item, clip in zip(
-            items, decoders.run((jobs(item.row) for item in items), ahead=ahead), strict=True
-        ):
-            if clip.stage is not None:
-                if clip.stage == "changed":
-                    raise DataError(f"{clip.reason}; run the same command again")
-                yield clip
-            elif clip.samples != samples[item.row]:
-                reason = (
-                    f"{jobs(item.row).path}: {clip.samples:,} samples decoded, "
-                    f"{samples[item.row]:,} expected"
-                )
-                yield Decoded(stage="decode", reason=reason)
-            else:
-                whole = encoder.prepare(clip.waveform)
-                # then `whole` may be longer: a short clip is padded
-                uncut = (item.first, item.end) == (0, clip.samples)
-                yield Decoded(
-                    item.length, whole if uncut else whole[item.first : item.end], clip.flags
-                )
-
-    return inputs
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.batches + other.batches,
+            self.oom_splits + other.oom_splits,
+            self.fp32_batches + other.fp32_batches,
+        )
 
 
-def text_inputs(ids: Callable[[int], np.ndarray]) -> Callable[[Iterable[Item]], Iterator[Decoded]]:
-    """Items → token ids, from `ids(row)`."""
+class PartRow(NamedTuple):
+    """An encoded item: its key, its steps (T, D), its flags."""
 
-    def inputs(items: Iterable[Item]) -> Iterator[Decoded]:
-        for item in items:
-            yield Decoded(item.length, ids(item.row))
-
-    return inputs
+    key: str
+    steps: np.ndarray
+    flags: int
 
 
-@dataclass
-class Batch:
+class PartFailure(NamedTuple):
+    """An item that has no features: its row in the manifest, and why."""
+
+    row: int
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ForwardPass:
     """What one forward pass needs.
 
     `collated` is None where items go one by one; `last` marks the end of a part.
@@ -145,20 +108,27 @@ class Batch:
 
     part: Part
     items: list[Item]
-    inputs: list[Decoded]
+    inputs: list[ReadItem]
     collated: tuple | None
     last: bool
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What one forward pass gave."""
+
+    rows: list[PartRow]
+    failures: list[PartFailure]
+    tally: Tally
+
+
 @dataclass
 class Begun:
-    """The first `batches` batches of a part: rows (key, frames, flags) and failures (row, stage,
-    reason).
-    """
+    """The first `batches` batches of a part, as they are being collected."""
 
     batches: int = 0
-    rows: list[tuple[str, np.ndarray, int]] = field(default_factory=list)
-    failures: list[tuple[int, str, str]] = field(default_factory=list)
+    rows: list[PartRow] = field(default_factory=list)
+    failures: list[PartFailure] = field(default_factory=list)
 
     @classmethod
     def read(cls, part: Part, folder: Path) -> Begun | None:
@@ -168,113 +138,94 @@ class Begun:
             return None
         try:
             shard = Shard(path)
-            batches = shard.meta.get("batches")
+            batches: Any = shard.meta.get("batches")
             if not is_count(batches) or list(shard.modalities) != [part.modality]:
                 return None
             check_failures(shard, int)
-            if (
-                shard.key != part.key
-                or not 0 < batches < len(part.batches)
-                or next(shard.mismatches(part.modality), None) is not None
-            ):
+            of_this_part = shard.key == part.key and 0 < batches < len(part.batches)
+            if not of_this_part or next(shard.mismatches(part.modality), None) is not None:
                 return None
         except MerError:
             return None
         rows = [
-            (key, shard.frames(part.modality, at, at + 1), int(shard.flags[at]))
+            PartRow(key, shard.frames(part.modality, at, at + 1), int(shard.flags[at]))
             for at, key in enumerate(shard.ids)
         ]
-        return cls(batches, rows, [tuple(failure) for failure in shard.meta["failures"]])
+        return cls(batches, rows, [PartFailure(*failure) for failure in shard.meta["failures"]])
+
+    def add(self, encoded: Encoded) -> None:
+        """One batch more is done."""
+        self.batches += 1
+        self.rows += encoded.rows
+        self.failures += encoded.failures
 
     def write(self, part: Part, folder: Path, dim: int) -> None:
         """In float32: what the whole part is stored in, and with it every last bit, is decided when
         the whole is there.
         """
         meta = {"failures": self.failures, "batches": self.batches}
-        with ShardWriter(
-            folder / part.begun, {part.modality: dim}, dtype="float32", meta=meta, key=part.key
-        ) as writer:
-            for key, frames, flags in self.rows:
-                writer.add(key, {part.modality: frames}, flags=flags)
+        self._publish(folder / part.begun, part, dim, "float32", meta)
 
     def publish(self, part: Part, folder: Path, dim: int, dtype: str) -> None:
         """All batches are there: the part itself."""
-        with ShardWriter(
-            folder / part.name,
-            {part.modality: dim},
-            dtype=dtype,
-            meta={"failures": self.failures},
-            key=part.key,
-        ) as writer:
-            for key, frames, flags in self.rows:
-                writer.add(key, {part.modality: frames}, flags=flags)
+        self._publish(folder / part.name, part, dim, dtype, {"failures": self.failures})
         (folder / part.begun).unlink(missing_ok=True)
         self.rows.clear()
         trim()
 
-
-def trim() -> None:
-    """Give freed memory back to the system. glibc keeps it, in pieces between what lives on, and
-    ever more of it: without this the size of a process grows with the number of clips it has seen.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep() -> None:
-    """Let this process keep freed memory until `trim`.
-
-    Dask's nannies start workers with MALLOC_TRIM_THRESHOLD_=65536: every tensor would come from the
-    system anew, page by page, and extraction take twice as long. These are the thresholds that
-    glibc grows to by itself.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+    def _publish(self, path: Path, part: Part, dim: int, dtype: str, meta: dict) -> None:
+        modalities = {part.modality: dim}
+        with ShardWriter(path, modalities, dtype=dtype, meta=meta, key=part.key) as writer:
+            for key, steps, flags in self.rows:
+                writer.add(key, {part.modality: steps}, flags=flags)
 
 
 def run_parts(
     parts: Sequence[Part],
-    sources: dict[str, Source],
+    sources: Mapping[str, Source],
     folder: Path,
     *,
     dtype: str,
     threads: int,
-    tally: Tally,
-    done: Done,
+    done: Done = nobody_listens,
     stop: Stop | None = None,
-) -> None:
+) -> Tally:
     """Encode `parts` and publish each as `folder / part.name`.
-
-    `done(part, length)` is called after every batch.
 
     `threads` batches are computed side by side, each by operations of one thread: on a CPU that is
     faster than sharing every operation among all cores, and the result does not depend on how many
     cores there are. The modalities take turns, so that there are transcripts to encode while clips
     are being decoded. Asked to stop, the batches that are being computed are the last, and what
     there is of their parts is published as `folder / part.begun`, from where the next call goes on.
+
+    Args:
+        parts: what to encode, of one window.
+        sources: by modality, where the items come from and what they go through.
+        folder: where the parts are published.
+        dtype: float16 or float32, as stored.
+        threads: batches that are computed side by side.
+        done: is told after every batch.
+        stop: asks for an early end.
+
+    Returns:
+        What happened while encoding.
+
+    Raises:
+        DataError: a media file changed during the run.
+        OSError: the disk is full.
     """
     stop = stop or Stop()
     opened = {part.name: begun for part in parts if (begun := Begun.read(part, folder))}
     for part in parts:
         if part.name in opened:
-            done(
-                part,
-                sum(
-                    item.length
-                    for batch in part.batches[: opened[part.name].batches]
-                    for item in batch
-                ),
-                fresh=False,
-            )
-    feed = prefetch(
-        _feed(parts, sources, {name: begun.batches for name, begun in opened.items()}),
-        2,
-        until=lambda: stop.asked,
-    )
-    running: deque[tuple[Batch, Future]] = deque()
+            finished = part.batches[: opened[part.name].batches]
+            done(part, sum(item.length for batch in finished for item in batch), fresh=False)
+    begun_batches = {name: begun.batches for name, begun in opened.items()}
+    passes = _feed(parts, sources, begun_batches)
+    feed = prefetch(passes, BATCHES_AHEAD, until=lambda: stop.asked)
+    running: deque[tuple[ForwardPass, Future[Encoded | None]]] = deque()
     touched: dict[str, Part] = {}  # parts with batches of this call that are not published yet
+    tallies: list[Tally] = []
 
     def take(writer: Writer) -> None:
         batch, future = running.popleft()
@@ -282,13 +233,9 @@ def run_parts(
         if encoded is None:
             running.clear()
             return
-        rows, failures, counted = encoded
         part, dim = batch.part, sources[batch.part.modality].encoder.dim
-        begun = opened.setdefault(part.name, Begun())
-        begun.batches += 1
-        begun.rows += rows
-        begun.failures += failures
-        tally.add(counted)
+        opened.setdefault(part.name, Begun()).add(encoded)
+        tallies.append(encoded.tally)
         touched[part.name] = part
         done(part, sum(item.length for item in batch.items))
         if batch.last:
@@ -299,78 +246,57 @@ def run_parts(
     try:
         with Writer() as writer:
             for batch in feed:
-                running.append(
-                    (batch, pool.submit(_encode, batch, sources[batch.part.modality], dtype, stop))
-                )
+                source = sources[batch.part.modality]
+                running.append((batch, pool.submit(_encode, batch, source, dtype, stop)))
                 if len(running) > threads:  # one more than can run waits, so that no thread does
                     take(writer)
             while running:
                 take(writer)
             for name, part in touched.items():
-                writer.put(
-                    partial(opened[name].write, part, folder, sources[part.modality].encoder.dim)
-                )
+                dim = sources[part.modality].encoder.dim
+                writer.put(partial(opened[name].write, part, folder, dim))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         feed.close()
+    return sum(tallies, Tally())
 
 
-def single_threaded() -> None:
-    """Operations of this thread run on one core."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _encode(
-    batch: Batch, source: Source, dtype: str, stop: Stop
-) -> tuple[list[tuple[str, np.ndarray, int]], list[tuple[int, str, str]], Tally] | None:
-    """Rows (key, frames, flags) and failures (row, stage, reason) of one batch; None, for it and
-    all later ones, when asked to stop.
-    """
+def _encode(batch: ForwardPass, source: Source, dtype: str, stop: Stop) -> Encoded | None:
+    """What one batch gives; None, for it and all later ones, when asked to stop."""
     if stop.asked:
         return None
-    tally = Tally()
     pairs = list(zip(batch.items, batch.inputs, strict=True))
-    good = [(item, x) for item, x in pairs if x.stage is None]
-    failures = [(item.row, x.stage, x.reason) for item, x in pairs if x.stage is not None]
+    good = [(item, read) for item, read in pairs if read.problem is None]
+    failures = [
+        PartFailure(item.row, read.problem.stage, read.problem.reason)
+        for item, read in pairs
+        if read.problem is not None
+    ]
+    outputs, tally = compute(source, [read.value for _, read in good], batch.collated)
     rows = []
-    for (item, x), output in zip(
-        good, compute(source, [x.waveform for _, x in good], batch.collated, tally), strict=True
-    ):
-        if isinstance(output, str):
-            failures.append((item.row, output, WHY[output]))
+    for (item, read), output in zip(good, outputs, strict=True):
+        if isinstance(output, Problem):
+            failures.append(PartFailure(item.row, output.stage, output.reason))
             continue
         if item.keep and item.keep != len(output):
             output = output[item.skip : item.skip + item.keep]
-        rows.append(
-            (
-                item.key,
-                stored(pooled(output, source.pool), dtype),
-                sum(BIT[flag] for flag in x.flags if flag in BIT),
-            )
-        )
-    return rows, failures, tally
-
-
-WHY = {
-    "oom": "does not fit into memory even alone; use a smaller --max-seconds",
-    "nan": "the encoder gives values that are not finite",
-}
+        steps = stored(pooled(output, source.pool), dtype)
+        rows.append(PartRow(item.key, steps, int(read.flags)))
+    return Encoded(rows, failures, tally)
 
 
 def _feed(
-    parts: Sequence[Part], sources: dict[str, Source], begun: dict[str, int]
-) -> Iterator[Batch]:
+    parts: Sequence[Part], sources: Mapping[str, Source], begun: dict[str, int]
+) -> Iterator[ForwardPass]:
     """Batches with their inputs decoded and padded, without the first `begun[name]` of a part; next
     is always the modality of which the smaller share is done.
     """
-    length = {m: sum(part.length for part in parts if part.modality == m) for m in sources}
-    lanes = {
-        m: _lane([part for part in parts if part.modality == m], sources[m], begun)
-        for m in sources
-        if length[m]
-    }
+    by_modality: dict[str, list[Part]] = {m: [] for m in sources}
+    length = dict.fromkeys(sources, 0)
+    for part in parts:
+        by_modality[part.modality].append(part)
+        length[part.modality] += part.length
+    lanes = {m: _lane(by_modality[m], sources[m], begun) for m in sources if length[m]}
     fed = dict.fromkeys(lanes, 0)
     while lanes:
         modality = min(lanes, key=lambda m: fed[m] / length[m])
@@ -382,7 +308,7 @@ def _feed(
             yield batch
 
 
-def _lane(parts: Sequence[Part], source: Source, begun: dict[str, int]) -> Iterator[Batch]:
+def _lane(parts: Sequence[Part], source: Source, begun: dict[str, int]) -> Iterator[ForwardPass]:
     """Batches of one modality."""
     left = [
         (part, batch, number == len(part.batches) - 1)
@@ -390,70 +316,71 @@ def _lane(parts: Sequence[Part], source: Source, begun: dict[str, int]) -> Itera
         for number, batch in enumerate(part.batches)
         if number >= begun.get(part.name, 0)
     ]
-    stream = source.inputs([item for _, batch, _ in left for item in batch])
+    stream = source.read([item for _, batch, _ in left for item in batch])
     for part, batch, last in left:
         inputs = [next(stream) for _ in batch]
-        good = [x.waveform for x in inputs if x.stage is None]
+        good = [read.value for read in inputs if read.problem is None]
         collated = source.encoder.collate(good) if good and not source.one_by_one else None
-        yield Batch(part, batch, inputs, collated, last)
+        yield ForwardPass(part, batch, inputs, collated, last)
 
 
 def compute(
-    source: Source, items: list[np.ndarray], collated: tuple | None, tally: Tally
-) -> list[np.ndarray | str]:
-    """Frames of each item, or "oom" or "nan".
+    source: Source, items: list[np.ndarray], collated: tuple | None
+) -> tuple[list[np.ndarray | Problem], Tally]:
+    """The steps of each item (T, D) float32, or why it has none; and what happened.
 
     A batch that does not fit into memory is halved until it does.
     """
     if not items:
-        return []
+        return [], Tally()
     if source.one_by_one and len(items) > 1:
-        return [out for item in items for out in compute(source, [item], None, tally)]
-    encoder = source.encoder
-    tally.batches += 1
+        return _joined([compute(source, [item], None) for item in items])
+    outputs, tally = _forward(source.encoder, items, collated)
+    if outputs is not None:
+        return [x if _finite(x) else _encoding_problem(Stage.NAN) for x in outputs], tally
+    collated = None
+    release_device_memory()
+    if len(items) == 1:
+        return [_encoding_problem(Stage.OOM)], tally
+    half = len(items) // 2
+    halves = [compute(source, part, None) for part in (items[:half], items[half:])]
+    found, counted = _joined(halves)
+    return found, tally + Tally(oom_splits=1) + counted
+
+
+def _joined(
+    results: list[tuple[list[np.ndarray | Problem], Tally]],
+) -> tuple[list[np.ndarray | Problem], Tally]:
+    found: list[np.ndarray | Problem] = []
+    for outputs, _ in results:
+        found += outputs
+    return found, sum((tally for _, tally in results), Tally())
+
+
+def _forward(
+    encoder: Encoder, items: list[np.ndarray], collated: tuple | None
+) -> tuple[list[np.ndarray] | None, Tally]:
+    """One forward pass, in fp32 again where half precision overflows; None when memory runs out.
+
+    The caller makes room: here the error's traceback still holds the tensors that did not fit.
+    """
     try:
         outputs = encoder.forward(collated) if collated is not None else encoder.encode(items)
-        finite = [_finite(x) for x in outputs]
-        if encoder.precision != "fp32" and not all(finite):
-            tally.fp32_batches += 1
-            outputs = encoder.encode(items, precision="fp32")
-            finite = [_finite(x) for x in outputs]
+        if encoder.precision == "fp32" or all(_finite(x) for x in outputs):
+            return outputs, Tally(batches=1)
+        return encoder.encode(items, precision="fp32"), Tally(batches=1, fp32_batches=1)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        outputs = None
-    if outputs is None:  # outside the handler: the traceback holds the tensors that did not fit
-        collated = None
-        release()
-        if len(items) == 1:
-            return ["oom"]
-        tally.oom_splits += 1
-        half = len(items) // 2
-        return compute(source, items[:half], None, tally) + compute(
-            source, items[half:], None, tally
-        )
-    return [x if good else "nan" for x, good in zip(outputs, finite, strict=True)]
+    return None, Tally(batches=1)
+
+
+def _encoding_problem(stage: Stage) -> Problem:
+    return Problem(stage, ENCODING_PROBLEMS[stage])
 
 
 def _finite(x: np.ndarray) -> bool:
     return not x.size or largest(x) < np.inf
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's allocator raises a class of its own; the host's is told by its message only."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory"))
-
-
-def release() -> None:
-    """Give the device memory that nobody uses back to it."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def pooled(frames: np.ndarray, pool: int) -> np.ndarray:
@@ -479,21 +406,6 @@ def stored(frames: np.ndarray, dtype: str) -> np.ndarray:
     return frames.copy()
 
 
-def check_failures(shard: Shard, kind: type) -> None:
-    """Raise StoreError unless a shard lists its failures as extraction does: (row or id, stage,
-    reason).
-    """
-    failures = shard.meta.get("failures")
-    sound = isinstance(failures, list) and all(
-        isinstance(failure, list) and len(failure) == 3 for failure in failures
-    )
-    if not sound or not all(
-        type(what) is kind and isinstance(stage, str) and isinstance(reason, str)
-        for what, stage, reason in failures
-    ):
-        raise StoreError(f"{shard.path}: its list of failures is not one of mer's")
-
-
 def _check_part(shard: Shard, part: Part) -> None:
     """Raise StoreError unless a part has every item of the plan, or says why not."""
     if list(shard.modalities) != [part.modality]:
@@ -505,12 +417,12 @@ def _check_part(shard: Shard, part: Part) -> None:
 
 
 class Finished:
-    """The finished parts of a window: where each item's frames are, and which rows failed."""
+    """The finished parts of a window: where each item's frames are, and which items failed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.frames: dict[tuple[str, str], tuple[Shard, int]] = {}
-        self.failures: dict[int, tuple[str, str]] = {}
+        self.failures: dict[tuple[str, int], Problem] = {}
 
     def add(self, part: Part, *, read: bool = True) -> bool:
         """Take in a part's file.
@@ -521,9 +433,8 @@ class Finished:
         path = self.folder / part.name
         try:
             shard = Shard(path)
-            if shard.key != part.key or (
-                read and next(shard.mismatches(part.modality), None) is not None
-            ):
+            differs = read and next(shard.mismatches(part.modality), None) is not None
+            if shard.key != part.key or differs:
                 raise DataError("not this part")
             _check_part(shard, part)
         except MerError:
@@ -532,10 +443,10 @@ class Finished:
         for at, key in enumerate(shard.ids):
             self.frames[part.modality, key] = shard, at
         for row, stage, reason in shard.meta["failures"]:
-            self.failures.setdefault(row, (stage, reason))
+            self.failures.setdefault((part.modality, row), Problem(Stage(stage), reason))
         return True
 
-    def get(self, modality: str, key: str) -> tuple[np.ndarray, int]:
+    def get(self, modality: str, key: str) -> tuple[np.ndarray, Flag]:
         """Frames of an item (T, D) as stored, and its flags.
 
         Raises StoreError when they are not there or do not match their checksum.
@@ -549,4 +460,4 @@ class Finished:
         frames = shard.frames(modality, at, at + 1)
         if next(shard.differing(modality, frames, at, at + 1), None) is not None:
             raise StoreError(f"{shard.path}: damaged; run the same command again")
-        return frames, int(shard.flags[at])
+        return frames, Flag(int(shard.flags[at]))

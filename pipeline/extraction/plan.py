@@ -6,59 +6,77 @@ sorted by length together. An *item* is what an encoder takes at a time: a clip,
 clip, or a transcript, however many rows have it. *Batches* of items cut across shards, so work is
 done in *parts*, consecutive batches of one modality; when all parts of a window are there, its
 shards are assembled.
+
+`draft` says what is to be encoded, `finish_plan` cuts it into batches and parts once the budgets
+are settled. Both are pure functions of their arguments.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
+from mer.pipeline.encoders.modality import Item, Lengths, Rows
 from mer.pipeline.extraction.batching import cut, group
+from mer.pipeline.extraction.fingerprint import Chosen
+from mer.pipeline.media.stages import STAGES, Problem, Stage
+from mer.pipeline.runtime.files import publishing
 from mer.pipeline.runtime.limits import PLAN_BYTES
-from mer.pipeline.store.arrays import temporary_for
 from mer.pipeline.store.schema import demand, is_count, read_json
 
 SHARD_NAME = re.compile(r"shard-\d{5,}-[0-9a-f]{8}\.h5")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inputs:
-    """The manifest's rows as extraction sees them, a list entry a row.
+    """The manifest's rows as extraction sees them, one entry of each sequence for each row.
 
-    `samples` at 16 kHz (0: no audio); `token_ids` of each transcript; `sizes` are bytes of
-    features; `seen` is what each audio file looked like when it was hashed.
+    `lengths` by modality; `contents` are the keys of what the features are made from; `sizes` are
+    the bytes of features.
     """
 
-    ids: list[str]
-    paths: list[str | None]
-    spans: list[tuple[float | None, float | None]]
-    texts: list[str | None]
+    rows: Rows
+    chosen: tuple[Chosen, ...]
+    lengths: Mapping[str, Lengths]
     contents: tuple[str, ...]
     recipe_key: str
-    samples: list[int] = field(default_factory=list)
-    token_ids: dict[str, np.ndarray] = field(default_factory=dict)
-    cut_texts: set[str] = field(default_factory=set)
-    sizes: list[int] = field(default_factory=list)
-    seen: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    sizes: tuple[int, ...]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.chosen)
+
+    def seconds(self, row: int) -> float | None:
+        """How long the utterance lasts; None where no modality tells."""
+        for one in self.chosen:
+            length = self.lengths[one.name].lengths[row]
+            seconds = one.modality.seconds(length) if length else None
+            if seconds is not None:
+                return seconds
+        return None
+
+
+class Copy(NamedTuple):
+    """Where a row's features are already: the name of an older shard, and the place in it."""
+
+    shard: str
+    at: int
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a plan fixes, kept beside the shards until the store is complete.
 
-    Budgets and part lengths in samples and tokens; `one_by_one` names modalities whose encoder is
-    not independent of its batch; `left_out` are rows that could not be probed: row → (stage,
-    reason); `kept` and `rebuilt` name shards that are there and sound, or there and not; `reused`
-    are rows whose features an older shard has: row → (shard, place in it).
+    Budgets and part lengths are in samples and tokens. `one_by_one` names modalities whose encoder
+    is not independent of its batch; `left_out` are rows that could not be probed, and why; `kept`
+    and `rebuilt` name shards that are there and sound, or there and not; `reused` are rows whose
+    features an older shard has.
     """
 
     fingerprint: str
@@ -67,26 +85,19 @@ class Settings:
     window: int
     part_lengths: dict[str, int]
     one_by_one: list[str] = field(default_factory=list)
-    left_out: dict[int, tuple[str, str]] = field(default_factory=dict)
+    left_out: dict[int, Problem] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     rebuilt: list[str] = field(default_factory=list)
-    reused: dict[int, tuple[str, int]] = field(default_factory=dict)
+    reused: dict[int, Copy] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Publish the plan with its checksum, so that no resume follows another plan
-        than was made.
+        """Publish the plan with its checksum, so that no resume follows another plan than was
+        made.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_for(path)
-        content = asdict(self)
-        try:
-            with temporary.open("w") as file:
-                json.dump({**content, "checksum": _checksum(content)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        why = {row: [problem.stage, problem.reason] for row, problem in self.left_out.items()}
+        content = {**asdict(self), "left_out": why}
+        with publishing(path) as temporary:
+            temporary.write_text(json.dumps({**content, "checksum": _checksum(content)}))
 
     @classmethod
     def read(
@@ -110,15 +121,10 @@ class Settings:
             return None
         try:
             demand(told == _checksum(raw), "it differs from its checksum")
-            for name in ("left_out", "reused"):
-                demand(isinstance(raw.get(name), dict), f"its {name} is not an object")
-                raw[name] = {int(row): tuple(value) for row, value in raw[name].items()}
-            settings = cls(**raw)
-            settings._check()
+            return cls(**_checked(raw))
         except (ValueError, TypeError) as error:
             note(f"{path}: the plan of an unfinished run is damaged ({error}); starting again")
             return None
-        return settings
 
     @staticmethod
     def names(path: Path) -> str | None:
@@ -131,45 +137,11 @@ class Settings:
             return None
         return found if isinstance(found, str) else None
 
-    def _check(self) -> None:
-        """Raise ValueError for what no plan says: its checksum tells accidents only."""
-        for name in ("budgets", "part_lengths"):
-            lengths = getattr(self, name)
-            demand(
-                isinstance(lengths, dict) and all(map(is_count, lengths.values())),
-                f"its {name} are not numbers",
-            )
-            demand(all(value > 0 for value in lengths.values()), f"its {name} are not above 0")
-        demand(
-            is_count(self.shard_bytes) and is_count(self.window),
-            "its shard_bytes or window is not a number",
-        )
-        for name in ("one_by_one", "kept", "rebuilt"):
-            texts = getattr(self, name)
-            demand(
-                isinstance(texts, list) and all(isinstance(text, str) for text in texts),
-                f"its {name} is not a list of names",
-            )
-        for why in self.left_out.values():
-            demand(
-                len(why) == 2 and all(isinstance(text, str) for text in why),
-                "its left_out has no reasons",
-            )
-        for place in self.reused.values():
-            demand(
-                len(place) == 2 and isinstance(place[0], str) and is_count(place[1]),
-                "its reused has no places",
-            )
-            demand(SHARD_NAME.fullmatch(place[0]) is not None, "its reused names no shard")
-
-    def fits(self, rows: int, modalities: Sequence[str]) -> bool:
+    def fits(self, rows: int, modalities: Iterable[str]) -> bool:
         """Whether it speaks of these rows and modalities only."""
         within = all(0 <= row < rows for row in [*self.left_out, *self.reused])
-        return (
-            within
-            and set(modalities) <= self.budgets.keys()
-            and set(modalities) <= self.part_lengths.keys()
-        )
+        known = self.budgets.keys() & self.part_lengths.keys()
+        return within and set(modalities) <= known
 
 
 def _read_plan(path: Path) -> dict:
@@ -187,25 +159,43 @@ def _checksum(content: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """`row` indexes the manifest (for a transcript: the first row that has it).
-
-    `length` in samples or tokens, as the encoder sees it. A clip or a piece of one covers samples
-    [first, end); of its frames `keep` are kept after `skip`.
+def _checked(raw: dict) -> dict:
+    """The fields of a stored plan. Raises ValueError for what no plan says: its checksum tells
+    accidents only.
     """
+    for name in ("budgets", "part_lengths"):
+        lengths = raw.get(name)
+        if not isinstance(lengths, dict) or not all(map(is_count, lengths.values())):
+            raise ValueError(f"its {name} are not numbers")
+        demand(all(value > 0 for value in lengths.values()), f"its {name} are not above 0")
+    sizes = is_count(raw.get("shard_bytes")) and is_count(raw.get("window"))
+    demand(sizes, "its shard_bytes or window is not a number")
+    for name in ("one_by_one", "kept", "rebuilt"):
+        texts = raw.get(name)
+        named = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        demand(named, f"its {name} is not a list of names")
+    for name in ("left_out", "reused"):
+        demand(isinstance(raw.get(name), dict), f"its {name} is not an object")
+    left_out = {int(row): _problem(why) for row, why in raw["left_out"].items()}
+    reused = {int(row): _copy(where) for row, where in raw["reused"].items()}
+    return {**raw, "left_out": left_out, "reused": reused}
 
-    row: int
-    length: int
-    piece: int = 0
-    first: int = 0
-    end: int = 0
-    skip: int = 0
-    keep: int = 0
 
-    @property
-    def key(self) -> str:
-        return f"{self.row}.{self.piece}"
+def _problem(why: Any) -> Problem:
+    if not isinstance(why, list) or len(why) != 2 or not all(isinstance(x, str) for x in why):
+        raise ValueError("its left_out has no reasons")
+    stage, reason = why
+    demand(stage in STAGES, "its left_out has an unknown stage")
+    return Problem(Stage(stage), reason)
+
+
+def _copy(where: Any) -> Copy:
+    if not isinstance(where, list) or len(where) != 2:
+        raise ValueError("its reused has no places")
+    shard, at = where
+    demand(isinstance(shard, str) and is_count(at), "its reused has no places")
+    demand(SHARD_NAME.fullmatch(shard) is not None, "its reused names no shard")
+    return Copy(shard, at)
 
 
 @dataclass(frozen=True)
@@ -250,95 +240,120 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`windows[w]` are shards, `parts[w]` the parts that they are made of.
+class WindowItems:
+    """What is to be encoded for one window.
 
-    `pieces[row]` counts the pieces of a clip, `text_rows[w]` maps a transcript to the row that its
-    item is named by.
+    `items` by modality; `owners[modality]` maps a row to the one that its item is named by, where
+    several rows share an item.
     """
 
-    settings: Settings
+    items: dict[str, list[Item]]
+    owners: dict[str, dict[int, int]]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is to be encoded, before it is cut into batches: `windows[w]` are shards."""
+
     windows: list[list[ShardPlan]]
-    parts: list[list[Part]]
-    pieces: Counter
-    text_rows: list[dict[str, int]]
+    work: list[WindowItems]
 
     @property
     def shards(self) -> list[ShardPlan]:
         return [shard for window in self.windows for shard in window]
 
+    def by_length(self, modality: str) -> list[Item]:
+        """Everything of a modality that is to be encoded, shortest first."""
+        items = [item for window in self.work for item in window.items[modality]]
+        return sorted(items, key=lambda item: (item.length, item.key))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`windows[w]` are shards, `parts[w]` the parts that they are made of.
+
+    `pieces[modality]` counts the pieces of the items named by a row; `owners[w]` is that of the
+    window's items.
+    """
+
+    settings: Settings
+    windows: list[list[ShardPlan]]
+    parts: list[list[Part]]
+    pieces: dict[str, Counter]
+    owners: list[dict[str, dict[int, int]]]
+
+    @property
+    def shards(self) -> list[ShardPlan]:
+        return [shard for window in self.windows for shard in window]
+
+    @property
+    def all_parts(self) -> Iterator[Part]:
+        return (part for parts in self.parts for part in parts)
+
+    def keys_of(self, modality: str, window: int, row: int) -> list[str]:
+        """The keys of the items that a row's features are joined from."""
+        owner = self.owners[window].get(modality, {}).get(row, row)
+        return [f"{owner}.{piece}" for piece in range(self.pieces[modality][owner])]
+
     def length(self, modality: str) -> int:
         """Samples or tokens to encode."""
-        return sum(
-            part.length for parts in self.parts for part in parts if part.modality == modality
-        )
+        return sum(part.length for part in self.all_parts if part.modality == modality)
 
     def padding(self) -> dict[str, float]:
-        """Padded over valid length, a modality."""
+        """Modality → padded over valid length."""
         padded: Counter = Counter()
-        for part in (part for parts in self.parts for part in parts):
-            padded[part.modality] += sum(
-                len(batch) * max(item.length for item in batch) for batch in part.batches
-            )
-        return {
-            modality: round(total / self.length(modality), 4) for modality, total in padded.items()
-        }
+        for part in self.all_parts:
+            for batch in part.batches:
+                longest = max(item.length for item in batch)
+                padded[part.modality] += len(batch) * longest
+        return {m: round(total / self.length(m), 4) for m, total in padded.items()}
 
     def batches(self) -> dict[str, int]:
         found: Counter = Counter()
-        for part in (part for parts in self.parts for part in parts):
+        for part in self.all_parts:
             found[part.modality] += len(part.batches)
         return dict(found)
 
 
-def build(
-    settings: Settings,
-    inputs: Inputs,
-    modalities: Sequence[str],
-    geometry: Geometry | None,
-    *,
-    max_seconds: float,
-    pool: int,
-) -> Plan:
-    """The plan that follows from `settings`: a pure function of its arguments."""
-    shards = cut_shards(inputs, set(settings.left_out), settings.shard_bytes)
+def draft(settings: Settings, inputs: Inputs) -> Draft:
+    """What follows from the settings apart from budgets: shards, windows, items."""
+    shards = cut_shards(inputs, settings.left_out, settings.shard_bytes)
     windows = cut_windows(shards, settings.window)
+    return Draft(windows, [_window_items(window, settings, inputs) for window in windows])
+
+
+def _window_items(window: Sequence[ShardPlan], settings: Settings, inputs: Inputs) -> WindowItems:
+    absent = (shard for shard in window if shard.name not in settings.kept)
+    needed = (row for shard in absent for row in shard.rows)
+    rows = [row for row in needed if row not in settings.reused]
+    items, owners = {}, {}
+    for one in inputs.chosen:
+        lengths = inputs.lengths[one.name]
+        items[one.name] = one.modality.items(rows, inputs.rows, lengths, one.checkpoint)
+        owners[one.name] = one.modality.owners(rows, inputs.rows)
+    return WindowItems(items, owners)
+
+
+def finish_plan(settings: Settings, drafted: Draft) -> Plan:
+    """The plan: the drafted items in batches within the budgets, the batches in parts."""
     parts: list[list[Part]] = []
-    pieces: Counter = Counter()
-    text_rows: list[dict[str, int]] = []
-    for number, window in enumerate(windows):
-        rows = [
-            row
-            for shard in window
-            if shard.name not in settings.kept
-            for row in shard.rows
-            if row not in settings.reused
-        ]
-        items = {}
-        if "audio" in modalities:
-            items["audio"] = audio_items(
-                rows, inputs.samples, geometry, max_seconds=max_seconds, pool=pool
-            )
-            pieces.update(item.row for item in items["audio"])
-        if "text" in modalities:
-            items["text"] = text_items(rows, inputs.texts, inputs.token_ids)
-        text_rows.append({inputs.texts[item.row]: item.row for item in items.get("text", ())})
-        parts.append(
-            [
-                part
-                for modality in modalities
-                for part in make_parts(modality, number, items[modality], settings)
-            ]
-        )
-    return Plan(settings, windows, parts, pieces, text_rows)
+    pieces: dict[str, Counter] = {}
+    for number, window in enumerate(drafted.work):
+        made: list[Part] = []
+        for modality, items in window.items.items():
+            made += make_parts(modality, number, items, settings)
+            pieces.setdefault(modality, Counter()).update(item.row for item in items)
+        parts.append(made)
+    owners = [window.owners for window in drafted.work]
+    return Plan(settings, drafted.windows, parts, pieces, owners)
 
 
-def cut_shards(inputs: Inputs, left_out: set[int], shard_bytes: int) -> list[ShardPlan]:
+def cut_shards(inputs: Inputs, left_out: Iterable[int], shard_bytes: int) -> list[ShardPlan]:
     """Consecutive rows until `shard_bytes` of features are together."""
     shards: list[list[int]] = []
-    held = shard_bytes
+    held, without = shard_bytes, frozenset(left_out)
     for row, size in enumerate(inputs.sizes):
-        if row in left_out:
+        if row in without:
             continue
         if held >= shard_bytes:
             shards.append([])
@@ -351,7 +366,8 @@ def cut_shards(inputs: Inputs, left_out: set[int], shard_bytes: int) -> list[Sha
 def _shard_key(inputs: Inputs, rows: Sequence[int]) -> str:
     h = hashlib.sha256(inputs.recipe_key.encode())
     for row in rows:
-        h.update(f"{json.dumps(inputs.ids[row])} {inputs.contents[row]}\n".encode())
+        id = inputs.rows.utterances[row].id
+        h.update(f"{json.dumps(id)} {inputs.contents[row]}\n".encode())
     return h.hexdigest()
 
 
@@ -368,57 +384,21 @@ def cut_windows(shards: Sequence[ShardPlan], size: int) -> list[list[ShardPlan]]
     return out
 
 
-def audio_items(
-    rows: Sequence[int],
-    samples: Sequence[int],
-    geometry: Geometry,
-    *,
-    max_seconds: float,
-    pool: int,
-) -> list[Item]:
-    """One item a clip, several for a clip longer than `max_seconds` (0: never)."""
-    items = []
-    for row in rows:
-        if samples[row]:
-            longest = round(max_seconds * SAMPLE_RATE) or samples[row]
-            for piece, (first, end, skip, keep) in enumerate(
-                geometry.pieces(samples[row], longest, multiple=pool)
-            ):
-                items.append(
-                    Item(row, max(end - first, geometry.field), piece, first, end, skip, keep)
-                )
-    return items
-
-
-def text_items(
-    rows: Sequence[int], texts: Sequence[str | None], token_ids: dict[str, np.ndarray]
-) -> list[Item]:
-    """One item a distinct transcript."""
-    first: dict[str, int] = {}
-    for row in rows:
-        if texts[row]:
-            first.setdefault(texts[row], row)
-    return [Item(row, len(token_ids[text])) for text, row in first.items()]
-
-
 def make_parts(modality: str, window: int, items: list[Item], settings: Settings) -> list[Part]:
     """Items → batches within the budget of padded length → parts."""
     lengths = [item.length for item in items]
     budget = settings.budgets[modality]
+    grouped = group(lengths, cut(lengths, budget), settings.part_lengths[modality])
+    # whatever decides how features are computed; a list, as keys have always spelled it
+    names = f"{settings.fingerprint} {modality} {window} {budget} {list(settings.one_by_one)}"
     parts = []
-    for number, batches in enumerate(
-        group(lengths, cut(lengths, budget), settings.part_lengths[modality])
-    ):
-        chosen = [[items[i] for i in batch] for batch in batches]
-        h = hashlib.sha256(
-            f"{settings.fingerprint} {modality} {window} {budget} {settings.one_by_one}".encode()
-        )
-        for batch in chosen:
-            h.update(
-                (
-                    " ".join(f"{item.key}:{item.first}-{item.end}:{item.length}" for item in batch)
-                    + "\n"
-                ).encode()
-            )
+    for number, batches in enumerate(grouped):
+        chosen = []
+        h = hashlib.sha256(names.encode())
+        for batch in batches:
+            taken = [items[i] for i in batch]
+            said = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in taken)
+            h.update((" ".join(said) + "\n").encode())
+            chosen.append(taken)
         parts.append(Part(modality, window, number, chosen, h.hexdigest()))
     return parts

@@ -1,5 +1,5 @@
-"""The last step of an extraction: the list of failures, the head file that says the store is
-complete, and tidying up.
+"""Step 6, `publish`: the list of failures, the head file that says the store is complete, and
+tidying up.
 """
 
 from __future__ import annotations
@@ -10,115 +10,218 @@ import platform
 import shutil
 import socket
 import time
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
-from mer.pipeline.extraction.fingerprint import ExtractOptions
-from mer.pipeline.extraction.outcome import ExtractReport, Failure
+import numpy as np
+
+from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.extraction.look import Found, made_here
+from mer.pipeline.extraction.outcome import NAMED, ExtractReport, Failure, flagged
+from mer.pipeline.extraction.parts import Tally
 from mer.pipeline.extraction.plan import SHARD_NAME, Settings
-from mer.pipeline.extraction.state import State
-from mer.pipeline.extraction.work import Work
-from mer.pipeline.store import ModalityInfo, build_index
-from mer.pipeline.store.arrays import leftovers, sweep, temporary_for
-
-# of the manifest, in the head
-COLUMNS = (
-    "id",
-    "split",
-    "session",
-    "dialogue",
-    "speaker",
-    "position",
-    "label",
-    "targets",
-    "text",
-    "tags",
-)
+from mer.pipeline.extraction.request import Place, Request
+from mer.pipeline.extraction.settle import Settled, report
+from mer.pipeline.media.stages import Problem, Stage
+from mer.pipeline.runtime.files import leftovers, publishing, shortened, sweep
+from mer.pipeline.runtime.hold import appear
+from mer.pipeline.store import ModalityInfo, Shard, build_index
+from mer.pipeline.store.schema import COLUMNS
 
 
-def write_failures(path: Path, failures: list[Failure]) -> None:
+def publish(settled: Settled, tally: Tally, started: float) -> ExtractReport:
+    """Everything is there: failures, head file, and then away with what no head names.
+
+    `started` is when the run began, by `time.monotonic`. Raises DataError when shards cannot be
+    seen from here, or no utterance could be extracted.
+    """
+    request, plan = settled.request, settled.plan
+    place = request.place
+    if unseen := appear([place.folder / shard.name for shard in plan.shards]):
+        raise DataError(
+            f"{unseen[0]}: finished, but not to be seen from here; all machines must have the "
+            "folder of --out under one path"
+        )
+    shards = [Shard(place.folder / shard.name) for shard in plan.shards]
+    failures = _failures(settled, shards)
+    shards = [shard for shard in shards if len(shard)]
+    write_failures(place.failures, failures)
+    if not shards:
+        raise DataError(
+            f"{request.manifest.dataset}: no utterance could be extracted; see {place.failures}"
+        )
+    done = _report(settled, shards, failures, tally)
+    paths = [shard.path for shard in shards]
+    left_out = {failure.id for failure in failures}
+    provenance = describe_run(settled, done, time.monotonic() - started)
+    write_head(request, paths, left_out, describe_modalities(settled), provenance)
+    tidy(place, paths)
+    return done
+
+
+def _failures(settled: Settled, shards: Sequence[Shard]) -> list[Failure]:
+    """Everything that is not in the store, in the order of the manifest."""
+    number = {u.id: row for row, u in enumerate(settled.inputs.rows.utterances)}
+    failed = dict(settled.plan.settings.left_out)
+    for shard in shards:
+        for id, stage, reason in shard.meta["failures"]:
+            if id not in number:
+                raise StoreError(
+                    f"{shard.path}: its failures are not of this manifest; remove it and run the "
+                    "same command again"
+                )
+            failed[number[id]] = Problem(Stage(stage), reason)
+    return [settled.request.failure(row, failed[row]) for row in sorted(failed)]
+
+
+def _report(
+    settled: Settled, shards: Sequence[Shard], failures: list[Failure], tally: Tally
+) -> ExtractReport:
+    planned = report(settled, "extracted")
+    flags = np.concatenate([shard.flags for shard in shards])
+    found = flagged([id for shard in shards for id in shard.ids], flags)
+    return replace(
+        planned,
+        failures=failures,
+        counts={name: len(ids) for name, ids in found.items()},
+        flagged={name: ids[:NAMED] for name, ids in found.items()},
+        utterances=len(flags),
+        shards=len(shards),
+        extracted=len(flags) - planned.reused,
+        audio_seconds=float(sum(np.nansum(shard.duration) for shard in shards)),
+        bytes=sum(shard.bytes for shard in shards),
+        oom_splits=tally.oom_splits,
+        fp32_batches=tally.fp32_batches,
+    )
+
+
+def unchanged(request: Request, found: Found) -> ExtractReport:
+    """The features are all there: at most the head file is written again, for new labels or
+    splits.
+    """
+    head = found.head
+    assert head is not None
+    made = made_here(head)
+    number = {u.id: row for row, u in enumerate(request.manifest.rows)}
+    unknown = [failure["id"] for failure in made["failures"] if failure["id"] not in number]
+    if unknown:
+        raise StoreError(
+            f"{request.place.out}: names a failure that is not in the manifest "
+            f"({shortened(unknown[0])}); make it again with --force"
+        )
+    failures = [
+        request.failure(number[failure["id"]], Problem(Stage(failure["stage"]), failure["reason"]))
+        for failure in made["failures"]
+    ]
+    if found.labels_changed:
+        changed = {
+            "manifest_hash": request.manifest.hash,
+            "failures": [asdict(failure) for failure in failures],
+        }
+        provenance = {**head.header.provenance, "extract": {**made, **changed}}
+        shards = [record.path for record in head.shards]
+        left_out = {failure.id for failure in failures}
+        write_head(request, shards, left_out, head.header.modalities, provenance)
+    flags = flagged(head.table()["id"].to_pylist(), head.flags)
+    return ExtractReport(
+        request.place.out,
+        request.keys.fingerprint,
+        "head" if found.labels_changed else "nothing",
+        len(head),
+        reused=len(head),
+        failures=failures,
+        failures_path=request.place.failures,
+        audio_seconds=made["audio_seconds"],
+        padding=made["padding"],
+        self_test=made["self_test"],
+        counts=made["counts"],
+        flagged={name: flags.get(name, [])[:NAMED] for name in made["counts"]},
+        bytes=sum(record.bytes for record in head.shards),
+        shards=len(head.shards),
+        untrained=request.keys.untrained,
+    )
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """One JSON object for each failure, one to a line; no file when nothing failed."""
     if not failures:
         path.unlink(missing_ok=True)
         return
-    temporary = temporary_for(path)
     lines = "".join(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures)
-    # as escaped, it is still JSON
-    temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    with publishing(path) as temporary:
+        # a file name that is no UTF-8 as escaped; it is still JSON
+        temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 
-def describe_modalities(options: ExtractOptions, work: Work) -> dict[str, ModalityInfo]:
+def describe_modalities(settled: Settled) -> dict[str, ModalityInfo]:
+    """What the header says of each modality."""
     infos = {}
-    for modality, encoder in work.encoders.items():
-        point = encoder.checkpoint
-        extra = {"hash": point.hash, "precision": encoder.precision}
-        rate, layer = None, "last"
-        if modality == "audio":
-            rate, layer, extra["pool"] = (
-                work.geometry.rate / options.pool,
-                options.audio_layer,
-                options.pool,
-            )
-        infos[modality] = ModalityInfo(
+    for one in settled.request.keys.chosen:
+        point, encoder = one.checkpoint, settled.encoders[one.name]
+        described = one.modality.describe(point)
+        infos[one.name] = ModalityInfo(
             encoder.dim,
-            rate,
+            described.frame_rate,
             point.name,
             point.revision,
-            layer,
-            options.dtype,
+            described.layer,
+            settled.request.options.dtype,
             point.trained,
-            extra,
+            {"hash": point.hash, "precision": encoder.precision, **described.extra},
         )
     return infos
 
 
-def describe_run(state: State, work: Work, report: ExtractReport) -> dict:
+def describe_run(settled: Settled, done: ExtractReport, seconds: float) -> dict:
     """What goes into the head file and nowhere else: it differs from run to run."""
-    settings = work.plan.settings
-    options = (
-        asdict(state.options)
-        | {f"{m}_encoder": point.source for m, point in state.keys.checkpoints.items()}
-        | {"force": False}
-    )
+    request, settings = settled.request, settled.plan.settings
+    sources = {f"{one.name}_encoder": one.checkpoint.source for one in request.keys.chosen}
+    packages = ("mer", "torch", "transformers", "numpy")
+    versions = {name: metadata.version(name) for name in packages}
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
-        "device": str(next(iter(work.encoders.values())).device),
-        "versions": {n: metadata.version(n) for n in ("mer", "torch", "transformers", "numpy")}
-        | {"python": platform.python_version()},
+        "device": str(next(iter(settled.encoders.values())).device),
+        "versions": versions | {"python": platform.python_version()},
         "extract": {
-            "manifest": str(state.source.resolve()) if state.source else None,
-            "manifest_hash": state.manifest.hash,
-            "root": str(state.manifest.root),
-            "options": options,
-            "plan": {n: getattr(settings, n) for n in ("budgets", "one_by_one")}
-            | {"batches": report.batches},
-            "padding": report.padding,
-            "self_test": report.self_test,
-            "counts": report.counts,
-            "audio_seconds": report.audio_seconds,
-            "seconds": round(time.monotonic() - state.started, 3),
-            "oom_splits": report.oom_splits,
-            "fp32_batches": report.fp32_batches,
-            "failures": [asdict(failure) for failure in report.failures],
+            "manifest": str(request.source.resolve()) if request.source else None,
+            "manifest_hash": request.manifest.hash,
+            "root": str(request.manifest.root),
+            "options": asdict(request.options) | sources | {"force": False},
+            "plan": {
+                "budgets": settings.budgets,
+                "one_by_one": settings.one_by_one,
+                "batches": done.batches,
+            },
+            "padding": done.padding,
+            "self_test": done.self_test,
+            "counts": done.counts,
+            "audio_seconds": done.audio_seconds,
+            "seconds": round(seconds, 3),
+            "oom_splits": done.oom_splits,
+            "fp32_batches": done.fp32_batches,
+            "failures": [asdict(failure) for failure in done.failures],
         },
     }
 
 
 def write_head(
-    state: State,
-    shards: list[Path],
+    request: Request,
+    shards: Sequence[Path],
     failed: set[str],
-    modalities: dict[str, ModalityInfo],
+    modalities: Mapping[str, ModalityInfo],
     provenance: dict,
 ) -> None:
-    manifest = state.manifest
-    table = [
-        {name: getattr(u, name) for name in COLUMNS} for u in manifest.rows if u.id not in failed
-    ]
+    """Write the head file over finished shards, without the rows that failed."""
+    manifest = request.manifest
+    table = []
+    for u in manifest.rows:
+        if u.id not in failed:
+            table.append({name: getattr(u, name) for name in COLUMNS.names})
     build_index(
-        state.out,
+        request.place.out,
         shards,
         table,
         dataset=manifest.dataset,
@@ -126,35 +229,35 @@ def write_head(
         labels=manifest.labels,
         modalities=modalities,
         language=manifest.language,
-        fingerprint=state.keys.fingerprint,
-        recipe=state.keys.recipe,
+        fingerprint=request.keys.fingerprint,
+        recipe=request.keys.recipe,
         provenance=provenance,
     ).close()
 
 
-def tidy(state: State, shards: list[Path]) -> None:
+def tidy(place: Place, shards: Iterable[Path]) -> None:
     """Remove what was needed to get here, once the head file names `shards`; the plan goes last."""
     named = {path.name for path in shards}
-    for path in state.folder.glob("shard-*.h5"):
+    for path in place.folder.glob("shard-*.h5"):
         if SHARD_NAME.fullmatch(path.name) and path.name not in named:
             path.unlink()
-    for path in state.work.glob("*.h5"):
+    for path in place.parts.glob("*.h5"):
         path.unlink(missing_ok=True)
-    shutil.rmtree(state.work, ignore_errors=True)
-    sweep(state.folder)
-    sweep(state.out.parent, state.out.name)
+    shutil.rmtree(place.parts, ignore_errors=True)
+    sweep(place.folder)
+    sweep(place.out.parent, place.out.name)
 
 
-def left_untidy(state: State) -> bool:
+def left_untidy(request: Request) -> bool:
     """Whether the run that wrote this head file was killed before it could tidy up.
 
     What another run has left, with other options or of another corpus, is that run's to go on with.
     """
-    if not os.access(state.folder, os.W_OK):
+    place = request.place
+    if not os.access(place.folder, os.W_OK):
         return False
-    if leftovers(state.folder) or leftovers(state.out.parent, state.out.name):
+    if leftovers(place.folder) or leftovers(place.out.parent, place.out.name):
         return True
-    if not state.work.exists():
+    if not place.parts.exists():
         return False
-    plan = state.work / "plan.json"
-    return not plan.exists() or Settings.names(plan) == state.keys.fingerprint
+    return not place.plan.exists() or Settings.names(place.plan) == request.keys.fingerprint

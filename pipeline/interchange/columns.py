@@ -20,6 +20,7 @@ from mer.pipeline.runtime.cells import name_cell, strip, text_cell, warn_near_du
 from mer.pipeline.runtime.limits import IMPORT_ROWS
 from mer.pipeline.runtime.terminal import listed as some
 from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terms import SPLIT_ALIASES
 from mer.pipeline.store import Header
 
 # field of the store -> names it goes by elsewhere, in order of preference
@@ -41,21 +42,11 @@ MODALITIES = {
     "text": ("text", "language"),
     "vision": ("vision", "video", "visual"),
 }
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
+SPLIT_NAMES = SPLIT_ALIASES | {
     "trn": "train",
-    "dev": "dev",
-    "valid": "dev",
-    "val": "dev",
-    "validation": "dev",
     "devel": "dev",
-    "development": "dev",
-    "test": "test",
-    "testing": "test",
     "tst": "test",
     "eval": "test",
-    "": "",
     "none": "",
 }
 # A number of a class, as text: a csv of pandas has 1.0 where some cells are empty.

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.files import folders_for, naming, sync_folder, temporary_for
+from mer.pipeline.runtime import files
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store import arrays, head, shard
 from mer.pipeline.store.cells import guarded
@@ -406,8 +406,8 @@ class Place:
 
 @contextmanager
 def _file(out: Path) -> Iterator[Place]:
-    with folders_for(out), naming(out):
-        folder = temporary_for(out)
+    with files.folders_for(out), files.naming(out):
+        folder = files.temporary_for(out)
         folder.mkdir()
         place = Place(folder / out.name)
         try:
@@ -419,15 +419,15 @@ def _file(out: Path) -> Iterator[Place]:
                 with open(place.path, "rb") as file:
                     os.fsync(file.fileno())
                 os.replace(place.path, out)
-                sync_folder(out.parent)
+                files.sync_folder(out.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Place]:
-    with folders_for(out), naming(out):
-        place = Place(temporary_for(out))
+    with files.folders_for(out), files.naming(out):
+        place = Place(files.temporary_for(out))
         place.path.mkdir()
         try:
             yield place

@@ -24,8 +24,9 @@ from mer.pipeline.interchange.columns import SPLIT_NAMES, aside_line, cell, find
 from mer.pipeline.interchange.padding import spans
 from mer.pipeline.interchange.pickles import load
 from mer.pipeline.interchange.source import exported_header, reading
-from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.interchange.write import Foreign, Options
 from mer.pipeline.runtime.cells import name_cell
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import Header
 
@@ -90,7 +91,7 @@ def _read(path: Path, content, options: Options) -> Foreign:
         for m, key in names.items()
         if key in part.features
     }
-    checksum = sha256(path)
+    checksum = sha256_file(path)
     known = PUBLISHED.get(checksum[:8])
     notes.append(
         f"sha256 {checksum[:8]}…: "

@@ -14,7 +14,8 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.arrays import NUMBERS
 from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
 from mer.pipeline.interchange.source import array_header, exported_header, reading, require_file
-from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.interchange.write import Foreign, Options
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import (
     CELL_CHARACTERS,
     HEADER_BYTES,
@@ -78,7 +79,7 @@ def read(path: Path, options: Options) -> Foreign:
         dims=dims,
         frames=frames,
         header=header,
-        source={"sha256_of_csv": sha256(tables[0])},
+        source={"sha256_of_csv": sha256_file(tables[0])},
         notes=[account(names, features, found.task, there), *found.notes],
     )
 

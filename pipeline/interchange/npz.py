@@ -15,7 +15,8 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
 from mer.pipeline.interchange.padding import spans
 from mer.pipeline.interchange.source import array_header, reading, require_file
-from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.interchange.write import Foreign, Options
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import (
     IMPORT_MEMBERS,
     IMPORT_ROWS,
@@ -143,7 +144,7 @@ def _read(path: Path, options: Options, file, members: dict[str, Member]) -> For
         rows=found.rows,
         dims={m: x.shape[-1] for m, x in data.items()},
         frames=frames,
-        source={"sha256": sha256(path)},
+        source={"sha256": sha256_file(path)},
         notes=notes + found.notes,
     )
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
 from mer.pipeline.interchange.source import exported_header, reading, require_file
-from mer.pipeline.interchange.write import Foreign, Options, sha256
+from mer.pipeline.interchange.write import Foreign, Options
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import (
     IMPORT_MEMBERS,
     IMPORT_ROWS,
@@ -78,7 +79,7 @@ def read(path: Path, options: Options) -> Foreign:
         dims=dims,
         frames=frames,
         header=header,
-        source={"sha256": sha256(path)},
+        source={"sha256": sha256_file(path)},
         notes=[account(names, features, found.task, there), *found.notes],
     )
 

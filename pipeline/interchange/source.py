@@ -22,7 +22,8 @@ import pyarrow as pa
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.runtime.terminal import shown
-from mer.pipeline.store.schema import TASKS, Header, ModalityInfo
+from mer.pipeline.runtime.terms import TASKS
+from mer.pipeline.store.schema import Header, ModalityInfo
 
 # What Python, NumPy, zipfile and pyarrow raise on bytes that are not what they should be.
 DAMAGE = (

@@ -189,7 +189,12 @@ class Tally:
         out = {}
         self._hash.update(repr(sorted(row.items())).encode("utf-8", "backslashreplace"))
         for m in self.foreign.dims:
-            x = features.get(m)
+            x, dim = features.get(m), self.foreign.dims[m]
+            if x is not None and x.size and (x.ndim not in (1, 2) or x.shape[-1] != dim):
+                raise DataError(
+                    f"{self.foreign.path}: {shown(row['id'], 40)}: {m} has shape {x.shape}, "
+                    f"expected (T, {dim}) or ({dim},), as in the other rows; save it again so"
+                )
             if x is not None and x.size * 4 > IMPORT_UTTERANCE_BYTES:
                 raise DataError(
                     f"{self.foreign.path}: {m} of '{shown(row['id'], 40)}' has shape {x.shape}, "
@@ -301,8 +306,3 @@ def finite(x: np.ndarray | None) -> tuple[np.ndarray | None, int]:
     if count:
         x[bad] = 0
     return x, count
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

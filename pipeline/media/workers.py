@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.media import audio as media
-from mer.pipeline.media.stages import AGAIN as AGAIN
 from mer.pipeline.media.stages import Stage
 
 # Statuses of a decoder that somebody ended: the kernel for lack of memory, …
@@ -101,7 +100,7 @@ def decode(job: Job) -> Decoded:
         )
         return Decoded(len(clip.waveform), clip.waveform, clip.flags)
     except media.MediaError as error:
-        return Decoded(stage=error.stage, reason=str(error))
+        return Decoded(stage=Stage(error.stage), reason=str(error))
     except MemoryError:
         return Decoded(stage=Stage.OOM, reason=f"{job.path}: not enough memory to decode it")
     except OSError as error:

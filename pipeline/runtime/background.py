@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
 
 END = object()
+T = TypeVar("T")
 POLL_SECONDS = 0.2
 
 
 def prefetch(
-    source: Iterable, depth: int, *, until: Callable[[], bool] = lambda: False
-) -> Iterator:
+    source: Iterable[T], depth: int, *, until: Callable[[], bool] = lambda: False
+) -> Generator[T, None, None]:
     """The items of `source`, up to `depth` of them computed ahead by a thread.
 
     Exceptions arrive where the items would. Ends early, within `POLL_SECONDS`, when `until` becomes

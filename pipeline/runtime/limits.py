@@ -76,6 +76,10 @@ MEDIA_CHUNKS = 10_000  # chunks, boxes or tags looked at before a file is left t
 # of a file of frames that are looked at; what is longer is decoded to learn its length
 MEDIA_SCANNED_BYTES = 1 << 28
 
+# --- Checkpoints of encoders
+
+CHECKPOINT_JSON_BYTES = 16 << 20  # of config.json, preprocessor_config.json; they have a few kB
+
 # --- Run folders, presets and `--set`
 
 CONFIG_BYTES = 1 << 16  # of a preset or config.toml; those of mer have a kB or two

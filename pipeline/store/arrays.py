@@ -26,12 +26,7 @@ import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t
 
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.runtime.files import leftovers as leftovers  # until extraction takes these five
-from mer.pipeline.runtime.files import publishing
-from mer.pipeline.runtime.files import refuse_link as refuse_link
-from mer.pipeline.runtime.files import shortened as shortened
-from mer.pipeline.runtime.files import sweep as sweep
-from mer.pipeline.runtime.files import temporary_for as temporary_for
+from mer.pipeline.runtime.files import publishing, shortened
 from mer.pipeline.runtime.limits import ATTRIBUTE_BYTES, ECHO_CHARACTERS, INDEX_BYTES
 
 # What h5py, numpy and json raise on bytes that are not what they should be.

@@ -131,7 +131,12 @@ class FeatureStore:
         return x if dtype == "stored" else x.astype(dtype or np.float32)
 
     def batch(
-        self, modality: str, rows: Sequence[int], dtype: str | None = None, *, check: bool = False
+        self,
+        modality: str,
+        rows: Sequence[int] | np.ndarray,
+        dtype: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Utterances end to end, in the order of `rows`.
 

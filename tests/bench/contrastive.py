@@ -37,13 +37,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mer.fusion.ops import drkf_contrastive, info_nce, nt_xent
+from mer.fusion.ops import Term, contrastive_terms
 
 from tests.bench.child import Child, reason_of
 from tests.bench.machine import RESULTS, describe, save
 
 TAU = 0.1
-# matrix operations a second, NVIDIA's data sheet; the first is tf32 / 3
+# matrix operations per second, NVIDIA's data sheet; the first is tf32 / 3
 H200 = {"tf32x3": 132e12, "tf32": 395e12, "16 bit": 790e12}
 EAGER_LIMIT = 20e9  # bytes of a CPU's memory that eager may take
 CPU_GRID = [
@@ -114,12 +114,25 @@ class Eager:
         return self.nt_xent(t, gt, tau) + self.nt_xent(a, ga, tau) + self.clip(a, t, tau)
 
 
-OURS = {
-    "nt_xent": nt_xent,
-    "info_nce": info_nce,
-    "clip": lambda x, y, tau: info_nce(x, y, tau, symmetric=True),
-    "drkf": lambda *a: drkf_contrastive(*a).sum(),
+TERMS = {
+    "nt_xent": (Term((0, 1), (0, 1)),),
+    "info_nce": (Term((0,), (1,)),),
+    "clip": (Term((0, 1), (0, 1), mask_self=False),),
+    # of text, augmented text, audio, augmented audio
+    "drkf": (
+        Term((0, 1), (0, 1)),
+        Term((2, 3), (2, 3)),
+        Term((2, 0), (2, 0), mask_self=False),
+    ),
 }
+
+
+def ours(workload: str) -> Callable:
+    def function(*inputs: Tensor) -> Tensor:
+        *views, tau = inputs
+        return contrastive_terms(views, tau, TERMS[workload]).sum()
+
+    return function
 
 
 class _InfCL(torch.autograd.Function):
@@ -183,21 +196,23 @@ def on_gpu(function: Callable, path: str | None = None, tile: str | None = None)
     where the table's borders and sizes should be is what this shows. What is set at a call holds
     until the next, as its backward pass needs it, too.
     """
-    from mer.fusion.ops import launch
+    import mer.fusion.ops.gpu.launch as launch
+    import mer.fusion.ops.paths as paths
 
-    table = ("choose", "mid_tile", "large_tile")
-    chosen = {
-        name: vars(launch).setdefault("_of_bench", {}).setdefault(name, getattr(launch, name))
-        for name in table
-    }
+    table = [(paths, "kernel_path"), (launch, "mid_tile"), (launch, "large_tile")]
+    chosen = {}
+    for module, name in table:
+        kept = vars(module).setdefault("_of_bench", {})
+        chosen[module, name] = kept.setdefault(name, getattr(module, name))
     if path:
-        chosen["choose"] = lambda rows, d: path
+        chosen[paths, "kernel_path"] = lambda rows, d: path
     if tile:
-        sizes = launch.Tile(*map(int, tile.split("x")))
-        chosen[f"{path}_tile"] = lambda *a: sizes
+        sizes = launch.KernelTile(*map(int, tile.split("x")))
+        chosen[launch, f"{path}_tile"] = lambda *a: sizes
 
     def call(*inputs: Tensor) -> Tensor:
-        vars(launch).update(chosen)
+        for (module, name), value in chosen.items():
+            setattr(module, name, value)
         return function(*inputs)
 
     return call
@@ -284,14 +299,14 @@ def peers(
             out["torch.compile reduce-overhead"] = new_step(
                 torch.compile(plain, dynamic=False, mode="reduce-overhead")
             )
-    out["mer"] = on_gpu(OURS[workload]) if cuda else OURS[workload]
+    out["mer"] = on_gpu(ours(workload)) if cuda else ours(workload)
     if cuda:
         flat = rows * WORKLOADS[workload][0]
         for path, most in (("tiny", 64), ("mid", 32768), ("large", 1 << 20)):
             if paths and flat <= most:
-                out[f"mer, {path} path"] = on_gpu(OURS[workload], path)
+                out[f"mer, {path} path"] = on_gpu(ours(workload), path)
         for name in tiles:
-            out[f"mer, {name}"] = on_gpu(OURS[workload], *name.split(":"))
+            out[f"mer, {name}"] = on_gpu(ours(workload), *name.split(":"))
     return out
 
 
@@ -371,7 +386,7 @@ def cpu_peak_bytes(function: Callable, inputs: list[Tensor]) -> int:
 
 
 def gpu_seconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """(device, host) seconds a call.
+    """(device, host) seconds per call.
 
     The host's is of the first few, which no full queue holds up.
     """
@@ -391,7 +406,7 @@ def gpu_seconds(call: Callable[[], object], repeats: int) -> tuple[float, float]
 
 
 def gpu_warm(call: Callable[[], object]) -> tuple[float, int]:
-    """Seconds a call once compiled and recorded (reduce-overhead takes two calls for that), and
+    """Seconds per call once compiled and recorded (reduce-overhead takes two calls for that), and
     calls for one round.
     """
     call()
@@ -632,13 +647,9 @@ def main(argv: list[str]) -> None:
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    grid = (
-        [tuple(map(int, s.split("x"))) for s in options.size]
-        if options.size
-        else CPU_GRID
-        if device.type == "cpu"
-        else GPU_GRID
-    )
+    grid = CPU_GRID if device.type == "cpu" else GPU_GRID
+    if options.size:
+        grid = [tuple(map(int, size.split("x"))) for size in options.size]
     path = options.out / f"contrastive_{'cpu' if device.type == 'cpu' else 'gpu'}.json"
     cuda, dtype, machine, begin, late, broken = (
         device.type == "cuda",
@@ -662,10 +673,10 @@ def main(argv: list[str]) -> None:
                 late.append(f"{workload} {b}x{d}")
                 continue
             few = max(2, min(options.rounds, int(2e9 / (b * b * d + 1)) + 2))
-            rounds = options.rounds if cuda else 20 * options.rounds if b <= 128 else few
-            compiles = not options.no_compile and (
-                d == 256 or options.compile_everywhere if cuda else b <= 512
-            )
+            rounds, compiles = options.rounds, d == 256 or options.compile_everywhere
+            if not cuda:
+                rounds, compiles = 20 * rounds if b <= 128 else few, b <= 512
+            compiles = compiles and not options.no_compile
             more = {"compile_peers": compiles, "paths": options.paths, "tiles": tuple(options.tile)}
             new = run(workload, b, d, device, getattr(torch, dtype), rounds=rounds, **more)
             for row in new:

@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer.pipeline import manifest as manifests
-from mer.pipeline.extraction.fingerprint import ExtractOptions, fingerprint
+from mer.pipeline.extraction.fingerprint import fingerprint
+from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter
 from mer.pipeline.store import arrays as files

@@ -11,8 +11,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from mer.manifests import CorpusInfo
 from mer.pipeline.datasets import complete, prepare
+from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import look
 from mer.pipeline.datasets.findings import Report
 from mer.pipeline.errors import DataError

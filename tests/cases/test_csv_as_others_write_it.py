@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mer.manifests import corpus
 from mer.pipeline.datasets import prepare
+from mer.pipeline.datasets.corpora import corpus
 from mer.pipeline.datasets.files import elsewhere, require_root
 from mer.pipeline.errors import DataError
 
@@ -156,7 +156,7 @@ def workbook(path):
             b"<!DOCTYPE html><html><head><title>Virus scan warning</title>",
             "a web page.*download it again",
         ),
-        (gzip.compress(b"id,text\n1,x\n"), "gzip; unpack it first"),
+        (gzip.compress(b"id,text\n1,x\n", mtime=0), "gzip; unpack it first"),
         (workbook, "an Excel workbook; save it as CSV UTF-8"),
         ("id,text\n1,x\n".encode("utf-16"), "UTF-16.*save it as UTF-8"),
         (bytes(5000), "nothing but zero bytes; download it again"),

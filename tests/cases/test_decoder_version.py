@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from mer.pipeline.extraction import fingerprint
-from mer.pipeline.extraction.extract import extract
-from mer.pipeline.extraction.fingerprint import FileMemory
+from mer.pipeline.extraction import decoding, extract, fingerprint
+from mer.pipeline.extraction import memory as memories
+from mer.pipeline.extraction.memory import FileMemory
 from mer.pipeline.media import audio as media
+from mer.pipeline.media.stages import Problem, Stage
 from mer.pipeline.runtime.progress import Silent
 
 from tests.extract import corpus
@@ -48,7 +49,7 @@ def mixed(tmp_path):
 def test_only_clips_that_were_read_otherwise_are_decoded_again(tmp_path, mixed, monkeypatch):
     out = tmp_path / "f.h5"
     with monkeypatch.context() as earlier:
-        earlier.setattr(fingerprint, "_decoded_otherwise", lambda *_: {})
+        earlier.setattr(fingerprint, "decoded_otherwise", lambda *_: {})
         first = extract(mixed, out, corpus.options())
     assert first.extracted == 5
     notes = Notes()
@@ -66,7 +67,7 @@ def test_only_clips_that_were_read_otherwise_are_decoded_again(tmp_path, mixed, 
 def test_a_store_of_plain_files_stays_as_it_is(tmp_path, mixed, monkeypatch):
     plain = dataclasses.replace(mixed, rows=mixed.rows[:3])
     with monkeypatch.context() as earlier:
-        earlier.setattr(fingerprint, "_decoded_otherwise", lambda *_: {})
+        earlier.setattr(fingerprint, "decoded_otherwise", lambda *_: {})
         extract(plain, tmp_path / "f.h5", corpus.options())
         key = fingerprint.fingerprint(plain, corpus.options())
     assert fingerprint.fingerprint(plain, corpus.options()) == key
@@ -76,9 +77,7 @@ def test_a_store_of_plain_files_stays_as_it_is(tmp_path, mixed, monkeypatch):
 def test_what_was_found_is_remembered(tmp_path, mixed, monkeypatch):
     path = tmp_path / "memory.parquet"
     key = fingerprint.fingerprint(mixed, corpus.options(), memory=FileMemory(path))
-    monkeypatch.setattr(
-        fingerprint, "_told_by_bytes", lambda path: pytest.fail(f"looked at {path}")
-    )
+    monkeypatch.setattr(decoding, "_told_by_bytes", lambda path: pytest.fail(f"looked at {path}"))
     assert fingerprint.fingerprint(mixed, corpus.options(), memory=FileMemory(path)) == key
 
 
@@ -86,9 +85,9 @@ def test_what_an_earlier_version_could_not_read_is_tried(tmp_path, monkeypatch):
     path = tmp_path / "memory.parquet"
     memory = FileMemory(path)
     memory.remember("good", ":", 16_000)
-    memory.remember("bad", ":", 0, "truncated", "whole, in truth")
+    memory.remember("bad", ":", Problem(Stage.TRUNCATED, "whole, in truth"))
     with monkeypatch.context() as earlier:
-        earlier.setattr(fingerprint, "DECODER", 1)
+        earlier.setattr(memories, "DECODER", 1)
         memory.save()
     assert set(FileMemory(path).spans) == {("good", ":")}
 

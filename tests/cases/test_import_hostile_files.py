@@ -26,6 +26,7 @@ import pytest
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange import columns, npydir, npz, parquet, pickles, source, write
+from mer.pipeline.runtime import limits
 
 from tests.cases.imports import imported, split_of
 
@@ -183,6 +184,7 @@ def test_one_array_many_times_is_more_than_its_file(tmp_path, monkeypatch):
         "regression_labels": np.ones(2000),
     }
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"train": part}))
+    assert 2000 * x.nbytes > limits.PICKLE_SHARED_RATIO * (tmp_path / "x.pkl").stat().st_size
     refused("mmsa", tmp_path / "x.pkl", "because parts are shared")
 
 
@@ -203,8 +205,8 @@ def test_opcodes_and_digits_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(pickles, "PICKLE_OPCODES", 1000)
     (tmp_path / "o.pkl").write_bytes(pickle.dumps(list(range(2000))))
     refused("mmsa", tmp_path / "o.pkl", "more than 1,000 objects")
-    (tmp_path / "d.pkl").write_bytes(b"I" + b"9" * 5000 + b"\n.")
-    refused("mmsa", tmp_path / "d.pkl", "a number of 5,000 digits")
+    (tmp_path / "d.pkl").write_bytes(b"I" + b"9" * (limits.PICKLE_NUMBER_DIGITS + 1) + b"\n.")
+    refused("mmsa", tmp_path / "d.pkl", "a number of 4,001 digits")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -306,7 +308,7 @@ def test_members_over_each_other_are_refused(tmp_path):
 def test_bounds_of_npz(tmp_path, monkeypatch):
     path = archive(tmp_path / "x.npz", audio=npy(np.zeros((3, 100_000))))
     monkeypatch.setattr(npz, "UNPACKED_FREE_BYTES", 1 << 20)
-    refused("npz", path, "more than 200 times")
+    refused("npz", path, f"more than {limits.UNPACKED_RATIO} times")
     monkeypatch.undo()
     monkeypatch.setattr(npz, "IMPORT_MEMBERS", 2)
     refused("npz", path, "3 arrays, more than 2")
@@ -480,6 +482,40 @@ def test_two_columns_of_a_name_are_one_line(tmp_path):
         tmp_path / "x.parquet",
     )
     refused("parquet", tmp_path / "x.parquet", "column 'label' is there twice")
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3), (1, 2, 4), (3,)])
+def test_an_array_of_another_width_is_named_by_the_input(tmp_path, shape):
+    """The message named a shard that was being written, not the file that was read."""
+    folder = tmp_path / "x"
+    (folder / "audio").mkdir(parents=True)
+    (folder / "index.csv").write_text("id,label\nu1,x\nu2,y\n")
+    np.save(folder / "audio/u1.npy", np.ones((2, 4), np.float32))
+    np.save(folder / "audio/u2.npy", np.ones(shape, np.float32))
+    words = rf"^{folder}: u2: audio has shape .*, expected \(T, 4\) or \(4,\)"
+    refused("npy-dir", folder, words)
+
+
+@pytest.mark.parametrize("share", [2, 1_000])
+def test_rows_are_unpacked_a_bounded_number_of_bytes_at_a_time(tmp_path, monkeypatch, share):
+    """Two rows at a time, or one where a row alone is beyond the bound; the same store."""
+    table = {
+        "id": list("abcde"),
+        "label": list("xyxyx"),
+        "audio": [[float(i)] * 8 for i in range(5)],
+    }
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    monkeypatch.setattr(parquet, "PARQUET_BATCH_BYTES", 2 * 8 * 8 * 2 // share)
+    asked, whole = [], pq.ParquetFile.iter_batches
+
+    def counted(file, rows, columns):
+        asked.append((columns, rows))
+        return whole(file, rows, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    store = imported("parquet", tmp_path / "x.parquet", tmp_path / "f.h5")
+    assert (["audio"], 2 if share == 2 else 1) in asked
+    assert [store.features("audio", i)[0, 0] for i in range(5)] == [0, 1, 2, 3, 4]
 
 
 def test_run_lengths_and_dictionaries_are_bounded(tmp_path, monkeypatch):

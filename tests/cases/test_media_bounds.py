@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mer.pipeline.extraction.extract import extract
+from mer.pipeline.extraction import extract
 from mer.pipeline.media import audio as media
 from mer.pipeline.media.audio import MediaError
 
@@ -57,7 +57,7 @@ def test_one_loud_clip_costs_that_clip_alone(tmp_path):
 
 def test_an_encoder_that_overflows_names_the_clip(tmp_path, monkeypatch):
     """The self-test meets the clip first, and goes on without it."""
-    from mer.pipeline.encoders.audio import AudioEncoder
+    from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 
     forward = AudioEncoder.forward
 

@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 
+from mer.pipeline.encoders.audio import Audio
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.clips import TRACK
-from mer.pipeline.extraction.fingerprint import ExtractOptions, differences, make_recipe
+from mer.pipeline.extraction.fingerprint import Chosen, differences, make_recipe
+from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.media import audio as media
 from mer.pipeline.media.audio import MediaError
 
@@ -79,9 +80,11 @@ def test_the_option_is_in_the_recipe_only_where_it_was_asked_for():
     class Point:
         hash = "x"
 
-    plain = make_recipe(ExtractOptions(), {"audio": Point()})
-    asked = make_recipe(ExtractOptions(audio_track="1"), {"audio": Point()})
-    assert TRACK not in plain["audio"] and asked["audio"][TRACK] == "1"
+    plain, asked = (
+        make_recipe(options, [Chosen(Audio.of(options), Point())])
+        for options in (ExtractOptions(), ExtractOptions(audio_track="1"))
+    )
+    assert "track" not in plain["audio"] and asked["audio"]["track"] == "1"
     assert differences(plain, asked, {}) == ["audio track: auto there, 1 now"]
     with pytest.raises(DataError, match="--audio-track"):
         ExtractOptions(audio_track="left")

@@ -90,9 +90,10 @@ def test_extract(tmp_path, no_locks, monkeypatch):
 
 def test_repair(tmp_path, no_locks):
     manifest, file = corpus.make(tmp_path, 4)
-    from mer.pipeline.extraction.extract import extract
+    from mer.pipeline.extraction import Here, extract
 
-    extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file, lock=False)
+    out = tmp_path / "feats.h5"
+    extract(manifest, out, corpus.options(), source=file, where=Here(lock=False))
     shard = next((tmp_path / "feats.shards").glob("shard-*.h5"))
     shard.write_bytes(shard.read_bytes()[:-1])
     assert "--no-lock" in mer("verify", tmp_path / "feats.h5", "--repair").stderr.splitlines()[-1]

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer.pipeline.extraction.extract import extract
+from mer.pipeline.extraction import extract
 from mer.pipeline.extraction.outcome import ExtractReport
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore
@@ -37,10 +37,10 @@ import faulthandler, json, os, signal, sys, threading, time
 from pathlib import Path
 from transformers import RobertaModel, Wav2Vec2Model
 from mer import cli
-from mer.pipeline.encoders.audio import AudioEncoder
-from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
+from mer.pipeline.encoders.bert import TextEncoder
 import mer.pipeline.extraction.cluster
-import mer.pipeline.extraction.extract
+import mer.pipeline.extraction.settle
 from tests.extract import corpus
 
 def run(folder, moment, options, arguments, slow, count):

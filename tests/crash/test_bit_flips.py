@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mer.pipeline.extraction.extract import repair
+from mer.pipeline.extraction import repair
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore
 
@@ -183,7 +183,7 @@ def test_a_changed_digit_of_the_plan_is_noticed(interrupted, tmp_path, where, ca
     folder = shutil.copytree(killed, tmp_path / "x")
     plan = folder / "feats.shards" / ".work" / "plan.json"
     plan.write_text(digit(plan.read_text(), where))
-    from mer.pipeline.extraction.extract import extract
+    from mer.pipeline.extraction import extract
 
     manifest = Manifest.read(folder / "manifest.parquet")
     extract(
@@ -200,7 +200,7 @@ def test_a_changed_digit_of_the_plan_is_noticed(interrupted, tmp_path, where, ca
 def test_a_plan_without_a_checksum_starts_again_and_says_so(interrupted, tmp_path, capsys):
     import json
 
-    from mer.pipeline.extraction.extract import extract
+    from mer.pipeline.extraction import extract
     from mer.pipeline.runtime.progress import Lines
 
     killed, whole = interrupted("update")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 # the same again.
 HUNGRY = """
 import os
-from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.bert import TextEncoder
 def killed(self, batch, **keywords):
     (folder / "tried").touch()
     os.kill(os.getpid(), 9)

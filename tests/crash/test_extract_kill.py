@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction import work
+from mer.pipeline.extraction import runner
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore, Shard, ShardWriter
 
@@ -40,12 +40,12 @@ def kill_and_resume(run, undisturbed: tuple[Path, int], folder: Path, moment: in
         path.name: path.stat().st_mtime_ns for path in (folder / "feats.shards").glob("shard-*.h5")
     }
     seen: list[str] = []
-    original = work.run_parts
+    original = runner.run_parts
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            work,
+            runner,
             "run_parts",
-            lambda todo, *a, **k: (seen.extend(p.name for p in todo), original(todo, *a, **k)),
+            lambda todo, *a, **k: (seen.extend(p.name for p in todo), original(todo, *a, **k))[1],
         )
         again(folder)
     check(folder, made)
@@ -155,7 +155,7 @@ def test_killed_after_its_head_file_the_next_call_tidies_up(
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     monkeypatch.chdir(tmp_path)
-    from mer.pipeline.extraction import extract as module
+    from mer.pipeline.extraction import publish as module
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "tidy", lambda *a: None)
@@ -193,7 +193,7 @@ def test_an_old_store_stays_readable_until_the_new_one_is_there(undisturbed, tmp
     folder = shutil.copytree(made, tmp_path / "x")
     for i in range(3):
         corpus.write_clip(folder / f"clip{i}.wav", 0.4, 500 + i)
-    from mer.pipeline.extraction import extract as module
+    from mer.pipeline.extraction import publish as module
 
     def killed(*args):
         raise KeyboardInterrupt
@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_error_and_resumable(undisturbed, tmp_path, monkeypat
 def test_an_interruption_leaves_no_thread_and_no_hold(undisturbed, tmp_path, monkeypatch):
     import threading
 
-    from mer.pipeline.encoders.audio import AudioEncoder
+    from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")

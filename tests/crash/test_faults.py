@@ -21,8 +21,9 @@ from click.testing import CliRunner
 
 from mer import cli
 from mer.pipeline.errors import DataError, FailuresError, StoreError
-from mer.pipeline.extraction.extract import extract, repair
-from mer.pipeline.extraction.fingerprint import FileMemory, fingerprint
+from mer.pipeline.extraction import Share, extract, repair
+from mer.pipeline.extraction.fingerprint import fingerprint
+from mer.pipeline.extraction.memory import FileMemory
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore, Shard
 
@@ -306,7 +307,7 @@ def test_the_last_share_waits_for_the_parts_of_the_others(undisturbed, tmp_path,
             folder / "feats.h5",
             corpus.options(),
             source=folder / "manifest.parquet",
-            share=(index, 3),
+            where=Share(index, 3),
         )
         assert report.action == action
         assert bool(late) == (action == "part"), "seen by nobody so far"
@@ -317,13 +318,14 @@ def test_what_never_appears_is_an_error_after_a_while(undisturbed, tmp_path, mon
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
     monkeypatch.setattr("mer.pipeline.runtime.hold.LATE_SECONDS", 0.1)
-    collect = "mer.pipeline.extraction.work.Work.collect"
-    from mer.pipeline.extraction.work import Work
+    collect = "mer.pipeline.extraction.runner.LocalRunner.collect"
+    from mer.pipeline.extraction.runner import LocalRunner
 
-    original = Work.collect
+    original = LocalRunner.collect
 
     def without_one(self, window):
-        (self.work / self.plan.parts[window][0].name).unlink()
+        work = self.assignment
+        (work.place.parts / work.plan.parts[window][0].name).unlink()
         return original(self, window)
 
     monkeypatch.setattr(collect, without_one)
@@ -338,21 +340,22 @@ def test_a_part_that_is_damaged_before_its_frames_are_taken_over(
     undisturbed, tmp_path, monkeypatch
 ):
     from mer.pipeline.extraction.parts import Finished
-    from mer.pipeline.extraction.work import Work
+    from mer.pipeline.extraction.runner import LocalRunner
 
     made, _ = undisturbed
     folder = fresh(made, tmp_path / "x")
-    collect = Work.collect
+    collect = LocalRunner.collect
 
     def flipped(self, window) -> Finished:
-        path = self.work / self.plan.parts[window][0].name
+        work = self.assignment
+        path = work.place.parts / work.plan.parts[window][0].name
         at = path.read_bytes().index(next(iter(Shard(path).frames("audio", 0, 1))).tobytes())
         with path.open("r+b") as file:
             file.seek(at)
             file.write(b"\xff\x7f")  # a NaN
         return collect(self, window)
 
-    monkeypatch.setattr(Work, "collect", flipped)
+    monkeypatch.setattr(LocalRunner, "collect", flipped)
     with pytest.raises(
         StoreError, match="audio-00000-00000.h5: damaged; run the same command again"
     ):

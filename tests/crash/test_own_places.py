@@ -21,6 +21,7 @@ from mer import cli
 from mer.pipeline.store import FeatureStore
 
 from tests.extract import corpus
+from tests.fusion import stores
 from tests.store.build import make_store
 
 TINY = [
@@ -215,6 +216,63 @@ def test_train_changes_nothing_of_somebody_else(tmp_path, theirs, place):
     )
     assert contents(theirs) == before
     assert str(tmp_path / "run") in one_line(result)
+
+
+@pytest.mark.parametrize("target", ["deep", "deep/notes.txt", "absent"])
+def test_prepare_changes_nothing_of_somebody_else(tmp_path, theirs, target):
+    (tmp_path / "t.csv").write_text("id,text,label\na,hello,x\nb,there,y\nc,now,x\n")
+    link(tmp_path / "m.parquet", theirs / target)
+    before = contents(theirs)
+    asked = ("prepare", "table", "--from", tmp_path / "t.csv", "--out", tmp_path / "m.parquet")
+    result = mer(*asked, "--split", "none")
+    assert contents(theirs) == before
+    assert result.exit_code == 0 and (tmp_path / "m.parquet").is_file(), result.stderr
+    assert not (tmp_path / "m.parquet").is_symlink()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with feats.h5 and a finished, evaluated run."""
+    folder = tmp_path_factory.mktemp("trained")
+    stores.make_store(folder, n=40)
+    settings = ("--model", "concat", "--set", "train.epochs=1", "--set", "model_args.hidden=8")
+    result = mer("train", "--features", folder / "feats.h5", *settings, "--out", folder / "run")
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+WRITTEN = {
+    "report": ["r.html"],
+    "evaluate": ["run/metrics.json", "run/predictions.parquet", "run/test_log.jsonl", "p.parquet"],
+    "figures": ["figures/curves-seed-0.png", "figures/confusion.png", "figures/confusion.svg"],
+}
+
+
+@pytest.mark.parametrize("target", ["deep", "deep/notes.txt", "absent"])
+@pytest.mark.parametrize(
+    ("command", "place"), [(c, place) for c, places in WRITTEN.items() for place in places]
+)
+def test_what_reads_a_run_changes_nothing_of_somebody_else(
+    trained, tmp_path, theirs, command, place, target
+):
+    folder = shutil.copytree(trained, tmp_path / "x")
+    link(folder / place, theirs / target)
+    before = contents(theirs)
+    asked = {
+        "report": ("report", folder / "run", "--out", folder / "r.html"),
+        "evaluate": (
+            *("evaluate", folder / "run", "--features", folder / "feats.h5"),
+            *("--predictions", folder / "p.parquet"),
+        ),
+        "figures": (
+            *("evaluate", folder / "run", "--features", folder / "feats.h5"),
+            *("--figures", folder / "figures"),
+        ),
+    }[command]
+    result = mer(*asked)
+    assert contents(theirs) == before
+    if result.exit_code:
+        assert place.rpartition("/")[2] in one_line(result)
 
 
 def test_reading_goes_through_links(tmp_path):

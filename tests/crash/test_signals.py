@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from mer.pipeline.encoders.audio import AudioEncoder
-from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.bert import TextEncoder
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.store import Shard
 
 from tests.crash.runs import Run, again, check, finished, fresh, in_workers
@@ -112,7 +112,7 @@ def test_a_second_signal_ends_at_once(run, undisturbed, tmp_path, monkeypatch):
 
 SLOW_WORKERS = """
 import os, time
-from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 forward = AudioEncoder.forward
 def slowly(self, batch, **keywords):
     (folder / "worker-at-work").touch()

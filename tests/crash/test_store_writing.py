@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mer.pipeline.runtime import files as places
-from mer.pipeline.store import arrays as files
+from mer.pipeline.runtime import files
+from mer.pipeline.store import arrays
 from tests.store.build import make_store
 
 step, count, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -52,11 +52,11 @@ if step == "write":
             inner.flush()
             return dying(lambda: inner.write(part[len(part) // 2 :]) + len(part) // 2)()
         def write(self, part): return File.half(self.inner, part)
-    files.open = lambda *args: File(open(*args))
+    arrays.open = lambda *args: File(open(*args))
 elif step in ("fsync", "replace"):
     setattr(files.os, step, dying(getattr(os, step)))
 else:
-    module = places if step == "sync_folder" else files
+    module = arrays if step == "_lay_out" else files
     setattr(module, step, dying(getattr(module, step)))
 make_store(folder)
 """

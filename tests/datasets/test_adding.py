@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mer import manifests
 from mer.cli import main
 from mer.pipeline import datasets
+from mer.pipeline.datasets import corpora
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 
@@ -38,7 +38,7 @@ def toy(tmp_path, monkeypatch):
     package = tmp_path / "package"
     package.mkdir()
     (package / "toy.py").write_text(module)
-    monkeypatch.setattr(manifests, "HERE", here)
+    monkeypatch.setattr(corpora, "HERE", here)
     monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(package)])
     name, path = re.fullmatch(r'"(\w+)": "([\w.]+)",\n', line).groups()
     monkeypatch.setitem(datasets.DATASETS, name, path)
@@ -49,7 +49,7 @@ def toy(tmp_path, monkeypatch):
         write_wav(root / f"{row.partition(chr(9))[0]}.wav")
     (root / "texts.tsv").write_text(TEXTS)
     yield root
-    manifests.corpus.cache_clear()
+    corpora.corpus.cache_clear()
     __import__("sys").modules.pop("mer.pipeline.datasets.toy", None)
 
 

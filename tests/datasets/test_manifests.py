@@ -6,12 +6,11 @@ import re
 
 import pytest
 
-from mer import manifests
-from mer.pipeline.datasets import DATASETS
+from mer.pipeline.datasets import DATASETS, corpora
 from mer.pipeline.errors import DataError
-from mer.pipeline.manifest import TASKS
+from mer.pipeline.runtime.terms import TASKS
 
-CORPORA = manifests.names()
+CORPORA = corpora.names()
 
 
 def test_registry_and_tomls_name_the_same_corpora():
@@ -20,7 +19,7 @@ def test_registry_and_tomls_name_the_same_corpora():
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_a_toml_is_consistent(name):
-    info = manifests.corpus(name)
+    info = corpora.corpus(name)
     assert (
         info.title
         and info.licence
@@ -41,22 +40,22 @@ def test_a_toml_is_consistent(name):
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_expected_counts_of_meld_add_up(split):
-    info = manifests.corpus("meld")
+    info = corpora.corpus("meld")
     sums = {sum(s.expected[split].values()) for s in info.label_sets.values()}
     assert sums == {info.expected_files[split]}
 
 
 def test_unknown_names_say_what_is_known():
     with pytest.raises(DataError, match=r"'melt' is not known; known: .*meld"):
-        manifests.corpus("melt")
+        corpora.corpus("melt")
     with pytest.raises(DataError, match="--labels sentimental: meld has emotion, sentiment"):
-        manifests.corpus("meld").label_set("sentimental")
+        corpora.corpus("meld").label_set("sentimental")
 
 
 @pytest.mark.parametrize("name", ["../meld", "", "meld.toml", "."])
 def test_a_name_is_no_path(name):
     with pytest.raises(DataError, match="is not known"):
-        manifests.corpus(name)
+        corpora.corpus(name)
 
 
 @pytest.mark.parametrize("extra", [{"licenze": "x"}, {"encoders": {"audio": "a"}}])
@@ -70,6 +69,6 @@ def test_a_misspelt_or_missing_key_is_an_error(extra):
         "encoders": {"audio": "a", "text": "b"},
         "labels": {"emotion": {"order": ["x"]}},
     }
-    assert manifests.parse("mine", good).label_set().source == {"x": "x"}
+    assert corpora.parse("mine", good).label_set().source == {"x": "x"}
     with pytest.raises(DataError, match="manifests/mine.toml"):
-        manifests.parse("mine", good | extra)
+        corpora.parse("mine", good | extra)

@@ -8,8 +8,7 @@ from collections import Counter
 
 import pytest
 
-from mer import manifests
-from mer.pipeline.datasets import prepare
+from mer.pipeline.datasets import corpora, prepare
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import audio as media
 
@@ -151,7 +150,7 @@ def test_a_damaged_label_file_and_an_empty_root(tmp_path):
 
 
 def test_the_list_of_videos_is_the_standard_split():
-    videos = manifests.corpus("mosi").videos
+    videos = corpora.corpus("mosi").videos
     assert {split: len(ids) for split, ids in videos.items()} == {
         "train": 52,
         "dev": 10,
@@ -164,11 +163,11 @@ def test_real_labels_have_the_expected_counts(test_data):
     import numpy as np
 
     data = np.load(test_data / "mosi" / "mosi_utt.npz")
-    split_of = {v: s for s, ids in manifests.corpus("mosi").videos.items() for v in ids}
+    split_of = {v: s for s, ids in corpora.corpus("mosi").videos.items() for v in ids}
     sign = {-1.0: "negative", 0.0: "zero", 1.0: "positive"}
     counts = Counter(
         (split_of[v], sign[float(np.sign(y))])
         for v, y in zip(data["video_id"], data["label_reg"], strict=True)
     )
-    expected = manifests.corpus("mosi").label_set().expected
+    expected = corpora.corpus("mosi").label_set().expected
     assert counts == {(s, label): n for s, c in expected.items() for label, n in c.items()}

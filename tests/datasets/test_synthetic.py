@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mer import manifests
-from mer.pipeline.datasets import prepare, synthetic
+from mer.pipeline.datasets import corpora, prepare, synthetic
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import audio as media
 
@@ -116,7 +115,7 @@ def test_sizes_and_seeds_live_side_by_side(made):
 def test_sentiment_labels(made):
     root, manifest, _ = made
     sentiment, _ = prepare("synthetic", root, labels="sentiment", size=SIZE)
-    of = manifests.corpus("synthetic").label_set("sentiment").source
+    of = corpora.corpus("synthetic").label_set("sentiment").source
     assert [u.label for u in sentiment.rows] == [of[u.label] for u in manifest.rows]
     assert (
         sentiment.labels == ("neutral", "positive", "negative") and sentiment.hash != manifest.hash

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mer.pipeline.encoders.audio import AudioEncoder, OwnSampleGroupNorm, PerBatch
 from mer.pipeline.encoders.frozen import invariance
 from mer.pipeline.encoders.loading import resolve
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder, OwnSampleGroupNorm, PerBatch
 from mer.pipeline.errors import DataError, EncoderError
 
 from tests.encoders import checkpoints

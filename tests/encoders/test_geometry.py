@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer.pipeline.encoders.audio import AudioEncoder
 from mer.pipeline.encoders.geometry import CONTEXT, Geometry
 from mer.pipeline.encoders.loading import resolve
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import DataError
 
 W2V = Geometry((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), 768, 12)  # every published wav2vec2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import resolve
-from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import EncoderError
+from mer.pipeline.runtime.limits import CHECKPOINT_JSON_BYTES
 
 from tests.encoders import checkpoints
 
@@ -155,6 +157,41 @@ def test_incomplete_directories(copy, name, content, words):
         (copy / name).write_text(content)
     with pytest.raises(EncoderError, match=words):
         resolve("audio", str(copy))
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("odd", ["pipe", "folder", "nested", "large"])
+def test_json_that_is_none(copy, name, odd):
+    """A pipe hung, deep nesting was an internal error."""
+    path = copy / name
+    path.unlink()
+    match odd:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "nested":
+            path.write_text("[" * 100_000)
+        case "large":
+            path.touch()
+            os.truncate(path, CHECKPOINT_JSON_BYTES + 1)
+    words = {
+        "nested": "not JSON",
+        "large": "more than 16,777,216 bytes",
+    }.get(odd, "a folder, device or pipe where a file should be")
+    with pytest.raises(EncoderError, match=f"{name}: {words}") as raised:
+        resolve("audio", str(copy))
+    assert len(str(raised.value)) <= 300 + len(str(copy))
+
+
+def test_a_tokenizer_that_its_library_does_not_understand_is_one_line(tmp_path):
+    """The library raises a bare Exception."""
+    folder = checkpoints.text(tmp_path / "text")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["<s>"] = {}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(EncoderError, match="its tokenizer cannot be loaded"):
+        TextEncoder(resolve("text", str(folder)), device="cpu")
 
 
 def test_offline_never_touches_the_network(tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.frozen import invariance
 from mer.pipeline.encoders.loading import resolve
-from mer.pipeline.encoders.text import TextEncoder
 from mer.pipeline.errors import EncoderError
 
 TEXTS = ["the", "the quick brown fox jumps over the lazy dog", "fox! 你好", "dog " * 12, "x"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mer.pipeline.extraction.extract import extract
+from mer.pipeline.extraction import extract
 from mer.pipeline.manifest import Manifest
 
 from tests.extract import corpus

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mer.pipeline.extraction.fingerprint import ExtractOptions
+from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.manifest import Manifest, Utterance
 
 TINY = {"audio_encoder": "builtin:tiny-wav2vec2", "text_encoder": "builtin:tiny-roberta"}

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from mer.pipeline.extraction import budget
+from mer.pipeline.encoders.audio import Audio
+from mer.pipeline.encoders.text import Text
+from mer.pipeline.extraction import budget, extract
 from mer.pipeline.extraction.budget import (
+    Ended,
     Trial,
     fill,
     places,
@@ -20,8 +23,7 @@ from mer.pipeline.extraction.budget import (
     search,
     try_budget,
 )
-from mer.pipeline.extraction.extract import extract
-from mer.pipeline.extraction.fingerprint import ExtractOptions
+from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.plan import Settings
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.progress import Silent
@@ -75,7 +77,9 @@ def test_out_of_memory_is_the_end():
 
 
 def test_trying_takes_no_longer_than_stated():
-    size, tried, why = chosen({5: 1.0, 10: 2.0, 20: 3.0, 40: 4.0}, seconds=budget.SPENT * 0.6)
+    size, tried, why = chosen(
+        {5: 1.0, 10: 2.0, 20: 3.0, 40: 4.0}, seconds=budget.SEARCH_SECONDS * 0.6
+    )
     assert (size, tried) == (10, [5, 10]) and "60 s" in why
 
 
@@ -103,13 +107,14 @@ class Recorded:
         return [x[:1] for x in batch]
 
 
+AUDIO = Audio.of(ExtractOptions())
 GROUPS = [[np.zeros(n, np.float32)] * 3 for n in (8_000, 32_000, 160_000)]
 
 
 def trial(overhead: float, memory: float, *, most: float = 1e9, room: float = 1.0) -> Trial:
     clock = Clock()
     return try_budget(
-        "audio",
+        AUDIO,
         Recorded(clock, overhead, memory),
         GROUPS,
         most=most,
@@ -139,7 +144,7 @@ def test_other_errors_are_not_taken_for_memory():
             raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        try_budget("audio", Broken(Clock(), 0, 1), GROUPS, most=100, threads=1)
+        try_budget(AUDIO, Broken(Clock(), 0, 1), GROUPS, most=100, threads=1)
 
 
 def test_a_short_corpus_says_nothing_about_the_device():
@@ -167,14 +172,14 @@ def test_places_are_neighbours_up_to_the_longest():
 def test_remembered_by_key_and_forgotten_when_damaged(tmp_path):
     path = tmp_path / "mer" / "budgets.json"
     assert remembered("a", path) is None
-    remember("a", Trial(40, {20: 1.5, 40: 2.0, 80: None}, "because"), path)
-    remember("b", Trial(512, {512: 3.0}, "so"), path)
-    assert remembered("a", path) == Trial(40, {20: 1.5, 40: 2.0, 80: None}, "because")
+    remember("a", Trial(40, {20: 1.5, 40: 2.0, 80: None}, Ended.NO_FASTER), path)
+    remember("b", Trial(512, {512: 3.0}, Ended.TIME), path)
+    assert remembered("a", path) == Trial(40, {20: 1.5, 40: 2.0, 80: None}, Ended.NO_FASTER)
     assert remembered("b", path).budget == 512 and remembered("c", path) is None
     for content in ("", "[]", '{"a": 1}', '{"a": {"budget": -1, "rates": {}, "why": ""}}'):
         path.write_text(content)
         assert remembered("a", path) is None
-    remember("b", Trial(512, {512: 3.0}, "so"), path)
+    remember("b", Trial(512, {512: 3.0}, Ended.TIME), path)
     assert remembered("b", path).budget == 512
 
 
@@ -200,9 +205,8 @@ def test_extraction_tries_once_and_remembers(tmp_path, monkeypatch):
     The plan has the budget, a resume keeps it, the next corpus finds it in the user's cache.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        budget, "CANDIDATES", {("audio", "cpu"): (0.5, 1.0), ("text", "cpu"): (4, 8)}
-    )
+    monkeypatch.setattr(Audio, "candidate_budgets", {"cpu": (0.5, 1.0)})
+    monkeypatch.setattr(Text, "candidate_budgets", {"cpu": (4, 8)})
     manifest, file = corpus.make(tmp_path / "a", 12)
     options = corpus.options(budget_seconds="auto", budget_tokens="auto")
     dry = Notes()
@@ -236,13 +240,15 @@ def test_a_resumed_run_keeps_its_budget(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mer.pipeline.extraction.extract.write_head", killed)
+        patch.setattr("mer.pipeline.extraction.publish.write_head", killed)
         with pytest.raises(KeyboardInterrupt):
             extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
     settings = Settings.read(
         tmp_path / "feats.shards" / ".work" / "plan.json", fingerprint_of(manifest)
     )
-    monkeypatch.setattr("mer.pipeline.extraction.extract.choose", lambda *a: pytest.fail("tried"))
+    monkeypatch.setattr(
+        "mer.pipeline.extraction.settle.choose_budgets", lambda *a: pytest.fail("tried")
+    )
     extract(
         Manifest.read(file),
         tmp_path / "feats.h5",

@@ -4,12 +4,16 @@ and the exit status.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from mer import cli
+from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.store import FeatureStore
 
 from tests.extract import corpus
@@ -149,7 +153,9 @@ def test_bad_requests_are_one_line(folder, args, code, words):
 
 
 def test_large_stores_ask_first(folder, monkeypatch):
-    monkeypatch.setattr("mer.pipeline.extraction.extract.Prepared.bytes", 30_000_000_000)
+    monkeypatch.setattr(
+        "mer.pipeline.extraction.settle.planned_bytes", lambda inputs, planned: 30_000_000_000
+    )
     result = mer("extract", "--manifest", "manifest.parquet", *TINY)
     assert (
         result.exit_code == 2
@@ -177,3 +183,17 @@ def test_a_known_corpus_is_prepared_on_the_way(folder, monkeypatch):
         mer("fingerprint", "--dataset", "synthetic", "--root", "corpus").stdout.strip()
         == FeatureStore("feats.h5").header.fingerprint
     )
+
+
+def test_the_help_shows_the_defaults_that_the_options_have():
+    """They stand in ExtractOptions alone; what is not given is not passed on."""
+    fields = {field.name: field.default for field in dataclasses.fields(ExtractOptions)}
+    shown, context = {}, click.Context(cli.main)
+    for option in cli.main.commands["extract"].params:
+        found = re.search(r"\[default: ([^\] ]+)\]", option.help or "")
+        if found and option.name in fields:
+            shown[option.name] = found[1]
+            assert not isinstance(option.get_default(context), str | int | float), option.name
+    wanted = {"audio_layer", "audio_track", "channel", "device", "dtype", "max_failures"}
+    assert wanted | {"max_seconds", "pool", "precision"} == shown.keys()
+    assert shown == {name: str(fields[name]) for name in shown}

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mer.pipeline.errors import DataError, FailuresError
-from mer.pipeline.extraction.extract import extract
+from mer.pipeline.extraction import Scheduler, Share, Workers, extract
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.progress import Silent
@@ -38,6 +38,9 @@ def fresh(made, tmp_path):
 
 def call(folder, **keywords):
     changes = keywords.pop("changes", {})
+    ways = {"share": lambda share: Share(*share), "workers": Workers, "scheduler": Scheduler}
+    for name in ways.keys() & keywords.keys():
+        keywords["where"] = ways[name](keywords.pop(name))
     manifest = Manifest.read(folder / "manifest.parquet")
     return extract(
         manifest,
@@ -202,7 +205,7 @@ def test_a_result_that_died_with_its_worker_is_not_waited_for_without_end(monkey
     monkeypatch.setattr(module, "LOST_SECONDS", 0)
     client = SimpleNamespace(scheduler_info=lambda: {"workers": {}})
     with pytest.raises(DataError, match="all workers are gone"):
-        module.Cluster(client, None, "plugin")._result(Lost())
+        module.ClusterRunner(client, None, "plugin")._result(Lost())
 
 
 class Hanging:

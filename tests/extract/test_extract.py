@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from mer.pipeline.encoders.audio import AudioEncoder
+from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import resolve
-from mer.pipeline.encoders.text import TextEncoder
+from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import DataError, EncoderError, FailuresError, KeyMismatchError, StoreError
-from mer.pipeline.extraction.extract import extract, repair
+from mer.pipeline.extraction import extract, repair
 from mer.pipeline.extraction.parts import stored
 from mer.pipeline.extraction.plan import ShardPlan
 from mer.pipeline.manifest import Manifest, Utterance
@@ -100,7 +100,7 @@ def test_again_does_nothing(made, again):
 def test_again_on_a_read_only_mount_writes_nothing(made, again, monkeypatch):
     """Root may write anywhere, so a forbidden open stands for the mount."""
     monkeypatch.setattr(
-        "mer.pipeline.extraction.extract.hold", lambda path: pytest.fail("took a hold")
+        "mer.pipeline.extraction.steps.hold", lambda path, **_: pytest.fail("took a hold")
     )
     monkeypatch.setattr("mer.pipeline.store.arrays.write", lambda *a, **k: pytest.fail("wrote"))
     assert again().action == "nothing"
@@ -431,6 +431,14 @@ def test_spans_of_one_file(tmp_path):
     assert store.lengths("audio").tolist() == [149, 49, 74, 4]
 
 
+def test_the_first_row_may_have_no_audio(tmp_path):
+    manifest, _ = corpus.make(tmp_path, 3)
+    rows = (dataclasses.replace(manifest.rows[0], audio=None), *manifest.rows[1:])
+    extract(dataclasses.replace(manifest, rows=rows), tmp_path / "feats.h5", corpus.options())
+    store = FeatureStore(tmp_path / "feats.h5")
+    assert [n > 0 for n in store.lengths("audio")] == [False, True, True]
+
+
 def test_one_modality_may_be_missing(tmp_path):
     manifest, file = corpus.make(tmp_path, 4)
     rows = list(manifest.rows)
@@ -448,15 +456,15 @@ def test_one_modality_may_be_missing(tmp_path):
 def test_a_clip_that_changes_during_the_run_stops_it(made, again, monkeypatch):
     """Its hash was taken before; features of other bytes must not get under that key."""
     corpus.write_clip(made / "clip3.wav", 0.7, seed=5)
-    import mer.pipeline.extraction.parts
+    from mer.pipeline.encoders.audio import Audio
 
-    original = mer.pipeline.extraction.parts.audio_inputs
+    original = Audio.read
 
     def meddle(*args, **kwargs):
         os.utime(made / "clip3.wav", (1, 1))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("mer.pipeline.extraction.work.audio_inputs", meddle)
+    monkeypatch.setattr(Audio, "read", meddle)
     with pytest.raises(
         DataError,
         match="clip3.wav: changed while it was being extracted; run the same command again",
@@ -475,7 +483,7 @@ def test_memory_that_runs_out_splits_the_batch(made, again, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory (made up)")
         return forward(self, batch, **keywords)
 
-    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.settle.self_test", lambda *args: {})
     monkeypatch.setattr(AudioEncoder, "forward", small)
     for path in (made / "feats.shards").glob("shard-*.h5"):
         path.unlink()
@@ -499,7 +507,7 @@ def test_a_clip_that_fits_no_memory_is_a_failure(tmp_path, monkeypatch):
             )
         return forward(self, batch, **keywords)
 
-    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.settle.self_test", lambda *args: {})
     monkeypatch.setattr(AudioEncoder, "forward", small)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(max_failures=1), source=file)
     assert [(f.id, f.stage) for f in report.failures] == [
@@ -513,7 +521,7 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
     def broken(self, batch, **keywords):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.settle.self_test", lambda *args: {})
     monkeypatch.setattr(AudioEncoder, "forward", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
@@ -527,7 +535,7 @@ def test_half_precision_that_overflows_is_computed_again(tmp_path, monkeypatch):
         frames = forward(self, batch, precision=precision)
         return frames if precision == "fp32" else [x * np.float32("inf") for x in frames]
 
-    monkeypatch.setattr("mer.pipeline.extraction.work.Work.self_test", lambda self: {})
+    monkeypatch.setattr("mer.pipeline.extraction.settle.self_test", lambda *args: {})
     monkeypatch.setattr(AudioEncoder, "forward", overflowing)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(precision="bf16"), source=file)
     assert report.fp32_batches >= 1 and report.utterances == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mer.pipeline.extraction.extract import extract
+from mer.pipeline.extraction import extract
 from mer.pipeline.store import FeatureStore
 
 from tests.extract import corpus

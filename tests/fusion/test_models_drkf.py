@@ -9,7 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mer.fusion.ops as ops
+from mer.fusion.losses import info_nce, nt_xent
 from mer.fusion.models.drkf import DRKFConfig, balanced_accuracy
+from mer.fusion.modules.pooling import masked_mean
 from mer.pipeline.errors import DataError
 
 from tests.fusion.models import absent, make_batch, make_model, make_spec, total
@@ -205,7 +208,12 @@ def test_options_that_make_no_sense_are_one_line():
 
 def test_every_field_of_the_config_says_what_it_is():
     source = inspect.getsource(DRKFConfig).splitlines()
-    said = {line.split(":")[0].strip() for line in source if "  # " in line}
+    before = ["", *source]  # a comment stands behind its field or on the line above
+    said = {
+        line.split(":")[0].strip()
+        for line, above in zip(source, before, strict=False)
+        if "  # " in line or above.strip().startswith("# ")
+    }
     assert {f.name for f in dataclasses.fields(DRKFConfig)} <= said
 
 
@@ -256,6 +264,55 @@ def test_diagnostics_bound_mutual_information():
         and d["ramp"] == 1.0
         and d["ae_blocks"] == 3
     )
+
+
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+@pytest.mark.parametrize("direction", ["both", "first"])
+def test_mutual_information_is_one_call_over_complete_rows_and_equals_the_equations(
+    monkeypatch, direction, impl
+):
+    """Three modalities, six terms; a row that lacks a modality leaves the terms of that one."""
+    calls = []
+    fused = ops.contrastive_terms
+    monkeypatch.setattr(
+        ops, "contrastive_terms", lambda *a, **k: calls.append(len(a[2])) or fused(*a, **k)
+    )
+    spec = make_spec(("audio", "text", "vision"))
+    model = make_model("drkf", spec, mi_direction=direction, impl=impl).eval()
+    complete = make_batch(spec)
+    for batch, gone, want in (
+        (complete, set(), [6]),
+        (absent(complete, "text", [2, 5]), {2, 5}, [1] * 6),
+        (absent(complete, "text", list(range(8))), set(range(8)), [1] * 3),
+    ):
+        calls.clear()
+        terms = model.losses(batch, 1.0)
+        assert calls == ([] if impl == "eager" else want)
+        rows = {
+            m: torch.tensor([i for i in range(8) if m != "text" or i not in gone])
+            for m in spec.modalities
+        }
+        for name, (m, n) in {
+            "mi_audio": ("audio", "audio"),
+            "mi_text": ("text", "text"),
+            "mi_audio_text": ("audio", "text"),
+            "mi_audio_vision": ("audio", "vision"),
+        }.items():
+            both = [i for i in rows[m].tolist() if i in rows[n].tolist()]
+            assert (name in terms) == bool(both)
+            if not both:
+                continue
+            mask = {k: batch.mask(k) for k in (m, n)}
+            h = {k: model.adapter[k](batch.x[k], mask[k]) for k in (m, n)}
+            x, y = (model.projection[k](masked_mean(h[k], mask[k])[both]) for k in (m, n))
+            tau = model.temperature()
+            if m == n:
+                augmented = masked_mean(model.augment(m, h[m], 1.0), mask[m])[both]
+                loss = nt_xent(x, model.projection[m](augmented), temperature=tau, impl="eager")
+            else:
+                symmetric = direction == "both"
+                loss = info_nce(x, y, temperature=tau, symmetric=symmetric, impl="eager")
+            torch.testing.assert_close(terms[name], loss, rtol=1e-5, atol=1e-6)
 
 
 def test_balanced_accuracy():

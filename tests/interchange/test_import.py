@@ -574,7 +574,7 @@ def test_parquet_of_another_hand(tmp_path):
         ),
         (
             {"id": ["a", "b"], "audio": [[1.0, 2.0], [3.0]]},
-            r"b: audio has shape \(1, 1\), expected \(T, 2\)",
+            r"b: audio has shape \(1,\), expected \(T, 2\)",
         ),
         (
             {"id": ["a"], "audio": pa.array([[]], pa.list_(pa.float32()))},

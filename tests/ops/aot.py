@@ -18,8 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mer.fusion.ops import kernels, launch
-from mer.fusion.ops.plan import make_plan
+from mer.fusion.ops.gpu import kernels, launch
+from mer.fusion.ops.terms import lay_out
 
 from tests.ops.oracle import DRKF
 
@@ -35,7 +35,7 @@ DTYPES = {
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 NAMES = [
     "tiny_values_and_gradients", "tiny_scale", "mid_forward", "mid_backward",
-    "prepare", "large_forward", "large_coefficients", "large_finish",
+    "normalise", "large_forward", "large_coefficients", "large_finish",
 ]  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def launches(
     """(kernel, arguments, named arguments) of forward and backward of DRKF's three terms, each
     kernel once.
     """
-    plan = make_plan(DRKF, (rows,) * 4)
+    layout = lay_out(DRKF, (rows,) * 4)
     views = tuple(torch.empty(rows, d, dtype=dtype) for _ in range(4))
     tau, labels = (
         torch.ones(()),
@@ -82,9 +82,11 @@ def launches(
     for patch in patches:
         patch.start()
     try:
-        _, *saved = launch.forward(plan, views, tau, labels, mode, precision, path, gradients=True)
+        _, *saved = launch.forward(
+            layout, views, tau, labels, mode, precision, path, gradients=True
+        )
         launch.backward(
-            plan,
+            layout,
             views,
             tau,
             labels,

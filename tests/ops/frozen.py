@@ -21,9 +21,9 @@ ROWS, WIDTH, TAU = 4, 3, 0.3
 LABELS = [1, 0, 1, -1]
 
 
-def inputs(name: str) -> tuple[list[Tensor], tuple, list[Tensor], tuple | None]:
-    """(views, terms, labels, anchor rows)."""
-    terms, paired, queue, anchor_rows = cases.TERMS[name]
+def inputs(name: str) -> tuple[list[Tensor], tuple, list[Tensor]]:
+    """(views, terms, labels)."""
+    terms, paired, queue = cases.TERMS[name]
     sizes = [ROWS] * paired + [2] * (queue > 0)
     views = [
         torch.sin(
@@ -34,18 +34,18 @@ def inputs(name: str) -> tuple[list[Tensor], tuple, list[Tensor], tuple | None]:
         )
         for v, n in enumerate(sizes)
     ]
-    return views, terms, [torch.tensor(LABELS[:n]) for n in sizes], anchor_rows and (1, 3)
+    return views, terms, [torch.tensor(LABELS[:n]) for n in sizes]
 
 
 def values(function, name: str, mode: str) -> list[Tensor]:
     """[losses, d views..., d tau] of sum_t (t+1) loss_t."""
-    views, terms, labels, anchor_rows = inputs(name)
+    views, terms, labels = inputs(name)
     tau, weights = (
         torch.tensor(TAU, dtype=torch.float64),
         torch.arange(1.0, 1 + len(terms), dtype=torch.float64),
     )
     return oracle.gradients(
-        lambda v, t: function(v, t, terms, labels if mode != "none" else None, mode, anchor_rows),
+        lambda v, t: function(v, t, terms, labels if mode != "none" else None, mode),
         views,
         tau,
         weights,

@@ -13,12 +13,16 @@ import torch
 import triton
 import triton.language as tl
 
-from mer.fusion.ops import Term, contrastive_terms, kernels, launch, nt_xent
+import mer.fusion.ops.limits as limits
+import mer.fusion.ops.paths as paths
+from mer.fusion.ops import Term, contrastive_terms
 from mer.fusion.ops.function import contrastive_op, encode
-from mer.fusion.ops.plan import make_plan
+from mer.fusion.ops.gpu import kernels, launch
+from mer.fusion.ops.terms import lay_out
 from mer.pipeline.errors import DependencyError
 
 from tests.ops import cases, oracle
+from tests.ops.cases import nt_xent
 
 pytestmark = [
     # NumPy on masked-out entries
@@ -36,13 +40,13 @@ def small(monkeypatch):
     """
     monkeypatch.setattr(launch, "SCRATCH_BYTES", 1 << 10)
     monkeypatch.setattr(launch, "SCRATCH_COLS", 16)
-    monkeypatch.setattr(launch, "mid_tile", lambda rows, d, dot, mode: launch.Tile(16, 16, 16, 32))
-    monkeypatch.setattr(launch, "large_tile", lambda dot, mode: launch.Tile(16, 32, 16))
+    monkeypatch.setattr(
+        launch, "mid_tile", lambda rows, d, dot, mode: launch.KernelTile(16, 16, 16, 32)
+    )
+    monkeypatch.setattr(launch, "large_tile", lambda dot, mode: launch.KernelTile(16, 32, 16))
 
 
-def run(
-    path, views, tau, terms, labels, mode, anchor_rows, weights, precision="ieee", monkeypatch=None
-):
+def run(path, views, tau, terms, labels, mode, weights, precision="ieee"):
     def function(v, t):
         return contrastive_terms(
             v,
@@ -52,22 +56,21 @@ def run(
             mode,
             impl="triton",
             precision=precision,
-            anchor_rows=anchor_rows,
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "choose", lambda rows, d: path)
+        patch.setattr(paths, "kernel_path", lambda rows, d: path)
         return oracle.gradients(function, views, tau, weights)
 
 
 def compare(path, name, mode, rows, d, tau, *, per_term=False, kind=None, factor=4.0):
-    views, terms, labels, anchor_rows = cases.make(name, rows, d)
+    views, terms, labels = cases.make(name, rows, d)
     views = cases.extreme(views, kind) if kind else views
     weights = torch.linspace(0.2, 1.0, len(terms))
     t = torch.tensor(tau) * (1 + torch.arange(len(terms))) if per_term else torch.tensor(tau)
 
     def ours(v, u, w):
-        return run(path, v, u, terms, labels, mode, anchor_rows, w)
+        return run(path, v, u, terms, labels, mode, w)
 
     cases.no_worse(
         ours,
@@ -76,7 +79,6 @@ def compare(path, name, mode, rows, d, tau, *, per_term=False, kind=None, factor
         terms,
         labels,
         mode,
-        anchor_rows,
         weights=weights,
         eps=2.0**-23,
         factor=factor,
@@ -85,7 +87,7 @@ def compare(path, name, mode, rows, d, tau, *, per_term=False, kind=None, factor
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("drkf", "none"), ("symmetric+one-way", "none"), ("queue", "supcon"), ("one rank", "exclude")],
+    [("drkf", "none"), ("symmetric+one-way", "none"), ("queue", "supcon"), ("queue", "exclude")],
 )
 @pytest.mark.parametrize("path", PATHS)
 def test_terms_and_labels(path, name, mode):
@@ -103,7 +105,7 @@ def test_reduced_tiers(path):
     eager PyTorch under the same rounding of the inputs, i.e. than its own matrix product in that
     type.
     """
-    views, terms, labels, _ = cases.make("drkf", 5, 20)
+    views, terms, labels = cases.make("drkf", 5, 20)
     weights, tau = torch.ones(3), torch.tensor(0.2)
     for dtype, precision, eps in (
         (torch.float32, "tf32", 2.0**-11),
@@ -113,7 +115,7 @@ def test_reduced_tiers(path):
         x = [v.to(dtype) for v in views]
 
         def ours(v, u, w, precision=precision):
-            got = run(path, v, u, terms, labels, "none", None, w, precision)
+            got = run(path, v, u, terms, labels, "none", w, precision)
             assert all(g.dtype == v[0].dtype for g in got[1:-1]) and got[0].dtype == torch.float32
             return got
 
@@ -122,8 +124,8 @@ def test_reduced_tiers(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_one_row_is_exactly_zero(path):
-    views, terms, labels, _ = cases.make("drkf", 1, 5)
-    got = run(path, views, torch.tensor(0.07), terms, labels, "none", None, torch.ones(3))
+    views, terms, labels = cases.make("drkf", 1, 5)
+    got = run(path, views, torch.tensor(0.07), terms, labels, "none", torch.ones(3))
     assert all((g == 0).all() for g in got)
 
 
@@ -136,7 +138,7 @@ def test_one_row_is_exactly_zero(path):
     ],
 )
 def test_gradients_only_where_wanted(path, monkeypatch):
-    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    monkeypatch.setattr(paths, "kernel_path", lambda rows, d: path)
     x, y = torch.randn(6, 8), torch.randn(6, 8)
     want = oracle.gradients(
         lambda v, t: oracle.dense(v, t, (Term((0, 1), (0, 1)),)),
@@ -161,10 +163,9 @@ def test_gradients_only_where_wanted(path, monkeypatch):
 @pytest.mark.parametrize("path", PATHS)
 def test_repeated_calls_are_identical(path):
     """The counter of the last-block sum is back at zero, and sums are taken in a fixed order."""
-    views, terms, labels, _ = cases.make("drkf", 9, 12)
+    views, terms, labels = cases.make("drkf", 9, 12)
     runs = [
-        run(path, views, torch.tensor(0.1), terms, labels, "none", None, torch.ones(3))
-        for _ in range(2)
+        run(path, views, torch.tensor(0.1), terms, labels, "none", torch.ones(3)) for _ in range(2)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -178,20 +179,20 @@ def test_all_candidates_far_below_at_a_low_temperature(path):
     views, terms, tau = [x, -x.flip(0)], (Term((0,), (1,)),), torch.tensor(0.005)
 
     def ours(v, u, w):
-        return run(path, v, u, terms, None, "none", None, w)
+        return run(path, v, u, terms, None, "none", w)
 
     cases.no_worse(ours, views, tau, terms, weights=torch.ones(1), eps=2.0**-23)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_default_type_of_the_process_does_not_matter(path, monkeypatch):
-    views, terms, _, _ = cases.make("drkf", 3, 4)
+    views, terms, _ = cases.make("drkf", 3, 4)
     got = []
     for dtype in (torch.float32, torch.float64):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            make_plan.cache_clear()  # its tables are made in this type, too
+            lay_out.cache_clear()  # its tables are made in this type, too
             got.append(
                 run(
                     path,
@@ -200,7 +201,6 @@ def test_default_type_of_the_process_does_not_matter(path, monkeypatch):
                     terms,
                     None,
                     "none",
-                    None,
                     torch.ones(3),
                 )
             )
@@ -236,11 +236,11 @@ def test_operator_without_gradients(path, monkeypatch):
     """Evaluation of a compiled model: an operator's results must not share storage, whatever is not
     needed.
     """
-    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
-    views, terms, _, _ = cases.make("drkf", 4, 6)
+    monkeypatch.setattr(paths, "kernel_path", lambda rows, d: path)
+    views, terms, _ = cases.make("drkf", 4, 6)
     tau = torch.tensor(0.2)
     losses, _ = contrastive_op(
-        views, tau, None, encode(terms, None), "none", "ieee", "triton", [False] * 5
+        views, tau, None, encode(terms), "none", "ieee", "triton", [False] * 5
     )
     torch.testing.assert_close(losses, contrastive_terms(views, tau, terms, impl="chunked"))
 
@@ -260,7 +260,7 @@ def test_layouts_and_mixed_dtypes(monkeypatch):
         torch.ones(2),
     )
     for path in PATHS:
-        got = run(path, views, torch.tensor(0.2), terms, None, "none", None, torch.ones(2))
+        got = run(path, views, torch.tensor(0.2), terms, None, "none", torch.ones(2))
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(
@@ -288,16 +288,16 @@ def test_operator_contract(path, monkeypatch):
     views = [torch.randn(ROWS[path], 8, requires_grad=True) for _ in range(2)]
     tau = torch.tensor(0.2, requires_grad=True)
     # every row an anchor: what is kept for other rows is never written nor read
-    spec = encode((Term((0, 1), (0, 1)),), None)
+    spec = encode((Term((0, 1), (0, 1)),))
     args = (views, tau, None, spec, "none", "ieee", "triton", [True] * 3)
-    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    monkeypatch.setattr(paths, "kernel_path", lambda rows, d: path)
     torch.library.opcheck(contrastive_op, args)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_torch_compile(path, monkeypatch):
-    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    monkeypatch.setattr(paths, "kernel_path", lambda rows, d: path)
     x, y = (torch.randn(ROWS[path], 8, requires_grad=True) for _ in range(2))
     tau = torch.tensor(0.2, requires_grad=True)
     want = torch.autograd.grad(nt_xent(x, y, tau, impl="triton"), [x, y, tau])
@@ -338,7 +338,7 @@ def test_grid_of_sizes(path, rows, d):
 
 
 def grid(path, rows, d):
-    if path == "tiny" and 4 * rows > launch.TINY_ROWS:
+    if path == "tiny" and 4 * rows > limits.TINY_ROWS:
         pytest.skip("more rows than the tiny path holds")
     compare(path, "drkf", "none", rows, d, 0.2)
 

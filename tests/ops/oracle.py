@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mer.fusion.ops.plan import Term
+from mer.fusion.ops.terms import Term
 
 MODES = ("none", "exclude", "supcon")
 DRKF = (Term((0, 1), (0, 1)), Term((2, 3), (2, 3)), Term((2,), (0,)))
@@ -17,7 +17,7 @@ def unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def loops(views, tau, terms, labels=None, mode: str = "none", anchor_rows=None) -> Tensor:
+def loops(views, tau, terms, labels=None, mode: str = "none") -> Tensor:
     """(T,) losses, one Python loop per anchor and candidate. `labels`: one list per view."""
     z = [unit(v) for v in views]
     out = []
@@ -26,7 +26,7 @@ def loops(views, tau, terms, labels=None, mode: str = "none", anchor_rows=None) 
         losses = []
         for a in term.anchors:
             first = next(c for c in term.candidates if c != a)
-            for i in range(*(anchor_rows or (0, len(z[a])))):
+            for i in range(len(z[a])):
                 kept, positives = [], []
                 for c in term.candidates:
                     for j in range(len(z[c])):
@@ -49,9 +49,7 @@ def loops(views, tau, terms, labels=None, mode: str = "none", anchor_rows=None) 
     return torch.stack(out)
 
 
-def dense(
-    views, tau, terms, labels=None, mode: str = "none", anchor_rows=None, *, normalise: bool = True
-) -> Tensor:
+def dense(views, tau, terms, labels=None, mode: str = "none", *, normalise: bool = True) -> Tensor:
     """(T,) losses with (R, R) masks; any dtype, so it also shows what eager PyTorch loses in that
     dtype.
     """
@@ -69,8 +67,7 @@ def dense(
         pair = torch.zeros_like(seen)
         anchor = torch.zeros(len(z), dtype=torch.bool)
         for a in term.anchors:
-            low, high = anchor_rows or (0, rows[a])
-            mine = (view == a) & (index >= low) & (index < high)
+            mine = view == a
             anchor |= mine
             for c in term.candidates:
                 if c != a or term.mask_self:

@@ -12,6 +12,8 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from mer.fusion.ops.paths import kernel_path
+
 from tests.ops import aot  # imports Triton
 
 # (path, B, D, dtype, precision, label mode): every branch of the tile table, every tier, labels
@@ -34,7 +36,7 @@ TABLE = [
     ("large", 4096, 64, torch.float16, "auto", "supcon"),
     ("large", 4096, 256, torch.bfloat16, "auto", "exclude"),
 ]
-WITHOUT_MATRICES = {"tiny_scale", "prepare", "large_finish"}
+WITHOUT_MATRICES = {"tiny_scale", "normalise", "large_finish"}
 LARGE_TILES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
@@ -62,7 +64,7 @@ def gate(path, rows, d, dtype, precision, mode, capability):
 
 
 def test_table_holds_what_the_launcher_chooses():
-    assert all(aot.launch.choose(4 * rows, d) == path for path, rows, d, *_ in TABLE)
+    assert all(kernel_path(4 * rows, d) == path for path, rows, d, *_ in TABLE)
 
 
 def test_one_configuration():

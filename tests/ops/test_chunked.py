@@ -12,20 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mer.fusion.ops import (
-    FeatureQueue,
-    Term,
-    chunked,
-    contrastive_terms,
-    drkf_contrastive,
-    info_nce,
-    mi_lower_bounds,
-    nt_xent,
-    strips,
-)
-from mer.fusion.ops.plan import make_plan
+from mer.fusion.losses import mi_lower_bound
+from mer.fusion.ops import Term, contrastive_terms
+from mer.fusion.ops.cpu import chunked, strips
+from mer.fusion.ops.terms import lay_out
 
 from tests.ops import cases, frozen, oracle
+from tests.ops.cases import info_nce, nt_xent
 
 
 @pytest.fixture
@@ -36,20 +29,19 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(strips, "ROWS", 2)
 
 
-IMPLS = ("dense", "chunked")
+@pytest.fixture(params=cases.PATHS)
+def impl(request):
+    """Each path in turn, by the `impl` that leads to it."""
+    with cases.forced(request.param) as impl:
+        yield impl
 
 
-def run(impl, views, tau, terms, labels, mode, anchor_rows, weights):
+def run(path, views, tau, terms, labels, mode, weights):
     def function(v, t):
-        return contrastive_terms(
-            v,
-            t,
-            terms,
-            None if mode == "none" else labels,
-            mode,
-            impl=impl,
-            anchor_rows=anchor_rows,
-        )
+        with cases.forced(path) as impl:
+            return contrastive_terms(
+                v, t, terms, None if mode == "none" else labels, mode, impl=impl
+            )
 
     return oracle.gradients(function, views, tau, weights)
 
@@ -61,14 +53,15 @@ def test_definition_in_loops(name, mode, tau, small_tiles, monkeypatch):
     """All entries recomputed in the backward pass, the first tiles' kept, all kept; tiles listed
     and generated.
     """
-    views, terms, labels, anchor_rows = cases.make(name, 5, 3, dtype=torch.float64)
+    views, terms, labels = cases.make(name, 5, 3, dtype=torch.float64)
     # one temperature each
     taus = torch.full((len(terms),), tau, dtype=torch.float64) * (1 + torch.arange(len(terms)))
     weights = torch.arange(1.0, 1 + len(terms))
     want = oracle.gradients(
-        lambda v, t: oracle.loops(v, t, terms, labels, mode, anchor_rows), views, taus, weights
+        lambda v, t: oracle.loops(v, t, terms, labels, mode), views, taus, weights
     )
-    for impl, keep, listed in (
+    for path, keep, listed in (
+        ("eager", 0, 0),
         ("dense", 0, 0),
         ("chunked", 0, 0),
         ("chunked", 8 * 4 * 6 * 3, 99),
@@ -76,20 +69,20 @@ def test_definition_in_loops(name, mode, tau, small_tiles, monkeypatch):
     ):
         monkeypatch.setattr(chunked, "KEEP_BYTES", keep)
         monkeypatch.setattr(chunked, "LISTED_ROWS", listed)
-        got = run(impl, views, taus, terms, labels, mode, anchor_rows, weights)
-        assert max(cases.errors(got, want, 1e-3)) < 1e-11, (impl, keep)
+        got = run(path, views, taus, terms, labels, mode, weights)
+        assert max(cases.errors(got, want, 1e-3)) < 1e-11, (path, keep)
 
 
 @pytest.mark.parametrize("mode", oracle.MODES)
 @pytest.mark.parametrize("name", cases.TERMS)
 def test_dense_reference_is_the_loops(name, mode):
-    views, terms, labels, anchor_rows = cases.make(name, 6, 4, dtype=torch.float64, seed=1)
+    views, terms, labels = cases.make(name, 6, 4, dtype=torch.float64, seed=1)
     tau, weights = torch.tensor(0.2, dtype=torch.float64), torch.ones(len(terms))
     want = oracle.gradients(
-        lambda v, t: oracle.loops(v, t, terms, labels, mode, anchor_rows), views, tau, weights
+        lambda v, t: oracle.loops(v, t, terms, labels, mode), views, tau, weights
     )
     got = oracle.gradients(
-        lambda v, t: oracle.dense(v, t, terms, labels, mode, anchor_rows), views, tau, weights
+        lambda v, t: oracle.dense(v, t, terms, labels, mode), views, tau, weights
     )
     assert max(cases.errors(got, want, 1e-3)) < 1e-12
 
@@ -97,11 +90,11 @@ def test_dense_reference_is_the_loops(name, mode):
 @pytest.mark.parametrize(("rows", "d"), [(1, 1), (2, 1), (7, 20), (33, 129), (300, 17)])
 @pytest.mark.parametrize("tau", [1e-3, 0.07, 0.731, 100.0])
 def test_float32_no_worse_than_eager(rows, d, tau):
-    views, terms, labels, _ = cases.make("drkf", rows, d)
+    views, terms, labels = cases.make("drkf", rows, d)
     weights, t = torch.tensor([0.2, 0.3, 0.5]), torch.tensor(tau)
-    for impl in IMPLS[rows >= 300 :]:
+    for path in ("chunked",) if rows >= 300 else cases.PATHS:
         cases.no_worse(
-            lambda v, u, w, i=impl: run(i, v, u, terms, labels, "none", None, w),
+            lambda v, u, w, p=path: run(p, v, u, terms, labels, "none", w),
             views,
             t,
             terms,
@@ -111,13 +104,13 @@ def test_float32_no_worse_than_eager(rows, d, tau):
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)])
-@pytest.mark.parametrize("impl", IMPLS)
-def test_16_bit_inputs_no_worse_than_eager(impl, dtype, eps):
+@pytest.mark.parametrize("path", cases.PATHS)
+def test_16_bit_inputs_no_worse_than_eager(path, dtype, eps):
     """Computed in float32, gradients in the dtype of their view."""
-    views, terms, labels, _ = cases.make("drkf", 9, 20, dtype=dtype)
+    views, terms, labels = cases.make("drkf", 9, 20, dtype=dtype)
 
     def ours(v, u, w):
-        got = run(impl, v, u, terms, labels, "none", None, w)
+        got = run(path, v, u, terms, labels, "none", w)
         assert [g.dtype for g in got] == [torch.float32, *(x.dtype for x in v), torch.float32]
         return got
 
@@ -129,11 +122,11 @@ def test_16_bit_inputs_no_worse_than_eager(impl, dtype, eps):
 @pytest.mark.parametrize("kind", cases.EXTREMES)
 @pytest.mark.parametrize("mode", oracle.MODES)
 def test_extremes(kind, mode):
-    views, terms, labels, _ = cases.make("drkf", 9, 12)
+    views, terms, labels = cases.make("drkf", 9, 12)
     views, weights, tau = cases.extreme(views, kind), torch.ones(3), torch.tensor(0.07)
-    for impl in IMPLS:
+    for path in cases.PATHS:
         cases.no_worse(
-            lambda v, u, w, i=impl: run(i, v, u, terms, labels, mode, None, w),
+            lambda v, u, w, p=path: run(p, v, u, terms, labels, mode, w),
             views,
             tau,
             terms,
@@ -145,26 +138,16 @@ def test_extremes(kind, mode):
         )
 
 
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("drkf", "none"), ("queue", "supcon"), ("one rank", "exclude"), ("symmetric+one-way", "none")],
+    [("drkf", "none"), ("queue", "supcon"), ("queue", "exclude"), ("symmetric+one-way", "none")],
 )
 def test_gradcheck(name, mode, impl, small_tiles):
-    views, terms, labels, anchor_rows = cases.make(name, 4, 2, dtype=torch.float64)
-    anchor_rows = anchor_rows and (1, 3)
+    views, terms, labels = cases.make(name, 4, 2, dtype=torch.float64)
     tau = torch.linspace(0.3, 0.9, len(terms), dtype=torch.float64)
 
     def function(t, *v):
-        return contrastive_terms(
-            v,
-            t,
-            terms,
-            None if mode == "none" else labels,
-            mode,
-            impl=impl,
-            anchor_rows=anchor_rows,
-        )
+        return contrastive_terms(v, t, terms, None if mode == "none" else labels, mode, impl=impl)
 
     assert torch.autograd.gradcheck(
         function, [tau.requires_grad_(), *(v.requires_grad_() for v in views)]
@@ -172,7 +155,6 @@ def test_gradcheck(name, mode, impl, small_tiles):
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.01])
-@pytest.mark.parametrize("impl", IMPLS)
 def test_one_row_is_exactly_zero(impl, tau):
     x, y = torch.randn(1, 5, requires_grad=True), torch.randn(1, 5, requires_grad=True)
     tau = torch.tensor(tau, requires_grad=True)
@@ -199,9 +181,9 @@ def test_one_row_is_exactly_zero(impl, tau):
             {"labels": torch.zeros(2), "label_mode": "supcon"},
             "labels of shapes",
         ),
-        ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"anchor_rows": (2, 4)}, "anchor_rows"),
         ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"precision": "double"}, "not an option"),
-        ([(3, 4), (3, 4)], [([0, 1], [0, 1], 0.0)], {"reduction": "mean"}, "sum to 0"),
+        ([(3, 4), (3, 4), (5, 4)], [((0, 1), (1, 0, 2)), ((0, 0), (1,))], {}, "names a view twice"),
+        ([(3, 4), (3, 4)], [((0, 1), (0, 1))], {"impl": "dense"}, "auto, eager, chunked, triton"),
     ],
 )
 def test_bad_input_is_named(views, terms, more, message):
@@ -209,7 +191,6 @@ def test_bad_input_is_named(views, terms, more, message):
         contrastive_terms([torch.ones(s) for s in views], more.pop("tau", 0.1), terms, **more)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
 def test_partial_requires_grad(impl, small_tiles):
     """Every subset of the inputs; products for a view that needs no gradient are left out."""
     terms = (Term((0, 1), (0, 1, 2)), Term((0,), (1, 2)))
@@ -219,14 +200,13 @@ def test_partial_requires_grad(impl, small_tiles):
     )[1:]
     for wanted in list(itertools.product([False, True], repeat=4))[1:]:
         *views, tau = (t.clone().requires_grad_(w) for t, w in zip(data, wanted, strict=True))
-        contrastive_terms(views, tau, terms, reduction="sum", impl=impl).backward()
+        contrastive_terms(views, tau, terms, impl=impl).sum().backward()
         for tensor, w, reference in zip((*views, tau), wanted, want, strict=True):
             assert (tensor.grad is not None) == w
             if w:
                 torch.testing.assert_close(tensor.grad, reference, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
 def test_mixed_dtypes_and_layouts(impl):
     """Strided, transposed and expanded views of three dtypes; gradients come back in each input's
     dtype and shape.
@@ -241,24 +221,26 @@ def test_mixed_dtypes_and_layouts(impl):
     leaves = [v.detach().clone().requires_grad_() for v in views]
     strided = [v.detach().requires_grad_() for v in views]
     for v in (leaves, strided):
-        contrastive_terms(v, 0.2, terms, reduction="sum", impl=impl).backward()
+        contrastive_terms(v, 0.2, terms, impl=impl).sum().backward()
     for a, b in zip(leaves, strided, strict=True):
         assert b.grad.dtype == a.dtype and torch.equal(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_autocast_leaves_the_computation_alone(impl):
+@pytest.mark.parametrize("path", cases.PATHS)
+def test_autocast_leaves_the_computation_alone(path):
     x, y = torch.randn(16, 8, requires_grad=True), torch.randn(16, 8, requires_grad=True)
-    want = torch.autograd.grad(nt_xent(x, y, 0.1, impl=impl), [x, y])
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = nt_xent(x, y, 0.1, impl=impl)
-        got = torch.autograd.grad(loss, [x, y])
-    assert loss.dtype == torch.float32 and all(
-        torch.equal(a, b) for a, b in zip(got, want, strict=True)
-    )
+    with cases.forced(path) as impl:
+        want = nt_xent(x, y, 0.1, impl=impl)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nt_xent(x, y, 0.1, impl=impl)
+            assert loss.dtype == torch.float32 and torch.equal(loss, want)
+            if path == "eager":  # whose backward pass is autograd's, under autocast if called there
+                return
+            got = torch.autograd.grad(loss, [x, y])
+    want = torch.autograd.grad(want, [x, y])
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("impl", IMPLS)
 def test_a_graph_can_be_walked_twice(impl):
     """What is kept for the backward pass is read, not used up; a repeated call gives the same bits;
     nothing is kept without need.
@@ -303,11 +285,15 @@ def test_properties():
     )
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_double_backward_is_refused(impl):
-    x = torch.randn(4, 3, requires_grad=True)
-    with pytest.raises(RuntimeError, match="second derivatives"):
-        torch.autograd.grad(nt_xent(x, torch.randn(4, 3), 0.1, impl=impl), x, create_graph=True)
+@pytest.mark.parametrize("path", cases.PATHS)
+def test_double_backward_is_refused_but_under_autograd(path):
+    x, y = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.randn(4, 3).double()
+    with cases.forced(path) as impl:
+        if path == "eager":
+            assert torch.autograd.gradgradcheck(lambda a: nt_xent(a, y, 0.5, impl=impl), x)
+            return
+        with pytest.raises(RuntimeError, match="second derivatives .* use impl='eager'"):
+            torch.autograd.grad(nt_xent(x, y, 0.1, impl=impl), x, create_graph=True)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -322,19 +308,6 @@ def test_activation_checkpointing(reentrant):
     torch.testing.assert_close(got, torch.autograd.grad(nt_xent(x2 * 2, y, 0.1), x2)[0])
 
 
-def test_reductions_and_weights():
-    views = [torch.randn(5, 4) for _ in range(4)]
-    terms = (Term((0, 1), (0, 1), 0.2), Term((2, 3), (2, 3), 0.3), Term((2,), (0,), 0.5))
-    each = contrastive_terms(views, 0.5, terms)
-    assert each.shape == (3,)
-    expected = (each * torch.tensor([0.2, 0.3, 0.5])).sum()
-    torch.testing.assert_close(contrastive_terms(views, 0.5, terms, reduction="sum"), expected)
-    torch.testing.assert_close(
-        contrastive_terms(views, 0.5, terms, reduction="mean"), expected / 1.0
-    )
-    torch.testing.assert_close(drkf_contrastive(*views, 0.5, symmetric=False), each)
-
-
 def test_bounds_in_nats():
     """log N - L by hand: orthonormal rows, equal views, tau = 1, B = 2: L = log(e + 2)
     - 1, N = 3.
@@ -342,11 +315,12 @@ def test_bounds_in_nats():
     terms, eye = (Term((0, 1), (0, 1)),), torch.eye(2)
     loss = contrastive_terms([eye, eye], 1.0, terms)
     np.testing.assert_allclose(loss.item(), np.log(np.e + 2) - 1, rtol=1e-6)
+    assert lay_out(terms, (2, 2)).candidates == (3,)
     np.testing.assert_allclose(
-        mi_lower_bounds(loss, terms, (2, 2)).item(), np.log(3) - (np.log(np.e + 2) - 1), rtol=1e-5
+        mi_lower_bound(loss, 3).item(), np.log(3) - (np.log(np.e + 2) - 1), rtol=1e-5
     )
     sharp = contrastive_terms([eye, eye], 0.01, terms)
-    assert mi_lower_bounds(sharp, terms, (2, 2)).item() <= np.log(3) + 1e-6
+    assert mi_lower_bound(sharp, 3).item() <= np.log(3) + 1e-6
 
 
 def test_supcon_of_distinct_labels_is_nt_xent():
@@ -391,7 +365,7 @@ def test_memory_is_linear(monkeypatch):
             6000 * 8,
             chunked.KEEP_BYTES // 4,
         )
-        assert strips.serves(make_plan((Term((0,), (1,)),), (3000, 3000)), "none") == (rows > 0)
+        assert strips.serves(lay_out((Term((0,), (1,)),), (3000, 3000)), "none") == (rows > 0)
 
 
 @pytest.mark.parametrize("case", json.loads(frozen.FILE.read_text()).items(), ids=lambda c: c[0])
@@ -402,12 +376,14 @@ def test_frozen_values_of_the_definition(case):
     name, mode = case[0].split(", ")
     want = [torch.tensor(x, dtype=torch.float64) for x in case[1]]
 
-    def ours(impl):
-        return lambda v, t, terms, labels, mode, rows: contrastive_terms(
-            v, t, terms, labels, mode, impl=impl, anchor_rows=rows
-        )
+    def ours(path):
+        def function(v, t, terms, labels, mode):
+            with cases.forced(path) as impl:
+                return contrastive_terms(v, t, terms, labels, mode, impl=impl)
 
-    for function in (oracle.loops, oracle.dense, *(ours(impl) for impl in IMPLS)):
+        return function
+
+    for function in (oracle.loops, oracle.dense, *map(ours, cases.PATHS)):
         for a, b in zip(frozen.values(function, name, mode), want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
@@ -425,10 +401,8 @@ def test_golden_values_of_the_reference(test_data):
                 want = [
                     z[f"{key}/{n}"] for n in ("loss", "grad_emb1", "grad_emb2", "grad_temperature")
                 ]
-                for impl in IMPLS:
-                    got = run(
-                        impl, views, torch.tensor(tau), (term,), None, "none", None, torch.ones(1)
-                    )
+                for path in cases.PATHS:
+                    got = run(path, views, torch.tensor(tau), (term,), None, "none", torch.ones(1))
                     for a, b in zip(got, want, strict=True):
                         # the zero row's gradient is of order 1e11 and meaningless beyond its size
                         keep = np.abs(b) < 1e6
@@ -436,7 +410,7 @@ def test_golden_values_of_the_reference(test_data):
                             a.numpy().reshape(b.shape)[keep], b[keep], rtol=1e-9, atol=1e-11
                         )
                     checked += 1
-    assert checked == len(names) * 12 and len(names) >= 13
+    assert checked == len(names) * 18 and len(names) >= 13
 
 
 @pytest.mark.parametrize("tau", [float("nan"), 0.0, -0.1, float("inf")])
@@ -458,20 +432,10 @@ def test_a_nan_temperature_shows_in_the_loss(rows, function):
     )
 
 
-@pytest.mark.parametrize(
-    "function", [nt_xent, info_nce, lambda x, y, t, **k: info_nce(x, y, t, symmetric=True, **k)]
-)
-def test_an_empty_queue_adds_nothing(function):
-    x, y, queue = torch.randn(5, 4), torch.randn(5, 4), FeatureQueue(8, 4)
-    assert torch.equal(function(x, y, 0.2, queue=queue.rows()), function(x, y, 0.2))
-    queue.push(torch.randn(3, 4))
-    assert function(x, y, 0.2, queue=queue.rows()) > function(x, y, 0.2)
-
-
 def test_documented_examples():
-    import mer.fusion.ops
+    from mer.fusion.ops import contrastive
 
-    assert doctest.testmod(mer.fusion.ops, raise_on_error=True).attempted > 0
+    assert doctest.testmod(contrastive, raise_on_error=True).attempted > 0
 
 
 def test_example_outside_of_mer():

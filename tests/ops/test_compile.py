@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mer.fusion.ops import chunked, function, paths, strips
+import mer.fusion.ops.function as function
+import mer.fusion.ops.limits as limits
+from mer.fusion.ops.cpu import chunked, strips
 from mer.fusion.ops.function import contrastive_op, encode
 
 from tests.ops import cases
@@ -32,37 +34,36 @@ def test_light_import_and_training_step_compiled_into_one_frame(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("impl", ["dense", "chunked"])
+@pytest.mark.parametrize("path", ["dense", "chunked"])
 @pytest.mark.parametrize(
-    ("name", "mode"), [("one rank", "none"), ("one rank", "supcon"), ("one way", "none")]
+    ("name", "mode"), [("queue", "none"), ("queue", "supcon"), ("one way", "none")]
 )
-def test_operator_contract(name, mode, impl):
-    views, terms, labels, anchor_rows = cases.make(name, 6, 5)
+def test_operator_contract(name, mode, path):
+    views, terms, labels = cases.make(name, 6, 5)
     tau = torch.tensor(0.2, requires_grad=True)
     flat = torch.cat(labels) if mode != "none" else None
-    args = (
-        [v.requires_grad_() for v in views],
-        tau,
-        flat,
-        encode(terms, anchor_rows),
-        mode,
-        "auto",
-        impl,
-        [True] * 3,
-    )
-    torch.library.opcheck(contrastive_op, args)
+    views = [v.requires_grad_() for v in views]
+    need = [True] * (len(views) + 1)
+    with cases.forced(path) as impl:
+        args = (views, tau, flat, encode(terms), mode, "auto", impl, need)
+        torch.library.opcheck(contrastive_op, args)
 
 
 def test_compiled_code_on_disk_is_not_taken_for_another_layouts(monkeypatch):
     """Inductor's cache knows an operator's results by its arguments alone, so whatever decides
     their shapes must be in an argument.
     """
-    seen = {encode((), None)}
+    seen = {encode(())}
     sizes = [(chunked, name) for name in ("TILE_ROWS", "TILE_COLS", "KEEP_BYTES")] + [
         (strips, name) for name in ("STRIP", "FEWEST_ROWS")
     ]
-    for module, name in (*sizes, (paths, "DENSE_ROWS"), (paths, "TINY_ROWS"), (function, "LAYOUT")):
+    for module, name in (
+        *sizes,
+        (limits, "DENSE_ROWS"),
+        (limits, "TINY_ROWS"),
+        (function, "LAYOUT"),
+    ):
         monkeypatch.setattr(module, name, getattr(module, name) + 1)
-        seen.add(encode((), None))
-    monkeypatch.setattr(paths, "MID_ROWS", {256: 4096, 1024: 2048})
-    assert len(seen | {encode((), None)}) == 10
+        seen.add(encode(()))
+    monkeypatch.setattr(limits, "MID_ROWS", {256: 4096, 1024: 2048})
+    assert len(seen | {encode(())}) == 10

@@ -7,9 +7,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mer.fusion.ops import Term, contrastive_terms, drkf_contrastive, launch, nt_xent, path_for
+import mer.fusion.ops.paths as paths
+from mer.fusion.ops import Term, contrastive_terms, path_for
 
 from tests.ops import cases, oracle
+from tests.ops.cases import drkf, nt_xent
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,13 +30,13 @@ SIZES = {"tiny": (4, 256), "mid": (129, 200), "large": (516, 264)}
     ],
 )  # fmt: skip
 def test_against_float64(path, dtype, precision, eps, monkeypatch):
-    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
-    views, terms, _, _ = cases.make("drkf", *SIZES[path], dtype=dtype)
+    monkeypatch.setattr(paths, "kernel_path", lambda rows, d: path)
+    views, terms, _ = cases.make("drkf", *SIZES[path], dtype=dtype)
     weights, tau = torch.ones(3), torch.tensor(0.1)
 
     def ours(v, t, w):
         def function(x, u):
-            return drkf_contrastive(*x, u, symmetric=False, impl="triton", precision=precision)
+            return drkf(*x, tau=u, symmetric=False, impl="triton", precision=precision)
 
         return [
             g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())
@@ -44,30 +46,26 @@ def test_against_float64(path, dtype, precision, eps, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("symmetric+one-way", "none"), ("queue", "supcon"), ("one rank", "exclude")]
+    ("name", "mode"), [("symmetric+one-way", "none"), ("queue", "supcon"), ("queue", "exclude")]
 )
 @pytest.mark.parametrize("path", SIZES)
 def test_terms_and_labels(path, name, mode, monkeypatch):
-    """Queues, one rank's anchors, both label modes, one temperature a term."""
-    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
-    views, terms, labels, anchor_rows = cases.make(name, 12 if path == "tiny" else 130, 72)
+    """Views of negatives only, both label modes, one temperature per term."""
+    monkeypatch.setattr(paths, "kernel_path", lambda rows, d: path)
+    views, terms, labels = cases.make(name, 12 if path == "tiny" else 130, 72)
     labels = labels if mode != "none" else None
     taus, weights = torch.linspace(0.1, 0.3, len(terms)), torch.ones(len(terms))
 
     def ours(v, t, w):
         def function(x, u):
             there = [each.cuda() for each in labels] if labels else None
-            return contrastive_terms(
-                x, u, terms, there, mode, impl="triton", precision="ieee", anchor_rows=anchor_rows
-            )
+            return contrastive_terms(x, u, terms, there, mode, impl="triton", precision="ieee")
 
         return [
             g.cpu() for g in oracle.gradients(function, [x.cuda() for x in v], t.cuda(), w.cuda())
         ]
 
-    cases.no_worse(
-        ours, views, taus, terms, labels, mode, anchor_rows, weights=weights, eps=2.0**-23
-    )
+    cases.no_worse(ours, views, taus, terms, labels, mode, weights=weights, eps=2.0**-23)
 
 
 @pytest.mark.parametrize("path", SIZES)
@@ -75,10 +73,11 @@ def test_bitwise_repeatable_and_capturable(path):
     rows, d = SIZES[path]
     views = [torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(4)]
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
-    assert path_for(views) == path
+    terms = (*oracle.DRKF[:2], Term((2, 0), (2, 0), mask_self=False))
+    assert path_for(views, terms) == path
 
     def step():
-        return torch.autograd.grad(drkf_contrastive(*views, tau).sum(), [*views, tau])
+        return torch.autograd.grad(drkf(*views, tau=tau).sum(), [*views, tau])
 
     first = step()
     assert all(torch.equal(a, b) for _ in range(20) for a, b in zip(first, step(), strict=True))
@@ -103,7 +102,7 @@ def test_calls_in_flight_on_two_streams(path):
     views = [torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(4)]
 
     def step():
-        return torch.autograd.grad(drkf_contrastive(*views, 0.1).sum(), views)
+        return torch.autograd.grad(drkf(*views, tau=0.1).sum(), views)
 
     first, streams = step(), [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
@@ -124,14 +123,14 @@ def test_what_is_not_a_number_stays_so(path, precision):
     x, y = (torch.randn(2 * rows, d, device="cuda") for _ in range(2))
     x[3, 5] = torch.zeros((), device="cuda") / 0  # as the chip writes it
     x, y = x.requires_grad_(), y.requires_grad_()
-    assert path_for([x, y]) == path
+    assert path_for([x, y], [Term((0, 1), (0, 1))]) == path
     loss = nt_xent(x, y, 0.1, precision=precision)
     assert all(t.isnan().all() for t in (loss, *torch.autograd.grad(loss, [x, y])))
 
 
 @pytest.mark.parametrize("path", SIZES)
 def test_low_temperature_far_below(path, monkeypatch):
-    monkeypatch.setattr(launch, "choose", lambda rows, d: path)
+    monkeypatch.setattr(paths, "kernel_path", lambda rows, d: path)
     x = torch.rand(21, 40, generator=torch.Generator().manual_seed(0)) + 0.2
     terms = (Term((0,), (1,)),)
 
@@ -175,7 +174,7 @@ def test_compiled_step(path, rows, d, mode):
     torch._dynamo.reset()
     x, y = (torch.randn(rows, d, device="cuda", requires_grad=True) for _ in range(2))
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
-    assert path_for([x, y]) == path
+    assert path_for([x, y], [Term((0, 1), (0, 1))]) == path
     compiled = torch.compile(lambda a, b, t: nt_xent(a, b, t), fullgraph=True, mode=mode)
     for _ in range(4):
         torch.compiler.cudagraph_mark_step_begin()

@@ -13,8 +13,8 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from mer.fusion.ops import launch
-from mer.fusion.ops.plan import Term, make_plan
+from mer.fusion.ops.gpu import launch
+from mer.fusion.ops.terms import Term, lay_out
 
 NT_XENT = (Term((0, 1), (0, 1)),)
 
@@ -31,26 +31,26 @@ def device(monkeypatch):
 
 def test_views_device_is_made_current(device):
     there, entered = device
-    plan = make_plan(NT_XENT, (3, 3))
+    layout = lay_out(NT_XENT, (3, 3))
     for where in (there, torch.device("cuda", 0), torch.device("cpu")):
-        with launch.ready(plan, where):
+        with launch.ready(layout, where):
             pass
     assert entered == [there]
 
 
 def test_tables_of_a_captured_graph_stay(device, monkeypatch):
     there, _ = device
-    plan = make_plan(NT_XENT, (5, 5))
-    launch.ready(plan, there)
-    assert plan not in launch._in_graphs
+    layout = lay_out(NT_XENT, (5, 5))
+    launch.ready(layout, there)
+    assert layout not in launch._in_graphs
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     try:
-        launch.ready(plan, there)
-        assert plan in launch._in_graphs
+        launch.ready(layout, there)
+        assert layout in launch._in_graphs
         with pytest.raises(RuntimeError, match="run one step before capturing"):
-            launch.row_table(plan, 8, there)
+            launch.row_table(layout, 8, there)
     finally:
-        launch._in_graphs.discard(plan)
+        launch._in_graphs.discard(layout)
 
 
 def test_tables_are_made_once_and_by_another_thread(device, monkeypatch):
@@ -71,11 +71,11 @@ def test_tables_are_made_once_and_by_another_thread(device, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda d: type("Stream", (), {"cuda_stream": -7})
     )
-    plan = make_plan(NT_XENT, (7, 7))
+    layout = lay_out(NT_XENT, (7, 7))
     try:
         for _ in range(2):
-            launch.row_table(plan, 8, there)
-            launch.scales(plan, there)
+            launch.row_table(layout, 8, there)
+            launch.scales(layout, there)
             launch.ticket(there)
         assert len(threads) == 3 and threading.current_thread() not in threads
     finally:
@@ -83,17 +83,17 @@ def test_tables_are_made_once_and_by_another_thread(device, monkeypatch):
 
 
 def test_chunks_cover_every_similarity_once():
-    plan = make_plan((Term((0, 1), (0, 1)), Term((0,), (1, 2))), (40000, 40000, 5))
-    for piece in plan.pieces:
+    layout = lay_out((Term((0, 1), (0, 1)), Term((0,), (1, 2))), (40000, 40000, 5))
+    for band in layout.bands:
         seen: dict = {}
-        for r0, r1, visit, c0, c1 in launch._chunks(piece, 8192):
+        for r0, r1, visit, c0, c1 in launch._chunks(band, 8192):
             assert 0 < r1 - r0 <= 8192 and 0 < c1 - c0 <= launch.SCRATCH_COLS
             seen[visit.term, visit.row, visit.col] = seen.get(
                 (visit.term, visit.row, visit.col), 0
             ) + (r1 - r0) * (c1 - c0)
         want: dict = {}
-        for v in piece.visits:
+        for v in band.visits:
             want[v.term, v.row, v.col] = want.get((v.term, v.row, v.col), 0) + (
-                piece.r1 - piece.r0
+                band.r1 - band.r0
             ) * (v.c1 - v.c0)
         assert seen == want

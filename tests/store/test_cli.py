@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -130,14 +128,12 @@ def test_repair_is_handed_to_extraction(tmp_path, monkeypatch):
     assert code == 5 and "run it with --repair" in err
     calls = []
 
-    def repair(head, *, root=None, progress=None, gentle=False, lock=True):
+    def repair(head, *, root=None, progress=None, gentle=False, where=None):
         calls.append((head, root))
         path.write_bytes(raw)
 
     # extraction has its own tests of repairing
-    extract = ModuleType("mer.pipeline.extraction.extract")
-    extract.repair = repair
-    monkeypatch.setitem(sys.modules, "mer.pipeline.extraction.extract", extract)
+    monkeypatch.setattr("mer.pipeline.extraction.repair", repair)
     code, out, _ = mer("verify", "--repair", "--root", tmp_path, tmp_path / "feats.h5")
     assert (
         code == 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -486,6 +487,9 @@ def test_a_huge_array_that_the_file_does_hold(tmp_path, which, name, size):
     assert run.returncode == 0 and run.stdout, run.stderr[-600:]
     seconds, said = run.stdout.split(" ", 1)
     assert float(seconds) < 40 and path.name in said
+    bound = limits.INDEX_BYTES if name.endswith("/x") else limits.HEADER_BYTES
+    if size > bound:
+        assert f"more than the {bound:,} that are read" in said
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
@@ -545,8 +549,12 @@ def test_a_ledger_beyond_the_bound_says_nothing(tmp_path):
 
 def test_every_bound_is_documented():
     text = (ROOT / "docs" / "store.md").read_text()
-    names = [name for name in vars(limits) if name.isupper()]
-    assert names and [name for name in names if f"`{name}`" not in text] == []
+    named = re.findall(r"^\|.*?\| `([A-Z_]+)` \|.*\| `([a-z_/]+\.py)` \|$", text, re.M)
+    assert [name for name, _ in named] and {name for name, _ in named} == {
+        name for name in vars(limits) if name.isupper()
+    }
+    for name, tests in named:
+        assert re.search(rf"\b{name}\b", (ROOT / "tests" / tests).read_text()), (name, tests)
 
 
 # --- one check

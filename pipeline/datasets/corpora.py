@@ -1,0 +1,128 @@
+"""What is known about each corpus, one TOML each: labels and their order, expected counts,
+known-bad clips, licence, encoders.
+
+The TOMLs lie in `manifests/`: adding a corpus is one of them, one file in `pipeline/datasets/` and
+one line in its registry (docs/adding.md).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from mer import manifests
+from mer.pipeline.errors import DataError
+
+HERE = Path(manifests.__file__).parent
+# for a corpus in English that names none
+ENGLISH_ENCODERS = {"audio": "facebook/wav2vec2-large-960h-lv60-self", "text": "roberta-large"}
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """`labels` in the order of their indices.
+
+    `source` maps the corpus's own label to one of `labels`; labels of the corpus that are absent
+    from it are dropped rows. `expected[split][label]` are the published or measured counts; empty:
+    unknown.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    task: str = "single"
+    source: dict[str, str] = field(default_factory=dict)
+    expected: dict[str, dict[str, int]] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)  # expected utterances of each session
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """`audio_encoder` and `text_encoder` are encoder ids, `ID@REVISION` where a revision is known.
+
+    `folds` names the columns of the manifest that leave-one-group-out folds may use, best first.
+    `restricted`: do not pass features on without reading `licence`.
+    """
+
+    name: str
+    title: str
+    language: str
+    licence: str
+    obtain: str  # one line: how to get it
+    size: str  # what is on disk once it is there
+    label_sets: dict[str, LabelSet]  # the first is the default
+    audio_encoder: str
+    text_encoder: str
+    restricted: bool = True
+    built_in: bool = False
+    folds: tuple[str, ...] = ()
+    known_bad: dict[str, str] = field(default_factory=dict)  # utterance id -> why
+    # split or session -> rows of the corpus, labelled or not
+    expected_files: dict[str, int] = field(default_factory=dict)
+    # split -> ids, where a corpus is split by video and may say so
+    videos: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    cite: str = ""
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """Modality → encoder id."""
+        return {"audio": self.audio_encoder, "text": self.text_encoder}
+
+    def label_set(self, name: str | None = None) -> LabelSet:
+        """The set of that name, by default the first; raises DataError with the known names."""
+        if name is None:
+            return next(iter(self.label_sets.values()))
+        if name not in self.label_sets:
+            raise DataError(f"--labels {name}: {self.name} has {', '.join(self.label_sets)}")
+        return self.label_sets[name]
+
+
+def names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in HERE.glob("*.toml")))
+
+
+@cache
+def corpus(name: str) -> CorpusInfo:
+    """Raises DataError with the known names."""
+    path = HERE / f"{name}.toml"
+    if name not in names():
+        raise DataError(
+            f"dataset '{name}' is not known; known: {', '.join(names())}, and `table` for your "
+            "own files"
+        )
+    return parse(name, tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+def parse(name: str, data: dict) -> CorpusInfo:
+    """A corpus from its TOML's contents.
+
+    An unknown key is an error: a misspelt one would silently do nothing.
+    """
+    data = dict(data)
+    sets = {key: _label_set(key, value) for key, value in data.pop("labels", {}).items()}
+    encoders = data.pop("encoders", {})
+    data["folds"] = tuple(data.get("folds", ()))
+    data["videos"] = {split: tuple(ids) for split, ids in data.get("videos", {}).items()}
+    try:
+        return CorpusInfo(
+            name=name,
+            label_sets=sets,
+            audio_encoder=encoders["audio"],
+            text_encoder=encoders["text"],
+            **data,
+        )
+    except (TypeError, KeyError) as error:
+        raise DataError(f"manifests/{name}.toml: {error}") from None
+
+
+def _label_set(name: str, data: dict) -> LabelSet:
+    data = dict(data)
+    labels = tuple(data.pop("order"))
+    return LabelSet(
+        name=name,
+        labels=labels,
+        source=data.pop("source", {label: label for label in labels}),
+        **data,
+    )

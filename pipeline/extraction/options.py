@@ -1,0 +1,96 @@
+"""What `mer extract` can be asked for, with every default, and the encoders of a corpus that names
+none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mer.pipeline.datasets import corpora
+from mer.pipeline.encoders import MODALITIES
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """What `mer extract` can be asked for.
+
+    The first block is the recipe, the rest never changes a feature beyond rounding.
+    """
+
+    # hub id[@revision], directory or built-in; "" or "none": no audio features
+    audio_encoder: str = ""
+    text_encoder: str = ""
+    audio_layer: str = "last"  # last | N | mean:A-B
+    pool: int = 1  # mean over this many frames
+    channel: str = "auto"  # auto | centre | mix | a number from 0
+    audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
+    max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
+    dtype: str = "float16"  # as stored
+    precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
+
+    device: str = "auto"
+    # padded seconds per batch; "auto": found by trying; None: the device's fixed figure
+    budget_seconds: float | str | None = None
+    budget_tokens: int | str | None = None  # padded tokens per batch, likewise
+    max_failures: int = 0
+    offline: bool = False
+    force: bool = False  # replace a store made by another recipe
+    # batches computed side by side on a CPU, one core each; 0: as many as there are cores
+    threads: int = 0
+    # processes that decode ahead; -1: chosen by the number of cores; 0: decode in this process,
+    # without a time-out
+    decoders: int = -1
+    decode_timeout: float = 120.0  # seconds after which a decoder counts as hanging
+    shard_bytes: int = 96 << 20
+    # audio whose features are published at a time: what a kill can cost
+    part_seconds: float = 600.0
+    part_tokens: int = 50_000
+    window: int = 65_536  # utterances that are sorted together
+
+    def __post_init__(self):
+        if self.dtype not in ("float16", "float32"):
+            raise DataError(f"--dtype '{self.dtype}' is not float16 or float32")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise DataError(f"--precision '{self.precision}' is not one of auto, fp32, bf16, fp16")
+        if self.channel not in ("auto", "centre", "mix") and not self.channel.isdecimal():
+            raise DataError(
+                f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
+            )
+        track = self.audio_track
+        if track != "auto" and not (track.isascii() and track.isdecimal()):
+            raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")
+        for name, value, least in (
+            ("pool", self.pool, 1),
+            ("max-seconds", self.max_seconds, 0),
+            ("max-failures", self.max_failures, 0),
+        ):
+            if value < least:
+                raise DataError(f"--{name} {value} is below {least}")
+        _check_budget("budget-seconds", self.budget_seconds)
+        _check_budget("budget-tokens", self.budget_tokens)
+
+
+def _check_budget(name: str, budget: float | str | None) -> None:
+    if budget is None or budget == "auto":
+        return
+    if isinstance(budget, str) or not budget > 0:
+        raise DataError(f"--{name} {budget} is neither auto nor a number above 0")
+
+
+def default_encoders(manifest: Manifest) -> dict[str, str]:
+    """Modality → encoder id for a corpus: those that its TOML names, else those for English.
+
+    Raises DataError for any other language.
+    """
+    if manifest.dataset in corpora.names():
+        return dict(corpora.corpus(manifest.dataset).encoders)
+    if manifest.language.split("-")[0] == "en":
+        return dict(corpora.ENGLISH_ENCODERS)
+    names = [f"--{name}-encoder" for name in MODALITIES]
+    tiny = [kind.built_in for kind in MODALITIES.values()]
+    raise DataError(
+        f"no default encoders for language '{manifest.language}'; name them with "
+        f"{' and '.join(names)} (a hub id, a directory, {' or '.join(tiny)}, or none)"
+    )
