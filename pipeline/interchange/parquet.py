@@ -55,9 +55,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         _check_counts(path, file, schema)
-        tabular = {"targets", *options.columns.values()}
-        numeric = [column.name for column in schema if _is_numeric_list(column.type)]
-        wide = [name for name in numeric if name not in tabular]
+        wide = _wide_columns(schema, options)
         names = find_columns(path, [name for name in schema.names if name not in wide], options)
         header = header_among((schema.metadata or {}).get(HEADER_KEY))
         features = find_features(path, wide, options, header)
@@ -91,6 +89,13 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         source={"sha256": sha256_file(path)},
         notes=[account(names, features, found.task, there), *found.notes],
     )
+
+
+def _wide_columns(schema: pa.Schema, options: ImportOptions) -> list[str]:
+    """The columns that may be features: lists of numbers that nobody has named as a field."""
+    tabular = {"targets", *options.columns.values()}
+    numeric = [column.name for column in schema if _is_numeric_list(column.type)]
+    return [name for name in numeric if name not in tabular]
 
 
 def _check_counts(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
