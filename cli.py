@@ -102,7 +102,9 @@ def fail_on(call):
             ),
             errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere",
         }
-        stop(f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno, '')}", 1)
+        stop(
+            f"{where}{unbroken(str(error.strerror or error))}{remedy.get(error.errno or 0, '')}", 1
+        )
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.ClickException as error:
@@ -400,15 +402,18 @@ def find_manifest(
     from mer.pipeline.datasets import default_root, prepare
     from mer.pipeline.manifest import Manifest
 
-    if (dataset is None) == (manifest_file is None):
-        raise click.UsageError("give either --dataset NAME or --manifest FILE")
+    given = "give either --dataset NAME or --manifest FILE"
     if manifest_file is not None:
+        if dataset is not None:
+            raise click.UsageError(given)
         if labels is not None:
             raise click.UsageError(
                 "--labels goes with --dataset; a manifest has its labels already"
             )
         manifest = Manifest.read(manifest_file)
         return (manifest.with_root(root) if root is not None else manifest), manifest_file
+    if dataset is None:
+        raise click.UsageError(given)
     root = root if root is not None else default_root(dataset)
     file = manifest_path(root, labels)
     if file.exists():
@@ -909,6 +914,7 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
     from mer.fusion.evaluate import evaluate, has_test, stored_metrics
     from mer.fusion.parallel import processes
     from mer.fusion.train import pick_device
+    from mer.fusion.typed import tree
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
@@ -933,10 +939,10 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
             if no_test
             else "the store has no test rows; train with --folds to have some"
         )
-        say_json(run.info) if as_json else say_laid_out(report.plain(report.dev_table(run)))
+        say_json(tree(run.info)) if as_json else say_laid_out(report.plain(report.dev_table(run)))
         return
     found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
-    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -972,6 +978,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
     from mer.fusion.train import pick_device
+    from mer.fusion.typed import tree
 
     opened = Run.open(run)
     found = evaluate(
@@ -984,7 +991,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {len(written)} files to {figures}")
-    say_json(found) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
 @main.command()
@@ -1026,17 +1033,18 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
+    from mer.fusion.typed import tree
 
     found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
     if as_json:
-        say_json(found)
+        say_json(tree(found))
     else:
         say_laid_out(report.plain(report.comparison_table(found)))
         say(
-            f"{run_b} is {found['verdict'].replace('undecided', 'neither better nor worse')} by "
-            f"{found['metric']}"
+            f"{run_b} is {found.verdict.replace('undecided', 'neither better nor worse')} by "
+            f"{found.metric}"
         )
-    if fail_if == found["verdict"]:
+    if fail_if == found.verdict:
         sys.exit(1)
 
 
@@ -1080,35 +1088,28 @@ def predict(
         raise click.UsageError("give either --audio and --text, or --manifest FILE")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from mer.fusion.answer_text import prediction_lines
     from mer.fusion.checkpoint import Run
-    from mer.fusion.describe import prediction_lines
     from mer.fusion.evaluate import predict_rows
     from mer.fusion.train import pick_device
-    from mer.pipeline.extraction.clips import clips_of, extract_clips, sources
-    from mer.pipeline.manifest import Manifest, Utterance
+    from mer.fusion.typed import tree
+    from mer.pipeline.extraction.clips import extract_clips, sources
     from mer.pipeline.runtime.progress import choose
 
-    trained = Run.open(run).trained()
-    if len(trained.children) != 1:
+    group = Run.open(run).trained()
+    if len(group.children) != 1:
         raise click.UsageError(
-            f"{run} holds {len(trained.children)} runs; name one of them, e.g. "
-            f"{trained.children[0].path}"
+            f"{run} holds {len(group.children)} runs; name one of them, e.g. "
+            f"{group.children[0].path}"
         )
-    trained = trained.children[0]
-    if manifest_file is None:
-        rows = [Utterance(id=str(audio or "text"), audio=audio and str(audio.resolve()), text=text)]
-        clips = rows
-    else:
-        manifest = Manifest.read(manifest_file)
-        rows, clips = manifest.rows, clips_of(manifest, root)
-    # never shown to the model
-    said = {u.id: {"label": u.label, "targets": u.targets} for u in rows}
-    was = sources(Path(trained.info["features"]))
+    trained = group.children[0]
+    clips, told = clips_asked_for(audio, text, manifest_file, root)
+    was = sources(Path(trained.info.features))
     encoders = {"audio": audio_encoder or was.get("audio"), "text": text_encoder or was.get("text")}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         store, failures = extract_clips(
             clips,
-            trained.info["store"],
+            tree(trained.info.store),
             Path(folder) / "feats.h5",
             encoders=encoders,
             device=device,
@@ -1119,22 +1120,38 @@ def predict(
         with store:
             table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
     for row in table.to_pylist():
-        row |= {key: value for key, value in said[row["id"]].items() if key in row}
+        known = told.get(row["id"], {})
+        row |= {key: value for key, value in known.items() if key in row}
         if as_json:
             say_json(row)
-        else:
-            for line in prediction_lines(row, trained.spec):
-                say(line)
+            continue
+        for line in prediction_lines(row, trained.spec):
+            say(line)
     for failure in failures:
-        note(
-            f"{'known bad' if failure.known else 'failed'}: {failure.id}: {failure.stage}: "
-            f"{failure.reason}"
-        )
-    if unexpected := sum(not failure.known for failure in failures):
+        kind = "known bad" if failure.known else "failed"
+        note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")
+    unexpected = sum(not failure.known for failure in failures)
+    if unexpected:
         raise FailuresError(
             f"{unexpected:,} of {len(clips):,} clips have no prediction; mend them, or leave them "
             "out of the manifest"
         )
+
+
+def clips_asked_for(audio: Path | None, text: str | None, file: Path | None, root: Path | None):
+    """(clips, what is known of each by its id): the clip of --audio and --text, or a manifest's.
+
+    Labels and targets are printed beside the prediction, and never shown to the model.
+    """
+    from mer.pipeline.extraction.clips import clips_of
+    from mer.pipeline.manifest import Manifest, Utterance
+
+    if file is None:
+        path = str(audio.resolve()) if audio is not None else None
+        return [Utterance(id=str(audio or "text"), audio=path, text=text)], {}
+    manifest = Manifest.read(file)
+    told = {u.id: {"label": u.label, "targets": u.targets} for u in manifest.rows}
+    return clips_of(manifest, root), told
 
 
 # --- doctor

@@ -54,13 +54,12 @@ class Batch:
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Consecutive batches of `sizes` rows, views of this one."""
-        x, lengths = ({m: t.split(sizes) for m, t in d.items()} for d in (self.x, self.lengths))
-        for i, (target, row) in enumerate(
-            zip(self.target.split(sizes), self.row.split(sizes), strict=True)
-        ):
-            yield Batch(
-                {m: t[i] for m, t in x.items()}, {m: t[i] for m, t in lengths.items()}, target, row
-            )
+        x = {m: t.split(sizes) for m, t in self.x.items()}
+        lengths = {m: t.split(sizes) for m, t in self.lengths.items()}
+        pairs = zip(self.target.split(sizes), self.row.split(sizes), strict=True)
+        for i, (target, row) in enumerate(pairs):
+            part = {m: t[i] for m, t in x.items()}
+            yield Batch(part, {m: t[i] for m, t in lengths.items()}, target, row)
 
     def to(self, device: torch.device | str) -> Batch:
         def move(d: dict[str, Tensor]) -> dict[str, Tensor]:

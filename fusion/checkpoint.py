@@ -4,7 +4,7 @@ config.toml        the resolved configuration
 run.json           the store it belongs to (fingerprint, recipe, labels, encoders), split counts,
                    versions; `finished` is written last
 split.json         ids of the training and dev rows
-log.jsonl          one object an epoch
+log.jsonl          one object per epoch
 model.safetensors  weights of the epoch that dev chose, the standardisation by the training rows
                    among them
 last.safetensors   weights, optimizer and progress after the last finished epoch: what a resume
@@ -20,9 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,27 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mer.fusion import config as configs
-from mer.fusion import files, metrics, shapes
+from mer.fusion import files, metrics, typed
 from mer.fusion.batch import DataSpec
 from mer.fusion.config import TrainConfig
 from mer.fusion.models import build
+from mer.fusion.models.base import FusionModel
+from mer.fusion.records import (
+    RUN_FORMAT,
+    RUN_VERSION,
+    FinishedInfo,
+    GroupInfo,
+    RunInfo,
+    SingleInfo,
+    StoreInfo,
+    run_info,
+)
 from mer.fusion.splits import Fold
 from mer.pipeline.errors import DataError, KeyMismatchError
+from mer.pipeline.runtime.limits import CONFIG_BYTES
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
 
-VERSION = 1
 AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
 CHUNK = 1 << 16  # rows of a table that are Python objects at a time
 MODEL, LAST, INFO = "model.safetensors", "last.safetensors", "run.json"
@@ -65,13 +76,27 @@ HOLD = ".hold"  # who trains into the folder now
 
 @dataclass(frozen=True)
 class Run:
+    """A run folder and what its run.json says."""
+
     path: Path
-    info: dict[str, Any]
+    info: RunInfo
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Run:
+        """The run of a folder.
+
+        Args:
+            path: The run folder.
+
+        Returns:
+            The run; of its files only run.json has been read.
+
+        Raises:
+            DataError: It is no run folder, or its run.json is damaged or of another version.
+        """
         path = Path(path)
-        if not (path / INFO).exists():
+        where = path / INFO
+        if not where.exists():
             inside = sum(1 for _ in path.glob(f"*/{INFO}"))
             remedy = (
                 f"the runs are in it: {path}/*"
@@ -79,24 +104,25 @@ class Run:
                 else "make one with `mer train`, or leave it out"
             )
             raise DataError(f"{path}: not a run folder (no {INFO}); {remedy}")
-        info = files.read_json(path / INFO, {}, AGAIN)
-        if info.get("format") != "mer-run" or info.get("version") != VERSION:
-            said = f"{str(info.get('format'))[:40]} of version {str(info.get('version'))[:40]}"
+        value = files.read_json(where, dict, AGAIN)
+        if value.get("format") != RUN_FORMAT or value.get("version") != RUN_VERSION:
+            said = f"{shown(value.get('format'), 40)} of version {shown(value.get('version'), 40)}"
             raise DataError(
-                f"{path / INFO}: {said}, this mer reads mer-run of version {VERSION}; {AGAIN}"
+                f"{where}: {said}, this mer reads {RUN_FORMAT} of version {RUN_VERSION}; {AGAIN}"
             )
-        if found := _fault(info):
-            raise files.damaged(path / INFO, found, AGAIN)
-        return cls(path, info)
+        try:
+            return cls(path, run_info(value))
+        except ValueError as error:
+            raise files.damaged(where, error, AGAIN) from None
 
     @property
     def children(self) -> list[Run]:
         """The runs of a group; a single run is its own child."""
-        if self.info["kind"] == "single":
+        if not isinstance(self.info, GroupInfo):
             return [self]
-        runs = [Run.open(self.path / c) for c in self.info["children"]]
+        runs = [Run.open(self.path / name) for name in self.info.children]
         for run in runs:
-            if run.info.get("spec") != runs[0].info.get("spec") or run.info["kind"] == "group":
+            if isinstance(run.info, GroupInfo) or run.spec != runs[0].spec:
                 raise DataError(
                     f"{run.path / INFO}: not a run of the group that {self.path / INFO} names; "
                     f"{AGAIN}"
@@ -104,16 +130,43 @@ class Run:
         return runs
 
     @property
+    def single(self) -> SingleInfo:
+        """The record of one training.
+
+        Raises:
+            DataError: This is a group.
+        """
+        if not isinstance(self.info, SingleInfo):
+            raise DataError(f"{self.path}: holds several runs; name one of them")
+        return self.info
+
+    @property
+    def result(self) -> FinishedInfo:
+        """The record of one finished training.
+
+        Raises:
+            DataError: It is not finished, or this is a group.
+        """
+        if not isinstance(self.single, FinishedInfo):
+            raise self._unfinished()
+        return self.single
+
+    @property
     def config(self) -> TrainConfig:
+        """The configuration that it was trained with.
+
+        Raises:
+            DataError: config.toml is damaged, or another run's.
+        """
         path = self.path / CONFIG
-        text = files.read_text(path, AGAIN, most=configs.CONFIG_BYTES)
+        text = files.read_text(path, AGAIN, most=CONFIG_BYTES)
         try:
             config = configs.from_toml(text, str(path))
         except DataError as error:
             where = "" if str(error).startswith(str(path)) else f"{path}: "
             raise DataError(f"{where}{error}; {AGAIN}") from None
         self.verified(CONFIG)
-        if config.model != self.info["model"]:
+        if config.model != self.info.model:
             raise DataError(
                 f"{path}: not the configuration that this training wrote ({INFO} has another); "
                 f"{AGAIN}"
@@ -128,7 +181,7 @@ class Run:
             DataError: It is not.
         """
         path = self.path / name
-        if self.info.get(DIGESTS[name]) not in (None, files.digest(path, AGAIN)):
+        if getattr(self.info, DIGESTS[name], None) not in (None, files.digest(path, AGAIN)):
             raise DataError(
                 f"{path}: not the {WHAT[name]} that this training wrote ({INFO} has another "
                 f"sha256); {AGAIN}"
@@ -136,36 +189,28 @@ class Run:
         return path
 
     @property
-    def measures(self) -> str:
+    def measures(self) -> metrics.Measures:
         """By whose definitions a regression is scored (fusion.metrics)."""
-        known = self.info.get("measures")
-        return known or metrics.measures_of(self.info["store"]["dataset"], None)
+        return self.single.measures or metrics.measures_of(self.info.store.dataset, None)
 
     @property
     def spec(self) -> DataSpec:
-        s = self.info["spec"]
-        return DataSpec(
-            dict(s["modalities"]), dict(s["frame_rates"]), s["task"], tuple(s["labels"])
-        )
+        return self.single.spec
 
     @property
     def fold(self) -> Fold | None:
-        f = self.info.get("fold")
-        return None if f is None else Fold(f["name"], f["by"], tuple(f["held"]))
+        return self.single.fold
 
     @property
     def finished(self) -> bool:
-        return bool(self.info.get("finished"))
+        return self.info.finished
 
     def trained(self) -> Run:
         """This run; raises DataError when its training was not finished, or that of one of its
         children, or a configuration is damaged.
         """
         if not (self.finished and all(child.finished for child in self.children)):
-            raise DataError(
-                f"{self.path}: the training is not finished; run the same `mer train` command "
-                "again, or leave it out"
-            )
+            raise self._unfinished()
         for child in self.children:
             _ = child.config
         return self
@@ -177,47 +222,28 @@ class Run:
                 child.verified(name)
         return self
 
-    def model(self, device: torch.device | str = "cpu") -> nn.Module:
-        """The model with the weights dev chose, in eval mode."""
+    def model(self, device: torch.device | str = "cpu") -> FusionModel:
+        """The model with the weights that dev chose, in eval mode.
+
+        Args:
+            device: Where it is to be.
+
+        Raises:
+            DataError: The configuration or the weights are damaged, or not this run's.
+        """
         config = self.config
         path = self.path / MODEL
         tensors, _ = load_tensors(path)
         self.verified(MODEL)
-        model = build(config.model, config.model_args, self.spec)
+        model: FusionModel = build(config.model, config.model_args, self.spec)
         fill(model, tensors, f"{path}: does not fit {config.model} of this mer")
         return model.to(device).eval()
 
-
-def _fault(info: dict[str, Any]) -> str | None:
-    """What is wrong with the content of a run.json; None: nothing."""
-    group = info.get("kind") == "group"
-    shape = (
-        shapes.GROUP
-        if group
-        else shapes.FINISHED
-        if info.get("finished") is True
-        else shapes.SINGLE
-    )
-    if found := shapes.fault(info, shape):
-        return found
-    if group:
-        names = info["children"]
-        odd = [c for c in names if c in ("", ".", "..") or "/" in c or "\0" in c]
-        odd += [c for c, count in Counter(names).items() if count > 1]
-        return f"children are {odd or 'none'}" if odd or not names else None
-    spec, store, thresholds = info["spec"], info["store"], info.get("thresholds")
-    dims = {m: store["modalities"].get(m, {}).get("dim") for m in spec["modalities"]}
-    if spec["modalities"] != dims or not dims or dims.keys() != spec["frame_rates"].keys():
-        return "spec and store differ in their modalities"
-    if (spec["task"], spec["labels"]) != (store["task"], store["labels"]):
-        return "spec and store differ in their task or labels"
-    if (
-        info["finished"]
-        and spec["task"] == "multi"
-        and len(thresholds or ()) != len(spec["labels"])
-    ):
-        return "thresholds are not one a label"
-    return None
+    def _unfinished(self) -> DataError:
+        return DataError(
+            f"{self.path}: the training is not finished; run the same `mer train` command again, "
+            "or leave it out"
+        )
 
 
 def strangers(folder: Path, *ours: str) -> set[str]:
@@ -229,71 +255,84 @@ def strangers(folder: Path, *ours: str) -> set[str]:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load `tensors` into `model`; DataError, opened by `where`, names the first that
-    does not fit.
+    """Load weights into a model.
+
+    Args:
+        model: It is changed only when all of them fit.
+        tensors: By the names of the model's state.
+        where: Opens the message.
+
+    Raises:
+        DataError: A tensor is missing, unknown, of another shape or type, or not finite where the
+            model's own is; names the first.
     """
     wanted = model.state_dict()
-    odd = [f"it has no {k}" for k in wanted if k not in tensors] + [
-        f"the model has no {k}" for k in tensors if k not in wanted
-    ]
-    for k in (k for k in wanted if k in tensors):
-        is_, expected = tuple(tensors[k].shape), tuple(wanted[k].shape)
-        if is_ != expected:
-            odd.append(f"{k} is {is_}, expected {expected}")
-        elif tensors[k].dtype != wanted[k].dtype:
-            odd.append(f"{k} is {tensors[k].dtype}, expected {wanted[k].dtype}")
-        elif wanted[k].isfinite().all() and not tensors[k].isfinite().all():
-            odd.append(f"{k} has values that are not finite")
+    odd = [f"it has no {k}" for k in wanted if k not in tensors]
+    odd += [f"the model has no {k}" for k in tensors if k not in wanted]
+    unfit = (_unfit(k, tensors[k], wanted[k]) for k in wanted if k in tensors)
+    odd += [said for said in unfit if said is not None]
     if odd:
-        odd[0] = shapes.brief(odd[0])
-        raise DataError(
-            f"{where} ({odd[0]}{f'; and {len(odd) - 1} more' if len(odd) > 1 else ''}); train "
-            "again into a new folder"
-        )
+        more = f"; and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise DataError(f"{where} ({shown(odd[0])}{more}); train again into a new folder")
     model.load_state_dict(dict(tensors))
 
 
-def check_store(run: Run, store: FeatureStore) -> list[str]:
-    """Raise KeyMismatchError, naming what differs, unless `store` holds the same kind of features
-    and labels as the run was trained on.
+def _unfit(name: str, tensor: Tensor, wanted: Tensor) -> str | None:
+    """Why `tensor` cannot stand for `wanted`; None: it can."""
+    if tensor.shape != wanted.shape:
+        return f"{name} is {tuple(tensor.shape)}, expected {tuple(wanted.shape)}"
+    if tensor.dtype != wanted.dtype:
+        return f"{name} is {tensor.dtype}, expected {wanted.dtype}"
+    if wanted.isfinite().all() and not tensor.isfinite().all():
+        return f"{name} has values that are not finite"
+    return None
 
-    Other clips under the same recipe are fine (another corpus, new utterances); the notes say so.
+
+def check_store(run: Run, store: FeatureStore) -> list[str]:
+    """Hold a store against what a run was trained on.
+
+    Other clips under the same recipe are fine (another corpus, new utterances).
+
+    Args:
+        run: One training.
+        store: What it is to be evaluated on.
+
+    Returns:
+        Lines that say in what else the store is another one.
+
+    Raises:
+        KeyMismatchError: It holds another kind of features or labels; names what differs.
     """
-    then, now = run.info["store"], describe_store(store)
+    then, now = run.info.store, describe_store(store)
     used = run.spec.modalities
-    missing = [m for m in used if m not in now["modalities"]]
+    missing = [m for m in used if m not in now.modalities]
     if missing:
         raise KeyMismatchError(
             f"{store.path}: has no {', '.join(missing)}, which {run.path} was trained on"
         )
-    pick = ("task", "labels")
-    was = {
-        **{k: then[k] for k in pick},
-        **{m: then["modalities"][m] for m in used},
-        "recipe": then["recipe"],
-    }
-    has = {
-        **{k: now[k] for k in pick},
-        **{m: now["modalities"][m] for m in used},
-        "recipe": now["recipe"],
-    }
-    differs = configs.differences(was, has)
+    differs = configs.differences(_kind_of(then, used), _kind_of(now, used))
     if differs:
         more = f" (and {len(differs) - 3} more)" if len(differs) > 3 else ""
         raise KeyMismatchError(
             f"{store.path}: not the kind of store {run.path} was trained on: "
             f"{'; '.join(differs[:3])}{more}"
         )
-    if store_key(store) != run.info["store_key"]:
+    if store_key(store) != run.info.store_key:
         return [
             f"{store.path} has other clips, labels or splits than the run was trained on (same "
-            f"recipe; dataset {now['dataset']})"
+            f"recipe; dataset {now.dataset})"
         ]
     return []
 
 
-def describe_store(store: FeatureStore) -> dict[str, Any]:
-    """What a run remembers of its store: JSON values only."""
+def _kind_of(store: StoreInfo, modalities: Iterable[str]) -> dict[str, Any]:
+    """What two stores must share for one to be evaluated by a model trained on the other."""
+    features = {m: typed.tree(store.modalities[m]) for m in modalities}
+    return {"task": store.task, "labels": list(store.labels), **features, "recipe": store.recipe}
+
+
+def describe_store(store: FeatureStore) -> StoreInfo:
+    """What a run remembers of its store."""
     h = store.header
     kept = ("dim", "frame_rate", "encoder", "revision", "layer", "trained")
     modalities = {m: {k: getattr(info, k) for k in kept} for m, info in h.modalities.items()}
@@ -306,14 +345,15 @@ def describe_store(store: FeatureStore) -> dict[str, Any]:
         "fingerprint": h.fingerprint,
         "recipe": dict(h.recipe),
     }
-    return json.loads(json.dumps(described, default=str))
+    return typed.convert(StoreInfo, json.loads(json.dumps(described, default=str)))
 
 
 def store_key(store: FeatureStore) -> str:
     """Changes when features, labels, splits or groups change: the same run folder is only continued
     on the same key.
     """
-    h = hashlib.sha256(json.dumps(describe_store(store), sort_keys=True).encode())
+    described = typed.tree(describe_store(store))
+    h = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     table = store.table()
     lengths = [c for c in table.column_names if c.startswith("n_")]
     for name in ("id", "split", "label", "targets", "dialogue", "speaker", "session", *lengths):
@@ -321,10 +361,9 @@ def store_key(store: FeatureStore) -> str:
             # the JSON of [name, values], never whole in memory
             h.update(f"[{json.dumps(name)}, [".encode())
             for at in range(0, len(table), CHUNK):
-                values = json.dumps(table[name].slice(at, CHUNK).to_pylist(), ensure_ascii=False)[
-                    1:-1
-                ]
-                h.update(f"{', ' if at else ''}{values}".encode())
+                values = table[name].slice(at, CHUNK).to_pylist()
+                inside = json.dumps(values, ensure_ascii=False)[1:-1]
+                h.update(f"{', ' if at else ''}{inside}".encode())
             h.update(b"]]")
     return h.hexdigest()
 
@@ -363,7 +402,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint; was the training finished?") from None
     except UNREADABLE as error:
-        why = shapes.brief(str(error) or type(error).__name__)
+        why = shown(str(error) or type(error).__name__)
         raise DataError(f"{path}: damaged checkpoint ({why}); {remedy}") from None
     return tensors, meta
 
@@ -373,9 +412,5 @@ def _seal(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         h.update(f"\n{json.dumps(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        h.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        h.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
-
-
-def spec_tree(spec: DataSpec) -> dict[str, Any]:
-    return {**asdict(spec), "labels": list(spec.labels)}

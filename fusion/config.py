@@ -12,20 +12,20 @@ import dataclasses
 import difflib
 import math
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 
+from mer.fusion import typed
 from mer.fusion.models import REGISTRY, model_class
-from mer.fusion.shapes import brief
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
+from mer.pipeline.runtime.terminal import shown
 
+T = TypeVar("T")
 SEEDS = 1 << 62  # with room for the seeds of a group
 LARGE = 1e30  # what fits into fp32, with room for products
 COUNT = 1 << 31  # beyond it a whole number is no size, count or seed that torch takes
@@ -56,7 +56,7 @@ class OptimConfig:
     warmup: float = 0.05  # share of all steps
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float = 1.0  # of the gradient's norm; inf: none
-    accumulate: int = 1  # batches a step
+    accumulate: int = 1  # batches per step
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def load(
     sets = list(sets)
     for text, table, tree in map(_parse, sets):  # before the model's module, which imports torch
         if table != "model_args":
-            _fill(PLAIN[table](), tree, f"--set {brief(text, 40)}: {table}")
+            _fill(PLAIN[table](), tree, f"--set {shown(text, 40)}: {table}")
     known = presets()
     if preset is None:
         name = model or TrainConfig.model
@@ -122,7 +122,7 @@ def load(
         tree = read(path, f"preset {preset}")
         if model is not None and tree.get("model", model) != model:
             raise DataError(
-                f"--preset {preset} is for model {brief(tree['model'])}, not for --model {model}; "
+                f"--preset {preset} is for model {shown(tree['model'])}, not for --model {model}; "
                 "give one of the two"
             )
         tree.setdefault("model", model or TrainConfig.model)
@@ -140,13 +140,13 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
     if unknown:
         key = sorted(unknown)[0]
         raise DataError(
-            f"{where}: unknown key '{brief(key)}'{_did_you_mean(key, ('model', *TABLES))}; known: "
+            f"{where}: unknown key '{shown(key)}'{_did_you_mean(key, ('model', *TABLES))}; known: "
             f"model, {', '.join(TABLES)}"
         )
     name = tree.get("model", TrainConfig.model)
     if not isinstance(name, str) or name not in REGISTRY:
         raise DataError(
-            f"{where}: unknown model '{brief(name)}'{_did_you_mean(str(name), REGISTRY)}; known: "
+            f"{where}: unknown model '{shown(name)}'{_did_you_mean(str(name), REGISTRY)}; known: "
             f"{', '.join(REGISTRY)}"
         )
     config = TrainConfig(model=name)
@@ -159,7 +159,7 @@ def override(config: TrainConfig, sets: Iterable[str]) -> TrainConfig:
     for path, table, tree in map(_parse, sets):
         config = replace(
             config,
-            **{table: _fill(getattr(config, table), tree, f"--set {brief(path, 40)}: {table}")},
+            **{table: _fill(getattr(config, table), tree, f"--set {shown(path, 40)}: {table}")},
         )
     return config
 
@@ -168,21 +168,21 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     """(path, table, what is to be filled in there) of a `TABLE.KEY=VALUE`."""
     path, equals, value = text.partition("=")
     path = path.strip()
-    shown = brief(text, 40)
+    said = shown(text, 40)
     table, dot, key = path.partition(".")
     if not equals or not dot:
         raise DataError(
-            f"--set {shown}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: "
+            f"--set {said}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: "
             f"{', '.join(TABLES)}"
         )
     if table not in TABLES:
         raise DataError(
-            f"--set {shown}: unknown table '{brief(table, 60)}'{_did_you_mean(table, TABLES)}; "
+            f"--set {said}: unknown table '{shown(table, 60)}'{_did_you_mean(table, TABLES)}; "
             f"tables: {', '.join(TABLES)}"
         )
     if path.count(".") > CONFIG_LEVELS:
         raise DataError(
-            f"--set {shown}: more than {CONFIG_LEVELS} tables within each other; tables: "
+            f"--set {said}: more than {CONFIG_LEVELS} tables within each other; tables: "
             f"{', '.join(TABLES)}"
         )
     tree: Any = value.strip()
@@ -193,17 +193,15 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
 
 def to_tree(config: TrainConfig) -> dict[str, Any]:
     """Plain TOML values of the whole resolved configuration; None is written as "none"."""
+    return _spell_none(typed.tree(config))
 
-    def plain(value):
-        if is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return "none" if value is None else value
 
-    return plain(config)
+def _spell_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spell_none(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_spell_none(inner) for inner in value]
+    return "none" if value is None else value
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -227,7 +225,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
         _bound(tree, 0)
     # ValueError: TOMLDecodeError is one; so are numbers too long
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid TOML ({brief(error)})") from None
+        raise DataError(f"{where}: not valid TOML ({shown(error)})") from None
     return tree
 
 
@@ -272,109 +270,50 @@ def read(path: Path, where: str) -> dict[str, Any]:
     return parse(text, f"{where}: {path}")
 
 
-def _fill(instance, values: Any, where: str):
-    """`instance` with the fields named in `values` replaced, each converted to the type its field
-    declares.
+def _fill(instance: T, values: Any, where: str) -> T:
+    """A table of the configuration with the fields that `values` names replaced.
+
+    Args:
+        instance: The table as it is.
+        values: Of TOML or `--set`, each converted to the type of its field.
+        where: Opens the messages.
+
+    Returns:
+        A new table.
+
+    Raises:
+        DataError: There is no such field, or a value is not of its type.
     """
+    hints = typed.hints(type(instance))  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise DataError(
-            f"{where} is a table of keys, not a value; known: "
-            f"{', '.join(f.name for f in dataclasses.fields(instance))}"
-        )
-    hints = typing.get_type_hints(type(instance))
+        raise DataError(f"{where} is a table of keys, not a value; known: {', '.join(hints)}")
     changed = {}
     for key, value in values.items():
         if key not in hints:
             raise DataError(
-                f"{where}: unknown key '{brief(key, 40)}'{_did_you_mean(key, hints)}; known: "
-                f"{brief(', '.join(hints), 130)}"
+                f"{where}: unknown key '{shown(key, 40)}'{_did_you_mean(key, hints)}; known: "
+                f"{shown(', '.join(hints), 130)}"
             )
-        current = getattr(instance, key)
-        at = f"{where}.{key}"
+        current, at = getattr(instance, key), f"{where}.{key}"
         changed[key] = (
-            _fill(current, value, at) if is_dataclass(current) else _convert(value, hints[key], at)
+            _fill(current, value, at)
+            if is_dataclass(current)
+            else _converted(hints[key], value, at)
         )
     try:
-        return replace(instance, **changed)
+        return replace(instance, **changed)  # type: ignore[type-var]
     except ValueError as error:  # a config class may check its own values
         raise DataError(f"{where}: {error}") from None
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` (a TOML value, or the string of a `--set`) as `kind`; raises DataError that names
-    both.
-    """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in args and isinstance(value, str) and value.lower() == "none":
-            return None
-        for option in (a for a in args if a is not type(None)):
-            try:
-                return _convert(value, option, where)
-            except DataError as error:
-                failed = error
-        raise failed
-    if origin is Literal:
-        for option in args:
-            if (
-                value == option
-                and isinstance(value, bool) == isinstance(option, bool)
-                or isinstance(value, str)
-                and value == str(option)
-            ):
-                return option
-        raise DataError(f"{where} = {brief(value)!r}: expected one of {', '.join(map(str, args))}")
-    if origin in (tuple, list):
-        items = (
-            [v.strip() for v in value.strip("[]() ").split(",") if v.strip()]
-            if isinstance(value, str)
-            else value
-        )
-        if not isinstance(items, list | tuple):
-            raise DataError(f"{where} = {brief(value)!r}: expected a list")
-        kinds = [args[0]] * len(items) if origin is list or args[-1] is Ellipsis else args
-        if len(kinds) != len(items):
-            raise DataError(
-                f"{where} = {brief(value)!r}: expected {len(kinds)} values, got {len(items)}"
-            )
-        return origin(_convert(v, k, where) for v, k in zip(items, kinds, strict=True))
-    if origin is dict or kind is dict:
-        if isinstance(value, Mapping):
-            return dict(value)
-        raise DataError(f"{where} = {brief(value)!r}: expected a table")
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        raise DataError(f"{where} = {brief(value)!r}: expected true or false")
-    if kind in (int, float):
-        if isinstance(value, str):
-            try:
-                value = kind(value)
-            except (ValueError, OverflowError):
-                raise DataError(
-                    f"{where} = {brief(value)!r}: expected "
-                    f"{'a whole number' if kind is int else 'a number'}"
-                ) from None
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-            raise DataError(
-                f"{where} = {brief(value)!r}: expected "
-                f"{'a whole number' if kind is int else 'a number'}"
-            )
-        if isinstance(value, int) and abs(value) >= 1 << 63:
-            raise DataError(f"{where}: a whole number beyond 64 bits")
-        return kind(value)
-    if kind is str:
-        if isinstance(value, str):
-            if not value.isprintable():
-                raise DataError(
-                    f"{where} = {brief(value.encode('unicode_escape').decode())}: has characters "
-                    "that cannot be printed"
-                )
-            return value
-        raise DataError(f"{where} = {brief(value)!r}: expected text")
-    return value
+def _converted(kind: Any, value: Any, where: str) -> Any:
+    """A TOML value, or the text of a `--set`, as `kind`; raises DataError that names both."""
+    try:
+        return typed.convert(kind, value, where, spelled=True)
+    except typed.Misfit as error:
+        raise DataError(
+            f"{error.where} = {shown(error.value)!r}: expected {error.expected}"
+        ) from None
 
 
 def _check(config: TrainConfig) -> None:
@@ -402,7 +341,7 @@ def _check(config: TrainConfig) -> None:
             rules.append((holds, f"model_args.{f.name}", value, expected))
     for holds, key, value, expected in rules:
         if not holds:
-            raise DataError(f"{key} = {brief(value)}: must be {expected}")
+            raise DataError(f"{key} = {shown(value)}: must be {expected}")
 
 
 def _plausible(name: str, value: Any) -> tuple[bool, str]:

@@ -1,7 +1,7 @@
 """FeatureStore -> padded batches on the device.
 
 `part` reads the rows it is given, and no others: sequences pooled to `data.pool_hz`, packed end to
-end and kept on the device when they fit. A batch is then one index gather a modality; otherwise a
+end and kept on the device when they fit. A batch is then one index gather per modality; otherwise a
 thread reads ahead. For a model that looks at nothing but mean and deviation, each sequence is
 reduced to them once, when it is read.
 """
@@ -33,28 +33,27 @@ POOL_OF_BATCHES = 16
 def spec(store: FeatureStore, config: DataConfig) -> DataSpec:
     """What the model is built for: the chosen modalities and their frame rates after pooling."""
     header = store.header
-    present = [
-        *(m for m in ORDER if m in header.modalities),
-        *(m for m in header.modalities if m not in ORDER),
-    ]
-    if config.modalities.strip() == "all":
-        chosen = present
-    else:
-        wanted = [m.strip() for m in config.modalities.split(",") if m.strip()]
-        unknown = [m for m in wanted if m not in present]
-        if unknown or not wanted:
-            raise DataError(
-                f"data.modalities = {config.modalities!r}: no such features; the store has "
-                f"{', '.join(present)}"
-            )
-        chosen = [m for m in present if m in wanted]
+    chosen = _chosen(list(header.modalities), config.modalities)
     rates = {}
     for m in chosen:
         rate = header.modalities[m].frame_rate
         rates[m] = None if rate is None else rate / pool_factor(rate, config.pool_hz)
-    return DataSpec(
-        {m: header.modalities[m].dim for m in chosen}, rates, header.task, tuple(header.labels)
-    )
+    widths = {m: header.modalities[m].dim for m in chosen}
+    return DataSpec(widths, rates, header.task, tuple(header.labels))
+
+
+def _chosen(stored: list[str], wanted: str) -> list[str]:
+    """Those modalities of a store that the setting `wanted` names, in the fixed order."""
+    present = [m for m in ORDER if m in stored]
+    present += [m for m in stored if m not in ORDER]
+    if wanted.strip() == "all":
+        return present
+    names = {name.strip() for name in wanted.split(",")} - {""}
+    if not names or not names <= set(present):
+        raise DataError(
+            f"data.modalities = {wanted!r}: no such features; the store has {', '.join(present)}"
+        )
+    return [m for m in present if m in names]
 
 
 def pool_factor(frame_rate: float | None, pool_hz: float) -> int:
@@ -65,9 +64,9 @@ def pool_factor(frame_rate: float | None, pool_hz: float) -> int:
     >>> pool_factor(50.0, 12.5), pool_factor(12.5, 12.5), pool_factor(None, 12.5)
     (4, 1, 1)
     """
-    return (
-        1 if frame_rate is None or not np.isfinite(pool_hz) else max(1, round(frame_rate / pool_hz))
-    )
+    if frame_rate is None or not np.isfinite(pool_hz):
+        return 1
+    return max(1, round(frame_rate / pool_hz))
 
 
 def pool(packed: np.ndarray, lengths: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +140,7 @@ class Part:
         return bool(self.packed)
 
     def width(self, modality: str) -> int:
-        """Numbers a step."""
+        """Numbers per step."""
         return self.spec.modalities[modality] * (2 if self.summary else 1)
 
     def nbytes(self) -> int:
@@ -194,9 +193,8 @@ class Part:
         else:
             for i in range(0, len(order), TOGETHER):
                 group = order[i : i + TOGETHER]
-                yield from self._gather(np.concatenate(group)).split(
-                    [len(index) for index in group]
-                )
+                sizes = [len(index) for index in group]
+                yield from self._gather(np.concatenate(group)).split(sizes)
 
     def in_order(self, batch_size: int) -> list[np.ndarray]:
         """Index arrays that cover all rows once, longest first: little padding, and too large a
@@ -246,13 +244,10 @@ class Part:
             packed, n = self.read(self.rows[index], m)
             padded = np.zeros((len(index), max(int(n.max()), 1), self.width(m)), dtype=np.float32)
             padded[np.arange(padded.shape[1]) < n[:, None]] = packed
-            x[m], lengths[m] = (
-                torch.from_numpy(padded),
-                torch.from_numpy(np.asarray(n, dtype=np.int64)),
-            )
-        return Batch(
-            x, lengths, self.target[torch.from_numpy(index)], torch.from_numpy(self.rows[index])
-        )
+            x[m] = torch.from_numpy(padded)
+            lengths[m] = torch.from_numpy(np.asarray(n, dtype=np.int64))
+        target = self.target[torch.from_numpy(index)]
+        return Batch(x, lengths, target, torch.from_numpy(self.rows[index]))
 
 
 def part(
@@ -266,10 +261,20 @@ def part(
     room: int | None = None,
     summary: bool = False,
 ) -> Part:
-    """`rows` of `store` with their targets (already cut to `rows`).
+    """Rows of a store, ready to be asked for batches.
 
-    Resident if it takes at most `room` bytes (None: half of what is free). `summary`: what a model
-    with this attribute asks for.
+    Args:
+        store: Where they are.
+        spec: Which modalities are read.
+        config: How they are pooled, and where they live.
+        rows: (N,) int64.
+        target: Of these rows only.
+        device: Where batches go.
+        room: Bytes that a resident part may take; None: half of what is free.
+        summary: Each sequence as its mean and deviation, which is all that some models look at.
+
+    Returns:
+        The part, its features on the device if there is room.
     """
     device = torch.device(device)
     n = {}
@@ -295,7 +300,7 @@ def part(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a resident part may count on: of the GPU, or of this process's machine or
+    """Bytes that a resident part may count on: of the GPU, or of this process's machine or
     container.
     """
     if device.type == "cuda":

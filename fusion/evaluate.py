@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -23,17 +23,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, shapes, splits
+from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
 from mer.fusion.data import Part
 from mer.fusion.losses.supervised import same_emotion
+from mer.fusion.metrics import Measures
 from mer.fusion.models import model_class
+from mer.fusion.models.base import FusionModel
+from mer.fusion.records import (
+    Bootstrap,
+    Calibration,
+    Confusion,
+    Figures,
+    FinishedInfo,
+    GroupInfo,
+    GroupMetrics,
+    GroupRow,
+    Metrics,
+    Scores,
+    SingleMetrics,
+    SplitIds,
+    Subset,
+    TwoWay,
+    defined,
+)
 from mer.fusion.train import measures_of
+from mer.fusion.typed import convert
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
+from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -68,14 +88,31 @@ class Predicted:
     pred: np.ndarray
     task: str
     labels: tuple[str, ...]
-    measures: str = "mosi"  # by whose definitions a regression is scored
+    measures: Measures = "mosi"  # by whose definitions a regression is scored
 
     def figures(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """The scalar metrics on some of the rows."""
-        found = infer.score(
-            self.pred[index], self.true[index], self.task, self.labels, self.measures
-        )
-        return {k: v for k, v in found.items() if isinstance(v, float)}
+        """The metrics that are one number, on some of the rows."""
+        pred, true = self.pred[index], self.true[index]
+        return infer.figures(pred, true, self.task, self.labels, self.measures)
+
+    def scores(self) -> Scores:
+        """All metrics."""
+        found = infer.score(self.pred, self.true, self.task, self.labels, self.measures)
+        return convert(Scores, metrics.jsonable(found))
+
+    def take(self, rows: np.ndarray) -> Predicted:
+        """Some of the rows, in this order."""
+        table = self.table.take(pa.array(rows))
+        return replace(self, table=table, true=self.true[rows], pred=self.pred[rows])
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run, its predictions and their figures."""
+
+    run: Run
+    table: pa.Table
+    metrics: SingleMetrics
 
 
 def evaluate(
@@ -86,57 +123,78 @@ def evaluate(
     device: torch.device | str = "cpu",
     predictions: str | os.PathLike | None = None,
     note: Note = print,
-) -> dict[str, Any]:
-    """Predict `split`, write metrics and predictions into the run folder, return the metrics (the
-    content of metrics.json).
+) -> SingleMetrics | GroupMetrics:
+    """Predict a split, and write metrics and predictions into the run folder.
 
-    `features` is the store the run was trained on unless given; a store of another recipe or other
-    labels raises KeyMismatchError. Another split, or a store with other clips, writes beside the
-    run's own figures (metrics-dev.json, metrics-test-<dataset>.json).
+    Another split than test, or a store with other clips, writes beside the run's own figures
+    (metrics-dev.json, metrics-test-<dataset>.json).
+
+    Args:
+        run: A finished run, or its folder.
+        features: The store; None: the one it was trained on.
+        split: train, dev or test. Every opening of the test part is logged in the run folder.
+        device: Where to predict.
+        predictions: A Parquet file for the predictions, besides.
+        note: Told what the user should know, line by line.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        DataError: The run is not finished or damaged, there are no such rows, or test rows trained
+            the run.
+        KeyMismatchError: The store is of another recipe or of other labels.
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
-    if split not in ("train", "dev", "test"):
+    if split not in SPLITS or not split:
         raise DataError(f"--split {split}: expected train, dev or test")
-    path = Path(features if features is not None else run.info["features"])
+    path = Path(features if features is not None else run.info.features)
     if not path.exists():
         raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
+    group = isinstance(run.info, GroupInfo)
     with FeatureStore(path) as store:
         for line in checkpoint.check_store(run.children[0], store):
             note(line)
         stem = "" if split == "test" else f"-{split}"
-        if checkpoint.store_key(store) != run.info["store_key"]:
+        if checkpoint.store_key(store) != run.info.store_key:
             stem = f"-{split}-{store.header.dataset}"
         results = []
         for child in run.children:
             table = _predict_split(child, store, split, device)
             figures = _describe_predictions(child, table, split, device=device, store=store)
-            results.append((child, table, figures))
-            if run.info["kind"] == "group":
+            results.append(Evaluated(child, table, figures))
+            if group:
                 _write(child.path, stem, figures, table)
-    if run.info["kind"] == "group":
-        found, table = _aggregate(run, results, split)
-    else:
-        _, table, found = results[0]
+    found: SingleMetrics | GroupMetrics = results[0].metrics
+    if group:
+        found, table = _aggregate(run, results)
     _write(run.path, stem, found, table)
     if predictions is not None:
         _write_parquet(table, Path(predictions))
     return found
 
 
-def stored_metrics(run: Run) -> dict[str, Any] | None:
+def stored_metrics(run: Run) -> SingleMetrics | GroupMetrics | None:
     """The test figures of an earlier evaluate, if there are any."""
     path = run.path / METRICS
     if not path.exists():
         return None
-    shape = shapes.METRICS_OF_GROUP if run.info["kind"] == "group" else shapes.METRICS_OF_ONE
-    found = files.read_json(path, shape, f"run `mer evaluate {run.path}` again")
-    for matrix in filter(None, (found.get("confusion"), found["metrics"].get("confusion"))):
-        if [len(row) for row in matrix] != [len(found["labels"])] * len(found["labels"]):
-            raise DataError(
-                f"{path}: damaged (confusion is not a row and a column a label); run `mer "
-                f"evaluate {run.path}` again"
-            )
+    remedy = f"run `mer evaluate {run.path}` again"
+    found: SingleMetrics | GroupMetrics
+    if isinstance(run.info, GroupInfo):
+        found = files.read_json(path, GroupMetrics, remedy)
+    else:
+        found = files.read_json(path, SingleMetrics, remedy)
+    matrix, size = reference_by_answer(found), len(found.labels)
+    if matrix and [len(row) for row in matrix] != [size] * size:
+        raise files.damaged(path, "confusion is not one row and one column per label", remedy)
     return found
+
+
+def reference_by_answer(found: SingleMetrics | GroupMetrics) -> Confusion | None:
+    """The confusion matrix of a run or a group, where there is one."""
+    mean = found.confusion if isinstance(found, GroupMetrics) else None
+    return mean or found.metrics.confusion
 
 
 def has_test(run: Run, store: FeatureStore) -> bool:
@@ -151,9 +209,21 @@ def predict_rows(
     *,
     device: torch.device | str = "cpu",
 ) -> pa.Table:
-    """A row an utterance, in the order of `rows`: id, dialogue, speaker, session, tags, label or
-    targets (null: unlabelled), pred, p_<label>... (regression: value), attention_<modality>,
-    disagreement, pred_<modality>; columns a model has no answer for are null.
+    """Predict some rows of a store.
+
+    Args:
+        run: One finished training.
+        store: Of the kind that it was trained on.
+        rows: Their numbers; labels are not read.
+        device: Where to predict.
+
+    Returns:
+        One row per row, in their order: id, dialogue, speaker, session, tags, label or targets
+        (null: unlabelled), pred, p_<label>... (regression: value), attention_<modality>,
+        disagreement, pred_<modality>. Columns that the model has no answer for are null.
+
+    Raises:
+        DataError: The run is damaged.
     """
     model = run.model(device)
     return _predict(run, model, _part(run, store, np.asarray(rows, dtype=np.int64), device))
@@ -165,44 +235,48 @@ def read_predictions(run: Run) -> Predicted:
     Raises:
         DataError: There are none, or they are damaged.
     """
-    spec, path = run.children[0].spec, run.path / PREDICTIONS
-    task, labels = spec.task, spec.labels
+    path = run.path / PREDICTIONS
+    again = f"run `mer evaluate {run.path}` again"
     try:
-        with files.opened(
-            path, f"run `mer evaluate {run.path}` first", missing="no predictions"
-        ) as file:
+        first = f"run `mer evaluate {run.path}` first"
+        with files.opened(path, first, missing="no predictions") as file:
             raw = file.read()
-        figures = stored_metrics(run)
-        if figures is None:
-            raise ValueError(f"{METRICS} is missing")
-        if figures.get("predictions_sha256") not in (None, hashlib.sha256(raw).hexdigest()):
-            raise ValueError(f"{METRICS} is of other predictions")
-        table = pq.read_table(io.BytesIO(raw))
-        missing = {"id", "pred", *UNITS, "label" if task == "single" else "targets"} - set(
-            table.column_names
-        )
-        if missing:
-            raise ValueError(f"no column {min(missing)}")
-        if table["id"].null_count:
-            raise ValueError("a row without an id")
-        return from_table(table, task, labels, figures.get("measures", run.children[0].measures))
+        return _predicted(run, raw)
     except DataError as error:
         if str(error).startswith(str(run.path)):
             raise
-        raise files.damaged(path, error, f"run `mer evaluate {run.path}` again") from None
+        raise files.damaged(path, error, again) from None
     except UNREADABLE as error:
-        raise files.damaged(path, error, f"run `mer evaluate {run.path}` again") from None
+        raise files.damaged(path, error, again) from None
+
+
+def _predicted(run: Run, raw: bytes) -> Predicted:
+    """The bytes of predictions.parquet as arrays; raises ValueError and others of UNREADABLE."""
+    spec = run.children[0].spec
+    figures = stored_metrics(run)
+    if figures is None:
+        raise ValueError(f"{METRICS} is missing")
+    if figures.predictions_sha256 not in (None, hashlib.sha256(raw).hexdigest()):
+        raise ValueError(f"{METRICS} is of other predictions")
+    table = pq.read_table(io.BytesIO(raw))
+    wanted = {"id", "pred", *UNITS, "label" if spec.task == "single" else "targets"}
+    if missing := wanted - set(table.column_names):
+        raise ValueError(f"no column {min(missing)}")
+    if table["id"].null_count:
+        raise ValueError("a row without an id")
+    measures = figures.measures or run.children[0].measures
+    return from_table(table, spec.task, spec.labels, measures)
 
 
 def from_table(
-    table: pa.Table, task: str, labels: Sequence[str], measures: str = "mosi"
+    table: pa.Table, task: str, labels: Sequence[str], measures: Measures = "mosi"
 ) -> Predicted:
+    """The labelled rows of a predictions table."""
     true = splits.targets(table, task, labels)
     kept = splits.labelled(true)
     table = table.filter(pa.array(kept))
-    return Predicted(
-        table, true[kept], _decisions(table["pred"], task, labels), task, tuple(labels), measures
-    )
+    pred = _decisions(table["pred"], task, labels)
+    return Predicted(table, true[kept], pred, task, tuple(labels), measures)
 
 
 def unit(table: pa.Table) -> tuple[str, np.ndarray]:
@@ -232,28 +306,31 @@ def _predict_split(
     if split == "test":
         rows = splits.held_out(table, run.fold)
         _log_test(run, store, len(rows))
-        path = run.verified(checkpoint.SPLIT)
-        used = files.read_json(path, shapes.SPLIT, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
-        if store.header.dataset == run.info["store"]["dataset"]:
-            ids = table["id"].to_pylist()
-            leaked = {ids[r] for r in rows} & {*used["train"], *used["dev"]}
-            if leaked:
-                some = f"{len(leaked)} test rows (first: {min(leaked)})"
-                raise DataError(
-                    f"{store.path}: {some} were used in training {run.path}; train again on the "
-                    "splits as they are now"
-                )
+        _check_unseen(run, store, rows)
     else:
-        plan = splits.plan(
-            table, splits.targets(table, run.spec.task, run.spec.labels), run.config.data, run.fold
-        )
-        rows = getattr(plan, split)
+        target = splits.targets(table, run.spec.task, run.spec.labels)
+        assigned = splits.assign(table, target, run.config.data, run.fold)
+        rows = assigned.train if split == "train" else assigned.dev
     if not len(rows):
-        raise DataError(
-            f"{store.path}: no {split} "
-            f"rows{'; evaluate another split, or train with --folds' if split == 'test' else ''}"
-        )
+        remedy = "; evaluate another split, or train with --folds" if split == "test" else ""
+        raise DataError(f"{store.path}: no {split} rows{remedy}")
     return predict_rows(run, store, rows, device=device)
+
+
+def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
+    """Raise DataError when test rows were used in training."""
+    path = run.verified(checkpoint.SPLIT)
+    used = files.read_json(path, SplitIds, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
+    if store.header.dataset != run.info.store.dataset:
+        return
+    ids = store.table()["id"].to_pylist()
+    leaked = {ids[row] for row in rows} & {*used.train, *used.dev}
+    if leaked:
+        some = f"{len(leaked)} test rows (first: {min(leaked)})"
+        raise DataError(
+            f"{store.path}: {some} were used in training {run.path}; train again on the splits as "
+            "they are now"
+        )
 
 
 def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
@@ -269,36 +346,29 @@ def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
     files.append_line(run.path / TEST_LOG, json.dumps(entry))
 
 
-def _predict(run: Run, model: nn.Module, part: Part) -> pa.Table:
-    spec, thresholds = run.spec, run.info["thresholds"]
+def _predict(run: Run, model: FusionModel, part: Part) -> pa.Table:
+    """The columns that `predict_rows` describes."""
+    spec, task, labels = run.spec, run.spec.task, run.spec.labels
     out = infer.infer(model, part)
     source = part.store.table().take(pa.array(out.rows))
-    columns: dict[str, Any] = {
-        k: source[k] for k in ("id", "dialogue", "speaker", "session", "tags")
-    }
-    columns["label" if spec.task == "single" else "targets"] = source[
-        "label" if spec.task == "single" else "targets"
-    ]
-    columns["pred"] = _named(
-        infer.decide(out.scores, spec.task, thresholds), spec.task, spec.labels
-    )
-    names = ["value"] if spec.task == "regression" else [f"p_{name}" for name in spec.labels]
-    columns.update({name: out.scores[:, c] for c, name in enumerate(names)})
-    for k, m in enumerate(spec.modalities):
-        columns[f"attention_{m}"] = (
-            pa.nulls(len(part), pa.float32()) if out.attention is None else out.attention[:, k]
-        )
-    columns["disagreement"] = (
-        pa.nulls(len(part), pa.float32())
-        if out.disagreement is None
-        else _null_nan(out.disagreement)
-    )
+    known = ("id", "dialogue", "speaker", "session", "tags")
+    columns: dict[str, Any] = {name: source[name] for name in known}
+    truth = "label" if task == "single" else "targets"
+    columns[truth] = source[truth]
+    pred = infer.decide(out.scores, task, run.result.thresholds)
+    columns["pred"] = _named(pred, task, labels)
+    names = ["value"] if task == "regression" else [f"p_{name}" for name in labels]
+    columns.update({name: out.scores[:, column] for column, name in enumerate(names)})
+    nothing = pa.nulls(len(part), pa.float32())
+    for place, m in enumerate(spec.modalities):
+        columns[f"attention_{m}"] = nothing if out.attention is None else out.attention[:, place]
+    said = out.disagreement
+    columns["disagreement"] = nothing if said is None else _null_nan(said)
     for m in spec.modalities:
-        head = None if out.unimodal is None else out.unimodal.get(m)
+        head = (out.unimodal or {}).get(m)
         if head is not None:
-            columns[f"pred_{m}"] = _named(
-                infer.decide(head, spec.task, [0.5] * len(spec.labels)), spec.task, spec.labels
-            )
+            alone = infer.decide(head, task, [0.5] * len(labels))
+            columns[f"pred_{m}"] = _named(alone, task, labels)
     return pa.table(columns)
 
 
@@ -306,10 +376,8 @@ def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
     if task == "single":
         return pa.array([labels[c] for c in pred], pa.string())
     if task == "multi":
-        return pa.array(
-            [[n for n, holds in zip(labels, row, strict=True) if holds] for row in pred],
-            pa.list_(pa.string()),
-        )
+        names = np.array(labels, dtype=object)
+        return pa.array([names[row].tolist() for row in pred], pa.list_(pa.string()))
     return pa.array(pred, pa.float64())
 
 
@@ -319,11 +387,12 @@ def _decisions(column: pa.ChunkedArray, task: str, labels: Sequence[str]) -> np.
     values = column.to_pylist()
     if task == "single":
         return np.array([index[v] for v in values], dtype=np.int64)
-    if task == "multi":
-        return np.array([[name in v for name in labels] for v in values], dtype=bool).reshape(
-            len(values), len(labels)
-        )
-    return np.array(values, dtype=float)
+    if task != "multi":
+        return np.array(values, dtype=float)
+    holds = np.zeros((len(values), len(labels)), dtype=bool)
+    for row, names in zip(holds, values, strict=True):
+        row[:] = [name in names for name in labels]
+    return holds
 
 
 def _null_nan(values: np.ndarray) -> pa.Array:
@@ -332,126 +401,139 @@ def _null_nan(values: np.ndarray) -> pa.Array:
 
 def _describe_predictions(
     run: Run, table: pa.Table, split: str, *, device: torch.device | str, store: FeatureStore
-) -> dict[str, Any]:
+) -> SingleMetrics:
     """The content of metrics.json for one run."""
-    spec = run.spec
+    spec, info = run.spec, run.result
     every = splits.targets(store.table(), spec.task, spec.labels)
     measures = measures_of(store, every)
     p = from_table(table, spec.task, spec.labels, measures)
     name, groups = unit(p.table)
-    found: dict[str, Any] = {
-        "format": "mer-metrics",
-        "version": 1,
-        "kind": "single",
-        "run": run.path.name,
-        "model": run.info["model"],
-        "dataset": store.header.dataset,
-        "split": split,
-        "task": spec.task,
-        "labels": list(spec.labels),
-        "select_metric": run.info["select_metric"],
-        "modalities": list(spec.modalities),
-        "fold": run.info["fold"],
-        "seed": run.info["seed"],
-        "untrained_encoders": [
-            m for m in spec.modalities if not store.header.modalities[m].trained
-        ],
-        "unlabelled": len(table) - len(p.table),
-        "metrics": infer.score(p.pred, p.true, spec.task, spec.labels, measures),
-        "interval": metrics.bootstrap(p.figures, groups, resamples=RESAMPLES),
-        "bootstrap": {
-            "unit": name,
-            "groups": len(np.unique(groups)),
-            "resamples": RESAMPLES,
-            "level": 0.95,
-        },
-        "thresholds": run.info["thresholds"],
-        "unseen": _unseen(run, p),
-    }
-    if spec.task == "regression":
-        found["measures"] = measures
-    heads = {
-        m: _decisions(p.table[f"pred_{m}"], spec.task, spec.labels)
-        for m in spec.modalities
-        if f"pred_{m}" in p.table.column_names
-    }
-    if heads:
-        scored = {
-            m: infer.score(pred, p.true, spec.task, spec.labels, measures)
-            for m, pred in heads.items()
-        }
-        found["unimodal"] = {
-            m: {k: v for k, v in s.items() if isinstance(v, float)} for m, s in scored.items()
-        }
-    if len(heads) > 1:
-        differ = _heads_differ(list(heads.values()), spec.task)
-        for part, rows in (("heads_agree", ~differ), ("heads_disagree", differ)):
-            found[part] = {
-                "n": int(rows.sum()),
-                "share": float(rows.mean()) if len(rows) else float("nan"),
-                **p.figures(rows),
-            }
-    attention = {m: p.table[f"attention_{m}"] for m in spec.modalities}
-    if all(column.null_count == 0 for column in attention.values()):
-        found["attention"] = {
-            m: float(np.mean(column.to_numpy())) if len(column) else float("nan")
-            for m, column in attention.items()
-        }
-    if p.table["disagreement"].null_count < len(p.table):
-        found.update(_disagreement(run, p, store, device))
-    if spec.task == "single":
-        scores = np.stack([p.table[f"p_{label}"].to_numpy() for label in spec.labels], axis=1)
-        found["calibration"] = {"ece": metrics.ece(scores.max(1, initial=0), p.pred == p.true)}
-    return metrics.jsonable(found)
+    modalities = store.header.modalities
+    heads = _heads(p, spec.modalities)
+    agree, disagree = _where_heads_agree(p, heads)
+    answered = p.table["disagreement"].null_count < len(p.table)
+    return defined(
+        SingleMetrics(
+            run=run.path.name,
+            model=info.model,
+            dataset=store.header.dataset,
+            split=split,
+            task=info.store.task,
+            labels=spec.labels,
+            select_metric=info.select_metric,
+            modalities=tuple(spec.modalities),
+            fold=info.fold,
+            seed=info.seed,
+            untrained_encoders=tuple(m for m in spec.modalities if not modalities[m].trained),
+            unlabelled=len(table) - len(p.table),
+            metrics=p.scores(),
+            interval=_interval(p.figures, groups),
+            bootstrap=bootstrap_of(name, groups),
+            thresholds=info.thresholds,
+            unseen=_unseen(info, p),
+            measures=measures if spec.task == "regression" else None,
+            unimodal={m: {**replace(p, pred=pred).figures()} for m, pred in heads.items()} or None,
+            heads_agree=agree,
+            heads_disagree=disagree,
+            attention=_attention(p, spec.modalities),
+            discrimination=discrimination(run, p, store, device) if answered else None,
+            inconsistent=_inconsistent(p),
+            calibration=_calibration(p),
+        )
+    )
 
 
-def _unseen(run: Run, p: Predicted) -> list[str]:
+def _interval(statistic: metrics.Statistic, groups: np.ndarray) -> dict[str, Any]:
+    """95 % interval of every figure, resampling whole groups."""
+    return metrics.bootstrap(statistic, groups, resamples=RESAMPLES)
+
+
+def bootstrap_of(unit_name: str, groups: np.ndarray) -> Bootstrap:
+    """What the intervals resample: `groups` (N,) names the one of each utterance."""
+    return Bootstrap(unit_name, len(np.unique(groups)), RESAMPLES, 0.95)
+
+
+def _unseen(info: FinishedInfo, p: Predicted) -> tuple[str, ...]:
     """Labels that some of these utterances have and none that trained had."""
-    learnt = run.info.get("label_counts") or {}
+    learnt = info.label_counts or {}
     there = splits.label_counts(p.true, p.task, p.labels)
-    return [name for name, count in there.items() if count and not learnt.get(name, 1)]
+    return tuple(name for name, count in there.items() if count and not learnt.get(name, 1))
+
+
+def _heads(p: Predicted, modalities: Iterable[str]) -> dict[str, np.ndarray]:
+    """What each modality's own head answers, where the model has such heads."""
+    there = [m for m in modalities if f"pred_{m}" in p.table.column_names]
+    return {m: _decisions(p.table[f"pred_{m}"], p.task, p.labels) for m in there}
+
+
+def _where_heads_agree(
+    p: Predicted, heads: dict[str, np.ndarray]
+) -> tuple[Subset | None, Subset | None]:
+    """The model where the unimodal heads agree, and where they do not; None without two heads."""
+    if len(heads) < 2:
+        return None, None
+    differ = _heads_differ(list(heads.values()), p.task)
+    found = []
+    for rows in (~differ, differ):
+        share = float(rows.mean()) if len(rows) else float("nan")
+        found.append(Subset(n=int(rows.sum()), share=share, figures={**p.figures(rows)}))
+    return found[0], found[1]
 
 
 def _heads_differ(heads: list[np.ndarray], task: str) -> np.ndarray:
     """(N,) bool: not all unimodal heads say the same. Regression: they differ in sign."""
     heads = [h > 0 for h in heads] if task == "regression" else heads
-    rows = [(h != heads[0]) if h.ndim == 1 else (h != heads[0]).any(1) for h in heads[1:]]
-    return np.any(rows, axis=0)
+    rows = [h != heads[0] for h in heads[1:]]
+    return np.any([row if row.ndim == 1 else row.any(1) for row in rows], axis=0)
 
 
-def _disagreement(
-    run: Run, p: Predicted, store: FeatureStore, device: torch.device | str
-) -> dict[str, Any]:
-    """How well the model's disagreement tells mismatched emotions: on shuffled pairs by label, and
-    on utterances tagged as inconsistent.
+def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:
+    """The mean share of [CLS] attention of each modality; None: the model has no such thing."""
+    columns = {m: p.table[f"attention_{m}"] for m in modalities}
+    if any(column.null_count for column in columns.values()):
+        return None
+    if not len(p.table):
+        return dict.fromkeys(columns)
+    return {m: float(np.mean(column.to_numpy())) for m, column in columns.items()}
 
-    Emotion discrimination has two unequal classes, so it is reported as AUC and balanced accuracy
-    at 0.5, never as accuracy.
+
+def _calibration(p: Predicted) -> Calibration | None:
+    """How well the probability of the chosen class is calibrated."""
+    if p.task != "single":
+        return None
+    scores = np.stack([p.table[f"p_{label}"].to_numpy() for label in p.labels], axis=1)
+    return Calibration(metrics.ece(scores.max(1, initial=0), p.pred == p.true))
+
+
+def _inconsistent(p: Predicted) -> TwoWay | None:
+    """How well the model's disagreement tells utterances that are tagged as inconsistent; None
+    without such utterances, or such a model.
     """
-    found: dict[str, Any] = {"discrimination": discrimination(run, p, store, device)}
-    tagged = np.array([UNEQUAL in (t or ()) for t in p.table["tags"].to_pylist()])
-    said = np.array(
-        [np.nan if v is None else v for v in p.table["disagreement"].to_pylist()], dtype=float
-    )
+    tagged = np.array([UNEQUAL in (tags or ()) for tags in p.table["tags"].to_pylist()], dtype=bool)
+    column = p.table["disagreement"].to_pylist()
+    said = np.array([np.nan if v is None else v for v in column], dtype=float)
     known = ~np.isnan(said)
-    if tagged[known].any():
-        found["inconsistent"] = {
-            "n": int(tagged[known].sum()),
-            "auc": metrics.auc(tagged[known], said[known]),
-            "balanced_accuracy": metrics.balanced_accuracy(tagged[known], said[known] > 0.5),
-        }
-    return found
+    if not tagged[known].any():
+        return None
+    return TwoWay(
+        n=int(tagged[known].sum()),
+        auc=metrics.auc(tagged[known], said[known]),
+        balanced_accuracy=metrics.balanced_accuracy(tagged[known], said[known] > 0.5),
+    )
 
 
 def discrimination(
     run: Run, p: Predicted, store: FeatureStore, device: torch.device | str
-) -> dict[str, Any]:
+) -> dict[str, TwoWay]:
     """ED on re-paired utterances: for every pair of modalities (m, n), m of utterance i with n of
     another utterance j, one j of the same emotion and one of another, drawn with a fixed seed. The
     reference is whether the labels differ.
+
+    The two classes are unequal, so it is reported as AUC and as balanced accuracy at 0.5, never as
+    accuracy.
     """
     spec = run.spec
-    place = {name: r for r, name in enumerate(store.table()["id"].to_pylist())}
+    place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
     rows = np.array([place[name] for name in p.table["id"].to_pylist()], dtype=np.int64)
     part = _part(run, store, rows, device)
     same, _ = same_emotion(torch.from_numpy(p.true), task=spec.task)
@@ -463,17 +545,23 @@ def discrimination(
         i, j, truth = first[keep], second[keep], differs[keep]
         said = []
         with torch.inference_mode():
-            for k in range(0, len(i), infer.BATCH):
-                a, b = part.batch(i[k : k + infer.BATCH]), part.batch(j[k : k + infer.BATCH])
-                said.append(model(_mixed(a, b, m, n)).disagreement.float().cpu().numpy())
+            for at in range(0, len(i), infer.BATCH):
+                a, b = (part.batch(index[at : at + infer.BATCH]) for index in (i, j))
+                said.append(_disagreement(model, _mixed(a, b, m, n)))
         score = np.concatenate(said) if said else np.zeros(0)
-        balanced = metrics.balanced_accuracy(truth, score > 0.5)
-        found[f"{m}-{n}"] = {
-            "pairs": len(i),
-            "auc": metrics.auc(truth, score),
-            "balanced_accuracy": balanced,
-        }
+        found[f"{m}-{n}"] = TwoWay(
+            pairs=len(i),
+            auc=metrics.auc(truth, score),
+            balanced_accuracy=metrics.balanced_accuracy(truth, score > 0.5),
+        )
     return found
+
+
+def _disagreement(model: FusionModel, batch: Batch) -> np.ndarray:
+    """(B,) of a model that answers it."""
+    answer = model(batch).disagreement
+    assert answer is not None
+    return answer.float().cpu().numpy()
 
 
 def _pairs(same: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -503,146 +591,140 @@ def _mixed(a: Batch, b: Batch, m: str, n: str) -> Batch:
     return Batch(x, lengths, a.target, a.row)
 
 
-def _aggregate(
-    run: Run, results: list[tuple[Run, pa.Table, dict]], split: str
-) -> tuple[dict[str, Any], pa.Table]:
+def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Table]:
     """Figures over the children: mean and deviation over folds (of the seeds' means) or over seeds;
     with folds also pooled over all held-out predictions. The interval resamples groups of the
     pooled predictions, each figure averaged over the seeds.
     """
-    first = results[0][0]
-    tables = [
-        table.append_column(
-            "fold", pa.array([child.fold.name if child.fold else None] * len(table), pa.string())
-        ).append_column("seed", pa.array([child.info["seed"]] * len(table), pa.int64()))
-        for child, table, _ in results
-    ]
-    whole = pa.concat_tables(tables)
-    measures = results[0][2].get("measures", "mosi")
-    p = from_table(whole, first.spec.task, first.spec.labels, measures)
+    info = run.info
+    assert isinstance(info, GroupInfo)
+    first = results[0].metrics
+    whole = pa.concat_tables([_with_origin(one) for one in results])
+    p = from_table(whole, first.task, first.labels, first.measures or "mosi")
     by_seed = seeds_of(p)
     name, groups = unit(by_seed[0].table)
-    scalars = [
-        k
-        for k, v in results[0][2]["metrics"].items()
-        if k != "n" and not isinstance(v, dict | list)
-    ]
-    runs = [
-        {
-            "run": c.path.name,
-            "fold": f["fold"] and f["fold"]["name"],
-            "seed": f["seed"],
-            "best_epoch": c.info["best_epoch"],
-            "metrics": {k: f["metrics"][k] for k in scalars},
-        }
-        for c, _, f in results
-    ]
-    folds = list(dict.fromkeys(r["fold"] for r in runs))
-    over = "folds" if run.info["folds"] else "seeds"
-    key = "fold" if over == "folds" else "seed"
-    values = {
-        k: [
-            _mean([r["metrics"][k] for r in runs if r[key] == g])
-            for g in dict.fromkeys(r[key] for r in runs)
-        ]
-        for k in scalars
-    }
-    pooled = {k: _mean([q.figures()[k] for q in by_seed]) for k in scalars}
-    common = (
-        "format",
-        "version",
-        "model",
-        "dataset",
-        "split",
-        "task",
-        "labels",
-        "select_metric",
-        "modalities",
-        "untrained_encoders",
+    rows = [_row(one) for one in results]
+    over = "folds" if info.folds else "seeds"
+    spread = _spread(rows, over)
+    there = [one.metrics for one in results]
+    found = GroupMetrics(
+        run=run.path.name,
+        model=first.model,
+        dataset=first.dataset,
+        split=first.split,
+        task=first.task,
+        labels=first.labels,
+        select_metric=first.select_metric,
+        modalities=first.modalities,
+        untrained_encoders=first.untrained_encoders,
+        over=over,
+        seeds=tuple(sorted({one.run.single.seed for one in results})),
+        folds=_folds_of(rows),
+        n=len(by_seed[0].table),
+        unlabelled=sum(one.unlabelled for one in there) // info.seeds,
+        metrics=Scores(figures={k: _mean(values) for k, values in spread.items()}),
+        sd={k: _deviation(values) for k, values in spread.items()},
+        pooled={**mean_figures(by_seed)} if info.folds else None,
+        interval=_interval(lambda index: mean_figures(by_seed, index), groups),
+        bootstrap=bootstrap_of(name, groups),
+        runs=tuple(rows),
+        confusion=_mean_confusion(by_seed),
+        measures=first.measures,
+        unseen=_unseen_of(there),
     )
-    found = {
-        **{k: results[0][2][k] for k in common},
-        "kind": "group",
-        "run": run.path.name,
-        "over": over,
-        "seeds": sorted({r["seed"] for r in runs}),
-        "folds": [f for f in folds if f],
-        "n": len(by_seed[0].table),
-        "unlabelled": sum(f["unlabelled"] for _, _, f in results) // run.info["seeds"],
-        "metrics": {k: _mean(v) for k, v in values.items()},
-        "sd": {k: _deviation(v) for k, v in values.items()},
-        "pooled": pooled if over == "folds" else None,
-        "interval": metrics.bootstrap(
-            lambda index: mean_figures(by_seed, index), groups, resamples=RESAMPLES
-        ),
-        "bootstrap": {
-            "unit": name,
-            "groups": len(np.unique(groups)),
-            "resamples": RESAMPLES,
-            "level": 0.95,
-        },
-        "runs": runs,
-    }
-    if first.spec.task == "single":
-        found["confusion"] = np.mean(
-            [infer.score(q.pred, q.true, "single", q.labels)["confusion"] for q in by_seed], axis=0
-        )
-    if first.spec.task == "regression":
-        found["measures"] = measures
-    found["unseen"] = sorted({name for _, _, f in results for name in f["unseen"]})
-    found |= mean_parts([f for _, _, f in results])
-    return metrics.jsonable(found), whole
+    return defined(replace(found, **mean_parts(there))), whole
 
 
-def mean_parts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics.json has beside the metrics, averaged over runs.
+def _folds_of(rows: list[GroupRow]) -> tuple[str, ...]:
+    """The names of the folds, each once."""
+    return tuple(dict.fromkeys(row.fold for row in rows if row.fold))
 
-    Where the heads agree, or disagree: over the runs that have such utterances; `without` counts
-    the others.
-    """
-    found: dict[str, Any] = {}
-    for part in (
-        "unimodal",
-        "heads_agree",
-        "heads_disagree",
-        "discrimination",
-        "inconsistent",
-        "attention",
-        "calibration",
-    ):
-        if all(part in f for f in results):
-            found[part] = _mean_tree([f[part] for f in results])
-            if part.startswith("heads_"):
-                there = [f[part] for f in results if f[part]["n"]]
-                found[part] |= {
-                    k: v
-                    for k, v in (_mean_tree(there) if there else {}).items()
-                    if k not in ("n", "share")
-                }
-                found[part]["without"] = len(results) - len(there)
+
+def _unseen_of(results: list[SingleMetrics]) -> tuple[str, ...]:
+    """Labels that nobody had in the training of some run."""
+    return tuple(sorted(set().union(*(one.unseen or () for one in results))))
+
+
+def _with_origin(one: Evaluated) -> pa.Table:
+    """A run's predictions with its fold and its seed as columns."""
+    fold, size = one.run.fold, len(one.table)
+    folds = pa.array([fold.name if fold else None] * size, pa.string())
+    seeds = pa.array([one.run.single.seed] * size, pa.int64())
+    return one.table.append_column("fold", folds).append_column("seed", seeds)
+
+
+def _row(one: Evaluated) -> GroupRow:
+    """What a group's metrics say of one of its runs."""
+    fold = one.metrics.fold
+    return GroupRow(
+        run=one.run.path.name,
+        fold=None if fold is None else fold.name,
+        seed=one.metrics.seed,
+        best_epoch=one.run.result.best_epoch,
+        metrics=one.metrics.metrics.figures,
+    )
+
+
+def _spread(rows: list[GroupRow], over: str) -> dict[str, list[float]]:
+    """Every figure of every seed; or of every fold, averaged over the seeds."""
+    keys = [row.fold if over == "folds" else row.seed for row in rows]
+    found: dict[str, list[float]] = {}
+    for name in rows[0].metrics:
+        for key in dict.fromkeys(keys):
+            mine = [row.metrics[name] for row, of in zip(rows, keys, strict=True) if of == key]
+            found.setdefault(name, []).append(_mean(mine))
     return found
 
 
+def _mean_confusion(by_seed: Sequence[Predicted]) -> Confusion | None:
+    """The confusion matrix, averaged over the seeds."""
+    if by_seed[0].task != "single":
+        return None
+    matrices = [metrics.confusion(p.true, p.pred, len(p.labels)) for p in by_seed]
+    return np.mean(matrices, axis=0).tolist()
+
+
+def mean_parts(results: Sequence[Metrics]) -> dict[str, Any]:
+    """What metrics.json has beside the metrics, averaged over runs; by the names of its keys."""
+    found: dict[str, Any] = {}
+    for part in ("unimodal", "discrimination", "inconsistent", "attention", "calibration"):
+        records = [getattr(one, part) for one in results]
+        if None not in records:
+            kind = typed.hints(Metrics)[part]
+            found[part] = convert(kind, _mean_tree([typed.tree(record) for record in records]))
+    for part in ("heads_agree", "heads_disagree"):
+        subsets = [getattr(one, part) for one in results]
+        if None not in subsets:
+            found[part] = _mean_subset(subsets)
+    return found
+
+
+def _mean_subset(subsets: list[Subset]) -> Subset:
+    """The mean over runs; of figures over the runs that have such utterances, as `without` counts
+    the others.
+    """
+    there = [subset for subset in subsets if subset.n]
+    figures = _mean_tree([subset.figures for subset in there or subsets])
+    return Subset(
+        n=_mean([subset.n for subset in subsets]),
+        share=_mean([subset.share for subset in subsets]),
+        figures=figures,
+        without=len(subsets) - len(there),
+    )
+
+
 def seeds_of(p: Predicted) -> list[Predicted]:
-    """One `Predicted` a seed (all folds together), with the rows of all seeds in the same order."""
+    """One `Predicted` per seed (all folds together), with the rows of all seeds in the same
+    order.
+    """
     if "seed" not in p.table.column_names:
         return [p]
     seed = np.array(p.table["seed"].to_pylist())
     ids = np.array(p.table["id"].to_pylist())
     parts = []
-    for s in np.unique(seed):
-        rows = np.flatnonzero(seed == s)
-        rows = rows[np.argsort(ids[rows], kind="stable")]
-        parts.append(
-            Predicted(
-                p.table.take(pa.array(rows)),
-                p.true[rows],
-                p.pred[rows],
-                p.task,
-                p.labels,
-                p.measures,
-            )
-        )
+    for one in np.unique(seed):
+        rows = np.flatnonzero(seed == one)
+        parts.append(p.take(rows[np.argsort(ids[rows], kind="stable")]))
     return parts
 
 
@@ -650,12 +732,14 @@ def mean_figures(
     by_seed: Sequence[Predicted], index: np.ndarray | slice = slice(None)
 ) -> dict[str, float]:
     """Every metric on the same rows, averaged over the seeds."""
-    figures = [q.figures(index) for q in by_seed]
-    return {k: float(np.mean([f[k] for f in figures])) for k in figures[0]}
+    figures = [p.figures(index) for p in by_seed]
+    return {name: _mean([found[name] for found in figures]) for name in figures[0]}
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    return float(np.mean(values)) if values and None not in values else float("nan")
+    """NaN for no values, and where one of them is undefined."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else float("nan")
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -664,14 +748,20 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _mean_tree(trees: list[Any]) -> Any:
-    if isinstance(trees[0], dict):
-        return {k: _mean_tree([t[k] for t in trees if k in t]) for k in trees[0]}
-    return _mean(trees)
+    """The mean of every leaf; a key that some lack, over those that have it."""
+    if not isinstance(trees[0], dict):
+        return _mean(trees)
+    made = {}
+    for key in trees[0]:
+        made[key] = _mean_tree([one[key] for one in trees if key in one])
+    return made
 
 
-def _write(folder: Path, stem: str, found: dict[str, Any], table: pa.Table) -> None:
+def _write(folder: Path, stem: str, found: Metrics, table: pa.Table) -> None:
+    """Write predictions, and the metrics with their sha256."""
     sha256 = _write_parquet(table, folder / f"predictions{stem}.parquet")
-    files.write_json(folder / f"metrics{stem}.json", {**found, "predictions_sha256": sha256})
+    sealed = replace(found, predictions_sha256=sha256)
+    files.write_json(folder / f"metrics{stem}.json", typed.tree(sealed))
 
 
 def _write_parquet(table: pa.Table, path: Path) -> str:

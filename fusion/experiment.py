@@ -5,24 +5,34 @@ folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from mer.fusion import checkpoint, files, splits
+from mer.fusion import checkpoint, files, splits, typed
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
+from mer.fusion.records import GroupInfo
 from mer.fusion.splits import Fold
-from mer.fusion.train import Note, check, check_folder, explain, fit, identity
+from mer.fusion.train import Note, check_config, check_folder, explain, fit, identity
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore
 
 MOST_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a group: the name of its folder, its fold and its configuration."""
+
+    name: str
+    fold: Fold | None
+    config: TrainConfig
 
 
 def train(
@@ -38,97 +48,120 @@ def train(
     processes: Processes = ALONE,
     lock: bool = True,
 ) -> Run:
-    """Train into `folder` (None: a new `runs/<dataset>-<model>-<n>`, or the one that this very
-    command began before).
+    """Train one model, or one for every seed and fold. What is finished is not trained again.
 
-    `seeds` N trains with seeds s, s+1, ... s+N-1 (s is `train.seed`); `folds` leaves one session,
-    speaker or dialogue out in turn, with a dev part carved from the rest. What is finished is not
-    trained again. `lock` as in `mer.pipeline.runtime.hold.hold`.
+    Args:
+        store: The features.
+        config: The model and how it is trained.
+        folder: The run folder; None: a new `runs/<dataset>-<model>-<n>`, or the one that this very
+            command began before.
+        seeds: How many, from `train.seed` on: s, s + 1, ...
+        folds: session, speaker or dialogue: leave one of them out in turn, with a dev part carved
+            from the rest.
+        runs: Where new run folders go.
+        device: Where to train.
+        note: Told what the user should know, line by line.
+        processes: Those that train together.
+        lock: As in `mer.pipeline.runtime.hold.hold`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        DataError: The folder holds another run, the options do not fit the store, or a training
+            failed.
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
-    check(store, config)
+    check_config(store, config)
     table = store.table()
     target = splits.targets(table, store.header.task, store.header.labels)
     parts: list[Fold | None] = [None]
     if folds is not None:
-        parts, notes = splits.folds(table, target, folds, seed=config.data.split_seed)
-        for n in notes:
-            note(n)
+        made, notes = splits.folds(table, target, folds, seed=config.data.split_seed)
+        parts = list(made)
+        for line in notes:
+            note(line)
     key = checkpoint.store_key(store)
     grouped = seeds > 1 or folds is not None
     wanted = identity(config, key, seeds, folds) if grouped else identity(config, key, None)
     stem = f"{store.header.dataset}-{config.model}"
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
-    for m, info in store.header.modalities.items():
-        if not info.trained:
-            note(
-                f"{m}: features of an UNTRAINED encoder ({info.encoder}); figures say nothing "
-                "about a real one"
-            )
-    if not grouped:
-        plan = splits.plan(table, target, config.data, labels=store.header.labels)
-        processes.agree(lambda: check_folder(folder, config, key, wanted))
-        with _alone_in(folder, processes, note, lock):
+    _name_untrained(store, note)
+
+    def fit_into(place: Path, one: TrainConfig, fold: Fold | None) -> Run:
+        split = splits.assign(table, target, one.data, fold, labels=store.header.labels)
+        if grouped and place.is_symlink():
+            raise DataError(f"{place}: a link where a run folder should be; remove it")
+        if not grouped:
+            processes.agree(lambda: check_folder(place, one, key, wanted))
+        with _alone_in(place, processes, note, lock):
             return fit(
-                store, config, folder, plan=plan, device=device, note=note, processes=processes
+                store,
+                one,
+                place,
+                split=split,
+                fold=fold,
+                device=device,
+                note=note,
+                processes=processes,
             )
 
-    children: list[tuple[str, Fold | None, TrainConfig]] = []
-    for f in parts:
-        for seed in range(config.train.seed, config.train.seed + seeds):
-            name = "-".join(
-                [
-                    *([f"fold-{_plain(f.name)}"] if f else []),
-                    *([f"seed-{seed}"] if seeds > 1 else []),
-                ]
-            )
-            children.append((name, f, replace(config, train=replace(config.train, seed=seed))))
-    if len({name for name, _, _ in children}) < len(children):
-        raise DataError(
-            f"--folds {folds}: two groups have the same name once written as a folder name; "
-            "rename them"
-        )
-    info = {
-        "format": "mer-run",
-        "version": checkpoint.VERSION,
-        "kind": "group",
-        "identity": wanted,
-        "store_key": key,
-        "model": config.model,
-        "seeds": seeds,
-        "folds": folds,
-        "children": [name for name, _, _ in children],
-        "features": str(Path(store.path).resolve()),
-        "store": checkpoint.describe_store(store),
-        "finished": False,
-    }
+    if not grouped:
+        return fit_into(folder, config, None)
+    jobs = _jobs(config, seeds, parts)
+    info = GroupInfo(
+        identity=wanted,
+        store_key=key,
+        model=config.model,
+        seeds=seeds,
+        folds=folds,
+        children=tuple(job.name for job in jobs),
+        features=str(Path(store.path).resolve()),
+        store=checkpoint.describe_store(store),
+        finished=False,
+    )
     processes.agree(lambda: _check_group(folder, info, config))
     with _alone_in(folder, processes, note, lock):
         # again: another one may just have begun
         there = processes.agree(lambda: _check_group(folder, info, config))
         if processes.first and there is None:
-            files.write_json(folder / checkpoint.INFO, info)
-        for k, (name, fold, one) in enumerate(children):
-            note(f"[{k + 1}/{len(children)}] {name}")
-            plan = splits.plan(table, target, one.data, fold, labels=store.header.labels)
-            if (folder / name).is_symlink():
-                raise DataError(f"{folder / name}: a link where a run folder should be; remove it")
-            with _alone_in(folder / name, processes, note, lock):
-                fit(
-                    store,
-                    one,
-                    folder / name,
-                    plan=plan,
-                    fold=fold,
-                    device=device,
-                    note=note,
-                    processes=processes,
-                )
-        info["finished"] = True
+            files.write_json(folder / checkpoint.INFO, typed.tree(info))
+        for number, job in enumerate(jobs, start=1):
+            note(f"[{number}/{len(jobs)}] {job.name}")
+            fit_into(folder / job.name, job.config, job.fold)
+        done = replace(info, finished=True)
         if processes.first and not (there and there.finished):
-            files.write_json(folder / checkpoint.INFO, info)
-    return Run(folder, info)
+            files.write_json(folder / checkpoint.INFO, typed.tree(done))
+    return Run(folder, done)
+
+
+def _name_untrained(store: FeatureStore, note: Note) -> None:
+    """Say which features come from encoders that nobody trained."""
+    for m, modality in store.header.modalities.items():
+        if not modality.trained:
+            note(
+                f"{m}: features of an UNTRAINED encoder ({modality.encoder}); figures say nothing "
+                "about a real one"
+            )
+
+
+def _jobs(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> list[Job]:
+    """Every fold with every seed."""
+    jobs = []
+    for fold in folds:
+        for seed in range(config.train.seed, config.train.seed + seeds):
+            name = [f"fold-{_plain(fold.name)}"] if fold else []
+            name += [f"seed-{seed}"] if seeds > 1 else []
+            one = replace(config, train=replace(config.train, seed=seed))
+            jobs.append(Job("-".join(name), fold, one))
+    if len({job.name for job in jobs}) < len(jobs):
+        by = next(fold.by for fold in folds if fold)
+        raise DataError(
+            f"--folds {by}: two groups have the same name once written as a folder name; rename "
+            "them"
+        )
+    return jobs
 
 
 @contextmanager
@@ -152,17 +185,16 @@ def _alone_in(folder: Path, processes: Processes, note: Note, lock: bool) -> Ite
         yield
 
 
-def _check_group(folder: Path, info: dict, config: TrainConfig) -> Run | None:
+def _check_group(folder: Path, info: GroupInfo, config: TrainConfig) -> Run | None:
     """The group of this identity that `folder` holds, None if it is free; anything else there is
     left alone (DataError).
     """
     if (folder / checkpoint.INFO).exists():
         there = Run.open(folder)
-        if there.info["identity"] != info["identity"]:
-            single = there.info["kind"] == "single"
+        if there.info.identity != info.identity:
             reason = (
-                explain(there, info["store_key"], config)
-                if single
+                explain(there, info.store_key, config)
+                if not isinstance(there.info, GroupInfo)
                 else "other configuration, seeds, folds or store"
             )
             raise DataError(f"{folder}: holds another run ({reason}); choose another --out")
@@ -174,14 +206,12 @@ def _check_group(folder: Path, info: dict, config: TrainConfig) -> Run | None:
 
 def _default_folder(runs: Path, stem: str, wanted: str, note: Note) -> Path:
     stem = _plain(stem)
-    taken = {
-        int(m[1]): p
-        for p in runs.glob(f"{stem}-*")
-        if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))
-    }
+    numbered = re.compile(re.escape(stem) + r"-(\d+)")
+    matches = ((path, numbered.fullmatch(path.name)) for path in runs.glob(f"{stem}-*"))
+    taken = {int(found[1]): path for path, found in matches if found}
     for path in taken.values():
         try:
-            if (path / checkpoint.INFO).exists() and Run.open(path).info["identity"] == wanted:
+            if (path / checkpoint.INFO).exists() and Run.open(path).info.identity == wanted:
                 return path
         except DataError as error:  # of another training, perhaps
             note(f"{error} (left aside)")

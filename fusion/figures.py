@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mer.fusion import checkpoint, data, files, infer, metrics, shapes, splits
+from mer.fusion import checkpoint, data, evaluate, files, infer, metrics, splits
 from mer.fusion.checkpoint import Run
+from mer.fusion.records import Epoch, Figures, GroupMetrics, Metrics, SingleMetrics
+from mer.pipeline.runtime.terminal import escape
 from mer.pipeline.store import FeatureStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Pick = Callable[[Epoch], Mapping[str, float | None]]
 
 COLOURS = {"text": "#1f77b4", "audio": "#d62728", "vision": "#2ca02c"}
 OTHERS = ("#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#bcbd22", "#e377c2", "#7f7f7f", "#000000")
@@ -38,42 +42,50 @@ FONTS = (
 )
 MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
-HEADLINE = {"single": "ua", "multi": "weighted_f1", "mosi": "acc2_has0", "sims": "sims_acc2"}
 
 
 def write(
     run: Run,
-    found: dict[str, Any],
+    found: SingleMetrics | GroupMetrics,
     folder: Path,
     *,
     features: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Path]:
-    """Draw all that `run` has into `folder`.
+    """Draw all that a run has, as PNG and SVG.
 
-    `found` is what `mer.fusion.evaluate.evaluate` returned; `features` is the store (None: the one
-    it was trained on), whose dev rows are pictured.
+    Args:
+        run: A finished run.
+        found: What `mer.fusion.evaluate.evaluate` returned for it.
+        folder: Where the pictures go.
+        features: The store whose dev rows are pictured; None: the one that it was trained on.
+        device: Where the model runs.
+
+    Returns:
+        The files.
+
+    Raises:
+        DataError: The run is damaged.
+        KeyMismatchError: The store is of another recipe or of other labels.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with style():
-        for name, figure in [
-            *of_results(run, found),
-            *of_features(run.children[0], features, device),
-        ]:
+        pictures = [*of_results(run, found), *of_features(run.children[0], features, device)]
+        for name, figure in pictures:
             for kind in ("png", "svg"):
                 drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
                 metadata = {"Date": None} if kind == "svg" else None
                 figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
                 raw = drawn.getvalue()
                 if kind == "svg":
-                    raw = shapes.spelled(raw.decode()).encode()
+                    raw = escape(raw.decode(), breaks=True).encode()
                 files.write_bytes(folder / f"{name}.{kind}", raw)
                 written.append(folder / f"{name}.{kind}")
     return written
 
 
-def inline(run: Run, found: dict[str, Any]) -> list[str]:
+def inline(run: Run, found: SingleMetrics | GroupMetrics) -> list[str]:
     """The pictures that need no store, as `<svg>` elements for an HTML page; their text
     stays text.
     """
@@ -95,18 +107,18 @@ def _element(figure: Figure) -> str:
     return file.getvalue().partition("<!DOCTYPE")[2].partition(">")[2].strip()
 
 
-def of_results(run: Run, found: dict[str, Any]) -> list[tuple[str, Figure]]:
+def of_results(run: Run, found: SingleMetrics | GroupMetrics) -> list[tuple[str, Figure]]:
     """(name, figure) of what the metrics and the logs hold."""
     logs = [read_log(child) for child in run.children]
-    chosen = found["select_metric"]
+    chosen = found.select_metric
     pictures = {
         "confusion": confusion(found),
         "unimodal": unimodal(found),
-        "attention": bars(found.get("attention"), "[CLS] attention", "share"),
+        "attention": bars(found.attention, "[CLS] attention", "share"),
         "losses": curves(logs, terms, "training loss terms, unweighted", log=True),
         "dev": curves(
             logs,
-            lambda e: {chosen: e["dev"].get(chosen)},
+            lambda entry: {chosen: entry.dev.get(chosen)},
             f"dev {metrics.TITLES.get(chosen, chosen)}",
         ),
     }
@@ -134,7 +146,7 @@ def of_results(run: Run, found: dict[str, Any]) -> list[tuple[str, Figure]]:
 
 
 @contextmanager
-def style(**more: Any):
+def style(**more: Any) -> Iterator[None]:
     """Settings that end with the drawing.
 
     The same run gives the same file: no random ids. Names are text, never formulas; a letter that
@@ -146,7 +158,7 @@ def style(**more: Any):
     here = set(fontManager.get_font_names())
     fonts = ["DejaVu Sans", *(name for name in FONTS if name in here)]
     spines = {f"axes.spines.{side}": False for side in ("top", "right")}
-    looks = {
+    looks: dict[Any, Any] = {
         "svg.hashsalt": "mer",
         "font.family": fonts,
         "font.size": 9,
@@ -159,7 +171,7 @@ def style(**more: Any):
         yield
 
 
-def new(width: float = 5.0, height: float = 3.4, **grid) -> tuple[Figure, Any]:
+def new(width: float = 5.0, height: float = 3.4, **grid: Any) -> tuple[Figure, Any]:
     """A figure of its own (no pyplot, no global state) and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -169,91 +181,62 @@ def new(width: float = 5.0, height: float = 3.4, **grid) -> tuple[Figure, Any]:
     return figure, figure.subplots(**grid)
 
 
-def read_log(run: Run) -> list[dict[str, Any]]:
-    """An entry an epoch."""
+def read_log(run: Run) -> list[Epoch]:
+    """Its epochs."""
     path = run.verified(checkpoint.LOG)
     again = checkpoint.AGAIN
     lines = files.read_text(path, again).splitlines()
-    return [files.read_json(path, shapes.EPOCH, again, text=line) for line in lines]
+    return [files.read_json(path, Epoch, again, text=line) for line in lines]
 
 
 # ---- Over epochs
 
 
-def under(prefix: str) -> Callable[[dict], dict[str, float]]:
+def under(prefix: str) -> Pick:
     """The diagnostics of an epoch whose name begins with `prefix`, without it."""
-    return lambda entry: {
-        k.removeprefix(prefix): v
-        for k, v in entry.get("diagnostics", {}).items()
-        if k.startswith(prefix)
-    }
+
+    def pick(entry: Epoch) -> Figures:
+        there = [name for name in entry.diagnostics if name.startswith(prefix)]
+        return {name.removeprefix(prefix): entry.diagnostics[name] for name in there}
+
+    return pick
 
 
-def terms(entry: dict) -> dict[str, float]:
-    return {k: v for k, v in entry["train"].items() if k != "total"}
+def terms(entry: Epoch) -> Figures:
+    """The loss terms of an epoch, without their sum."""
+    return {name: value for name, value in entry.train.items() if name != "total"}
 
 
-def overlap(entry: dict) -> dict[str, float]:
-    return {
-        k.split("/")[1]: v
-        for k, v in entry.get("diagnostics", {}).items()
-        if k.startswith("dictionary/") and k.endswith("/overlap")
-    }
+def overlap(entry: Epoch) -> Figures:
+    """How much the dictionaries of two modalities share, by space."""
+    names = [name for name in entry.diagnostics if name.startswith("dictionary/")]
+    names = [name for name in names if name.endswith("/overlap")]
+    return {name.split("/")[1]: entry.diagnostics[name] for name in names}
 
 
 def curves(
-    logs: list[list[dict]],
-    pick: Callable[[dict], dict[str, float | None]],
-    title: str,
-    *,
-    log: bool = False,
-    share: bool = False,
+    logs: list[list[Epoch]], pick: Pick, title: str, *, log: bool = False, share: bool = False
 ) -> Figure | None:
-    """One line a name: mean over the logs, the range between them shaded.
+    """One line per name: mean over the logs, the range between them shaded.
 
     None when no epoch has such a value.
     """
-    from matplotlib.ticker import SymmetricalLogLocator
-
-    names = list(dict.fromkeys(k for entries in logs for e in entries for k in pick(e)))
+    picked = [[pick(entry) for entry in entries] for entries in logs]
+    names = list(dict.fromkeys(_names(picked)))
     if not names:
         return None
     figure, axes = new(5.6, max(3.2, 0.6 + 0.17 * len(names)))
-    longest = max(map(len, logs))
-    looks = iter([(colour, dash) for dash in DASHES for colour in OTHERS] * (1 + len(names) // 24))
+    looks = _looks(len(names))
     for name in names:
-        values = np.full((len(logs), longest), np.nan)
-        for row, entries in zip(values, logs, strict=True):
-            picked = [pick(e).get(name) for e in entries]
-            row[: len(entries)] = [np.nan if v is None else v for v in picked]
+        values = _over_epochs(picked, name)
         epochs = np.flatnonzero(~np.isnan(values).all(0))
         if len(epochs):
-            seen = values[:, epochs]
             colour, dash = (COLOURS[name], "-") if name in COLOURS else next(looks)
-            look = {"color": colour, "linestyle": dash, "marker": "." if len(epochs) == 1 else ""}
-            axes.plot(
-                epochs + 1,
-                np.nanmean(seen, 0),
-                label=name.replace("->", " \N{RIGHTWARDS ARROW} "),
-                **look,
-            )
-            if len(logs) > 1:
-                axes.fill_between(
-                    epochs + 1,
-                    np.nanmin(seen, 0),
-                    np.nanmax(seen, 0),
-                    color=colour,
-                    alpha=0.15,
-                    linewidth=0,
-                )
+            _draw_line(axes, epochs + 1, values[:, epochs], name, colour, dash)
     axes.set(title=title, xlabel="epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if log:
-        axes.set_yscale("symlog", linthresh=1e-3)
-        axes.yaxis.set(
-            major_locator=SymmetricalLogLocator(base=10, linthresh=1e-3, subs=(1, 3)),
-            major_formatter="{x:g}",
-        )
+        _logarithmic(axes)
     if share:  # from 0, with room for a line that lies there
         top = axes.get_ylim()[1]
         axes.set_ylim(-0.03 * top, top)
@@ -262,57 +245,99 @@ def curves(
     return figure
 
 
+def _names(picked: list[list[Mapping[str, float | None]]]) -> Iterator[str]:
+    for entries in picked:
+        for values in entries:
+            yield from values
+
+
+def _looks(lines: int) -> Iterator[tuple[str, str]]:
+    """A colour and a dash for each of so many lines; they come again when all are used."""
+    pairs = [(colour, dash) for dash in DASHES for colour in OTHERS]
+    return iter(pairs * (1 + lines // len(pairs)))
+
+
+def _over_epochs(picked: list[list[Mapping[str, float | None]]], name: str) -> np.ndarray:
+    """(logs, epochs), NaN where there is no value."""
+    values = np.full((len(picked), max(map(len, picked))), np.nan)
+    for row, entries in zip(values, picked, strict=True):
+        there = [entry.get(name) for entry in entries]
+        row[: len(entries)] = [np.nan if value is None else value for value in there]
+    return values
+
+
+def _draw_line(
+    axes: Any, epochs: np.ndarray, values: np.ndarray, name: str, colour: str, dash: str
+) -> None:
+    """The mean over the logs, and the range between them."""
+    axes.plot(
+        epochs,
+        np.nanmean(values, 0),
+        label=name.replace("->", " \N{RIGHTWARDS ARROW} "),
+        color=colour,
+        linestyle=dash,
+        marker="." if len(epochs) == 1 else "",
+    )
+    if len(values) > 1:
+        low, high = np.nanmin(values, 0), np.nanmax(values, 0)
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic axis that also shows 0 and what is below."""
+    from matplotlib.ticker import SymmetricalLogLocator
+
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.yaxis.set(
+        major_locator=SymmetricalLogLocator(base=10, linthresh=1e-3, subs=(1, 3)),
+        major_formatter="{x:g}",
+    )
+
+
 # ---- Of the test figures
 
 
-def confusion(found: dict[str, Any]) -> Figure | None:
+def confusion(found: SingleMetrics | GroupMetrics) -> Figure | None:
     """Rows are the reference; colour is the share of the row, numbers are counts."""
-    matrix = found.get("confusion") or found["metrics"].get("confusion")
+    matrix = evaluate.reference_by_answer(found)
     if not matrix:
         return None
-    counts, labels = np.array(matrix, dtype=float), found["labels"]
+    counts, labels = np.array(matrix, dtype=float), found.labels
     size = 1.8 + 0.5 * len(labels)
     figure, axes = new(size + 0.6, size)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(counts):
-        axes.text(
-            j,
-            i,
-            f"{count:.0f}",
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if share[i, j] > 0.5 else "black",
-        )
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        text = f"{count:.0f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.set(
         xlabel="predicted",
         ylabel="reference",
-        title=f"{found['model']} on {found['dataset']} {found['split']}",
+        title=f"{found.model} on {found.dataset} {found.split}",
     )
     figure.colorbar(image, ax=axes, label="share of the row")
     return figure
 
 
-def unimodal(found: dict[str, Any]) -> Figure | None:
+def unimodal(found: Metrics) -> Figure | None:
     """The headline figure of each modality's own head beside the whole model's."""
-    regression = found["task"] == "regression"
-    metric = HEADLINE[found.get("measures", "mosi") if regression else found["task"]]
-    if "unimodal" not in found:
+    if found.unimodal is None:
         return None
-    values = {m: f.get(metric) for m, f in found["unimodal"].items()} | {
-        "all": found["metrics"].get(metric)
-    }
+    metric = metrics.HEADLINE[found.task]
+    values = {m: figures.get(metric) for m, figures in found.unimodal.items()}
+    values["all"] = found.metrics.figures.get(metric)
     return bars(values, "each modality alone, and all", metrics.TITLES[metric])
 
 
-def bars(values: dict[str, float | None] | None, title: str, label: str) -> Figure | None:
+def bars(values: Figures | None, title: str, label: str) -> Figure | None:
+    """One bar per name."""
     if not values:
         return None
     figure, axes = new(1.2 + 0.8 * len(values), 3)
-    heights = [np.nan if v is None else v for v in values.values()]
+    heights = [np.nan if value is None else value for value in values.values()]
     drawn = axes.bar(list(values), heights, color=[COLOURS.get(m, "#7f7f7f") for m in values])
     axes.bar_label(drawn, fmt="%.3f", fontsize=7)
     axes.set(title=title, ylabel=label)
@@ -326,34 +351,29 @@ def of_features(
     run: Run, features: Path | None, device: torch.device | str
 ) -> list[tuple[str, Figure]]:
     """From dev rows, so that no picture opens the test part."""
-    model = run.model(device)
+    model: Any = run.model(device)
     if not hasattr(model, "spaces"):
         return []
     spec = run.spec
-    with FeatureStore(run.info["features"] if features is None else features) as store:
+    spaces, activations, targets = [], [], []
+    with FeatureStore(run.info.features if features is None else features) as store:
         checkpoint.check_store(run, store)
         table = store.table()
-        target = splits.targets(table, spec.task, spec.labels)
-        rows = splits.plan(table, target, run.config.data, run.fold).dev
-        part = data.part(store, spec, run.config.data, rows, target[rows], device=device)
-        spaces, activations, targets = [], [], []
+        every = splits.targets(table, spec.task, spec.labels)
+        rows = splits.assign(table, every, run.config.data, run.fold).dev
+        part = data.part(store, spec, run.config.data, rows, every[rows], device=device)
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
                 spaces.append(model.spaces(batch))
-                activations.append(
-                    model.activations(batch) if hasattr(model, "activations") else {}
-                )
                 targets.append(batch.target)
+                if hasattr(model, "activations"):
+                    activations.append(model.activations(batch))
     target = torch.cat(targets).cpu().numpy()
-    pictures = [("spaces", scatter(spaces, spec.task))]
-    for space in activations[0]:
-        activation = torch.cat([a[space] for a in activations], 1).float().cpu().numpy()
-        pictures.append(
-            (
-                f"atoms-{space}",
-                atoms(activation, groups(target, spec.task, spec.labels), model.modalities, space),
-            )
-        )
+    classes = groups(target, spec.task, spec.labels)
+    pictures = [("spaces", scatter(spaces))]
+    for space in activations[0] if activations else ():
+        whole = torch.cat([one[space] for one in activations], 1).float().cpu().numpy()
+        pictures.append((f"atoms-{space}", atoms(whole, classes, model.modalities, space)))
     return pictures
 
 
@@ -381,16 +401,15 @@ def principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat, share
 
 
-def scatter(spaces: list[dict[str, dict[str, torch.Tensor]]], task: str) -> Figure:
+def scatter(spaces: list[dict[str, dict[str, torch.Tensor]]]) -> Figure:
     """Shared and specific parts in one plane: decoupling shows as shared parts that mix and
     specific ones that do not.
     """
-    names = list(spaces[0]["shared"])
-    points = {
-        (kind, m): torch.cat([s[kind][m] for s in spaces]).float().cpu().numpy()[:MOST_POINTS]
-        for kind in spaces[0]
-        for m in names
-    }
+    points = {}
+    for kind in spaces[0]:
+        for m in spaces[0]["shared"]:
+            whole = torch.cat([space[kind][m] for space in spaces])
+            points[kind, m] = whole.float().cpu().numpy()[:MOST_POINTS]
     flat, share = principal(np.concatenate(list(points.values())))
     figure, axes = new(5.4, 4)
     at = 0
@@ -414,28 +433,18 @@ def scatter(spaces: list[dict[str, dict[str, torch.Tensor]]], task: str) -> Figu
 
 
 def atoms(
-    activation: np.ndarray, classes: dict[str, np.ndarray], modalities: tuple[str, ...], space: str
+    activation: np.ndarray,
+    classes: dict[str, np.ndarray],
+    modalities: Sequence[str],
+    space: str,
 ) -> Figure:
     """Mean activation (M, N, K) by class and modality, atoms sorted by use: equal columns say that
     modalities share atoms.
     """
     order = np.argsort(-activation.mean((0, 1)), kind="stable")[:SHOWN_ATOMS]
-    figure, axes = new(
-        6.5,
-        0.8 + 0.28 * len(classes) * len(modalities),
-        nrows=len(modalities),
-        sharex=True,
-        squeeze=False,
-    )
-    means = np.array(
-        [
-            [
-                a[rows].mean(0) if rows.any() else np.full(a.shape[1], np.nan)
-                for rows in classes.values()
-            ]
-            for a in activation
-        ]
-    )
+    height = 0.8 + 0.28 * len(classes) * len(modalities)
+    figure, axes = new(6.5, height, nrows=len(modalities), sharex=True, squeeze=False)
+    means = np.array([_means(one, classes.values()) for one in activation])
     top = np.nanmax(means)
     for axis, m, values in zip(axes[:, 0], modalities, means, strict=True):
         image = axis.imshow(
@@ -447,3 +456,9 @@ def atoms(
     figure.suptitle(f"dictionary activation by class, {space} space")
     figure.colorbar(image, ax=axes[:, 0].tolist(), label="mean activation")
     return figure
+
+
+def _means(activation: np.ndarray, classes: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The mean row of each class, NaN where it has none."""
+    none = np.full(activation.shape[1], np.nan)
+    return [activation[rows].mean(0) if rows.any() else none for rows in classes]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,13 +18,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from mer.fusion import shapes
+from mer.fusion.typed import Misfit, convert
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.files import temporary_for
+from mer.pipeline.runtime import files as runtime_files
 from mer.pipeline.runtime.limits import JSON_NUMBER_DIGITS, RUN_JSON_BYTES
+from mer.pipeline.runtime.terminal import shown
 
+T = TypeVar("T")
 SEAL = "sha256"
 # safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.
 LEFT_BEHIND = re.compile(r"\.tmp[A-Za-z0-9]{6}|\..+\.tmp-\d+")
@@ -42,11 +45,13 @@ def damaged(path: Path, why: Any, remedy: str) -> DataError:
     Returns:
         The error, to be raised.
     """
-    return DataError(f"{path}: damaged ({shapes.brief(why)}); {remedy}")
+    return DataError(f"{path}: damaged ({shown(why)}); {remedy}")
 
 
 @contextmanager
-def opened(path: Path, remedy: str, *, missing: str = "no such file") -> Iterator[IO[bytes]]:
+def opened(
+    path: Path, remedy: str, *, missing: str = "no such file"
+) -> Iterator[io.BufferedReader]:
     """A regular file to read. A pipe or device is refused instead of being waited for.
 
     Raises:
@@ -91,14 +96,13 @@ def read_text(path: Path, remedy: str, *, most: int = RUN_JSON_BYTES) -> str:
 
 
 def read_json(
-    path: Path, shape: Any, remedy: str, *, text: str | None = None, most: int = RUN_JSON_BYTES
-) -> Any:
-    """The JSON of a file of a run folder, of the shape that `mer.fusion.shapes` says, without its
-    seal.
+    path: Path, kind: type[T], remedy: str, *, text: str | None = None, most: int = RUN_JSON_BYTES
+) -> T:
+    """The JSON of a file of a run folder as `kind`, without its seal.
 
     Args:
         path: The file; its name opens every message.
-        shape: What it must hold.
+        kind: What it must hold: a class of `mer.fusion.records`, or dict.
         remedy: What helps when it does not.
         text: A line of the file, when that alone is to be read.
         most: Bytes of the file at most.
@@ -120,9 +124,10 @@ def read_json(
         raise damaged(path, "half a surrogate pair", remedy) from None
     except (ValueError, RecursionError) as error:
         raise damaged(path, error if text.strip() else "empty", remedy) from None
-    if found := shapes.fault(value, shape):
-        raise damaged(path, found, remedy)
-    return value
+    try:
+        return convert(kind, value)
+    except Misfit as error:
+        raise damaged(path, error, remedy) from None
 
 
 def seal(value: Any) -> str:
@@ -158,22 +163,21 @@ def publishing(path: Path) -> Iterator[IO[bytes]]:
     It is opened exclusively: a link that somebody placed under its name is not followed, and what
     `path` itself links to stays as it is.
 
+    Args:
+        path: Where the file is to appear.
+
+    Yields:
+        The file to write to.
+
     Raises:
         OSError: It cannot be written; names `path`, also where a library hid the cause.
+        DataError: A device or pipe is there.
     """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_for(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
+        with runtime_files.publishing(path) as temporary:
+            with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
                 yield file
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except DataError:
         raise
     except Exception as error:
@@ -227,7 +231,7 @@ def tidy(folder: Path) -> None:
         if not LEFT_BEHIND.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
         if (found := re.fullmatch(r"\.(.+)\.tmp-\d+", path.name)) is not None:
-            temporary_for(folder / found[1])
+            runtime_files.sweep(folder, found[1])
         else:
             path.unlink(missing_ok=True)
 

@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from mer.fusion import metrics
 from mer.fusion.data import Part
 from mer.fusion.losses.supervised import task_loss
+from mer.fusion.models.base import FusionModel
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """In the order of `rows` (N,).
+class Answers:
+    """What a model says of the rows of a part, in the order of `rows` (N,).
 
-    `scores` (N, C): probabilities (single: rows sum to 1; multi: one a label), or the value (N, 1).
-    `unimodal[m]` the same from one modality; `attention` (N, M) in the order of the model's
+    `scores` (N, C): probabilities (single: rows sum to 1; multi: one per label), or the value
+    (N, 1). `unimodal[m]` the same from one modality; `attention` (N, M) in the order of the model's
     modalities; `disagreement` (N,). `loss`: the task's own loss over the labelled rows.
     """
 
@@ -37,55 +38,52 @@ class Outputs:
     loss: float
 
 
-def infer(model: nn.Module, part: Part) -> Outputs:
+def infer(model: FusionModel, part: Part) -> Answers:
     """Predict every row of `part`, in fp32 and eval mode."""
     task = part.spec.task
-    place, kept = [], []
+    order = part.in_order(BATCH)
+    if not order:
+        return _no_answers(part)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        order = part.in_order(BATCH)
-        for index, batch in zip(order, part.batches(order), strict=True):
-            p = model(batch)
-            place.append(index)
-            kept.append((p.logits, p.unimodal, p.attention, p.disagreement))
+        kept = [model(batch) for batch in part.batches(order)]
     model.train(was_training)
-    back = (
-        np.argsort(np.concatenate(place), kind="stable") if place else np.zeros(0, dtype=np.int64)
-    )
+    back = torch.from_numpy(np.argsort(np.concatenate(order), kind="stable"))
 
-    def join(pieces: list) -> torch.Tensor | None:
-        return (
-            None
-            if not pieces or pieces[0] is None
-            else torch.cat(pieces).float().cpu()[torch.from_numpy(back)]
-        )
+    def join(pieces: list[Tensor]) -> Tensor:
+        return torch.cat(pieces).float().cpu()[back]
 
-    logits = join([k[0] for k in kept])
-    if logits is None:
-        logits = torch.zeros(0, part.spec.outputs)
-    heads = kept[0][1] if kept else None
-    unimodal = (
-        None if heads is None else {m: _scores(join([k[1][m] for k in kept]), task) for m in heads}
-    )
-    attention, disagreement = join([k[2] for k in kept]), join([k[3] for k in kept])
-    return Outputs(
+    def join_if_any(pieces: list[Tensor | None]) -> np.ndarray | None:
+        there = [piece for piece in pieces if piece is not None]
+        return join(there).numpy() if there else None
+
+    logits = join([p.logits for p in kept])
+    heads = [p.unimodal for p in kept if p.unimodal is not None]
+    names = heads[0] if heads else {}
+    unimodal = {m: _scores(join([head[m] for head in heads]), task) for m in names}
+    return Answers(
         part.rows,
         _scores(logits, task),
-        unimodal,
-        None if attention is None else attention.numpy(),
-        None if disagreement is None else disagreement.numpy(),
+        unimodal if heads else None,
+        join_if_any([p.attention for p in kept]),
+        join_if_any([p.disagreement for p in kept]),
         float(task_loss(logits, part.target.cpu(), task=task)),
     )
 
 
-def _scores(logits: torch.Tensor, task: str) -> np.ndarray:
+def _no_answers(part: Part) -> Answers:
+    """For a part without rows."""
+    logits = torch.zeros(0, part.spec.outputs)
+    loss = float(task_loss(logits, part.target.cpu(), task=part.spec.task))
+    return Answers(part.rows, _scores(logits, part.spec.task), None, None, None, loss)
+
+
+def _scores(logits: Tensor, task: str) -> np.ndarray:
     logits = logits.double()
-    return {
-        "single": lambda: logits.softmax(1),
-        "multi": logits.sigmoid,
-        "regression": lambda: logits,
-    }[task]().numpy()
+    if task == "single":
+        return logits.softmax(1).numpy()
+    return (logits.sigmoid() if task == "multi" else logits).numpy()
 
 
 def decide(scores: np.ndarray, task: str, thresholds: Sequence[float] | None) -> np.ndarray:
@@ -107,14 +105,18 @@ def score(
     return metrics.REGRESSIONS[measures](target[:, 0], pred)
 
 
-def scalars(task: str, labels: Sequence[str], measures: str = "mosi") -> list[str]:
+def figures(
+    pred: np.ndarray, target: np.ndarray, task: str, labels: Sequence[str], measures: str = "mosi"
+) -> dict[str, float]:
+    """Those of `score` that are one number."""
+    found = score(pred, target, task, labels, measures)
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def names_of_figures(task: str, labels: Sequence[str], measures: str = "mosi") -> list[str]:
     """Names of the task's figures that are one number."""
-    shape = {"single": 0, "multi": (0, len(labels)), "regression": (0, 1)}[task]
-    none = np.zeros(shape, dtype=np.int64)
-    found = score(none[:, 0] if task == "regression" else none, none, task, labels, measures)
-    return [k for k, v in found.items() if isinstance(v, float)]
-
-
-def headline(task: str) -> str:
-    """The metric that selects an epoch unless `train.select_metric` names another."""
-    return {"single": "wf1", "multi": "weighted_f1", "regression": "mae"}[task]
+    target = np.zeros((0, 1 if task == "regression" else len(labels)), dtype=np.int64)
+    if task == "single":
+        target = target[:, 0]
+    pred = target[:, 0] if task == "regression" else target
+    return list(figures(pred, target, task, labels, measures))

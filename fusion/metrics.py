@@ -7,26 +7,27 @@ UA    unweighted accuracy: mean recall over the classes present in the reference
 WF1   sum_c n_c/N F1_c, with n_c the reference count. macro_f1: mean F1 over the classes present in
       reference or prediction.
       (The same conventions as scikit-learn's accuracy, balanced accuracy and f1_score.)
+
 Regression has two conventions, both as MMSA defines them (`measures_of` says which is whose).
+
 "mosi", for [-3, 3] (CMU-MOSI, MOSEI): acc2_has0 compares >= 0 with >= 0 on all samples; acc2_non0
-compares
-> 0 with > 0 where the reference is not 0; acc7 and acc5 clip to +-3 and +-2, round half to even and
-compare; F1 is WF1 of the two.
+compares > 0 with > 0 where the reference is not 0; acc7 and acc5 clip to +-3 and +-2, round half to
+even and compare; F1 is WF1 of the two.
+
 "sims", for [-1, 1] (CH-SIMS): reference and prediction are clipped to +-1 for every figure, MAE and
-Pearson among them; sims_acc2,
-sims_acc3 and sims_acc5 compare the bins that end, each with its upper end, at 0 (so that 0 counts
-as negative), at -0.1 and 0.1, and at
--0.7, -0.1, 0.1 and 0.7; the ends are compared in float32, in which labels are stored. sims_f1 is
-WF1 of the two of sims_acc2.
+Pearson among them. sims_acc2, sims_acc3 and sims_acc5 compare the bins that end, each with its
+upper end, at 0 (so that 0 counts as negative), at -0.1 and 0.1, and at -0.7, -0.1, 0.1 and 0.7; the
+ends are compared in float32, in which labels are stored. sims_f1 is WF1 of the two of sims_acc2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+Measures = Literal["mosi", "sims"]
 NAN = float("nan")
 TITLES = {  # as printed, in this order
     "wa": "WA",
@@ -52,13 +53,15 @@ TITLES = {  # as printed, in this order
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
 }
+# the figure that chooses an epoch, decides a comparison and is pictured, unless another is named
+HEADLINE = {"single": "wf1", "multi": "weighted_f1", "regression": "mae"}
 CORPUS = {"mosi": "CMU-MOSI", "sims": "CH-SIMS"}  # whose measures they are
 SIMS_ENDS = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}  # inner ends of the bins
 LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
 
 
 def confusion(true: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
-    """(C, C) counts, a row a reference class, a column a predicted one."""
+    """(C, C) counts, one row per reference class, one column per predicted one."""
     return np.bincount(
         np.asarray(true) * classes + np.asarray(pred), minlength=classes * classes
     ).reshape(classes, classes)
@@ -205,7 +208,7 @@ def _bins(values: np.ndarray, ends: Sequence[float]) -> np.ndarray:
     return np.searchsorted(np.array(ends, np.float32), values.astype(np.float32), side="left")
 
 
-def measures_of(dataset: str, target: np.ndarray | None) -> str:
+def measures_of(dataset: str, target: np.ndarray | None) -> Measures:
     """By whose definitions a corpus of regression targets is scored: "sims" or "mosi".
 
     A corpus that is named after one of them has its measures; SIMS only if its targets are within
@@ -214,6 +217,9 @@ def measures_of(dataset: str, target: np.ndarray | None) -> str:
     Args:
         dataset: The name of the corpus.
         target: All its targets, NaN where there is none; None: unknown.
+
+    Returns:
+        Whose measures.
     """
     name = dataset.lower()
     known = np.zeros(0) if target is None else target[np.isfinite(target)]

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -67,15 +67,8 @@ class Processes:
             [float(p.grad is not None) for p in parameters], device=parameters[0].device
         )
         # One message: the gradients end to end, then which of them there are.
-        flat = torch.cat(
-            [
-                *(
-                    (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                    for p in parameters
-                ),
-                used,
-            ]
-        )
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), used])
         dist.all_reduce(flat)
         *summed, used = flat.split([*(p.numel() for p in parameters), len(parameters)])
         for p, gradient, anyone in zip(parameters, summed, used.tolist(), strict=True):
@@ -85,7 +78,7 @@ class Processes:
         """The value of every process, in the order of their ranks."""
         if self.size == 1:
             return [value]
-        found: list = [None] * self.size
+        found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
 
@@ -93,16 +86,16 @@ class Processes:
         """`call()`, made by the first process alone, for all of them; its MerError, too."""
         if self.size == 1:
             return call()
-        found: list = [None]
+        found: list[Any] = [None]
         if self.first:
             try:
                 found = [(call(), None)]
             except MerError as error:
                 found = [(None, error)]
         dist.broadcast_object_list(found, src=0)
-        value, error = found[0]
-        if error is not None:
-            raise error
+        value, failed = found[0]
+        if failed is not None:
+            raise failed
         return value
 
 

@@ -8,7 +8,6 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,17 +15,27 @@ from mer.fusion import evaluate, metrics
 from mer.fusion import figures as pictures
 from mer.fusion.checkpoint import AGAIN, CONFIG, Run
 from mer.fusion.files import read_text
-from mer.fusion.infer import headline
-from mer.fusion.metrics import TITLES
-from mer.fusion.shapes import brief, spelled
+from mer.fusion.metrics import HEADLINE, TITLES
+from mer.fusion.records import (
+    Bootstrap,
+    Comparison,
+    Difference,
+    Figures,
+    GroupMetrics,
+    Metrics,
+    SingleMetrics,
+    defined,
+)
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import escape
+from mer.pipeline.runtime.terminal import escape, shown
 
 PLAIN = frozenset({"mae", "pearson", "ece"})  # printed as they are; everything else as a percentage
 
 
 @dataclass(frozen=True)
 class Table:
+    """A title, the heads of the columns, and rows of as many cells."""
+
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -46,191 +55,181 @@ def number(name: str, value: float | None, *, signed: bool = False) -> str:
 
 
 def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
-    return (
-        "–"
-        if not bounds or len(bounds) != 2 or None in bounds
-        else f"{number(name, bounds[0])} … {number(name, bounds[1])}"
-    )
+    if not bounds or len(bounds) != 2 or None in bounds:
+        return "–"
+    return f"{number(name, bounds[0])} … {number(name, bounds[1])}"
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
+def _spread(bootstrap: Bootstrap) -> str:
+    """The head of a column of intervals."""
+    return f"95 % interval ({bootstrap.groups} {bootstrap.unit}s)"
+
+
+def tables(found: SingleMetrics | GroupMetrics) -> list[Table]:
     """The content of a metrics.json, most important first."""
-    figures = [k for k in TITLES if k in found["metrics"]]
-    group = found["kind"] == "group"
-    where = (
-        f"{found['model']} on {found['dataset']} {found['split']}, "
-        f"{found['n'] if group else found['metrics']['n']} utterances"
-    )
-    if "measures" in found:
-        where += f", measures of {metrics.CORPUS[found['measures']]}"
-    unit = found["bootstrap"]
-    spread = f"95 % interval ({unit['groups']} {unit['unit']}s)"
-    if not group:
-        rows = [
-            (TITLES[k], number(k, found["metrics"][k]), _interval(k, found["interval"].get(k)))
-            for k in figures
-        ]
-        made = [Table(where, ("", "value", spread), tuple(rows))]
+    names = [name for name in TITLES if name in found.metrics.figures]
+    if isinstance(found, GroupMetrics):
+        made = [_group_table(found, names), _runs_table(found, names)]
     else:
-        count = len(found["folds"]) or len(found["seeds"])
-        seeds = (
-            f", {len(found['seeds'])} seeds each"
-            if found["folds"] and len(found["seeds"]) > 1
-            else ""
-        )
-        columns = [
-            "",
-            f"mean ± sd over {count} {found['over']}{seeds}",
-            *(["pooled"] if found["pooled"] else []),
-            spread,
-        ]
-        rows = []
-        for k in figures:
-            row = [TITLES[k], f"{number(k, found['metrics'][k])} ± {number(k, found['sd'].get(k))}"]
-            row += [number(k, found["pooled"].get(k))] if found["pooled"] else []
-            rows.append((*row, _interval(k, found["interval"].get(k))))
-        made = [Table(where, tuple(columns), tuple(rows))]
-        made.append(
-            Table(
-                "runs",
-                ("run", "epoch", *(TITLES[k] for k in figures)),
-                tuple(
-                    (
-                        r["run"],
-                        str(r["best_epoch"]),
-                        *(number(k, r["metrics"].get(k)) for k in figures),
-                    )
-                    for r in found["runs"]
-                ),
-            )
-        )
-    if per_class := found["metrics"].get("per_class"):
-        cells = [
-            (
-                name,
-                number("f1", c["precision"]),
-                number("f1", c["recall"]),
-                number("f1", c["f1"]),
-                str(c["support"]),
-            )
-            for name, c in per_class.items()
-        ]
-        made.append(Table("per class", ("", "precision", "recall", "F1", "n"), tuple(cells)))
-    parts = [(f"{m} alone", None, found["unimodal"][m]) for m in found.get("unimodal", {})]
-    parts += [
-        (name.replace("_", " "), found[name]["share"], found[name])
-        for name in ("heads_agree", "heads_disagree")
-        if name in found
-    ]
-    if parts:
-        made.append(
-            Table(
-                "unimodal heads, and the model where they agree and disagree",
-                ("", "share", *(TITLES[k] for k in figures)),
-                tuple(
-                    (name, number("share", share), *(number(k, f.get(k)) for k in figures))
-                    for name, share, f in parts
-                ),
-            )
-        )
-    told = [(f"re-paired {pair}", d) for pair, d in found.get("discrimination", {}).items()]
-    told += [("tagged inconsistent", found["inconsistent"])] if "inconsistent" in found else []
-    if told:
-        rows = [
-            (name, number("auc", d["auc"]), number("auc", d["balanced_accuracy"]))
-            for name, d in told
-        ]
-        made.append(
-            Table("telling apart what disagrees", ("", "AUC", "balanced accuracy"), tuple(rows))
-        )
-    other = [
-        (f"[CLS] attention on {m}", number("share", v))
-        for m, v in found.get("attention", {}).items()
-    ]
-    other += (
-        [("calibration error (ECE)", number("ece", found["calibration"]["ece"]))]
-        if "calibration" in found
-        else []
+        made = [_single_table(found, names)]
+    others = (_per_class(found), _heads(found, names), _told_apart(found), _more(found))
+    return made + [table for table in others if table.rows]
+
+
+def _title(found: Metrics, utterances: float | None) -> str:
+    title = f"{found.model} on {found.dataset} {found.split}, {utterances} utterances"
+    if found.measures is not None:
+        title += f", measures of {metrics.CORPUS[found.measures]}"
+    return title
+
+
+def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
+    rows = []
+    for name in names:
+        interval = _interval(name, found.interval.get(name))
+        rows.append((TITLES[name], number(name, found.metrics[name]), interval))
+    columns = ("", "value", _spread(found.bootstrap))
+    return Table(_title(found, found.metrics.n), columns, tuple(rows))
+
+
+def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
+    count = len(found.folds) or len(found.seeds)
+    several = found.folds and len(found.seeds) > 1
+    seeds = f", {len(found.seeds)} seeds each" if several else ""
+    rows = []
+    for name in names:
+        mean, sd = number(name, found.metrics[name]), number(name, found.sd.get(name))
+        pooled = [number(name, found.pooled.get(name))] if found.pooled else []
+        interval = _interval(name, found.interval.get(name))
+        rows.append((TITLES[name], f"{mean} ± {sd}", *pooled, interval))
+    columns = (
+        "",
+        f"mean ± sd over {count} {found.over}{seeds}",
+        *(["pooled"] if found.pooled else []),
+        _spread(found.bootstrap),
     )
-    if other:
-        made.append(Table("more", ("", "value"), tuple(other)))
-    return made
+    return Table(_title(found, found.n), columns, tuple(rows))
+
+
+def _runs_table(found: GroupMetrics, names: Sequence[str]) -> Table:
+    rows = [(run.run, str(run.best_epoch), *_numbers(run.metrics, names)) for run in found.runs]
+    return Table("runs", ("run", "epoch", *_titles(names)), tuple(rows))
+
+
+def _per_class(found: Metrics) -> Table:
+    rows = []
+    for name, one in (found.metrics.per_class or {}).items():
+        shares = [number("f1", share) for share in (one.precision, one.recall, one.f1)]
+        rows.append((name, *shares, str(one.support)))
+    return Table("per class", ("", "precision", "recall", "F1", "n"), tuple(rows))
+
+
+def _heads(found: Metrics, names: Sequence[str]) -> Table:
+    rows = []
+    for m, figures in (found.unimodal or {}).items():
+        rows.append((f"{m} alone", number("share", None), *_numbers(figures, names)))
+    for name, subset in (
+        ("heads agree", found.heads_agree),
+        ("heads disagree", found.heads_disagree),
+    ):
+        if subset is not None:
+            share = number("share", subset.share)
+            rows.append((name, share, *_numbers(subset.figures, names)))
+    title = "unimodal heads, and the model where they agree and disagree"
+    return Table(title, ("", "share", *_titles(names)), tuple(rows))
+
+
+def _told_apart(found: Metrics) -> Table:
+    told = {f"re-paired {pair}": one for pair, one in (found.discrimination or {}).items()}
+    if found.inconsistent is not None:
+        told["tagged inconsistent"] = found.inconsistent
+    rows = []
+    for name, one in told.items():
+        rows.append((name, number("auc", one.auc), number("auc", one.balanced_accuracy)))
+    columns = ("", "AUC", "balanced accuracy")
+    return Table("telling apart what disagrees", columns, tuple(rows))
+
+
+def _more(found: Metrics) -> Table:
+    rows = []
+    for m, share in (found.attention or {}).items():
+        rows.append((f"[CLS] attention on {m}", number("share", share)))
+    if found.calibration is not None:
+        rows.append(("calibration error (ECE)", number("ece", found.calibration.ece)))
+    return Table("more", ("", "value"), tuple(rows))
+
+
+def _titles(names: Sequence[str]) -> list[str]:
+    return [TITLES[name] for name in names]
+
+
+def _numbers(figures: Figures, names: Sequence[str]) -> list[str]:
+    return [number(name, figures.get(name)) for name in names]
 
 
 def dev_table(run: Run) -> Table:
     """What the trainer knows: the dev figures of the chosen epoch of every child."""
-    runs = run.children
-    figures = [k for k in TITLES if k in runs[0].info["dev"]]
-    rows = [
-        (
-            c.path.name,
-            str(c.info["best_epoch"]),
-            *(number(k, c.info["dev"].get(k)) for k in figures),
-        )
-        for c in runs
-    ]
-    return Table(
-        "dev (it chose the epoch, so it flatters)",
-        ("run", "epoch", *(TITLES[k] for k in figures)),
-        tuple(rows),
-    )
+    children = run.children
+    names = [name for name in TITLES if name in children[0].result.dev]
+    rows = []
+    for child in children:
+        info = child.result
+        rows.append((child.path.name, str(info.best_epoch), *_numbers(info.dev, names)))
+    title = "dev (it chose the epoch, so it flatters)"
+    return Table(title, ("run", "epoch", *_titles(names)), tuple(rows))
 
 
-def remarks(found: dict[str, Any]) -> list[str]:
+def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
-    if found["untrained_encoders"]:
-        names = " and ".join(found["untrained_encoders"])
+    if found.untrained_encoders:
+        names = " and ".join(found.untrained_encoders)
         said.append(
             f"UNTRAINED ENCODERS ({names}: random weights): the figures say nothing about real "
             "ones."
         )
-    if found["unlabelled"]:
-        said.append(f"{found['unlabelled']} utterances without a label are not counted.")
-    if unseen := found.get("unseen"):
+    if found.unlabelled:
+        said.append(f"{found.unlabelled} utterances without a label are not counted.")
+    if found.unseen:
         said.append(
-            f"Training had no utterance of {brief(', '.join(unseen))}: whatever has that label "
-            "here is missed."
+            f"Training had no utterance of {shown(', '.join(found.unseen))}: whatever has that "
+            "label here is missed."
         )
     if one := _only_class(found):
         said.append(
-            f"Every labelled utterance here is {brief(one)}: WA and UA of 100 % are what a "
+            f"Every labelled utterance here is {shown(one)}: WA and UA of 100 % are what a "
             "constant answer gets."
         )
-    if found["bootstrap"]["unit"] == "utterance":
+    if found.bootstrap.unit == "utterance":
         fewest = f"fewer than {evaluate.FEWEST_UNITS} dialogues, sessions or speakers are known"
         said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
-    for part in ("heads_agree", "heads_disagree"):
-        if without := found.get(part, {}).get("without"):
-            what = (
-                f"{without} of {len(found['runs'])} runs have no utterances where the "
-                f"{part.replace('_', ' ')}"
-            )
+    runs = len(found.runs) if isinstance(found, GroupMetrics) else 1
+    for name, subset in (("agree", found.heads_agree), ("disagree", found.heads_disagree)):
+        if subset is not None and subset.without:
+            what = f"{subset.without} of {runs} runs have no utterances where the heads {name}"
             said.append(f"{what}; that row leaves them out.")
     return said
 
 
-def _only_class(found: dict[str, Any]) -> str | None:
+def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
     """The class that all the reference has, if it is one."""
-    matrix = found.get("confusion") or found["metrics"].get("confusion") or []
-    there = [name for name, row in zip(found["labels"], matrix, strict=False) if sum(row)]
-    return there[0] if len(there) == 1 and len(found["labels"]) > 1 else None
+    matrix = evaluate.reference_by_answer(found) or ()
+    there = [name for name, row in zip(found.labels, matrix, strict=False) if sum(row)]
+    return there[0] if len(there) == 1 and len(found.labels) > 1 else None
 
 
 def plain(table: Table) -> str:
     """Aligned text, first column to the left."""
     cells = [tuple(map(escape, row)) for row in (table.columns, *table.rows)]
-    width = [max(len(row[c]) for row in cells) for c in range(len(table.columns))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(width[0]), *(v.rjust(w) for v, w in zip(row[1:], width[1:], strict=True))]
-        )
-        for row in cells
-    ]
-    return "\n".join([escape(table.title), *lines])
+    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [escape(table.title)]
+    for first, *others in cells:
+        aligned = [cell.rjust(size) for cell, size in zip(others, width[1:], strict=True)]
+        lines.append("  ".join([first.ljust(width[0]), *aligned]))
+    return "\n".join(lines)
 
 
-def show(found: dict[str, Any], *, terminal: bool) -> None:
+def show(found: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:
     """Print the tables to stdout: with rich on a terminal, else as aligned text."""
     if not terminal:
         print("\n\n".join([*map(plain, tables(found)), *map(escape, remarks(found))]))
@@ -254,104 +253,104 @@ def show(found: dict[str, Any], *, terminal: bool) -> None:
 # ---- Comparison
 
 
-def compare(first: Run, second: Run, *, metric: str | None = None) -> dict[str, Any]:
-    """Second minus first on the same test rows: every metric (mean over seeds), its difference, and
-    the paired interval of that.
+def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison:
+    """Second minus first on the same test rows, with a paired bootstrap.
 
     Resamples groups (dialogues) and scores both runs on the same draw, so that what is hard for
-    both cancels. `verdict` is of `metric` (None: the task's own): better or worse when the interval
-    leaves out 0, else undecided.
+    both cancels.
+
+    Args:
+        first: An evaluated run.
+        second: Another one.
+        metric: The figure that decides; None: the task's own.
+
+    Returns:
+        Every metric (mean over seeds), its difference and the interval of that. The verdict is
+        better or worse when the interval leaves out 0, else undecided.
+
+    Raises:
+        DataError: They were not tested on the same rows and labels by the same measures, or there
+            are no predictions of them.
     """
     a, b = _predictions(first), _predictions(second)
-    if a[0].task != b[0].task or a[0].labels != b[0].labels:
-        raise DataError(
-            f"{first.path} and {second.path} have other tasks or labels; only the same test rows "
-            "can be compared"
-        )
-    if a[0].measures != b[0].measures:
-        raise DataError(
-            f"{first.path} and {second.path} are scored by other measures; run `mer evaluate` on "
-            "both again"
-        )
-    ids = [q[0].table["id"].to_pylist() for q in (a, b)]
-    if ids[0] != ids[1] or not np.array_equal(a[0].true, b[0].true):
-        common = len(set(ids[0]) & set(ids[1]))
-        rows = f"{len(ids[0])} and {len(ids[1])}, {common} in common"
-        raise DataError(
-            f"{first.path} and {second.path} were not tested on the same rows and labels ({rows})"
-        )
+    _check_comparable(first, second, a[0], b[0])
     unit, groups = evaluate.unit(a[0].table)
     left, right = evaluate.mean_figures(a), evaluate.mean_figures(b)
+    metric = metric or HEADLINE[a[0].task]
+    if metric not in left:
+        raise DataError(f"--metric {metric}: known are {', '.join(left)}")
 
     def difference(index: np.ndarray) -> dict[str, float]:
         x, y = evaluate.mean_figures(a, index), evaluate.mean_figures(b, index)
-        return {k: y[k] - x[k] for k in x}
+        return {name: y[name] - x[name] for name in x}
 
-    metric = metric or headline(a[0].task)
-    if metric not in left:
-        raise DataError(f"--metric {metric}: known are {', '.join(left)}")
     interval = metrics.bootstrap(difference, groups, resamples=evaluate.RESAMPLES)
-    found = {
-        "first": str(first.path),
-        "second": str(second.path),
-        "n": len(ids[0]),
-        "seeds": [len(a), len(b)],
-        "metric": metric,
-        "bootstrap": {
-            "unit": unit,
-            "groups": len(np.unique(groups)),
-            "resamples": evaluate.RESAMPLES,
-            "level": 0.95,
-        },
-        "metrics": {
-            k: {
-                "first": left[k],
-                "second": right[k],
-                "difference": right[k] - left[k],
-                "interval": interval[k],
-            }
-            for k in left
-        },
-    }
-    low, high = interval[metric]
-    gains, losses = (
-        (high < 0, low > 0) if metric in metrics.LOWER_IS_BETTER else (low > 0, high < 0)
-    )
-    found["verdict"] = "better" if gains else "worse" if losses else "undecided"
-    return metrics.jsonable(found)
-
-
-def comparison_table(found: dict[str, Any]) -> Table:
-    unit = found["bootstrap"]
-    rows = []
-    for k, f in found["metrics"].items():
-        figures = (
-            number(k, f["first"]),
-            number(k, f["second"]),
-            number(k, f["difference"], signed=True),
+    differences = {}
+    for name, x in left.items():
+        y = right[name]
+        differences[name] = Difference(x, y, y - x, tuple(interval[name]))
+    return defined(
+        Comparison(
+            first=str(first.path),
+            second=str(second.path),
+            n=len(a[0].true),
+            seeds=(len(a), len(b)),
+            metric=metric,
+            bootstrap=evaluate.bootstrap_of(unit, groups),
+            metrics=differences,
+            verdict=_verdict(metric, *interval[metric]),
         )
-        rows.append((TITLES.get(k, k), *figures, _interval(k, f["interval"])))
-    columns = (
-        "",
-        Path(found["first"]).name,
-        Path(found["second"]).name,
-        "difference",
-        f"95 % interval ({unit['groups']} {unit['unit']}s)",
     )
-    return Table(
-        f"{found['second']} minus {found['first']}, {found['n']} utterances", columns, tuple(rows)
-    )
+
+
+def _check_comparable(
+    first: Run, second: Run, a: evaluate.Predicted, b: evaluate.Predicted
+) -> None:
+    """Raise DataError unless both were tested on the same rows and labels by the same measures."""
+    both = f"{first.path} and {second.path}"
+    if a.task != b.task or a.labels != b.labels:
+        raise DataError(
+            f"{both} have other tasks or labels; only the same test rows can be compared"
+        )
+    if a.measures != b.measures:
+        raise DataError(f"{both} are scored by other measures; run `mer evaluate` on both again")
+    mine, others = a.table["id"].to_pylist(), b.table["id"].to_pylist()
+    if mine != others or not np.array_equal(a.true, b.true):
+        common = len(set(mine) & set(others))
+        rows = f"{len(mine)} and {len(others)}, {common} in common"
+        raise DataError(f"{both} were not tested on the same rows and labels ({rows})")
+
+
+def _verdict(metric: str, low: float, high: float) -> str:
+    """What the interval of a difference says."""
+    if metric in metrics.LOWER_IS_BETTER:
+        low, high = -high, -low
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "undecided"
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Every metric of both runs, the difference and its interval."""
+    rows = []
+    for name, one in found.metrics.items():
+        figures = (number(name, one.first), number(name, one.second))
+        difference = number(name, one.difference, signed=True)
+        interval = _interval(name, one.interval)
+        rows.append((TITLES.get(name, name), *figures, difference, interval))
+    names = (Path(found.first).name, Path(found.second).name)
+    columns = ("", *names, "difference", _spread(found.bootstrap))
+    title = f"{found.second} minus {found.first}, {found.n} utterances"
+    return Table(title, columns, tuple(rows))
 
 
 def _predictions(run: Run) -> list[evaluate.Predicted]:
-    return [_sorted(q) for q in evaluate.seeds_of(evaluate.read_predictions(run.trained()))]
+    """The test predictions of each seed, in the order of their ids."""
+    return [_sorted(p) for p in evaluate.seeds_of(evaluate.read_predictions(run.trained()))]
 
 
 def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
-    order = np.argsort(np.array(p.table["id"].to_pylist()), kind="stable")
-    return evaluate.Predicted(
-        p.table.take(order), p.true[order], p.pred[order], p.task, p.labels, p.measures
-    )
+    return p.take(np.argsort(np.array(p.table["id"].to_pylist()), kind="stable"))
 
 
 # ---- HTML
@@ -360,56 +359,72 @@ def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
 def page(runs: Sequence[Run]) -> str:
     """One HTML page without any outside reference: a summary of all runs, then tables and pictures
     of each.
+
+    Args:
+        runs: Evaluated runs.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: One is not finished, not evaluated, or damaged.
     """
-    found = []
-    for run in runs:
-        figures = evaluate.stored_metrics(run.trained())
-        if figures is None:
-            raise DataError(
-                f"{run.path}: no test figures yet; run `mer evaluate {run.path}` first, or leave "
-                "it out"
-            )
-        found.append(figures)
-    body = ["<h1>mer report</h1>", _html_table(_summary(runs, found))]
-    for run, figures in zip(runs, found, strict=True):
-        body.append(f"<h2>{html.escape(str(run.path))}</h2>")
-        body += [f"<p class=note>{html.escape(line)}</p>" for line in remarks(figures)]
-        body += [_html_table(t) for t in tables(figures)]
-        body.append('<div class="row">')
-        body += pictures.inline(run, figures)
-        body.append("</div>")
-        config = read_text(run.children[0].path / CONFIG, AGAIN)
-        body.append(
-            f"<details><summary>configuration</summary><pre>{html.escape(config)}</pre></details>"
-        )
+    found = [(run, _figures_of(run)) for run in runs]
+    body = ["<h1>mer report</h1>", _html_table(_summary(found))]
+    for run, figures in found:
+        body += _section(run, figures)
     head = (
         "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer "
         f"report</title><style>{STYLE}</style>\n"
     )
-    return spelled(head + "\n".join(body) + "\n</html>\n")
+    return escape(head + "\n".join(body) + "\n</html>\n", breaks=True)
 
 
-def _summary(runs: Sequence[Run], found: Sequence[dict[str, Any]]) -> Table:
-    figures = [k for k in TITLES if any(k in f["metrics"] for f in found)]
+def _figures_of(run: Run) -> SingleMetrics | GroupMetrics:
+    figures = evaluate.stored_metrics(run.trained())
+    if figures is None:
+        raise DataError(
+            f"{run.path}: no test figures yet; run `mer evaluate {run.path}` first, or leave it out"
+        )
+    return figures
+
+
+def _section(run: Run, figures: SingleMetrics | GroupMetrics) -> list[str]:
+    """One run on the page."""
+    config = read_text(run.children[0].path / CONFIG, AGAIN)
+    return [
+        f"<h2>{html.escape(str(run.path))}</h2>",
+        *(f"<p class=note>{html.escape(line)}</p>" for line in remarks(figures)),
+        *(_html_table(table) for table in tables(figures)),
+        '<div class="row">',
+        *pictures.inline(run, figures),
+        "</div>",
+        f"<details><summary>configuration</summary><pre>{html.escape(config)}</pre></details>",
+    ]
+
+
+def _summary(found: Sequence[tuple[Run, SingleMetrics | GroupMetrics]]) -> Table:
+    known = {name for _, figures in found for name in figures.metrics.figures}
+    names = [name for name in TITLES if name in known]
     rows = []
-    for run, f in zip(runs, found, strict=True):
-        cells = [
-            f"{number(k, f['metrics'].get(k))}"
-            + (f" ± {number(k, f['sd'].get(k))}" if f["kind"] == "group" else "")
-            for k in figures
-        ]
-        rows.append((run.path.name, f["model"], f"{f['dataset']} {f['split']}", *cells))
-    return Table(
-        "all runs", ("run", "model", "test part", *(TITLES[k] for k in figures)), tuple(rows)
-    )
+    for run, figures in found:
+        cells = _numbers(figures.metrics.figures, names)
+        if isinstance(figures, GroupMetrics):
+            spread = _numbers(figures.sd, names)
+            cells = [f"{mean} ± {sd}" for mean, sd in zip(cells, spread, strict=True)]
+        rows.append((run.path.name, figures.model, f"{figures.dataset} {figures.split}", *cells))
+    return Table("all runs", ("run", "model", "test part", *_titles(names)), tuple(rows))
 
 
 def _html_table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in table.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in table.rows
-    )
-    return f"<table><caption>{html.escape(table.title)}</caption><tr>{head}</tr>{rows}</table>"
+    head = _html_row("th", table.columns)
+    rows = "".join(_html_row("td", row) for row in table.rows)
+    return f"<table><caption>{html.escape(table.title)}</caption>{head}{rows}</table>"
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+    return f"<tr>{inside}</tr>"
 
 
 STYLE = (

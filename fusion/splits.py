@@ -2,7 +2,8 @@
 
 Whole groups go to one side, never single utterances.
 
-The trainer calls `plan`, which knows of no test rows; only `mer.fusion.evaluate` calls `held_out`.
+The trainer calls `assign`, which knows of no test rows; only `mer.fusion.evaluate` calls
+`held_out`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from mer.fusion.config import DataConfig
-from mer.fusion.shapes import brief
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terms import SPLITS
 
 GROUPS = ("dialogue", "speaker", "session")
 FOLDS = ("session", "speaker", "dialogue")  # the one to suggest first
-MOST_FOLDS = 20  # more groups than this are bundled
-BUNDLES = 10
+FEWEST_FOLDS = 3  # one group each for train, dev and test
+MOST_FOLDS = 20  # more groups than this are bundled ...
+BUNDLES = 10  # ... into this many folds
 CARVINGS = 64  # candidate dev sets, of which the one with the most train-like labels is taken
 
 
@@ -35,7 +38,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Split:
     """Store rows (int64) to train on and to choose with; `notes` say how they came about and what
     was left out.
     """
@@ -50,15 +53,7 @@ def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
     NaN unlabelled.
     """
     if task == "single":
-        index = {name: c for c, name in enumerate(labels)}
-        column = table["label"].to_pylist()
-        unknown = sorted({v for v in column if v is not None and v not in index})
-        if unknown:
-            raise DataError(
-                f"the store's table has label '{unknown[0]}', which its header does not name "
-                f"({', '.join(labels)})"
-            )
-        return np.array([-1 if v is None else index[v] for v in column], dtype=np.int64)
+        return _classes(table["label"].to_pylist(), labels)
     width = 1 if task == "regression" else len(labels)
     out = np.full((len(table), width), np.nan, dtype=np.float32)
     for row, value in enumerate(table["targets"].to_pylist()):
@@ -70,6 +65,19 @@ def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
                 )
             out[row] = value
     return out
+
+
+def _classes(column: list[str | None], labels: Sequence[str]) -> np.ndarray:
+    """(N,) int64 class of each label, -1 for None."""
+    index: dict[str | None, int] = {name: c for c, name in enumerate(labels)}
+    unknown = sorted({v for v in column if v is not None and v not in index})
+    if unknown:
+        raise DataError(
+            f"the store's table has label '{unknown[0]}', which its header does not name "
+            f"({', '.join(labels)})"
+        )
+    index[None] = -1
+    return np.array([index[v] for v in column], dtype=np.int64)
 
 
 def labelled(target: np.ndarray) -> np.ndarray:
@@ -85,42 +93,32 @@ def label_counts(target: np.ndarray, task: str, labels: Sequence[str]) -> dict[s
     return dict(zip(labels, indicator.sum(0).tolist(), strict=True))
 
 
-def plan(
+def assign(
     table: pa.Table,
     target: np.ndarray,
     config: DataConfig,
     fold: Fold | None = None,
     *,
     labels: Sequence[str] = (),
-) -> Plan:
-    """Training and dev rows: the stored splits, or in a fold everything outside its test part.
+) -> Split:
+    """Which rows train and which choose: the stored splits, or in a fold everything outside its
+    test part. Dev is carved by group where there is none.
 
-    Dev is carved by group where needed. With `labels` the notes also say what of them cannot be
-    learnt.
+    Args:
+        table: The store's.
+        target: Of all its rows, as `targets` gives it.
+        config: How dev is carved.
+        fold: The fold whose test part is held out.
+        labels: With them the notes also say what of them cannot be learnt.
+
+    Returns:
+        The rows, and how they came about.
+
+    Raises:
+        DataError: There is nothing to train on, or nothing to carve dev by.
     """
-    split = np.array(table["split"].to_pylist(), dtype=object)
+    train, dev, notes = _stored(table) if fold is None else _outside(table, fold)
     known = labelled(target)
-    notes = []
-    if fold is None:
-        train, dev = np.flatnonzero(split == "train"), np.flatnonzero(split == "dev")
-        undecided = int((~np.isin(split, ["train", "dev", "test"])).sum())
-        if not len(train):
-            by = group_column(table, np.arange(len(table)), FOLDS)
-            remedy = f"train with --folds {by}" if by else "give its table a split column"
-            raise DataError(
-                f"the store has no training rows (its splits: {_counts(split)}); {remedy}"
-            )
-        if undecided:
-            notes.append(f"{undecided} rows without a split left out")
-    else:
-        value = _values(table, fold.by)
-        train, dev = (
-            np.flatnonzero(np.array([v is not None and v not in fold.held for v in value])),
-            np.array([], dtype=np.int64),
-        )
-        missing = sum(v is None for v in value)
-        if missing:
-            notes.append(f"{missing} rows without a {fold.by} left out")
     unlabelled = int((~known[train]).sum() + (~known[dev]).sum())
     if unlabelled:
         notes.append(f"{unlabelled} rows without a label left out of train and dev")
@@ -133,7 +131,28 @@ def plan(
         notes.append(note)
     if labels:
         notes += label_notes(target, train, dev, labels)
-    return Plan(train, dev, tuple(notes))
+    return Split(train, dev, tuple(notes))
+
+
+def _stored(table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Training and dev rows by the store's own splits, and notes."""
+    split = np.array(table["split"].to_pylist(), dtype=object)
+    train, dev = np.flatnonzero(split == "train"), np.flatnonzero(split == "dev")
+    if not len(train):
+        by = group_column(table, np.arange(len(table)), FOLDS)
+        remedy = f"train with --folds {by}" if by else "give its table a split column"
+        raise DataError(f"the store has no training rows (its splits: {_counts(split)}); {remedy}")
+    undecided = int((~np.isin(split, [name for name in SPLITS if name])).sum())
+    return train, dev, [f"{undecided} rows without a split left out"] if undecided else []
+
+
+def _outside(table: pa.Table, fold: Fold) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The rows outside a fold's test part, no dev rows, and notes."""
+    value = _values(table, fold.by)
+    inside = [v is not None and v not in fold.held for v in value]
+    missing = sum(v is None for v in value)
+    notes = [f"{missing} rows without a {fold.by} left out"] if missing else []
+    return np.flatnonzero(np.array(inside)), np.array([], dtype=np.int64), notes
 
 
 def label_notes(
@@ -142,44 +161,46 @@ def label_notes(
     """What the labels of the rows do not allow: to learn a class, to choose an epoch, to call a
     high accuracy a success. `target` is of all rows, of which `train` and `dev` are the places.
     """
+    parts = {"train": target[train], "dev": target[dev]}
     task = "single" if target.ndim == 1 else "multi"
     if task == "multi" and target.shape[1] == 1:
-        same = [
-            name for name, rows in (("train", train), ("dev", dev)) if np.ptp(target[rows]) == 0
-        ]
-        return [
-            f"all {name} targets are {target[train if name == 'train' else dev][0, 0]:g}"
-            for name in same
-        ]
-    anywhere, learnt, chosen = (
-        label_counts(t, task, labels) for t in (target, target[train], target[dev])
-    )
+        same = [name for name, values in parts.items() if np.ptp(values) == 0]
+        return [f"all {name} targets are {parts[name][0, 0]:g}" for name in same]
+    counts = {name: label_counts(values, task, labels) for name, values in parts.items()}
+    notes = _unlearnt(label_counts(target, task, labels), counts["train"], counts["dev"])
+    return notes + (_constant(counts) if task == "single" else [])
+
+
+def _unlearnt(anywhere: dict[str, int], train: dict[str, int], dev: dict[str, int]) -> list[str]:
+    """Labels that nobody has, or that train lacks; each is a count by label."""
     notes = []
-    if nowhere := [name for name in labels if not anywhere[name]]:
+    if nowhere := [name for name, count in anywhere.items() if not count]:
         notes.append(f"no utterance of the store is labelled {_listed(nowhere)}")
-    if unseen := [name for name in labels if anywhere[name] and not learnt[name]]:
-        shown = [
-            f"{name} (dev {chosen[name]}, elsewhere {anywhere[name] - chosen[name]})"
-            for name in unseen
-        ]
-        notes.append(f"train has no utterance of {_listed(shown)}: it cannot be learnt")
-    if task == "single":
-        for part, counts, why in (
-            ("train", learnt, "there is nothing to learn"),
-            ("dev", chosen, "it says little about which epoch is best"),
-        ):
-            there = [name for name in labels if counts[name]]
-            if len(there) == 1:
-                notes.append(
-                    f"{part} has one class, {brief(there[0])}: {why}, and a WA of 100 % is no "
-                    "success"
-                )
+    unseen = [name for name, count in anywhere.items() if count and not train[name]]
+    if unseen:
+        where = [f"{n} (dev {dev[n]}, elsewhere {anywhere[n] - dev[n]})" for n in unseen]
+        notes.append(f"train has no utterance of {_listed(where)}: it cannot be learnt")
+    return notes
+
+
+def _constant(counts: dict[str, dict[str, int]]) -> list[str]:
+    """Parts of one class only."""
+    notes = []
+    for part, why in (
+        ("train", "there is nothing to learn"),
+        ("dev", "it says little about which epoch is best"),
+    ):
+        there = [name for name, count in counts[part].items() if count]
+        if len(there) == 1:
+            notes.append(
+                f"{part} has one class, {shown(there[0])}: {why}, and a WA of 100 % is no success"
+            )
     return notes
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(brief(name, 60) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    text = ", ".join(shown(name, 60) for name in names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
 def held_out(table: pa.Table, fold: Fold | None = None) -> np.ndarray:
@@ -192,47 +213,61 @@ def held_out(table: pa.Table, fold: Fold | None = None) -> np.ndarray:
 def folds(
     table: pa.Table, target: np.ndarray, by: str, *, seed: int = 0
 ) -> tuple[list[Fold], tuple[str, ...]]:
-    """Leave one group out for every value of `by` (session | speaker | dialogue); many groups are
-    bundled into ten folds of even size.
+    """Leave one group out for every value of a column; many groups are bundled into ten folds of
+    even size.
+
+    Args:
+        table: The store's.
+        target: Of all its rows, as `targets` gives it.
+        by: session, speaker or dialogue.
+        seed: Draws the bundles.
+
+    Returns:
+        The folds, and notes.
+
+    Raises:
+        DataError: There are fewer than three labelled groups.
     """
     size = _sizes(table, target, by)
-    if len(size) < 3:
-        other = next((g for g in FOLDS if g != by and len(_sizes(table, target, g)) >= 3), None)
+    if len(size) < FEWEST_FOLDS:
+        enough = (g for g in FOLDS if g != by and len(_sizes(table, target, g)) >= FEWEST_FOLDS)
+        other = next(enough, None)
         remedy = f"; by {other} there are enough: --folds {other}" if other else ""
         raise DataError(
-            f"--folds {by}: the store has {len(size)} labelled groups; at least 3 are needed "
-            f"(train, dev, test){remedy}"
+            f"--folds {by}: the store has {len(size)} labelled groups; at least {FEWEST_FOLDS} are "
+            f"needed (train, dev, test){remedy}"
         )
-    stored = set(table["split"].to_pylist()) - {"", None}
-    notes = (
-        [
-            f"the stored splits ({', '.join(sorted(stored))}) are not used: --folds {by} makes "
-            "its own"
-        ]
-        if stored
-        else []
-    )
+    notes = []
+    if stored := set(table["split"].to_pylist()) - {"", None}:
+        names = ", ".join(sorted(stored))
+        notes.append(f"the stored splits ({names}) are not used: --folds {by} makes its own")
     if len(size) <= MOST_FOLDS:
         return [Fold(v, by, (v,)) for v in sorted(size)], tuple(notes)
+    notes.append(f"{len(size)} {by} groups bundled into {BUNDLES} folds (seed {seed})")
+    bundles = _bundles(size, seed)
+    made = [Fold(f"{k:02d}", by, tuple(sorted(held))) for k, held in enumerate(bundles, start=1)]
+    return made, tuple(notes)
+
+
+def _bundles(size: dict[str, int], seed: int) -> list[list[str]]:
+    """Groups of these sizes in bundles of about as many rows: the largest first into the emptiest
+    bundle, equals in an order drawn with `seed`.
+    """
     order = sorted(size)
     np.random.default_rng(seed).shuffle(order)
     bundles: list[list[str]] = [[] for _ in range(BUNDLES)]
     load = [0] * BUNDLES
-    for v in sorted(order, key=lambda v: -size[v]):  # largest first into the emptiest bundle
-        k = load.index(min(load))
-        bundles[k].append(v)
-        load[k] += size[v]
-    notes.append(f"{len(size)} {by} groups bundled into {BUNDLES} folds (seed {seed})")
-    return [Fold(f"{k + 1:02d}", by, tuple(sorted(b))) for k, b in enumerate(bundles)], tuple(notes)
+    for v in sorted(order, key=lambda v: -size[v]):
+        emptiest = load.index(min(load))
+        bundles[emptiest].append(v)
+        load[emptiest] += size[v]
+    return bundles
 
 
 def _sizes(table: pa.Table, target: np.ndarray, by: str) -> dict[str, int]:
     """Labelled rows of every group."""
-    return Counter(
-        v
-        for v, known in zip(_values(table, by), labelled(target), strict=True)
-        if v is not None and known
-    )
+    pairs = zip(_values(table, by), labelled(target), strict=True)
+    return Counter(v for v, known in pairs if v is not None and known)
 
 
 def group_column(table: pa.Table, rows: np.ndarray, among: Sequence[str] = GROUPS) -> str | None:
@@ -243,11 +278,9 @@ def group_column(table: pa.Table, rows: np.ndarray, among: Sequence[str] = GROUP
 
 
 def _values(table: pa.Table, by: str) -> list[str | None]:
-    return (
-        [v or None for v in table[by].to_pylist()]
-        if by in table.column_names
-        else [None] * len(table)
-    )
+    if by not in table.column_names:
+        return [None] * len(table)
+    return [v or None for v in table[by].to_pylist()]
 
 
 def _complete(table: pa.Table, by: str, rows: np.ndarray) -> bool:
@@ -291,12 +324,8 @@ def _carve(
     """Move whole groups from train to dev until dev has its share; of several seeded draws the one
     with the most train-like labels.
     """
-    value = (
-        train.astype(str)
-        if by == "utterance"
-        else np.array(_values(table, by), dtype=object)[train]
-    )
-    names, code = np.unique(value.astype(str), return_inverse=True)
+    column = train if by == "utterance" else np.array(_values(table, by), dtype=object)[train]
+    names, code = np.unique(column.astype(str), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"dev cannot be carved by {by}: there is one group only")
     size = np.bincount(code)
@@ -304,15 +333,14 @@ def _carve(
     classes = _histogram(target)[train]
     whole = classes.mean(0)
     rng = np.random.default_rng(config.split_seed)
-    best, best_distance = None, np.inf
+    best, best_distance, groups = np.zeros(len(train), dtype=bool), np.inf, 0
     for _ in range(CARVINGS):
         order = rng.permutation(len(names))
         filled = np.cumsum(size[order])
         count = min(int(np.argmin(np.abs(filled - wanted))) + 1, len(names) - 1)
         inside = np.isin(code, order[:count])
-        distance = np.abs(classes[inside].mean(0) - whole).sum() + abs(inside.sum() - wanted) / len(
-            train
-        )
+        distance = np.abs(classes[inside].mean(0) - whole).sum()
+        distance += abs(inside.sum() - wanted) / len(train)
         if distance < best_distance:
             best, best_distance, groups = inside, distance, count
     dev = int(best.sum())

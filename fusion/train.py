@@ -1,7 +1,7 @@
 """One trainer for every model: any run is a function of (store, configuration, seed) on one
 machine, and can be killed at any moment.
 
-The trainer is handed a `Plan` of training and dev rows. It reads no other rows of the store; dev
+The trainer is handed a `Split` of training and dev rows. It reads no other rows of the store; dev
 chooses the epoch.
 """
 
@@ -13,9 +13,9 @@ import json
 import logging
 import math
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,33 +24,70 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, shapes, splits
-from mer.fusion.batch import DataSpec
+from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
+from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
 from mer.fusion.models import build
+from mer.fusion.models.base import FusionModel
 from mer.fusion.parallel import ALONE, Processes
-from mer.fusion.splits import Fold, Plan
+from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo
+from mer.fusion.splits import Fold, Split
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.machine import choose_device
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
+START_AGAIN = "delete it and train again"  # what helps against damaged progress
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto`: CUDA where there is one. Raises DataError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise DataError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    """The device of a `--device`.
+
+    Args:
+        name: auto (CUDA where there is one), cpu, cuda or cuda:N.
+
+    Returns:
+        The device.
+
+    Raises:
+        DataError: It is not there.
+    """
     try:
-        device = torch.device(name)
+        device = choose_device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(
-            f"--device {name}: not usable here ({str(error).splitlines()[0]})"
-        ) from None
+    except (DataError, RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise DataError(f"--device {name}: not usable here ({why})") from None
     return device
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training is of. `target` is of all rows of the store, `metric` the dev figure that
+    chooses the epoch, `measures` by whose definitions a regression is scored.
+    """
+
+    store: FeatureStore
+    config: TrainConfig
+    folder: Path
+    split: Split
+    fold: Fold | None
+    device: torch.device
+    note: Note
+    processes: Processes
+    spec: DataSpec
+    metric: str
+    target: np.ndarray
+    measures: metrics.Measures
+    identity: str
+    store_key: str
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The rows of each part."""
+        return {"train": self.split.train, "dev": self.split.dev}
 
 
 def fit(
@@ -58,202 +95,275 @@ def fit(
     config: TrainConfig,
     folder: Path,
     *,
-    plan: Plan,
+    split: Split,
     fold: Fold | None = None,
     device: torch.device | str,
     note: Note,
     processes: Processes = ALONE,
 ) -> Run:
-    """Train one model into `folder`, or go on from its last finished epoch.
-
-    Returns the finished run.
+    """Train one model into a folder, or go on from its last finished epoch.
 
     Deterministic: epoch e draws its batches and dropout from (seed, e) alone, so that a resumed run
     equals an uninterrupted one. Of several `processes` all make this call; the first one writes.
+
+    Args:
+        store: The features.
+        config: The model and how it is trained.
+        folder: The run folder: new, or of this very training.
+        split: The rows to train on and to choose with; the trainer reads no others.
+        fold: What the run is evaluated on, in a run over folds.
+        device: Where to train.
+        note: Told what the user should know, line by line.
+        processes: Those that train together.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        DataError: The folder holds another run or a damaged one, the configuration does not fit the
+            store, or the loss is no longer finite.
     """
     processes.check(config.optim.accumulate)
-    device = torch.device(device)
-    spec, metric = check(store, config)
-    loop, key = config.train, checkpoint.store_key(store)
-    wanted = identity(config, key, None if fold is None else [fold.by, *fold.held])
-    there = processes.agree(lambda: check_folder(folder, config, key, wanted))
+    spec, metric = check_config(store, config)
+    key = checkpoint.store_key(store)
+    target = splits.targets(store.table(), store.header.task, store.header.labels)
+    training = Training(
+        store,
+        config,
+        folder,
+        split,
+        fold,
+        torch.device(device),
+        note,
+        processes,
+        spec,
+        metric,
+        target,
+        measures_of(store, target),
+        identity(config, key, None if fold is None else [fold.by, *fold.held]),
+        key,
+    )
+    there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
     if there is not None and there.finished:
         processes.agree(there.sound)
         note(f"{folder}: already trained")
         return there
-    for line in plan.notes:
+    for line in split.notes:
         note(line)
-    table = store.table()
-    target = splits.targets(table, store.header.task, store.header.labels)
-    measures = measures_of(store, target)
-    if measures == "sims":
+    if training.measures == "sims":
         note(f"{store.header.dataset}: scored by the measures of CH-SIMS, targets within [-1, 1]")
 
-    torch.manual_seed(loop.seed)
-    model = build(config.model, config.model_args, spec).to(device)
+    torch.manual_seed(config.train.seed)
+    model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
-    text = to_toml(config)
-    made_of = (
-        hashlib.sha256(text.encode()).hexdigest()
-        if there is None
-        else there.info.get("config_sha256")
-    )
-    ids = table["id"].to_pylist()
-    parted = {name: [ids[r] for r in getattr(plan, name)] for name in ("train", "dev")}
-    split = files.json_text(parted).encode()
-    info = {
-        "format": "mer-run",
-        "version": checkpoint.VERSION,
-        "kind": "single",
-        "identity": wanted,
-        "store_key": key,
-        "model": config.model,
-        "config_sha256": made_of,
-        "split_sha256": hashlib.sha256(split).hexdigest(),
-        "seed": loop.seed,
-        "select_metric": metric,
-        "fold": None
-        if fold is None
-        else {"name": fold.name, "by": fold.by, "held": list(fold.held)},
-        "features": str(Path(store.path).resolve()),
-        "store": checkpoint.describe_store(store),
-        "spec": checkpoint.spec_tree(spec),
-        "counts": {"train": len(plan.train), "dev": len(plan.dev)},
-        "notes": list(plan.notes),
-        "measures": measures,
-        "label_counts": splits.label_counts(
-            target[plan.train], store.header.task, store.header.labels
-        ),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "device": str(device),
-        "versions": {
-            "python": platform.python_version(),
-            **{p: metadata.version(p) for p in ("torch", "numpy")},
-        },
-        "finished": False,
-    }
-    if processes.first:
-        path = folder / checkpoint.SPLIT
-        if there is None:
-            files.write_text(folder / checkpoint.CONFIG, text)
-            files.write_bytes(path, split)
-            files.write_json(folder / checkpoint.INFO, info)
-        elif not path.is_file() or files.digest(path) != info["split_sha256"]:
-            note(f"{path}: was not as this training wrote it; written again")
-            files.write_bytes(path, split)
-
-    room = data.free_bytes(device) // 2
-    if device.type == "cpu":
-        room //= processes.size  # they share it
-    parts = {}
-    for name in ("train", "dev"):
-        rows = getattr(plan, name)
-        parts[name] = data.part(
-            store,
-            spec,
-            config.data,
-            rows,
-            target[rows],
-            device=device,
-            room=room,
-            summary=model.summary,
-        )
-        if parts[name].resident:
-            room -= parts[name].nbytes()
-        else:
-            note(
-                f"{name}: {parts[name].nbytes() / 2**30:.1f} GiB are read from the store batch by "
-                f"batch, not kept on {device}"
-            )
-
+    info = _begin(training, model, there)
+    parts = _parts(training, model.summary)
     said = all(part.resident for part in parts.values())
     if said:
         note(checked_line(parts))
-    state = _resume(folder, model, optimizer, config, spec, wanted, processes, note)
-    if state["epoch"]:
-        note(f"{folder}: goes on after epoch {state['epoch']}")
+    progress = _resume(training, model, optimizer)
+    if progress.epoch:
+        note(f"{folder}: goes on after epoch {progress.epoch}")
     else:
-        if loop.class_weight != "none":
-            model.set_class_weights(
-                class_weights(target[plan.train], spec, loop.class_weight).to(device)
-            )
-        if config.data.standardise:
-            model.calibrate(parts["train"].batches(parts["train"].in_order(infer.BATCH)))
-    batches = -(-len(plan.train) // loop.batch_size)
-    steps = loop.epochs * -(-batches // config.optim.accumulate)
-    with deterministic(device), announcements(note):
-        while state["epoch"] < loop.epochs and state["epoch"] - state["best_epoch"] < loop.patience:
-            epoch = state["epoch"] + 1
-            torch.manual_seed(_mix(loop.seed, epoch))
-            entry = {
-                "epoch": epoch,
-                **run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes),
-            }
-            entry["dev"], thresholds = processes.agree(
-                lambda: _dev_score(
-                    infer.infer(model, parts["dev"]), target[plan.dev], spec, measures
-                )
-            )
-            rank = _rank(metric, entry["dev"])
-            if not state["best_epoch"] or rank > tuple(state["best_rank"]):
-                state.update(
-                    best_epoch=epoch, best_rank=list(rank), best=entry["dev"], thresholds=thresholds
-                )
-            state.update(
-                epoch=epoch, step=entry["step"], log=[*state["log"], metrics.jsonable(entry)]
-            )
-            if processes.first:
-                _save(folder, model, optimizer, state)
-            note(_line(entry, metric, state["best_epoch"] == epoch))
+        _learn_scale(training, model, parts["train"])
+    with deterministic(training.device), announcements(note):
+        while _goes_on(progress, config):
+            progress = _one_epoch(training, model, optimizer, parts, progress)
             if not said:  # by now each row has been read once
                 note(checked_line(parts))
                 said = True
-    info.update(
-        finished=True,
-        best_epoch=state["best_epoch"],
-        epochs=state["epoch"],
-        dev=metrics.jsonable(state["best"]),
-        thresholds=state["thresholds"],
-        utterances_per_second=_rate(state["log"], len(plan.train)),
+    return _finish(training, info, progress)
+
+
+def _goes_on(progress: Progress, config: TrainConfig) -> bool:
+    """Whether there is another epoch to train."""
+    since_best = progress.epoch - progress.best_epoch
+    return progress.epoch < config.train.epochs and since_best < config.train.patience
+
+
+def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleInfo:
+    """Write what a run folder has from its beginning; `there` is the interrupted run, if any."""
+    store, config, split = training.store, training.config, training.split
+    text = to_toml(config)
+    ids = store.table()["id"].to_pylist()
+    parted = {name: [ids[row] for row in rows] for name, rows in training.rows.items()}
+    split_json = files.json_text(parted).encode()
+    config_sha256: str | None = hashlib.sha256(text.encode()).hexdigest()
+    if there is not None:
+        config_sha256 = there.single.config_sha256
+    info = SingleInfo(
+        identity=training.identity,
+        store_key=training.store_key,
+        model=config.model,
+        config_sha256=config_sha256,
+        split_sha256=hashlib.sha256(split_json).hexdigest(),
+        seed=config.train.seed,
+        select_metric=training.metric,
+        fold=training.fold,
+        features=str(Path(store.path).resolve()),
+        store=checkpoint.describe_store(store),
+        spec=training.spec,
+        counts={name: len(rows) for name, rows in training.rows.items()},
+        notes=split.notes,
+        measures=training.measures,
+        label_counts=splits.label_counts(
+            training.target[split.train], store.header.task, store.header.labels
+        ),
+        parameters=sum(p.numel() for p in model.parameters()),
+        device=str(training.device),
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "numpy")},
+        },
+        finished=False,
     )
+    if training.processes.first:
+        path = training.folder / checkpoint.SPLIT
+        if there is None:
+            files.write_text(training.folder / checkpoint.CONFIG, text)
+            files.write_bytes(path, split_json)
+            files.write_json(training.folder / checkpoint.INFO, typed.tree(info))
+        elif not path.is_file() or files.digest(path) != info.split_sha256:
+            training.note(f"{path}: was not as this training wrote it; written again")
+            files.write_bytes(path, split_json)
+    return info
+
+
+def _parts(training: Training, summary: bool) -> dict[str, data.Part]:
+    """The training and dev rows, on the device where they fit in half of its free memory."""
+    room = data.free_bytes(training.device) // 2
+    if training.device.type == "cpu":
+        room //= training.processes.size  # they share it
+    parts = {}
+    for name, rows in training.rows.items():
+        part = parts[name] = data.part(
+            training.store,
+            training.spec,
+            training.config.data,
+            rows,
+            training.target[rows],
+            device=training.device,
+            room=room,
+            summary=summary,
+        )
+        if part.resident:
+            room -= part.nbytes()
+        else:
+            training.note(
+                f"{name}: {part.nbytes() / 2**30:.1f} GiB are read from the store batch by batch, "
+                f"not kept on {training.device}"
+            )
+    return parts
+
+
+def _learn_scale(training: Training, model: FusionModel, part: data.Part) -> None:
+    """What a model learns from the training rows before its first step: class weights, and the
+    scale of the features.
+    """
+    kind = training.config.train.class_weight
+    if kind != "none":
+        weights = class_weights(training.target[training.split.train], training.spec, kind)
+        model.set_class_weights(weights.to(training.device))
+    if training.config.data.standardise:
+        model.calibrate(part.batches(part.in_order(infer.BATCH)))
+
+
+def _one_epoch(
+    training: Training,
+    model: FusionModel,
+    optimizer: torch.optim.Optimizer,
+    parts: dict[str, data.Part],
+    progress: Progress,
+) -> Progress:
+    """Train for one more epoch, score dev, and save."""
+    config, split, processes = training.config, training.split, training.processes
+    epoch = progress.epoch + 1
+    torch.manual_seed(_mix(config.train.seed, epoch))
+    batches = -(-len(split.train) // config.train.batch_size)
+    steps = config.train.epochs * -(-batches // config.optim.accumulate)
+    pass_ = run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes)
+    dev, thresholds = processes.agree(
+        lambda: _dev_score(
+            infer.infer(model, parts["dev"]),
+            training.target[split.dev],
+            training.spec,
+            training.measures,
+        )
+    )
+    entry = pass_.entry(epoch, dev)
+    rank = _rank(training.metric, dev)
+    best = not progress.best_epoch or rank > progress.best_rank
+    if best:
+        progress = replace(
+            progress, best_epoch=epoch, best_rank=rank, best={**dev}, thresholds=thresholds
+        )
+    progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
     if processes.first:
-        info["model_sha256"] = state["model_sha256"]
-        if files.digest(folder / checkpoint.MODEL) != state["model_sha256"]:
+        progress = _save(training.folder, model, optimizer, progress)
+    training.note(
+        f"epoch {epoch:3d}  loss {pass_.terms['total']:.4f}  dev {training.metric} "
+        f"{dev[training.metric]:.4f}{'  *' if best else ''}"
+    )
+    return progress
+
+
+def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
+    """Write what a finished run has; run.json, which says so, last."""
+    folder = training.folder
+    seconds = sum(entry.seconds for entry in progress.log)
+    rows = len(training.split.train) * len(progress.log)
+    log = "".join(json.dumps(typed.tree(entry)) + "\n" for entry in progress.log).encode()
+    first = training.processes.first
+    done = FinishedInfo(
+        **{name: getattr(info, name) for name in typed.hints(SingleInfo)} | {"finished": True},
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        dev=metrics.jsonable(progress.best),
+        thresholds=progress.thresholds,
+        utterances_per_second=round(rows / seconds, 1) if seconds else 0.0,
+        model_sha256=progress.model_sha256 if first else None,
+        log_sha256=hashlib.sha256(log).hexdigest() if first else None,
+    )
+    if first:
+        if files.digest(folder / checkpoint.MODEL) != progress.model_sha256:
             raise _not_the_weights(folder)
-        log = "".join(json.dumps(e) + "\n" for e in state["log"]).encode()
-        info["log_sha256"] = hashlib.sha256(log).hexdigest()
         files.write_bytes(folder / checkpoint.LOG, log)
-        files.write_json(folder / checkpoint.INFO, info)
-    return Run(folder, info)
+        files.write_json(folder / checkpoint.INFO, typed.tree(done))
+    return Run(folder, done)
 
 
 def checked_line(parts: dict[str, data.Part]) -> str:
     """What the checks of the features have cost."""
-    size, seconds = (
-        sum(getattr(part.checked, what) for part in parts.values()) for what in ("bytes", "seconds")
-    )
-    shown = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
-    return f"{shown} of features held against their checksums in {seconds:.2f} s, once"
+    size = sum(part.checked.bytes for part in parts.values())
+    seconds = sum(part.checked.seconds for part in parts.values())
+    amount = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+    return f"{amount} of features held against their checksums in {seconds:.2f} s, once"
 
 
-def measures_of(store: FeatureStore, target: np.ndarray) -> str:
+def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
     """By whose definitions the targets of `store` are scored (fusion.metrics)."""
-    return (
-        metrics.measures_of(store.header.dataset, target)
-        if store.header.task == "regression"
-        else "mosi"
-    )
+    if store.header.task != "regression":
+        return "mosi"
+    return metrics.measures_of(store.header.dataset, target)
 
 
-def check(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
-    """What the model is built for, and the dev metric that chooses the epoch.
+def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
+    """What the model is built for, and the dev metric that chooses the epoch; reads no features.
 
-    Raises DataError for a configuration that cannot be trained on such a store; reads no features.
+    Args:
+        store: The features.
+        config: The model and how it is trained.
+
+    Returns:
+        The spec and the metric.
+
+    Raises:
+        DataError: The configuration cannot be trained on such a store.
     """
     spec, loop = data.spec(store, config.data), config.train
-    metric = infer.headline(spec.task) if loop.select_metric == "auto" else loop.select_metric
+    metric = metrics.HEADLINE[spec.task] if loop.select_metric == "auto" else loop.select_metric
     target = splits.targets(store.table(), spec.task, spec.labels)
-    known = infer.scalars(spec.task, spec.labels, measures_of(store, target))
+    known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
     if metric not in (*known, "loss"):
         raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss")
     if loop.class_weight != "none" and spec.task == "regression":
@@ -265,92 +375,184 @@ def check(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
     return spec, metric
 
 
+# ---- One epoch
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over the training rows has shown: `terms` are means of every loss term before
+    its weight, `waited` the seconds of `seconds` that went into waiting for data.
+    """
+
+    step: int
+    lr: float
+    gradient_norm: float
+    terms: dict[str, float]
+    diagnostics: dict[str, float]
+    seconds: float
+    waited: float
+
+    def entry(self, epoch: int, dev: dict[str, float]) -> Epoch:
+        """The line of the log."""
+        return Epoch(
+            epoch=epoch,
+            step=self.step,
+            lr=self.lr,
+            gradient_norm=self.gradient_norm,
+            train=metrics.jsonable(self.terms),
+            diagnostics=metrics.jsonable(self.diagnostics),
+            seconds=round(self.seconds, 4),
+            data_seconds=round(self.waited, 4),
+            dev=metrics.jsonable(dev),
+        )
+
+
+class Sums:
+    """Sums of loss terms over rows. They stay on the device, so that the host never waits for a
+    step.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = {}
+
+    def add(self, terms: dict[str, Tensor], rows: int) -> None:
+        """Add terms that are means over `rows` rows."""
+        for name, value in terms.items():
+            weighted = value.detach().float() * rows
+            self.sums[name] = self.sums.get(name, 0) + weighted
+            self.rows[name] = self.rows.get(name, 0) + rows
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """The mean of every term over the rows of all processes."""
+        mine = {name: (float(total), self.rows[name]) for name, total in self.sums.items()}
+        found = processes.gather(mine)
+        means = {}
+        for name in dict.fromkeys(name for one in found for name in one):
+            pairs = [one[name] for one in found if name in one]
+            means[name] = sum(total for total, _ in pairs) / sum(rows for _, rows in pairs)
+        return means
+
+
+class Feed:
+    """The batches of an epoch in their order, and the seconds spent waiting for them."""
+
+    def __init__(self, part: data.Part, order: list[np.ndarray]) -> None:
+        self.batches = part.batches(order)
+        self.waited = 0.0
+
+    def next(self) -> Batch:
+        asked = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - asked
+        return batch
+
+
 def run_epoch(
-    model: nn.Module,
+    model: FusionModel,
     optimizer: torch.optim.Optimizer,
     part: data.Part,
     config: TrainConfig,
     epoch: int,
     steps: int,
     processes: Processes = ALONE,
-) -> dict[str, Any]:
+) -> Pass:
     """One pass over the training rows.
 
-    Sums stay on the device, so that the host never waits for a step.
+    Args:
+        model: It is changed.
+        optimizer: Its groups have their highest learning rate as `peak`.
+        part: The training rows.
+        config: How it is trained.
+        epoch: Its number, from 1.
+        steps: Of the whole training.
+        processes: Those that train together.
+
+    Returns:
+        What it has shown.
+
+    Raises:
+        DataError: The loss or its gradient is no longer finite.
     """
-    loop, optim, device = config.train, config.optim, part.device
+    loop, optim = config.train, config.optim
     started = time.perf_counter()
     order = part.shuffled(loop.batch_size, (loop.seed, epoch))
-    groups = [order[i : i + optim.accumulate] for i in range(0, len(order), optim.accumulate)]
-    waited = time.perf_counter() - started  # for data
-    done = (epoch - 1) * len(groups)
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    norm = torch.zeros((), device=device)
-    autocast = loop.precision == "bf16" or (loop.precision == "auto" and device.type == "cuda")
+    groups = [order[at : at + optim.accumulate] for at in range(0, len(order), optim.accumulate)]
+    ordered = time.perf_counter() - started
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sums, norm = Sums(), torch.zeros((), device=part.device)
     model.train()
-    feed = part.batches([index for group in groups for index in processes.share(group)])
-    for k, group in enumerate(groups):
-        step = done + k
-        progress = step / max(steps - 1, 1)
+    feed = Feed(part, [index for group in groups for index in processes.share(group)])
+    done = (epoch - 1) * len(groups)
+    for number, group in enumerate(groups):
+        step = done + number
         for g in optimizer.param_groups:
             g["lr"] = g["peak"] * schedule(step, steps, optim.warmup, optim.schedule)
+        batches = list(enumerate(group, start=number * optim.accumulate))
+        samples = sum(len(index) for index in group)
+        progress = step / max(steps - 1, 1)
         weights = model.weights(progress)
-        samples = sum(len(i) for i in group)
-        for number, index in processes.share(list(enumerate(group, start=k * optim.accumulate))):
+        for batch_number, _ in processes.share(batches):
             if optim.accumulate > 1:  # then another process may have computed the batch before
-                torch.manual_seed(_mix(loop.seed, epoch, number))
-            asked = time.perf_counter()
-            batch = next(feed)
-            waited += time.perf_counter() - asked
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-                terms = model.losses(batch, progress)
-                total = sum(weights[name] * value for name, value in terms.items())
-            (total * (len(index) / samples)).backward()
-            for name, value in {**terms, "total": total}.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() * len(index)
-                counts[name] = counts.get(name, 0) + len(index)
+                torch.manual_seed(_mix(loop.seed, epoch, batch_number))
+            _add_gradient(model, feed.next(), weights, progress, samples, loop.precision, sums)
         processes.add_gradients(parameters)
         norm += torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    found = processes.gather({name: (float(value), counts[name]) for name, value in sums.items()})
-    names = dict.fromkeys(name for one in found for name in one)
-    means = {
-        n: sum(one[n][0] for one in found if n in one) / sum(one[n][1] for one in found if n in one)
-        for n in names
-    }
-    gradient = float(norm) / len(groups)
-    if not math.isfinite(means["total"]) or not math.isfinite(gradient):
-        bad = [n for n, v in means.items() if not math.isfinite(v)] or ["gradient"]
-        raise DataError(
-            f"epoch {epoch}: the loss is no longer finite ({', '.join(bad)}); lower optim.lr or "
-            "optim.clip and train again"
-        )
-    seconds = time.perf_counter() - started
-    return {
-        "step": done + len(groups),
-        "lr": optimizer.param_groups[0]["lr"],
-        "gradient_norm": gradient,
-        "train": means,
-        "diagnostics": {k: float(v) for k, v in model.diagnostics().items()},
-        "seconds": round(seconds, 4),
-        "data_seconds": round(waited, 4),
-    }
+    means, gradient = sums.means(processes), float(norm) / len(groups)
+    _check_finite(epoch, means, gradient)
+    return Pass(
+        step=done + len(groups),
+        lr=optimizer.param_groups[0]["lr"],
+        gradient_norm=gradient,
+        terms=means,
+        diagnostics={name: float(value) for name, value in model.diagnostics().items()},
+        seconds=time.perf_counter() - started,
+        waited=ordered + feed.waited,
+    )
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def _add_gradient(
+    model: FusionModel,
+    batch: Batch,
+    weights: dict[str, float],
+    progress: float,
+    samples: int,
+    precision: str,
+    sums: Sums,
+) -> None:
+    """Add the gradient of one batch of a step of `samples` rows, and its loss terms to `sums`."""
+    device = batch.row.device.type
+    autocast = precision == "bf16" or (precision == "auto" and device == "cuda")
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+        terms = model.losses(batch, progress)
+        total = torch.as_tensor(sum(weights[name] * value for name, value in terms.items()))
+    (total * (len(batch) / samples)).backward()
+    sums.add({**terms, "total": total}, len(batch))
+
+
+def _check_finite(epoch: int, means: dict[str, float], gradient: float) -> None:
+    """Raise DataError when a loss term or the gradient's norm is no longer finite."""
+    if math.isfinite(means["total"]) and math.isfinite(gradient):
+        return
+    bad = [name for name, value in means.items() if not math.isfinite(value)] or ["gradient"]
+    raise DataError(
+        f"epoch {epoch}: the loss is no longer finite ({', '.join(bad)}); lower optim.lr or "
+        "optim.clip and train again"
+    )
+
+
+def parameter_groups(model: FusionModel, config: TrainConfig) -> list[dict[str, Any]]:
     """AdamW groups: no decay on one-dimensional parameters (biases, norms), nor on those to which
     `model.lr_scale` gives a rate of their own.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
+            rate = config.optim.lr * model.lr_scale.get(name, 1.0)
             decay = config.optim.weight_decay if p.ndim > 1 and name not in model.lr_scale else 0.0
-            groups.setdefault((config.optim.lr * model.lr_scale.get(name, 1.0), decay), []).append(
-                p
-            )
+            groups.setdefault((rate, decay), []).append(p)
     return [
         {"params": p, "lr": lr, "peak": lr, "weight_decay": decay}
         for (lr, decay), p in groups.items()
@@ -364,11 +566,9 @@ def schedule(step: int, steps: int, warmup: float, shape: str) -> float:
     rising = max(round(warmup * steps), 1)
     if step < rising:
         return (step + 1) / rising
-    return (
-        0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
-        if shape == "cosine"
-        else 1.0
-    )
+    if shape == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
 def class_weights(target: np.ndarray, spec: DataSpec, kind: str) -> Tensor:
@@ -376,24 +576,32 @@ def class_weights(target: np.ndarray, spec: DataSpec, kind: str) -> Tensor:
     the samples; multi: the weight of a positive, n_negative/n_positive or its root. A class without
     samples has no say in it: weight 1.
     """
-    count = (
-        np.bincount(target, minlength=spec.outputs).astype(float)
-        if spec.task == "single"
-        else target.sum(0).astype(float)
-    )
+    single = spec.task == "single"
+    count = np.bincount(target, minlength=spec.outputs) if single else target.sum(0)
+    count = count.astype(float)
     seen = np.maximum(count, 1)
-    weight = 1 / seen if spec.task == "single" else (len(target) - count) / seen
+    weight = 1 / seen if single else (len(target) - count) / seen
     weight = weight if kind == "balanced" else np.sqrt(weight)
-    if spec.task == "single":
+    if single:
         weight *= count.sum() / (weight * count).sum()
     return torch.from_numpy(np.where(count > 0, weight, 1).astype(np.float32))
 
 
+class _Announcer(logging.Handler):
+    """Passes on what is logged."""
+
+    def __init__(self, note: Note) -> None:
+        super().__init__(logging.INFO)
+        self.note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note(record.getMessage())
+
+
 @contextlib.contextmanager
 def announcements(note: Note) -> Iterator[None]:
-    """Pass on what the fused losses log: which implementation runs. They say it once a process."""
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: note(record.getMessage())
+    """Pass on what the fused losses log, once per process: which implementation runs."""
+    handler = _Announcer(note)
     logger = logging.getLogger("mer.fusion.ops")
     was = logger.level
     logger.addHandler(handler)
@@ -408,10 +616,8 @@ def announcements(note: Note) -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """Deterministic kernels where PyTorch has them; the former settings come back."""
-    was, warn = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    was = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(device.type == "cuda" or was, warn_only=True)
     try:
         yield
@@ -420,124 +626,118 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def _dev_score(
-    out: infer.Outputs, target: np.ndarray, spec: DataSpec, measures: str
-) -> tuple[dict[str, float], list[float] | None]:
-    thresholds = metrics.choose_thresholds(target, out.scores) if spec.task == "multi" else None
-    figures = infer.score(
-        infer.decide(out.scores, spec.task, thresholds), target, spec.task, spec.labels, measures
-    )
-    return {
-        **{k: v for k, v in figures.items() if isinstance(v, float)},
-        "loss": out.loss,
-    }, thresholds
+    out: infer.Answers, target: np.ndarray, spec: DataSpec, measures: str
+) -> tuple[dict[str, float], tuple[float, ...] | None]:
+    """Dev figures, and for multi the threshold of each label."""
+    thresholds = None
+    if spec.task == "multi":
+        thresholds = tuple(metrics.choose_thresholds(target, out.scores))
+    pred = infer.decide(out.scores, spec.task, thresholds)
+    figures = infer.figures(pred, target, spec.task, spec.labels, measures)
+    return {**figures, "loss": out.loss}, thresholds
 
 
 def _rank(metric: str, dev: dict[str, float]) -> tuple[float, float]:
     """Larger is better; on small dev sets many epochs tie, and the smaller dev loss decides."""
-    value = dev[metric] if metric not in metrics.LOWER_IS_BETTER else -dev[metric]
+    value = -dev[metric] if metric in metrics.LOWER_IS_BETTER else dev[metric]
     return (
         value if math.isfinite(value) else -math.inf,
         -dev["loss"] if math.isfinite(dev["loss"]) else -math.inf,
     )
 
 
+# ---- Progress
+
+
 def _save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
-    """What a resume starts from, and the weights that dev chose when this epoch's are those.
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> Progress:
+    """Write what a resume starts from, and the weights that dev chose when this epoch's are those.
 
     `last.safetensors` goes first and names the sha256 of the weights: killed in between, the next
-    call has in it all it needs to write these again.
+    call has in it all it needs to write these again. Returns the progress with that sha256.
     """
-    chosen = state["best_epoch"] == state["epoch"]
-    if chosen:
-        weights = checkpoint.pack(model.state_dict(), {"epoch": state["epoch"]})
-        state["model_sha256"] = hashlib.sha256(weights).hexdigest()
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    weights = None
+    if progress.best_epoch == progress.epoch:
+        weights = checkpoint.pack(model.state_dict(), {"epoch": progress.epoch})
+        progress = replace(progress, model_sha256=hashlib.sha256(weights).hexdigest())
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, p in model.named_parameters():
-        tensors.update(
-            {f"optim.{key}.{name}": value for key, value in optimizer.state.get(p, {}).items()}
-        )
-    checkpoint.save_tensors(folder / checkpoint.LAST, tensors, state)
-    if chosen:
+        moments = optimizer.state.get(p, {})
+        tensors.update({f"optim.{key}.{name}": value for key, value in moments.items()})
+    checkpoint.save_tensors(folder / checkpoint.LAST, tensors, typed.tree(progress))
+    if weights is not None:
         files.write_bytes(folder / checkpoint.MODEL, weights)
+    return progress
 
 
-def _resume(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    spec: DataSpec,
-    wanted: str,
-    processes: Processes,
-    note: Note,
-) -> dict[str, Any]:
+def _resume(training: Training, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Progress so far; loads model and optimizer in place when there is some."""
-    path = folder / checkpoint.LAST
-    fresh = {
-        "epoch": 0,
-        "step": 0,
-        "best_epoch": 0,
-        "best_rank": [-math.inf, -math.inf],
-        "best": {},
-        "thresholds": None,
-        "log": [],
-        "identity": wanted,
-    }
+    folder, path = training.folder, training.folder / checkpoint.LAST
+    fresh = Progress(
+        epoch=0,
+        step=0,
+        best_epoch=0,
+        best_rank=(-math.inf, -math.inf),
+        best={},
+        thresholds=None,
+        log=(),
+        identity=training.identity,
+    )
     if not path.exists():
         return fresh
-    tensors, state = checkpoint.load_tensors(path)
-    remedy = "delete it and train again"
-    if found := shapes.fault(state, shapes.PROGRESS) or _odd_progress(state, config, spec):
-        raise DataError(f"{path}: damaged checkpoint ({shapes.brief(found)}); {remedy}")
-    if "model_sha256" not in state:
-        note(f"{path}: an earlier mer wrote it without checksums; the training starts again")
+    tensors, meta = checkpoint.load_tensors(path)
+    try:
+        progress = typed.convert(Progress, meta)
+        _check_progress(progress, training.config, training.spec)
+    except ValueError as error:
+        raise DataError(f"{path}: damaged checkpoint ({shown(error)}); {START_AGAIN}") from None
+    if progress.model_sha256 is None:
+        why = "an earlier mer wrote it without checksums"
+        training.note(f"{path}: {why}; the training starts again")
         return fresh
-    if state["identity"] != wanted:
-        raise DataError(f"{path}: of another training; {remedy}")
+    if progress.identity != training.identity:
+        raise DataError(f"{path}: of another training; {START_AGAIN}")
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     checkpoint.fill(model, weights, f"{path}: does not fit this run's model")
-    for name, p in model.named_parameters():
-        moments = {
-            key: tensors.get(f"optim.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-        if all(value is None for value in moments.values()):
-            continue  # never used so far
-        expected = {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p}
-        for key, value in moments.items():
-            if value is None or (value.shape, value.dtype) != (
-                expected[key].shape,
-                expected[key].dtype,
-            ):
-                raise DataError(
-                    f"{path}: damaged checkpoint ({key} of {name} does not fit); {remedy}"
-                )
-            optimizer.state[p][key] = value if key == "step" else value.to(p.device)
-    if state["best_epoch"] < state["epoch"]:
-        if (
-            files.digest(folder / checkpoint.MODEL, f"delete {path} and train again")
-            != state["model_sha256"]
-        ):
+    _fill_optimizer(model, optimizer, tensors, path)
+    if progress.best_epoch < progress.epoch:
+        remedy = f"delete {path} and train again"
+        if files.digest(folder / checkpoint.MODEL, remedy) != progress.model_sha256:
             raise _not_the_weights(folder)
     # the last epoch is the best: killed before its weights were written, perhaps
-    elif processes.first:
-        files.write_bytes(
-            folder / checkpoint.MODEL,
-            checkpoint.pack(model.state_dict(), {"epoch": state["epoch"]}),
-        )
-    return state
+    elif training.processes.first:
+        packed = checkpoint.pack(model.state_dict(), {"epoch": progress.epoch})
+        files.write_bytes(folder / checkpoint.MODEL, packed)
+    return progress
 
 
-def _odd_progress(state: dict[str, Any], config: TrainConfig, spec: DataSpec) -> str | None:
-    """What cannot be in the progress of such a run; None: nothing."""
-    if not 1 <= state["best_epoch"] <= state["epoch"] <= config.train.epochs:
-        return f"best epoch {state['best_epoch']} of {state['epoch']} of {config.train.epochs}"
-    if len(state["log"]) != state["epoch"] or len(state["best_rank"]) != 2 or state["step"] < 1:
-        return "its log, rank or step do not fit its epoch"
-    if spec.task == "multi" and len(state["thresholds"] or ()) != len(spec.labels):
-        return "thresholds are not one for each label"
-    return None
+def _fill_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path
+) -> None:
+    """Load the moments of the gradients; raises DataError for one that does not fit."""
+    for name, p in model.named_parameters():
+        expected = {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p}
+        if not any(f"optim.{key}.{name}" in tensors for key in expected):
+            continue  # never used so far
+        for key, like in expected.items():
+            value = tensors.get(f"optim.{key}.{name}")
+            if value is None or (value.shape, value.dtype) != (like.shape, like.dtype):
+                raise DataError(
+                    f"{path}: damaged checkpoint ({key} of {name} does not fit); {START_AGAIN}"
+                )
+            optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+
+
+def _check_progress(progress: Progress, config: TrainConfig, spec: DataSpec) -> None:
+    """Raise ValueError for what cannot be the progress of such a run."""
+    epoch, best, epochs = progress.epoch, progress.best_epoch, config.train.epochs
+    if not 1 <= best <= epoch <= epochs:
+        raise ValueError(f"best epoch {best} of {epoch} of {epochs}")
+    if len(progress.log) != epoch or len(progress.best_rank) != 2 or progress.step < 1:
+        raise ValueError("its log, rank or step do not fit its epoch")
+    if spec.task == "multi" and len(progress.thresholds or ()) != len(spec.labels):
+        raise ValueError("thresholds are not one for each label")
 
 
 def _not_the_weights(folder: Path) -> DataError:
@@ -557,7 +757,7 @@ def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Ru
             raise DataError(f"{folder}: not empty and not a run folder; choose another --out")
         return None
     there = Run.open(folder)
-    if there.info.get("identity") != wanted:
+    if there.info.identity != wanted:
         raise DataError(
             f"{folder}: holds another run ({explain(there, key, config)}); choose another --out"
         )
@@ -567,10 +767,10 @@ def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Ru
 
 def explain(there: Run, key: str, config: TrainConfig) -> str:
     """Why a run folder is not the one asked for."""
-    if there.info["kind"] == "group":
+    if isinstance(there.info, GroupInfo):
         return "one over seeds or folds"
     reasons = differences(to_tree(there.config), to_tree(config))[:3]
-    if there.info["store_key"] != key:
+    if there.info.store_key != key:
         reasons.append("trained on another store, or on other labels or splits of it")
     return "; ".join(reasons) or "another fold"
 
@@ -585,15 +785,3 @@ def identity(config: TrainConfig, key: str, *more: Any) -> str:
 def _mix(*numbers: int) -> int:
     """A 63-bit seed from several numbers, without the collisions of their sum."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _rate(log: list[dict], rows: int) -> float:
-    seconds = sum(e["seconds"] for e in log)
-    return round(rows * len(log) / seconds, 1) if seconds else 0.0
-
-
-def _line(entry: dict[str, Any], metric: str, best: bool) -> str:
-    return (
-        f"epoch {entry['epoch']:3d}  loss {entry['train']['total']:.4f}  dev {metric} "
-        f"{entry['dev'][metric]:.4f}{'  *' if best else ''}"
-    )

@@ -1,6 +1,6 @@
 """`mer doctor`: what works on this machine, and what to do about the rest.
 
-Every check catches its own failure.
+Every check catches its own failure, so that one that fails hides none of the others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mer.pipeline.errors import MerError
 
+FREE_DISK_GB = 10  # what an extraction of MELD may need at its peak
 PACKAGES = (
     "torch",
     "torchaudio",
@@ -44,9 +45,13 @@ class Finding:
 
 
 def examine(pair: Callable[[], None]) -> Iterator[Finding]:
-    """Yield the findings, quick ones first.
+    """Look at this machine.
 
-    `pair` raises MerError when torch and torchaudio do not fit together.
+    Args:
+        pair: Raises MerError when torch and torchaudio do not fit together.
+
+    Yields:
+        The findings, quick ones first.
     """
     machine = f"{platform.system()} {platform.machine()}"
     tested = platform.system() == "Linux" and platform.machine() == "x86_64"
@@ -61,16 +66,23 @@ def examine(pair: Callable[[], None]) -> Iterator[Finding]:
         pair()
     except MerError as error:
         yield Finding("bad", "torch pair", str(error))
-        return  # importing either would end in the dynamic linker's words, not ours
+        return  # importing either would end in the words of the dynamic linker
     yield from accelerator()
     yield from decoders()
     yield models()
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    yield disk()
+
+
+def disk() -> Finding:
+    """Free space of the working folder."""
+    free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     needs = "MELD's features take about 4.5 GB and, while they are made, twice that"
-    yield Finding("ok" if free > 10 else "note", "disk", f"{free:.0f} GB free here ({needs})")
+    state = "ok" if free_gb > FREE_DISK_GB else "note"
+    return Finding(state, "disk", f"{free_gb:.0f} GB free here ({needs})")
 
 
 def packages() -> Iterator[Finding]:
+    """Versions of the packages that mer needs, and which of them are absent."""
     found, absent = [], []
     for name in PACKAGES:
         try:
@@ -87,6 +99,7 @@ def packages() -> Iterator[Finding]:
 
 
 def accelerator() -> Iterator[Finding]:
+    """The GPUs, and whether the CPU computes in bfloat16."""
     try:
         torch = import_module("torch")
         import_module("torchaudio")
@@ -96,13 +109,13 @@ def accelerator() -> Iterator[Finding]:
         )
         return
     if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            p = torch.cuda.get_device_properties(i)
-            chip = (
-                f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}, CUDA "
-                f"{torch.version.cuda}"
+        for number in range(torch.cuda.device_count()):
+            chip = torch.cuda.get_device_properties(number)
+            detail = (
+                f"{chip.name}, {chip.total_memory / 2**30:.0f} GiB, sm_{chip.major}{chip.minor}, "
+                f"CUDA {torch.version.cuda}"
             )
-            yield Finding("ok", f"cuda:{i}", chip)
+            yield Finding("ok", f"cuda:{number}", detail)
     else:
         yield Finding(
             "note",
@@ -110,17 +123,15 @@ def accelerator() -> Iterator[Finding]:
             "none: extraction and training run on the CPU, where full-size encoders are slow",
         )
     flags = _cpu_flags()
-    half = [f for f in ("amx_bf16", "avx512_bf16") if f in flags]
-    yield Finding(
-        "ok",
-        "cpu bf16",
-        f"{half[0]}: --precision bf16 pays"
-        if half
-        else "no instructions for it: --precision fp32 is as fast",
-    )
+    half = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
+    advice = "no instructions for it: --precision fp32 is as fast"
+    if half:
+        advice = f"{half[0]}: --precision bf16 pays"
+    yield Finding("ok", "cpu bf16", advice)
 
 
 def decoders() -> Iterator[Finding]:
+    """The media libraries, and which codecs they lack."""
     try:
         av, soundfile = import_module("av"), import_module("soundfile")
     except (ImportError, OSError) as error:
@@ -131,7 +142,7 @@ def decoders() -> Iterator[Finding]:
         )
         return
     wanted = ("aac", "mp3", "opus", "vorbis", "flac", "pcm_s16le")
-    absent = [c for c in wanted if c not in av.codecs_available]
+    absent = [codec for codec in wanted if codec not in av.codecs_available]
     missing = f"; missing: {', '.join(absent)}" if absent else ""
     yield Finding(
         "note" if absent else "ok",
@@ -142,13 +153,10 @@ def decoders() -> Iterator[Finding]:
 
 def models() -> Finding:
     """Encoders in the local Hugging Face cache: the ones `--offline` can use by hub id."""
-    home = Path(
-        os.environ.get("HF_HUB_CACHE")
-        or Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub"
-    )
-    names = sorted(
-        p.name.removeprefix("models--").replace("--", "/") for p in home.glob("models--*")
-    )
+    hub = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    home = Path(os.environ.get("HF_HUB_CACHE") or Path(hub) / "hub")
+    folders = [folder.name.removeprefix("models--") for folder in home.glob("models--*")]
+    names = sorted(name.replace("--", "/") for name in folders)
     if names:
         return Finding("ok", "encoders", f"in {home}: {', '.join(names)}")
     remedy = (
@@ -159,10 +167,12 @@ def models() -> Finding:
 
 
 def _cpu_flags() -> set[str]:
+    """What the processor says that it can do; empty where it does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return set(
-        next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    )
+    for line in lines:
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()

@@ -17,8 +17,8 @@ class DataError(MerError):
 
 
 class EncoderError(MerError):
-    """An encoder that cannot be loaded or trusted: missing files, missing weights, failed
-    self-test, offline.
+    """An encoder that cannot be loaded or trusted: files or weights are missing, its self-test
+    failed, or it would have to be downloaded with `--offline`.
     """
 
 

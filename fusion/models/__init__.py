@@ -26,12 +26,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mer.pipeline.errors import DataError
 
 if TYPE_CHECKING:  # a mistyped `--set` is told without torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from mer.fusion.batch import DataSpec
 
@@ -62,18 +62,20 @@ class Prediction:
     disagreement: Tensor | None = None
 
 
-def model_class(name: str):
+def model_class(name: str) -> tuple[Any, Any]:
     """(model class, config class) of a registered name; raises DataError with the known names."""
     if name not in REGISTRY:
         raise DataError(f"--model {name}: unknown; known: {', '.join(REGISTRY)}")
-    path, model, config = REGISTRY[name]
-    module = import_module(path)
+    place, model, config = REGISTRY[name]
+    module = import_module(place)
     return getattr(module, model), getattr(module, config)
 
 
-def build(name: str, args, spec: DataSpec) -> nn.Module:
-    """A model of the registry; raises DataError for arguments with which it cannot be built: sizes
-    beyond the memory, for example.
+def build(name: str, args: Any, spec: DataSpec) -> Any:
+    """A model of the registry: a `FusionModel` of base.py, which imports this module.
+
+    Raises DataError for arguments with which it cannot be built: sizes beyond the memory, for
+    example.
     """
     try:
         return model_class(name)[0](args, spec)

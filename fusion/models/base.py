@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses import task_loss
+from mer.fusion.models import Prediction
 from mer.fusion.modules.pooling import Moments, Standardise
 from mer.pipeline.errors import DataError
 
@@ -35,6 +36,17 @@ class FusionModel(nn.Module):
         self.register_buffer(
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )
+
+    def __call__(self, batch: Batch) -> Prediction:
+        return super().__call__(batch)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Named scalar loss terms, unweighted; `progress` in [0, 1]: the share of training done."""
+        raise NotImplementedError
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """The weight of every term that `losses` may return."""
+        raise NotImplementedError
 
     def set_class_weights(self, weights: Tensor) -> None:
         """Weights (C,) of the classes (single) or of the positives of each label (multi) in the

@@ -76,12 +76,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(
-        key for key in report["missing_keys"] if not any(part in key for part in UNUSED)
-    )
-    wrong = sorted(
-        str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())
-    )
+    missing = sorted(filter(_is_used, report["missing_keys"]))
+    mismatched = report.get("mismatched_keys", ())
+    wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
     for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
         if keys:
             raise EncoderError(
@@ -89,6 +86,11 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
                 "it is not usable"
             )
     return model.eval().requires_grad_(False).to(device)
+
+
+def _is_used(key: str) -> bool:
+    """Whether features pass through the weight of that name."""
+    return not any(part in key for part in UNUSED)
 
 
 def _first_line(error: Exception) -> str:

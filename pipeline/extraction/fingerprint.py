@@ -142,11 +142,8 @@ def find_encoders(
     """The modalities that the manifest has and the options want, with the files of their encoders,
     in the order of the registry.
     """
-    wanted = [
-        modality
-        for modality in configured(options)
-        if modality.wanted and any(modality.has(u) for u in manifest.rows)
-    ]
+    asked = (modality for modality in configured(options) if modality.wanted)
+    wanted = [modality for modality in asked if any(map(modality.has, manifest.rows))]
     if not wanted:
         raise DataError(
             f"{manifest.dataset}: nothing to extract; the manifest has no {' or '.join(MODALITIES)}"

@@ -68,14 +68,15 @@ class ExtractOptions:
         ):
             if value < least:
                 raise DataError(f"--{name} {value} is below {least}")
-        for name, budget in (
-            ("budget-seconds", self.budget_seconds),
-            ("budget-tokens", self.budget_tokens),
-        ):
-            if budget is None or budget == "auto":
-                continue
-            if isinstance(budget, str) or not budget > 0:
-                raise DataError(f"--{name} {budget} is neither auto nor a number above 0")
+        _check_budget("budget-seconds", self.budget_seconds)
+        _check_budget("budget-tokens", self.budget_tokens)
+
+
+def _check_budget(name: str, budget: float | str | None) -> None:
+    if budget is None or budget == "auto":
+        return
+    if isinstance(budget, str) or not budget > 0:
+        raise DataError(f"--{name} {budget} is neither auto nor a number above 0")
 
 
 def default_encoders(manifest: Manifest) -> dict[str, str]:

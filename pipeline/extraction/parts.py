@@ -291,8 +291,11 @@ def _feed(
     """Batches with their inputs decoded and padded, without the first `begun[name]` of a part; next
     is always the modality of which the smaller share is done.
     """
-    by_modality = {m: [part for part in parts if part.modality == m] for m in sources}
-    length = {m: sum(part.length for part in its) for m, its in by_modality.items()}
+    by_modality: dict[str, list[Part]] = {m: [] for m in sources}
+    length = dict.fromkeys(sources, 0)
+    for part in parts:
+        by_modality[part.modality].append(part)
+        length[part.modality] += part.length
     lanes = {m: _lane(by_modality[m], sources[m], begun) for m in sources if length[m]}
     fed = dict.fromkeys(lanes, 0)
     while lanes:

@@ -303,8 +303,9 @@ class Plan:
         """Modality → padded over valid length."""
         padded: Counter = Counter()
         for part in self.all_parts:
-            longest = (len(batch) * max(item.length for item in batch) for batch in part.batches)
-            padded[part.modality] += sum(longest)
+            for batch in part.batches:
+                longest = max(item.length for item in batch)
+                padded[part.modality] += len(batch) * longest
         return {m: round(total / self.length(m), 4) for m, total in padded.items()}
 
     def batches(self) -> dict[str, int]:
@@ -392,10 +393,12 @@ def make_parts(modality: str, window: int, items: list[Item], settings: Settings
     names = f"{settings.fingerprint} {modality} {window} {budget} {list(settings.one_by_one)}"
     parts = []
     for number, batches in enumerate(grouped):
-        chosen = [[items[i] for i in batch] for batch in batches]
+        chosen = []
         h = hashlib.sha256(names.encode())
-        for batch in chosen:
-            said = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in batch)
+        for batch in batches:
+            taken = [items[i] for i in batch]
+            said = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in taken)
             h.update((" ".join(said) + "\n").encode())
+            chosen.append(taken)
         parts.append(Part(modality, window, number, chosen, h.hexdigest()))
     return parts

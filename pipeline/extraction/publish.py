@@ -216,8 +216,10 @@ def write_head(
 ) -> None:
     """Write the head file over finished shards, without the rows that failed."""
     manifest = request.manifest
-    rows = (u for u in manifest.rows if u.id not in failed)
-    table = [{name: getattr(u, name) for name in COLUMNS.names} for u in rows]
+    table = []
+    for u in manifest.rows:
+        if u.id not in failed:
+            table.append({name: getattr(u, name) for name in COLUMNS.names})
     build_index(
         request.place.out,
         shards,

@@ -18,12 +18,13 @@ import numpy as np
 from mer.pipeline.encoders.modality import Encoder
 from mer.pipeline.errors import MerError, StoreError
 from mer.pipeline.extraction.decoding import open_decoders
+from mer.pipeline.extraction.fingerprint import Chosen
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.parts import Done, Finished, Source, Tally, nobody_listens, run_parts
 from mer.pipeline.extraction.plan import Inputs, Part, Plan, ShardPlan
 from mer.pipeline.extraction.request import Place
 from mer.pipeline.extraction.sound import check_sound, copied
-from mer.pipeline.media.stages import Flag
+from mer.pipeline.media.stages import Flag, Problem
 from mer.pipeline.media.workers import Decoders
 from mer.pipeline.runtime.hold import appear
 from mer.pipeline.runtime.machine import cores, one_thread
@@ -102,10 +103,17 @@ class Standing:
             (self.place.parts / part.begun).unlink(missing_ok=True)
 
 
-def load_encoders(inputs_chosen: Sequence, options: ExtractOptions) -> dict[str, Encoder]:
+def _files_to_read(inputs: Inputs, part: Part) -> int:
+    """How many items of a part are decoded from media files."""
+    modality = next(one.modality for one in inputs.chosen if one.name == part.modality)
+    utterances = (inputs.rows.utterances[item.row] for item in part.items)
+    return sum(modality.file(u) is not None for u in utterances)
+
+
+def load_encoders(chosen: Sequence[Chosen], options: ExtractOptions) -> dict[str, Encoder]:
     """The encoder of each chosen modality, on its device. Raises EncoderError and DataError."""
     found = {}
-    for one in inputs_chosen:
+    for one in chosen:
         found[one.name] = one.modality.load(
             one.checkpoint, device=options.device, precision=options.precision
         )
@@ -161,10 +169,7 @@ class LocalRunner:
         if not parts or (stop is not None and stop.asked):
             return Tally()
         work, options = self.assignment, self.assignment.options
-        read_from_files = {
-            one.name for one in work.inputs.chosen if one.modality.probe_job(0, work.inputs.rows)
-        }
-        clips = sum(len(list(part.items)) for part in parts if part.modality in read_from_files)
+        clips = sum(_files_to_read(work.inputs, part) for part in parts)
         with ExitStack() as stack:
             decoders = self.decoders or stack.enter_context(open_decoders(options, clips))
             stack.enter_context(one_thread())
@@ -232,7 +237,7 @@ def assemble_shard(work: Assignment, shard: ShardPlan, window: int, finished: Fi
             writer.add(id, frames, duration=duration, flags=int(flags))
 
 
-def _problem(work: Assignment, row: int, window: int, finished: Finished):
+def _problem(work: Assignment, row: int, window: int, finished: Finished) -> Problem | None:
     """Why a row has no features, from the first modality that failed."""
     for modality in work.inputs.modalities:
         owner = work.plan.owners[window].get(modality, {}).get(row, row)

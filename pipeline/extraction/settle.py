@@ -168,40 +168,61 @@ def sketch(request: Request, company: Company, found: Found, prepared: Prepared)
     return Settled(request, prepared.inputs, prepared.encoders, plan)
 
 
-def new_settings(request: Request, company: Company, found: Found, prepared: Prepared) -> Settings:
-    """Fixed budgets, and what can be taken over from shards that are there."""
-    options, keys, inputs = request.options, request.keys, prepared.inputs
+@dataclass(frozen=True)
+class Reusable:
+    """What can be taken over from shards that are there.
+
+    `shards` maps the name of a sound one to its key, `copies` the key of a content to where its
+    features are; `unsound` names shards that cannot be used.
+    """
+
+    shards: dict[str, str]
+    copies: dict[str, Copy]
+    unsound: list[str]
+
+
+def reusable(request: Request, company: Company, found: Found) -> Reusable:
+    """Look through the shards in the store's folder; a note tells of those that are not sound."""
     recorded = {}
     if found.head is not None:
         recorded = {record.path.name: record.sha256 for record in found.head.shards}
-    there: dict[str, str] = {}
-    copies: dict[str, Copy] = {}
-    unsound = []
-    for shard in existing(request.place.folder, keys.recipe_key, recorded, sha256_file):
+    shards, copies, unsound = {}, {}, []
+    folder, recipe_key = request.place.folder, request.keys.recipe_key
+    for shard in existing(folder, recipe_key, recorded, sha256_file):
         if isinstance(shard, Unsound):
             company.progress.note(f"{shard.reason}; extracting it again")
             unsound.append(shard.path.name)
             continue
-        there[shard.path.name] = shard.key
+        shards[shard.path.name] = shard.key
         for at, content in enumerate(shard.meta["contents"]):
             copies.setdefault(content, Copy(shard.path.name, at))
-    _tell_decoded_again(request, company, copies)
-    shards = cut_shards(inputs, prepared.left_out, options.shard_bytes)
-    kept = [shard.name for shard in shards if there.get(shard.name) == shard.key]
-    wanted = sorted(row for shard in shards if shard.name not in kept for row in shard.rows)
-    contents = keys.contents
+    return Reusable(shards, copies, unsound)
+
+
+def new_settings(request: Request, company: Company, found: Found, prepared: Prepared) -> Settings:
+    """Fixed budgets, and what is to be taken over from shards that are there."""
+    options, contents = request.options, request.keys.contents
+    there = reusable(request, company, found)
+    _tell_decoded_again(request, company, there.copies)
+    shards = cut_shards(prepared.inputs, prepared.left_out, options.shard_bytes)
+    kept = [shard.name for shard in shards if there.shards.get(shard.name) == shard.key]
+    reused = {}
+    for shard in shards:
+        for row in shard.rows if shard.name not in kept else ():
+            if contents[row] in there.copies:
+                reused[row] = there.copies[contents[row]]
     device = next(iter(prepared.encoders.values())).device.type
     modalities = configured(options)
     return Settings(
-        fingerprint=keys.fingerprint,
+        fingerprint=request.keys.fingerprint,
         budgets=fixed_budgets(modalities, device),
         shard_bytes=options.shard_bytes,
         window=options.window,
         part_lengths={modality.name: modality.part_length() for modality in modalities},
         left_out=dict(prepared.left_out),
         kept=kept,
-        rebuilt=[shard.name for shard in shards if shard.name in unsound],
-        reused={row: copies[contents[row]] for row in wanted if contents[row] in copies},
+        rebuilt=[shard.name for shard in shards if shard.name in there.unsound],
+        reused=reused,
     )
 
 

@@ -10,33 +10,42 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mer.pipeline.media.containers import Look, look
 from mer.pipeline.media.readers import MediaError, Source, open_source, what_changed
+from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.limits import MEDIA_LEVEL, MEDIA_SAMPLES
 
-RATE = 16_000
+RATE = 16_000  # Hz, of every waveform that encoders take
 CHANNELS = ("auto", "centre", "mix")  # or a channel's number, from 0
-CLIPPED = (0.999, 1e-3)  # "clipped": more than this share of the samples at or above this level
-SILENT = 1e-4  # "silent": no sample above this level (-80 dB)
+# A clip is "clipped" with more than this share of its samples at or above this level, where full
+# scale is 1, and "silent" with no sample above that one, which is -80 dB.
+CLIPPED_LEVEL, CLIPPED_SHARE = 0.999, 1e-3
+SILENT_LEVEL = 1e-4
+RATIO_TERM = 1_000  # the largest term of a ratio of rates that is resampled by
 
 __all__ = ["Clip", "ClipInfo", "MediaError", "changed", "load", "probe", "resampled_length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """`waveform` (n,) float32 mono at 16 kHz.
+    """Sound as an encoder takes it.
 
-    `channel` is the one used, a name such as "FC", a number, or "mix". `flags` are those of
-    `mer.pipeline.media.stages.Flag` that concern media, by name.
+    Attributes:
+        waveform: (n,) float32, mono at 16 kHz, full scale 1.
+        source_rate: Hz, of the file.
+        channels: How many the file has.
+        channel: The one that was used: a name such as "FC", a number, or "mix".
+        flags: Names of `stages.Flag`.
     """
 
     waveform: np.ndarray
@@ -52,7 +61,13 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
-    """`samples` is exactly the length that `load` returns."""
+    """What `load` would return, without its samples.
+
+    Attributes:
+        samples: Exactly the length that `load` returns, at 16 kHz.
+        source_rate: Hz, of the file.
+        channels: How many the file has.
+    """
 
     samples: int
     source_rate: int
@@ -71,14 +86,14 @@ def load(
     end: float | None = None,
     track: str = "auto",
 ) -> Clip:
-    """The part of a file from `start` to `end` seconds as 16 kHz mono.
+    """The sound of a file, or a part of it, as 16 kHz mono.
 
     Args:
         path: A media file.
         channel: `auto` is the centre (FC) where the layout has one, else the mean of all; `centre`,
             `mix`, or a number from 0.
-        start: Seconds on the file's time line; None: its beginning.
-        end: Likewise; None: its end.
+        start: Where the part begins, in seconds on the file's time line; None is its beginning.
+        end: Where it ends, likewise; None is its end.
         track: `auto` is the default audio track, else the first; or a number from 0.
 
     Returns:
@@ -90,36 +105,19 @@ def load(
     path = Path(path)
     start, end, flags = _span(path, start, end)
     source = _source(path, track)
-    pieces: list[tuple[int, np.ndarray]] = []
-    held, used, first = 0.0, None, None
-    complete = end is None
-    with closing(_cut(source, start, end)) as blocks:
-        for rate, names, reached, block in blocks:
-            first = first or (rate, names)
-            complete = complete or reached
-            if block.shape[1]:
-                used, mono = _pick(path, channel, names, block)
-                pieces.append((rate, mono))
-                held += _cost(len(mono), rate)
-                _check_held(path, held, rate)
-    _check_span(path, first, held, start)
-    rate, names = first
-    if not complete:
+    taken = _take(source, channel, start, end)
+    if end is not None and not taken.reached_end:
         flags.append("end_beyond")
     flags += [flag for flag in source.flags if flag not in flags]
-    whole = []
-    for piece_rate, group in groupby(pieces, key=lambda piece: piece[0]):
-        monos = [mono for _, mono in group]
-        whole.append((piece_rate, monos[0] if len(monos) == 1 else np.concatenate(monos)))
-    flags += _judge(path, [x for _, x in whole])
-    resampled = [_resample(x, r) for r, x in whole]
-    waveform = resampled[0] if len(resampled) == 1 else np.concatenate(resampled)
-    if any(r != RATE for r, _ in whole):
+    stretches = _stretches(taken.pieces)
+    flags += _judge(path, [mono for _, mono in stretches])
+    waveform = _joined([_resample(mono, rate) for rate, mono in stretches])
+    if any(rate != RATE for rate, _ in stretches):
         _check_finite(path, waveform)
         flags.append("resampled")
-    if any(_ratio(r) != Fraction(RATE, r) for r, _ in whole):
+    if any(_ratio(rate) != Fraction(RATE, rate) for rate, _ in stretches):
         flags.append("rate_rounded")
-    return Clip(waveform, rate, len(names), used, tuple(flags))
+    return Clip(waveform, taken.rate, taken.channels, taken.channel, tuple(flags))
 
 
 def probe(
@@ -129,8 +127,8 @@ def probe(
     end: float | None = None,
     track: str = "auto",
 ) -> ClipInfo:
-    """What `load` would return, without holding it: from the header where its length is verified,
-    by decoding elsewhere.
+    """What `load` would return, without holding it: told by the header where its length is
+    verified, and by decoding elsewhere.
 
     Args:
         path: A media file.
@@ -148,71 +146,118 @@ def probe(
     start, end, _ = _span(path, start, end)
     source = _source(path, track)
     lengths: list[tuple[int, int]] = []
-    held, first = 0.0, None
-    if source.exact:
-        rate, channels, frames = (
-            source.header.samplerate,
-            source.header.channels,
-            source.header.frames,
-        )
-        a, b = _bounds(rate, start, end)
-        first = rate, ("",) * channels
-        lengths.append((rate, max(0, min(frames, frames if b is None else b) - a)))
-        held = _cost(lengths[0][1], rate)
-        _check_held(path, held, rate)
+    samples_held, rate, channels = 0.0, 0, 0
+    header = source.exact_header
+    if header is not None:
+        rate, channels = header.samplerate, header.channels
+        first, last = _bounds(rate, start, end)
+        behind = header.frames if last is None else min(header.frames, last)
+        lengths.append((rate, max(0, behind - first)))
+        samples_held = _cost(lengths[0][1], rate)
+        _check_held(path, samples_held, rate)
     else:
-        with closing(_cut(source, start, end, silent=True)) as blocks:
-            for rate, names, _, block in blocks:
-                first = first or (rate, names)
-                lengths.append((rate, block.shape[1]))
-                held += _cost(block.shape[1], rate)
-                _check_held(path, held, rate)
-    _check_span(path, first, held, start)
-    rate, names = first
+        with closing(_cut(source, start, end, silent=True)) as pieces:
+            for piece in pieces:
+                if not rate:
+                    rate, channels = piece.rate, len(piece.names)
+                lengths.append((piece.rate, piece.samples.shape[1]))
+                samples_held += _cost(piece.samples.shape[1], piece.rate)
+                _check_held(path, samples_held, piece.rate)
+    _check_span(path, samples_held, start, known=rate > 0)
+    heard = [(piece_rate, length) for piece_rate, length in lengths if length]
     samples = 0
-    for piece_rate, group in groupby(
-        filter(lambda pair: pair[1], lengths), key=lambda pair: pair[0]
-    ):
-        samples += resampled_length(sum(n for _, n in group), piece_rate)
-    return ClipInfo(samples, rate, len(names))
+    for piece_rate, group in groupby(heard, key=lambda pair: pair[0]):
+        samples += resampled_length(sum(length for _, length in group), piece_rate)
+    return ClipInfo(samples, rate, channels)
 
 
 def changed(path: str | os.PathLike) -> str | None:
     """Why a file is decoded otherwise than by the first version of the decoder; None when it is
-    not. Needs FFmpeg for containers with time stamps, so it belongs into a process that may
-    crash."""
+    not.
+
+    It needs FFmpeg for containers with time stamps, so it belongs into a process that may crash.
+    """
     path = Path(path)
     return what_changed(path, look(path))
 
 
 def _source(path: Path, track: str) -> Source:
+    """The file, looked at and with its decoder chosen. Raises MediaError."""
     _check_file(path)
     if track != "auto" and not track.isdecimal():
-        raise MediaError(f"audio track '{track}' is not auto or a number from 0", "track")
+        raise MediaError(f"audio track '{track}' is not auto or a number from 0", Stage.TRACK)
     try:
         found: Look = look(path)
     except OSError as error:
-        raise MediaError(f"{path}: {error.strerror or error}", "open") from None
+        raise MediaError(f"{path}: {error.strerror or error}", Stage.OPEN) from None
     return open_source(path, found, track)
+
+
+class _Piece(NamedTuple):
+    """A block of what was asked for: `samples` is (channels, n) at `rate`."""
+
+    rate: int
+    names: tuple[str, ...]  # of the channels
+    reached_end: bool
+    samples: np.ndarray
 
 
 def _cut(
     source: Source, start: float, end: float | None, *, silent: bool = False
-) -> Iterator[tuple[int, tuple[str, ...], bool, np.ndarray]]:
-    """Blocks (rate, channel names, whether `end` is reached, samples) of what lies between
-    `start` and `end`."""
+) -> Generator[_Piece, None, None]:
+    """The blocks of what lies between `start` and `end` seconds."""
     with closing(source.blocks(start, silent=silent)) as blocks:
         for rate, names, offset, samples in blocks:
-            a, b = _bounds(rate, start, end)
-            reached = b is not None and offset + samples.shape[1] >= b
-            yield (
-                rate,
-                names,
-                reached,
-                samples[:, max(0, a - offset) : None if b is None else max(0, b - offset)],
-            )
+            first, last = _bounds(rate, start, end)
+            begin = max(0, first - offset)
+            if last is None:
+                yield _Piece(rate, names, False, samples[:, begin:])
+                continue
+            reached = offset + samples.shape[1] >= last
+            yield _Piece(rate, names, reached, samples[:, begin : max(0, last - offset)])
             if reached:
                 return
+
+
+@dataclass
+class _Taken:
+    """What was taken of a file: mono pieces with their rates, and what the first block told."""
+
+    pieces: list[tuple[int, np.ndarray]]
+    rate: int = 0
+    channels: int = 0
+    channel: str = ""
+    reached_end: bool = False
+
+
+def _take(source: Source, channel: str, start: float, end: float | None) -> _Taken:
+    """Decode what lies between `start` and `end` seconds, one channel of it."""
+    path, samples_held = source.path, 0.0
+    taken = _Taken([])
+    with closing(_cut(source, start, end)) as pieces:
+        for piece in pieces:
+            if not taken.rate:
+                taken.rate, taken.channels = piece.rate, len(piece.names)
+            taken.reached_end = taken.reached_end or piece.reached_end
+            if piece.samples.shape[1]:
+                taken.channel, mono = _pick(path, channel, piece.names, piece.samples)
+                taken.pieces.append((piece.rate, mono))
+                samples_held += _cost(len(mono), piece.rate)
+                _check_held(path, samples_held, piece.rate)
+    _check_span(path, samples_held, start, known=taken.rate > 0)
+    return taken
+
+
+def _stretches(pieces: Iterable[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    """Pieces that follow one another at one rate, joined."""
+    stretches = []
+    for rate, group in groupby(pieces, key=lambda piece: piece[0]):
+        stretches.append((rate, _joined([mono for _, mono in group])))
+    return stretches
+
+
+def _joined(monos: Sequence[np.ndarray]) -> np.ndarray:
+    return monos[0] if len(monos) == 1 else np.concatenate(monos)
 
 
 def _cost(n: int, rate: int) -> float:
@@ -224,40 +269,44 @@ def _check_held(path: Path, held: float, rate: int) -> None:
     if held > MEDIA_SAMPLES:
         minutes = MEDIA_SAMPLES / max(rate, RATE) / 60
         raise MediaError(
-            f"{path}: more than {minutes:.0f} minutes; give start and end to cut it", "too_long"
+            f"{path}: more than {minutes:.0f} minutes; give start and end to cut it", Stage.TOO_LONG
         )
 
 
 def _check_finite(path: Path, x: np.ndarray) -> float:
-    """The largest absolute value. Raises MediaError for NaN, infinity and what overflows in an
-    encoder."""
+    """The largest absolute value.
+
+    Raises MediaError for NaN, infinity and what overflows in an encoder.
+    """
     peak = float(max(x.max(), -x.min()))
     if not math.isfinite(peak):
         raise MediaError(
             f"{path}: {np.count_nonzero(~np.isfinite(x))} of {len(x)} samples are NaN or infinite",
-            "nan",
+            Stage.NAN,
         )
     if peak > MEDIA_LEVEL:
         raise MediaError(
             f"{path}: its samples reach {peak:.1e}, where full scale is 1: no sound, or floats of "
             "another scale",
-            "nan",
+            Stage.NAN,
         )
     return peak
 
 
 def _judge(path: Path, parts: list[np.ndarray]) -> list[str]:
-    """Flags that the level of a clip deserves. Raises MediaError for samples that are no
-    numbers."""
-    level, share = CLIPPED
+    """The flags that the level of a clip deserves. Raises MediaError for samples that are no
+    numbers.
+    """
     peak, full, count = 0.0, 0, 0
     for x in parts:
         highest = _check_finite(path, x)
         peak, count = max(peak, highest), count + len(x)
-        if highest >= level:
-            full += np.count_nonzero(np.abs(x) >= level)
-    flags = ["clipped"] if full > share * count else []
-    return flags + (["silent"] if peak <= SILENT else [])
+        if highest >= CLIPPED_LEVEL:
+            full += int(np.count_nonzero(np.abs(x) >= CLIPPED_LEVEL))
+    flags = ["clipped"] if full > CLIPPED_SHARE * count else []
+    if peak <= SILENT_LEVEL:
+        flags.append("silent")
+    return flags
 
 
 def resampled_length(n: int, rate: int) -> int:
@@ -267,10 +316,12 @@ def resampled_length(n: int, rate: int) -> int:
 
 
 def _ratio(rate: int) -> Fraction:
-    """16 kHz / rate, exact for every usual rate. The resampling kernel grows with the product of
-    both terms, so a header's 44,101 Hz would take gigabytes: such a ratio is rounded (relative
-    error below 1e-4) and flagged."""
-    return Fraction(RATE, rate).limit_denominator(1_000)
+    """16 kHz / rate, exact for every usual rate.
+
+    The resampling kernel grows with the product of both terms, so a header's 44,101 Hz would take
+    gigabytes: such a ratio is rounded (relative error below 1e-4) and flagged.
+    """
+    return Fraction(RATE, rate).limit_denominator(RATIO_TERM)
 
 
 def _resample(source: np.ndarray, rate: int) -> np.ndarray:
@@ -289,63 +340,70 @@ def _resample(source: np.ndarray, rate: int) -> np.ndarray:
 def _span(
     path: Path, start: float | None, end: float | None
 ) -> tuple[float, float | None, list[str]]:
+    """Start and end in seconds, and flags. Raises MediaError for times that are none."""
     for name, value in (("start", start), ("end", end)):
         if value is not None and not math.isfinite(value):
-            raise MediaError(f"{path}: {name} is {value}; expected seconds", "times")
+            raise MediaError(f"{path}: {name} is {value}; expected seconds", Stage.TIMES)
     flags = ["start_clipped"] if start is not None and start < 0 else []
     start = max(0.0, start or 0.0)
     if end is not None and end <= start:
-        raise MediaError(f"{path}: end {end:g} s is not after start {start:g} s", "times")
+        raise MediaError(f"{path}: end {end:g} s is not after start {start:g} s", Stage.TIMES)
     return start, end, flags
 
 
 def _bounds(rate: int, start: float, end: float | None) -> tuple[int, int | None]:
+    """Start and end in samples."""
     return round(start * rate), None if end is None else round(end * rate)
 
 
-def _check_span(path: Path, first: tuple | None, held: int, start: float) -> None:
-    if held:
+def _check_span(path: Path, samples_held: float, start: float, *, known: bool) -> None:
+    """Raise MediaError when there is nothing; `known`: the file has sound somewhere."""
+    if samples_held:
         return
-    if first is not None and start > 0:
-        raise MediaError(f"{path}: nothing at {start:g} s; the file ends before", "times")
-    raise MediaError(f"{path}: no audio samples", "empty")
+    if known and start > 0:
+        raise MediaError(f"{path}: nothing at {start:g} s; the file ends before", Stage.TIMES)
+    raise MediaError(f"{path}: no audio samples", Stage.EMPTY)
 
 
 def _pick(
     path: Path, channel: str, names: tuple[str, ...], block: np.ndarray
 ) -> tuple[str, np.ndarray]:
-    """(name of what was used, mono (n,)) from a block (channels, n)."""
+    """What was used, and it as mono (n,), of a block (channels, n).
+
+    Raises MediaError for a channel that is not there.
+    """
     if channel in ("auto", "centre") and "FC" in names:
         return "FC", block[names.index("FC")].copy()
     if channel == "centre":
-        raise MediaError(
-            f"{path}: no centre channel among {len(names)} "
-            f"({' '.join(filter(None, names)) or 'unnamed'})",
-            "channel",
-        )
+        named = " ".join(filter(None, names)) or "unnamed"
+        raise MediaError(f"{path}: no centre channel among {len(names)} ({named})", Stage.CHANNEL)
     if channel in ("auto", "mix"):
         return "mix", block.mean(axis=0, dtype=np.float32)
     if not str(channel).isdecimal():
         raise MediaError(
-            f"channel '{channel}' is not one of {', '.join(CHANNELS)} or a number from 0", "channel"
+            f"channel '{channel}' is not one of {', '.join(CHANNELS)} or a number from 0",
+            Stage.CHANNEL,
         )
     if int(channel) >= len(names):
         raise MediaError(
             f"{path}: channel {channel} asked for, the file has {len(names)} (numbered from 0)",
-            "channel",
+            Stage.CHANNEL,
         )
     return str(channel), block[int(channel)].copy()
 
 
 def _check_file(path: Path) -> None:
+    """Raise MediaError unless there is a regular file that can be read and has content."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        raise MediaError(f"{path}: {getattr(error, 'strerror', None) or error}", "open") from None
+        raise MediaError(
+            f"{path}: {getattr(error, 'strerror', None) or error}", Stage.OPEN
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise MediaError(f"{path}: {what}, expected a media file", "open")
+        raise MediaError(f"{path}: {what}, expected a media file", Stage.OPEN)
     if not os.access(path, os.R_OK):
-        raise MediaError(f"{path}: no permission to read it", "open")
+        raise MediaError(f"{path}: no permission to read it", Stage.OPEN)
     if status.st_size == 0:
-        raise MediaError(f"{path}: empty file", "empty")
+        raise MediaError(f"{path}: empty file", Stage.EMPTY)

@@ -8,11 +8,13 @@ that begins later, or a gap in the time stamps, is silence of that length.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -20,35 +22,31 @@ import soundfile
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import containers
 from mer.pipeline.media.containers import Look
+from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.limits import MEDIA_GAP_SECONDS, MEDIA_RATES_HZ, MEDIA_RETRIES
 
-BLOCK = 2**20  # samples over all channels decoded at a time
-# Seconds between time stamps and samples that count as a delay or gap; below it lie rounding,
-# jitter and the delays of encoders.
-GAP = 0.05
-DECODER_DELAY = 0.2  # seconds that a decoder may keep of a stream whose packets begin in time
-# Seconds: a longer gap in a format whose clock may start anew is a new clock, no silence, as in
-# ffmpeg.
-JUMP = 10.0
-BROKEN = 0.05  # share of a stream's packets that may be undecodable before the file is refused
-SHORTFALL = (
-    0.5,
-    0.1,
-)  # seconds and share that the first version let be missing against a duration in the header
-PADDING = 1 << 20  # bytes of zeros after which a file counts as nothing else
+BLOCK_SAMPLES = 2**20  # over all channels, decoded at a time
+# Between time stamps and samples: more counts as a delay or gap, below it lie rounding, jitter and
+# the delays of encoders.
+GAP_SECONDS = 0.05
+# What a decoder may keep of a stream whose packets begin in time.
+DECODER_DELAY_SECONDS = 0.2
+# A longer gap, in a format whose clock may start anew, is a new clock and no silence, as in ffmpeg.
+NEW_CLOCK_SECONDS = 10.0
+BROKEN_SHARE = 0.05  # of a stream's packets that may be undecodable before the file is refused
+# What the first version let be missing against a duration in the header.
+FIRST_VERSION_MISSING_SECONDS, FIRST_VERSION_MISSING_SHARE = 0.5, 0.1
+CONTENT_BYTES = 512  # from the beginning of a file, by which its content is told
+ZERO_BYTES = 1 << 20  # after which a file of zeros counts as nothing else
 CLOCK_MAY_RESTART = 0x0200  # AVFMT_TS_DISCONT
+FFMPEG_TICKS_HZ = 1_000_000  # AV_TIME_BASE, of a container's start time and duration
 
 FLAC_LAYOUTS = {  # RFC 9639 table 14: FLAC fixes the order by the number of channels
     3: "FL FR FC", 4: "FL FR BL BR", 5: "FL FR FC BL BR", 6: "FL FR FC LFE BL BR",
     7: "FL FR FC LFE BC SL SR", 8: "FL FR FC LFE BL BR SL SR",
 }  # fmt: skip
-SIZED = {
-    "wav",
-    "aiff",
-    "au",
-    "caf",
-    "w64",
-}  # libsndfile has always read these, with or without a true length
+# libsndfile has always read these, with or without a true length.
+SIZED = {"wav", "aiff", "au", "caf", "w64"}
 # Formats that libsndfile tells by their content; matrices and instruments are no recordings.
 SOUNDFILE = {
     "WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "NIST", "VOC", "AVR",
@@ -63,49 +61,58 @@ CONTAINERS = (
     "loas,gsm,qcp,sox,ircam,avr,pvf,rm,oma,dsf,iff,"
     "mxf,nut,dv,mpegvideo,bonk,osq,shn,wsd,act,g722,g729,dss,svag,xwma,wtv,lc3,hcom,wve"
 )
-FIRST_VERSION = (  # what the first version let FFmpeg open
-    "mov mp4 m4a 3gp 3g2 mj2 matroska webm avi wav w64 mp3 flac ogg aac aiff asf flv mpeg mpegts "
-    "au caf amr"
-).split()
+# What the first version let FFmpeg open, and of these the formats whose headers it believed.
+FIRST_VERSION = set(
+    (
+        "mov mp4 m4a 3gp 3g2 mj2 matroska webm avi wav w64 mp3 flac ogg aac aiff asf flv mpeg "
+        "mpegts au caf amr"
+    ).split()
+)
+FIRST_VERSION_BELIEVED = ("mp3", "flac", "ogg")
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")
-FRAMED = {
-    "mp3",
-    "aac",
-    "ac3",
-    "eac3",
-    "flac",
-    "loas",
-    "dts",
-}  # streams of frames: what lies between two of them may be a tag
+# Streams of frames: what lies between two of them may be a tag.
+FRAMED = {"mp3", "aac", "ac3", "eac3", "flac", "loas", "dts"}
+# Rate, names of the channels, offset, samples (channels, n).
+Block = tuple[int, tuple[str, ...], int, np.ndarray]
+Blocks = Generator[Block, None, None]
 
 
 class MediaError(DataError):
-    """`stage`: open | decode | truncated | empty | channel | track | rate | times | nan |
-    too_long."""
+    """A file, or what was asked of it, that gives no sound; `stage` says where it failed."""
 
-    def __init__(self, message: str, stage: str = "decode"):
+    def __init__(self, message: str, stage: str = Stage.DECODE):
         super().__init__(message)
-        self.stage = stage
-
-
-Block = tuple[
-    int, tuple[str, ...], int, np.ndarray
-]  # rate, channel names, offset, samples (channels, n)
+        self.stage = Stage(stage)
 
 
 @dataclass
 class Source:
-    """A file that is about to be decoded. `flags` grows while `blocks` runs."""
+    """A file that is about to be decoded.
+
+    Attributes:
+        path: The file.
+        look: What its bytes tell.
+        track: Which audio track is meant, "auto" or a number from 0.
+        header: The file as soundfile opened it, where soundfile reads it.
+        flags: Names of `stages.Flag`; the list grows while `blocks` runs.
+    """
 
     path: Path
     look: Look
     track: str = "auto"
-    header: soundfile.SoundFile | None = None  # where soundfile reads it
+    header: Any = None
     flags: list[str] = field(default_factory=list)
 
-    def blocks(self, start: float, *, silent: bool = False) -> Iterator[Block]:
-        """Decode, from `start` seconds or before. `silent`: zeros instead of samples, for whom
-        only lengths matter."""
+    def blocks(self, start: float, *, silent: bool = False) -> Blocks:
+        """Decode.
+
+        Args:
+            start: Where to begin, in seconds; the first block may lie before.
+            silent: Give zeros instead of samples, to whom only lengths matter.
+
+        Returns:
+            The blocks, in order.
+        """
         if self.header is not None:
             return _soundfile_blocks(self, start)
         if self.look.parts:
@@ -113,20 +120,34 @@ class Source:
         return _av_blocks(self, start, silent)
 
     @property
-    def exact(self) -> bool:
-        """Whether `header` has the true length, so that nothing need be decoded to learn it."""
-        return self.header is not None and self.look.exact and self.look.kind in SIZED | {"flac"}
+    def exact_header(self) -> Any:
+        """The header where it has the true length, so that nothing need be decoded to learn it."""
+        exact = self.look.exact and self.look.kind in SIZED | {"flac"}
+        return self.header if exact else None
 
 
 def open_source(path: Path, look: Look, track: str = "auto") -> Source:
-    """Choose the decoder. Raises MediaError for a file that is cut off, or that claims what
-    cannot be."""
+    """Choose the decoder.
+
+    Args:
+        path: A regular file.
+        look: What its bytes tell.
+        track: "auto" or a number from 0.
+
+    Returns:
+        The file, ready to be decoded.
+
+    Raises:
+        MediaError: It is cut off, is no media file, or claims what cannot be.
+    """
     if look.missing:
-        raise MediaError(f"{path}: truncated, {look.missing}", "truncated")
-    if (
-        not look.kind and (found := _other_content(path)) is not None
-    ):  # FFmpeg would go by the suffix
-        raise MediaError(f"{path}: not a media file that can be read (it is {found})", "open")
+        raise MediaError(f"{path}: truncated, {look.missing}", Stage.TRUNCATED)
+    if not look.kind:  # FFmpeg would go by the suffix
+        found = _other_content(path)
+        if found is not None:
+            raise MediaError(
+                f"{path}: not a media file that can be read (it is {found})", Stage.OPEN
+            )
     source = Source(path, look, track, flags=list(look.flags))
     if look.exact:
         source.header = _header(path)
@@ -137,7 +158,7 @@ def open_source(path: Path, look: Look, track: str = "auto") -> Source:
     return source
 
 
-def _header(path: Path) -> soundfile.SoundFile | None:
+def _header(path: Path) -> Any:
     """The file as soundfile opens it; None where PyAV is to read it."""
     try:
         header = soundfile.SoundFile(os.fsencode(path))
@@ -151,24 +172,26 @@ def _header(path: Path) -> soundfile.SoundFile | None:
 
 
 def check_rate(path: Path, rate: int) -> None:
+    """Raise MediaError for a rate that no recording has."""
     lowest, highest = MEDIA_RATES_HZ
     if not lowest <= rate <= highest:
         raise MediaError(
-            f"{path}: its header claims {rate} Hz, expected {lowest} to {highest}", "rate"
+            f"{path}: its header claims {rate} Hz, expected {lowest} to {highest}", Stage.RATE
         )
 
 
 def _no_track(path: Path, track: str, count: int) -> MediaError:
     has = "one audio track" if count == 1 else f"{count} audio tracks"
     return MediaError(
-        f"{path}: audio track {track} asked for, the file has {has} (numbered from 0)", "track"
+        f"{path}: audio track {track} asked for, the file has {has} (numbered from 0)", Stage.TRACK
     )
 
 
 # --- soundfile
 
 
-def _soundfile_blocks(source: Source, start: float) -> Iterator[Block]:
+def _soundfile_blocks(source: Source, start: float) -> Blocks:
+    """Decode by libsndfile, from `start` seconds or before."""
     path, header = source.path, source.header
     if header.channels > 2:
         names = tuple(FLAC_LAYOUTS[header.channels].split())
@@ -176,26 +199,27 @@ def _soundfile_blocks(source: Source, start: float) -> Iterator[Block]:
         names = ("FC",) if header.channels == 1 else ("FL", "FR")
     try:
         with header as file:
-            offset = (
-                min(round(start * file.samplerate), max(0, file.frames)) if file.seekable() else 0
-            )
+            offset = 0
+            if file.seekable():
+                offset = min(round(start * file.samplerate), max(0, file.frames))
             if offset:
                 file.seek(offset)
             more = True
-            while (
-                more
-            ):  # the last block is empty, so that a start beyond the end still tells the rate
-                block = file.read(max(1, BLOCK // file.channels), dtype="float32", always_2d=True)
+            # The last block is empty, so that a start beyond the end still tells the rate.
+            while more:
+                frames = max(1, BLOCK_SAMPLES // file.channels)
+                block = file.read(frames, dtype="float32", always_2d=True)
                 yield file.samplerate, names, offset, block.T
                 offset += len(block)
                 more = len(block) > 0
             if file.frames > offset:
                 raise MediaError(
                     f"{path}: truncated, {offset:,} of {file.frames:,} samples are there",
-                    "truncated",
+                    Stage.TRUNCATED,
                 )
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise MediaError(f"{path}: cannot be decoded ({_one_line(error)})", "decode") from None
+        said = _one_line(error)
+        raise MediaError(f"{path}: cannot be decoded ({said})", Stage.DECODE) from None
 
 
 # --- PyAV
@@ -203,7 +227,8 @@ def _soundfile_blocks(source: Source, start: float) -> Iterator[Block]:
 
 class Window:
     """The bytes from `begin` to `end` of a file as a file, with those of `patch` in the place of
-    its own."""
+    its own.
+    """
 
     def __init__(self, path: Path, begin: int, end: int, patch: tuple[int, bytes] | None = None):
         self._file = path.open("rb")
@@ -243,20 +268,19 @@ def _open(path: Path, window: Window | None):
         # "file:" keeps a colon in the name from being read as a protocol
         return av.open(f"file:{path.absolute()}" if window is None else window, options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(
-            f"{path}: not a media file that can be read ({_what_instead(path, error)})", "open"
-        ) from None
+        why = _what_instead(path, error)
+        raise MediaError(f"{path}: not a media file that can be read ({why})", Stage.OPEN) from None
 
 
 def _other_content(path: Path) -> str | None:
     """What a file is that is no media file; zeros at its beginning alone may be padding."""
     try:
         with path.open("rb") as file:
-            found = containers.other_content(file.read(512))
-            if found == containers.ZEROS and file.read(PADDING).strip(b"\0"):
+            found = containers.other_content(file.read(CONTENT_BYTES))
+            if found == containers.ZEROS and file.read(ZERO_BYTES).strip(b"\0"):
                 return None
     except OSError as error:
-        raise MediaError(f"{path}: {error.strerror or error}", "open") from None
+        raise MediaError(f"{path}: {error.strerror or error}", Stage.OPEN) from None
     return found
 
 
@@ -266,22 +290,32 @@ def _what_instead(path: Path, error: Exception) -> str:
 
     if isinstance(error, av.error.InvalidDataError):
         return "no known container begins like this, or its header is damaged"
-    if (
-        getattr(error, "errno", None) == 22
-    ):  # EINVAL is what FFmpeg says of a demuxer that is not allowed, too
+    # This is what FFmpeg says of a demuxer that is not allowed, too.
+    if getattr(error, "errno", None) == errno.EINVAL:
         suffix = f" '{path.suffix}'" if path.suffix else ""
         return f"a format{suffix} that is not supported; convert it, e.g. to .wav or .flac"
     return _one_line(error)
 
 
 def pick_track(path: Path, container, track: str):
-    """The audio stream: the default one by its disposition, else the first; or number `track`.
-    Raises MediaError."""
+    """The audio stream that is meant.
+
+    Args:
+        path: Names the file in an error.
+        container: As PyAV opened it.
+        track: "auto" is the default one by its disposition, else the first; or a number from 0.
+
+    Returns:
+        PyAV's stream.
+
+    Raises:
+        MediaError: There is none, or not that many.
+    """
     import av
 
     streams = container.streams.audio
     if not streams:
-        raise MediaError(f"{path}: no audio stream", "empty")
+        raise MediaError(f"{path}: no audio stream", Stage.EMPTY)
     if track != "auto":
         if int(track) >= len(streams):
             raise _no_track(path, track, len(streams))
@@ -292,25 +326,45 @@ def pick_track(path: Path, container, track: str):
 
 @dataclass
 class TimeLine:
-    """Where samples lie: `offset` of the next one at `rate`, held against time stamps."""
+    """Where samples lie: `offset` of the next one at `rate`, held against time stamps.
 
-    origin: float  # seconds of the container's clock at which its time line begins
-    may_restart: bool  # its clock may start anew
+    Attributes:
+        origin: Seconds of the container's clock at which its time line begins.
+        may_restart: Its clock may start anew.
+        offset: Samples from the beginning of the time line to the next one.
+        rate: Hz.
+        begun: A piece of sound has been placed.
+        in_time: The stream's packets begin where the time line does.
+        flags: "late" and "gap", as they are met.
+    """
+
+    origin: float
+    may_restart: bool
     offset: int = 0
     rate: int = 0
     begun: bool = False
-    in_time: bool = False  # the stream's packets begin where the time line does
+    in_time: bool = False
     flags: list[str] = field(default_factory=list)
 
     def first_packet(self, time: float) -> None:
-        self.in_time = time - self.origin <= GAP
+        """Note that the stream's first packet is at `time` on the container's clock."""
+        self.in_time = time - self.origin <= GAP_SECONDS
 
     def silence(
         self, rate: int, time: float | None, *, tick: float = 0.0, start: float = 0.0
     ) -> int:
-        """Samples of silence before a piece of sound that begins at `time` on the container's
-        clock, which has a resolution of `tick`. Until `start` nothing is kept, and each piece
-        lies where its own time stamp says, if that is more than its rounding: so ffmpeg cuts."""
+        """Hold a piece of sound against the time line.
+
+        Args:
+            rate: Hz, of the piece.
+            time: When it begins on the container's clock, in seconds; None where it does not say.
+            tick: Seconds, the resolution of that clock.
+            start: Until then nothing is kept, and each piece lies where its own time stamp says,
+                if that is more than its rounding: so ffmpeg cuts. In seconds.
+
+        Returns:
+            Samples of silence before the piece.
+        """
         if rate != self.rate:
             self.offset = round(self.offset * rate / self.rate) if self.rate else 0
             self.rate = rate
@@ -318,32 +372,43 @@ class TimeLine:
         if time is None:
             return 0
         ahead = time - self.origin - self.offset / rate
-        if not begun and self.in_time and 0 < ahead < DECODER_DELAY:
+        if self._is_rounding(begun, ahead):
+            # The container's start is rounded, or lies before what decoders leave out.
             self.origin += ahead
             return 0
-        if abs(ahead) <= GAP:
-            if (
-                not begun and ahead < 0
-            ):  # the container's start is rounded, or before what decoders leave out
-                self.origin += ahead
-            elif abs(ahead) > tick and time - self.origin <= start:
+        if abs(ahead) <= GAP_SECONDS:
+            if abs(ahead) > tick and time - self.origin <= start:
                 self.offset += round(ahead * rate)
             return 0
-        if ahead < 0 or ahead > MEDIA_GAP_SECONDS or (begun and self.may_restart and ahead > JUMP):
-            self.origin += ahead  # another clock: what follows is taken to follow at once
+        if self._is_another_clock(begun, ahead):
+            self.origin += ahead  # what follows is taken to follow at once
             return 0
         self.flags.append("gap" if begun else "late")
         return round(ahead * rate)
 
+    def _is_rounding(self, begun: bool, ahead: float) -> bool:
+        """Whether the first piece, `ahead` of its place in seconds, begins the time line."""
+        if begun:
+            return False
+        kept_by_decoder = self.in_time and 0 < ahead < DECODER_DELAY_SECONDS
+        return kept_by_decoder or -GAP_SECONDS <= ahead < 0
+
+    def _is_another_clock(self, begun: bool, ahead: float) -> bool:
+        """Whether a piece so many seconds ahead of its place goes by another clock."""
+        if ahead < 0 or ahead > MEDIA_GAP_SECONDS:
+            return True
+        return begun and self.may_restart and ahead > NEW_CLOCK_SECONDS
+
 
 def _time_line(container) -> TimeLine:
-    origin = (container.start_time or 0) / 1_000_000
+    origin = (container.start_time or 0) / FFMPEG_TICKS_HZ
     return TimeLine(origin, bool(container.format.flags & CLOCK_MAY_RESTART))
 
 
-def _chained(source: Source, start: float, silent: bool) -> Iterator[Block]:
-    """Streams that follow one another in a file, each by a decoder of its own: rates and
-    channels may change."""
+def _chained(source: Source, start: float, silent: bool) -> Blocks:
+    """Streams that follow one another in a file, each by a decoder of its own: rates and channels
+    may change.
+    """
     begin = 0.0
     for part in source.look.parts:
         seconds = 0.0
@@ -355,7 +420,8 @@ def _chained(source: Source, start: float, silent: bool) -> Iterator[Block]:
 
 def _packets(container, stream) -> Iterator:
     """The packets of a stream; FFmpeg may ask to be called again while it looks for the next
-    one."""
+    one.
+    """
     for _ in range(MEDIA_RETRIES):
         try:
             yield from container.demux(stream)
@@ -364,9 +430,77 @@ def _packets(container, stream) -> Iterator:
             continue
 
 
+@dataclass
+class _Decoding:
+    """A stream on its way through its decoder, and what was met: packets, those of them that were
+    broken, samples.
+    """
+
+    container: Any
+    stream: Any
+    line: TimeLine
+    packets: int = 0
+    broken: int = 0
+    samples: int = 0
+
+    def frames(self) -> Iterator:
+        """The frames of the stream. In a stream of frames, packets that cannot be decoded are left
+        out and counted, unless they are tags or padding.
+        """
+        import av
+
+        framed = self.container.format.name in FRAMED
+        for packet in _packets(self.container, self.stream):
+            self.packets += 1
+            if self.packets == 1 and packet.pts is not None:
+                self.line.first_packet(float(packet.pts * packet.time_base))
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                if not framed:
+                    raise
+                content = bytes(packet)
+                self.broken += not content.startswith(TAGS) and content.strip(b"\0") != b""
+                continue
+            yield from frames
+
+    def blocks(self, path: Path, start: float, silent: bool) -> Blocks:
+        """The frames along the time line, silence where it has any before them."""
+        line = self.line
+        for frame in self.frames():
+            rate = frame.sample_rate
+            check_rate(path, rate)
+            names = _names(frame.layout)
+            gap = line.silence(rate, frame.time, tick=float(frame.time_base), start=start)
+            while gap:
+                step = min(gap, BLOCK_SAMPLES)
+                yield rate, names, line.offset, np.zeros((len(names), step), np.float32)
+                line.offset += step
+                gap -= step
+            block = _zeros(len(names), frame.samples) if silent else _planes(frame)
+            yield rate, names, line.offset, block
+            line.offset += block.shape[1]
+            self.samples += block.shape[1]
+
+    def check(self, path: Path, claimed: int | None) -> None:
+        """Raise MediaError when too much is broken, or less is there than the header claimed."""
+        most = max(1, BROKEN_SHARE * self.packets)
+        if self.broken and (not self.samples or self.broken > most):
+            raise MediaError(
+                f"{path}: cannot be decoded, {self.broken:,} of {self.packets:,} packets are "
+                "damaged",
+                Stage.DECODE,
+            )
+        if claimed and self.samples < claimed:
+            raise MediaError(
+                f"{path}: truncated, {self.samples:,} of {claimed:,} samples are there",
+                Stage.TRUNCATED,
+            )
+
+
 def _av_blocks(
     source: Source, start: float, silent: bool, part: tuple[int, int] | None = None
-) -> Iterator[Block]:
+) -> Blocks:
     """Decode a stream to the end of its data, from `start` seconds or before."""
     import av
 
@@ -378,60 +512,27 @@ def _av_blocks(
         stream = pick_track(path, container, source.track)
         if len(container.streams.audio) > 1:
             flags.append("tracks")
-        framed = container.format.name in FRAMED
-        line, packets, broken, decoded = _time_line(container), 0, 0, 0
+        line = _time_line(container)
+        decoding = _Decoding(container, stream, line)
         try:
-            for packet in _packets(container, stream):
-                packets += 1
-                if packets == 1 and packet.pts is not None:
-                    line.first_packet(float(packet.pts * packet.time_base))
-                try:
-                    frames = packet.decode()
-                except av.error.FFmpegError:
-                    if not framed:
-                        raise
-                    content = bytes(packet)
-                    broken += not content.startswith(TAGS) and content.strip(b"\0") != b""
-                    continue
-                for frame in frames:
-                    rate = frame.sample_rate
-                    check_rate(path, rate)
-                    names = _names(frame.layout)
-                    gap = line.silence(rate, frame.time, tick=float(frame.time_base), start=start)
-                    while gap:
-                        step = min(gap, BLOCK)
-                        yield rate, names, line.offset, np.zeros((len(names), step), np.float32)
-                        line.offset += step
-                        gap -= step
-                    block = _zeros(len(names), frame.samples) if silent else _planes(frame)
-                    yield rate, names, line.offset, block
-                    line.offset += block.shape[1]
-                    decoded += block.shape[1]
+            yield from decoding.blocks(path, start, silent)
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            said = _one_line(error)
             raise MediaError(
-                f"{path}: cannot be decoded after {line.offset:,} samples ({_one_line(error)})",
-                "decode",
+                f"{path}: cannot be decoded after {line.offset:,} samples ({said})", Stage.DECODE
             ) from None
         finally:
             flags += dict.fromkeys(line.flags)
-        if broken and (not decoded or broken > max(1, BROKEN * packets)):
-            raise MediaError(
-                f"{path}: cannot be decoded, {broken:,} of {packets:,} packets are damaged",
-                "decode",
-            )
-        if broken:
+        decoding.check(path, source.look.samples)
+        if decoding.broken:
             flags.append("damaged")
-        claimed = source.look.samples
-        if claimed and decoded < claimed:
-            raise MediaError(
-                f"{path}: truncated, {decoded:,} of {claimed:,} samples are there", "truncated"
-            )
 
 
 @contextmanager
 def _opened(source: Source, part: tuple[int, int] | None = None) -> Iterator:
     """PyAV's container; None when only libsndfile can read the file, whose header `source` then
-    has."""
+    has.
+    """
     path, patch = source.path, source.look.patch
     window = None
     if part is not None or patch is not None:
@@ -450,10 +551,9 @@ def _opened(source: Source, part: tuple[int, int] | None = None) -> Iterator:
 
 
 def _names(layout) -> tuple[str, ...]:
+    """Names of the channels; mono is its own centre, named or not."""
     channels = layout.channels
-    return (
-        tuple(c.name for c in channels) if len(channels) > 1 else ("FC",)
-    )  # mono is its own centre, named or not
+    return tuple(channel.name for channel in channels) if len(channels) > 1 else ("FC",)
 
 
 def _zeros(channels: int, n: int) -> np.ndarray:
@@ -473,11 +573,8 @@ def _planes(frame) -> np.ndarray:
 
 
 def _one_line(error: Exception) -> str:
-    return (
-        (getattr(error, "strerror", None) or str(error) or type(error).__name__)
-        .strip()
-        .splitlines()[0]
-    )
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return said.strip().splitlines()[0]
 
 
 # --- whether this version decodes a file otherwise
@@ -503,39 +600,50 @@ def what_changed(path: Path, look: Look) -> str | None:
         with _opened(source) as container:
             if container is None:
                 return containers.NEW
-            stream = pick_track(path, container, "auto")
-            if not set(container.format.name.split(",")) & set(FIRST_VERSION):
-                return containers.NEW
-            if container.format.name in (
-                "mp3",
-                "flac",
-                "ogg",
-            ):  # the first version believed their headers
-                return containers.NO_LENGTH
-            if len(container.streams.audio) > 1:
-                return "several audio tracks"
-            line, rate, total = _time_line(container), stream.codec_context.sample_rate, 0
-            fixed = stream.codec_context.frame_size or 0
-            for packet in _packets(container, stream):
-                if packet.pts is None or not rate or not (fixed or packet.duration):
-                    continue
-                if not line.begun:
-                    line.first_packet(float(packet.pts * packet.time_base))
-                line.silence(rate, float(packet.pts * packet.time_base))
-                if line.flags:
-                    break
-                length = fixed or round(float(packet.duration * packet.time_base) * rate)
-                line.offset += length
-                total += length
-            duration = stream.duration
-            declared = float(duration * stream.time_base) if duration else 0.0
-            if not duration and len(container.streams) == 1:
-                declared = (container.duration or 0) / 1_000_000
+            return _what_changed_in(path, container)
     except (MediaError, av.error.FFmpegError, OSError, ValueError):
         return None
+
+
+def _what_changed_in(path: Path, container) -> str | None:
+    """As `what_changed`, for what PyAV opened."""
+    stream = pick_track(path, container, "auto")
+    if not set(container.format.name.split(",")) & FIRST_VERSION:
+        return containers.NEW
+    if container.format.name in FIRST_VERSION_BELIEVED:
+        return containers.NO_LENGTH
+    if len(container.streams.audio) > 1:
+        return "several audio tracks"
+    line, rate = _time_line(container), stream.codec_context.sample_rate
+    total = _walk_packets(container, stream, line)
+    declared = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    if not stream.duration and len(container.streams) == 1:
+        declared = (container.duration or 0) / FFMPEG_TICKS_HZ
     if line.flags:
         return {"late": "sound that begins late", "gap": "a gap in its time stamps"}[line.flags[0]]
-    was_truncated = (
-        total and rate and declared - total / rate > max(SHORTFALL[0], SHORTFALL[1] * declared)
-    )
+    if not total or not rate:
+        return None
+    allowed = max(FIRST_VERSION_MISSING_SECONDS, FIRST_VERSION_MISSING_SHARE * declared)
+    was_truncated = declared - total / rate > allowed
     return containers.NO_LENGTH if was_truncated else None
+
+
+def _walk_packets(container, stream, line: TimeLine) -> int:
+    """Samples that a stream's packets hold by their own durations, placed on the time line, until
+    the first that lies elsewhere.
+    """
+    rate, fixed = stream.codec_context.sample_rate, stream.codec_context.frame_size or 0
+    total = 0
+    for packet in _packets(container, stream):
+        if packet.pts is None or not rate or not (fixed or packet.duration):
+            continue
+        time = float(packet.pts * packet.time_base)
+        if not line.begun:
+            line.first_packet(time)
+        line.silence(rate, time)
+        if line.flags:
+            break
+        length = fixed or round(float(packet.duration * packet.time_base) * rate)
+        line.offset += length
+        total += length
+    return total

@@ -26,15 +26,26 @@ import numpy as np
 from mer.pipeline.media import audio as media
 from mer.pipeline.media.stages import Stage
 
-# statuses of a decoder that somebody ended: the kernel for lack of memory, …
+# Statuses of a decoder that somebody ended: the kernel for lack of memory, …
 ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+
+TRIES = 2  # of a job whose decoder was killed
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`what`: probe (how many samples), load (the waveform) or changed (why this version decodes
-    the file otherwise than the first, as the `reason`). `expected` are the bytes' (inode, size,
-    mtime_ns); a file that no longer has them changed while the run was going on.
+    """What a decoder is asked.
+
+    Attributes:
+        what: "probe" asks how many samples there are, "load" for the waveform, and "changed" why
+            this version decodes the file otherwise than the first, which is the `reason`.
+        path: The file.
+        channel: As for `media.load`.
+        start: As for `media.load`, in seconds.
+        end: As for `media.load`, in seconds.
+        expected: (inode, size, mtime_ns) of the bytes that are meant; a file that no longer has
+            them changed while the run was going on.
+        track: As for `media.load`.
     """
 
     what: str
@@ -48,7 +59,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`samples` and, for load, `waveform`; or the `stage` and `reason` of the failure."""
+    """What a decoder answers.
+
+    Attributes:
+        samples: How many there are at 16 kHz.
+        waveform: (samples,) float32, for "load".
+        flags: Names of `stages.Flag`, for "load".
+        stage: Where it failed, if it did.
+        reason: One line that says why; for "changed" its answer.
+    """
 
     samples: int = 0
     waveform: np.ndarray | None = None
@@ -58,7 +77,14 @@ class Decoded:
 
 
 def decode(job: Job) -> Decoded:
-    """Do one job. A file that cannot be decoded is a result, not an exception."""
+    """Do one job, in this process.
+
+    Args:
+        job: What is asked.
+
+    Returns:
+        The answer. A file that cannot be decoded is one, too, and no exception.
+    """
     try:
         if job.expected is not None and identity(job.path) != job.expected:
             return Decoded(
@@ -67,9 +93,8 @@ def decode(job: Job) -> Decoded:
         if job.what == "changed":
             return Decoded(reason=media.changed(job.path))
         if job.what == "probe":
-            return Decoded(
-                samples=media.probe(job.path, start=job.start, end=job.end, track=job.track).samples
-            )
+            info = media.probe(job.path, start=job.start, end=job.end, track=job.track)
+            return Decoded(samples=info.samples)
         clip = media.load(
             job.path, channel=job.channel, start=job.start, end=job.end, track=job.track
         )
@@ -96,9 +121,13 @@ def identity(path: str | Path) -> tuple[int, int, int]:
 
 
 class Decoders:
-    """`workers` processes; 0 decodes in the calling thread.
+    """Processes that decode ahead of whoever needs the sound.
 
-    Context manager: leaving it ends them.
+    A context manager: leaving it ends them.
+
+    Args:
+        workers: How many processes; 0 decodes in the calling thread.
+        timeout: Seconds after which a process that does not answer is killed.
     """
 
     def __init__(self, workers: int, *, timeout: float = 120.0):
@@ -123,8 +152,14 @@ class Decoders:
                 process.wait()
 
     def run(self, jobs: Iterable[Job], *, ahead: int = 64) -> Iterator[Decoded]:
-        """Results in the order of `jobs`, at most `ahead` of them decoded before they are asked
-        for.
+        """Do jobs, ahead of the one that is asked for.
+
+        Args:
+            jobs: What is asked; it is consumed lazily.
+            ahead: How many answers are held at most before they are asked for.
+
+        Yields:
+            The answers, in the order of `jobs`.
         """
         if self._pool is None:
             yield from map(decode, jobs)
@@ -142,7 +177,8 @@ class Decoders:
                 future.cancel()
 
     def _one(self, job: Job) -> Decoded:
-        for _ in range(2):  # a decoder that was killed gets a second chance
+        """Have one job done by this thread's worker; what ends the worker costs the clip alone."""
+        for _ in range(TRIES):
             try:
                 connection = self._connection()
                 connection.send(job)
@@ -169,6 +205,7 @@ class Decoders:
         )
 
     def _connection(self) -> Connection:
+        """To this thread's worker, which is started where there is none."""
         if getattr(self._local, "connection", None) is None:
             ours, theirs = Pipe()
             with theirs:
@@ -196,7 +233,8 @@ class Decoders:
 
 
 def _work(connection: Connection) -> None:
-    # both may reach the whole group; the parent decides
+    """Do jobs until the other end closes."""
+    # Both signals may reach the whole group; the parent decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with connection:
@@ -209,8 +247,8 @@ def _work(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    # Run as a script this module is `__main__`; the jobs name `mer.pipeline.media.workers`, so work
-    # with that one.
+    # Run as a script this module is `__main__`, but the jobs name `mer.pipeline.media.workers`: so
+    # that one does the work.
     from mer.pipeline.media import workers as module
 
     module._work(Connection(int(sys.argv[1])))

@@ -179,7 +179,9 @@ def warn_near_duplicates(names: Iterable[str | None], what: str = "labels") -> l
         "look alike (case, blanks or Unicode form)",
     )
     level = max(map(_difference, alike))
-    some = [" and ".join(f"'{shown(name, 40)}'" for name in group[:3]) for group in alike[:3]]
+    some = []
+    for group in alike[:3]:
+        some.append(" and ".join(f"'{shown(name, 40)}'" for name in group[:3]))
     more = f" and {len(alike) - 3:,} more" if len(alike) > 3 else ""
     return [
         f"{what} that {said[level]}: {'; '.join(some)}{more}; they count as different: write them "

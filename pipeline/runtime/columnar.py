@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -122,38 +122,46 @@ def read_columns(parquet: pq.ParquetFile, path: Path, wanted: Iterable[str]) -> 
                 f"{path}: column '{shown(name)}' is there {times[name]} times; rename or drop the "
                 "others"
             )
+    _check_sizes(parquet, path, there)
+    table = parquet.read(columns=there, use_threads=False)
+    table.validate(full=True)  # Parquet does not check that text is UTF-8
+    _check_lengths(table, path)
+    return table
+
+
+def _check_sizes(parquet: pq.ParquetFile, path: Path, wanted: Sequence[str]) -> None:
+    """Raises DataError when the columns of those names unpack to more than the bounds."""
     schema = parquet.schema
-    paths = [schema.column(i).path for i in range(len(schema))]
-    leaves: dict[int, str] = {}
-    for i, within in enumerate(paths):
-        columns = (name for name in there if f"{within}.".startswith(f"{name}."))
+    leaves: dict[str, str] = {}
+    for number in range(len(schema)):
+        leaf = schema.column(number).path
+        columns = (name for name in wanted if f"{leaf}.".startswith(f"{name}."))
         column = next(columns, None)
         if column is not None:
-            leaves[i] = column
+            leaves[leaf] = column
     if leaves and parquet.metadata.num_rows:
         # Pages go by one at a time. pyarrow ends the process when Python asks for the metadata of a
         # column whose footer is damaged; here the damage becomes an exception first.
-        parquet.scan_contents([paths[i] for i in leaves])
+        parquet.scan_contents(list(leaves))
     size: Counter[str] = Counter()
     values: Counter[str] = Counter()
     for group in range(parquet.metadata.num_row_groups):
-        for i, name in leaves.items():
-            chunk = parquet.metadata.row_group(group).column(i)
-            size[name] += chunk.total_uncompressed_size
-            values[name] += chunk.num_values
-    if sum(size.values()) > TABLE_BYTES:
+        row_group = parquet.metadata.row_group(group)
+        for number in range(len(schema)):
+            name = leaves.get(schema.column(number).path)
+            if name is not None:
+                chunk = row_group.column(number)
+                size[name] += chunk.total_uncompressed_size
+                values[name] += chunk.num_values
+    if size.total() > TABLE_BYTES:
         raise DataError(
-            f"{path}: its columns unpack to {sum(size.values()):,} bytes, more than {TABLE_BYTES:,}"
+            f"{path}: its columns unpack to {size.total():,} bytes, more than {TABLE_BYTES:,}"
         )
     if values and max(values.values()) > TABLE_VALUES:
         name, count = values.most_common(1)[0]
         raise DataError(
             f"{path}: column '{shown(name)}' holds {count:,} values, more than {TABLE_VALUES:,}"
         )
-    table = parquet.read(columns=there, use_threads=False)
-    table.validate(full=True)  # Parquet does not check that text is UTF-8
-    _check_lengths(table, path)
-    return table
 
 
 def _check_lengths(table: pa.Table, path: Path) -> None:

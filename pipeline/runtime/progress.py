@@ -62,7 +62,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """Plain lines: at most one every `every` seconds a task, and one at its end."""
+    """Plain lines: for each task at most one every `every` seconds, and one at its end."""
 
     def __init__(self, stream: TextIO | None = None, *, every: float = 10.0):
         self.stream, self.every = stream or sys.stderr, every

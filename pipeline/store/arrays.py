@@ -1,5 +1,5 @@
-"""One closed HDF5 file of contiguous arrays: written atomically, read without trusting a word of
-it.
+"""One closed HDF5 file of contiguous arrays: it appears whole or not at all, and is read without
+trusting a word of it.
 
 HDF5 lays the file out (its metadata is a few kB and checksummed, libver v108); the arrays
 themselves are written to their places with plain file writes. So a full disk is a plain ENOSPC,
@@ -42,6 +42,7 @@ DAMAGE = (
     MemoryError,
 )
 PLAIN = (h5t.INTEGER, h5t.FLOAT, h5t.STRING)  # classes of the element types of the format
+PAGE_BYTES = 4096  # arrays of a page or more start on a page, so that maps of them are aligned
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,18 @@ def write(
     arrays: Mapping[str, np.ndarray | Stream],
     links: Mapping[str, str] | None = None,
 ) -> None:
-    """Publish `path` whole or not at all: temporary file, fsync, rename, fsync of the folder.
+    """Publish an HDF5 file whole or not at all.
 
-    `attrs` are per group ("/" is the file itself); `links` maps names to files, relative to the
-    folder of `path`.
+    Args:
+        path: Where it is to appear.
+        attrs: The attributes of each group; "/" is the file itself.
+        arrays: The arrays by their names; they are written in this order.
+        links: Names of links, and the files that they lead to, relative to the folder of `path`.
+
+    Raises:
+        DataError: `path` is a device or a pipe.
+        StoreError: A stream gives other bytes than it was laid out for.
+        OSError: The disk is full, the folder cannot be written, …; it names `path`.
     """
     try:
         with publishing(path) as temporary:
@@ -102,8 +111,7 @@ def _write_array(
 
 REMEDY = {
     "store": "if mer made it, its `mer extract` (or import) with --force makes it again, sound "
-    "shards "
-    "kept; if not, name another file",
+    "shards kept; if not, name another file",
     "shard": "run `mer verify --repair` on its store",
 }
 
@@ -114,11 +122,11 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     a StoreError.
     """
     try:
-        # reading a pipe would wait for a writer without end
+        # Reading a pipe would wait for a writer without end.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: not a {what}")
-        # locking=False: readers on NFS and read-only mounts; a published file is never changed in
-        # place.
+        # No lock is taken: there are readers on NFS and read-only mounts, and a published file is
+        # never changed in place.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except FileNotFoundError:
@@ -128,9 +136,8 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
-        reason = shortened(
-            (str(error).splitlines() or [type(error).__name__])[0], ECHO_CHARACTERS // 2
-        )
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = shortened(first_line, ECHO_CHARACTERS // 2)
         raise StoreError(
             f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; "
             f"{REMEDY[what]}"
@@ -138,7 +145,7 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
 
 
 def attribute(file: h5py.Group, name: str) -> str | int:
-    """A scalar attribute as str or int."""
+    """A scalar attribute as str or int. Raises ValueError for anything else."""
     attr = file.attrs.get_id(name)
     kind = attr.get_type()
     if (
@@ -232,17 +239,33 @@ def place(found: h5py.Dataset) -> int:
 
 
 def digest(attrs: Mapping[str, str | int], arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over names, types, shapes and bytes: what a file says of itself, without its bulk."""
-    h = hashlib.sha256(repr(sorted(attrs.items())).encode())
+    """The sha256, in hexadecimal, over names, types, shapes and bytes of what a file says of
+    itself, which leaves out its bulk.
+    """
+    digest = hashlib.sha256(repr(sorted(attrs.items())).encode())
     for name in sorted(arrays):
-        h.update(f"\n{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
-        h.update(np.ascontiguousarray(arrays[name]))
-    return h.hexdigest()
+        digest.update(f"\n{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
 
 
-def _lay_out(temporary: Path, attrs, arrays, links) -> dict[str, int]:
-    """Create the file with every array allocated and none written; returns the byte
-    offset of each.
+def _groups(names: Iterable[str]) -> list[str]:
+    """The groups that arrays and links of these names lie in, outer ones first."""
+    groups: dict[str, None] = {}
+    for name in names:
+        for parent in list(PurePosixPath(name).parents)[-2::-1]:
+            groups[str(parent)] = None
+    return list(groups)
+
+
+def _lay_out(
+    temporary: Path,
+    attrs: Mapping[str, Mapping[str, str | int]],
+    arrays: Mapping[str, np.ndarray | Stream],
+    links: Mapping[str, str],
+) -> dict[str, int]:
+    """Create the file with every array allocated and none written; returns the byte offset of
+    each.
     """
     timeless = h5p.create(h5p.GROUP_CREATE)
     timeless.set_obj_track_times(False)  # by default HDF5 writes the time of day into every group
@@ -252,30 +275,26 @@ def _lay_out(temporary: Path, attrs, arrays, links) -> dict[str, int]:
     contiguous.set_fill_time(h5d.FILL_TIME_NEVER)
     contiguous.set_obj_track_times(False)
     places = {}
-    # Arrays of a page or more start on a page, so that maps of them are aligned.
     with h5py.File(
         temporary,
         "w",
         libver=("v108", "v108"),
         locking=False,
-        alignment_threshold=4096,
-        alignment_interval=4096,
+        alignment_threshold=PAGE_BYTES,
+        alignment_interval=PAGE_BYTES,
     ) as file:
-        for group in dict.fromkeys(
-            str(p) for name in [*arrays, *links] for p in list(PurePosixPath(name).parents)[-2::-1]
-        ):
+        for group in _groups([*arrays, *links]):
             h5g.create(file.id, group.encode(), gcpl=timeless)
         for group, values in attrs.items():
             for name, value in values.items():
-                file[group].attrs[name] = (
-                    np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
-                )
+                if isinstance(value, str):
+                    file[group].attrs[name] = np.bytes_(value.encode())
+                else:
+                    file[group].attrs[name] = np.int64(value)
         for name, array in arrays.items():
             kind = h5t.py_create(np.dtype(array.dtype))
-            dataset = h5d.create(
-                file.id, name.encode(), kind, h5s.create_simple(array.shape), contiguous
-            )
-            places[name] = dataset.get_offset()
+            space = h5s.create_simple(array.shape)
+            places[name] = h5d.create(file.id, name.encode(), kind, space, contiguous).get_offset()
         for name, target in links.items():
             file.id.links.create_external(name.encode(), target.encode(), b"/")
     return places

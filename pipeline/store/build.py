@@ -1,4 +1,4 @@
-"""Writing a store's head file over its closed shards."""
+"""Writing a store's head file over its closed shards: the last step of making a store."""
 
 from __future__ import annotations
 
@@ -79,25 +79,23 @@ def build_index(
     columns = {
         "shard": shard_of,
         "shard_row": row_of,
-        "duration": _gather([s.duration for s in opened], shard_of, row_of, "<f8"),
-        "flags": _gather([s.flags for s in opened], shard_of, row_of, "<u4"),
-        **{
-            f"n_{m}": _gather([np.diff(s.offsets[m]) for s in opened], shard_of, row_of, "<i8")
-            for m in header.modalities
-        },
+        "duration": _gather([shard.duration for shard in opened], shard_of, row_of, "<f8"),
+        "flags": _gather([shard.flags for shard in opened], shard_of, row_of, "<u4"),
     }
+    for name in header.modalities:
+        steps = [np.diff(shard.offsets[name]) for shard in opened]
+        columns[f"n_{name}"] = _gather(steps, shard_of, row_of, "<i8")
     folder = head_path.resolve().parent
-    names = [Path(os.path.relpath(s.path.resolve(), folder)).as_posix() for s in opened]
-    records = [ShardRecord(s.path, s.bytes, sha256_file(s.path), s.identity) for s in opened]
+    names = [Path(os.path.relpath(shard.path.resolve(), folder)).as_posix() for shard in opened]
+    records = [
+        ShardRecord(shard.path, shard.bytes, sha256_file(shard.path), shard.identity)
+        for shard in opened
+    ]
     attrs, data = compose(header, rows, columns, names, records)
     # The links are for other tools (h5py and h5dump then see one tree); the reader goes by the
     # names.
-    arrays.write(
-        head_path,
-        attrs={"/": attrs},
-        arrays=data,
-        links={f"shards/{i:05d}": name for i, name in enumerate(names)},
-    )
+    links = {f"shards/{number:05d}": name for number, name in enumerate(names)}
+    arrays.write(head_path, attrs={"/": attrs}, arrays=data, links=links)
     return FeatureStore(head_path)
 
 
@@ -139,9 +137,9 @@ def _modalities(
     """
     if not shards:
         raise DataError(f"{head}: a store needs at least one shard")
-    first = {name: kind["dim"] for name, kind in shards[0].modalities.items()}
+    first = _dims(shards[0])
     for shard in shards:
-        if {name: kind["dim"] for name, kind in shard.modalities.items()} != first:
+        if _dims(shard) != first:
             raise DataError(
                 f"{head}: {shard.path.name} holds other modalities than {shards[0].path.name}"
             )
@@ -158,20 +156,23 @@ def _modalities(
             raise DataError(
                 f"{head}: modality {name} is said to have dim {info.dim}, its shards have {dim}"
             )
-        dtype = (
-            "float32"
-            if any(s.modalities[name]["dtype"] == "float32" for s in shards)
-            else "float16"
-        )
-        overflow = sum(s.modalities[name]["overflow"] for s in shards)
+        kinds = [shard.modalities[name] for shard in shards]
+        wide = any(kind["dtype"] == "float32" for kind in kinds)
+        overflow = sum(kind["overflow"] for kind in kinds)
         extra = {**info.extra, "overflow": overflow} if overflow else info.extra
-        out[name] = replace(info, dtype=dtype, extra=extra)
+        out[name] = replace(info, dtype="float32" if wide else "float16", extra=extra)
     return out
+
+
+def _dims(shard: Shard) -> dict[str, int]:
+    """Numbers per step of each modality of a shard."""
+    return {name: kind["dim"] for name, kind in shard.modalities.items()}
 
 
 def _gather(
     columns: list[np.ndarray], shard_of: np.ndarray, row_of: np.ndarray, dtype: str
 ) -> np.ndarray:
+    """A column of the table, (N,), from those of the shards."""
     out = np.empty(len(shard_of), dtype)
     for number, column in enumerate(columns):
         here = shard_of == number

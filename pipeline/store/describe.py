@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -11,34 +12,27 @@ from mer.pipeline.runtime.terminal import escape
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store.reader import FeatureStore
 
+BAR_CHARACTERS = 30  # of the longest bar of a histogram
+ODD_ROWS = {"absent": "absent", "nan_rows": "with NaN", "zero_rows": "all zero"}
+
 
 def describe(store: FeatureStore) -> dict:
-    """Header, counts, sizes, length statistics and suspicious rows.
+    """What is in a store, told from its index and its means; the frames are not read.
 
-    Reads the means, not the frames.
+    Args:
+        store: An open store.
+
+    Returns:
+        Header, counts, sizes, statistics of lengths and suspicious rows, as JSON has them.
+
+    Raises:
+        StoreError: A shard is missing or damaged.
     """
     header, table = store.header, store.table()
-    splits: dict[str, dict] = {}
-    for split, label in zip(table["split"].to_pylist(), table["label"].to_pylist(), strict=True):
-        entry = splits.setdefault(split, {"utterances": 0, "labels": Counter()})
-        entry["utterances"] += 1
-        if label is not None:
-            entry["labels"][label] += 1
-    splits = dict(sorted(splits.items(), key=lambda item: SPLITS.index(item[0])))
-    for split, entry in splits.items():
-        counts = entry["labels"]
-        known = [name for name in header.labels if name in counts]
-        entry["labels"] = {
-            name: counts[name] for name in [*known, *sorted(counts.keys() - set(known))]
-        }
-        targets = [
-            t
-            for s, t in zip(table["split"].to_pylist(), table["targets"].to_pylist(), strict=True)
-            if s == split and t is not None
-        ]
-        if targets:
-            entry["targets"] = _targets(np.array(targets, np.float64), header.task, header.labels)
     duration = table["duration"].to_numpy()
+    modalities = {
+        name: {**asdict(info), **_steps(store, name)} for name, info in header.modalities.items()
+    }
     return {
         "path": str(store.path),
         "version": header.version,
@@ -50,67 +44,69 @@ def describe(store: FeatureStore) -> dict:
         "utterances": len(store),
         "hours": round(float(np.nansum(duration)) / 3600, 4),
         "unknown_durations": int(np.isnan(duration).sum()),
-        "splits": splits,
-        "modalities": {
-            m: {**asdict(header.modalities[m]), **_steps(store, m)} for m in header.modalities
-        },
+        "splits": _splits(store),
+        "modalities": modalities,
         "shards": len(store.shards),
-        "bytes": store.path.stat().st_size + sum(r.bytes for r in store.shards),
-        "untrained": [m for m, info in header.modalities.items() if not info.trained],
+        "bytes": store.path.stat().st_size + sum(record.bytes for record in store.shards),
+        "untrained": [name for name, info in header.modalities.items() if not info.trained],
         "recipe": header.recipe,
         "provenance": header.provenance,
     }
 
 
-def render(d: dict) -> str:
-    """The description as text, a screen of it."""
+def _splits(store: FeatureStore) -> dict[str, dict]:
+    """For each split that has utterances: how many, how many of each label, and the targets."""
+    header, table = store.header, store.table()
+    counts: dict[str, int] = Counter()
+    labels: dict[str, Counter[str]] = {}
+    targets: dict[str, list[list[float]]] = {}
+    columns = (table[name].to_pylist() for name in ("split", "label", "targets"))
+    for split, label, target in zip(*columns, strict=True):
+        counts[split] += 1
+        labels.setdefault(split, Counter())
+        if label is not None:
+            labels[split][label] += 1
+        if target is not None:
+            targets.setdefault(split, []).append(target)
+    splits: dict[str, dict] = {}
+    for split in sorted(counts, key=SPLITS.index):
+        found = labels[split]
+        known = [name for name in header.labels if name in found]
+        names = [*known, *sorted(found.keys() - set(known))]
+        ordered = {name: found[name] for name in names}
+        splits[split] = {"utterances": counts[split], "labels": ordered}
+        if split in targets:
+            values = np.array(targets[split], np.float64)
+            splits[split]["targets"] = _targets(values, header.task, header.labels)
+    return splits
+
+
+def render(description: dict) -> str:
+    """A description as text, a screen of it.
+
+    Args:
+        description: What `describe` returns.
+
+    Returns:
+        Lines without control characters.
+    """
+    d = description
+    unknown = d["unknown_durations"]
+    hours = f"{d['hours']:.2f} h" + (f" ({unknown:,} of unknown duration)" if unknown else "")
     lines = [
-        f"{d['path']}: {d['dataset']}, {d['utterances']:,} utterances, {d['hours']:.2f} h"
-        + (f" ({d['unknown_durations']:,} of unknown duration)" if d["unknown_durations"] else ""),
+        f"{d['path']}: {d['dataset']}, {d['utterances']:,} utterances, {hours}",
         f"  {d['task']} task, {len(d['labels'])} labels: {', '.join(d['labels'])}; language "
         f"{d['language']}; format version {d['version']}",
         f"  {d['bytes'] / 1e6:,.1f} MB in {d['shards']} shard{'s' * (d['shards'] != 1)}; key "
         f"{d['fingerprint'] or 'none (imported)'}",
     ]
     for split, entry in d["splits"].items():
-        counts = ", ".join(f"{name} {n:,}" for name, n in entry["labels"].items())
-        if "targets" in entry:
-            counts = ", ".join(
-                filter(
-                    None,
-                    [counts, *(f"{name} {value:g}" for name, value in entry["targets"].items())],
-                )
-            )
-        lines.append(f"  {split or 'no split':<9}{entry['utterances']:>9,}  {counts}")
-    for name, m in d["modalities"].items():
-        rate = f"{m['frame_rate']:g} Hz" if m["frame_rate"] else "no frame rate"
-        said = [
-            m["encoder"] or "encoder unknown",
-            m["revision"] and f"@{m['revision']}",
-            m["layer"] and f"layer {m['layer']}",
-        ]
-        encoder = " ".join(filter(None, said))
-        lines.append(f"  {name}: {m['dim']} x {m['dtype']}, {rate}, {encoder}")
-        lines.append(
-            f"    steps: {', '.join(f'{name} {value:g}' for name, value in m['length'].items())}, "
-            f"total {m['steps']:,}"
-        )
-        widest = max((n for _, _, n in m["histogram"]), default=0)
-        lines += [
-            f"    {lo:>7}..{hi:<7} {n:>7,} {'#' * round(30 * n / widest)}"
-            for lo, hi, n in m["histogram"]
-            if n
-        ]
-        odd = [
-            f"{m[key]:,} {what}"
-            for key, what in (
-                ("absent", "absent"),
-                ("nan_rows", "with NaN"),
-                ("zero_rows", "all zero"),
-            )
-            if m[key]
-        ]
-        lines.append(f"    rows: {', '.join(odd) if odd else 'none absent, with NaN or all zero'}")
+        counts = [f"{name} {n:,}" for name, n in entry["labels"].items()]
+        counts += [f"{name} {value:g}" for name, value in entry.get("targets", {}).items()]
+        said = ", ".join(counts)
+        lines.append(f"  {split or 'no split':<9}{entry['utterances']:>9,}  {said}")
+    for name, modality in d["modalities"].items():
+        lines += _render_modality(name, modality)
     if d["untrained"]:
         lines.append(
             f"  WARNING: {' and '.join(d['untrained'])} made by untrained encoders; they carry no "
@@ -119,8 +115,32 @@ def render(d: dict) -> str:
     return "\n".join(map(escape, lines))
 
 
-def _targets(targets: np.ndarray, task: str, labels: list[str]) -> dict[str, float]:
-    """multi: positives a label; regression: mean and range."""
+def _render_modality(name: str, modality: dict) -> list[str]:
+    """The lines about one modality: its encoder, its lengths with a histogram, its odd rows."""
+    rate = f"{modality['frame_rate']:g} Hz" if modality["frame_rate"] else "no frame rate"
+    said = [
+        modality["encoder"] or "encoder unknown",
+        modality["revision"] and f"@{modality['revision']}",
+        modality["layer"] and f"layer {modality['layer']}",
+    ]
+    encoder = " ".join(filter(None, said))
+    lengths = ", ".join(f"{what} {value:g}" for what, value in modality["length"].items())
+    lines = [
+        f"  {name}: {modality['dim']} x {modality['dtype']}, {rate}, {encoder}",
+        f"    steps: {lengths}, total {modality['steps']:,}",
+    ]
+    widest = max((count for _, _, count in modality["histogram"]), default=0)
+    for low, high, count in modality["histogram"]:
+        if count:
+            bar = "#" * round(BAR_CHARACTERS * count / widest)
+            lines.append(f"    {low:>7}..{high:<7} {count:>7,} {bar}")
+    odd = [f"{modality[key]:,} {what}" for key, what in ODD_ROWS.items() if modality[key]]
+    lines.append(f"    rows: {', '.join(odd) if odd else 'none absent, with NaN or all zero'}")
+    return lines
+
+
+def _targets(targets: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, float]:
+    """For multi the positives of each label, for regression mean and range; `targets` is (N, K)."""
     if task == "multi":
         return dict(zip(labels, targets.sum(axis=0).tolist(), strict=True))
     return {
@@ -131,6 +151,7 @@ def _targets(targets: np.ndarray, task: str, labels: list[str]) -> dict[str, flo
 
 
 def _steps(store: FeatureStore, modality: str) -> dict:
+    """Statistics of the lengths of a modality, and counts of its odd rows."""
     lengths = store.lengths(modality)
     present = lengths[lengths > 0]
     pooled = store.pooled(modality)
@@ -154,8 +175,8 @@ def _steps(store: FeatureStore, modality: str) -> dict:
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """(from, to, count) with bounds 1, 2..3, 4..7, 8..15 ...: lengths of speech spread over
-    decades.
+    """(from, to, count) with the bounds 1, 2..3, 4..7, 8..15 and so on: lengths of speech are
+    spread over decades.
     """
     if not len(lengths):
         return []

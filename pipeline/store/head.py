@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,8 +33,16 @@ from mer.pipeline.store.schema import (
 )
 from mer.pipeline.store.shard import check_format
 
-HEX = "S64"  # sha256 in hexadecimal
-# group of the one shard that a store of a single file holds; its name in the head is empty
+HEX = "S64"  # a sha256 in hexadecimal
+# The arrays about the shards, and their element types.
+SHARD_ARRAYS = {
+    "name/x": "u1",
+    "name/offsets": "<i8",
+    "bytes": "<i8",
+    "sha256": HEX,
+    "identity": HEX,
+}
+# The group of the one shard that a store of a single file holds; its name in the head is empty.
 EMBEDDED = "data"
 
 
@@ -55,22 +64,29 @@ def compose(
     names: Sequence[str],
     records: Sequence[ShardRecord],
 ) -> tuple[dict[str, str | int], dict[str, np.ndarray]]:
-    """Attributes and arrays of a head file.
+    """What a head file is made of.
 
-    `rows` are those of schema.COLUMNS, `columns` the store's own numbers.
+    Args:
+        header: What the store says of itself.
+        rows: The columns of schema.COLUMNS, N rows.
+        columns: The store's own numbers, (N,) each: those that `counted` names.
+        names: Paths of the shards relative to the head file; "" for one inside it.
+        records: What tells each shard from another.
+
+    Returns:
+        The attributes and the arrays of the file.
     """
     data = {"header": blob(header.to_json())}
     for name in COLUMNS.names:
-        column = rows[name].combine_chunks()
-        data |= {f"index/{key}": value for key, value in encode_column(name, column).items()}
-    data |= {
-        f"index/{name}": np.asarray(columns[name], dtype) for name, dtype in counted(header).items()
-    }
+        for key, values in encode_column(name, rows[name].combine_chunks()).items():
+            data[f"index/{key}"] = values
+    for name, dtype in counted(header).items():
+        data[f"index/{name}"] = np.asarray(columns[name], dtype)
     data["shard/name/x"], data["shard/name/offsets"] = pack_strings(names)
-    data["shard/bytes"] = np.array([r.bytes for r in records], "<i8")
-    data["shard/sha256"] = np.array([r.sha256 for r in records], HEX)
-    data["shard/identity"] = np.array([r.identity for r in records], HEX)
-    attrs = {"format": HEAD_FORMAT, "version": FORMAT_VERSION}
+    data["shard/bytes"] = np.array([record.bytes for record in records], "<i8")
+    data["shard/sha256"] = np.array([record.sha256 for record in records], HEX)
+    data["shard/identity"] = np.array([record.identity for record in records], HEX)
+    attrs: dict[str, str | int] = {"format": HEAD_FORMAT, "version": FORMAT_VERSION}
     return {**attrs, "identity": arrays.digest(attrs, data)}, data
 
 
@@ -86,69 +102,84 @@ def counted(header: Header) -> dict[str, str]:
 
 
 def read_head(path: Path) -> tuple[Header, pa.Table, list[ShardRecord], np.ndarray]:
-    """Header, table, shard records and flags (N,) uint32 of a head file, checked against its own
-    checksum; touches no shard.
+    """What a head file says, checked against its own checksum; no shard is touched.
+
+    Args:
+        path: The head file.
+
+    Returns:
+        Header, table, shard records and flags (N,) uint32.
+
+    Raises:
+        DataError: There is no such file, or the extraction that makes it is not finished.
+        StoreError: It is damaged, or no head file.
+        StoreVersionError: It is of a format version that this code does not read.
     """
-    if (
-        path.with_name(path.name.removesuffix(".h5") + ".shards") / ".work"
-    ).exists() and not path.exists():
+    shards = path.with_name(path.name.removesuffix(".h5") + ".shards")
+    if (shards / ".work").exists() and not path.exists():
         raise DataError(f"{path}: not finished; repeat the `mer extract` that makes it")
     with arrays.opened(path, "store") as file:
         check_format(file, path, HEAD_FORMAT, "store")
-        attrs = {name: arrays.attribute(file, name) for name in ("format", "version")}
-        data = {"header": arrays.read(file, "header", "u1", limit=HEADER_BYTES)}
-        header = Header.from_json(data["header"].tobytes().decode())
-        for name in COLUMNS.names:
-            for key, dtype in column_arrays(name).items():
-                data[f"index/{key}"] = arrays.read(file, f"index/{key}", dtype)
-        for name, dtype in counted(header).items():
-            data[f"index/{name}"] = arrays.read(file, f"index/{name}", dtype)
-        for name, dtype in (
-            ("name/x", "u1"),
-            ("name/offsets", "<i8"),
-            ("bytes", "<i8"),
-            ("sha256", HEX),
-            ("identity", HEX),
-        ):
-            data[f"shard/{name}"] = arrays.read(file, f"shard/{name}", dtype)
-        if arrays.attribute(file, "identity") != arrays.digest(attrs, data):
-            raise ValueError("its index does not match its own checksum")
-        folder = path.resolve().parent
-        names = unpack_strings(data["shard/name/x"], data["shard/name/offsets"]).to_pylist()
-        index = {
-            key.removeprefix("index/"): value
-            for key, value in data.items()
-            if key.startswith("index/")
-        }
-        columns = {
-            name: decode_column(name, COLUMNS.field(name).type, index) for name in COLUMNS.names
-        }
-        for name in ("duration", *(f"n_{m}" for m in header.modalities), "shard", "shard_row"):
-            columns[name] = pa.array(index[name])
-        table = pa.table(columns)
-        records = [
-            ShardRecord(
-                folder / name if name else path,
-                int(size),
-                sha.decode(),
-                identity.decode(),
-                "/" if name else EMBEDDED,
-            )
-            for name, size, sha, identity in zip(
-                names,
-                data["shard/bytes"],
-                data["shard/sha256"],
-                data["shard/identity"],
-                strict=True,
-            )
-        ]
+        header, data = _read_arrays(file)
+        table, flags = _decode_index(header, data)
+        records = _decode_records(path, data)
         _check_table(header, table, records, path)
-        return header, table, records, index["flags"]
+        return header, table, records, flags
+
+
+def _read_arrays(file: h5py.File) -> tuple[Header, dict[str, np.ndarray]]:
+    """The header and every array of a head file, by its name. Raises ValueError when they are not
+    those that its checksum was made over.
+    """
+    attrs = {name: arrays.attribute(file, name) for name in ("format", "version")}
+    data = {"header": arrays.read(file, "header", "u1", limit=HEADER_BYTES)}
+    header = Header.from_json(data["header"].tobytes().decode())
+    dtypes: dict[str, str] = {}
+    for name in COLUMNS.names:
+        for key, dtype in column_arrays(name).items():
+            dtypes[f"index/{key}"] = dtype
+    for name, dtype in counted(header).items():
+        dtypes[f"index/{name}"] = dtype
+    for name, dtype in SHARD_ARRAYS.items():
+        dtypes[f"shard/{name}"] = dtype
+    for name, dtype in dtypes.items():
+        data[name] = arrays.read(file, name, dtype)
+    if arrays.attribute(file, "identity") != arrays.digest(attrs, data):
+        raise ValueError("its index does not match its own checksum")
+    return header, data
+
+
+def _decode_index(header: Header, data: Mapping[str, np.ndarray]) -> tuple[pa.Table, np.ndarray]:
+    """The table and the flags (N,) uint32 from the arrays of the index."""
+    index = {
+        name.removeprefix("index/"): values
+        for name, values in data.items()
+        if name.startswith("index/")
+    }
+    columns = {name: decode_column(name, COLUMNS.field(name).type, index) for name in COLUMNS.names}
+    steps = [f"n_{modality}" for modality in header.modalities]
+    for name in ("duration", *steps, "shard", "shard_row"):
+        columns[name] = pa.array(index[name])
+    return pa.table(columns), index["flags"]
+
+
+def _decode_records(path: Path, data: Mapping[str, np.ndarray]) -> list[ShardRecord]:
+    """What the head file at `path` says of each shard; one without a name lies in that file."""
+    folder = path.resolve().parent
+    names = unpack_strings(data["shard/name/x"], data["shard/name/offsets"]).to_pylist()
+    columns = (data[f"shard/{name}"] for name in ("bytes", "sha256", "identity"))
+    records = []
+    for name, size, sha, identity in zip(names, *columns, strict=True):
+        place, group = (folder / name, "/") if name else (path, EMBEDDED)
+        records.append(ShardRecord(place, int(size), sha.decode(), identity.decode(), group))
+    return records
 
 
 def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], path: Path) -> None:
-    """Raise ValueError for a table that no writer makes: its checksum says only that it is as it
-    was written. What it says of rows in shards is held against each shard when that is opened.
+    """Raise ValueError for a table that no writer makes.
+
+    Its checksum says only that it is as it was written. What it says of rows in shards is held
+    against each shard when that is opened.
     """
     if not len(table):
         return
@@ -174,11 +205,12 @@ def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], pa
             pc.all(pc.fill_null(pc.equal(lengths, wanted), True)).as_py(),
             f"its index has targets that are not {wanted} numbers",
         )
-    held = sum(record.bytes for record in records if record.group == "/") + path.stat().st_size
+    outside = [record.bytes for record in records if record.group == "/"]
+    held = sum(outside) + path.stat().st_size
     for name, info in header.modalities.items():
         steps = table[f"n_{name}"].to_numpy()
         demand(steps.min() >= 0, f"its index has a negative number of steps of {name}")
         most = held // (2 * info.dim)  # a value has two bytes at least
-        # not of integers, which may overflow
+        # The sum is one of floats, since one of integers may overflow.
         enough = steps.max() <= most and float(steps.sum(dtype=np.float64)) <= most
         demand(enough, f"its index has more steps of {name} than its shards can hold")

@@ -1,5 +1,5 @@
-"""Reading a store: by utterance, by batch, or a whole split at once; without a copy where the
-format allows.
+"""Reading a store: by utterance, by batch, or a whole split at once, and without a copy where the
+format allows it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,33 @@ from mer.pipeline.store.schema import Damage, Header
 from mer.pipeline.store.shard import Shard
 from mer.pipeline.store.verify import damages
 
-# mapped at a time: Linux allows a process 65,530 maps, and each shard has one a modality
+# Shards mapped at a time: Linux allows a process 65,530 maps, and a shard has one per modality.
 OPEN_SHARDS = 4096
 
 
 class FeatureStore:
     """A head file and, once touched, its shards.
 
-    Picklable; safe under fork, spawn and threads; reads from read-only mounts.
+    It can be pickled, and is safe under fork, spawn and threads; it reads from read-only mounts.
 
-    Opening reads the head and looks at the size of every shard; a shard is opened, and held against
+    Opening reads the head and looks at the size of every shard. A shard is opened, and held against
     what the head recorded of it, when one of its rows is first read. Only `verify` reads whole
-    shards. `check=False` opens a store whose shards may be missing, to see what is wrong with it.
+    shards.
+
+    Attributes:
+        path: The head file.
+        header: What the store says of itself.
+        shards: What the head recorded of each shard, in the order of their numbers.
+        flags: What was noted of each utterance: (N,) uint32, bits of the writer's.
+
+    Args:
+        path: The head file.
+        check: False opens a store whose shards may be missing, to see what is wrong with it.
+
+    Raises:
+        DataError: There is no such file, or it is not finished.
+        StoreError: The head is damaged, or a shard is missing or of another size.
+        StoreVersionError: It is of a format version that this code does not read.
     """
 
     def __init__(self, path: str | os.PathLike, *, check: bool = True) -> None:
@@ -38,7 +53,9 @@ class FeatureStore:
         self.header, self._table, self.shards, self.flags = read_head(self.path)
         self._table_shard = self._table["shard"].to_numpy()
         self._table_row = self._table["shard_row"].to_numpy()
-        self._lengths = {m: self._table[f"n_{m}"].to_numpy() for m in self.header.modalities}
+        self._lengths = {
+            name: self._table[f"n_{name}"].to_numpy() for name in self.header.modalities
+        }
         self._checked: dict[str, np.ndarray] = {}
         self._open: dict[int, Shard] = {}
         self._pid = os.getpid()
@@ -63,21 +80,47 @@ class FeatureStore:
         self._open = {}
 
     def table(self) -> pa.Table:
-        """A row an utterance: id, split, session, dialogue, speaker, position, label, targets,
-        text, tags, duration, n_<modality>..., shard, shard_row.
+        """The index: a row per utterance, N rows.
+
+        Returns:
+            The columns id, split, session, dialogue, speaker, position, label, targets, text, tags,
+            duration (seconds), n_<modality> for each modality (steps), shard and shard_row.
         """
         return self._table
 
     def lengths(self, modality: str) -> np.ndarray:
-        """(N,) int64 steps; 0 where the modality is absent."""
+        """Steps of each utterance.
+
+        Args:
+            modality: One of the header's.
+
+        Returns:
+            (N,) int64; 0 where the modality is absent.
+
+        Raises:
+            DataError: The store has no such modality.
+        """
         self._known(modality)
         return self._lengths[modality]
 
     def features(
         self, modality: str, row: int, dtype: str | None = None, *, check: bool = False
     ) -> np.ndarray:
-        """(T, D) of one utterance: a float32 copy, or with dtype="stored" a read-only view of the
-        file. `check` holds it against its checksum (StoreError).
+        """The features of one utterance.
+
+        Args:
+            modality: One of the header's.
+            row: The utterance's row in the table.
+            dtype: None gives a float32 copy, "stored" a read-only view of the file as it is stored,
+                any other a copy of that dtype.
+            check: Hold the frames against their checksum.
+
+        Returns:
+            (T, D): T steps of D numbers; T is 0 where the modality is absent.
+
+        Raises:
+            DataError: The store has no such modality.
+            StoreError: The shard is missing or damaged, or, with `check`, the frames are.
         """
         self._known(modality)
         number, at = int(self._table_shard[operator.index(row)]), int(self._table_row[row])
@@ -88,10 +131,27 @@ class FeatureStore:
         return x if dtype == "stored" else x.astype(dtype or np.float32)
 
     def batch(
-        self, modality: str, rows: Sequence[int], dtype: str | None = None, *, check: bool = False
+        self,
+        modality: str,
+        rows: Sequence[int] | np.ndarray,
+        dtype: str | None = None,
+        *,
+        check: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Utterances end to end, in the order of `rows`: packed (sum T, D) float32 (dtype="stored":
-        as stored), lengths (B,) int64. `check` as in `packed`.
+        """Utterances end to end, in the order of `rows`.
+
+        Args:
+            modality: One of the header's.
+            rows: B rows of the table.
+            dtype: Of the result: float32 by default, or "stored".
+            check: As for `packed`.
+
+        Returns:
+            packed (sum T, D) and lengths (B,) int64 in steps.
+
+        Raises:
+            DataError: As for `packed`.
+            StoreError: As for `packed`.
         """
         packed, offsets = self.packed(modality, rows, dtype=dtype or "float32", check=check)
         return packed, np.diff(offsets)
@@ -99,22 +159,32 @@ class FeatureStore:
     def packed(
         self,
         modality: str,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
         *,
         dtype: str = "stored",
         out: np.ndarray | None = None,
         check: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Utterances end to end, in the order of `rows` (all by default): packed (sum T, D),
-        offsets (B+1,) int64.
+        """Utterances end to end, in the order of `rows`, read shard by shard whatever that order.
 
-        The result is the only large allocation; pass `out` (sum T, D) to fill an array of yours.
-        Shards are read one after the other, neighbours in one piece, whatever the order of `rows`.
-        `check` holds what this object reads for the first time against its checksums (StoreError).
+        Args:
+            modality: One of the header's.
+            rows: B rows of the table; None is all of them.
+            dtype: Of the result, where it is allocated here.
+            out: (sum T, D), an array of the caller's to fill; without it the result is the only
+                large allocation.
+            check: Hold what this object reads for the first time against its checksums.
+
+        Returns:
+            packed (sum T, D) and offsets (B+1,) int64 in steps.
+
+        Raises:
+            DataError: The store has no such modality, or `out` is of another shape.
+            StoreError: A shard is missing or damaged, or, with `check`, frames are.
         """
         self._known(modality)
-        rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
-        offsets = np.concatenate([[0], np.cumsum(self._lengths[modality][rows])])
+        places = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        offsets = np.concatenate([[0], np.cumsum(self._lengths[modality][places])])
         info = self.header.modalities[modality]
         shape = (int(offsets[-1]), info.dim)
         if out is None:
@@ -123,32 +193,40 @@ class FeatureStore:
             raise DataError(
                 f"packed({modality!r}): out has shape {out.shape}, the rows need {shape}"
             )
-        if not len(rows):
+        if not len(places):
             return out, offsets
-        shard, at = self._table_shard[rows], self._table_row[rows]
+        done = self._done(modality) if check else None
+        unchecked = np.zeros(len(places), bool) if done is None else ~done[places]
+        shard, at = self._table_shard[places], self._table_row[places]
         order = np.lexsort((at, shard))
         # A run is a stretch of utterances that are neighbours both in their shard and in the
         # result.
         same = (np.diff(shard[order]) == 0) & (np.diff(at[order]) == 1) & (np.diff(order) == 1)
         starts = np.concatenate([[0], np.flatnonzero(~same) + 1, [len(order)]])
-        new = (
-            ~self._checked.setdefault(modality, np.zeros(len(self), bool))[rows]
-            if check
-            else np.zeros(len(rows), bool)
-        )
         for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             i, j = order[first], order[last - 1]
             source = self.shard(int(shard[i]))
             x = source.frames(modality, int(at[i]), int(at[j]) + 1)
-            if new[order[first:last]].any():
+            if unchecked[order[first:last]].any():
                 source.check(modality, x, int(at[i]), int(at[j]) + 1, store=self.path)
             out[offsets[i] : offsets[j + 1]] = x
-        if check:
-            self._checked[modality][rows] = True
+        if done is not None:
+            done[places] = True
         return out, offsets
 
     def pooled(self, modality: str) -> np.ndarray:
-        """(N, D) float32, mean over each utterance's steps; zeros where it has none."""
+        """The mean over each utterance's steps, as the shards hold it.
+
+        Args:
+            modality: One of the header's.
+
+        Returns:
+            (N, D) float32; zeros where the modality is absent.
+
+        Raises:
+            DataError: The store has no such modality.
+            StoreError: A shard is missing, or damaged, its means included.
+        """
         self._known(modality)
         out = np.zeros((len(self), self.header.modalities[modality].dim), np.float32)
         for number in np.unique(self._table_shard).tolist():
@@ -156,20 +234,31 @@ class FeatureStore:
             out[here] = self.shard(number).pooled(modality)[self._table_row[here]]
         return out
 
-    def check(self, modality: str, rows: Sequence[int] | None = None) -> int:
-        """Hold the frames of `rows` (all by default) against their checksums, those that this
-        object has not checked yet; returns the bytes read. Raises StoreError that names the shard,
-        the utterance and the remedy. Training calls it once for what it uses.
+    def check(self, modality: str, rows: Sequence[int] | np.ndarray | None = None) -> int:
+        """Hold frames against their checksums, those that this object has not checked yet.
+
+        Training calls it once for what it uses.
+
+        Args:
+            modality: One of the header's.
+            rows: Rows of the table; None is all of them.
+
+        Returns:
+            The bytes read.
+
+        Raises:
+            DataError: The store has no such modality.
+            StoreError: Frames are damaged; it names the shard, the utterance and the remedy.
         """
         self._known(modality)
-        done = self._checked.setdefault(modality, np.zeros(len(self), bool))
-        rows = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows, np.int64))
-        rows = rows[~done[rows]]
+        done = self._done(modality)
+        places = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows, np.int64))
+        places = places[~done[places]]
         total = 0
-        for number in np.unique(self._table_shard[rows]).tolist():
-            here = rows[self._table_shard[rows] == number]
-            shard, places = self.shard(number), np.sort(self._table_row[here])
-            for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+        for number in np.unique(self._table_shard[places]).tolist():
+            here = places[self._table_shard[places] == number]
+            shard, at = self.shard(number), np.sort(self._table_row[here])
+            for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1):
                 first, last = int(run[0]), int(run[-1]) + 1
                 x = shard.frames(modality, first, last)
                 shard.check(modality, x, first, last, store=self.path)
@@ -178,31 +267,39 @@ class FeatureStore:
         return total
 
     def verify(self) -> None:
-        """Read every byte; raises StoreError that names the first damaged shard and how many there
-        are.
+        """Read every byte of every shard.
+
+        Raises:
+            StoreError: A shard is missing or damaged; it names the first one, and how many there
+                are.
         """
         damaged = damages(self)
         if damaged:
-            more = (
-                f" ({len(damaged)} of {len(self.shards)} shards are damaged)"
-                if len(damaged) > 1
-                else ""
-            )
+            count = f" ({len(damaged)} of {len(self.shards)} shards are damaged)"
+            more = count if len(damaged) > 1 else ""
             raise StoreError(
                 f"{damaged[0].path}: {damaged[0].reason}{more}; run `mer verify --repair "
                 f"{self.path}`"
             )
 
     def shard(self, number: int) -> Shard:
-        """The shard of that number, opened on first use in this process and checked against the
-        head.
+        """The shard of that number, opened on first use in this process.
+
+        Args:
+            number: Its place in `shards`.
+
+        Returns:
+            The open shard, which is the one that the head was built over.
+
+        Raises:
+            StoreError: It is missing, damaged, or another one.
         """
         if self._pid != os.getpid():
             self._open, self._pid = {}, os.getpid()
         shard = self._open.get(number)
         if shard is None:
             if len(self._open) >= OPEN_SHARDS:
-                # the one opened first, unless another thread was faster
+                # The one opened first is let go, unless another thread was faster.
                 self._open.pop(list(self._open)[0], None)
             shard = self._open[number] = self._opened(number)
         return shard
@@ -227,25 +324,25 @@ class FeatureStore:
         """Whether the shard has what the head says of it, so that neither can lead to a place
         outside an array.
         """
-        rows = (
-            np.flatnonzero(self._table_shard == number)
-            if len(self.shards) > 1
-            else np.arange(len(self))
-        )
+        # One shard holds every row, which need not be looked for.
+        several = len(self.shards) > 1
+        rows = np.flatnonzero(self._table_shard == number) if several else np.arange(len(self))
         at = self._table_row[rows]
         if at.size and at.max() >= len(shard):
             return False
-        for m, info in self.header.modalities.items():
-            kind = shard.modalities.get(m)
-            if (
-                kind is None
-                or kind["dim"] != info.dim
-                or (info.dtype, kind["dtype"]) == ("float16", "float32")
-            ):
+        for name, info in self.header.modalities.items():
+            kind = shard.modalities.get(name)
+            if kind is None or kind["dim"] != info.dim:
                 return False
-            if not np.array_equal(np.diff(shard.offsets[m])[at], self._lengths[m][rows]):
+            if (info.dtype, kind["dtype"]) == ("float16", "float32"):
+                return False
+            if not np.array_equal(np.diff(shard.offsets[name])[at], self._lengths[name][rows]):
                 return False
         return [shard.ids[i] for i in at.tolist()] == self._table["id"].take(rows).to_pylist()
+
+    def _done(self, modality: str) -> np.ndarray:
+        """Which rows this object has held against their checksums: (N,) bool, to be filled in."""
+        return self._checked.setdefault(modality, np.zeros(len(self), bool))
 
     def _known(self, modality: str) -> None:
         if modality not in self.header.modalities:
@@ -255,9 +352,17 @@ class FeatureStore:
 
 
 def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
-    """The damaged shards and why; empty when every byte is as written.
+    """Read every byte of every shard of a store.
 
-    Raises StoreError when the head file itself is unusable.
+    Args:
+        store: An open store, or its head file.
+
+    Returns:
+        The damaged shards and why; empty when every byte is as written.
+
+    Raises:
+        DataError: There is no such file.
+        StoreError: The head file itself is unusable.
     """
     if not isinstance(store, FeatureStore):
         store = FeatureStore(Path(store), check=False)

@@ -1,5 +1,5 @@
-"""What a store says: header, modalities, the columns of its table, and how each is kept as flat
-arrays.
+"""What a store says of itself (header, modalities, the columns of its table), and how each of
+these is kept as flat arrays.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ COLUMNS = pa.schema(
 class ModalityInfo:
     """One kind of features.
 
-    `frame_rate` in steps per second; None for tokens and utterance-level vectors.
+    `dim` is the count of numbers per step; `frame_rate` is in steps per second, and None for tokens
+    and for one vector per utterance.
     """
 
     dim: int
@@ -59,41 +60,34 @@ class ModalityInfo:
     revision: str = ""
     layer: str = ""
     dtype: str = "float16"  # as stored: float32 also when a value of a shard did not fit float16
-    # False: a built-in or randomly initialised encoder; its features carry no knowledge
+    # False for a built-in or randomly initialised encoder, whose features carry no knowledge.
     trained: bool = True
     extra: dict = field(default_factory=dict)
 
     def check(self, name: str) -> None:
         """Raise ValueError unless every value is of its type."""
-        demand(
-            is_count(self.dim) and 0 < self.dim <= DIM,
-            f"its header's dim of {name} is not a number from 1",
-        )
-        rate = self.frame_rate
-        demand(
-            rate is None or type(rate) in (int, float),
-            f"its header's frame rate of {name} is not a number",
-        )
-        demand(
-            self.dtype in DTYPES, f"its header's dtype of {name} is not one of {', '.join(DTYPES)}"
-        )
-        texts = (self.encoder, self.revision, self.layer)
-        demand(
-            all(isinstance(text, str) for text in texts),
-            f"its header's encoder, revision or layer of {name} is not a text",
-        )
-        demand(
-            isinstance(self.trained, bool) and isinstance(self.extra, dict),
-            f"its header's notes on {name} are not what they were",
-        )
-        demand(
-            is_count(self.extra.get("overflow", 0)),
-            f"its header's overflow of {name} is not a count",
-        )
+        counted = is_count(self.dim) and 0 < self.dim <= DIM
+        demand(counted, f"its header's dim of {name} is not a number from 1")
+        number = self.frame_rate is None or type(self.frame_rate) in (int, float)
+        demand(number, f"its header's frame rate of {name} is not a number")
+        known = self.dtype in DTYPES
+        demand(known, f"its header's dtype of {name} is not one of {', '.join(DTYPES)}")
+        texts = all(isinstance(text, str) for text in (self.encoder, self.revision, self.layer))
+        demand(texts, f"its header's encoder, revision or layer of {name} is not a text")
+        noted = isinstance(self.trained, bool) and isinstance(self.extra, dict)
+        demand(noted, f"its header's notes on {name} are not what they were")
+        overflow = self.extra.get("overflow", 0)
+        demand(is_count(overflow), f"its header's overflow of {name} is not a count")
 
 
 @dataclass(frozen=True)
 class Header:
+    """What a store says of itself, once for all its utterances.
+
+    `task` is one of TASKS; `labels` name the classes in the order of their numbers, or the targets;
+    `language` is a code such as "en"; `modalities` stand in the order of the shards.
+    """
+
     dataset: str
     task: str  # single | multi | regression
     labels: tuple[str, ...]
@@ -101,21 +95,20 @@ class Header:
     modalities: dict[str, ModalityInfo]
     fingerprint: str = ""  # key of the recipe; empty when the features were made elsewhere
     recipe: dict = field(default_factory=dict)
-    # may be volatile (times, host): lives here only, never in a shard
+    # What may differ from run to run (times, host) stands here only, never in a shard.
     provenance: dict = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
+        """The header as canonical JSON. Raises DataError for values that JSON does not have."""
         return canonical(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Header:
         """The header again; raises ValueError or TypeError when it is not what the format says."""
         raw = read_json(text.encode(), "its header")
-        demand(
-            isinstance(raw, dict) and isinstance(raw.get("modalities"), dict),
-            "its header is not an object",
-        )
+        named = isinstance(raw, dict) and isinstance(raw.get("modalities"), dict)
+        demand(named, "its header is not an object")
         modalities = {name: ModalityInfo(**info) for name, info in raw.pop("modalities").items()}
         demand(isinstance(raw.get("labels"), list), "its header's labels are not a list")
         header = cls(**{**raw, "labels": tuple(raw["labels"]), "modalities": modalities})
@@ -123,23 +116,22 @@ class Header:
         return header
 
     def _check(self) -> None:
+        """Raise ValueError unless every value is of its type."""
         for name in ("dataset", "language", "fingerprint"):
             demand(isinstance(getattr(self, name), str), f"its header's {name} is not a text")
         demand(self.task in TASKS, f"its header's task is not one of {', '.join(TASKS)}")
-        demand(
-            all(isinstance(label, str) for label in self.labels),
-            "its header's labels are not texts",
-        )
-        demand(
-            isinstance(self.recipe, dict) and isinstance(self.provenance, dict),
-            "its header's recipe or provenance is not an object",
-        )
+        texts = all(isinstance(label, str) for label in self.labels)
+        demand(texts, "its header's labels are not texts")
+        objects = isinstance(self.recipe, dict) and isinstance(self.provenance, dict)
+        demand(objects, "its header's recipe or provenance is not an object")
         for name, part in self.recipe.items():
             said = name in SCALARS_OF_RECIPE or isinstance(part, dict)
             demand(said, f"its header's recipe has no object for {name:.80}")
         demand(bool(self.modalities), "its header has no modality")
         for name, info in self.modalities.items():
             demand(is_modality(name), "its header has a modality without a proper name")
+            described = isinstance(self.recipe.get(name, {}), dict)
+            demand(described, f"its header's recipe has no object for {name}")
             info.check(name)
 
 
@@ -153,9 +145,11 @@ class Damage:
 
 
 def canonical(value) -> str:
-    r"""JSON that is the same text for the same value (dict order is kept: the order of modalities
-    means something). Half a surrogate pair, which is how Python spells a byte of a file name that
-    is no UTF-8, is escaped as JSON does, \udcXX, and comes back.
+    r"""JSON that is the same text for the same value; the order of keys is kept, since that of
+    modalities means something.
+
+    Half a surrogate pair, which is how Python spells a byte of a file name that is no UTF-8, is
+    escaped as JSON does, \udcXX, and comes back.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -176,16 +170,22 @@ def is_count(value: object) -> bool:
 
 
 def is_modality(name: str) -> bool:
-    return (
-        re.fullmatch(MODALITY, name) is not None
-        and name not in RESERVED
-        and not name.startswith("n_")
-    )
+    """Whether `name` may name a modality: "n_" begins the columns of lengths."""
+    if name in RESERVED or name.startswith("n_"):
+        return False
+    return re.fullmatch(MODALITY, name) is not None
 
 
 def read_json(raw: bytes, what: str, *, limit: int = HEADER_BYTES):
-    """The value of JSON that somebody else may have written: of bounded size and depth, all numbers
-    finite. Raises ValueError, which names it by `what`.
+    """The value of JSON that somebody else may have written.
+
+    Args:
+        raw: UTF-8.
+        what: Names it in an error.
+        limit: Bytes that are read at most.
+
+    Raises:
+        ValueError: It is not JSON, too long, nested too deeply, or has numbers that are not finite.
     """
     demand(
         len(raw) <= limit, f"{what} has {len(raw):,} bytes, more than the {limit:,} that are read"
@@ -194,21 +194,19 @@ def read_json(raw: bytes, what: str, *, limit: int = HEADER_BYTES):
         value = json.loads(raw.decode(), parse_constant=_no_number)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
-    level, left = 0, [value]
-    while left:
+    level, items = 0, [value]
+    while items:
         level += 1
         demand(level <= JSON_LEVELS, f"{what} is nested too deeply")
         inner: list = []
-        for item in left:
-            demand(
-                not isinstance(item, float) or isfinite(item),
-                f"{what} has a number that is not finite",
-            )
+        for item in items:
+            finite = not isinstance(item, float) or isfinite(item)
+            demand(finite, f"{what} has a number that is not finite")
             if isinstance(item, dict):
                 inner.extend(item.values())
             elif isinstance(item, list):
                 inner.extend(item)
-        left = inner
+        items = inner
     return value
 
 
@@ -217,6 +215,7 @@ def _no_number(name: str):
 
 
 def blob(text: str) -> np.ndarray:
+    """Text as an array of its UTF-8 bytes. Raises DataError when it could not be read again."""
     raw = text.encode()
     if len(raw) > HEADER_BYTES:
         raise DataError(
@@ -227,42 +226,49 @@ def blob(text: str) -> np.ndarray:
 
 
 def normalise(table: pa.Table | Sequence[Mapping]) -> pa.Table:
-    """The caller's rows with exactly the columns of COLUMNS; absent ones are null (split: "", tags:
-    empty).
+    """The caller's rows with exactly the columns of COLUMNS.
+
+    Columns that are absent are null, the split "" and the tags empty. Raises DataError for a row
+    without an id and for values of another type.
     """
     try:
         if not isinstance(table, pa.Table):
-            table = pa.table(
-                {f.name: pa.array([row.get(f.name) for row in table], f.type) for f in COLUMNS}
-            )
+            table = _table_of(table)
         if "id" not in table.column_names or table["id"].null_count:
             raise DataError("table: every row needs an 'id'")
-        n, columns = len(table), []
-        for f in COLUMNS:
-            column = (
-                table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(n, f.type)
-            )
-            if f.name == "split":
-                column = pc.fill_null(column, "")
-            elif f.name == "tags":
-                column = pc.if_else(pc.is_null(column), pa.scalar([], f.type), column)
-            columns.append(
-                column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-            )
+        columns = [_normalised(table, field_) for field_ in COLUMNS]
         return pa.Table.from_arrays(columns, schema=COLUMNS)
     except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
         raise DataError(f"table: {str(error).splitlines()[0]}") from None
 
 
+def _table_of(rows: Sequence[Mapping]) -> pa.Table:
+    columns = {}
+    for field_ in COLUMNS:
+        columns[field_.name] = pa.array([row.get(field_.name) for row in rows], field_.type)
+    return pa.table(columns)
+
+
+def _normalised(table: pa.Table, field_: pa.Field) -> pa.Array:
+    """One column of the caller's table, or nulls, in one piece."""
+    name, kind = field_.name, field_.type
+    known = name in table.column_names
+    column = table[name].cast(kind) if known else pa.nulls(len(table), kind)
+    if name == "split":
+        column = pc.fill_null(column, "")
+    elif name == "tags":
+        column = pc.if_else(pc.is_null(column), pa.scalar([], kind), column)
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
 def pack_strings(values: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Strings -> (utf-8 bytes end to end, int64 offsets (n+1,)); the layout of the features, for
-    text.
-    """
-    raw = [b"" if v is None else v.encode() for v in values]
-    return np.frombuffer(b"".join(raw), np.uint8), _offsets([len(r) for r in raw])
+    """Strings as the features are laid out: (UTF-8 bytes end to end, int64 offsets (n+1,))."""
+    raw = [b"" if value is None else value.encode() for value in values]
+    return np.frombuffer(b"".join(raw), np.uint8), _offsets([len(text) for text in raw])
 
 
 def unpack_strings(data: np.ndarray, offsets: np.ndarray) -> pa.Array:
+    """The strings again. Raises ValueError for offsets that do not fit and for what is no UTF-8."""
     check_offsets(offsets, len(data))
     array = pa.LargeStringArray.from_buffers(
         len(offsets) - 1, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(data)
@@ -273,19 +279,15 @@ def unpack_strings(data: np.ndarray, offsets: np.ndarray) -> pa.Array:
 
 def check_offsets(offsets: np.ndarray, total: int) -> None:
     """Raise ValueError unless `offsets` cut an array of `total` rows into consecutive pieces."""
-    # a difference may overflow
-    if (
-        len(offsets) < 1
-        or offsets[0] != 0
-        or offsets[-1] != total
-        or (offsets[1:] < offsets[:-1]).any()
-    ):
+    begins = len(offsets) > 0 and offsets[0] == 0
+    # Neighbours are compared, since their differences may overflow.
+    if not begins or offsets[-1] != total or (offsets[1:] < offsets[:-1]).any():
         raise ValueError("offsets do not fit the data")
 
 
 def encode_column(name: str, column: pa.Array) -> dict[str, np.ndarray]:
-    """A column as flat arrays: NAME/x (+ NAME/offsets for strings and lists, + NAME/valid where
-    null is possible).
+    """A column as flat arrays: NAME/x, also NAME/offsets for strings and lists, and NAME/valid
+    where null is possible.
     """
     kind = column.type
     out: dict[str, np.ndarray] = {}
@@ -312,11 +314,10 @@ def decode_column(name: str, kind: pa.DataType, arrays: Mapping[str, np.ndarray]
     if pa.types.is_string(kind):
         column = unpack_strings(x, arrays[f"{name}/offsets"])
     elif pa.types.is_list(kind):
-        items = (
-            unpack_strings(x, arrays[f"{name}/item_offsets"])
-            if pa.types.is_string(kind.value_type)
-            else pa.array(x)
-        )
+        if pa.types.is_string(kind.value_type):
+            items = unpack_strings(x, arrays[f"{name}/item_offsets"])
+        else:
+            items = pa.array(x)
         offsets = arrays[f"{name}/offsets"]
         check_offsets(offsets, len(items))
         column = pa.LargeListArray.from_arrays(pa.array(offsets), items).cast(kind)
@@ -335,10 +336,9 @@ def column_arrays(name: str) -> dict[str, str]:
     if pa.types.is_string(field_.type):
         parts = {"x": "u1", "offsets": "<i8"}
     elif pa.types.is_list(field_.type):
-        text = pa.types.is_string(field_.type.value_type)
-        parts = {"x": "u1" if text else "<f4", "offsets": "<i8"} | (
-            {"item_offsets": "<i8"} if text else {}
-        )
+        parts = {"x": "<f4", "offsets": "<i8"}
+        if pa.types.is_string(field_.type.value_type):
+            parts |= {"x": "u1", "item_offsets": "<i8"}
     else:
         parts = {"x": "<i4"}
     if field_.nullable:
@@ -347,4 +347,5 @@ def column_arrays(name: str) -> dict[str, str]:
 
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    """Where pieces of these lengths begin and end: int64 (n+1,), beginning with 0."""
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, "<i8"))]).astype("<i8")

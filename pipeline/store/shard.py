@@ -1,7 +1,8 @@
-"""One closed shard: frames of many utterances end to end, one contiguous array a modality."""
+"""One closed shard: frames of many utterances end to end, in one contiguous array per modality."""
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,14 +29,34 @@ from mer.pipeline.store.schema import (
     unpack_strings,
 )
 
+PIECE_BYTES = 16 << 20  # of float32 that are held against their checksums at a time
+
 
 class ShardWriter:
-    """Collects utterances and publishes them as one shard on a clean exit; on an exception nothing
-    appears.
+    """Collects utterances and publishes them as one shard.
 
-    The same input gives the same bytes. Utterances are held in memory (as given, at most float32)
-    until then: 64-256 MB is a good shard. `overflow` counts, per modality, the values that did not
-    fit float16: that modality of the shard is then float32.
+    It is a context manager: a clean exit publishes, an exception leaves nothing behind. The same
+    input gives the same bytes. Utterances are held in memory (as given, at most float32) until
+    then: 64 to 256 MB make a good shard.
+
+    Attributes:
+        overflow: For each modality, how many values did not fit float16: that modality of the shard
+            is then float32.
+
+    Args:
+        path: Where the shard is to appear.
+        modalities: Names, and the count of numbers per step (D) of each.
+        dtype: "float16" or "float32", as the features are stored.
+        meta: What the writer notes of the shard, as JSON has it.
+        key: What the shard was made from, for writers that resume.
+
+    Raises:
+        DataError: A modality or its dim cannot be stored, or `dtype` is unknown.
+
+    >>> writer = ShardWriter("shard-00000.h5", {"audio": 2})
+    >>> writer.add("u0", {"audio": np.ones((3, 2))}, duration=0.06)
+    >>> len(writer)
+    1
     """
 
     def __init__(
@@ -81,8 +102,18 @@ class ShardWriter:
         duration: float = float("nan"),
         flags: int = 0,
     ) -> None:
-        """`features[m]` (T, D) or (D,), T = 0 or None when absent; `duration` in seconds; `flags`
-        32 bits of the caller's.
+        """Add one utterance.
+
+        Args:
+            id: Its name, unique in the store.
+            features: For each modality (T, D), or (D,) for one step; T = 0 or None where it is
+                absent. Any kind of real numbers, all finite.
+            duration: In seconds; NaN where it is not known.
+            flags: 32 bits of the caller's.
+
+        Raises:
+            DataError: The id is empty, no text or there already; features are of another shape, no
+                numbers, or not finite.
         """
         if not id:
             raise DataError(f"{self.path}: empty id; every utterance needs one")
@@ -101,12 +132,8 @@ class ShardWriter:
         frames = {name: self._checked(id, name, features.get(name)) for name in self.modalities}
         for name, x in frames.items():
             self._frames[name].append(x)
-            if (
-                self.dtype == "float16"
-                and x.dtype != np.float16
-                and x.size
-                and largest(x) > HALF_MAX
-            ):
+            narrowed = self.dtype == "float16" and x.dtype != np.float16
+            if narrowed and x.size and largest(x) > HALF_MAX:
                 self.overflow[name] += int((np.abs(x) > HALF_MAX).sum())
         self._ids[id] = len(self._ids)
         self._duration.append(duration)
@@ -136,17 +163,18 @@ class ShardWriter:
         return x
 
     def close(self) -> None:
-        """Publish the shard. Called by a clean exit of the context."""
-        dtypes = {
-            m: "float32" if self.dtype == "float32" or self.overflow[m] else "float16"
-            for m in self.modalities
-        }
-        for m, frames in self._frames.items():
-            self._frames[m] = [x.astype(dtypes[m], copy=False) for x in frames]
-        kinds = [
-            {"name": m, "dim": d, "dtype": dtypes[m], "overflow": self.overflow[m]}
-            for m, d in self.modalities.items()
-        ]
+        """Publish the shard; a clean exit of the context calls it.
+
+        Raises:
+            DataError: `meta` is not JSON, or the path is a device or a pipe.
+            OSError: The disk is full, the folder cannot be written, …
+        """
+        kinds = []
+        for name, dim in self.modalities.items():
+            overflow = self.overflow[name]
+            dtype = "float32" if self.dtype == "float32" or overflow else "float16"
+            self._frames[name] = [x.astype(dtype, copy=False) for x in self._frames[name]]
+            kinds.append({"name": name, "dim": dim, "dtype": dtype, "overflow": overflow})
         attrs, data = compose(
             kinds,
             list(self._ids),
@@ -177,37 +205,43 @@ def compose(
     meta: dict,
     key: str,
 ) -> tuple[dict[str, str | int], dict[str, np.ndarray | arrays.Stream]]:
-    """Attributes and arrays of a shard.
+    """What a shard is made of.
 
-    `frames(m)` yields the (T, D) of every id, in order; it is called twice a modality (checksums,
-    then writing), so that a shard larger than memory can be streamed.
+    Args:
+        kinds: name, dim, dtype and overflow of each modality.
+        ids: Names of the n utterances.
+        frames: Yields, for a modality, the (T, D) of every utterance, in order. It is called twice
+            per modality (for the checksums, then for writing), so that a shard larger than memory
+            can be streamed.
+        duration: (n,) seconds.
+        flags: (n,) 32 bits of the writer's.
+        meta: What the writer notes, as JSON has it.
+        key: What the shard was made from.
+
+    Returns:
+        The attributes and the arrays of the file.
     """
-    data: dict[str, np.ndarray | arrays.Stream] = {}
+    data: dict[str, np.ndarray] = {}  # what its own checksum covers
     bulk: dict[str, np.ndarray | arrays.Stream] = {}
     data["ids/x"], data["ids/offsets"] = pack_strings(ids)
     data["crc32"] = np.zeros((len(ids), len(kinds)), "<u4")
     data["duration"], data["flags"] = np.asarray(duration, "<f8"), np.asarray(flags, "<u4")
     recorded = []
-    for j, kind in enumerate(kinds):
-        m, lengths, pooled = (
-            kind["name"],
-            np.zeros(len(ids), "<i8"),
-            np.zeros((len(ids), kind["dim"]), "<f4"),
-        )
-        for i, x in enumerate(frames(m)):
-            lengths[i], data["crc32"][i, j] = len(x), checksum(x)
+    for column, kind in enumerate(kinds):
+        name, dim = kind["name"], kind["dim"]
+        lengths, pooled = np.zeros(len(ids), "<i8"), np.zeros((len(ids), dim), "<f4")
+        for row, x in enumerate(frames(name)):
+            lengths[row], data["crc32"][row, column] = len(x), checksum(x)
             if len(x):
-                pooled[i] = x.mean(axis=0, dtype=np.float64)
-        data[f"{m}/offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
-        bulk[f"{m}/pooled"] = pooled
-        bulk[f"{m}/x"] = arrays.Stream(
-            np.dtype(kind["dtype"]).newbyteorder("<").str,
-            (int(lengths.sum()), kind["dim"]),
-            frames(m),
-        )
+                pooled[row] = x.mean(axis=0, dtype=np.float64)
+        data[f"{name}/offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
+        bulk[f"{name}/pooled"] = pooled
+        dtype = np.dtype(kind["dtype"]).newbyteorder("<").str
+        shape = (int(lengths.sum()), dim)
+        bulk[f"{name}/x"] = arrays.Stream(dtype, shape, frames(name))
         recorded.append({**kind, "pooled_crc32": checksum(pooled)})
     data["meta"] = blob(canonical({"modalities": recorded, "meta": meta}))
-    attrs = {"format": SHARD_FORMAT, "version": FORMAT_VERSION, "key": key}
+    attrs: dict[str, str | int] = {"format": SHARD_FORMAT, "version": FORMAT_VERSION, "key": key}
     return {**attrs, "identity": arrays.digest(attrs, data)}, {**data, **bulk}
 
 
@@ -222,7 +256,8 @@ def largest(x: np.ndarray) -> float:
 
 
 def checksum(x: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(x)) if x.size else 0
+    """The crc32 of an array's bytes; 0 for one without any."""
+    return zlib.crc32(np.ascontiguousarray(x).data) if x.size else 0
 
 
 class Shard:
@@ -230,10 +265,28 @@ class Shard:
 
     Everything small is read and checked here; frames are mapped, not read.
 
-    `group` is where in the file it lies: a store of a single file holds its one shard in a group.
+    Attributes:
+        path: The file.
+        key: What the shard was made from.
+        meta: What its writer noted.
+        modalities: name, dim, dtype, overflow and pooled_crc32 of each, by its name.
+        ids: Names of the n utterances.
+        duration: (n,) float64, seconds.
+        flags: (n,) uint32, bits of the writer's.
+        crc32: (n, modalities) uint32, of the frames.
+        offsets: For each modality, where its utterances begin and end: (n+1,) int64, in steps.
+
+    Args:
+        path: The file.
+        group: Where in the file it lies: a store of a single file holds its one shard in a group.
+
+    Raises:
+        DataError: There is no such file.
+        StoreError: It is damaged, or no shard.
+        StoreVersionError: It is of a format version that this code does not read.
     """
 
-    def __init__(self, path: str | Path, group: str = "/") -> None:
+    def __init__(self, path: str | os.PathLike, group: str = "/") -> None:
         self.path = Path(path)
         self._group = group
         self._mapped: dict[str, np.ndarray] = {}
@@ -242,14 +295,12 @@ class Shard:
             file = arrays.group_of(root, group)
             check_format(file, self.path, SHARD_FORMAT, "shard")
             attrs = {name: arrays.attribute(file, name) for name in ("format", "version", "key")}
-            data = {
-                name: arrays.read(file, name, dtype)
-                for name, dtype in (("ids/x", "u1"), ("ids/offsets", "<i8"))
-            }
+            data = {"ids/x": arrays.read(file, "ids/x", "u1")}
+            data["ids/offsets"] = arrays.read(file, "ids/offsets", "<i8")
             data["meta"] = arrays.read(file, "meta", "u1", limit=HEADER_BYTES)
             kinds, self.meta = _described(data["meta"].tobytes())
             self.modalities: dict[str, dict] = {kind["name"]: kind for kind in kinds}
-            data["crc32"] = self.crc32 = arrays.read(file, "crc32", "<u4", 2)  # (n, modalities)
+            data["crc32"] = self.crc32 = arrays.read(file, "crc32", "<u4", 2)
             data["duration"] = self.duration = arrays.read(file, "duration", "<f8")
             data["flags"] = self.flags = arrays.read(file, "flags", "<u4")
             self.offsets: dict[str, np.ndarray] = {}
@@ -257,10 +308,10 @@ class Shard:
                 data[f"{name}/offsets"] = self.offsets[name] = arrays.read(
                     file, f"{name}/offsets", "<i8"
                 )
-            self.identity = arrays.attribute(file, "identity")
+            self.identity = str(arrays.attribute(file, "identity"))
             if self.identity != arrays.digest(attrs, data):
                 raise ValueError("its index does not match its own checksum")
-            self.key: str = attrs["key"]
+            self.key = str(attrs["key"])
             self.ids: list[str] = unpack_strings(data["ids/x"], data["ids/offsets"]).to_pylist()
             if not len(self.crc32) == len(self.duration) == len(self.flags) == len(self.ids):
                 raise ValueError("its columns differ in length")
@@ -273,15 +324,32 @@ class Shard:
         return len(self.ids)
 
     def frames(self, modality: str, start: int, stop: int) -> np.ndarray:
-        """Frames of the consecutive utterances [start, stop): (sum T, D) in the stored dtype, a
-        read-only view of the file.
+        """Frames of consecutive utterances.
+
+        Args:
+            modality: One of `modalities`.
+            start: The first row.
+            stop: The row behind the last.
+
+        Returns:
+            (sum T, D) in the stored dtype, a read-only view of the file.
         """
         offsets = self.offsets[modality]
         first, last = int(offsets[start]), int(offsets[stop])
         return self._mapped[modality][first:last]
 
     def pooled(self, modality: str) -> np.ndarray:
-        """(n, D) float32, mean over each utterance's frames; zeros where it has none."""
+        """The mean over each utterance's frames.
+
+        Args:
+            modality: One of `modalities`.
+
+        Returns:
+            (n, D) float32; zeros where an utterance has no frames.
+
+        Raises:
+            StoreError: The means do not match their checksum.
+        """
         with arrays.opened(self.path, "shard") as file:
             kind = self.modalities[modality]
             size = 4 * len(self) * kind["dim"]
@@ -293,8 +361,17 @@ class Shard:
             return pooled
 
     def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, store: Path) -> None:
-        """Raise StoreError unless `x`, the frames of the utterances [start, stop), match their
-        checksums; `store` is for the message.
+        """Hold frames against their checksums.
+
+        Args:
+            modality: One of `modalities`.
+            x: The frames of the utterances [start, stop), as `frames` gives them.
+            start: The first row.
+            stop: The row behind the last.
+            store: The head file, for the message.
+
+        Raises:
+            StoreError: They do not match.
         """
         bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
@@ -305,15 +382,12 @@ class Shard:
 
     def mismatches(self, modality: str) -> Iterator[int]:
         """Rows whose frames do not match their crc32; reads the shard in pieces of bounded size."""
-        offsets, limit = (
-            self.offsets[modality],
-            max(1, (16 << 20) // (4 * self.modalities[modality]["dim"])),
-        )
+        offsets = self.offsets[modality]
+        steps = max(1, PIECE_BYTES // (4 * self.modalities[modality]["dim"]))
         start = 0
         while start < len(self):
-            stop = max(
-                start + 1, int(np.searchsorted(offsets, offsets[start] + limit, side="right")) - 1
-            )
+            last = int(np.searchsorted(offsets, offsets[start] + steps, side="right")) - 1
+            stop = max(start + 1, last)
             yield from self.differing(modality, self.frames(modality, start, stop), start, stop)
             start = stop
 
@@ -321,11 +395,11 @@ class Shard:
         """Rows whose crc32 is not that of their frames in `x`, which are those of the utterances
         [start, stop).
         """
-        offsets, crc = self.offsets[modality], self.crc32[:, list(self.modalities).index(modality)]
-        for i in range(start, stop):
-            part = x[offsets[i] - offsets[start] : offsets[i + 1] - offsets[start]]
-            if checksum(part) != crc[i]:
-                yield i
+        offsets, column = self.offsets[modality], list(self.modalities).index(modality)
+        for row in range(start, stop):
+            part = x[offsets[row] - offsets[start] : offsets[row + 1] - offsets[start]]
+            if checksum(part) != self.crc32[row, column]:
+                yield row
 
     def _map(self, file: h5py.File, name: str, kind: dict) -> None:
         """Map the frames where they lie."""
@@ -353,31 +427,23 @@ def _described(raw: bytes) -> tuple[list[dict], dict]:
     not what the format says.
     """
     meta = read_json(raw, "its description")
-    demand(
-        isinstance(meta, dict) and isinstance(meta.get("meta"), dict),
-        "its description is not an object",
-    )
+    noted = isinstance(meta, dict) and isinstance(meta.get("meta"), dict)
+    demand(noted, "its description is not an object")
     kinds = meta.get("modalities")
     demand(isinstance(kinds, list) and bool(kinds), "its description has no modalities")
     for kind in kinds:
-        demand(
-            isinstance(kind, dict) and isinstance(kind.get("name"), str),
-            "its description has a modality without a name",
-        )
-        demand(is_modality(kind["name"]), "its description has a modality without a proper name")
-        demand(
-            is_count(kind.get("dim")) and 0 < kind["dim"] <= DIM,
-            f"its dim of {kind['name']} is not a number from 1",
-        )
-        demand(
-            kind.get("dtype") in DTYPES,
-            f"its dtype of {kind['name']} is not one of {', '.join(DTYPES)}",
-        )
+        named = isinstance(kind, dict) and isinstance(kind.get("name"), str)
+        demand(named, "its description has a modality without a name")
+        name = kind["name"]
+        demand(is_modality(name), "its description has a modality without a proper name")
+        counted = is_count(kind.get("dim")) and 0 < kind["dim"] <= DIM
+        demand(counted, f"its dim of {name} is not a number from 1")
+        known = kind.get("dtype") in DTYPES
+        demand(known, f"its dtype of {name} is not one of {', '.join(DTYPES)}")
         counts = is_count(kind.get("overflow")) and is_count(kind.get("pooled_crc32"))
-        demand(counts, f"its counts of {kind['name']} are not numbers from 0")
-    demand(
-        len({kind["name"] for kind in kinds}) == len(kinds), "its description has a modality twice"
-    )
+        demand(counts, f"its counts of {name} are not numbers from 0")
+    names = {kind["name"] for kind in kinds}
+    demand(len(names) == len(kinds), "its description has a modality twice")
     return kinds, meta["meta"]
 
 

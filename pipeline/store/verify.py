@@ -1,4 +1,8 @@
-"""Every checksum of a store."""
+"""Every checksum of a store.
+
+`reader` builds on this file (`FeatureStore.verify`, `verify_shards`), so it asks of a store only
+what `Verifiable` names.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +38,20 @@ def damages(store: Verifiable) -> list[Damage]:
 
 
 def _check(store: Verifiable, number: int) -> str | None:
+    """Why a shard cannot be used; None when every byte of it is as written."""
     record = store.shards[number]
     try:
         shard = store.shard(number)
-        bad = {m: list(shard.mismatches(m)) for m in shard.modalities}
-        for m in shard.modalities:
-            shard.pooled(m)
-        # a file cannot hold its own sha256
+        bad = {name: list(shard.mismatches(name)) for name in shard.modalities}
+        for name in shard.modalities:
+            shard.pooled(name)
+        # A shard inside the head file has none recorded: a file cannot hold its own sha256.
         whole = not record.sha256 or sha256_file(record.path) == record.sha256
     except (MerError, OSError) as error:
         return str(error).removeprefix(f"{record.path}: ").split("; run `mer")[0]
-    rows = sorted({row for rows in bad.values() for row in rows})
+    rows = sorted(set().union(*bad.values()))
     if rows:
-        names = ", ".join(m for m in bad if bad[m])
+        names = ", ".join(name for name in bad if bad[name])
         return (
             f"{len(rows)} of {len(shard)} utterances differ from their checksums ({names}; first "
             f"'{shard.ids[rows[0]]}')"

@@ -16,19 +16,25 @@ import os
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
+from mer.pipeline.encoders.audio import Audio
 from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import resolve
+from mer.pipeline.encoders.modality import Item, Lengths, ReadItem, Rows
+from mer.pipeline.encoders.text import Text
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder
-from mer.pipeline.extraction.budget import FIXED
-from mer.pipeline.extraction.parts import Source, Tally, audio_inputs, run_parts, text_inputs
-from mer.pipeline.extraction.plan import Item, Settings, make_parts
-from mer.pipeline.media.workers import Decoders, Job
+from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.parts import Source, run_parts
+from mer.pipeline.extraction.plan import Settings, make_parts
+from mer.pipeline.manifest import Utterance
+from mer.pipeline.media.stages import Flag
+from mer.pipeline.media.workers import Decoders
 
 from tests.bench.machine import save
 from tests.encoders import checkpoints
@@ -131,6 +137,8 @@ def audio_sides(encoder: AudioEncoder, paths: list[Path], budget: float, threads
     """(the loop, ours, padded/valid)"""
     lengths = [soundfile.info(str(path)).frames for path in paths]
     parts = plan("audio", lengths, round(budget * RATE))
+    rows = Rows(tuple(Utterance(path.stem, path.name) for path in paths), paths[0].parent)
+    told = Lengths(tuple(lengths), (), (Flag(0),) * len(lengths))
 
     def loop() -> None:
         kept = []
@@ -144,20 +152,19 @@ def audio_sides(encoder: AudioEncoder, paths: list[Path], budget: float, threads
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder, Decoders(1 if threads > 1 else 0) as decoders:
-            inputs = audio_inputs(
-                encoder,
-                decoders,
-                lambda row: Job("load", str(paths[row]), "auto", None, None),
-                lengths,
+            read = partial(
+                Audio.of(ExtractOptions()).read,
+                rows=rows,
+                lengths=told,
+                encoder=encoder,
+                decoders=decoders,
             )
             run_parts(
                 parts,
-                {"audio": Source(encoder, inputs)},
+                {"audio": Source(encoder, read)},
                 Path(folder),
                 dtype="float16",
                 threads=threads,
-                tally=Tally(),
-                done=lambda part, length, fresh=True: None,
             )
 
     return loop, ours, waste(parts)
@@ -181,12 +188,10 @@ def text_sides(encoder: TextEncoder, count: int, budget: int, threads: int):
         with tempfile.TemporaryDirectory() as folder:
             run_parts(
                 parts,
-                {"text": Source(encoder, text_inputs(lambda row: ids[row]))},
+                {"text": Source(encoder, lambda items: (ReadItem(ids[i.row]) for i in items))},
                 Path(folder),
                 dtype="float16",
                 threads=threads,
-                tally=Tally(),
-                done=lambda part, length, fresh=True: None,
             )
 
     return loop, ours, waste(parts)
@@ -221,8 +226,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--texts", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--budget-seconds", type=float, default=FIXED["cpu"]["audio"])
-    parser.add_argument("--budget-tokens", type=int, default=FIXED["cpu"]["text"])
+    parser.add_argument("--budget-seconds", type=float, default=Audio.fixed_budget["cpu"])
+    parser.add_argument("--budget-tokens", type=int, default=Text.fixed_budget["cpu"])
     parser.add_argument(
         "--save", action="store_true", help="write tests/bench/results/extract.json"
     )

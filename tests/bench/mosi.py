@@ -121,8 +121,8 @@ def run(job: tuple[str, tuple[str, ...], int], *, store_path: Path, out: Path) -
     )
     return {
         "folder": str(out / name),
-        "dev": finished.info["dev"],
-        "epoch": finished.info["best_epoch"],
+        "dev": finished.info.dev,
+        "epoch": finished.info.best_epoch,
     }
 
 
@@ -133,7 +133,7 @@ def test_hits(folder: str) -> dict[str, bool]:
 
     run = Run.open(Path(folder))
     evaluate.evaluate(run, note=lambda line: None)
-    p = evaluate.read_predictions(run.path / evaluate.PREDICTIONS, run.spec.task, run.spec.labels)
+    p = evaluate.read_predictions(run)
     return dict(zip(p.table["id"].to_pylist(), (p.true == p.pred).tolist(), strict=True))
 
 
@@ -193,7 +193,7 @@ def main(argv: list[str]) -> None:
     models = args.models.split(",")
     table = store.table()
     plan, test = (
-        splits.plan(table, splits.targets(table, "single", LABELS), DataConfig()),
+        splits.assign(table, splits.targets(table, "single", LABELS), DataConfig()),
         splits.held_out(table),
     )
     work = partial(run, store_path=store_path, out=args.out)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from mer.pipeline import manifest as manifests
 from mer.pipeline.extraction.fingerprint import fingerprint
 from mer.pipeline.extraction.options import ExtractOptions
-from mer.pipeline.runtime.files import sha256_file as sha256
+from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter
 from mer.pipeline.store import arrays as files
 from mer.pipeline.store.head import ShardRecord, compose
@@ -135,7 +135,7 @@ def write(folder: Path, n: int) -> dict[str, float]:
     paths = [f"feats.shards/shard-{i:05d}.h5" for i in range(count)]
     for path in paths[1:]:
         os.link(one, folder / path)
-    record = ShardRecord(one, shard.bytes, sha256(one), shard.identity)
+    record = ShardRecord(one, shard.bytes, sha256_file(one), shard.identity)
     rows = table(n)
     started = time.process_time()
     attrs, data = compose(header, rows, columns, paths, [record] * count)

@@ -89,8 +89,7 @@ class Timed(Silent):
 
 
 def extract_here(folder: Path, out: str, workers: int = 0, **changes) -> Timed:
-    from mer.pipeline.extraction import extract
-    from mer.pipeline.extraction.options import ExtractOptions
+    from mer.pipeline.extraction import ExtractOptions, Here, Workers, extract
 
     timed = Timed()
     file = folder / "manifest.parquet"
@@ -100,7 +99,7 @@ def extract_here(folder: Path, out: str, workers: int = 0, **changes) -> Timed:
         ExtractOptions(**{**TINY, **changes}),
         source=file,
         progress=timed,
-        workers=workers,
+        where=Workers(workers) if workers else Here(),
     )
     return timed
 
@@ -130,13 +129,14 @@ def memory_of(folder: str, n: int) -> dict:
 
     Small shards and parts: as for a real corpus, there are many of them.
     """
-    from mer.pipeline.encoders.loading import resolve
-    from mer.pipeline.extraction import extract  # noqa: F401  # its imports are not counted
-    from mer.pipeline.extraction.options import ExtractOptions
-    from mer.pipeline.extraction.work import load_encoders
+    from mer.pipeline.encoders import configured
+    from mer.pipeline.extraction import ExtractOptions, extract  # noqa: F401  # not counted
+    from mer.pipeline.extraction.fingerprint import Chosen
+    from mer.pipeline.extraction.runner import load_encoders
 
-    points = {m: resolve(m, TINY[f"{m}_encoder"]) for m in ("audio", "text")}
-    encoders = load_encoders(points, ExtractOptions(device="cpu"))
+    options = ExtractOptions(**TINY, device="cpu")
+    chosen = [Chosen(m, m.resolve(m.encoder)) for m in configured(options)]
+    encoders = load_encoders(chosen, options)
     encoders["audio"].encode([np.zeros(16_000 * 40, np.float32)])  # one batch as large as they come
     peak, stop = [0.0], threading.Event()
 
@@ -226,12 +226,12 @@ def workers(folder: Path, args) -> list[dict]:
 
 
 def dask_overhead(tasks: int) -> dict:
-    """Milliseconds of a task that does nothing, one after the other on one worker, as `Cluster`
-    runs them.
+    """Milliseconds of a task that does nothing, one after the other on one worker, as
+    `ClusterRunner` runs them.
     """
     from distributed import Client, LocalCluster
 
-    from mer.pipeline.extraction.cluster import Cluster
+    from mer.pipeline.extraction.cluster import ClusterRunner
     from mer.pipeline.runtime.signals import Stop
 
     with (
@@ -240,7 +240,7 @@ def dask_overhead(tasks: int) -> dict:
         ) as local,
         Client(local) as client,
     ):
-        cluster = Cluster(client, None, "none")
+        cluster = ClusterRunner(client, None, "none")
         for _ in cluster._run(nothing, 0, list(range(20)), Stop()):
             pass
         started = time.perf_counter()
@@ -309,16 +309,17 @@ def idle_of(folder: str, threads: int, decoders: int) -> dict:
 
         kind.forward = forward
     encoding: list[float] = []
-    from mer.pipeline.extraction import work
+    from mer.pipeline.extraction import runner
 
-    run_parts = work.run_parts
+    run_parts = runner.run_parts
 
     def timed(*args, **keywords):
         started = time.perf_counter()
-        run_parts(*args, **keywords)
+        tally = run_parts(*args, **keywords)
         encoding.append(time.perf_counter() - started)
+        return tally
 
-    work.run_parts = timed
+    runner.run_parts = timed
     extract_here(Path(folder), f"i{threads}{decoders}.h5", threads=threads, decoders=decoders)
     busy = sum(spent) / encoding[0] / threads
     return {

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
 
     from mer.fusion import config, experiment, report
     from mer.fusion.evaluate import evaluate, stored_metrics
+    from mer.fusion.typed import tree
     from mer.pipeline.datasets import prepare
     from mer.pipeline.extraction import extract
     from mer.pipeline.extraction.options import ExtractOptions
@@ -49,9 +50,10 @@ def main(argv: list[str]) -> None:
                 seeds=5,
                 note=lambda line: None,
             )
-    better = max(SINGLE, key=lambda m: sum(child.info["dev"]["ua"] for child in runs[m].children))
+    better = max(SINGLE, key=lambda m: sum(child.info.dev["ua"] for child in runs[m].children))
     found = {
-        m: stored_metrics(run) or evaluate(run, note=lambda line: None) for m, run in runs.items()
+        m: tree(stored_metrics(run) or evaluate(run, note=lambda line: None))
+        for m, run in runs.items()
     }
     for model, run in runs.items():
         f = found[model]
@@ -66,11 +68,11 @@ def main(argv: list[str]) -> None:
             for k in ("ua", "wf1")
         }
         if model not in SINGLE:
-            gap = report.compare(runs[better], run, metric="ua")["metrics"]["ua"]
+            gap = report.compare(runs[better], run, metric="ua").metrics["ua"]
             row["minus_better_single"] = {
                 "model": better,
-                "ua": gap["difference"],
-                "interval": gap["interval"],
+                "ua": gap.difference,
+                "interval": gap.interval,
             }
         rows.append(row)
         print(line(row))

@@ -125,7 +125,7 @@ def measure(
         some = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
         part.shuffled = whole if count == len(batches) else lambda *_: some
         found = train.run_epoch(model, optimizer, part, settings, 1, 10**6)
-        return found["seconds"], found["data_seconds"]
+        return found.seconds, found.waited
 
     once = epoch(1)[0]
     once = epoch(1)[0] if once < seconds else once

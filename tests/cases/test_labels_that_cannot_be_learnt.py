@@ -24,7 +24,7 @@ def notes(train: str, dev: str, test: str, labels=LABELS) -> tuple[str, ...]:
     parts = ["train"] * len(train) + ["dev"] * len(dev) + ["test"] * len(test)
     table = pa.table({"split": parts, "dialogue": [f"d{i}" for i in range(len(parts))]})
     target = np.array([[name[0] for name in LABELS].index(c) for c in letters])
-    return splits.plan(table, target, DataConfig(), labels=labels).notes
+    return splits.assign(table, target, DataConfig(), labels=labels).notes
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_test_part_of_a_class_that_train_lacks(tmp_path):
     store = one_class(tmp_path, "jajf" * 8)
     run = experiment.train(store, settings("train.epochs=1"), tmp_path / "run", note=quiet)
     found = evaluate(run, note=quiet)
-    assert found["unseen"] == ["fear"]
+    assert found.unseen == ("fear",)
     said = report.remarks(found)
     assert "Training had no utterance of fear: whatever has that label here is missed." in said
     assert (

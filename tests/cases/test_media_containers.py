@@ -25,7 +25,7 @@ INSTEAD = {
         b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>",
         "an HTML page",
     ),
-    "gzip": (gzip.compress(bytes(1000)), "a gzip archive"),
+    "gzip": (gzip.compress(bytes(1000), mtime=0), "a gzip archive"),
     "zip": (b"PK\x03\x04" + bytes(200), "a zip archive"),
     "zeros": (bytes(1000), "only zero bytes"),
     "text": (b"a clip of joy\n" * 20, "a text file"),

@@ -128,8 +128,8 @@ def trial_of_interrupted(made, seed: int) -> str:
         return path.name
     assert weights(run) == weights(Run.open(done)), f"seed {seed}: {what}: other weights"
     assert (
-        run.info["dev"] == Run.open(done).info["dev"]
-        and run.info["best_epoch"] == Run.open(done).info["best_epoch"]
+        run.info.dev == Run.open(done).info.dev
+        and run.info.best_epoch == Run.open(done).info.best_epoch
     )
     split = (folder / checkpoint.SPLIT).read_bytes()
     assert split == (done / checkpoint.SPLIT).read_bytes(), (

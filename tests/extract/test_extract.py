@@ -431,6 +431,14 @@ def test_spans_of_one_file(tmp_path):
     assert store.lengths("audio").tolist() == [149, 49, 74, 4]
 
 
+def test_the_first_row_may_have_no_audio(tmp_path):
+    manifest, _ = corpus.make(tmp_path, 3)
+    rows = (dataclasses.replace(manifest.rows[0], audio=None), *manifest.rows[1:])
+    extract(dataclasses.replace(manifest, rows=rows), tmp_path / "feats.h5", corpus.options())
+    store = FeatureStore(tmp_path / "feats.h5")
+    assert [n > 0 for n in store.lengths("audio")] == [False, True, True]
+
+
 def test_one_modality_may_be_missing(tmp_path):
     manifest, file = corpus.make(tmp_path, 4)
     rows = list(manifest.rows)

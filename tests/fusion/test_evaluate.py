@@ -12,6 +12,7 @@ from mer.fusion import evaluate as module
 from mer.fusion import experiment, infer, metrics, splits
 from mer.fusion.checkpoint import Run
 from mer.fusion.evaluate import evaluate, predict_rows
+from mer.fusion.typed import tree
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.store import build_index
 
@@ -54,12 +55,12 @@ def test_figures_are_those_of_the_predictions(drkf):
         written.pop("predictions_sha256")
         == hashlib.sha256((run.path / "predictions.parquet").read_bytes()).hexdigest()
     )
-    assert written.pop("sha256") and found == written
+    assert written.pop("sha256") and tree(found) == written
     table = pq.read_table(run.path / "predictions.parquet")
     rows = splits.held_out(store.table())
     assert table["id"].to_pylist() == [store.table()["id"][int(r)].as_py() for r in rows]
     true, pred = np.array(table["label"].to_pylist()), np.array(table["pred"].to_pylist())
-    assert found["metrics"]["wa"] == pytest.approx((true == pred).mean())
+    assert found.metrics["wa"] == pytest.approx((true == pred).mean())
     shares = np.stack([table[f"p_{name}"].to_numpy() for name in store.header.labels], axis=1)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
     assert [store.header.labels[k] for k in shares.argmax(1)] == pred.tolist()
@@ -67,14 +68,11 @@ def test_figures_are_those_of_the_predictions(drkf):
     np.testing.assert_allclose(attention, 1, atol=1e-5)
     assert all(0 <= v <= 1 for v in table["disagreement"].to_pylist())
     differ = np.array(table["pred_audio"].to_pylist()) != np.array(table["pred_text"].to_pylist())
-    assert (
-        found["heads_disagree"]["n"] == differ.sum()
-        and found["heads_agree"]["n"] == (~differ).sum()
-    )
+    assert found.heads_disagree.n == differ.sum() and found.heads_agree.n == (~differ).sum()
     if differ.any():
-        assert found["heads_disagree"]["wa"] == pytest.approx((true == pred)[differ].mean())
-    assert found["bootstrap"]["unit"] == "utterance"  # six dialogues are too few
-    assert found["discrimination"]["audio-text"]["pairs"] == 48
+        assert found.heads_disagree["wa"] == pytest.approx((true == pred)[differ].mean())
+    assert found.bootstrap.unit == "utterance"  # six dialogues are too few
+    assert found.discrimination["audio-text"].pairs == 48
 
 
 def test_the_test_part_is_logged_each_time_it_is_opened(tmp_path):
@@ -95,7 +93,7 @@ def test_dev_figures_equal_what_the_trainer_saw(tmp_path):
     _, run = trained(tmp_path)
     found = evaluate(run, split="dev", note=quiet)
     for k in ("wa", "ua", "wf1"):
-        assert found["metrics"][k] == pytest.approx(run.info["dev"][k])
+        assert found.metrics[k] == pytest.approx(run.info.dev[k])
 
 
 def test_predict_rows_keeps_the_order_and_needs_no_labels(drkf):
@@ -117,7 +115,7 @@ def test_models_without_attention_give_nulls(tmp_path):
     table = predict_rows(run, store, [0, 1])
     assert table["attention_audio"].null_count == table["disagreement"].null_count == 2
     found = evaluate(run, note=quiet)
-    assert not {"attention", "discrimination", "unimodal", "heads_disagree"} & set(found)
+    assert not {"attention", "discrimination", "unimodal", "heads_disagree"} & set(tree(found))
 
 
 @pytest.mark.parametrize("task", ["multi", "regression"])
@@ -125,14 +123,10 @@ def test_models_without_attention_give_nulls(tmp_path):
 def test_every_task_is_scored(tmp_path, task, model):
     store, run = trained(tmp_path, model=model, task=task, epochs=8)
     found = evaluate(run, note=quiet)
-    assert (
-        found["metrics"]["weighted_f1"] > 0.7
-        if task == "multi"
-        else found["metrics"]["pearson"] > 0.5
-    )
+    assert found.metrics["weighted_f1"] > 0.7 if task == "multi" else found.metrics["pearson"] > 0.5
     table = pq.read_table(run.path / "predictions.parquet")
     if task == "multi":
-        limits = run.info["thresholds"]
+        limits = run.info.thresholds
         first = [
             name
             for name, t in zip(store.header.labels, limits, strict=True)
@@ -161,7 +155,7 @@ def test_unlabelled_test_rows_are_predicted_and_counted(tmp_path):
     )
     run = experiment.train(again, settings("train.epochs=1"), tmp_path / "run", note=quiet)
     found = evaluate(run, note=quiet)
-    assert found["unlabelled"] == 5 and found["metrics"]["n"] == 19
+    assert found.unlabelled == 5 and found.metrics.n == 19
     assert len(pq.read_table(run.path / "predictions.parquet")) == 24
 
 
@@ -203,8 +197,8 @@ def test_rows_that_trained_cannot_become_test_rows(tmp_path):
 
 def test_an_unfinished_run_and_a_store_without_test_rows(tmp_path):
     store, run = trained(tmp_path)
-    run.info["finished"] = False
-    (run.path / "run.json").write_text(json.dumps(run.info))
+    info = tree(run.info) | {"finished": False}
+    (run.path / "run.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="not finished"):
         evaluate(run.path, note=quiet)
     table = [r for r in store.table().to_pylist() if r["split"] != "test"]
@@ -228,7 +222,7 @@ def test_folds_and_seeds_are_summed_up(tmp_path):
     store, run = trained(tmp_path, seeds=2, folds="session", epochs=2)
     found = evaluate(run, note=quiet)
     table = pq.read_table(run.path / "predictions.parquet")
-    assert len(table) == 240 and found["n"] == 120 and found["over"] == "folds"
+    assert len(table) == 240 and found.n == 120 and found.over == "folds"
     children = {
         c.path.name: json.loads((c.path / "metrics.json").read_text())
         for c in Run.open(run.path).children
@@ -237,7 +231,7 @@ def test_folds_and_seeds_are_summed_up(tmp_path):
         np.mean([children[f"fold-S{f}-seed-{s}"]["metrics"]["ua"] for s in range(2)])
         for f in range(3)
     ]
-    assert found["metrics"]["ua"] == pytest.approx(np.mean(per_fold)) and found["sd"][
+    assert found.metrics["ua"] == pytest.approx(np.mean(per_fold)) and found.sd[
         "ua"
     ] == pytest.approx(np.std(per_fold, ddof=1))
     pooled = []
@@ -249,18 +243,18 @@ def test_folds_and_seeds_are_summed_up(tmp_path):
         pooled.append(
             metrics.classification(np.array(true), np.array(pred), store.header.labels)["ua"]
         )
-    assert found["pooled"]["ua"] == pytest.approx(np.mean(pooled))
-    low, high = found["interval"]["ua"]
-    assert low <= found["pooled"]["ua"] <= high and found["bootstrap"]["unit"] == "dialogue"
-    assert np.array(found["confusion"]).sum() == pytest.approx(120)
+    assert found.pooled["ua"] == pytest.approx(np.mean(pooled))
+    low, high = found.interval["ua"]
+    assert low <= found.pooled["ua"] <= high and found.bootstrap.unit == "dialogue"
+    assert np.array(found.confusion).sum() == pytest.approx(120)
 
 
 def test_seeds_alone(tmp_path):
     _, run = trained(tmp_path, seeds=3, epochs=1)
     found = evaluate(run, note=quiet)
-    values = [r["metrics"]["wa"] for r in found["runs"]]
-    assert len(values) == 3 and found["over"] == "seeds" and found["pooled"] is None
-    assert found["metrics"]["wa"] == pytest.approx(np.mean(values)) and found["sd"][
+    values = [row.metrics["wa"] for row in found.runs]
+    assert len(values) == 3 and found.over == "seeds" and found.pooled is None
+    assert found.metrics["wa"] == pytest.approx(np.mean(values)) and found.sd[
         "wa"
     ] == pytest.approx(np.std(values, ddof=1))
 
@@ -313,9 +307,9 @@ def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
         for j in range(len(y))
     }
     monkeypatch.setattr(Run, "model", lambda self, device="cpu": Oracle())
-    assert module.discrimination(run, p, store, "cpu")["audio-text"]["auc"] == 1.0
+    assert module.discrimination(run, p, store, "cpu")["audio-text"].auc == 1.0
     truth = {k: 1 - v for k, v in truth.items()}
-    assert module.discrimination(run, p, store, "cpu")["audio-text"]["balanced_accuracy"] == 0.0
+    assert module.discrimination(run, p, store, "cpu")["audio-text"].balanced_accuracy == 0.0
 
 
 def test_heads_that_differ():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mer.fusion import config, evaluate, experiment, figures
+from mer.fusion.records import Bootstrap, Epoch, Scores, SingleMetrics
 
 from tests.fusion.stores import make_store, quiet
 
@@ -61,9 +62,13 @@ def test_no_picture_opens_the_test_part(drawn):
     assert not [c for c in run.children if (c.path / evaluate.TEST_LOG).exists()]
 
 
+def epoch(**parts) -> Epoch:
+    return Epoch(**{"epoch": 1, "train": {}, "seconds": 0.0, "dev": {}} | parts)
+
+
 def test_curves_are_means_with_the_range_between_runs():
     logs = [
-        [{"diagnostics": {"edge/homo/a->b": v}} for v in values]
+        [epoch(diagnostics={"edge/homo/a->b": v}) for v in values]
         for values in ((0.1, 0.3, 0.5), (0.3, 0.5))
     ]
     figure = figures.curves(logs, figures.under("edge/homo/"), "edges")
@@ -74,10 +79,10 @@ def test_curves_are_means_with_the_range_between_runs():
 
 
 def test_what_an_epoch_lacks_is_no_point():
-    logs = [[{"dev": {"wa": v}} for v in (None, 0.5, None, 0.7)]]
-    (line,) = figures.curves(logs, lambda e: e["dev"], "dev").axes[0].lines
+    logs = [[epoch(dev={"wa": v}) for v in (None, 0.5, None, 0.7)]]
+    (line,) = figures.curves(logs, lambda e: e.dev, "dev").axes[0].lines
     np.testing.assert_allclose(line.get_xydata(), [[2, 0.5], [4, 0.7]])
-    (line,) = figures.curves([[{"dev": {"wa": 0.5}}]], lambda e: e["dev"], "dev").axes[0].lines
+    (line,) = figures.curves([[epoch(dev={"wa": 0.5})]], lambda e: e.dev, "dev").axes[0].lines
     assert line.get_marker() == "."  # a line of one point would not be seen
 
 
@@ -94,13 +99,19 @@ def test_names_are_text_never_formulas(tmp_path):
         "\\frac{",
         "_ _",
     ]
-    found = {
-        "metrics": {"confusion": np.eye(7).tolist()},
-        "labels": labels,
-        "model": "m",
-        "dataset": "$",
-        "split": "test",
-    }
+    found = SingleMetrics(
+        metrics=Scores(confusion=np.eye(7).tolist()),
+        labels=tuple(labels),
+        model="m",
+        dataset="$",
+        split="test",
+        task="single",
+        select_metric="wf1",
+        untrained_encoders=(),
+        unlabelled=0,
+        interval={},
+        bootstrap=Bootstrap("utterance", 7),
+    )
     with figures.style(**{"svg.fonttype": "none"}):
         page = figures._element(figures.confusion(found))
     texts = {t.text for t in ET.fromstring(page).iter("{http://www.w3.org/2000/svg}text")}

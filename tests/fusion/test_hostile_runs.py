@@ -377,8 +377,8 @@ def test_a_finished_run_of_an_earlier_mer_is_read(made, tmp_path):
     for call in commands(store, folder, done):
         assert call() is not None
     assert (
-        evaluate.stored_metrics(Run.open(folder))["metrics"]
-        == evaluate.stored_metrics(Run.open(done))["metrics"]
+        evaluate.stored_metrics(Run.open(folder)).metrics
+        == evaluate.stored_metrics(Run.open(done)).metrics
     )
 
 

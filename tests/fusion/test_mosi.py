@@ -15,6 +15,7 @@ import torch
 
 from mer.fusion import config, experiment, splits
 from mer.fusion.evaluate import evaluate
+from mer.fusion.typed import tree
 
 from tests.bench.mosi import make_store, settings
 from tests.fusion.stores import quiet
@@ -49,10 +50,10 @@ def test_all_modalities_reach_logistic_regression(tmp_path, test_data, model):
         videos = {name: {i.rsplit("_", 1)[0] for i in ids} for name, ids in split.items()}
         assert (
             not videos["train"] & videos["dev"]
-            and child.info["counts"]["train"] + child.info["counts"]["dev"] == 1447
+            and child.info.counts["train"] + child.info.counts["dev"] == 1447
         )
     assert len(splits.held_out(store.table())) == 752
-    found = evaluate(run, note=quiet)
+    found = tree(evaluate(run, note=quiet))
     print(json.dumps({k: found[k] for k in ("metrics", "sd", "interval", "bootstrap")}))
     assert found["bootstrap"] == {
         "unit": "dialogue",

@@ -14,7 +14,7 @@ import pytest
 
 from mer.fusion import config
 from mer.fusion.parallel import Processes
-from mer.fusion.splits import plan, targets
+from mer.fusion.splits import assign, targets
 from mer.fusion.train import fit
 from mer.pipeline.errors import DataError
 
@@ -58,7 +58,7 @@ import sys
 from pathlib import Path
 from mer.fusion import config
 from mer.fusion.parallel import processes
-from mer.fusion.splits import plan, targets
+from mer.fusion.splits import assign, targets
 from mer.fusion.train import fit
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
@@ -69,9 +69,9 @@ target = targets(store.table(), store.header.task, store.header.labels)
 with processes() as together:
     for model in sys.argv[1:]:
         settings = config.load(model=model, sets=sets(model))
-        split = plan(store.table(), target, settings.data)
+        split = assign(store.table(), target, settings.data)
         folder = Path("two") / model
-        same = {"plan": split, "device": "cpu", "note": print, "processes": together}
+        same = {"split": split, "device": "cpu", "note": print, "processes": together}
         fit(store, settings, folder, **same)
         try:
             fit(store, config.load(model="text"), folder, **same)
@@ -104,7 +104,7 @@ def test_two_processes_train_what_one_trains(tmp_path, models):
             store,
             settings,
             tmp_path / "one" / model,
-            plan=plan(store.table(), target, settings.data),
+            split=assign(store.table(), target, settings.data),
             device="cpu",
             note=quiet,
         )

@@ -72,16 +72,16 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(runs):
 
 def test_compare_says_better_worse_and_undecided(runs):
     good, poor = runs
-    assert report.compare(poor, good)["verdict"] == "better"
+    assert report.compare(poor, good).verdict == "better"
     found = report.compare(good, poor)
-    assert found["verdict"] == "worse" and found["metric"] == "wf1"
-    f = found["metrics"]["wf1"]
+    assert found.verdict == "worse" and found.metric == "wf1"
+    f = found.metrics["wf1"]
     assert (
-        f["difference"] == pytest.approx(f["second"] - f["first"])
-        and f["interval"][0] <= f["difference"] <= f["interval"][1] < 0
+        f.difference == pytest.approx(f.second - f.first)
+        and f.interval[0] <= f.difference <= f.interval[1] < 0
     )
     same = report.compare(good, good)
-    assert same["verdict"] == "undecided" and same["metrics"]["wa"]["interval"] == [0.0, 0.0]
+    assert same.verdict == "undecided" and same.metrics["wa"].interval == (0.0, 0.0)
     with pytest.raises(DataError, match="known are wa, ua"):
         report.compare(good, poor, metric="luck")
 
@@ -95,8 +95,8 @@ def test_lower_is_better_for_errors(tmp_path):
         )
         evaluate(made[-1], note=quiet)
     assert (
-        report.compare(made[1], made[0])["verdict"] == "better"
-        and report.compare(made[0], made[1])["verdict"] == "worse"
+        report.compare(made[1], made[0]).verdict == "better"
+        and report.compare(made[0], made[1]).verdict == "worse"
     )
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch
 from mer.fusion import checkpoint, config, data, evaluate, experiment, files, report
 from mer.fusion import figures as pictures
 from mer.fusion.checkpoint import Run
+from mer.fusion.records import Subset
+from mer.fusion.typed import tree
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.runtime.hold import hold
 
@@ -246,14 +249,14 @@ def test_weights_of_another_fold_are_refused(folds, tmp_path):
     shutil.copytree(folds[1].path, tmp_path / "run")
     a, b = Run.open(tmp_path / "run").children[:2]
     assert (
-        re.fullmatch("[0-9a-f]{64}", a.info["model_sha256"])
-        and a.info["model_sha256"] != b.info["model_sha256"]
+        re.fullmatch("[0-9a-f]{64}", a.info.model_sha256)
+        and a.info.model_sha256 != b.info.model_sha256
     )
     shutil.copy(b.path / checkpoint.MODEL, a.path / checkpoint.MODEL)
     with pytest.raises(DataError, match="not the weights that this training wrote"):
         evaluate.evaluate(tmp_path / "run", note=quiet)
-    del a.info["model_sha256"]  # as an older mer left it
-    files.write_json(a.path / checkpoint.INFO, a.info)
+    older = replace(a.info, model_sha256=None)  # as an older mer left it
+    files.write_json(a.path / checkpoint.INFO, tree(older))
     evaluate.evaluate(tmp_path / "run", note=quiet)
 
 
@@ -272,10 +275,8 @@ def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
     )
     value.pop("sha256", None)  # as an older mer left it: nothing but the shape is known
     if name.endswith("jsonl"):
-        info = Run.open(path.parent).info
-        files.write_json(
-            path.parent / checkpoint.INFO, {k: v for k, v in info.items() if k != "log_sha256"}
-        )
+        older = replace(Run.open(path.parent).info, log_sha256=None)
+        files.write_json(path.parent / checkpoint.INFO, tree(older))
     for where, changed in wrong_values(value):
         path.write_text(json.dumps(changed))
         try:
@@ -283,15 +284,11 @@ def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
             figures = evaluate.stored_metrics(run)
             if path.name == "run.json":
                 children = [(child.fold, child.spec) for child in run.children]
-                assert (
-                    children
-                    and report.dev_table(run)
-                    and run.info["features"] + run.info["store_key"]
-                )
+                assert children and report.dev_table(run) and run.info.features + run.info.store_key
             elif path.name == "metrics.json":
                 assert (
                     report.tables(figures)
-                    and report._summary([run], [figures])
+                    and report._summary([(run, figures)])
                     and isinstance(report.remarks(figures), list)
                 )
             else:
@@ -341,7 +338,8 @@ def test_unfinished_runs_say_what_helps(folds, tmp_path):
     evaluate.evaluate(done, note=quiet)
     shutil.copytree(done.path, tmp_path / "cut")
     files.write_json(
-        tmp_path / "cut" / checkpoint.INFO, Run.open(tmp_path / "cut").info | {"finished": False}
+        tmp_path / "cut" / checkpoint.INFO,
+        tree(replace(Run.open(tmp_path / "cut").info, finished=False)),
     )
     shutil.rmtree(tmp_path / "cut" / "fold-S0")
     cut = Run.open(tmp_path / "cut")
@@ -375,29 +373,23 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path):
 def test_a_fold_without_rows_does_not_blank_the_others(folds, monkeypatch):
     run = folds[1]
     found = evaluate.evaluate(run, note=quiet)
-    results = [
-        (child, None, json.loads((child.path / "metrics.json").read_text()))
-        for child in run.children
-    ]
     shares = ([0, None, 0.0], [6, 0.5, 0.2], [4, 1.0, 0.1])
-    for (_, _, figures), (n, wa, share) in zip(results, shares, strict=True):
-        figures["heads_agree"] = {"n": n, "share": share, "wa": wa}
-        figures["heads_disagree"] = {"n": 0, "share": 0.0, "wa": None}
-    parts = evaluate.mean_parts([figures for _, _, figures in results])
-    assert parts["heads_agree"] == pytest.approx(
+    none = Subset(n=0, share=0.0, figures={"wa": None})
+    results = []
+    for child, (n, wa, share) in zip(run.children, shares, strict=True):
+        agree = Subset(n=n, share=share, figures={"wa": wa})
+        figures = evaluate.stored_metrics(child)
+        results.append(replace(figures, heads_agree=agree, heads_disagree=none))
+    parts = evaluate.mean_parts(results)
+    assert tree(parts["heads_agree"]) == pytest.approx(
         {"n": 10 / 3, "share": 0.1, "wa": 0.75, "without": 1}
     )
-    assert np.isnan(parts["heads_disagree"]["wa"]) and parts["heads_disagree"]["without"] == 3
-    said = report.remarks({**found, **parts})
+    assert np.isnan(parts["heads_disagree"]["wa"]) and parts["heads_disagree"].without == 3
+    said = report.remarks(replace(found, **parts))
     assert "1 of 3 runs have no utterances where the heads agree; that row leaves them out." in said
 
 
 def test_the_unit_of_the_interval_is_told_as_it_is(folds):
-    found = {
-        "untrained_encoders": [],
-        "unlabelled": 0,
-        "bootstrap": {"unit": "utterance"},
-        "metrics": {},
-        "labels": [],
-    }
+    found = evaluate.evaluate(folds[1].children[0], note=quiet)
+    found = replace(found, bootstrap=replace(found.bootstrap, unit="utterance"), unlabelled=0)
     assert "fewer than 8 dialogues, sessions or speakers" in report.remarks(found)[0]

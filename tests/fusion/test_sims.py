@@ -154,7 +154,7 @@ def test_a_run_on_sims_is_scored_and_named_so(tmp_path):
     run = experiment.train(store, config, tmp_path / "run", note=said.append)
     assert any("measures of CH-SIMS" in line for line in said)
     found = evaluate(run, note=quiet)
-    assert found["measures"] == "sims" and "acc7" not in found["metrics"]
+    assert found.measures == "sims" and "acc7" not in found.metrics.figures
     assert report.tables(found)[0].title.endswith("measures of CH-SIMS")
     shown = CliRunner().invoke(
         main,
@@ -182,7 +182,7 @@ def test_a_run_on_sims_is_scored_and_named_so(tmp_path):
         assert title in shown.stdout, title
     assert "Acc-7" not in shown.stdout
     same = report.compare(run, run)
-    assert set(same["metrics"]) == {
+    assert set(same.metrics) == {
         "mae",
         "pearson",
         "sims_acc2",
@@ -204,5 +204,5 @@ def test_mosi_keeps_its_own(tmp_path):
     store = make_store(tmp_path, task="regression", dataset="mosi")
     run = experiment.train(store, settings("train.epochs=1"), tmp_path / "run", note=quiet)
     found = evaluate(run, note=quiet)
-    assert found["measures"] == "mosi" and {"acc7", "acc2_has0"} <= found["metrics"].keys()
+    assert found.measures == "mosi" and {"acc7", "acc2_has0"} <= found.metrics.figures.keys()
     assert report.tables(found)[0].title.endswith("measures of CMU-MOSI")

@@ -33,7 +33,7 @@ def groups(t: pa.Table, by: str, rows: np.ndarray) -> set:
 
 def test_stored_splits_are_taken_as_they_are():
     t = table(6, split=["train", "dev", "test", "train", "", "dev"])
-    plan = splits.plan(t, of(t), DataConfig())
+    plan = splits.assign(t, of(t), DataConfig())
     assert plan.train.tolist() == [0, 3] and plan.dev.tolist() == [1, 5]
     assert splits.held_out(t).tolist() == [2]
     assert plan.notes == ("1 rows without a split left out",)
@@ -42,14 +42,14 @@ def test_stored_splits_are_taken_as_they_are():
 @pytest.mark.parametrize("by", ["dialogue", "speaker", "session"])
 def test_dev_is_carved_by_the_first_group_there_is(by):
     t = table(60, **{by: [f"g{i // 5}" for i in range(60)]})
-    plan = splits.plan(t, of(t), DataConfig(dev_share=0.2))
+    plan = splits.assign(t, of(t), DataConfig(dev_share=0.2))
     assert not groups(t, by, plan.train) & groups(t, by, plan.dev)
     assert sorted([*plan.train, *plan.dev]) == list(range(60))
     assert len(plan.dev) == 10  # 12 are wanted; groups of 5 give 10 or 15
     assert f"by {by}: 2 of 12 groups, 10 rows; 50 rows remain (seed 0)" in plan.notes[0]
-    again = splits.plan(t, of(t), DataConfig(dev_share=0.2))
+    again = splits.assign(t, of(t), DataConfig(dev_share=0.2))
     assert again.dev.tolist() == plan.dev.tolist()
-    other = splits.plan(t, of(t), DataConfig(dev_share=0.2, split_seed=3))
+    other = splits.assign(t, of(t), DataConfig(dev_share=0.2, split_seed=3))
     assert other.dev.tolist() != plan.dev.tolist()
 
 
@@ -61,23 +61,23 @@ def test_carved_dev_has_labels_like_train():
         label=["a" if i < 40 else "b" for i in range(80)],
     )
     for seed in range(5):
-        plan = splits.plan(t, of(t), DataConfig(dev_share=0.2, split_seed=seed))
+        plan = splits.assign(t, of(t), DataConfig(dev_share=0.2, split_seed=seed))
         assert abs((of(t)[plan.dev] == 0).mean() - 0.5) <= 0.1
 
 
 def test_never_by_utterance_unless_asked():
     t = table(20)
     with pytest.raises(DataError, match="data.dev_by=utterance"):
-        splits.plan(t, of(t), DataConfig())
-    plan = splits.plan(t, of(t), DataConfig(dev_by="utterance", dev_share=0.25))
+        splits.assign(t, of(t), DataConfig())
+    plan = splits.assign(t, of(t), DataConfig(dev_by="utterance", dev_share=0.25))
     assert len(plan.dev) == 5
     with pytest.raises(DataError, match="not every training row has a speaker"):
-        splits.plan(t, of(t), DataConfig(dev_by="speaker"))
+        splits.assign(t, of(t), DataConfig(dev_by="speaker"))
     half = table(
         20, dialogue=[None, *["x"] * 9, *["y"] * 10], speaker=[f"s{i % 4}" for i in range(20)]
     )
     # a column with gaps is not used
-    assert "by speaker" in splits.plan(half, of(half), DataConfig()).notes[0]
+    assert "by speaker" in splits.assign(half, of(half), DataConfig()).notes[0]
 
 
 def test_unlabelled_rows_are_counted():
@@ -86,7 +86,7 @@ def test_unlabelled_rows_are_counted():
         label=["a", None, "b", "a", None, "b"],
         split=["train", "train", "train", "dev", "dev", "test"],
     )
-    plan = splits.plan(t, of(t), DataConfig())
+    plan = splits.assign(t, of(t), DataConfig())
     assert plan.train.tolist() == [0, 2] and plan.dev.tolist() == [3]
     assert plan.notes == ("2 rows without a label left out of train and dev",)
 
@@ -94,12 +94,12 @@ def test_unlabelled_rows_are_counted():
 def test_no_training_rows():
     with pytest.raises(DataError, match="--folds session"):
         t = table(6, split=[""] * 6, session=["1", "2", "3"] * 2)
-        splits.plan(t, of(t), DataConfig())
+        splits.assign(t, of(t), DataConfig())
     with pytest.raises(DataError, match="split column"):
-        splits.plan(table(6, split=["test"] * 6), of(table(6)), DataConfig())
+        splits.assign(table(6, split=["test"] * 6), of(table(6)), DataConfig())
     with pytest.raises(DataError, match="no labelled training rows"):
         t = table(2, label=[None, None])
-        splits.plan(t, of(t), DataConfig())
+        splits.assign(t, of(t), DataConfig())
 
 
 @pytest.mark.parametrize("by", ["session", "speaker", "dialogue"])
@@ -111,7 +111,7 @@ def test_folds_hold_out_every_row_once_and_share_no_group(tmp_path, by):
     held = np.concatenate([splits.held_out(t, f) for f in made])
     assert sorted(held) == list(range(160))
     for fold in made:
-        plan, test = splits.plan(t, y, DataConfig(), fold), splits.held_out(t, fold)
+        plan, test = splits.assign(t, y, DataConfig(), fold), splits.held_out(t, fold)
         rows = [set(plan.train), set(plan.dev), set(test)]
         assert (
             all(rows) and not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
@@ -139,7 +139,7 @@ def test_folds_need_three_groups_and_count_rows_without_one():
     ):
         splits.folds(t, of(t), "session")
     made, _ = splits.folds(t, of(t), "speaker")
-    plan = splits.plan(t, of(t), DataConfig(), made[0])
+    plan = splits.assign(t, of(t), DataConfig(), made[0])
     assert "2 rows without a speaker left out" in plan.notes
     assert not {6, 7} & {*plan.train, *plan.dev, *splits.held_out(t, made[0])}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mer.fusion import config, data
-from mer.fusion.splits import plan, targets
+from mer.fusion.splits import assign, targets
 from mer.fusion.train import fit
 
 from tests.fusion.models import SMALL
@@ -28,9 +28,9 @@ def test_streamed_training_equals_resident_training(tmp_path, model):
         settings = config.load(
             model=model, sets=["train.epochs=2", f"data.residence={residence}", *small]
         )
-        split = plan(store.table(), target, settings.data)
+        split = assign(store.table(), target, settings.data)
         run = fit(
-            store, settings, tmp_path / residence, plan=split, device="cpu", note=notes.append
+            store, settings, tmp_path / residence, split=split, device="cpu", note=notes.append
         )
         lines = (run.path / "log.jsonl").read_text().splitlines()
         logs[residence] = [

@@ -41,7 +41,7 @@ def run(store, folder, cfg, note=quiet):
         store,
         cfg,
         folder,
-        plan=splits.plan(store.table(), target, cfg.data),
+        split=splits.assign(store.table(), target, cfg.data),
         device="cpu",
         note=note,
     )
@@ -64,8 +64,8 @@ def log(path) -> list[dict]:
 @pytest.mark.parametrize("model", ["concat", "drkf"])
 def test_a_planted_signal_is_learnt(tmp_path, model):
     done = run(make_store(tmp_path), tmp_path / "run", settings("train.epochs=12", model=model))
-    assert done.finished and done.info["dev"]["ua"] > 0.9
-    assert done.info["counts"] == {"train": 72, "dev": 24}
+    assert done.finished and done.info.dev["ua"] > 0.9
+    assert done.info.counts == {"train": 72, "dev": 24}
 
 
 def test_random_labels_stay_at_chance_on_dev(tmp_path):
@@ -88,12 +88,10 @@ def test_every_task_trains(tmp_path, task):
     done = run(
         make_store(tmp_path, task=task, unlabelled=3), tmp_path / "run", settings("train.epochs=8")
     )
-    assert done.info["select_metric"] == {"multi": "weighted_f1", "regression": "mae"}[task]
-    assert (
-        done.info["dev"]["weighted_f1"] > 0.9 if task == "multi" else done.info["dev"]["mae"] < 0.5
-    )
-    assert (done.info["thresholds"] is None) == (task == "regression")
-    assert any("3 rows without a label" in n for n in done.info["notes"])
+    assert done.info.select_metric == {"multi": "weighted_f1", "regression": "mae"}[task]
+    assert done.info.dev["weighted_f1"] > 0.9 if task == "multi" else done.info.dev["mae"] < 0.5
+    assert (done.info.thresholds is None) == (task == "regression")
+    assert any("3 rows without a label" in n for n in done.info.notes)
 
 
 @pytest.mark.parametrize("model", ["concat", "drkf"])
@@ -126,10 +124,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model, after):
     again = run(store, tmp_path / "cut", cfg, note=said.append)
     assert f"{tmp_path / 'cut'}: goes on after epoch {after}" in said
     assert same(weights(whole.path), weights(again.path)) and log(whole.path) == log(again.path)
-    assert (
-        again.info["dev"] == whole.info["dev"]
-        and again.info["best_epoch"] == whole.info["best_epoch"]
-    )
+    assert again.info.dev == whole.info.dev and again.info.best_epoch == whole.info.best_epoch
 
 
 @pytest.mark.parametrize(
@@ -220,7 +215,7 @@ def test_the_trainer_never_reads_a_test_row(tmp_path, monkeypatch):
 def test_standardisation_comes_from_train_rows_only_and_can_be_switched_off(tmp_path):
     store = make_store(tmp_path)
     done = run(store, tmp_path / "run", settings("train.epochs=1"))
-    plan = splits.plan(
+    plan = splits.assign(
         store.table(),
         splits.targets(store.table(), "single", store.header.labels),
         data.DataConfig(),
@@ -263,22 +258,22 @@ def test_badly_scaled_features_train_by_default(tmp_path):
         modalities={"audio": ModalityInfo(8, 50.0, dtype="float32")},
     )
     done = run(store, tmp_path / "run", settings("train.epochs=12"))
-    assert done.info["dev"]["ua"] > 0.75
+    assert done.info.dev["ua"] > 0.75
 
 
 def test_early_stop_keeps_the_best_epoch(tmp_path):
     store = make_store(tmp_path, shuffled_labels=True)
     done = run(store, tmp_path / "run", settings("train.epochs=40", "train.patience=2"))
     entries = log(done.path)
-    assert done.info["epochs"] == done.info["best_epoch"] + 2 < 40
+    assert done.info.epochs == done.info.best_epoch + 2 < 40
     scores = [(e["dev"]["wf1"], -e["dev"]["loss"]) for e in entries]
-    assert done.info["best_epoch"] == 1 + scores.index(max(scores))
+    assert done.info.best_epoch == 1 + scores.index(max(scores))
 
 
 def test_select_metric(tmp_path):
     store = make_store(tmp_path)
     assert (
-        run(store, tmp_path / "a", settings("train.select_metric=loss")).info["select_metric"]
+        run(store, tmp_path / "a", settings("train.select_metric=loss")).info.select_metric
         == "loss"
     )
     with pytest.raises(DataError, match="dev has wa, ua"):
@@ -373,7 +368,7 @@ def test_seeds_and_folds_each_get_a_folder(tmp_path):
     assert [c.path.name for c in done.children] == [
         f"fold-S{f}-seed-{s}" for f in range(3) for s in range(2)
     ]
-    assert {c.info["seed"] for c in done.children} == {0, 1} and {
+    assert {c.info.seed for c in done.children} == {0, 1} and {
         c.fold.name for c in done.children
     } == {"S0", "S1", "S2"}
     with pytest.raises(DataError, match="holds another run"):

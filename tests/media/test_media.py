@@ -361,7 +361,7 @@ def test_damaged_bytes_end_in_a_clip_or_one_line(tmp_path, data):
 
 def test_memory_is_bounded_whatever_the_file_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(media, "MEDIA_SAMPLES", 1000)
-    monkeypatch.setattr(readers, "BLOCK", 256)
+    monkeypatch.setattr(readers, "BLOCK_SAMPLES", 256)
     soundfile.write(tmp_path / "a.wav", noise(5000), 16_000)
     for read in (load, probe):
         with pytest.raises(MediaError, match="give start and end") as error:
