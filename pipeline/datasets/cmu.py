@@ -59,9 +59,12 @@ class Segment:
 
 
 def find(below: list[Path], *names: str) -> Path | None:
-    return next(
-        (folder / name for name in names for folder in below if (folder / name).exists()), None
-    )
+    """The first of those names, best first, that lies in one of the folders."""
+    for name in names:
+        for folder in below:
+            if (folder / name).exists():
+                return folder / name
+    return None
 
 
 def below(root: Path) -> list[Path]:
@@ -148,15 +151,17 @@ def read_folds(folders: list[Path], info: CorpusInfo, findings: Findings) -> dic
     """video -> split: the SDK's `*_std_folds.py` where one lies below the root (it is parsed, not
     run), else the corpus's own list.
     """
-    file = next((path for folder in folders for path in sorted(folder.glob("*std_folds.py"))), None)
+    out: dict[str, str] = {}
+    file = _folds_file(folders)
     if file is None:
-        if not info.videos:
+        for split, videos in info.videos.items():
+            out |= dict.fromkeys(videos, split)
+        if not out:
             findings.warnings.append(
                 f"no cmu_{info.name}_std_folds.py found: no split; copy it from CMU-MultimodalSDK "
                 "into the root"
             )
-        return {video: split for split, videos in info.videos.items() for video in videos}
-    out: dict[str, str] = {}
+        return out
     try:
         for node in ast.parse(read_text(file)).body:
             name = _assigned(node)
@@ -169,6 +174,14 @@ def read_folds(folders: list[Path], info: CorpusInfo, findings: Findings) -> dic
     if set(out.values()) != set(FOLDS.values()):
         raise DataError(f"{file}: expected lists named {', '.join(FOLDS)}")
     return out
+
+
+def _folds_file(folders: list[Path]) -> Path | None:
+    """The first file of standard folds, in the shallowest folder that has one."""
+    for folder in folders:
+        for path in sorted(folder.glob("*std_folds.py")):
+            return path
+    return None
 
 
 def _assigned(node: ast.stmt) -> str:
@@ -208,19 +221,20 @@ class Media:
                     files |= media_files(folder / name)[0]
         return files
 
-    def find(self, s: Segment) -> tuple[str, float | None, float | None]:
+    def find(self, segment: Segment) -> tuple[str, float | None, float | None]:
         """(path relative to the root, start, end); the path of what should be there when nothing
         is.
         """
-        name = f"{s.video}_{s.clip}"
+        name = f"{segment.video}_{segment.clip}"
         if name in self.segments:
             return os.path.relpath(self.segments[name], self.root), None, None
-        if s.start is not None and s.video in self.whole:
-            return os.path.relpath(self.whole[s.video], self.root), max(0.0, s.start), s.end
-        if s.start is not None and self.raw is None:
-            return f"{WHOLE[0]}/{s.video}.wav", max(0.0, s.start), s.end
+        if segment.start is not None and segment.video in self.whole:
+            whole = os.path.relpath(self.whole[segment.video], self.root)
+            return whole, max(0.0, segment.start), segment.end
+        if segment.start is not None and self.raw is None:
+            return f"{WHOLE[0]}/{segment.video}.wav", max(0.0, segment.start), segment.end
         raw = self.raw if self.raw is not None else self.root / "Raw"
-        return os.path.relpath(raw / s.video / f"{s.clip}.mp4", self.root), None, None
+        return os.path.relpath(raw / segment.video / f"{segment.clip}.mp4", self.root), None, None
 
 
 def utterances(
@@ -232,51 +246,51 @@ def utterances(
     """
     out = []
     positions: Counter[str] = Counter()
-    for s in segments:
-        name = f"{s.video}_{s.clip}"
-        if not all(map(math.isfinite, s.values)):
+    for segment in segments:
+        name = f"{segment.video}_{segment.clip}"
+        if not all(map(math.isfinite, segment.values)):
             findings.dropped["a label that is not a number"].append(name)
             continue
-        text = s.text
+        text = segment.text
         if text and text.isupper() and len(text) > 1:
             text = text.lower()
             findings.repairs["upper-case text made lower-case"].append(name)
-        if not _is_span(s):
+        if not _is_span(segment):
             findings.dropped[
                 "a span that is none (it ends before it starts, or is no number)"
             ].append(name)
             continue
-        audio, start, end = media.find(s)
-        if start is not None and s.start is not None and s.start < 0:
+        audio, start, end = media.find(segment)
+        if start is not None and segment.start is not None and segment.start < 0:
             findings.repairs["negative start set to 0"].append(name)
-        label, targets = _label(s.values, chosen)
+        label, targets = _label(segment.values, chosen)
         out.append(
             Utterance(
                 id=name,
                 audio=audio,
                 text=text,
-                split=s.split,
+                split=segment.split,
                 label=label,
                 targets=targets,
-                dialogue=s.video,
-                position=positions[s.video],
+                dialogue=segment.video,
+                position=positions[segment.video],
                 start=start,
                 end=end,
             )
         )
-        positions[s.video] += 1
+        positions[segment.video] += 1
     if silent := [u.id for u in out if u.text is None]:
         findings.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
     return out
 
 
-def _is_span(s: Segment) -> bool:
+def _is_span(segment: Segment) -> bool:
     """Whether a segment's times, where it has both, leave something after a start below 0 is cut
     off.
     """
-    if s.start is None or s.end is None:
+    if segment.start is None or segment.end is None:
         return True
-    return max(0.0, s.start) < s.end < math.inf
+    return max(0.0, segment.start) < segment.end < math.inf
 
 
 def _label(

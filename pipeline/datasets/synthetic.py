@@ -212,7 +212,9 @@ def plan(size: int, seed: int) -> list[Utterance]:
     )
     rng.shuffle(splits)
     decks = {split: _emotions(int(lengths[splits == split].sum()), rng) for split in SPLITS}
-    by_split = {split: [s for s in _speakers(seed) if s.startswith(split)] for split in SPLITS}
+    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name in _speakers(seed):
+        by_split[name.rstrip("0123456789")].append(name)
     used: set[str] = set()
     out = []
     for d, (split, turns) in enumerate(zip(splits, lengths, strict=True)):
@@ -220,11 +222,9 @@ def plan(size: int, seed: int) -> list[Utterance]:
         for t in range(turns):
             voice, words = decks[split].pop()
             label = min(voice, words, key=DOMINANCE.index)
-            tags = (
-                f"voice={voice}",
-                f"words={words}",
-                *(("inconsistent",) if voice != words else ()),
-            )
+            tags = [f"voice={voice}", f"words={words}"]
+            if voice != words:
+                tags.append("inconsistent")
             out.append(
                 Utterance(
                     id=f"dia{d:04d}_utt{t:02d}",
@@ -234,7 +234,7 @@ def plan(size: int, seed: int) -> list[Utterance]:
                     speaker=str(pair[t % 2]),
                     dialogue=f"dia{d:04d}",
                     position=t,
-                    tags=tags,
+                    tags=tuple(tags),
                 )
             )
     return out
@@ -267,7 +267,7 @@ def _sentence(emotion: str, rng: np.random.Generator, used: set[str]) -> str:
     """
     for _ in range(20):
         interjections, feelings, clauses = (
-            [str(w) for w in rng.permutation(words)] for words in LEXICON[emotion]
+            list(map(str, rng.permutation(words))) for words in LEXICON[emotion]
         )
         topic, time, filler = rng.choice(TOPICS), rng.choice(TIMES), rng.choice(FILLERS)
         match rng.choice(5, p=[0.06, 0.2, 0.26, 0.26, 0.22]):

@@ -30,7 +30,7 @@ from mer.pipeline.datasets.textfiles import (
 )
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES
-from mer.pipeline.runtime.cells import strip, text_cell
+from mer.pipeline.runtime.cells import strip, text_cell, without_zero_bytes
 from mer.pipeline.runtime.columnar import (
     FAILURES,
     LISTS,
@@ -471,7 +471,7 @@ def _cell(value: object, row: int, field: str, source: Path, several: bool = Fal
     if several and field == "label" and isinstance(value, list | tuple):
         return [_cell(part, row, field, source) for part in value] or None
     try:
-        return text_cell(value)
+        return without_zero_bytes(text_cell(value))
     except DataError as error:
         hint = _hint(value, field)
         raise DataError(f"{source}: {place(source, row)}: {field} {error}{hint}") from None

@@ -208,16 +208,24 @@ def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list
         return ["it holds features that were not made by `mer extract`"]
     found = []
     for name in MODALITIES:
-        was, now = old.get(name), new.get(name)
+        was, now = _part(old, name), _part(new, name)
         if (was is None) != (now is None):
             there, here = ("yes" if part else "no" for part in (was, now))
             found.append(f"{name} features: {there} there, {here} now")
+        elif was and not isinstance(was, dict):  # a head that somebody made by hand
+            found.append(f"{name} features: of a recipe that is none of mer's there")
         elif was and now:
             found += _differences_within(name, was, now, names.get(name, ("", "")))
     for key in ("dtype", "precision", "extractor"):
         if old.get(key) != new.get(key):
             found.append(f"{key}: {old.get(key)} there, {new.get(key)} now")
     return found
+
+
+def _part(recipe: dict, name: str) -> dict[str, Any] | None:
+    """What a recipe says of a modality: a store made elsewhere may have anything there."""
+    part = recipe.get(name)
+    return part if isinstance(part, dict) else None
 
 
 def _differences_within(

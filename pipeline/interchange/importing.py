@@ -93,7 +93,7 @@ def _dtype(foreign: Foreign, options: ImportOptions) -> str:
     if options.dtype:
         return options.dtype
     kept = foreign.header.modalities if foreign.header else {}
-    were = {kept[m].dtype if m in kept else "float32" for m in foreign.dims}
+    were = {kept[name].dtype if name in kept else "float32" for name in foreign.dims}
     return "float16" if were == {"float16"} else "float32"
 
 

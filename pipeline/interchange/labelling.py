@@ -67,7 +67,7 @@ def set_targets(
 
 
 def _targets_of(path: Path, row_id: str, value: object) -> list[float] | None:
-    values = [number(path, row_id, "targets", v, float) for v in listed_values(path, value)]
+    values = [number(path, row_id, "targets", one, float) for one in listed_values(path, value)]
     return None if all(map(math.isnan, values)) else values
 
 
@@ -148,7 +148,7 @@ def set_classes(
     """
     if unlabelled not in (None, "none"):
         nothing, as_number = unlabelled, whole_number(unlabelled)
-        values = [None if _means(v, nothing, as_number) else v for v in values]
+        values = [None if _means(given, nothing, as_number) else given for given in values]
     texts = {value for value in values if value is not None}
     notes += warn_near_duplicates([*texts, *names])
     if texts and not texts <= set(names) and all(re.fullmatch(WHOLE, text) for text in texts):

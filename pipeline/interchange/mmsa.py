@@ -619,14 +619,15 @@ def _written_labels(table: pa.Table, task: str, labels: Sequence[str]) -> dict[s
     given = table["label"].to_pylist()
     number: dict[str | None, int] = {None: -1}
     number |= {name: i for i, name in enumerate(labels)}
+    numbers = [number[name] for name in given]
     return {
-        "classification_labels": np.array([number[name] for name in given], np.int64),
+        "classification_labels": np.array(numbers, np.int64),
         "annotations": [name or "" for name in given],
     }
 
 
 def _written_regression(targets: list[list[float] | None]) -> dict[str, object]:
-    values = np.array([np.nan if t is None else t[0] for t in targets], np.float32)
+    values = np.array([np.nan if target is None else target[0] for target in targets], np.float32)
     unlabelled = np.isnan(values)
     signs = np.where(unlabelled, -1, np.sign(np.nan_to_num(values)) + 1).astype(np.int64)
     names = (*SIGNS, "")  # the last for -1

@@ -186,7 +186,8 @@ def _find(
     """(field -> array, modality -> array, every array but lengths and offsets -> what it is)."""
     names = _find_table(path, options, members)
     named = set(options.columns.values())
-    wide = [name for name, m in members.items() if len(m.shape) in (2, 3) and name not in named]
+    arrays = [name for name, member in members.items() if len(member.shape) in (2, 3)]
+    wide = [name for name in arrays if name not in named]
     features = find_features(path, wide, options)
     aside: set[str] = set()
     for name in wide:
@@ -200,7 +201,7 @@ def _find_table(
 ) -> dict[str, str]:
     """Field -> array of the table, each of a value per utterance."""
     named = set(options.columns.values())
-    flat = [name for name, m in members.items() if len(m.shape) == 1 or name in named]
+    flat = [name for name, member in members.items() if len(member.shape) == 1 or name in named]
     names = find_columns(path, flat, options)
     for field, name in names.items():
         member = members[name]

@@ -55,9 +55,8 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         _check_counts(path, file, schema)
-        tabular = {"targets", *options.columns.values()}
-        wide = [f.name for f in schema if f.name not in tabular and _is_numeric_list(f.type)]
-        names = find_columns(path, [f.name for f in schema if f.name not in wide], options)
+        wide = _wide_columns(schema, options)
+        names = find_columns(path, [name for name in schema.names if name not in wide], options)
         header = header_among((schema.metadata or {}).get(HEADER_KEY))
         features = find_features(path, wide, options, header)
         for name in (*names.values(), *features.values()):
@@ -75,7 +74,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
             yield from _frames(path, file, features, dims, batch)
 
     found = interpret(path, columns, options, header)
-    there = {f.name: f"({f.type})" for f in schema}
+    there = {column.name: f"({column.type})" for column in schema}
     return Foreign(
         path=path,
         kind="parquet",
@@ -90,6 +89,13 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         source={"sha256": sha256_file(path)},
         notes=[account(names, features, found.task, there), *found.notes],
     )
+
+
+def _wide_columns(schema: pa.Schema, options: ImportOptions) -> list[str]:
+    """The columns that may be features: lists of numbers that nobody has named as a field."""
+    tabular = {"targets", *options.columns.values()}
+    numeric = [column.name for column in schema if _is_numeric_list(column.type)]
+    return [name for name in numeric if name not in tabular]
 
 
 def _check_counts(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
@@ -241,7 +247,7 @@ def write(copy: Copy, out: Path) -> bool:
         StoreError: A shard is damaged.
     """
     store, header = copy.store, copy.header()
-    columns = [f for f in store.table().schema if f.name not in ("shard", "shard_row")]
+    columns = store.table().drop_columns(["shard", "shard_row"]).schema
     fields = list(columns)
     sizes = np.zeros(len(copy.rows), np.int64)
     for modality, info in header.modalities.items():
@@ -253,7 +259,7 @@ def write(copy: Copy, out: Path) -> bool:
         for start, stop in _groups(sizes):
             part = copy.rows[start:stop]
             taken = store.table().take(part)
-            data = [taken[f.name].combine_chunks() for f in columns]
+            data = [taken[column.name].combine_chunks() for column in columns]
             data += [_lists(copy, modality, part) for modality in header.modalities]
             group = pa.Table.from_arrays(data, schema=schema)
             writer.write_table(group, row_group_size=max(1, len(part)))

@@ -71,7 +71,7 @@ def _are_uneven_vectors(shapes: set[tuple[int, ...]]) -> bool:
 def _by_utterance(value: object, ids: Sequence[str]) -> Sequence | None:
     """A value for each utterance; None when that is not its form."""
     if isinstance(value, Mapping):
-        return [value[i] for i in ids] if value and all(i in value for i in ids) else None
+        return [value[i] for i in ids] if value and value.keys() >= set(ids) else None
     if isinstance(value, np.ndarray):
         return list(value) if value.dtype.kind == "O" and value.ndim else None
     return value if isinstance(value, list | tuple) else None

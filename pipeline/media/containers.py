@@ -131,8 +131,9 @@ def _asf(file: BinaryIO, size: int, begin: int) -> Look:
     return Look("asf", missing=_cut_asf(file, size))
 
 
-def _beyond(missing: int, what: str = "bytes") -> str | None:
-    return f"{missing:,} {what} are missing" if missing > SLACK_BYTES else None
+def _beyond(missing: int) -> str | None:
+    """What is missing, where that is more than writers miscount."""
+    return f"{missing:,} bytes are missing" if missing > SLACK_BYTES else None
 
 
 def _behind_id3(file: BinaryIO, at: int) -> int:
@@ -204,6 +205,7 @@ TRAILER_BYTES = 8  # behind the audio that need no explanation
 
 
 def _wav(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
+    """WAV and its kin RIFX, RF64 and BW64, of which the latter two have 64-bit sizes in ds64."""
     order = ">" if head[:4] == b"RIFX" else "<"
     outer = struct.unpack(order + "I", head[4:8])[0]
     whole = abs(begin + outer + 8 - size) <= SLACK_BYTES

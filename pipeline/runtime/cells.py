@@ -65,16 +65,15 @@ def text_cell(value: object) -> str | None:
 
     Args:
         value: What a reader found: text, bytes, a number, a truth value, None, or a NumPy scalar of
-        these.
+            these.
 
     Returns:
         The text; None for a gap: None, NaN, not-a-time, or text that has nothing but blanks.
 
     Raises:
         DataError: The cell is no text (a list, a struct, a date, an infinite number, …), or not
-        valid Unicode. The
-            message begins with a verb ("is a list, …"), to follow the caller's file, line and
-            column.
+            valid Unicode. The message begins with a verb ("is a list, …"), to follow the caller's
+            file, line and column.
     """
     if type(value) is not str:
         value = _as_text(value)
@@ -82,11 +81,19 @@ def text_cell(value: object) -> str | None:
         return None
     if len(value) > CELL_CHARACTERS:
         raise DataError(f"has {len(value):,} characters, more than {CELL_CHARACTERS:,}")
-    if "\0" in value:
-        raise DataError(f"'{shown(value, 40)}' holds a zero byte, which is no text")
     if not value.isascii():
         _check_unicode(value)
     return value if strip(value) else None
+
+
+def without_zero_bytes(text: str | None) -> str | None:
+    """The text itself; DataError for a zero byte, which a table that people wrote does not have.
+
+    Stores may hold one, so imports and exports let it through.
+    """
+    if text is not None and "\0" in text:
+        raise DataError(f"'{shown(text, 40)}' holds a zero byte, which is no text")
+    return text
 
 
 def _as_text(value: object) -> str | None:

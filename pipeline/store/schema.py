@@ -238,6 +238,7 @@ def normalise(table: pa.Table | Sequence[Mapping]) -> pa.Table:
 
 
 def _table_of(rows: Sequence[Mapping]) -> pa.Table:
+    """Rows as a table, with what is absent as null."""
     columns = {}
     for field_ in COLUMNS:
         columns[field_.name] = pa.array([row.get(field_.name) for row in rows], field_.type)
