@@ -56,6 +56,7 @@ class Clip:
 
     @property
     def seconds(self) -> float:
+        """How long it is."""
         return len(self.waveform) / RATE
 
 
@@ -75,6 +76,7 @@ class ClipInfo:
 
     @property
     def seconds(self) -> float:
+        """How long it is."""
         return self.samples / RATE
 
 
@@ -266,6 +268,7 @@ def _cost(n: int, rate: int) -> float:
 
 
 def _check_held(path: Path, held: float, rate: int) -> None:
+    """Raise MediaError when more samples are held than memory is meant for."""
     if held > MEDIA_SAMPLES:
         minutes = MEDIA_SAMPLES / max(rate, RATE) / 60
         raise MediaError(
@@ -325,6 +328,7 @@ def _ratio(rate: int) -> Fraction:
 
 
 def _resample(source: np.ndarray, rate: int) -> np.ndarray:
+    """(n,) at `rate` as (m,) float32 at 16 kHz."""
     if rate == RATE:
         return np.ascontiguousarray(source, dtype=np.float32)
     import torch

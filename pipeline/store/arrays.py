@@ -23,7 +23,7 @@ from typing import IO
 
 import h5py
 import numpy as np
-from h5py import h5d, h5g, h5l, h5o, h5p, h5s, h5t
+from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t
 
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.runtime.files import publishing, shortened
@@ -197,6 +197,9 @@ def group_of(file: h5py.File, name: str) -> h5py.Group:
 
 
 def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
+    """Raise ValueError, which names it by `said`, unless `name` is an object of that kind that lies
+    in the file itself.
+    """
     try:
         link = here.links.get_info(name.encode())
     except KeyError:
@@ -228,12 +231,13 @@ def read(
 
 def place(found: h5py.Dataset) -> int:
     """Byte offset of an array that is not empty, wholly present and little-endian."""
-    offset, size = found.id.get_offset(), prod(found.shape) * found.dtype.itemsize
+    dtype = found.dtype  # asked for once, since HDF5 makes it anew each time
+    offset, size = found.id.get_offset(), prod(found.shape) * dtype.itemsize
     if offset is None or found.id.get_storage_size() != size:
         raise ValueError(f"{found.name} is not stored in one piece")
-    if found.dtype.str.startswith(">"):
+    if dtype.str.startswith(">"):
         raise ValueError(f"{found.name} is big-endian")
-    if offset + size > os.stat(found.file.filename).st_size:
+    if offset + size > os.stat(h5f.get_name(found.id)).st_size:
         raise ValueError(f"{found.name} ends beyond the end of the file; the file is truncated")
     return offset
 

@@ -79,9 +79,11 @@ def build_index(
     columns = {
         "shard": shard_of,
         "shard_row": row_of,
-        "duration": _gather([shard.duration for shard in opened], shard_of, row_of, "<f8"),
-        "flags": _gather([shard.flags for shard in opened], shard_of, row_of, "<u4"),
     }
+    durations = [shard.duration for shard in opened]
+    columns["duration"] = _gather(durations, shard_of, row_of, "<f8")
+    flags = [shard.flags for shard in opened]
+    columns["flags"] = _gather(flags, shard_of, row_of, "<u4")
     for name in header.modalities:
         steps = [np.diff(shard.offsets[name]) for shard in opened]
         columns[f"n_{name}"] = _gather(steps, shard_of, row_of, "<i8")
@@ -100,6 +102,7 @@ def build_index(
 
 
 def _check_rows(head: Path, rows: pa.Table, task: str, labels: tuple[str, ...]) -> None:
+    """Raise DataError unless every row fits the task."""
     check_task(str(head), task)
     columns = (rows[name].to_pylist() for name in ("id", "split", "label", "targets"))
     for id, split, label, targets in zip(*columns, strict=True):

@@ -33,6 +33,8 @@ def describe(store: FeatureStore) -> dict:
     modalities = {
         name: {**asdict(info), **_steps(store, name)} for name, info in header.modalities.items()
     }
+    size = store.path.stat().st_size + sum(record.bytes for record in store.shards)
+    untrained = [name for name, info in header.modalities.items() if not info.trained]
     return {
         "path": str(store.path),
         "version": header.version,
@@ -47,8 +49,8 @@ def describe(store: FeatureStore) -> dict:
         "splits": _splits(store),
         "modalities": modalities,
         "shards": len(store.shards),
-        "bytes": store.path.stat().st_size + sum(record.bytes for record in store.shards),
-        "untrained": [name for name, info in header.modalities.items() if not info.trained],
+        "bytes": size,
+        "untrained": untrained,
         "recipe": header.recipe,
         "provenance": header.provenance,
     }

@@ -305,6 +305,7 @@ class FeatureStore:
         return shard
 
     def _opened(self, number: int) -> Shard:
+        """A shard, which is the one that the head was built over; StoreError otherwise."""
         record = self.shards[number]
         check_file(record, self.path)
         shard = Shard(record.path, record.group)
@@ -345,6 +346,7 @@ class FeatureStore:
         return self._checked.setdefault(modality, np.zeros(len(self), bool))
 
     def _known(self, modality: str) -> None:
+        """Raise DataError for a modality that the store does not have."""
         if modality not in self.header.modalities:
             raise DataError(
                 f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}"

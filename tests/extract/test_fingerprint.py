@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.fingerprint import fingerprint, keys
+from mer.pipeline.extraction.fingerprint import differences, fingerprint, keys
 from mer.pipeline.extraction.memory import FileMemory
 from mer.pipeline.extraction.options import ExtractOptions
 
@@ -197,3 +197,9 @@ def test_without_torch(toy):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == fingerprint(toy, corpus.options())
+
+
+def test_a_recipe_made_elsewhere_may_hold_anything():
+    old = {"audio": {"encoder": "a"}, "text": 5}
+    new = {"audio": {"encoder": "a"}, "text": {"encoder": "b"}}
+    assert differences(old, new, {}) == ["text features: no there, yes now"]
