@@ -34,6 +34,8 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Which features a model sees, and which rows choose."""
+
     modalities: str = "all"  # "all" that the store has, or a list: "audio,text"
     # mean-pool sequences to at most about this rate, from the header's frame rate; inf: as stored
     pool_hz: float = 12.5
@@ -50,6 +52,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """AdamW and its learning rate."""
+
     lr: float = 3e-4
     weight_decay: float = 0.01  # not on biases, norms and other one-dimensional parameters
     betas: tuple[float, float] = (0.9, 0.98)
@@ -61,6 +65,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
+    """Epochs and batches."""
+
     epochs: int = 40
     batch_size: int = 32
     patience: int = 8  # epochs without a better dev score before stopping
@@ -75,6 +81,8 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """All of it."""
+
     model: str = "drkf"
     model_args: Any = None  # an instance of the model's config class; None: its defaults
     data: DataConfig = field(default_factory=DataConfig)

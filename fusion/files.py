@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 from mer.fusion.typed import Misfit, convert
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime import files as runtime_files
-from mer.pipeline.runtime.limits import JSON_NUMBER_DIGITS, RUN_JSON_BYTES
+from mer.pipeline.runtime.limits import JSON_LEVELS, JSON_NUMBER_DIGITS, RUN_JSON_BYTES
 from mer.pipeline.runtime.terminal import shown
 
 T = TypeVar("T")
@@ -118,6 +118,8 @@ def read_json(
         value = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_constant)
         said = value.pop(SEAL, None) if isinstance(value, dict) else None
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate can be printed nowhere
+        if not _within(value, JSON_LEVELS):
+            raise ValueError(f"more than {JSON_LEVELS} lists and objects within each other")
         if said is not None and said != seal(value):
             raise ValueError("its content does not match its checksum")
     except UnicodeEncodeError:
@@ -234,6 +236,18 @@ def tidy(folder: Path) -> None:
             runtime_files.sweep(folder, found[1])
         else:
             path.unlink(missing_ok=True)
+
+
+def _within(value: Any, levels: int) -> bool:
+    """Whether a JSON value has at most `levels` lists and objects within each other."""
+    nested = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        inside: list[Any] = []
+        for one in nested:
+            inner = one.values() if isinstance(one, dict) else one
+            inside += [each for each in inner if isinstance(each, dict | list)]
+        nested = inside
+    return not nested
 
 
 def _int(digits: str) -> int:

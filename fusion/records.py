@@ -2,8 +2,8 @@
 progress in last.safetensors.
 
 Each is a frozen dataclass, built from its file by `mer.fusion.files.read_json` and written by
-`typed.tree`; the names of fields are the keys of the file, in its order. A field with a default is
-one that files of an earlier mer may lack. Floats are None where a figure is undefined.
+`typed.tree`; the names of its fields are the keys of the file. A field with a default is one that
+files of an earlier mer may lack. A figure that is undefined is None.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class StoredModality:
 
     dim: int
     frame_rate: float | None = None  # steps per second
-    encoder: Any = None
-    revision: Any = None
-    layer: Any = None
-    trained: Any = None
+    encoder: str | None = None
+    revision: str | None = None
+    layer: str | None = None
+    trained: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class StoreInfo:
     language: str
     modalities: dict[str, StoredModality]
     recipe: dict[str, Any]
-    fingerprint: Any = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +269,8 @@ class TwoWay:
 
 @dataclass(frozen=True)
 class Calibration:
+    """How far the probability of the chosen class is from how often it is right."""
+
     ece: float | None
 
 

@@ -166,6 +166,7 @@ def test_a_temporary_that_is_a_link_is_not_written_through(tmp_path):
 JSON = {
     "deep": "[" * 100_000,
     "deep objects": '{"a":' * 100_000,
+    "deep within bounds of the parser": '{"store": ' + "[" * 500 + "]" * 500 + "}",
     "digits": '{"version": ' + "9" * 1_000_000 + "}",
     "beyond 64 bits": '{"version": 99999999999999999999}',
     "NaN": '{"version": NaN}',
@@ -218,6 +219,7 @@ TOML = {
     "dotted table": "[" + ".".join("a" * 25_000) + "]",
     "dotted within": "x = {" + ".".join("a" * 25_000) + " = 1}",
     "many keys": "\n".join(f"a.b{i} = 1" for i in range(50_000)),
+    "deep within bounds of the parser": '{"store": ' + "[" * 500 + "]" * 500 + "}",
     "digits": "[train]\nepochs = " + "9" * 6000,
     "hexadecimal": "[train]\nepochs = 0x" + "f" * 20_000,
     "beyond 64 bits": "[train]\nepochs = 99999999999999999999",
