@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 
 from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
+from mer.pipeline.interchange.formats import EXPORTS, IMPORTS, reader
 from mer.pipeline.runtime.signals import Terminated
 from mer.pipeline.runtime.terminal import escape, escape_json, one_line, shown
 
@@ -713,7 +714,7 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
 @click.option(
     "--to",
     required=True,
-    type=click.Choice(["single", "npy", "parquet", "mmsa", "kaldi"]),
+    type=click.Choice(list(EXPORTS)),
     help="Form to write.",
 )
 @click.option(
@@ -750,7 +751,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 @main.command("import")
-@click.argument("kind", type=click.Choice(["mmsa", "npz", "parquet", "npy-dir"]))
+@click.argument("kind", type=click.Choice(list(IMPORTS)))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -815,9 +816,8 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     """Turn features made elsewhere into a store: MMSA pickles, npz, Parquet, a folder of npy files
     with a csv.
     """
-    from importlib import import_module
-
-    from mer.pipeline.interchange.write import Options, write_store
+    from mer.pipeline.interchange.foreign import ImportOptions
+    from mer.pipeline.interchange.importing import write_store
 
     try:
         rates = {name: float(value) for name, value in rates.items()}
@@ -826,8 +826,8 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
             "a rate is a number of steps per second", param_hint="--frame-rate"
         ) from None
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
-    options = Options(labels=names, frame_rates=rates, **given)
-    foreign = import_module(f"mer.pipeline.interchange.{kind.replace('-', '')}").read(file, options)
+    options = ImportOptions(labels=names, frame_rates=rates, **given)
+    foreign = reader(kind)(file, options)
     store, report = write_store(foreign, out, options, force=force)
     for line in report.notes:
         note(line)

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from mer.fusion.records import (
     GroupInfo,
     RunInfo,
     SingleInfo,
+    StoredModality,
     StoreInfo,
     run_info,
 )
@@ -334,8 +335,10 @@ def _kind_of(store: StoreInfo, modalities: Iterable[str]) -> dict[str, Any]:
 def describe_store(store: FeatureStore) -> StoreInfo:
     """What a run remembers of its store."""
     h = store.header
-    kept = ("dim", "frame_rate", "encoder", "revision", "layer", "trained")
-    modalities = {m: {k: getattr(info, k) for k in kept} for m, info in h.modalities.items()}
+    kept = [f.name for f in fields(StoredModality)]
+    modalities = {}
+    for m, info in h.modalities.items():
+        modalities[m] = {name: getattr(info, name) for name in kept}
     described = {
         "dataset": h.dataset,
         "task": h.task,

@@ -1,9 +1,9 @@
 """FeatureStore -> padded batches on the device.
 
-`part` reads the rows it is given, and no others: sequences pooled to `data.pool_hz`, packed end to
-end and kept on the device when they fit. A batch is then one index gather per modality; otherwise a
-thread reads ahead. For a model that looks at nothing but mean and deviation, each sequence is
-reduced to them once, when it is read.
+`batch_source` reads the rows it is given, and no others: sequences pooled to `data.pool_hz`, packed
+end to end and kept on the device when they fit. A batch is then one index gather per modality;
+otherwise a thread reads ahead. For a model that looks at nothing but mean and deviation, each
+sequence is reduced to them once, when it is read.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Checked:
 
 
 @dataclass
-class Part:
+class BatchSource:
     """Some rows of a store, ready to be asked for batches.
 
     `n[m]` (N,) steps after pooling; `target` as in `Batch`.
@@ -163,7 +163,7 @@ class Part:
         )
         return summarise(packed, lengths) if self.summary else (packed, lengths)
 
-    def make_resident(self) -> Part:
+    def make_resident(self) -> BatchSource:
         for m in self.spec.modalities:
             total = int(self.n[m].sum())
             packed = np.zeros((total + 1, self.width(m)), dtype=np.float32)
@@ -250,7 +250,7 @@ class Part:
         return Batch(x, lengths, target, torch.from_numpy(self.rows[index]))
 
 
-def part(
+def batch_source(
     store: FeatureStore,
     spec: DataSpec,
     config: DataConfig,
@@ -260,7 +260,7 @@ def part(
     device: torch.device | str,
     room: int | None = None,
     summary: bool = False,
-) -> Part:
+) -> BatchSource:
     """Rows of a store, ready to be asked for batches.
 
     Args:
@@ -283,7 +283,7 @@ def part(
         n[m] = -(-np.asarray(store.lengths(m), dtype=np.int64)[rows] // factor)
         if summary:
             n[m] = np.minimum(n[m], 1)
-    made = Part(
+    made = BatchSource(
         store,
         spec,
         config,

@@ -27,7 +27,7 @@ import torch
 from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
-from mer.fusion.data import Part
+from mer.fusion.data import BatchSource
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.metrics import Measures
 from mer.fusion.models import model_class
@@ -292,11 +292,15 @@ def _groups(table: pa.Table, by: str) -> int:
     return 0 if None in values or "" in values else len(values)
 
 
-def _part(run: Run, store: FeatureStore, rows: np.ndarray, device: torch.device | str) -> Part:
+def _part(
+    run: Run, store: FeatureStore, rows: np.ndarray, device: torch.device | str
+) -> BatchSource:
     spec = run.spec
     target = splits.targets(store.table(), spec.task, spec.labels)[rows]
     summary = model_class(run.config.model)[0].summary
-    return data.part(store, spec, run.config.data, rows, target, device=device, summary=summary)
+    return data.batch_source(
+        store, spec, run.config.data, rows, target, device=device, summary=summary
+    )
 
 
 def _predict_split(
@@ -346,7 +350,7 @@ def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
     files.append_line(run.path / TEST_LOG, json.dumps(entry))
 
 
-def _predict(run: Run, model: FusionModel, part: Part) -> pa.Table:
+def _predict(run: Run, model: FusionModel, part: BatchSource) -> pa.Table:
     """The columns that `predict_rows` describes."""
     spec, task, labels = run.spec, run.spec.task, run.spec.labels
     out = infer.infer(model, part)
@@ -408,10 +412,14 @@ def _describe_predictions(
     measures = measures_of(store, every)
     p = from_table(table, spec.task, spec.labels, measures)
     name, groups = unit(p.table)
-    modalities = store.header.modalities
+    stored = store.header.modalities
     heads = _heads(p, spec.modalities)
     agree, disagree = _where_heads_agree(p, heads)
     answered = p.table["disagreement"].null_count < len(p.table)
+    untrained = [m for m in spec.modalities if not stored[m].trained]
+    alone: dict[str, Figures] = {}
+    for m, pred in heads.items():
+        alone[m] = {**replace(p, pred=pred).figures()}
     return defined(
         SingleMetrics(
             run=run.path.name,
@@ -424,7 +432,7 @@ def _describe_predictions(
             modalities=tuple(spec.modalities),
             fold=info.fold,
             seed=info.seed,
-            untrained_encoders=tuple(m for m in spec.modalities if not modalities[m].trained),
+            untrained_encoders=tuple(untrained),
             unlabelled=len(table) - len(p.table),
             metrics=p.scores(),
             interval=_interval(p.figures, groups),
@@ -432,7 +440,7 @@ def _describe_predictions(
             thresholds=info.thresholds,
             unseen=_unseen(info, p),
             measures=measures if spec.task == "regression" else None,
-            unimodal={m: {**replace(p, pred=pred).figures()} for m, pred in heads.items()} or None,
+            unimodal=alone or None,
             heads_agree=agree,
             heads_disagree=disagree,
             attention=_attention(p, spec.modalities),
@@ -607,6 +615,10 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
     over = "folds" if info.folds else "seeds"
     spread = _spread(rows, over)
     there = [one.metrics for one in results]
+    seeds = {one.run.single.seed for one in results}
+    means = {name: _mean(values) for name, values in spread.items()}
+    deviations = {name: _deviation(values) for name, values in spread.items()}
+    unlabelled = sum(one.unlabelled for one in there)
     found = GroupMetrics(
         run=run.path.name,
         model=first.model,
@@ -618,12 +630,12 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
         modalities=first.modalities,
         untrained_encoders=first.untrained_encoders,
         over=over,
-        seeds=tuple(sorted({one.run.single.seed for one in results})),
+        seeds=tuple(sorted(seeds)),
         folds=_folds_of(rows),
         n=len(by_seed[0].table),
-        unlabelled=sum(one.unlabelled for one in there) // info.seeds,
-        metrics=Scores(figures={k: _mean(values) for k, values in spread.items()}),
-        sd={k: _deviation(values) for k, values in spread.items()},
+        unlabelled=unlabelled // info.seeds,
+        metrics=Scores(figures={**means}),
+        sd={**deviations},
         pooled={**mean_figures(by_seed)} if info.folds else None,
         interval=_interval(lambda index: mean_figures(by_seed, index), groups),
         bootstrap=bootstrap_of(name, groups),
@@ -705,9 +717,11 @@ def _mean_subset(subsets: list[Subset]) -> Subset:
     """
     there = [subset for subset in subsets if subset.n]
     figures = _mean_tree([subset.figures for subset in there or subsets])
+    sizes = [subset.n for subset in subsets]
+    shares = [subset.share for subset in subsets]
     return Subset(
-        n=_mean([subset.n for subset in subsets]),
-        share=_mean([subset.share for subset in subsets]),
+        n=_mean(sizes),
+        share=_mean(shares),
         figures=figures,
         without=len(subsets) - len(there),
     )
@@ -732,8 +746,7 @@ def mean_figures(
     by_seed: Sequence[Predicted], index: np.ndarray | slice = slice(None)
 ) -> dict[str, float]:
     """Every metric on the same rows, averaged over the seeds."""
-    figures = [p.figures(index) for p in by_seed]
-    return {name: _mean([found[name] for found in figures]) for name in figures[0]}
+    return _mean_tree([p.figures(index) for p in by_seed])
 
 
 def _mean(values: Sequence[float | None]) -> float:

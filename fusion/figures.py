@@ -12,6 +12,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +222,7 @@ def curves(
 
     None when no epoch has such a value.
     """
-    picked = [[pick(entry) for entry in entries] for entries in logs]
+    picked = [list(map(pick, entries)) for entries in logs]
     names = list(dict.fromkeys(_names(picked)))
     if not names:
         return None
@@ -253,8 +254,9 @@ def _names(picked: list[list[Mapping[str, float | None]]]) -> Iterator[str]:
 
 def _looks(lines: int) -> Iterator[tuple[str, str]]:
     """A colour and a dash for each of so many lines; they come again when all are used."""
-    pairs = [(colour, dash) for dash in DASHES for colour in OTHERS]
-    return iter(pairs * (1 + lines // len(pairs)))
+    dashes_and_colours = list(product(DASHES, OTHERS))
+    times = 1 + lines // len(dashes_and_colours)
+    return ((colour, dash) for dash, colour in dashes_and_colours * times)
 
 
 def _over_epochs(picked: list[list[Mapping[str, float | None]]], name: str) -> np.ndarray:
@@ -361,7 +363,7 @@ def of_features(
         table = store.table()
         every = splits.targets(table, spec.task, spec.labels)
         rows = splits.assign(table, every, run.config.data, run.fold).dev
-        part = data.part(store, spec, run.config.data, rows, every[rows], device=device)
+        part = data.batch_source(store, spec, run.config.data, rows, every[rows], device=device)
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
                 spaces.append(model.spaces(batch))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mer.fusion import metrics
-from mer.fusion.data import Part
+from mer.fusion.data import BatchSource
 from mer.fusion.losses.supervised import task_loss
 from mer.fusion.models.base import FusionModel
 
@@ -38,7 +38,7 @@ class Answers:
     loss: float
 
 
-def infer(model: FusionModel, part: Part) -> Answers:
+def infer(model: FusionModel, part: BatchSource) -> Answers:
     """Predict every row of `part`, in fp32 and eval mode."""
     task = part.spec.task
     order = part.in_order(BATCH)
@@ -60,19 +60,17 @@ def infer(model: FusionModel, part: Part) -> Answers:
 
     logits = join([p.logits for p in kept])
     heads = [p.unimodal for p in kept if p.unimodal is not None]
-    names = heads[0] if heads else {}
-    unimodal = {m: _scores(join([head[m] for head in heads]), task) for m in names}
-    return Answers(
-        part.rows,
-        _scores(logits, task),
-        unimodal if heads else None,
-        join_if_any([p.attention for p in kept]),
-        join_if_any([p.disagreement for p in kept]),
-        float(task_loss(logits, part.target.cpu(), task=task)),
-    )
+    unimodal = {}
+    for m in heads[0] if heads else ():
+        unimodal[m] = _scores(join([head[m] for head in heads]), task)
+    attention = join_if_any([p.attention for p in kept])
+    disagreement = join_if_any([p.disagreement for p in kept])
+    loss = float(task_loss(logits, part.target.cpu(), task=task))
+    scores = _scores(logits, task)
+    return Answers(part.rows, scores, unimodal if heads else None, attention, disagreement, loss)
 
 
-def _no_answers(part: Part) -> Answers:
+def _no_answers(part: BatchSource) -> Answers:
     """For a part without rows."""
     logits = torch.zeros(0, part.spec.outputs)
     loss = float(task_loss(logits, part.target.cpu(), task=part.spec.task))

@@ -392,10 +392,11 @@ def _figures_of(run: Run) -> SingleMetrics | GroupMetrics:
 def _section(run: Run, figures: SingleMetrics | GroupMetrics) -> list[str]:
     """One run on the page."""
     config = read_text(run.children[0].path / CONFIG, AGAIN)
+    notes = [f"<p class=note>{html.escape(line)}</p>" for line in remarks(figures)]
     return [
         f"<h2>{html.escape(str(run.path))}</h2>",
-        *(f"<p class=note>{html.escape(line)}</p>" for line in remarks(figures)),
-        *(_html_table(table) for table in tables(figures)),
+        *notes,
+        *map(_html_table, tables(figures)),
         '<div class="row">',
         *pictures.inline(run, figures),
         "</div>",
@@ -404,7 +405,7 @@ def _section(run: Run, figures: SingleMetrics | GroupMetrics) -> list[str]:
 
 
 def _summary(found: Sequence[tuple[Run, SingleMetrics | GroupMetrics]]) -> Table:
-    known = {name for _, figures in found for name in figures.metrics.figures}
+    known = set().union(*(figures.metrics.figures for _, figures in found))
     names = [name for name in TITLES if name in known]
     rows = []
     for run, figures in found:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
 from mer.fusion.models import build
 from mer.fusion.models.base import FusionModel
 from mer.fusion.parallel import ALONE, Processes
-from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo
+from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
 from mer.fusion.splits import Fold, Split
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
@@ -184,10 +185,8 @@ def _goes_on(progress: Progress, config: TrainConfig) -> bool:
 def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleInfo:
     """Write what a run folder has from its beginning; `there` is the interrupted run, if any."""
     store, config, split = training.store, training.config, training.split
-    text = to_toml(config)
-    ids = store.table()["id"].to_pylist()
-    parted = {name: [ids[row] for row in rows] for name, rows in training.rows.items()}
-    split_json = files.json_text(parted).encode()
+    text, split_json = to_toml(config), _split_json(training)
+    versions = {name: metadata.version(name) for name in ("torch", "numpy")}
     config_sha256: str | None = hashlib.sha256(text.encode()).hexdigest()
     if there is not None:
         config_sha256 = there.single.config_sha256
@@ -203,18 +202,15 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
         features=str(Path(store.path).resolve()),
         store=checkpoint.describe_store(store),
         spec=training.spec,
-        counts={name: len(rows) for name, rows in training.rows.items()},
+        counts={"train": len(split.train), "dev": len(split.dev)},
         notes=split.notes,
         measures=training.measures,
         label_counts=splits.label_counts(
             training.target[split.train], store.header.task, store.header.labels
         ),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(map(torch.numel, model.parameters())),
         device=str(training.device),
-        versions={
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "numpy")},
-        },
+        versions={"python": platform.python_version(), **versions},
         finished=False,
     )
     if training.processes.first:
@@ -229,14 +225,21 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
     return info
 
 
-def _parts(training: Training, summary: bool) -> dict[str, data.Part]:
+def _split_json(training: Training) -> bytes:
+    """The content of split.json."""
+    ids = np.array(training.store.table()["id"].to_pylist(), dtype=object)
+    used = SplitIds(tuple(ids[training.split.train]), tuple(ids[training.split.dev]))
+    return files.json_text(typed.tree(used)).encode()
+
+
+def _parts(training: Training, summary: bool) -> dict[str, data.BatchSource]:
     """The training and dev rows, on the device where they fit in half of its free memory."""
     room = data.free_bytes(training.device) // 2
     if training.device.type == "cpu":
         room //= training.processes.size  # they share it
     parts = {}
     for name, rows in training.rows.items():
-        part = parts[name] = data.part(
+        part = parts[name] = data.batch_source(
             training.store,
             training.spec,
             training.config.data,
@@ -256,7 +259,7 @@ def _parts(training: Training, summary: bool) -> dict[str, data.Part]:
     return parts
 
 
-def _learn_scale(training: Training, model: FusionModel, part: data.Part) -> None:
+def _learn_scale(training: Training, model: FusionModel, part: data.BatchSource) -> None:
     """What a model learns from the training rows before its first step: class weights, and the
     scale of the features.
     """
@@ -272,7 +275,7 @@ def _one_epoch(
     training: Training,
     model: FusionModel,
     optimizer: torch.optim.Optimizer,
-    parts: dict[str, data.Part],
+    parts: dict[str, data.BatchSource],
     progress: Progress,
 ) -> Progress:
     """Train for one more epoch, score dev, and save."""
@@ -332,7 +335,7 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
     return Run(folder, done)
 
 
-def checked_line(parts: dict[str, data.Part]) -> str:
+def checked_line(parts: dict[str, data.BatchSource]) -> str:
     """What the checks of the features have cost."""
     size = sum(part.checked.bytes for part in parts.values())
     seconds = sum(part.checked.seconds for part in parts.values())
@@ -428,16 +431,16 @@ class Sums:
         mine = {name: (float(total), self.rows[name]) for name, total in self.sums.items()}
         found = processes.gather(mine)
         means = {}
-        for name in dict.fromkeys(name for one in found for name in one):
-            pairs = [one[name] for one in found if name in one]
-            means[name] = sum(total for total, _ in pairs) / sum(rows for _, rows in pairs)
+        for name in dict.fromkeys(chain.from_iterable(found)):
+            totals, rows = zip(*(one[name] for one in found if name in one), strict=True)
+            means[name] = sum(totals) / sum(rows)
         return means
 
 
 class Feed:
     """The batches of an epoch in their order, and the seconds spent waiting for them."""
 
-    def __init__(self, part: data.Part, order: list[np.ndarray]) -> None:
+    def __init__(self, part: data.BatchSource, order: list[np.ndarray]) -> None:
         self.batches = part.batches(order)
         self.waited = 0.0
 
@@ -451,7 +454,7 @@ class Feed:
 def run_epoch(
     model: FusionModel,
     optimizer: torch.optim.Optimizer,
-    part: data.Part,
+    part: data.BatchSource,
     config: TrainConfig,
     epoch: int,
     steps: int,
@@ -479,10 +482,10 @@ def run_epoch(
     order = part.shuffled(loop.batch_size, (loop.seed, epoch))
     groups = [order[at : at + optim.accumulate] for at in range(0, len(order), optim.accumulate)]
     ordered = time.perf_counter() - started
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     sums, norm = Sums(), torch.zeros((), device=part.device)
     model.train()
-    feed = Feed(part, [index for group in groups for index in processes.share(group)])
+    feed = Feed(part, list(chain.from_iterable(map(processes.share, groups))))
     done = (epoch - 1) * len(groups)
     for number, group in enumerate(groups):
         step = done + number

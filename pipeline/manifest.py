@@ -1,5 +1,5 @@
-"""A corpus as a table: one `Utterance` a row, written as Parquet with its provenance in the file's
-metadata.
+"""A corpus as a table: one `Utterance` per row, written as Parquet with its provenance in the
+file's metadata.
 
 Schema (version 1; docs/manifest.md): see `SCHEMA`. The metadata key `mer` holds a JSON object with
 `format`, `version`, `dataset`, `task`, `labels`, `language`, `root` and `source`.
@@ -39,8 +39,14 @@ from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.runtime.terms import check_labelling, check_task
 
 VERSION = 1
+BYTES = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
-# columns that name something: no blanks at their ends
+# Columns that name something: no blanks at their ends.
 NAMES = ("id", "audio", "label", "speaker", "dialogue", "session")
 
 SCHEMA = pa.schema(
@@ -52,7 +58,7 @@ SCHEMA = pa.schema(
         # train | dev | test | "" (decided at training, by fold or group)
         pa.field("split", pa.string(), nullable=False),
         pa.field("label", pa.string()),  # task single: one of `labels`; null: unlabelled
-        # task multi: 0/1 a label; task regression: one value
+        # task multi: 0 or 1 per label; task regression: one value
         pa.field("targets", pa.list_(pa.float32())),
         pa.field("speaker", pa.string()),
         pa.field("dialogue", pa.string()),
@@ -70,6 +76,10 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
+    """One row: what is said, by whom, where its sound is, and how it is labelled. The fields are
+    the columns of `SCHEMA`, which says what each of them means.
+    """
+
     id: str
     audio: str | None = None
     text: str | None = None
@@ -88,7 +98,9 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`rows` in corpus order. `root` is the folder that `Utterance.audio` is relative to."""
+    """A corpus, its rows in its own order. `root` is the folder that `Utterance.audio` is relative
+    to. Raises DataError, when it is made, for rows that promise what cannot be.
+    """
 
     dataset: str
     task: str
@@ -99,7 +111,7 @@ class Manifest:
     # how it was made: options, file hashes, counts; never used in the hash
     source: dict = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
         where = f"manifest of {shown(self.dataset, 40)}"
         check_task(where, self.task)
@@ -122,16 +134,9 @@ class Manifest:
         where = f"manifest of {shown(self.dataset, 40)}"
         if len(set(self.labels)) < len(self.labels) or "" in self.labels:
             raise DataError(f"{where}: a label is empty or there twice: {listed(self.labels)}")
-        names = [("label", self.labels)]
-        names += [(name, {getattr(u, name) for u in self.rows} - {None}) for name in NAMES]
-        for name, values in names:
-            for value in values:
-                if strip(value) != value:
-                    raise DataError(
-                        f"{where}: {name} '{shown(value)}' has blanks at an end, which are no "
-                        "part of a name any more; "
-                        "run `mer prepare` again"
-                    )
+        _check_blanks(where, "label", self.labels)
+        for name in NAMES:
+            _check_blanks(where, name, {getattr(u, name) for u in self.rows})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -141,28 +146,44 @@ class Manifest:
         """sha256 over everything that names the data (not `root`, not `source`): the same rows
         anywhere hash the same.
         """
-        h = hashlib.sha256()
-        h.update(
-            json.dumps(
-                [self.dataset, self.task, self.labels, self.language], ensure_ascii=False
-            ).encode()
-        )
+        digest = hashlib.sha256()
+        meaning = [self.dataset, self.task, self.labels, self.language]
+        digest.update(json.dumps(meaning, ensure_ascii=False).encode())
         values = attrgetter(*SCHEMA.names)
         for u in self.rows:
-            h.update(json.dumps(values(u), ensure_ascii=False).encode())
-        return h.hexdigest()
+            digest.update(json.dumps(values(u), ensure_ascii=False).encode())
+        return digest.hexdigest()
 
     def with_root(self, root: str | os.PathLike) -> Manifest:
+        """The same corpus with its media in another folder."""
         return replace(self, root=Path(root))
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write atomically.
+        """Write atomically. A `root` inside the manifest's own folder is stored relative to it, so
+        that the folder can move.
 
-        A `root` inside the manifest's own folder is stored relative to it, so that the folder can
-        move.
+        Args:
+            path: The file; its folder is made.
+
+        Raises:
+            DataError: A name or path cannot be written.
+            OSError: The disk is full, the folder cannot be written, …
         """
         self.check_names()
         path = Path(path)
+        table = self._table(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except RecursionError:
+            raise DataError(
+                f"{shown(path, 200)}: too many folders inside each other; name another place"
+            ) from None
+        # Arrow itself takes no path that is not UTF-8.
+        with publishing(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+
+    def _table(self, path: Path) -> pa.Table:
+        """What is written to `path`."""
         root = self.root.resolve()
         if root.is_relative_to(path.resolve().parent):
             root = root.relative_to(path.resolve().parent)
@@ -177,33 +198,29 @@ class Manifest:
             "source": self.source,
         }
         try:
-            table = pa.table(
-                [[getattr(u, name) for u in self.rows] for name in SCHEMA.names], schema=SCHEMA
-            )
+            columns = [list(map(attrgetter(name), self.rows)) for name in SCHEMA.names]
+            table = pa.table(columns, schema=SCHEMA)
         except UnicodeEncodeError as error:
-            remedy = (
-                "rename that file"
-                if error.object in {u.audio for u in self.rows}
-                else "mend that value"
-            )
+            paths = {u.audio for u in self.rows}
+            remedy = "rename that file" if error.object in paths else "mend that value"
             what = f"'{shown(ascii(error.object)[1:-1])}' is not UTF-8"
             raise DataError(f"{path}: {what}; {remedy}, then run the command again") from None
-        table = table.replace_schema_metadata({"mer": json.dumps(meta)})
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except RecursionError:
-            raise DataError(
-                f"{shown(path, 200)}: too many folders inside each other; name another place"
-            ) from None
-        # Arrow itself takes no path that is not UTF-8
-        with publishing(path) as temporary, temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+        return table.replace_schema_metadata({"mer": json.dumps(meta)})
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Manifest:
-        """Raises DataError when the file is absent, not Parquet, not a manifest of a version this
-        mer reads, or promises what cannot be: unknown labels and splits, spans that end before they
-        start, names with blanks at their ends.
+        """Read what `write` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The manifest, its root where it lies now.
+
+        Raises:
+            DataError: The file is absent, not Parquet, not a manifest of a version that this mer
+                reads, or promises what cannot be: unknown labels and splits, spans that end before
+                they start, names with blanks at their ends.
         """
         path = Path(path)
         if not path.exists():
@@ -224,10 +241,14 @@ class Manifest:
         try:
             columns = [_column(table, wanted) for wanted in SCHEMA]
             manifest = cls(
-                dataset=meta["dataset"], task=meta["task"], labels=tuple(meta["labels"]),
-                rows=tuple(_utterances(columns)), root=path.resolve().parent / meta["root"],
-                language=meta["language"], source=meta["source"],
-            )  # fmt: skip
+                dataset=meta["dataset"],
+                task=meta["task"],
+                labels=tuple(meta["labels"]),
+                rows=tuple(_utterances(columns)),
+                root=path.resolve().parent / meta["root"],
+                language=meta["language"],
+                source=meta["source"],
+            )
             manifest.check_names()
             return manifest
         except DataError as error:
@@ -238,6 +259,15 @@ class Manifest:
                 f"{path}: not a manifest of version {VERSION} ({reason(error)}); see "
                 "docs/manifest.md"
             ) from None
+
+
+def _check_blanks(where: str, name: str, values: Iterable[str | None]) -> None:
+    for value in values:
+        if value is not None and strip(value) != value:
+            raise DataError(
+                f"{where}: {name} '{shown(value)}' has blanks at an end, which are no part of a "
+                "name any more; run `mer prepare` again"
+            )
 
 
 def _check_values(where: str, u: Utterance, task: str) -> None:
@@ -286,32 +316,41 @@ def _metadata(raw: bytes | None, path: Path) -> dict:
         )
     try:
         meta = json.loads(raw)
-        if meta.get("format") != "mer-manifest":
-            what = f"format '{shown(meta.get('format'), 20)}', expected 'mer-manifest'"
-            raise DataError(f"{path}: {what}; run `mer prepare` again")
-        if meta.get("version") != VERSION:
-            found = shown(meta.get("version"), 20)
-            raise DataError(
-                f"{path}: manifest version {found}, this mer reads {VERSION}; run `mer prepare` "
-                "again"
-            )
-        for key in ("dataset", "task", "language", "root", "labels", "source"):
-            if key not in meta:
-                raise ValueError(f"no '{key}' in its metadata")
-        texts = [meta[key] for key in ("dataset", "task", "language", "root")]
-        if not isinstance(meta["labels"], list) or not isinstance(meta["source"], dict):
-            raise ValueError("labels or source are not what they should be")
-        if not all(isinstance(text, str) for text in (*texts, *meta["labels"])):
-            raise ValueError("dataset, task, labels, language or root are no text")
-        # half a surrogate pair is none either
-        json.dumps([texts, meta["labels"]], ensure_ascii=False).encode()
-        if "\0" in meta["root"]:
-            raise ValueError("its root holds a zero byte")
+        _check_version(meta, path)
+        _check_metadata(meta)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: not a manifest of version {VERSION} ({reason(error)}); see docs/manifest.md"
         ) from None
     return meta
+
+
+def _check_version(meta: dict, path: Path) -> None:
+    """Raises DataError for another format or version of it."""
+    if meta.get("format") != "mer-manifest":
+        what = f"format '{shown(meta.get('format'), 20)}', expected 'mer-manifest'"
+        raise DataError(f"{path}: {what}; run `mer prepare` again")
+    if meta.get("version") != VERSION:
+        found = shown(meta.get("version"), 20)
+        raise DataError(
+            f"{path}: manifest version {found}, this mer reads {VERSION}; run `mer prepare` again"
+        )
+
+
+def _check_metadata(meta: dict) -> None:
+    """Raises ValueError for a value that is absent or not of its type."""
+    texts = ("dataset", "task", "language", "root")
+    for key in (*texts, "labels", "source"):
+        if key not in meta:
+            raise ValueError(f"no '{key}' in its metadata")
+    if not isinstance(meta["labels"], list) or not isinstance(meta["source"], dict):
+        raise ValueError("labels or source are not what they should be")
+    words = [*(meta[key] for key in texts), *meta["labels"]]
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError("dataset, task, labels, language or root are no text")
+    "".join(words).encode()  # half a surrogate pair is no text either
+    if "\0" in meta["root"]:
+        raise ValueError("its root holds a zero byte")
 
 
 def _column(table: pa.Table, wanted: pa.Field) -> list:
@@ -324,31 +363,30 @@ def _column(table: pa.Table, wanted: pa.Field) -> list:
         raise ValueError(f"no column '{wanted.name}'")
     column = table.column(wanted.name)
     kind, target = column.type, wanted.type
-    if pa.types.is_list(target):
-        inner = kind.value_type if holds(kind, *LISTS) else None
-        fits = inner is not None and holds(
-            inner, *(TEXTS if pa.types.is_string(target.value_type) else NUMBERS)
-        )
-    else:
-        fits = holds(kind, *(TEXTS if pa.types.is_string(target) else NUMBERS))
-    if not (fits or holds(kind, pa.types.is_null) or kind == target):
+    if kind != target and not _fits(kind, target):
         raise ValueError(f"column '{wanted.name}' is {shown(kind, 60)}, expected {target}")
     if not wanted.nullable and column.null_count:
-        raise ValueError(
-            f"column '{wanted.name}' has a null in row {to_list(column).index(None) + 1}"
-        )
+        row = to_list(column).index(None) + 1
+        raise ValueError(f"column '{wanted.name}' has a null in row {row}")
     if not holds(kind, *TEXTS):
         return column.cast(target).to_pylist()
     values = to_list(column)
-    if holds(
-        kind,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-        pa.types.is_fixed_size_binary,
-    ):
-        values = [None if value is None else value.decode() for value in values]
+    if holds(kind, *BYTES):
+        return [None if value is None else value.decode() for value in values]
     return values
+
+
+def _fits(kind: pa.DataType, target: pa.DataType) -> bool:
+    """Whether a column's type can be read as the schema's."""
+    if holds(kind, pa.types.is_null):
+        return True
+    if pa.types.is_list(target):
+        return holds(kind, *LISTS) and holds(kind.value_type, *_alike(target.value_type))
+    return holds(kind, *_alike(target))
+
+
+def _alike(target: pa.DataType) -> tuple:
+    return TEXTS if pa.types.is_string(target) else NUMBERS
 
 
 def _utterances(columns: list[list]) -> Iterable[Utterance]:

@@ -1,7 +1,7 @@
-"""Corpora: one a file, one line in `DATASETS`, one TOML in `manifests/` (docs/adding.md).
+"""Corpora: each is one file, one line in `DATASETS`, one TOML in `manifests/` (docs/adding.md).
 
-A corpus module offers `prepare(root, info, *, labels=None, **options) -> (Manifest, Report)`. It
-fills the report with what only it can know (missing files, known-bad clips, orphans, repairs);
+A corpus module offers `prepare(root, info, *, labels=None, **options) -> (Manifest, Findings)`. It
+fills the findings with what only it can know (missing files, known-bad clips, orphans, repairs);
 counts and overlaps are added here, the same for every corpus.
 """
 
@@ -13,12 +13,12 @@ from importlib import import_module
 from pathlib import Path
 
 from mer.pipeline.datasets import corpora
-from mer.pipeline.datasets.findings import Report, class_gaps, count, overlaps
+from mer.pipeline.datasets.findings import Findings, class_gaps, count, overlaps
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.cells import warn_near_duplicates
 
-__all__ = ["DATASETS", "Report", "default_root", "overview", "prepare"]
+__all__ = ["DATASETS", "Findings", "default_root", "overview", "prepare"]
 
 DATASETS = {  # name -> module; adding a corpus is one line here
     "synthetic": "mer.pipeline.datasets.synthetic",
@@ -38,45 +38,53 @@ def default_root(name: str) -> Path:
 
 def prepare(
     name: str, /, root: str | os.PathLike | None = None, *, labels: str | None = None, **options
-) -> tuple[Manifest, Report]:
-    """The manifest of a corpus under `root` (default: `default_root`), and what was found against
-    what was expected. Options are the corpus's own (synthetic: size, seed). `table` is anyone's
-    file, with the options of `table.prepare` and `root` its audio folder. Raises DataError.
+) -> tuple[Manifest, Findings]:
+    """The manifest of a corpus.
+
+    Args:
+        name: One of `DATASETS`; or `table`, which is anyone's file.
+        root: Where its media are, by default `default_root(name)`; of a table its audio folder.
+        labels: Which of the corpus's label sets, by default its first; of a table its classes,
+            separated by commas.
+        options: The corpus's own (synthetic: size, seed), or those of `table.prepare`.
+
+    Returns:
+        The manifest, and what was found against what was expected.
+
+    Raises:
+        DataError: The corpus is not known or not there, or its files are not as they should be.
     """
     if name == "table":
         from mer.pipeline.datasets import table
 
         return complete(*table.prepare(audio_dir=root, labels=labels, **options))
     if name not in DATASETS:
-        known = ", ".join(DATASETS)
         raise DataError(
-            f"dataset '{name}' is not known; known: {known}, and table, for your own files (see "
-            "`mer prepare table --help`)"
+            f"dataset '{name}' is not known; known: {', '.join(DATASETS)}, and table, for your own "
+            "files (see `mer prepare table --help`)"
         )
     module = import_module(DATASETS[name])
     known = list(inspect.signature(module.prepare).parameters)[3:]
     if unknown := [option for option in options if option not in known]:
-        raise DataError(
-            f"{name} takes no option {', '.join(unknown)}"
-            + (f"; it takes {', '.join(known)}" if known else "")
-        )
+        taken = f"; it takes {', '.join(known)}" if known else ""
+        raise DataError(f"{name} takes no option {', '.join(unknown)}{taken}")
     root = Path(root) if root is not None else default_root(name)
     info = corpora.corpus(name)
-    manifest, report = module.prepare(root, info, labels=labels, **options)
+    manifest, findings = module.prepare(root, info, labels=labels, **options)
     if not len(manifest):
         raise DataError(f"{name}: no utterance found under {root}; to get it: {info.obtain}")
-    return complete(manifest, report)
+    return complete(manifest, findings)
 
 
-def complete(manifest: Manifest, report: Report) -> tuple[Manifest, Report]:
+def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings]:
     """Add what is counted and warned of the same way for every corpus."""
-    report.counts = count(manifest)
-    report.warnings += warn_near_duplicates(manifest.labels)
-    report.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
-    report.warnings += class_gaps(manifest, report.counts)
-    report.overlaps |= overlaps(manifest.rows, language=manifest.language)
-    manifest.source["report"] = report.to_dict()
-    return manifest, report
+    findings.counts = count(manifest)
+    findings.warnings += warn_near_duplicates(manifest.labels)
+    findings.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
+    findings.warnings += class_gaps(manifest, findings.counts)
+    findings.overlaps |= overlaps(manifest.rows, language=manifest.language)
+    manifest.source["report"] = findings.to_dict()
+    return manifest, findings
 
 
 def overview() -> list[dict]:

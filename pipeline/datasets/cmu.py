@@ -10,6 +10,7 @@ import ast
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import h5py
 import numpy as np
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import folders, media_files, place, read_csv, read_text
-from mer.pipeline.datasets.findings import Report, some
+from mer.pipeline.datasets.files import folders, hidden, media_files
+from mer.pipeline.datasets.findings import Findings, some
+from mer.pipeline.datasets.textfiles import place, read_csv, read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
@@ -57,9 +59,12 @@ class Segment:
 
 
 def find(below: list[Path], *names: str) -> Path | None:
-    return next(
-        (folder / name for name in names for folder in below if (folder / name).exists()), None
-    )
+    """The first of those names, best first, that lies in one of the folders."""
+    for name in names:
+        for folder in below:
+            if (folder / name).exists():
+                return folder / name
+    return None
 
 
 def below(root: Path) -> list[Path]:
@@ -142,27 +147,25 @@ def _array(dataset) -> np.ndarray:
     return np.asarray(dataset[()], float)
 
 
-def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[str, str]:
+def read_folds(folders: list[Path], info: CorpusInfo, findings: Findings) -> dict[str, str]:
     """video -> split: the SDK's `*_std_folds.py` where one lies below the root (it is parsed, not
     run), else the corpus's own list.
     """
-    file = next((path for folder in folders for path in sorted(folder.glob("*std_folds.py"))), None)
+    out: dict[str, str] = {}
+    file = _folds_file(folders)
     if file is None:
-        if not info.videos:
-            report.warnings.append(
+        for split, videos in info.videos.items():
+            out |= dict.fromkeys(videos, split)
+        if not out:
+            findings.warnings.append(
                 f"no cmu_{info.name}_std_folds.py found: no split; copy it from CMU-MultimodalSDK "
                 "into the root"
             )
-        return {video: split for split, videos in info.videos.items() for video in videos}
-    out: dict[str, str] = {}
+        return out
     try:
         for node in ast.parse(read_text(file)).body:
-            name = (
-                node.targets[0].id
-                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-                else None
-            )
-            if name in FOLDS:
+            name = _assigned(node)
+            if isinstance(node, ast.Assign) and name in FOLDS:
                 out |= dict.fromkeys(ast.literal_eval(node.value), FOLDS[name])
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(
@@ -171,6 +174,30 @@ def read_folds(folders: list[Path], info: CorpusInfo, report: Report) -> dict[st
     if set(out.values()) != set(FOLDS.values()):
         raise DataError(f"{file}: expected lists named {', '.join(FOLDS)}")
     return out
+
+
+def _folds_file(folders: list[Path]) -> Path | None:
+    """The first file of standard folds, in the shallowest folder that has one."""
+    for folder in folders:
+        for path in sorted(folder.glob("*std_folds.py")):
+            return path
+    return None
+
+
+def _assigned(node: ast.stmt) -> str:
+    """The name that a statement assigns to; "" for any other statement."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    return ""
+
+
+def transcripts(below: list[Path], name: str, pattern: str) -> list[Path]:
+    """The transcript files of a folder, hidden ones left out; none where there is no folder."""
+    folder = find(below, name)
+    if folder is None:
+        return []
+    files = (path for path in sorted(folder.glob(pattern)) if path.is_file())
+    return [path for path in files if not hidden(path.name)]
 
 
 class Media:
@@ -194,64 +221,76 @@ class Media:
                     files |= media_files(folder / name)[0]
         return files
 
-    def find(self, s: Segment) -> tuple[str, float | None, float | None]:
+    def find(self, segment: Segment) -> tuple[str, float | None, float | None]:
         """(path relative to the root, start, end); the path of what should be there when nothing
         is.
         """
-        name = f"{s.video}_{s.clip}"
+        name = f"{segment.video}_{segment.clip}"
         if name in self.segments:
             return os.path.relpath(self.segments[name], self.root), None, None
-        if s.start is not None and s.video in self.whole:
-            return os.path.relpath(self.whole[s.video], self.root), max(0.0, s.start), s.end
-        if s.start is not None and self.raw is None:
-            return f"{WHOLE[0]}/{s.video}.wav", max(0.0, s.start), s.end
+        if segment.start is not None and segment.video in self.whole:
+            whole = os.path.relpath(self.whole[segment.video], self.root)
+            return whole, max(0.0, segment.start), segment.end
+        if segment.start is not None and self.raw is None:
+            return f"{WHOLE[0]}/{segment.video}.wav", max(0.0, segment.start), segment.end
         raw = self.raw if self.raw is not None else self.root / "Raw"
-        return os.path.relpath(raw / s.video / f"{s.clip}.mp4", self.root), None, None
+        return os.path.relpath(raw / segment.video / f"{segment.clip}.mp4", self.root), None, None
 
 
 def utterances(
-    segments: list[Segment], media: Media, chosen: LabelSet, report: Report
+    segments: list[Segment], media: Media, chosen: LabelSet, findings: Findings
 ) -> list[Utterance]:
     """Rows in the order of the segments.
 
     Upper-case transcripts become lower-case, negative starts 0; both are counted.
     """
-    out, positions = [], {}
-    for s in segments:
-        if not all(map(math.isfinite, s.values)):
-            report.dropped["a label that is not a number"].append(f"{s.video}_{s.clip}")
+    out = []
+    positions: Counter[str] = Counter()
+    for segment in segments:
+        name = f"{segment.video}_{segment.clip}"
+        if not all(map(math.isfinite, segment.values)):
+            findings.dropped["a label that is not a number"].append(name)
             continue
-        text = s.text
+        text = segment.text
         if text and text.isupper() and len(text) > 1:
             text = text.lower()
-            report.repairs["upper-case text made lower-case"].append(f"{s.video}_{s.clip}")
-        audio, start, end = media.find(s)
-        if s.start is not None and s.end is not None and not max(0.0, s.start) < s.end < math.inf:
-            report.dropped[
+            findings.repairs["upper-case text made lower-case"].append(name)
+        if not _is_span(segment):
+            findings.dropped[
                 "a span that is none (it ends before it starts, or is no number)"
-            ].append(f"{s.video}_{s.clip}")
+            ].append(name)
             continue
-        if start is not None and s.start < 0:
-            report.repairs["negative start set to 0"].append(f"{s.video}_{s.clip}")
-        label, targets = _label(s.values, chosen)
-        positions[s.video] = positions.get(s.video, -1) + 1
+        audio, start, end = media.find(segment)
+        if start is not None and segment.start is not None and segment.start < 0:
+            findings.repairs["negative start set to 0"].append(name)
+        label, targets = _label(segment.values, chosen)
         out.append(
             Utterance(
-                id=f"{s.video}_{s.clip}",
+                id=name,
                 audio=audio,
                 text=text,
-                split=s.split,
+                split=segment.split,
                 label=label,
                 targets=targets,
-                dialogue=s.video,
-                position=positions[s.video],
+                dialogue=segment.video,
+                position=positions[segment.video],
                 start=start,
                 end=end,
             )
         )
+        positions[segment.video] += 1
     if silent := [u.id for u in out if u.text is None]:
-        report.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
+        findings.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
     return out
+
+
+def _is_span(segment: Segment) -> bool:
+    """Whether a segment's times, where it has both, leave something after a start below 0 is cut
+    off.
+    """
+    if segment.start is None or segment.end is None:
+        return True
+    return max(0.0, segment.start) < segment.end < math.inf
 
 
 def _label(

@@ -5,24 +5,26 @@ without a line here.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terms import SPLITS
 
 UNLABELLED = "(none)"
 SHOWN = 8  # names listed before "and N more"
-# words from which an identical sentence on both sides of a split is more than small talk
+# Words from which an identical sentence on both sides of a split is more than small talk.
 LONG_TEXT = 4
 
 
 @dataclass
-class Report:
-    """`counts` and `expected`: split -> label -> utterances.
+class Findings:
+    """What `mer prepare` found: nothing of it stays unsaid.
 
-    `repairs` and `dropped`: what -> ids of the rows (or names of the files).
+    `counts` and `expected`: split -> label -> utterances. `repairs` and `dropped`: what -> ids of
+    the rows (or names of the files).
     """
 
     dataset: str
@@ -39,83 +41,55 @@ class Report:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def utterances(self) -> int:
+        return sum(sum(found.values()) for found in self.counts.values())
+
+    @property
     def unexpected(self) -> list[str]:
         """Differences from the expected counts, one line each."""
         lines = []
-        for split, labels in self.expected.items():
+        for split, wanted in self.expected.items():
             found = self.counts.get(split, {})
-            for label in labels | {k: 0 for k in found if k != UNLABELLED}:
-                if found.get(label, 0) != labels.get(label, 0):
-                    lines.append(
-                        f"{split or 'all'} {label}: {found.get(label, 0):,} found, "
-                        f"{labels.get(label, 0):,} expected"
-                    )
+            labels = dict.fromkeys([*wanted, *found])
+            if UNLABELLED not in wanted:
+                labels.pop(UNLABELLED, None)
+            for label in labels:
+                here, there = found.get(label, 0), wanted.get(label, 0)
+                if here != there:
+                    lines.append(f"{split or 'all'} {label}: {here:,} found, {there:,} expected")
         return lines
 
     def lines(self) -> list[str]:
         """For people: a table of counts, then one line for each finding."""
-        out = [f"{self.dataset}: {sum(sum(c.values()) for c in self.counts.values()):,} utterances"]
-        out += _table(self.counts)
+        lines = [f"{self.dataset}: {self.utterances:,} utterances", *_table(self.counts)]
         if self.expected:
-            wrong = self.unexpected
-            out.append(
-                "counts: as expected"
-                if not wrong
-                else f"counts: {len(wrong)} differ from the expected ones: " + some(wrong)
-            )
-        for what, names in (
-            ("files missing", self.missing),
-            ("files without a row (ignored)", self.orphans),
-        ):
-            if names:
-                out.append(f"{what}: {len(names):,}: {some(names)}")
-        if self.unreadable:
-            out.append(
-                f"files unreadable: {len(self.unreadable):,}: "
-                + some([f"{k} ({why})" for k, why in self.unreadable.items()])
-            )
-        if self.known_bad:
-            out.append(
-                f"known-bad clips: {len(self.known_bad):,}: "
-                + some([f"{k} ({why})" for k, why in self.known_bad.items()])
-            )
-        out += [
-            f"repaired: {what}: {len(names):,}: {some(names)}"
-            for what, names in self.repairs.items()
-        ]
-        out += [
-            f"left out: {what}: {len(names):,}: {some(names)}"
-            for what, names in self.dropped.items()
-        ]
-        if any(
-            len(x) > SHOWN
-            for x in (
-                self.missing,
-                self.orphans,
-                self.unreadable,
-                *self.repairs.values(),
-                *self.dropped.values(),
-            )
-        ):
-            out.append("the whole lists: the same command with --json")
-        clean = [pair for pair, n in self.overlaps.items() if not any(n.values())]
-        if clean:
-            out.append(f"overlap {', '.join(clean)}: no text and no speaker is in both")
-        for pair, n in self.overlaps.items():
-            if pair in clean:
-                continue
-            left, right = pair.split("/")
-            out.append(
-                f"overlap {pair}: {n['texts']:,} {right} utterances have a text that {left} has "
-                f"({n['long_texts']:,} of {LONG_TEXT} or more words), {n['speakers']:,} speakers "
-                "are in both"
-            )
-        return out + [f"warning: {w}" for w in self.warnings]
+            lines.append(self._compared())
+        lines += _counted("files missing", self.missing)
+        lines += _counted("files without a row (ignored)", self.orphans)
+        lines += _counted("files unreadable", _with_reasons(self.unreadable))
+        lines += _counted("known-bad clips", _with_reasons(self.known_bad))
+        for what, names in self.repairs.items():
+            lines += _counted(f"repaired: {what}", names)
+        for what, names in self.dropped.items():
+            lines += _counted(f"left out: {what}", names)
+        cut = [self.missing, self.orphans, list(self.unreadable)]
+        cut += [*self.repairs.values(), *self.dropped.values()]
+        if any(len(names) > SHOWN for names in cut):
+            lines.append("the whole lists: the same command with --json")
+        lines += _told_overlaps(self.overlaps)
+        return lines + [f"warning: {warning}" for warning in self.warnings]
+
+    def _compared(self) -> str:
+        wrong = self.unexpected
+        if not wrong:
+            return "counts: as expected"
+        return f"counts: {len(wrong)} differ from the expected ones: {some(wrong)}"
 
     def to_dict(self) -> dict:
+        """For machines: every list whole."""
         return {
             "dataset": self.dataset,
-            "utterances": sum(sum(c.values()) for c in self.counts.values()),
+            "utterances": self.utterances,
             "counts": self.counts,
             "expected": self.expected,
             "unexpected": self.unexpected,
@@ -130,34 +104,75 @@ class Report:
         }
 
 
-def count(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """split -> label -> utterances.
+def _counted(what: str, names: Sequence[str]) -> list[str]:
+    """A line with their number and the first of them; none where there are none."""
+    return [f"{what}: {len(names):,}: {some(names)}"] if names else []
 
-    Multi-label rows count once a label and once as `(none)` when no label is set; regression rows
+
+def _with_reasons(why: Mapping[str, str]) -> list[str]:
+    return [f"{name} ({reason})" for name, reason in why.items()]
+
+
+def _told_overlaps(found: Mapping[str, Mapping[str, int]]) -> list[str]:
+    lines = []
+    clean = [pair for pair, number in found.items() if not any(number.values())]
+    if clean:
+        lines.append(f"overlap {', '.join(clean)}: no text and no speaker is in both")
+    for pair, number in found.items():
+        if pair in clean:
+            continue
+        left, right = pair.split("/")
+        lines.append(
+            f"overlap {pair}: {number['texts']:,} {right} utterances have a text that {left} has "
+            f"({number['long_texts']:,} of {LONG_TEXT} or more words), {number['speakers']:,} "
+            "speakers are in both"
+        )
+    return lines
+
+
+def count(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Utterances by split and label.
+
+    Multi-label rows count once per label and once as `(none)` when no label is set; regression rows
     count by sign.
+
+    Args:
+        manifest: The manifest of a corpus.
+
+    Returns:
+        split -> label -> utterances, in the manifest's order of labels.
     """
-    pairs = Counter((u.split, label) for u in manifest.rows for label in _labels(manifest, u))
+    pairs: Counter[tuple[str, str]] = Counter()
+    for u in manifest.rows:
+        pairs.update((u.split, label) for label in _labels(manifest, u))
     counts: dict[str, dict[str, int]] = {}
-    for (split, label), n in pairs.items():
-        counts.setdefault(split, {})[label] = n
+    for (split, label), number in pairs.items():
+        counts.setdefault(split, {})[label] = number
     order = {label: i for i, label in enumerate(manifest.labels)}
-    return {
-        split: dict(sorted(counts[split].items(), key=lambda item: order.get(item[0], len(order))))
-        for split in ("train", "dev", "test", "")
-        if split in counts
-    }
+    ordered = {}
+    for split in SPLITS:
+        if split in counts:
+            labels = sorted(counts[split], key=lambda label: order.get(label, len(order)))
+            ordered[split] = {label: counts[split][label] for label in labels}
+    return ordered
 
 
 def _labels(manifest: Manifest, u: Utterance) -> list[str]:
+    """What a row counts as."""
     if manifest.task == "single":
         return [u.label or UNLABELLED]
     if u.targets is None:
         return [UNLABELLED]
     if manifest.task == "regression":
-        return ["negative" if u.targets[0] < 0 else "positive" if u.targets[0] > 0 else "zero"]
-    return [
-        label for label, target in zip(manifest.labels, u.targets, strict=True) if target > 0
-    ] or [UNLABELLED]
+        return [_sign(u.targets[0])]
+    pairs = zip(manifest.labels, u.targets, strict=True)
+    return [label for label, target in pairs if target > 0] or [UNLABELLED]
+
+
+def _sign(value: float) -> str:
+    if value < 0:
+        return "negative"
+    return "positive" if value > 0 else "zero"
 
 
 def class_gaps(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[str]:
@@ -166,39 +181,53 @@ def class_gaps(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[st
     """
     if manifest.task == "regression":
         return []
-    total = Counter()
+    total: Counter[str] = Counter()
     for found in counts.values():
-        total.update({label: n for label, n in found.items() if label != UNLABELLED})
+        total.update(found)
+    del total[UNLABELLED]
     if not total:
         return []
-    out = []
+    lines = []
+    absent = [label for label in manifest.labels if label not in total]
     if manifest.task == "single" and len(total) == 1:
-        ((label, n),) = total.items()
-        out.append(
-            f"a single class: all {n:,} labelled utterances are '{shown(label, 40)}', so there is "
-            "nothing to learn"
+        ((label, number),) = total.items()
+        lines.append(
+            f"a single class: all {number:,} labelled utterances are '{shown(label, 40)}', so "
+            "there is nothing to learn"
         )
-    elif absent := [label for label in manifest.labels if label not in total]:
-        out.append(f"no utterance is of class {listed(absent)}")
-    train = counts.get("train", {})
-    lacking = [label for label in total if label not in train]
-    if len(counts) > 1 and "train" in counts and lacking:
-        where = {
-            label: [split for split in ("dev", "test", "") if label in counts.get(split, {})]
-            for label in lacking
-        }
-        told = [
-            f"{shown(label, 40)} ({', '.join(s or 'no split' for s in where[label])})"
-            for label in lacking
-        ]
-        out.append(f"train has no utterance of class {listed(told)}: a model cannot learn it")
-    return out
+    elif absent:
+        lines.append(f"no utterance is of class {listed(absent)}")
+    if "train" in counts and len(counts) > 1:
+        lacking = [label for label in total if label not in counts["train"]]
+        lines += _told_lacking(lacking, counts)
+    return lines
+
+
+def _told_lacking(lacking: list[str], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line on the classes that train lacks, with the splits that have them."""
+    told = []
+    for label in lacking:
+        where = [split or "no split" for split in SPLITS if label in counts.get(split, ())]
+        told.append(f"{shown(label, 40)} ({', '.join(where)})")
+    if not told:
+        return []
+    return [f"train has no utterance of class {listed(told)}: a model cannot learn it"]
 
 
 def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, dict[str, int]]:
-    """For each pair of splits, how many utterances of the later one have a text of the earlier one,
-    and how many speakers are in both. Texts are compared without case and outer or doubled white
-    space. A Chinese character counts as a word.
+    """What two splits share.
+
+    Texts are compared without case and outer or doubled white space. A Chinese character counts as
+    a word.
+
+    Args:
+        rows: The utterances.
+        language: Code of the language that they are in.
+
+    Returns:
+        "train/test" -> how many utterances of the later split have a text of the earlier one
+        (`texts`, and of those with `LONG_TEXT` or more words `long_texts`), and how many speakers
+        are in both; for each pair of splits.
     """
     texts: dict[str, list[str | None]] = {}
     speakers: dict[str, set[str]] = {}
@@ -208,7 +237,7 @@ def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, di
             if u.speaker:
                 speakers.setdefault(u.split, set()).add(u.speaker)
     found = {}
-    for left, right in combinations([s for s in ("train", "dev", "test") if s in texts], 2):
+    for left, right in combinations([split for split in SPLITS if split in texts], 2):
         same, long = shared_texts(texts[left], texts[right], language=language)
         both = speakers.get(left, set()) & speakers.get(right, set())
         found[f"{left}/{right}"] = {"texts": same, "long_texts": long, "speakers": len(both)}
@@ -234,23 +263,23 @@ def _words(text: str, language: str) -> int:
 
 def some(names: Sequence[str]) -> str:
     """The first few names, for a line."""
-    return ", ".join(names[:SHOWN]) + (
-        f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    )
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
-def _table(counts: dict[str, dict[str, int]]) -> list[str]:
-    labels = list(dict.fromkeys(label for split in counts.values() for label in split))
-    head = ["", *labels]
-    rows = [
-        [split or "(no split)", *(f"{found.get(label, 0):,}" for label in labels)]
-        for split, found in counts.items()
-    ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    ]
+def _table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Lines of a table: a row per split, a column per label."""
+    labels: dict[str, None] = {}
+    for found in counts.values():
+        labels.update(dict.fromkeys(found))
+    rows = [["", *labels]]
+    for split, found in counts.items():
+        numbers = [f"{found.get(label, 0):,}" for label in labels]
+        rows.append([split or "(no split)", *numbers])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

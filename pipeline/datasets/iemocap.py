@@ -11,93 +11,113 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import elsewhere, hidden, look, require_root
-from mer.pipeline.datasets.findings import Report, shared_texts, some
+from mer.pipeline.datasets.findings import Findings, shared_texts, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.limits import TABLE_BYTES
 from mer.pipeline.runtime.terminal import shown
 
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
-# [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
+# A line such as [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
 EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[", re.M)
-# other lines (`M: …`) have no time and no utterance
+# Other lines (`M: …`) have no time and no utterance.
 TRANSCRIPT = re.compile(r"^(Ses\S+) \[\d+\.\d+-\d+\.\d+\]:[ \t]*(.*?)\s*$", re.M)
 UTTERANCE = re.compile(r"^(Ses\d\d)[FM]_\w+_([FM])\d+$")
 NOISE = re.compile(r"\[[A-Z ]+\]")  # [LAUGHTER]
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
+    """The manifest of IEMOCAP under `root`; `labels` is the number of classes."""
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("iemocap", expected=chosen.expected)
+    findings = Findings("iemocap", expected=chosen.expected)
     rows: list[Utterance] = []
     dropped: defaultdict[str, list[str]] = defaultdict(list)
     found: Counter[str] = Counter()
-    for session in _sessions(root, info, report):
-        texts = _transcripts(session, report)
-        for file in _files(session / "dialog" / "EmoEvaluation"):
-            lines = sorted(EVALUATION.findall(_read(file, report)), key=lambda line: float(line[0]))
-            for position, (_, _, utterance, code) in enumerate(lines):
-                parts = UTTERANCE.match(utterance)
-                if parts is None:
-                    raise DataError(
-                        f"{file}: utterance '{shown(utterance)}' is not named like "
-                        "Ses01F_impro01_F000"
-                    )
-                found[parts[1]] += 1
-                label = chosen.source.get(code)
-                if label is None:
-                    dropped[code].append(utterance)
-                    continue
-                dialogue = file.stem
-                wav = session / "sentences" / "wav" / dialogue / f"{utterance}.wav"
-                rows.append(
-                    Utterance(
-                        id=utterance,
-                        audio=os.path.relpath(wav, root),
-                        text=texts.get(utterance) or None,
-                        label=label,
-                        speaker=parts[1] + parts[2],
-                        dialogue=dialogue,
-                        session=parts[1],
-                        position=position,
-                        tags=("improvised" if "impro" in dialogue else "scripted",),
-                    )
+    for session in _sessions(root, info, findings):
+        texts = _transcripts(session, findings)
+        for line in _evaluations(session, findings):
+            found[line.session] += 1
+            label = chosen.source.get(line.code)
+            if label is None:
+                dropped[line.code].append(line.utterance)
+                continue
+            wav = session / "sentences" / "wav" / line.dialogue / f"{line.utterance}.wav"
+            rows.append(
+                Utterance(
+                    id=line.utterance,
+                    audio=os.path.relpath(wav, root),
+                    text=texts.get(line.utterance) or None,
+                    label=label,
+                    speaker=line.session + line.gender,
+                    dialogue=line.dialogue,
+                    session=line.session,
+                    position=line.position,
+                    tags=(_kind(line.dialogue),),
                 )
-    by_number = sorted(dropped.items(), key=lambda item: -len(item[1]))
-    report.dropped = {
-        f"label {code}, not in the set '{chosen.name}'": names for code, names in by_number
-    }
-    _check_sessions(rows, found, chosen, info, report)
-    _check_texts(rows, report)
+            )
+    for code in sorted(dropped, key=lambda name: -len(dropped[name])):
+        findings.dropped[f"label {code}, not in the set '{chosen.name}'"] = dropped[code]
+    _check_sessions(rows, found, chosen, info, findings)
+    _check_texts(rows, findings)
     return Manifest(
         "iemocap",
         chosen.task,
         chosen.labels,
-        tuple(look(rows, root, info, report)),
+        tuple(look(rows, root, info, findings)),
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
 
 
-def _sessions(root: Path, info: CorpusInfo, report: Report) -> list[Path]:
+class Evaluation(NamedTuple):
+    """A line of EmoEvaluation: the utterance, its place in the dialogue, its label as a code."""
+
+    utterance: str
+    session: str
+    gender: str
+    dialogue: str
+    position: int
+    code: str
+
+
+def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
+    """The labelled utterances of a session, dialogue by dialogue in order of time."""
+    for file in _files(session / "dialog" / "EmoEvaluation"):
+        lines = EVALUATION.findall(_read(file, findings))
+        lines.sort(key=lambda line: float(line[0]))
+        for position, (_, _, utterance, code) in enumerate(lines):
+            parts = UTTERANCE.match(utterance)
+            if parts is None:
+                raise DataError(
+                    f"{file}: utterance '{shown(utterance)}' is not named like Ses01F_impro01_F000"
+                )
+            yield Evaluation(utterance, parts[1], parts[2], file.stem, position, code)
+
+
+def _kind(dialogue: str) -> str:
+    return "improvised" if "impro" in dialogue else "scripted"
+
+
+def _sessions(root: Path, info: CorpusInfo, findings: Findings) -> list[Path]:
     """The session folders, in the root or one folder below it."""
-    for base in (
-        root,
-        *sorted(path for path in root.iterdir() if path.is_dir() and not hidden(path.name)),
-    ):
-        found = [
-            base / name for name in SESSIONS if (base / name / "dialog" / "EmoEvaluation").is_dir()
-        ]
+    below = [path for path in root.iterdir() if path.is_dir() and not hidden(path.name)]
+    for base in (root, *sorted(below)):
+        found = [name for name in SESSIONS if (base / name / "dialog" / "EmoEvaluation").is_dir()]
+        absent = [name for name in SESSIONS if name not in found]
+        if found and absent:
+            findings.warnings.append(f"{', '.join(absent)} not found in {base}")
         if found:
-            if absent := sorted(set(SESSIONS) - {path.name for path in found}):
-                report.warnings.append(f"{', '.join(absent)} not found in {base}")
-            return found
+            return [base / name for name in found]
     hint = elsewhere(root, ["EmoEvaluation", *SESSIONS])
     where = f"{shown(root.absolute(), 100)} or one folder below"
     raise DataError(
@@ -108,37 +128,36 @@ def _sessions(root: Path, info: CorpusInfo, report: Report) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     """The dialogues' files: not the raters' folders beside them, nor macOS's `._` twins."""
-    return sorted(
-        path for path in folder.glob("Ses*.txt") if path.is_file() and not hidden(path.name)
-    )
+    files = (path for path in folder.glob("Ses*.txt") if path.is_file())
+    return sorted(path for path in files if not hidden(path.name))
 
 
-def _read(path: Path, report: Report) -> str:
+def _read(path: Path, findings: Findings) -> str:
     if (size := path.stat().st_size) > TABLE_BYTES:
         raise DataError(f"{path}: {size:,} bytes, more than {TABLE_BYTES:,}")
     text = path.read_bytes().decode("utf-8", errors="replace").removeprefix("\ufeff")
     if "\ufffd" in text:
-        report.warnings.append(f"{path.name}: {text.count(chr(0xFFFD))} bytes are not UTF-8")
+        findings.warnings.append(f"{path.name}: {text.count(chr(0xFFFD))} bytes are not UTF-8")
     return text
 
 
-def _transcripts(session: Path, report: Report) -> dict[str, str]:
+def _transcripts(session: Path, findings: Findings) -> dict[str, str]:
     """Utterance -> text.
 
     The `XX` lines have neither wav nor label, so no evaluation line asks for them.
     """
     texts: dict[str, str] = {}
     for file in _files(session / "dialog" / "transcriptions"):
-        for utterance, text in TRANSCRIPT.findall(_read(file, report)):
+        for utterance, text in TRANSCRIPT.findall(_read(file, findings)):
             if texts.setdefault(utterance, text) != text and UTTERANCE.match(utterance):
-                report.warnings.append(
+                findings.warnings.append(
                     f"{file.name}: two different lines for {utterance}; the first is used"
                 )
     return texts
 
 
 def _check_sessions(
-    rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, report: Report
+    rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, findings: Findings
 ) -> None:
     kept = Counter(u.session for u in rows)
     for what, counts, expected in (
@@ -147,26 +166,33 @@ def _check_sessions(
     ):
         for session, n in expected.items():
             if counts[session] != n:
-                report.warnings.append(
+                findings.warnings.append(
                     f"{session}: {counts[session]:,} utterances {what}, {n:,} expected"
                 )
 
 
-def _check_texts(rows: list[Utterance], report: Report) -> None:
+def _is_noise(text: str | None) -> bool:
+    return text is not None and not NOISE.sub("", text).strip()
+
+
+def _check_texts(rows: list[Utterance], findings: Findings) -> None:
     """Overlap of each session's transcripts with the other four, scripted and improvised apart:
     scripts are spoken in several sessions.
     """
-    if silent := [u.id for u in rows if u.text is None]:
-        report.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
-    if noise := [u.id for u in rows if u.text is not None and not NOISE.sub("", u.text).strip()]:
+    silent = [u.id for u in rows if u.text is None]
+    if silent:
+        findings.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
+    noise = [u.id for u in rows if _is_noise(u.text)]
+    if noise:
         what = "transcripts are nothing but noise marks such as [LAUGHTER]; they are kept as text"
-        report.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
-    for session in sorted({u.session for u in rows}):
+        findings.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
+    sessions = {u.session for u in rows}
+    for session in sorted(filter(None, sessions)):
         others = [u.text for u in rows if u.session != session]
         for kind in ("scripted", "improvised"):
-            part = [u for u in rows if u.session == session and kind in u.tags]
-            texts, long = shared_texts(others, [u.text for u in part])
-            report.overlaps[f"other sessions/{kind} {session}"] = {
+            part = [u.text for u in rows if u.session == session and kind in u.tags]
+            texts, long = shared_texts(others, part)
+            findings.overlaps[f"other sessions/{kind} {session}"] = {
                 "texts": texts,
                 "long_texts": long,
                 "speakers": 0,

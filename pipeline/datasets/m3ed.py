@@ -1,4 +1,4 @@
-"""M3ED (Zhao et al. 2022): annotation.json, lists of series, and a wav an utterance
+"""M3ED (Zhao et al. 2022): annotation.json, lists of series, and a wav per utterance
 (`A_series_dialogue_utterance.wav`).
 
 The published lists of series decide the split; counts only warn. The annotation's times
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import (
@@ -18,31 +21,31 @@ from mer.pipeline.datasets.files import (
     folders,
     look,
     media_files,
-    read_text,
     require_root,
 )
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import name_cell, strip, text_cell
 from mer.pipeline.runtime.columnar import reason
 from mer.pipeline.runtime.terminal import shown
 
-# the download's name, and what other code calls it
+# The download's name, and what other code calls it.
 AUDIO = ("modality_speech", "audio", "speech", "wav")
 SPLITS = {"train": "train", "val": "dev", "test": "test"}
 DEPTH = 2
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
+    """The manifest of M3ED under `root`; `labels` is emotion (the default) or multi."""
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("m3ed", expected=chosen.expected)
+    findings = Findings("m3ed", expected=chosen.expected)
     below = list(folders(root, DEPTH))
-    file = next(
-        (folder / "annotation.json" for folder in below if (folder / "annotation.json").is_file()),
-        None,
-    )
+    file = _first(below, "annotation.json")
     if file is None:
         hint = elsewhere(root, ["annotation.json"])
         where = f"{DEPTH} levels of {shown(root.absolute(), 100)}"
@@ -50,56 +53,39 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             f"m3ed: no annotation.json within {where}{hint or f'; to get it: {info.obtain}'}"
         )
     split_of = _splits(below, root, info)
-    folder, wavs = _wavs(below, root, report)
-    rows, used = [], set()
+    folder, wavs = _wavs(below, root, findings)
+    rows: list[Utterance] = []
+    used: set[str] = set()
     for series, dialogues in _object(read_text(file), file).items():
         series = strip(series)
         for dialogue, content in dialogues.items():
-            try:
+            with _reading(file, dialogue):
                 if series not in split_of:
-                    report.dropped[f"series {series}, in none of the lists"] += list(
-                        content["Dialog"]
-                    )
+                    names = list(content["Dialog"])
+                    findings.dropped[f"series {series}, in none of the lists"] += names
                     continue
-                lines = sorted(
-                    content["Dialog"].items(), key=lambda item: int(item[0].rsplit("_", 1)[1])
-                )
-                for position, (utterance, line) in enumerate(lines):
-                    for value in (series, dialogue, utterance):
-                        text_cell(value)
-                    name = f"{line['Speaker']}_{utterance}"
-                    used.add(name)
-                    label, targets = _label(line["EmoAnnotation"], chosen)
-                    person = _name(content["SpeakerInfo"][line["Speaker"]]["Name"])
-                    wav = os.path.relpath(wavs.get(name, folder / f"{name}.wav"), root)
+                for line in _lines(series, dialogue, content):
+                    used.add(line.wav)
+                    wav = wavs.get(line.wav, folder / f"{line.wav}.wav")
+                    label, targets = _label(line.emotions, chosen)
                     rows.append(
                         Utterance(
-                            id=utterance,
-                            audio=wav,
-                            text=name_cell(line["Text"]),
+                            id=line.utterance,
+                            audio=os.path.relpath(wav, root),
+                            text=name_cell(line.text),
                             split=split_of[series],
                             label=label,
                             targets=targets,
-                            speaker=f"{series}/{person}",
+                            speaker=f"{series}/{line.person}",
                             dialogue=dialogue,
                             session=series,
-                            position=position,
+                            position=line.position,
                         )
                     )
-            except DataError as error:
-                raise DataError(
-                    f"{file}: {shown(dialogue)}: a cell {error}; mend it, or download the file "
-                    "again"
-                ) from None
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-                raise DataError(
-                    f"{file}: {shown(dialogue)} is not as published ({type(error).__name__}: "
-                    f"{shown(error)})"
-                ) from None
-    report.orphans = [
+    findings.orphans = [
         os.path.relpath(path, root) for name, path in wavs.items() if name not in used
     ]
-    rows = look(rows, root, info, report)
+    rows = look(rows, root, info, findings)
     return Manifest(
         "m3ed",
         chosen.task,
@@ -108,7 +94,56 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
+
+
+class Line(NamedTuple):
+    """One utterance of a dialogue, as annotation.json has it."""
+
+    utterance: str
+    wav: str  # stem of its file
+    person: str
+    text: object
+    emotions: dict
+    position: int
+
+
+def _lines(series: str, dialogue: str, content: dict) -> Iterator[Line]:
+    """The utterances of a dialogue by their last number, which "10" comes behind "9" in."""
+    spoken = sorted(content["Dialog"].items(), key=lambda item: int(item[0].rsplit("_", 1)[1]))
+    for position, (utterance, line) in enumerate(spoken):
+        for value in (series, dialogue, utterance):
+            text_cell(value)
+        speaker = line["Speaker"]
+        yield Line(
+            utterance=utterance,
+            wav=f"{speaker}_{utterance}",
+            person=_name(content["SpeakerInfo"][speaker]["Name"]),
+            text=line["Text"],
+            emotions=line["EmoAnnotation"],
+            position=position,
+        )
+
+
+@contextmanager
+def _reading(file: Path, dialogue: str) -> Iterator[None]:
+    """Whatever is not as published in the block becomes one DataError that names the dialogue."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            f"{file}: {shown(dialogue)}: a cell {error}; mend it, or download the file again"
+        ) from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"{file}: {shown(dialogue)} is not as published ({type(error).__name__}: "
+            f"{shown(error)})"
+        ) from None
+
+
+def _first(below: list[Path], name: str) -> Path | None:
+    """The shallowest file of that name."""
+    return next((folder / name for folder in below if (folder / name).is_file()), None)
 
 
 def _object(text: str, file: Path) -> dict:
@@ -116,7 +151,7 @@ def _object(text: str, file: Path) -> dict:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
         raise DataError(f"{file}: not JSON ({reason(error)})") from None
-    if not isinstance(value, dict) or not all(isinstance(d, dict) for d in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(part, dict) for part in value.values()):
         raise DataError(f"{file}: expected an object of series")
     return value
 
@@ -125,14 +160,7 @@ def _splits(below: list[Path], root: Path, info: CorpusInfo) -> dict[str, str]:
     """series -> split, from the published lists."""
     out: dict[str, str] = {}
     for name, split in SPLITS.items():
-        path = next(
-            (
-                f / f"movie_list_{name}.txt"
-                for f in below
-                if (f / f"movie_list_{name}.txt").is_file()
-            ),
-            None,
-        )
+        path = _first(below, f"movie_list_{name}.txt")
         if path is None:
             raise DataError(
                 f"m3ed: no movie_list_{name}.txt (folder splitInfo) below {root.absolute()}; to "
@@ -144,17 +172,17 @@ def _splits(below: list[Path], root: Path, info: CorpusInfo) -> dict[str, str]:
     return out
 
 
-def _wavs(below: list[Path], root: Path, report: Report) -> tuple[Path, dict[str, Path]]:
+def _wavs(below: list[Path], root: Path, findings: Findings) -> tuple[Path, dict[str, Path]]:
     """(folder, stem -> file) of the utterances' wavs."""
     for name in AUDIO:
         for folder in below:
             if folder.name == name:
                 wavs, ignored = media_files(folder)
                 if ignored:
-                    report.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
+                    findings.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
                 if wavs:
                     return folder, wavs
-    report.warnings.append(f"no folder of wavs ({', '.join(AUDIO)}) found below {root}")
+    findings.warnings.append(f"no folder of wavs ({', '.join(AUDIO)}) found below {root}")
     return root / AUDIO[0], {}
 
 

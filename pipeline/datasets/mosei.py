@@ -9,12 +9,13 @@ transcript: each is counted.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.files import hidden, look, require_root
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.files import look, require_root
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 
@@ -28,18 +29,23 @@ VALUES = 7  # sentiment, happy, sad, anger, surprise, disgust, fear
 SAME_TIME = 0.05  # seconds by which a transcript's times may differ from the label's
 
 
-def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple[Manifest, Report]:
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
+    """The manifest of CMU-MOSEI under `root`; `labels` is sentiment (the default), binary, or
+    emotions.
+    """
     require_root(root, info)
     chosen = info.label_set(labels)
-    report = Report("mosei", expected=chosen.expected)
+    findings = Findings("mosei", expected=chosen.expected)
     below = cmu.below(root)
     file, table = cmu.find(below, *LABELS), cmu.find(below, "label.csv")
-    # label.csv has sentiment only; its clip numbers are those of Raw
+    # label.csv has sentiment only; its clip numbers are those of Raw.
     by_table = table is not None and chosen.task != "multi"
-    if by_table:
+    if table is not None and by_table:
         segments = cmu.read_label_csv(table)
     elif file is not None:
-        segments = _segments(file, below, info, report)
+        segments = _segments(file, below, info, findings)
     elif table is not None:
         raise DataError(
             f"mosei: emotions need {LABELS[0]} below {root.absolute()}; {table.name} has "
@@ -50,12 +56,8 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
             f"mosei: no {LABELS[0]} and no label.csv below {root.absolute()}; to get them: "
             f"{info.obtain}"
         )
-    rows = look(
-        cmu.utterances(segments, cmu.Media(root, below, raw=by_table), chosen, report),
-        root,
-        info,
-        report,
-    )
+    media = cmu.Media(root, below, raw=by_table)
+    rows = look(cmu.utterances(segments, media, chosen, findings), root, info, findings)
     return Manifest(
         "mosei",
         chosen.task,
@@ -64,69 +66,69 @@ def prepare(root: Path, info: CorpusInfo, *, labels: str | None = None) -> tuple
         root,
         info.language,
         {"labels": chosen.name},
-    ), report
+    ), findings
 
 
-def _segments(file: Path, below: list[Path], info: CorpusInfo, report: Report) -> list[Segment]:
-    """One a labelled interval; its number is the transcript's, or its place where the transcript
+class Spoken(NamedTuple):
+    """A line of a transcript; `start` and `end` in seconds into the video."""
+
+    number: str
+    start: float
+    end: float
+    text: str | None
+
+
+def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Findings) -> list[Segment]:
+    """One per labelled interval; its number is the transcript's, or its place where the transcript
     has none.
     """
-    split_of = cmu.read_folds(below, info, report)
-    lines = _transcripts(below, report)
+    split_of = cmu.read_folds(below, info, findings)
+    lines = _transcripts(below, findings)
     out = []
     for video, (intervals, values) in cmu.read_csd(file, VALUES).items():
+        places = [f"at{i}" for i in range(len(values))]
         if split_of and video not in split_of:
-            report.dropped["segments of videos in no standard fold"] += [
-                f"{video}_at{i}" for i in range(len(values))
-            ]
+            dropped = findings.dropped["segments of videos in no standard fold"]
+            dropped += [f"{video}_{place}" for place in places]
             continue
-        spoken = lines.get(video, [])
-        taken: set[str] = set()
-        for i, ((start, end), value) in enumerate(
-            zip(intervals.tolist(), values.tolist(), strict=True)
+        split = split_of.get(video, "")
+        left = list(lines.get(video, []))
+        for place, (start, end), value in zip(
+            places, intervals.tolist(), values.tolist(), strict=True
         ):
-            near = (
-                line
-                for line in spoken
-                if max(abs(line[1] - start), abs(line[2] - end)) <= SAME_TIME
-                and line[0] not in taken
-            )
-            number, _, _, text = next(near, (f"at{i}", start, end, None))
-            taken.add(number)
-            out.append(
-                Segment(video, number, tuple(value), split_of.get(video, ""), text, start, end)
-            )
+            line = _spoken_at(left, start, end) or Spoken(place, start, end, None)
+            left = [other for other in left if other.number != line.number]
+            out.append(Segment(video, line.number, tuple(value), split, line.text, start, end))
     return out
 
 
-def _transcripts(
-    below: list[Path], report: Report
-) -> dict[str, list[tuple[str, float, float, str | None]]]:
-    """video -> (number, start, end, text), from lines `video___number___start___end___text`; the
-    text may hold `___` itself.
-    """
-    folder = cmu.find(below, "Transcript/Segmented/Combined")
-    out: dict[str, list[tuple[str, float, float, str | None]]] = {}
+def _spoken_at(lines: list[Spoken], start: float, end: float) -> Spoken | None:
+    """The line of those times, but for a hair's breadth."""
+    for line in lines:
+        if max(abs(line.start - start), abs(line.end - end)) <= SAME_TIME:
+            return line
+    return None
+
+
+def _transcripts(below: list[Path], findings: Findings) -> dict[str, list[Spoken]]:
+    """video -> lines `video___number___start___end___text`; the text may hold `___` itself."""
+    out: dict[str, list[Spoken]] = {}
     odd = 0
-    for file in sorted(folder.glob("*.txt")) if folder is not None else ():
-        if hidden(file.name) or not file.is_file():
-            continue
+    for file in cmu.transcripts(below, "Transcript/Segmented/Combined", "*.txt"):
         text = file.read_bytes().decode("utf-8", errors="replace")
         if "\ufffd" in text:
-            report.repairs[
-                "transcripts with bytes that are not UTF-8, each replaced by U+FFFD"
-            ].append(file.name)
+            what = "transcripts with bytes that are not UTF-8, each replaced by U+FFFD"
+            findings.repairs[what].append(file.name)
         for line in filter(str.strip, text.split("\n")):
-            parts = line.strip().split("___", 4)
             try:
-                _, number, start, end, words = parts
-                out.setdefault(file.stem, []).append(
-                    (number.strip(), float(start), float(end), words.strip() or None)
-                )
+                _, number, start, end, words = line.strip().split("___", 4)
+                spoken = Spoken(number.strip(), float(start), float(end), words.strip() or None)
             except ValueError:
                 odd += 1
+                continue
+            out.setdefault(file.stem, []).append(spoken)
     if odd:
-        report.warnings.append(
+        findings.warnings.append(
             f"{odd:,} transcript lines are not video___number___start___end___text; they were "
             "skipped"
         )

@@ -8,10 +8,11 @@ over neutral. Labels are balanced. Hence, with perfect ears, voice alone or word
 (two thirds agree; of the rest each modality names the label half the time), and both together 100
 %.
 
-Voice: pulses at the glottal rate excite the resonances of a vowel a syllable; the emotion moves
+Voice: pulses at the glottal rate excite the resonances of one vowel per syllable; the emotion moves
 level and range of F0, its contour, the spectral tilt, breathiness, energy, rate and roughness
 (`VOICES`). Speakers differ in F0, vocal tract length, tilt and rate, and no speaker or dialogue is
-in two splits. Words: templates filled from a lexicon an emotion (`LEXICON`) between neutral filler.
+in two splits. Words: templates filled from a lexicon per emotion (`LEXICON`) between neutral
+filler.
 
 Everything follows from (VERSION, size, seed); a change in this file that moves one sample must
 raise VERSION.
@@ -28,7 +29,7 @@ import numpy as np
 import soundfile
 
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.files import publishing, sweep
@@ -39,9 +40,13 @@ EMOTIONS = ("neutral", "joy", "anger", "sadness")
 DOMINANCE = ("anger", "sadness", "joy", "neutral")  # the stronger one first
 SPLITS = {"train": 0.6, "dev": 0.2, "test": 0.2}  # share of the dialogues
 SPEAKERS = {"train": 12, "dev": 4, "test": 4}
-TURNS = 10  # utterances a dialogue, about
+TURNS = 10  # utterances per dialogue, about
 MINIMUM = 12
 SECONDS = (0.4, 6.0)
+LETTERS_PER_SYLLABLE = 4.5
+
+# (tract, FFT size) -> frequency response of each vowel, (vowels, FFT size // 2 + 1) complex.
+Resonances = dict[tuple[float, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Voice:
     tilt: float
     breath: float  # noise against pulses
     energy: float  # dB re full scale
-    rate: float  # syllables a second
+    rate: float  # syllables per second
     rough: float  # irregularity of the pulses (jitter and shimmer), share of a period
     tract: float  # factor on the formants: a smile shortens the tract
 
@@ -157,7 +162,7 @@ FILLERS = ("you know", "i mean", "listen", "to be honest", "look", "by the way")
 
 def prepare(
     root: Path, info: CorpusInfo, *, labels: str | None = None, size: int = 600, seed: int = 0
-) -> tuple[Manifest, Report]:
+) -> tuple[Manifest, Findings]:
     """Write what is missing of the corpus of this size and seed under `root`, in a folder of its
     own, and return its manifest.
     """
@@ -177,18 +182,20 @@ def prepare(
             f"{root}: cannot write the synthetic corpus here ({error.strerror}); name another "
             "folder with --root"
         ) from None
-    speakers, cache = _speakers(seed), {}
+    speakers = _speakers(seed)
+    resonances: Resonances = {}
+    rows = []
     for i, line in enumerate(lines):
+        speaker, emotion = line.speaker or "", line.label or ""  # every line has both
         path = root / folder / f"{line.id}.wav"
         if not path.exists():
-            _write(path, render(line, speakers[line.speaker], seed, i, cache))
-    rows = tuple(
-        replace(u, audio=f"{folder}/{u.id}.wav", label=chosen.source[u.label]) for u in lines
-    )
+            _write(path, render(line, speakers[speaker], seed, i, resonances))
+        rows.append(replace(line, audio=f"{folder}/{path.name}", label=chosen.source[emotion]))
     source = {"generator": VERSION, "size": size, "seed": seed, "labels": chosen.name}
-    return Manifest(
-        "synthetic", chosen.task, chosen.labels, rows, root, info.language, source
-    ), Report("synthetic")
+    manifest = Manifest(
+        "synthetic", chosen.task, chosen.labels, tuple(rows), root, info.language, source
+    )
+    return manifest, Findings("synthetic")
 
 
 # --- who says what
@@ -205,7 +212,9 @@ def plan(size: int, seed: int) -> list[Utterance]:
     )
     rng.shuffle(splits)
     decks = {split: _emotions(int(lengths[splits == split].sum()), rng) for split in SPLITS}
-    by_split = {split: [s for s in _speakers(seed) if s.startswith(split)] for split in SPLITS}
+    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name in _speakers(seed):
+        by_split[name.rstrip("0123456789")].append(name)
     used: set[str] = set()
     out = []
     for d, (split, turns) in enumerate(zip(splits, lengths, strict=True)):
@@ -213,11 +222,9 @@ def plan(size: int, seed: int) -> list[Utterance]:
         for t in range(turns):
             voice, words = decks[split].pop()
             label = min(voice, words, key=DOMINANCE.index)
-            tags = (
-                f"voice={voice}",
-                f"words={words}",
-                *(("inconsistent",) if voice != words else ()),
-            )
+            tags = [f"voice={voice}", f"words={words}"]
+            if voice != words:
+                tags.append("inconsistent")
             out.append(
                 Utterance(
                     id=f"dia{d:04d}_utt{t:02d}",
@@ -227,7 +234,7 @@ def plan(size: int, seed: int) -> list[Utterance]:
                     speaker=str(pair[t % 2]),
                     dialogue=f"dia{d:04d}",
                     position=t,
-                    tags=tags,
+                    tags=tuple(tags),
                 )
             )
     return out
@@ -238,14 +245,16 @@ def _emotions(n: int, rng: np.random.Generator) -> list[tuple[str, str]]:
     and the labels are balanced.
     """
     different = list(permutations(EMOTIONS, 2))
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     while len(pairs) < round(n / 3):
         rng.shuffle(different)
-        pairs += [tuple(p) for p in different]
+        pairs += [(voice, words) for voice, words in different]
     pairs = pairs[: round(n / 3)]
-    counts = {e: sum(min(p, key=DOMINANCE.index) == e for p in pairs) for e in EMOTIONS}
+    counts = dict.fromkeys(EMOTIONS, 0)
+    for pair in pairs:
+        counts[min(pair, key=DOMINANCE.index)] += 1
     while len(pairs) < n:
-        rarest = min(EMOTIONS, key=counts.get)
+        rarest = min(EMOTIONS, key=lambda emotion: counts[emotion])
         pairs.append((rarest, rarest))
         counts[rarest] += 1
     return [pairs[i] for i in rng.permutation(n)]
@@ -258,7 +267,7 @@ def _sentence(emotion: str, rng: np.random.Generator, used: set[str]) -> str:
     """
     for _ in range(20):
         interjections, feelings, clauses = (
-            [str(w) for w in rng.permutation(words)] for words in LEXICON[emotion]
+            list(map(str, rng.permutation(words))) for words in LEXICON[emotion]
         )
         topic, time, filler = rng.choice(TOPICS), rng.choice(TIMES), rng.choice(FILLERS)
         match rng.choice(5, p=[0.06, 0.2, 0.26, 0.26, 0.22]):
@@ -304,7 +313,9 @@ def _speakers(seed: int) -> dict[str, Speaker]:
     return speakers
 
 
-def render(line: Utterance, speaker: Speaker, seed: int, index: int, cache: dict) -> np.ndarray:
+def render(
+    line: Utterance, speaker: Speaker, seed: int, index: int, cache: Resonances
+) -> np.ndarray:
     """The waveform of an utterance, float32 (n,) at 16 kHz.
 
     Only `voice=…` of its tags is heard; of its text, only the length. `cache` keeps the resonances
@@ -312,15 +323,18 @@ def render(line: Utterance, speaker: Speaker, seed: int, index: int, cache: dict
     """
     rng = np.random.default_rng([VERSION, seed, 2, index])
     voice = VOICES[line.tags[0].removeprefix("voice=")]
-    syllables = max(2, round(sum(map(len, line.text.split())) / 4.5))
-    beats = rng.lognormal(0.0, 0.22, syllables) / (voice.rate * speaker.rate)  # seconds a syllable
+    letters = len("".join((line.text or "").split()))
+    syllables = max(2, round(letters / LETTERS_PER_SYLLABLE))
+    beats = rng.lognormal(0.0, 0.22, syllables) / (
+        voice.rate * speaker.rate
+    )  # seconds per syllable
     pause = rng.uniform(0.04, 0.12, 2)
     scale = np.clip(beats.sum(), SECONDS[0] - pause.sum(), SECONDS[1] - pause.sum()) / beats.sum()
     edges = pause[0] + np.concatenate([[0.0], np.cumsum(beats * scale)])
     n = math.ceil((edges[-1] + pause[1]) * RATE)
     t = np.arange(n) / RATE
 
-    # F0: a line from first to last syllable, an accent a syllable
+    # F0: a line from first to last syllable, an accent per syllable
     centres = (edges[1:] + edges[:-1]) / 2
     octaves = (
         np.log2(voice.level)
@@ -361,7 +375,7 @@ def render(line: Utterance, speaker: Speaker, seed: int, index: int, cache: dict
     return np.tanh(wave).astype(np.float32)
 
 
-def _resonances(tract: float, fft: int, cache: dict) -> np.ndarray:
+def _resonances(tract: float, fft: int, cache: Resonances) -> np.ndarray:
     """Frequency response of each vowel, (vowels, fft // 2 + 1): a cascade of two-pole resonators
     with unit gain at 0 Hz (Klatt 1980).
     """
@@ -379,6 +393,6 @@ def _resonances(tract: float, fft: int, cache: dict) -> np.ndarray:
 
 
 def _write(path: Path, wave: np.ndarray) -> None:
-    # not synced: hundreds of them, and the same seed makes them again
+    # Not synced: there are hundreds of them, and the same seed makes them again.
     with publishing(path, durable=False) as temporary:
         soundfile.write(temporary, wave, RATE, format="WAV", subtype="PCM_16")

@@ -9,7 +9,7 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -48,7 +48,7 @@ class TextEncoder:
         self.dim = int(checkpoint.config["hidden_size"])
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model: Any = load_model(checkpoint, self.device)
+        self.model = cast(Any, load_model(checkpoint, self.device))
         self._tokenizer = _tokenizer(checkpoint)
         self.limit = self._limit()
 

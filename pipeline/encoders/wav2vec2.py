@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class AudioEncoder:
         self.layers = parse_layer(layer, self.geometry.layers)
         # the family's processor defaults to True
         self.normalised = bool(checkpoint.processor.get("do_normalize", True))
-        self.model: Any = load_model(checkpoint, self.device)
+        self.model = cast(Any, load_model(checkpoint, self.device))
         self._state = PerBatch()
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):

@@ -78,7 +78,7 @@ class Trial:
         """What was found, for the user; `unit` is what a budget of the modality is told in."""
         tried = ", ".join(f"{budget:g}: {_rate(rate)}" for budget, rate in self.rates.items())
         return (
-            f"{modality}: {self.budget:g} {unit} a batch ({unit} computed a second by budget: "
+            f"{modality}: {self.budget:g} {unit} per batch ({unit} computed per second by budget: "
             f"{tried}; {self.why})"
         )
 

@@ -124,12 +124,14 @@ def keys(
     plain = hash_files(manifest, chosen, memory, cold)
     digests = plain | _read_otherwise(plain, manifest, chosen, options, memory)
     wanted = {one.name: one.modality for one in chosen}
-    contents = tuple(content_key(u, wanted, digests) for u in manifest.rows)
+    asked = [wanted.get(name, kind.absent) for name, kind in MODALITIES.items()]
+    contents = tuple(content_key(u, asked, digests) for u in manifest.rows)
     older = {}
-    for row, u in enumerate(manifest.rows):
-        reasons = _reasons(u, wanted, digests)
-        if reasons:
-            older[row] = content_key(u, wanted, plain), reasons[0]
+    if any(digest.otherwise for digest in digests.values()):
+        for row, u in enumerate(manifest.rows):
+            reasons = _reasons(u, wanted, digests)
+            if reasons:
+                older[row] = content_key(u, asked, plain), reasons[0]
     h = hashlib.sha256(recipe_key(recipe).encode())
     for u, content in zip(manifest.rows, contents, strict=True):
         h.update(f"{json.dumps(u.id)} {content}\n".encode())
@@ -172,14 +174,18 @@ def recipe_key(recipe: dict) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
-def content_key(u: Utterance, wanted: Mapping[str, Modality], digests: Mapping[str, Digest]) -> str:
-    """The key of what an utterance's features are made from, given the recipe."""
+def content_key(
+    u: Utterance, asked: Sequence[Modality | tuple[str, ...]], digests: Mapping[str, Digest]
+) -> str:
+    """The key of what an utterance's features are made from, given the recipe.
+
+    `asked` has every registered modality in order, or what stands for one that is not wanted.
+    """
     texts: list[str] = []
-    for name, kind in MODALITIES.items():
-        if name not in wanted:
-            texts += kind.absent
+    for modality in asked:
+        if isinstance(modality, tuple):
+            texts += modality
             continue
-        modality = wanted[name]
         file = modality.file(u)
         texts += modality.content(u, digests[file].key(sound=modality.sound) if file else "")
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:CONTENT_CHARACTERS]
@@ -206,6 +212,8 @@ def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list
         if (was is None) != (now is None):
             there, here = ("yes" if part else "no" for part in (was, now))
             found.append(f"{name} features: {there} there, {here} now")
+        elif was and not isinstance(was, dict):  # a head that somebody made by hand
+            found.append(f"{name} features: of a recipe that is none of mer's there")
         elif was and now:
             found += _differences_within(name, was, now, names.get(name, ("", "")))
     for key in ("dtype", "precision", "extractor"):

@@ -61,6 +61,17 @@ class Inputs:
                 return seconds
         return None
 
+    def total_seconds(self, rows: Sequence[int]) -> float:
+        """How long utterances last together, without a rounding for each of them."""
+        untold, total = set(rows), 0.0
+        for one in self.chosen:
+            lengths = self.lengths[one.name].lengths
+            if one.modality.seconds(1) is not None:
+                told = {row for row in untold if lengths[row]}
+                total += one.modality.seconds(sum(lengths[row] for row in told)) or 0.0
+                untold -= told
+        return total
+
 
 class Copy(NamedTuple):
     """Where a row's features are already: the name of an older shard, and the place in it."""

@@ -186,7 +186,9 @@ def reusable(request: Request, company: Company, found: Found) -> Reusable:
     recorded = {}
     if found.head is not None:
         recorded = {record.path.name: record.sha256 for record in found.head.shards}
-    shards, copies, unsound = {}, {}, []
+    shards: dict[str, str] = {}
+    copies: dict[str, Copy] = {}
+    unsound = []
     folder, recipe_key = request.place.folder, request.keys.recipe_key
     for shard in existing(folder, recipe_key, recorded, sha256_file):
         if isinstance(shard, Unsound):
@@ -314,7 +316,7 @@ def report(settled: Settled, action: str) -> ExtractReport:
         reused,
         [request.failure(row, problem) for row, problem in left_out],
         request.place.failures,
-        sum(inputs.seconds(row) or 0.0 for row in planned),
+        inputs.total_seconds(planned),
         padding=plan.padding(),
         batches=plan.batches(),
         self_test=settled.self_test,

@@ -1,4 +1,6 @@
-"""Doors in: features made elsewhere, as a store.
+"""Features in other tools' formats, so that nobody is locked in: one format per module, its reading
+and its writing side by side (`formats.py` lists them).
 
-(The doors out are pipeline/interchange/export.py.) One kind of file a module.
+In: `read(path, options)` of a format gives a `Foreign`, which `importing.write_store` makes a store
+of. Out: `export.export` gives a `Copy` of a store to `write(copy, out)` of a format.
 """

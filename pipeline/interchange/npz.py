@@ -1,10 +1,11 @@
 """One .npz of parallel arrays: ids, labels, splits, and features (N, D), padded (N, T, D), or end
-to end (sum T, D)."""
+to end (sum of T, D). It is read; nothing is exported as one, for Parquet and npy say more.
+"""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
-from mer.pipeline.interchange.padding import spans
+from mer.pipeline.interchange.columns import account, find_columns, find_features
+from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
+from mer.pipeline.interchange.padding import Spans, spans
+from mer.pipeline.interchange.ragged import NUMBERS
+from mer.pipeline.interchange.rows import interpret
 from mer.pipeline.interchange.source import array_header, reading, require_file
-from mer.pipeline.interchange.write import Foreign, Options
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import (
     IMPORT_MEMBERS,
@@ -26,6 +29,9 @@ from mer.pipeline.runtime.limits import (
 )
 from mer.pipeline.runtime.terminal import shown
 
+TABLE_KINDS = f"{NUMBERS}USO"  # kinds of element that a column of the table may have
+NPY = ".npy"
+
 
 @dataclass(frozen=True)
 class Member:
@@ -34,23 +40,42 @@ class Member:
     shape: tuple[int, ...]
     dtype: np.dtype
     unpacked: int  # bytes
-    packed: int
+    packed: int  # bytes
+
+    def __str__(self) -> str:
+        return f"{self.shape} {shown(self.dtype, 40)}"
 
 
-def read(path: Path, options: Options) -> Foreign:
-    """A modality's true lengths are in NAME_lengths or NAME_offsets; without them every step
-    counts."""
+def read(path: Path, options: ImportOptions) -> Foreign:
+    """Read an npz.
+
+    A modality's true lengths are in NAME_lengths or NAME_offsets; without them every step counts.
+
+    Args:
+        path: The file.
+        options: What the user says of it.
+
+    Returns:
+        Its table and features, held in memory.
+
+    Raises:
+        DataError: It is no npz, is damaged or hostile, or its table or features do not fit.
+    """
     size = require_file(path, "npz", magic=b"PK\x03\x04")
     with reading(path, "npz"):
         with zipfile.ZipFile(path) as archive:
             members = _members(path, archive, size)
-        with np.load(path, allow_pickle=False) as file:
-            return _read(path, options, file, members)
+        with np.load(path, allow_pickle=False) as arrays:
+            return _read(path, options, arrays, members)
+
+
+# --- the archive
 
 
 def _members(path: Path, archive: zipfile.ZipFile, size: int) -> dict[str, Member]:
     """Every array by its header; DataError where the archive's parts lie over each other or are too
-    many."""
+    many.
+    """
     infos = archive.infolist()
     if len(infos) > IMPORT_MEMBERS:
         raise DataError(f"{path}: {len(infos):,} arrays, more than {IMPORT_MEMBERS:,}")
@@ -62,14 +87,15 @@ def _members(path: Path, archive: zipfile.ZipFile, size: int) -> dict[str, Membe
                 "the file is damaged or hostile"
             )
         end = info.header_offset + info.compress_size
-    names = [info.filename.removesuffix(".npy") for info in infos if info.filename.endswith(".npy")]
-    if len(set(names)) != len(names):
-        raise DataError(f"{path}: two arrays of the same name; the file is damaged or hostile")
-    return {
-        i.filename.removesuffix(".npy"): _member(path, archive, i)
-        for i in infos
-        if i.filename.endswith(".npy")
-    }
+    members: dict[str, Member] = {}
+    for info in infos:
+        name = info.filename.removesuffix(NPY)
+        if name == info.filename:
+            continue
+        if name in members:
+            raise DataError(f"{path}: two arrays of the same name; the file is damaged or hostile")
+        members[name] = _member(path, archive, info)
+    return members
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
@@ -90,49 +116,54 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
     return Member(shape, dtype, info.file_size, info.compress_size)
 
 
-def _read(path: Path, options: Options, file, members: dict[str, Member]) -> Foreign:
-    named = set(options.columns.values())
-    names = find_columns(
-        path, [k for k, m in members.items() if len(m.shape) == 1 or k in named], options
-    )
-    for field, name in names.items():
-        if not members[name].shape or members[name].dtype.kind not in "fiubUSO":
-            raise DataError(
-                f"{path}: {field} = {name} is {_said(members[name])}, not text or numbers with a "
-                "value per utterance"
-            )
-    n = members[names["id"]].shape[0]
-    if n > IMPORT_ROWS:
-        raise DataError(f"{path}: {n:,} utterances, more than {IMPORT_ROWS:,}; import it in parts")
-    wide = [k for k, m in members.items() if len(m.shape) in (2, 3) and k not in named]
-    features = find_features(path, wide, options)
-    spans_of = {f"{name}_{what}" for name in wide for what in ("lengths", "offsets")}
-    used = [
-        *names.values(),
-        *features.values(),
-        *(s for s in spans_of if s in members and s.rpartition("_")[0] in features.values()),
-    ]
+def _check_unpacked(
+    path: Path, members: Mapping[str, Member], columns: Iterable[str], used: Iterable[str]
+) -> None:
+    """DataError for what would unpack to far more than the file holds."""
+    table = sum(members[name].unpacked for name in columns)
+    if table > IMPORT_TABLE_BYTES:
+        raise DataError(
+            f"{path}: its columns unpack to {table:,} bytes, more than {IMPORT_TABLE_BYTES:,}"
+        )
+    found = [members[name] for name in used]
+    unpacked = sum(member.unpacked for member in found)
+    packed = sum(member.packed for member in found)
+    if unpacked > UNPACKED_FREE_BYTES and unpacked > UNPACKED_RATIO * max(1, packed):
+        raise DataError(
+            f"{path}: unpacks {packed:,} bytes to {unpacked:,}; more than {UNPACKED_RATIO} times "
+            "as many are refused"
+        )
+
+
+# --- the content
+
+
+def _read(
+    path: Path,
+    options: ImportOptions,
+    arrays: Mapping[str, np.ndarray],
+    members: Mapping[str, Member],
+) -> Foreign:
+    names, features, there = _find(path, options, members)
+    used = [*names.values(), *features.values()]
+    for name in features.values():
+        used += _spans_among(members, name)
     _check_unpacked(path, members, names.values(), used)
-    columns = {field: file[name].tolist() for field, name in names.items()}
+    columns = {field: arrays[name].tolist() for field, name in names.items()}
     found = interpret(path, columns, options)
     ids = [row["id"] for row in found.rows]
-    notes = [
-        account(
-            names,
-            features,
-            found.task,
-            {k: _said(m) for k, m in members.items() if k not in spans_of},
-        )
-    ]
-    data, starts, stops = {}, {}, {}
-    for m, name in features.items():
-        data[m] = file[name]
-        starts[m], stops[m], said = _spans(path, name, data[m], ids, file, members)
-        notes += said
+    notes = [account(names, features, found.task, there)]
+    data: dict[str, np.ndarray] = {}
+    where: dict[str, Spans] = {}
+    for modality, name in features.items():
+        data[modality] = arrays[name]
+        given = {span: arrays[span] for span in _spans_among(members, name)}
+        where[modality] = _spans(path, name, data[modality], ids, given)
+        notes += where[modality].notes
 
-    def frames() -> Iterator[dict[str, np.ndarray]]:
-        for i in range(n):
-            yield {m: _piece(x, starts[m], stops[m], i) for m, x in data.items()}
+    def frames() -> Iterator[Features]:
+        for i in range(len(ids)):
+            yield {modality: _piece(x, where[modality], i) for modality, x in data.items()}
 
     return Foreign(
         path=path,
@@ -142,78 +173,126 @@ def _read(path: Path, options: Options, file, members: dict[str, Member]) -> For
         labels=found.labels,
         language=options.language or "en",
         rows=found.rows,
-        dims={m: x.shape[-1] for m, x in data.items()},
+        dims={modality: x.shape[-1] for modality, x in data.items()},
         frames=frames,
         source={"sha256": sha256_file(path)},
         notes=notes + found.notes,
     )
 
 
-def _said(member: Member) -> str:
-    return f"{member.shape} {shown(member.dtype, 40)}"
+def _find(
+    path: Path, options: ImportOptions, members: Mapping[str, Member]
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """(field -> array, modality -> array, every array but lengths and offsets -> what it is)."""
+    names = _find_table(path, options, members)
+    named = set(options.columns.values())
+    arrays = [name for name, member in members.items() if len(member.shape) in (2, 3)]
+    wide = [name for name in arrays if name not in named]
+    features = find_features(path, wide, options)
+    aside: set[str] = set()
+    for name in wide:
+        aside.update(_spans_among(members, name))
+    there = {name: str(member) for name, member in members.items() if name not in aside}
+    return names, features, there
 
 
-def _check_unpacked(path: Path, members: dict[str, Member], columns, used) -> None:
-    """DataError for what would unpack to far more than the file holds."""
-    table = sum(members[k].unpacked for k in columns)
-    if table > IMPORT_TABLE_BYTES:
+def _find_table(
+    path: Path, options: ImportOptions, members: Mapping[str, Member]
+) -> dict[str, str]:
+    """Field -> array of the table, each of a value per utterance."""
+    named = set(options.columns.values())
+    flat = [name for name, member in members.items() if len(member.shape) == 1 or name in named]
+    names = find_columns(path, flat, options)
+    for field, name in names.items():
+        member = members[name]
+        if not member.shape or member.dtype.kind not in TABLE_KINDS:
+            raise DataError(
+                f"{path}: {field} = {name} is {member}, not text or numbers with a value per "
+                "utterance"
+            )
+    count = members[names["id"]].shape[0]
+    if count > IMPORT_ROWS:
         raise DataError(
-            f"{path}: its columns unpack to {table:,} bytes, more than {IMPORT_TABLE_BYTES:,}"
+            f"{path}: {count:,} utterances, more than {IMPORT_ROWS:,}; import it in parts"
         )
-    unpacked, packed = sum(members[k].unpacked for k in used), sum(members[k].packed for k in used)
-    if unpacked > UNPACKED_FREE_BYTES and unpacked > UNPACKED_RATIO * max(1, packed):
-        raise DataError(
-            f"{path}: unpacks {packed:,} bytes to {unpacked:,}; more than {UNPACKED_RATIO} times "
-            "as many are refused"
-        )
+    return names
+
+
+# --- where an utterance lies in its array
+
+
+def _lengths_name(name: str) -> str:
+    return f"{name}_lengths"
+
+
+def _offsets_name(name: str) -> str:
+    return f"{name}_offsets"
+
+
+def _spans_among(members: Mapping[str, Member], name: str) -> list[str]:
+    """The lengths and offsets of an array that are there."""
+    return [span for span in (_lengths_name(name), _offsets_name(name)) if span in members]
 
 
 def _spans(
-    path: Path, name: str, x: np.ndarray, ids: list[str], file, members: dict[str, Member]
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """((N,) first step, (N,) one past the last, notes) of each utterance in the array of a
-    modality."""
-    n = len(ids)
-    if x.dtype.kind not in "fiub":
+    path: Path, name: str, x: np.ndarray, ids: list[str], given: Mapping[str, np.ndarray]
+) -> Spans:
+    """The steps of each utterance in the array of a modality, by the lengths or offsets given."""
+    if x.dtype.kind not in NUMBERS:
         raise DataError(f"{path}: {name} holds {shown(x.dtype, 40)}, not numbers")
-    given = {
-        what: file[f"{name}_{what}"]
-        for what in ("lengths", "offsets")
-        if f"{name}_{what}" in members
-    }
-    for what, values in given.items():
-        if values.dtype.kind not in "iuf" or (
-            values.dtype.kind == "f"
-            and not (np.isfinite(values).all() and (values == np.floor(values)).all())
-        ):
+    for span, values in given.items():
+        if not _are_whole(values):
             raise DataError(
-                f"{path}: {name}_{what} holds {shown(values.dtype, 40)} that are not whole numbers"
+                f"{path}: {span} holds {shown(values.dtype, 40)} that are not whole numbers"
             )
-    wrong = DataError(f"{path}: {name} {x.shape} and its lengths do not fit {n} utterances")
-    lengths, offsets = given.get("lengths"), given.get("offsets")
-    if x.ndim == 2 and (offsets is not None or (lengths is not None and len(x) != n)):  # end to end
-        if offsets is None:
-            if lengths.shape != (n,) or (lengths < 0).any() or (lengths > len(x)).any():
-                raise wrong
-            offsets = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
-        if offsets.shape != (n + 1,) or (offsets < 0).any() or (offsets > len(x)).any():
-            raise wrong
-        offsets = offsets.astype(np.int64)
-        if offsets[0] != 0 or offsets[-1] != len(x) or (np.diff(offsets) < 0).any():
-            raise wrong
-        return offsets[:-1], offsets[1:], []
-    if len(x) != n or (
-        lengths is not None
-        and (lengths.shape != (n,) or (lengths < 0).any() or (lengths > x.shape[1]).any())
-    ):
-        raise wrong
-    if x.ndim == 2:
-        return np.arange(n), np.arange(n) + 1, []
-    found = spans(
-        path, name, x, ids, None if lengths is None else lengths.astype(np.int64), strip=False
-    )
-    return found.start, found.stop, found.notes
+    lengths, offsets = given.get(_lengths_name(name)), given.get(_offsets_name(name))
+    count = len(ids)
+    if x.ndim == 2 and (offsets is not None or (lengths is not None and len(x) != count)):
+        found = _end_to_end(len(x), count, lengths, offsets)
+        if found is None:
+            raise _misfit(path, name, x, count)
+        return found
+    if len(x) != count or (lengths is not None and not _fit(lengths, count, x.shape[1])):
+        raise _misfit(path, name, x, count)
+    if x.ndim == 2:  # one vector per utterance
+        return Spans(np.arange(count), np.arange(count) + 1)
+    whole = None if lengths is None else lengths.astype(np.int64)
+    return spans(path, name, x, ids, whole, strip=False)
 
 
-def _piece(x: np.ndarray, start: np.ndarray, stop: np.ndarray, i: int) -> np.ndarray:
-    return x[i, start[i] : stop[i]] if x.ndim == 3 else x[start[i] : stop[i]]
+def _misfit(path: Path, name: str, x: np.ndarray, count: int) -> DataError:
+    return DataError(f"{path}: {name} {x.shape} and its lengths do not fit {count} utterances")
+
+
+def _are_whole(values: np.ndarray) -> bool:
+    if values.dtype.kind == "f":
+        return bool(np.isfinite(values).all() and (values == np.floor(values)).all())
+    return values.dtype.kind in "iu"
+
+
+def _fit(values: np.ndarray, count: int, most: int) -> bool:
+    """Whether there are so many numbers, each from 0 to `most`."""
+    return values.shape == (count,) and not ((values < 0).any() or (values > most).any())
+
+
+def _end_to_end(
+    steps: int, count: int, lengths: np.ndarray | None, offsets: np.ndarray | None
+) -> Spans | None:
+    """Where utterances lie that follow one another in an array of so many steps; None when the
+    numbers do not cover it.
+    """
+    if offsets is None:
+        if lengths is None or not _fit(lengths, count, steps):
+            return None
+        offsets = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))])
+    if not _fit(offsets, count + 1, steps):
+        return None
+    offsets = offsets.astype(np.int64)
+    if offsets[0] != 0 or offsets[-1] != steps or (np.diff(offsets) < 0).any():
+        return None
+    return Spans(offsets[:-1], offsets[1:])
+
+
+def _piece(x: np.ndarray, where: Spans, i: int) -> np.ndarray:
+    steps = slice(where.start[i], where.stop[i])
+    return x[i, steps] if x.ndim == 3 else x[steps]

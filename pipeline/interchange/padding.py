@@ -26,8 +26,9 @@ class Spans:
 
 
 def extents(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and one past the last step that is not all zero, of each utterance of (N, T, D); (0, 0)
-    where all are."""
+    """(first, one past the last) step that is not all zero, of each utterance of (N, T, D); (0, 0)
+    where all are.
+    """
     first, last = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
     for i, one in enumerate(x):  # row by row: a copy of one utterance, not of the file
         there = np.flatnonzero((one != 0).any(axis=1))
@@ -39,57 +40,92 @@ def extents(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def spans(
     path: Path, what: str, x: np.ndarray, ids: list[str], lengths: np.ndarray | None, *, strip: bool
 ) -> Spans:
-    """The steps of each utterance in `x` (N, T, D).
+    """The steps of each utterance in a padded array.
 
     Args:
+        path: The file, for messages.
         what: What the user is told this is, e.g. "train: audio".
+        x: (N, T, D) features.
         ids: (N,) for messages.
-        lengths: (N,) as the file gives them, each from 0 to T; None when it gives none.
+        lengths: (N,) steps as the file gives them, each from 0 to T; None when it gives none.
         strip: Without lengths, zeros at the padded end are padding; else every step counts.
+
+    Returns:
+        Where each utterance lies, and notes for the user.
 
     Raises:
         DataError: A length leaves out every step that is not zero, and the array is not padded in
             front either.
     """
-    n, steps = x.shape[:2]
+    steps = x.shape[1]
     first, last = extents(x)
-    known = lengths is not None and bool(
-        (lengths < steps).any()
-    )  # lengths that all say "full" say nothing of padding
-    if known:
-        return _given(path, what, steps, ids, lengths, first, last)
-    leading, trailing = int((first > 0).sum()), int(((last < steps) & (last > 0)).sum())
-    if not strip and lengths is None:
-        out = Spans(np.zeros(n, np.int64), np.full(n, steps, np.int64))
-        if leading or trailing:
-            out.notes.append(
-                f"{what}: {leading} utterances begin and {trailing} end with steps that are all "
-                "zero; kept, for no lengths are given"
-            )
-        return out
-    stop = last if lengths is None else np.full(n, steps, np.int64)
-    if leading and leading >= trailing:
-        zeros = int(first.sum())
-        note = (
-            f"{what}: padded in front in {leading} of {n} utterances; "
-            f"{zeros:,} steps of zeros there were left out"
-        )
-        return Spans(first, stop, [note])
-    out = Spans(np.zeros(n, np.int64), stop)
-    if trailing and lengths is not None:
+    if lengths is None:
+        return _by_zeros(what, steps, first, last) if strip else _whole(what, steps, first, last)
+    if (lengths < steps).any():
+        return _by_lengths(path, what, steps, ids, lengths, first, last)
+    return _full(what, steps, first, last)
+
+
+def _padded_in_front(what: str, first: np.ndarray, stop: np.ndarray) -> Spans:
+    note = (
+        f"{what}: padded in front in {int((first > 0).sum())} of {len(first)} utterances; "
+        f"{int(first.sum()):,} steps of zeros there were left out"
+    )
+    return Spans(first, stop, [note])
+
+
+def _zeros_at_the_ends(steps: int, first: np.ndarray, last: np.ndarray) -> tuple[int, int]:
+    """How many utterances begin and how many end with steps that are all zero."""
+    return int((first > 0).sum()), int(((last < steps) & (last > 0)).sum())
+
+
+def _whole(what: str, steps: int, first: np.ndarray, last: np.ndarray) -> Spans:
+    """Every step, for want of lengths."""
+    out = Spans(np.zeros(len(first), np.int64), np.full(len(first), steps, np.int64))
+    leading, trailing = _zeros_at_the_ends(steps, first, last)
+    if leading or trailing:
         out.notes.append(
-            f"{what}: {trailing} of {n} utterances end with steps that are all zero; kept, as "
-            "their lengths say"
-        )
-    if leading:
-        out.notes.append(
-            f"{what}: {leading} of {n} utterances begin with steps that are all zero; kept, as "
-            "most are padded behind"
+            f"{what}: {leading} utterances begin and {trailing} end with steps that are all "
+            "zero; kept, for no lengths are given"
         )
     return out
 
 
-def _given(
+def _by_zeros(what: str, steps: int, first: np.ndarray, last: np.ndarray) -> Spans:
+    """Without the zeros at the end where most utterances are padded."""
+    leading, trailing = _zeros_at_the_ends(steps, first, last)
+    if leading and leading >= trailing:
+        return _padded_in_front(what, first, last)
+    out = Spans(np.zeros(len(first), np.int64), last)
+    _note_leading(out, what, leading)
+    return out
+
+
+def _full(what: str, steps: int, first: np.ndarray, last: np.ndarray) -> Spans:
+    """Lengths that all say "full" say nothing of padding in front."""
+    stop = np.full(len(first), steps, np.int64)
+    leading, trailing = _zeros_at_the_ends(steps, first, last)
+    if leading and leading >= trailing:
+        return _padded_in_front(what, first, stop)
+    out = Spans(np.zeros(len(first), np.int64), stop)
+    if trailing:
+        out.notes.append(
+            f"{what}: {trailing} of {len(first)} utterances end with steps that are all zero; "
+            "kept, as their lengths say"
+        )
+    _note_leading(out, what, leading)
+    return out
+
+
+def _note_leading(out: Spans, what: str, leading: int) -> None:
+    if leading:
+        out.notes.append(
+            f"{what}: {leading} of {len(out.start)} utterances begin with steps that are all zero; "
+            "kept, as most are padded behind"
+        )
+
+
+def _by_lengths(
     path: Path,
     what: str,
     steps: int,
@@ -98,6 +134,7 @@ def _given(
     first: np.ndarray,
     last: np.ndarray,
 ) -> Spans:
+    """As the lengths say: in front, or behind where the data lie there."""
     behind = last > lengths
     some = lengths > 0  # 0 says that there is nothing, whatever lies there
     front = behind & some & (first >= steps - lengths)

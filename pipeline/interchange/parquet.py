@@ -1,10 +1,10 @@
-"""One Parquet file: a row an utterance, features in list columns: of D numbers, or of T lists of D
-numbers."""
+"""One Parquet file: a row per utterance, features in list columns: of D numbers, or of T lists of D
+numbers. Read and written.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.columns import account, find_columns, find_features, interpret
-from mer.pipeline.interchange.source import exported_header, reading, require_file
-from mer.pipeline.interchange.write import Foreign, Options
+from mer.pipeline.interchange.columns import account, find_columns, find_features
+from mer.pipeline.interchange.copying import Copy, new_file
+from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
+from mer.pipeline.interchange.rows import interpret
+from mer.pipeline.interchange.source import header_among, reading, require_file
+from mer.pipeline.runtime.columnar import LISTS
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import (
     IMPORT_MEMBERS,
@@ -25,49 +28,53 @@ from mer.pipeline.runtime.limits import (
     UNPACKED_RATIO,
 )
 from mer.pipeline.runtime.terminal import shown
-from mer.pipeline.store import Header
 
-BATCH = 256  # rows unpacked at a time, at most
+HEADER_KEY = b"mer"  # of the metadata, where an export of ours has its header
+BATCH_ROWS = 256  # unpacked at a time, at most
 NUMBER_BYTES = 8  # of a number unpacked, with what lists and nulls take beside it
 
 
-def read(path: Path, options: Options) -> Foreign:
+# --- reading
+
+
+def read(path: Path, options: ImportOptions) -> Foreign:
+    """Read a Parquet file.
+
+    Args:
+        path: The file.
+        options: What the user says of it.
+
+    Returns:
+        Its table, and its features as they are unpacked in batches.
+
+    Raises:
+        DataError: It is no such file, is damaged or hostile, or its table or features do not fit.
+    """
     size = require_file(path, "Parquet file", magic=b"PAR1")
     with reading(path, "Parquet file"):
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         _check_counts(path, file, schema)
-        wide = [
-            f.name
-            for f in schema
-            if _numeric_list(f.type) and f.name not in ("targets", *options.columns.values())
-        ]
-        names = find_columns(path, [f.name for f in schema if f.name not in wide], options)
-        header = _header(schema)
+        wide = _wide_columns(schema, options)
+        names = find_columns(path, [name for name in schema.names if name not in wide], options)
+        header = header_among((schema.metadata or {}).get(HEADER_KEY))
         features = find_features(path, wide, options, header)
-        twice = [
-            name
-            for name, count in Counter(schema.names).items()
-            if count > 1 and name in {*names.values(), *features.values()}
-        ]
-        if twice:
-            raise DataError(
-                f"{path}: column '{shown(twice[0], 40)}' is there twice; name the columns "
-                "differently"
-            )
+        for name in (*names.values(), *features.values()):
+            if schema.names.count(name) > 1:
+                raise DataError(
+                    f"{path}: column '{shown(name, 40)}' is there twice; name the columns "
+                    "differently"
+                )
         batch = _batch_rows(path, file, features.values(), size)
         columns = _columns(path, file, names)
-        dims = {m: _dim(path, file, name, batch) for m, name in features.items()}
+        dims = {modality: _dim(path, file, name, batch) for modality, name in features.items()}
 
-    def frames() -> Iterator[dict[str, np.ndarray | None]]:
+    def frames() -> Iterator[Features]:
         with reading(path, "Parquet file"):
-            for part in file.iter_batches(batch, columns=list(dict.fromkeys(features.values()))):
-                taken = {m: part.column(name) for m, name in features.items()}
-                for i in range(len(part)):
-                    yield {m: _piece(path, m, column[i], dims[m]) for m, column in taken.items()}
+            yield from _frames(path, file, features, dims, batch)
 
     found = interpret(path, columns, options, header)
-    there = {f.name: f"({f.type})" for f in schema}
+    there = {column.name: f"({column.type})" for column in schema}
     return Foreign(
         path=path,
         kind="parquet",
@@ -82,6 +89,13 @@ def read(path: Path, options: Options) -> Foreign:
         source={"sha256": sha256_file(path)},
         notes=[account(names, features, found.task, there), *found.notes],
     )
+
+
+def _wide_columns(schema: pa.Schema, options: ImportOptions) -> list[str]:
+    """The columns that may be features: lists of numbers that nobody has named as a field."""
+    tabular = {"targets", *options.columns.values()}
+    numeric = [column.name for column in schema if _is_numeric_list(column.type)]
+    return [name for name in numeric if name not in tabular]
 
 
 def _check_counts(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
@@ -103,12 +117,13 @@ def _batch_rows(path: Path, file: pq.ParquetFile, names: Iterable[str], size: in
     Run-length coding has no bound of its own: a few bytes may say "the same number fifty million
     times".
     """
-    metadata, wanted, numbers = file.metadata, set(names), 0
-    for group in range(metadata.num_row_groups):
-        here = metadata.row_group(group)
+    beginnings = tuple(f"{name}." for name in set(names))
+    numbers = 0
+    for group in range(file.metadata.num_row_groups):
+        here = file.metadata.row_group(group)
         for column in range(here.num_columns):
             chunk = here.column(column)
-            if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in wanted):
+            if f"{chunk.path_in_schema}.".startswith(beginnings):
                 numbers += chunk.num_values
     unpacked = numbers * NUMBER_BYTES
     if unpacked > UNPACKED_FREE_BYTES and unpacked > UNPACKED_RATIO * size:
@@ -116,17 +131,18 @@ def _batch_rows(path: Path, file: pq.ParquetFile, names: Iterable[str], size: in
             f"{path}: {size:,} bytes that hold {numbers:,} numbers; more than {UNPACKED_RATIO} "
             "times the bytes are refused"
         )
-    row = max(1, unpacked // max(1, metadata.num_rows))
-    return int(min(BATCH, max(1, PARQUET_BATCH_BYTES // row)))
+    row = max(1, unpacked // max(1, file.metadata.num_rows))
+    return int(min(BATCH_ROWS, max(1, PARQUET_BATCH_BYTES // row)))
 
 
-def _columns(path: Path, file: pq.ParquetFile, names: dict[str, str]) -> dict[str, list]:
+def _columns(path: Path, file: pq.ParquetFile, names: Mapping[str, str]) -> dict[str, list]:
     """The columns that are no features, as Python values, by field; in batches, for dictionaries
-    unpack without a bound."""
+    unpack without a bound.
+    """
     wanted = list(dict.fromkeys(names.values()))
     values: dict[str, list] = {name: [] for name in wanted}
     held = 0
-    for part in file.iter_batches(BATCH, columns=wanted):
+    for part in file.iter_batches(BATCH_ROWS, columns=wanted):
         part.validate(full=True)  # Parquet does not check that text is UTF-8
         held += part.nbytes
         if held > IMPORT_TABLE_BYTES:
@@ -139,54 +155,132 @@ def _columns(path: Path, file: pq.ParquetFile, names: dict[str, str]) -> dict[st
     return {field: values[name] for field, name in names.items()}
 
 
-def _header(schema: pa.Schema) -> Header | None:
-    """That of the store which was exported; None for any other file, also one with `mer` metadata
-    of another kind (a manifest)."""
-    raw = (schema.metadata or {}).get(b"mer")
-    try:
-        return exported_header(raw) if raw else None
-    except ValueError:
-        return None
+def _is_list(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in LISTS)
 
 
-def _list(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
-def _numeric_list(kind: pa.DataType) -> bool:
-    inner = kind.value_type if _list(kind) else None
-    inner = inner.value_type if inner is not None and _list(inner) else inner
-    return inner is not None and (pa.types.is_floating(inner) or pa.types.is_integer(inner))
+def _is_numeric_list(kind: pa.DataType) -> bool:
+    """Whether a type is a list of numbers, or a list of lists of numbers."""
+    if not _is_list(kind):
+        return False
+    inner = kind.value_type
+    if _is_list(inner):
+        inner = inner.value_type
+    return pa.types.is_floating(inner) or pa.types.is_integer(inner)
 
 
 def _dim(path: Path, file: pq.ParquetFile, name: str, batch: int) -> int:
-    """Width of the first features that are there."""
+    """Numbers per step, by the first features that are there."""
     for part in file.iter_batches(batch, columns=[name]):
         for value in part.column(name):
-            x = value.values if value.is_valid else None
-            if x is None or not len(x):
-                continue
-            if not _list(x.type):
-                return len(x)
-            step = next((s for s in x if s.is_valid and len(s.values)), None)
-            if step is not None:
-                return len(step.values)
+            width = _first_width(value)
+            if width:
+                return width
     raise DataError(f"{path}: {name} is empty in every row")
+
+
+def _first_width(value: pa.ListScalar) -> int:
+    """Numbers in the first step of an utterance that has any; 0 where none has."""
+    steps = value.values if value.is_valid else None
+    if steps is None or not len(steps):
+        return 0
+    if not _is_list(steps.type):
+        return len(steps)
+    return next((len(step.values) for step in steps if step.is_valid and len(step.values)), 0)
+
+
+def _frames(
+    path: Path,
+    file: pq.ParquetFile,
+    features: Mapping[str, str],
+    dims: Mapping[str, int],
+    batch: int,
+) -> Iterator[Features]:
+    names = list(dict.fromkeys(features.values()))
+    for part in file.iter_batches(batch, columns=names):
+        taken = {modality: part.column(name) for modality, name in features.items()}
+        for i in range(len(part)):
+            yield {
+                modality: _piece(path, modality, column[i], dims[modality])
+                for modality, column in taken.items()
+            }
 
 
 def _piece(path: Path, modality: str, value: pa.ListScalar, dim: int) -> np.ndarray | None:
     """(T, D), (D,), or None for a null or empty list."""
     if not value.is_valid or not len(value.values):
         return None
-    x = value.values
-    if not _list(x.type):
-        return x.to_numpy(zero_copy_only=False)
-    widths = {len(step.values) if step.is_valid else 0 for step in x} if x.null_count else None
-    flat = x.flatten().to_numpy(zero_copy_only=False)
-    if widths not in (None, {dim}) or len(flat) != len(x) * dim:
+    steps = value.values
+    if not _is_list(steps.type):
+        return steps.to_numpy(zero_copy_only=False)
+    uneven = False
+    if steps.null_count:
+        uneven = {len(step.values) if step.is_valid else 0 for step in steps} != {dim}
+    flat = steps.flatten().to_numpy(zero_copy_only=False)
+    if uneven or len(flat) != len(steps) * dim:
         raise DataError(
             f"{path}: {modality} has steps of unequal width; expected {dim} numbers in each"
         )
-    return flat.reshape(len(x), dim)
+    return flat.reshape(len(steps), dim)
+
+
+# --- writing
+
+# One row group, which is held in memory.
+GROUP_ROWS = 1024
+GROUP_BYTES = 64 << 20
+
+
+def write(copy: Copy, out: Path) -> bool:
+    """Write one Parquet file: the table, and a column <modality>_features of T lists of D float32;
+    the header is its metadata `mer`.
+
+    Args:
+        copy: The rows of a store.
+        out: The file.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        DataError: Something else is at `out`.
+        StoreError: A shard is damaged.
+    """
+    store, header = copy.store, copy.header()
+    columns = store.table().drop_columns(["shard", "shard_row"]).schema
+    fields = list(columns)
+    sizes = np.zeros(len(copy.rows), np.int64)
+    for modality, info in header.modalities.items():
+        kind = pa.list_(pa.list_(pa.float32(), info.dim))
+        fields.append(pa.field(f"{modality}_features", kind))
+        sizes += store.lengths(modality)[copy.rows] * info.dim * np.dtype(np.float32).itemsize
+    schema = pa.schema(fields, {HEADER_KEY.decode(): header.to_json()})
+    with new_file(out) as place, pq.ParquetWriter(place.path, schema, compression="zstd") as writer:
+        for start, stop in _groups(sizes):
+            part = copy.rows[start:stop]
+            taken = store.table().take(part)
+            data = [taken[column.name].combine_chunks() for column in columns]
+            data += [_lists(copy, modality, part) for modality in header.modalities]
+            group = pa.Table.from_arrays(data, schema=schema)
+            writer.write_table(group, row_group_size=max(1, len(part)))
+    return place.written
+
+
+def _lists(copy: Copy, modality: str, rows: np.ndarray) -> pa.Array:
+    """The features of some rows as (n,) lists of T lists of D float32."""
+    dim = copy.store.header.modalities[modality].dim
+    packed, offsets = copy.store.packed(modality, rows.tolist(), dtype="float32", check=True)
+    steps = pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), dim)
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), steps)
+    return lists.cast(pa.list_(pa.list_(pa.float32(), dim)))
+
+
+def _groups(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut rows of these sizes, in bytes, into runs of bounded bytes and count."""
+    start, total = 0, 0
+    for i, size in enumerate(sizes.tolist()):
+        if i > start and (i - start >= GROUP_ROWS or total + size > GROUP_BYTES):
+            yield start, i
+            start, total = i, 0
+        total += size
+    yield start, len(sizes)

@@ -14,7 +14,7 @@ import os
 import pickletools
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -62,14 +62,26 @@ class _Name(str):
 
 class _Pending:
     """An array or dtype between its creation and its state. `slots` are the memo entries that must
-    learn of the finished one."""
+    learn of the finished one.
+    """
 
-    def __init__(self, build: Callable) -> None:
-        self.build, self.slots = build, []
+    def __init__(self, build: Callable[[tuple], np.ndarray | np.dtype]) -> None:
+        self.build = build
+        self.slots: list[int] = []
 
 
-def load(path: str | os.PathLike):
-    """The content of a pickle that holds data only; DataError says what else was found in it."""
+def load(path: str | os.PathLike) -> object:
+    """The content of a pickle that holds data only.
+
+    Args:
+        path: The file. No code in it is run.
+
+    Returns:
+        Arrays, numbers, text, lists, tuples and dicts, as Python's `pickle` would give them.
+
+    Raises:
+        DataError: It holds something else, which is named, or is damaged or beyond the bounds.
+    """
     path = Path(path)
     size = require_file(path, "pickle")
     with reading(path, "pickle"):
@@ -122,7 +134,7 @@ def _check_sharing(path: Path, root, size: int) -> None:
             )
 
 
-def _inner(value) -> list | None:
+def _inner(value) -> Sequence | None:
     """What a container holds; None for anything else."""
     if isinstance(value, list | tuple):
         return value
@@ -140,6 +152,8 @@ def _bytes(value) -> int:
 
 
 class _Machine:
+    """The stack machine: a method `op_…` for each opcode that is let through."""
+
     def __init__(self, file, size: int, where: str) -> None:
         self.file, self.left, self.where = file, size, where
         self.stack: list = []
@@ -167,7 +181,8 @@ class _Machine:
         only = hint or "only arrays, numbers, text, lists and dicts are read from a pickle"
         return DataError(f"{self.where}: {what} is refused; {only}")
 
-    # reading, never more than there is
+    # Reading, never more than there is.
+
     def take(self, n: int) -> bytes:
         if n < 0 or n > self.left:
             raise DataError(
@@ -202,7 +217,8 @@ class _Machine:
                 return items
         raise ValueError("no mark")
 
-    # numbers, text, bytes
+    # Numbers, text, bytes.
+
     def op_NONE(self):
         self.push(None)
 
@@ -265,6 +281,8 @@ class _Machine:
 
     def op_STRING(self):
         quoted = re.fullmatch(rb"(['\"])(.*)\1", self.line(), re.S)
+        if quoted is None:
+            raise ValueError("a text without quotes")
         self.push(quoted[2].decode("unicode-escape").encode("latin1"))
 
     def op_INT(self):
@@ -278,7 +296,8 @@ class _Machine:
 
     def digits(self, line: bytes | None = None) -> bytes:
         """A number spelled in decimals; turning very many digits into a number takes time that
-        grows with their square."""
+        grows with their square.
+        """
         line = self.line() if line is None else line
         if len(line) > PICKLE_NUMBER_DIGITS:
             raise DataError(
@@ -287,7 +306,8 @@ class _Machine:
             )
         return line
 
-    # containers
+    # Containers.
+
     def op_MARK(self):
         self.push(MARK)
 
@@ -357,7 +377,8 @@ class _Machine:
             into[key] = value
         return into
 
-    # memo
+    # The memo.
+
     def op_PUT(self):
         self.remember(int(self.line()[:20]))
 
@@ -384,7 +405,8 @@ class _Machine:
         if isinstance(value, _Pending):
             value.slots.append(slot)
 
-    # framing
+    # Framing.
+
     def op_PROTO(self):
         if self.number("B") > 5:
             raise ValueError("protocol above 5")
@@ -392,7 +414,8 @@ class _Machine:
     def op_FRAME(self):
         self.number("Q")  # only a hint for reading ahead
 
-    # globals: names, never objects
+    # Globals: names, never objects.
+
     def op_GLOBAL(self):
         module, name = self.line().decode(), self.line().decode()
         self.named(module, name)
@@ -411,24 +434,30 @@ class _Machine:
         args, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, _Name) or type(args) is not tuple:
             raise self.refuse("a call")
+        self.push(self.acted_out(name, args))
+
+    def acted_out(self, name: _Name, args: tuple):
+        """What a call gives, for the few names of which arrays are made."""
         if name in ARRAY:
-            self.push(_Pending(_array))
-        elif name == "numpy.dtype":
-            code = args[0].decode() if isinstance(args[0], bytes) else args[0]
-            if not isinstance(code, str) or not re.fullmatch(ELEMENT, code):
-                raise self.refuse(f"an array of type {str(code)[:40]!r}")
-            self.push(_Pending(lambda state: _dtype(code, state)))
-        elif name in SCALAR:
-            self.push(_array((1, (), args[0], False, args[1]))[()])
-        elif name in BUFFER:
+            return _Pending(_array)
+        if name == "numpy.dtype":
+            return self.pending_dtype(args)
+        if name in SCALAR:
+            return _array((1, (), args[0], False, args[1]))[()]
+        if name in BUFFER:
             data, dtype, shape, order = args
-            self.push(_array((1, shape, dtype, order == "F", data)))
-        elif name in LATIN and len(args) == 2 and args[1] in ("latin1", b"latin1"):
-            self.push(args[0].encode("latin1"))
-        elif name in EMPTY_BYTES | DICT and not args:
-            self.push({} if name in DICT else b"")
-        else:
-            raise self.refuse(f"a call of '{name}'")
+            return _array((1, shape, dtype, order == "F", data))
+        if name in LATIN and len(args) == 2 and args[1] in ("latin1", b"latin1"):
+            return args[0].encode("latin1")
+        if name in EMPTY_BYTES | DICT and not args:
+            return {} if name in DICT else b""
+        raise self.refuse(f"a call of '{name}'")
+
+    def pending_dtype(self, args: tuple) -> _Pending:
+        code = args[0].decode() if isinstance(args[0], bytes) else args[0]
+        if not isinstance(code, str) or not re.fullmatch(ELEMENT, code):
+            raise self.refuse(f"an array of type {str(code)[:40]!r}")
+        return _Pending(lambda state: _dtype(code, state))
 
     def op_BUILD(self):
         state, target = self.stack.pop(), self.stack[-1]
@@ -444,9 +473,10 @@ def _dtype(code: str, state: tuple) -> np.dtype:
     if any(part is not None for part in state[2:5]):
         raise ValueError("an array of records")
     order = state[1].decode() if isinstance(state[1], bytes) else state[1]
-    return np.dtype(code.rstrip("8") if code.startswith("O") else code).newbyteorder(
-        {"<": "<", ">": ">"}.get(order, "|")
-    )
+    plain = np.dtype(code.rstrip("8") if code.startswith("O") else code)
+    if order == "<":
+        return plain.newbyteorder("<")
+    return plain.newbyteorder(">" if order == ">" else "|")
 
 
 def _array(state: tuple) -> np.ndarray:
@@ -462,7 +492,7 @@ def _array(state: tuple) -> np.ndarray:
         if type(data) is not list or len(data) != prod(shape):
             raise ValueError(f"an array of shape {shape} without as many elements")
         flat = np.empty(len(data), object)
-        # one by one: a list given whole would be spread over the elements
+        # One by one: a list given whole would be spread over the elements.
         for i, value in enumerate(data):
             flat[i] = value
     else:

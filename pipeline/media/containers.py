@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
+from mer.pipeline.runtime import beginnings
 from mer.pipeline.runtime.limits import MEDIA_CHUNKS, MEDIA_SCANNED_BYTES
 
 # The decoder's version; raise it when files whose `why` is not None would decode otherwise.
@@ -865,26 +866,6 @@ def _without_tags(data: bytes) -> int:
 # --- what it is instead
 
 ZEROS = "only zero bytes"
-SIGNATURES = (  # first bytes, what they are
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
-    (b"\x1f\x8b", "a gzip archive; unpack it"),
-    (b"PK\x03\x04", "a zip archive; unpack it"),
-    (b"PK\x05\x06", "an empty zip archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
-    (b"Rar!", "a rar archive; unpack it"),
-    (b"\xfd7zXZ\0", "an xz archive; unpack it"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive; unpack it"),
-    (b"BZh", "a bzip2 archive; unpack it"),
-    (b"%PDF", "a PDF"),
-    (b"\x89PNG", "an image (PNG)"),
-    (b"\xff\xd8\xff", "an image (JPEG)"),
-    (b"GIF8", "an image (GIF)"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"PAR1", "a Parquet file"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"\x7fELF", "a program"),
-)
 # What begins like text and is media.
 MEDIA_TEXT = (
     b"NIST_1A", b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS", b"caff", b".snd", b"#!AMR",
@@ -899,21 +880,16 @@ def other_content(head: bytes) -> str | None:
         head: The first bytes, 512 where the file has them: fewer may look like text by chance.
 
     Returns:
-        A phrase such as "an HTML page".
+        A phrase such as "a text file".
     """
-    for signature, what in SIGNATURES:
-        if head.startswith(signature):
-            return what
-    if head and not head.strip(b"\0"):
-        return ZEROS
-    if head.startswith(MEDIA_TEXT):
+    if not head or head.startswith(MEDIA_TEXT):
         return None
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page, perhaps of a login or an error; download the file again"
-    if text.startswith(b"<?xml"):
-        return "an XML file"
-    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+    found = beginnings.recognise(head)
+    if found is beginnings.ZEROS:
+        return ZEROS
+    if found is not None and found is not beginnings.TAR:  # what a tar holds may be media by chance
+        return "; ".join(filter(None, (found.name, found.remedy)))
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         return "a text file"
     return None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from unicodedata import normalize
@@ -64,16 +65,15 @@ def text_cell(value: object) -> str | None:
 
     Args:
         value: What a reader found: text, bytes, a number, a truth value, None, or a NumPy scalar of
-        these.
+            these.
 
     Returns:
         The text; None for a gap: None, NaN, not-a-time, or text that has nothing but blanks.
 
     Raises:
         DataError: The cell is no text (a list, a struct, a date, an infinite number, …), or not
-        valid Unicode. The
-            message begins with a verb ("is a list, …"), to follow the caller's file, line and
-            column.
+            valid Unicode. The message begins with a verb ("is a list, …"), to follow the caller's
+            file, line and column.
     """
     if type(value) is not str:
         value = _as_text(value)
@@ -81,11 +81,19 @@ def text_cell(value: object) -> str | None:
         return None
     if len(value) > CELL_CHARACTERS:
         raise DataError(f"has {len(value):,} characters, more than {CELL_CHARACTERS:,}")
-    if "\0" in value:
-        raise DataError(f"'{shown(value, 40)}' holds a zero byte, which is no text")
     if not value.isascii():
         _check_unicode(value)
     return value if strip(value) else None
+
+
+def without_zero_bytes(text: str | None) -> str | None:
+    """The text itself; DataError for a zero byte, which a table that people wrote does not have.
+
+    Stores may hold one, so imports and exports let it through.
+    """
+    if text is not None and "\0" in text:
+        raise DataError(f"'{shown(text, 40)}' holds a zero byte, which is no text")
+    return text
 
 
 def _as_text(value: object) -> str | None:
@@ -199,3 +207,31 @@ def _difference(group: list[str]) -> int:
     if len({name.casefold() for name in group}) == 1:
         return 0
     return 1 if len({name.casefold().translate(_GONE) for name in group}) == 1 else 2
+
+
+# --- cells of tables that mer writes, which a spreadsheet would run as a formula
+
+# First characters of a formula; also the wide forms, which spreadsheets of East Asian locales take.
+TRIGGERS = "=+@\t\r\n\uff1d\uff0b\uff0d\uff20-"
+GUARDED = re.compile(f"'*[{TRIGGERS}]")
+
+
+def guarded(cell: str) -> str:
+    """`cell` as a spreadsheet takes it for text: one that begins with one of `TRIGGERS` (after any
+    number of apostrophes) gets one apostrophe in front. The way back takes one away from cells of
+    that form only, so every text survives: `=1+1` <-> `'=1+1`, `'=1+1` <-> `''=1+1`,
+    `'tis` <-> `'tis`.
+
+    >>> guarded("=1+1"), guarded("'tis"), guarded("a=b")
+    ("'=1+1", "'tis", 'a=b')
+    """
+    return f"'{cell}" if GUARDED.match(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """The text that `guarded` was given.
+
+    >>> unguarded("'=1+1"), unguarded("'tis")
+    ('=1+1', "'tis")
+    """
+    return cell[1:] if cell.startswith("'") and GUARDED.match(cell) else cell

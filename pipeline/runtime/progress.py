@@ -99,7 +99,7 @@ class Lines(Silent):
 
 
 class Bars(Lines):
-    """A rich progress bar a task, and the line at its end."""
+    """A rich progress bar for each task, and the line at its end."""
 
     def note(self, text: str) -> None:
         from rich.console import Console

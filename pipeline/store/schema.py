@@ -22,7 +22,6 @@ FORMAT_VERSION = 1
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
 DTYPES = ("float16", "float32")
-# in a recipe; everything else there is an object, one for each modality
 MODALITY = r"[a-z][a-z0-9_]{0,31}"
 RESERVED = {"ids", "crc32", "duration", "flags", "meta"}  # names a shard uses itself
 HALF_MAX = 65519.99  # the largest magnitude that still rounds to a finite float16 (65504)

@@ -35,7 +35,9 @@ def measure(store, settings: config.TrainConfig, device: torch.device) -> dict:
     target = splits.targets(store.table(), "single", LABELS)[rows]
     torch.manual_seed(0)
     model = model_class(settings.model)[0](settings.model_args, spec).to(device)
-    part = data.part(store, spec, settings.data, rows, target, device=device, summary=model.summary)
+    part = data.batch_source(
+        store, spec, settings.data, rows, target, device=device, summary=model.summary
+    )
     model.calibrate(part.batches(part.in_order(size)))
     optimizer = torch.optim.AdamW(
         train.parameter_groups(model, settings), betas=settings.optim.betas

@@ -104,7 +104,7 @@ def measure(
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     torch.manual_seed(0)
     model = model_class(settings.model)[0](settings.model_args, spec).to(device)
-    part = data.part(
+    part = data.batch_source(
         store,
         spec,
         settings.data,

@@ -9,7 +9,8 @@ import numpy as np
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.pipeline.interchange.write import Options, write_store
+from mer.pipeline.interchange.foreign import ImportOptions
+from mer.pipeline.interchange.importing import write_store
 from mer.pipeline.store import FeatureStore
 
 LENGTHS = [2, 6, 1, 4]  # steps of the four utterances of a split, of 6
@@ -22,7 +23,7 @@ def mer(*args) -> tuple[int, str, str]:
 
 
 def imported(kind: str, path: Path, out: Path, **options) -> FeatureStore:
-    options = Options(**options)
+    options = ImportOptions(**options)
     return write_store(
         import_module(f"mer.pipeline.interchange.{kind.replace('-', '')}").read(path, options),
         out,

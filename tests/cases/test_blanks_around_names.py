@@ -14,7 +14,7 @@ import pytest
 from mer.pipeline.datasets import complete, prepare
 from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import look
-from mer.pipeline.datasets.findings import Report
+from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, Manifest, Utterance
 from mer.pipeline.runtime.cells import BLANKS
@@ -74,7 +74,7 @@ def test_every_blank_in_json(tmp_path, blank):
 
 def test_any_corpus(tmp_path):
     """Every corpus's rows go through `look`, which leaves no blank at the end of a name."""
-    report = Report("x")
+    report = Findings("x")
     rows = look(
         [Utterance("a ", None, " x", "", " l", None, "s\u200b", "d ", " e")], tmp_path, INFO, report
     )
@@ -110,7 +110,7 @@ def test_an_old_manifest_is_to_be_prepared_again(tmp_path, name):
 
 def test_classes_that_cannot_be_learnt_are_named(tmp_path):
     def warnings(rows, labels=("a", "b")):
-        return complete(Manifest("m", "single", labels, tuple(rows), tmp_path), Report("m"))[
+        return complete(Manifest("m", "single", labels, tuple(rows), tmp_path), Findings("m"))[
             1
         ].warnings
 

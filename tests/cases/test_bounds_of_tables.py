@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.pipeline import manifest as manifests
-from mer.pipeline.datasets import files, prepare, table
+from mer.pipeline.datasets import prepare, tablefile, textfiles
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime import columnar, limits
@@ -41,7 +41,7 @@ def test_columns(tmp_path):
 
 
 def test_rows(tmp_path, monkeypatch):
-    for module in (table, columnar):
+    for module in (tablefile, columnar):
         monkeypatch.setattr(module, "TABLE_ROWS", 10)
     rows = [{"id": str(i), "text": "x"} for i in range(11)]
     (tmp_path / "t.csv").write_text("id,text\n" + "".join(f"{row['id']},x\n" for row in rows))
@@ -91,11 +91,11 @@ def test_long_lists_and_cells(tmp_path, monkeypatch):
 def test_files_and_lines(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_text("id,text\n1," + "x" * 5_000 + "\n")
     (tmp_path / "t.jsonl").write_text(json.dumps({"id": "1", "text": "x" * 5_000}))
-    monkeypatch.setattr(files, "TABLE_LINE_CHARACTERS", 1_000)
+    monkeypatch.setattr(textfiles, "TABLE_LINE_CHARACTERS", 1_000)
     refused(tmp_path / "t.jsonl", "line 1 has more than 1,000 characters")
     (tmp_path / "h.csv").write_text("id," + "x" * 5_000 + "\n")
     refused(tmp_path / "h.csv", "line 1 has more than 1,000 characters")
-    monkeypatch.setattr(table, "TABLE_BYTES", 1_000)
+    monkeypatch.setattr(tablefile, "TABLE_BYTES", 1_000)
     refused(tmp_path / "t.csv", "5,0.. bytes, more than 1,000")
     monkeypatch.setattr(columnar, "TABLE_BYTES", 1_000)
     pq.write_table(pa.table({"id": ["1"], "text": ["x" * 5_000]}), tmp_path / "t.parquet")

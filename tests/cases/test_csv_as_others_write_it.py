@@ -156,7 +156,7 @@ def workbook(path):
             b"<!DOCTYPE html><html><head><title>Virus scan warning</title>",
             "a web page.*download it again",
         ),
-        (gzip.compress(b"id,text\n1,x\n", mtime=0), "gzip; unpack it first"),
+        (gzip.compress(b"id,text\n1,x\n", mtime=0), "gzip archive; unpack it first"),
         (workbook, "an Excel workbook; save it as CSV UTF-8"),
         ("id,text\n1,x\n".encode("utf-16"), "UTF-16.*save it as UTF-8"),
         (bytes(5000), "nothing but zero bytes; download it again"),

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 
 from mer.pipeline.errors import StoreError
-from mer.pipeline.interchange.export import EXPORTS, export, portable
+from mer.pipeline.interchange.copying import portable
+from mer.pipeline.interchange.export import export
+from mer.pipeline.interchange.formats import EXPORTS
+from mer.pipeline.runtime.cells import TRIGGERS, guarded, unguarded
 from mer.pipeline.store import FeatureStore, ShardWriter, build_index
-from mer.pipeline.store.cells import TRIGGERS, guarded, unguarded
 
 from tests.cases.imports import imported, mer, split_of
 from tests.store.build import make_store

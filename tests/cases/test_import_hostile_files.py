@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange import columns, npydir, npz, parquet, pickles, source, write
+from mer.pipeline.interchange import importing, indexcsv, npz, parquet, pickles, rows, source
 from mer.pipeline.runtime import limits
 
 from tests.cases.imports import imported, split_of
@@ -319,10 +319,10 @@ def test_bounds_of_npz(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "IMPORT_ROWS", 2)
     refused("npz", path, "3 utterances, more than 2")
     monkeypatch.undo()
-    monkeypatch.setattr(columns, "IMPORT_ROWS", 2)
+    monkeypatch.setattr(rows, "IMPORT_ROWS", 2)
     refused("npz", path, "3 utterances, more than 2")
     monkeypatch.undo()
-    monkeypatch.setattr(write, "IMPORT_UTTERANCE_BYTES", 1000)
+    monkeypatch.setattr(importing, "IMPORT_UTTERANCE_BYTES", 1000)
     refused("npz", path, "audio of 'a' has shape .* for one utterance")
 
 
@@ -346,7 +346,7 @@ def test_bounds_of_a_folder(tmp_path, monkeypatch):
         ("TABLE_COLUMNS", 1, "2 columns, more than 1"),
         ("IMPORT_ROWS", 1, "more than 1 rows"),
     ):
-        monkeypatch.setattr(npydir, name, value)
+        monkeypatch.setattr(indexcsv, name, value)
         refused("npy-dir", folder, message)
         monkeypatch.undo()
 

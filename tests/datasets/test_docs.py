@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mer.pipeline.datasets import DATASETS
-from mer.pipeline.datasets.table import FIELDS
+from mer.pipeline.datasets.tablefile import FIELDS
 from mer.pipeline.manifest import SCHEMA, VERSION, Manifest, Utterance
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mer.pipeline.datasets import prepare
-from mer.pipeline.datasets.files import read_csv, repair
+from mer.pipeline.datasets.textfiles import read_csv, repair
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import audio as media
 from mer.pipeline.media.audio import MediaError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mer.pipeline.datasets.findings import Report, count, overlaps
+from mer.pipeline.datasets.findings import Findings, count, overlaps
 from mer.pipeline.manifest import Manifest, Utterance
 
 
@@ -51,7 +51,7 @@ def test_overlaps_ignore_case_and_spaces_and_count_words():
 
 
 def test_differences_from_the_expected_counts_go_both_ways():
-    report = Report(
+    report = Findings(
         "m",
         counts={"train": {"a": 3, "c": 1}},
         expected={"train": {"a": 2, "b": 5}, "test": {"a": 1}},
@@ -65,7 +65,7 @@ def test_differences_from_the_expected_counts_go_both_ways():
 
 
 def test_long_lists_are_cut_for_people_and_whole_for_machines():
-    report = Report(
+    report = Findings(
         "m",
         counts={"train": {"a": 20}},
         missing=[f"u{i}" for i in range(20)],
@@ -80,5 +80,5 @@ def test_long_lists_are_cut_for_people_and_whole_for_machines():
         and "x7 and 1 more" in text
     )
     assert "the whole lists: the same command with --json" in text
-    assert "--json" not in "\n".join(Report("m", repairs={"text": ["a"]}).lines())
+    assert "--json" not in "\n".join(Findings("m", repairs={"text": ["a"]}).lines())
     assert json.loads(json.dumps(report.to_dict()))["missing"][-1] == "u19"

@@ -15,10 +15,10 @@ from mer.pipeline.store import ModalityInfo, ShardWriter, build_index
 from tests.fusion.stores import make_store
 
 
-def whole(store, *, summary: bool = False, **options) -> data.Part:
+def whole(store, *, summary: bool = False, **options) -> data.BatchSource:
     config = DataConfig(**{"pool_hz": float("inf"), **options})
     target = splits.targets(store.table(), store.header.task, store.header.labels)
-    return data.part(
+    return data.batch_source(
         store,
         data.spec(store, config),
         config,
@@ -95,8 +95,10 @@ def test_small_room_means_streaming(tmp_path):
     config = DataConfig()
     spec, target = data.spec(store, config), np.zeros(12, dtype=np.int64)
     room = whole(store, pool_hz=12.5).nbytes()
-    assert data.part(store, spec, config, np.arange(12), target, device="cpu", room=room).resident
-    assert not data.part(
+    assert data.batch_source(
+        store, spec, config, np.arange(12), target, device="cpu", room=room
+    ).resident
+    assert not data.batch_source(
         store, spec, config, np.arange(12), target, device="cpu", room=room - 1
     ).resident
 
@@ -110,7 +112,7 @@ def test_an_error_while_reading_ahead_surfaces(tmp_path):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 9), st.integers(0, 5))
 def test_shuffled_batches_cover_every_row_once(n, size, seed):
-    part = data.Part(None, None, None, np.arange(n), torch.zeros(n), torch.device("cpu"), {})
+    part = data.BatchSource(None, None, None, np.arange(n), torch.zeros(n), torch.device("cpu"), {})
     part._total_length = lambda: np.arange(n) % 7
     order = part.shuffled(size, (seed, 1))
     assert sorted(np.concatenate(order)) == list(range(n))
@@ -187,7 +189,7 @@ def test_a_summary_is_the_mean_and_deviation_of_the_sequence(tmp_path, residence
         splits.targets(store.table(), store.header.task, store.header.labels),
     )
     plain, summary = (
-        data.part(store, spec, config, np.arange(30), target, device="cpu", summary=s)
+        data.batch_source(store, spec, config, np.arange(30), target, device="cpu", summary=s)
         for s in (False, True)
     )
     index = np.array([3, 29, 3, 0])

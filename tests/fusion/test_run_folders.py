@@ -225,7 +225,7 @@ def test_a_row_is_checked_once(tmp_path, monkeypatch):
         ),
     )
     settings = config.DataConfig(residence="stream")
-    part = data.part(
+    part = data.batch_source(
         store,
         data.spec(store, settings),
         settings,

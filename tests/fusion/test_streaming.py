@@ -43,7 +43,7 @@ def test_streamed_training_equals_resident_training(tmp_path, model):
 def test_only_a_few_batches_are_ever_ahead(tmp_path):
     """However slow the consumer: those waiting, and the one in the reader's hand."""
     store, made = make_store(tmp_path), []
-    part = data.part(
+    part = data.batch_source(
         store,
         data.spec(store, config.DataConfig()),
         config.DataConfig(residence="stream"),

@@ -189,10 +189,8 @@ def read(case: Case) -> tuple[str, str]:
         except MemoryError:
             pass  # of this process, after all that it did; no answer of mer's
         except Exception as error:  # noqa: BLE001 - the finding itself
-            return (
-                "wrong",
-                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; {detail}",
-            )
+            said = " ".join(str(error).split())[:300]
+            return "wrong", f"{type(error).__name__}: {said}; {detail}"
     return worst, detail
 
 
@@ -241,9 +239,12 @@ def place(error: BaseException) -> str:
 # ---- Somebody else's files
 
 
+KEPT = dict.fromkeys(("kept.txt", "kept.h5", "shard-00000.h5", "kept.npy"), b"somebody else's\n")
+
+
 def fill_canary(folder: Path) -> None:
-    for name in ("kept.txt", "kept.h5", "shard-00000.h5", "kept.npy"):
-        (folder / name).write_bytes(b"somebody else's\n")
+    for name, content in KEPT.items():
+        (folder / name).write_bytes(content)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -262,15 +263,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 def changes(folder: Path, said: dict) -> list[str]:
     """Names outside the output that are not as they were."""
-    expected = {name: hashlib.sha256(b"somebody else's\n").hexdigest() for name in KEPT}
+    expected = {name: hashlib.sha256(content).hexdigest() for name, content in KEPT.items()}
     found = [f"canary/{n}" for n in differing(expected, digests(folder / "canary"))]
     found += [f"{n}" for part in ("cwd", "tmp") for n in digests(folder / part)]
     allowed = tuple(said["writes"])
     inside = differing(said["digests"], digests(folder / "in"))
     return found + [f"in/{n}" for n in inside if not n.split("/")[0].startswith(allowed or "\0")]
-
-
-KEPT = ("kept.txt", "kept.h5", "shard-00000.h5", "kept.npy")
 
 
 def differing(before: dict, now: dict) -> list[str]:

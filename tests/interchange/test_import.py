@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from mer.cli import main
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange import mmsa, npydir, npz, parquet
+from mer.pipeline.interchange import indexcsv, mmsa, npydir, npz, parquet
 from mer.pipeline.interchange.export import export
-from mer.pipeline.interchange.write import Options, write_store
+from mer.pipeline.interchange.foreign import ImportOptions
+from mer.pipeline.interchange.importing import write_store
 from mer.pipeline.store import FeatureStore, ShardWriter, build_index
 
 from tests.store.build import make_store
@@ -38,7 +39,7 @@ def mer(*args) -> tuple[int, str, str]:
 
 
 def imported(door, path: Path, out: Path, **options) -> FeatureStore:
-    options = Options(**options)
+    options = ImportOptions(**options)
     return write_store(door.read(path, options), out, options)[0]
 
 
@@ -223,7 +224,7 @@ def test_infinite_and_nan_are_zeroed_and_counted(tmp_path):
 
 def test_published_checksum_is_recognised(tmp_path, monkeypatch):
     mmsa_file(tmp_path / "x.pkl", aligned=True)
-    monkeypatch.setattr(mmsa, "sha256", lambda path: "45eccfb7" + "0" * 56)
+    monkeypatch.setattr(mmsa, "sha256_file", lambda path: "45eccfb7" + "0" * 56)
     store = imported(mmsa, tmp_path / "x.pkl", tmp_path / "feats.h5")
     assert (
         store.header.dataset == "mosei"
@@ -442,7 +443,7 @@ def test_npz_with_other_names(tmp_path):
     with pytest.raises(
         DataError, match="no column that names the utterances; say which with --column id=NAME"
     ):
-        npz.read(tmp_path / "x.npz", Options())
+        npz.read(tmp_path / "x.npz", ImportOptions())
     options = [
         "--column",
         "id=utt",
@@ -524,7 +525,7 @@ def test_npz_bombs_are_refused_before_they_unfold(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"unpacks [0-9,]+ bytes to 12,000,\d+; more than 200 times"
     ):
-        npz.read(tmp_path / "x.npz", Options())
+        npz.read(tmp_path / "x.npz", ImportOptions())
     with zipfile.ZipFile(tmp_path / "y.npz", "w") as archive, archive.open("id.npy", "w") as member:
         np.lib.format.write_array_header_1_0(
             member, {"descr": "<f8", "fortran_order": False, "shape": (10**10,)}
@@ -533,7 +534,7 @@ def test_npz_bombs_are_refused_before_they_unfold(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"id.npy claims shape \(10000000000,\) of float64 but holds 8 bytes"
     ):
-        npz.read(tmp_path / "y.npz", Options())
+        npz.read(tmp_path / "y.npz", ImportOptions())
 
 
 # --- Parquet
@@ -704,15 +705,17 @@ def test_npy_file_that_is_not_an_array(tmp_path, kind):
 
 @pytest.mark.slow
 def test_a_million_rows(tmp_path):
-    from mer.pipeline.interchange.columns import interpret
+    from mer.pipeline.interchange.rows import interpret
 
     with open(tmp_path / "index.csv", "w") as file:
         file.write(
             "id,label,split\n"
             + "".join(f"u{i},{('joy', 'fear')[i % 2]},train\n" for i in range(1_000_000))
         )
-    task, labels, rows = interpret(tmp_path, npydir.read_csv(tmp_path / "index.csv"), Options())
-    assert len(rows) == 1_000_000 and labels == ("fear", "joy") and task == "single"
+    columns = indexcsv.read_csv(tmp_path / "index.csv")
+    found = interpret(tmp_path, columns, ImportOptions())
+    assert len(found.rows) == 1_000_000
+    assert found.labels == ("fear", "joy") and found.task == "single"
 
 
 # --- the command itself
@@ -740,7 +743,7 @@ def test_import_replaces_only_when_told(tmp_path):
 def test_several_shards_hold_what_one_holds(tmp_path, monkeypatch):
     store = make_store(tmp_path, n=20)
     export(store, "parquet", tmp_path / "x.parquet")
-    monkeypatch.setattr("mer.pipeline.interchange.write.SHARD_BYTES", 300)
+    monkeypatch.setattr("mer.pipeline.interchange.importing.SHARD_BYTES", 300)
     again = imported(parquet, tmp_path / "x.parquet", tmp_path / "again.h5")
     assert len(again.shards) > 3
     assert_same(store, again)

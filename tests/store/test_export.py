@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.interchange.export import EXPORTS, export
+from mer.pipeline.interchange.export import export
+from mer.pipeline.interchange.formats import EXPORTS
 from mer.pipeline.store import FeatureStore, Header, ShardWriter, build_index, verify_shards
 from mer.pipeline.store.schema import COLUMNS
 
@@ -183,7 +184,7 @@ def test_parquet_is_read_by_anyone(tmp_path):
 
 
 def test_parquet_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("mer.pipeline.interchange.export.GROUP_ROWS", 5)
+    monkeypatch.setattr("mer.pipeline.interchange.parquet.GROUP_ROWS", 5)
     store = make_store(tmp_path, n=23)
     export(store, "parquet", tmp_path / "out.parquet")
     file = pq.ParquetFile(tmp_path / "out.parquet")
@@ -221,7 +222,7 @@ def test_mmsa_pickle_has_the_known_form(tmp_path):
 
 def test_mmsa_refuses_what_it_cannot_hold(tmp_path, monkeypatch):
     store = make_store(tmp_path)
-    monkeypatch.setattr("mer.pipeline.interchange.export.MMSA_LIMIT", 100)
+    monkeypatch.setattr("mer.pipeline.interchange.mmsa.PADDED_BYTES", 100)
     with pytest.raises(DataError, match="padded to the longest utterance"):
         export(store, "mmsa", tmp_path / "out.pkl")
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz.mutate import raw, texts
+from tests.fuzz.mutate import raw
 
 DESCR = [
     "'<f4'", "'>f8'", "'|O'", "'<U5'", "'|S3'", "'<M8[ns]'", "'<m8[D]'", "'<c8'", "'|V4'", "'?'",
@@ -68,7 +68,7 @@ def odd_array(rng: np.random.Generator, n: int) -> np.ndarray:
     """An array of n rows of another kind than expected."""
     kinds = [
         lambda: np.array([None, "a", 1][:n] + [0] * max(0, n - 3), object),
-        lambda: np.array(["a\0b", HALF_NAME, ""] + [str(i) for i in range(n)])[:n],
+        lambda: np.array(["a\0b", raw.HALF, ""] + [str(i) for i in range(n)])[:n],
         lambda: np.arange(n),
         lambda: np.full(n, np.nan),
         lambda: np.zeros(n, "S3"),
@@ -90,9 +90,6 @@ def odd_array(rng: np.random.Generator, n: int) -> np.ndarray:
         lambda: np.array([1e20, 0.5] * n)[:n],
     ]
     return raw.choice(rng, kinds)()
-
-
-HALF_NAME = "half \ud800"
 
 
 def npz_file(path: Path, rng: np.random.Generator) -> None:
@@ -181,13 +178,3 @@ def bomb(size: int) -> bytes:
         packed, {"descr": "<f4", "fortran_order": False, "shape": (3, size // 12)}
     )
     return packed.getvalue() + bytes(size // 12 * 12)
-
-
-def index_csv(path: Path, rng: np.random.Generator) -> None:
-    from tests.fuzz.mutate import tables
-
-    tables.csv_file(path, rng)
-
-
-def header_json(path: Path, rng: np.random.Generator) -> None:
-    texts.json_file(path, rng)

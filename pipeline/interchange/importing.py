@@ -1,25 +1,26 @@
-"""What every door hands over, and how it becomes a store."""
+"""What a reader of a foreign format hands over, as a store."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mer.pipeline.errors import DataError, MerError
+from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
+from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.runtime.files import folders_for, naming, refuse_link, temporary_for
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.limits import IMPORT_UTTERANCE_BYTES
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import (
     FeatureStore,
-    Header,
     ModalityInfo,
     ShardWriter,
     build_index,
@@ -30,51 +31,9 @@ from mer.pipeline.store.schema import canonical
 SHARD_BYTES = 128 << 20  # of features held until a shard is written
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the user says of a foreign file; None and empty leave it to the file."""
-
-    dataset: str | None = None
-    task: str | None = None  # single | multi | regression
-    labels: tuple[
-        str, ...
-    ] = ()  # names of the classes; for labels given as numbers, in the order of the numbers
-    language: str | None = None
-    columns: Mapping[str, str] = field(
-        default_factory=dict
-    )  # field -> name in the file (columns.FIELDS)
-    features: Mapping[str, str] = field(default_factory=dict)  # modality -> name in the file
-    frame_rates: Mapping[str, float] = field(default_factory=dict)  # modality -> steps per second
-    dtype: str | None = (
-        None  # float16 | float32; by default as an exported store says, else float32
-    )
-    unlabelled: str | None = (
-        None  # the label that means there is none; "none": every label is a class
-    )
-
-
 @dataclass
-class Foreign:
-    """A foreign file, read but not yet stored. `frames()` yields, row by row, {modality: (T, D),
-    (D,) or None}."""
-
-    path: Path
-    kind: str
-    dataset: str
-    task: str
-    labels: tuple[str, ...]
-    language: str
-    rows: list[dict]  # columns of the store's table, and duration
-    dims: dict[str, int]
-    frames: Callable[[], Iterable[Mapping[str, np.ndarray | None]]]
-    header: Header | None = None  # of the store that this was exported from
-    notes: list[str] = field(default_factory=list)
-    source: dict = field(default_factory=dict)
-
-
-@dataclass
-class Report:
-    """What the user is told."""
+class ImportReport:
+    """What the user is told of an import."""
 
     utterances: int
     splits: dict[str, int]
@@ -85,8 +44,8 @@ class Report:
 
 
 def write_store(
-    foreign: Foreign, out: str | os.PathLike, options: Options, *, force: bool = False
-) -> tuple[FeatureStore, Report]:
+    foreign: Foreign, out: str | os.PathLike, options: ImportOptions, *, force: bool = False
+) -> tuple[FeatureStore, ImportReport]:
     """Write shards and head beside each other, as extraction does. NaN and infinite values become 0
     and are counted.
 
@@ -94,26 +53,24 @@ def write_store(
     same meaning, is made again when it is such a one and damaged, and is refused otherwise, unless
     `force`.
 
+    Args:
+        foreign: What the reader of a format found.
+        out: Where the head file goes; its shards go into a folder beside it.
+        options: What the user says: frame rates and dtype are used here.
+        force: Replace what is at `out`.
+
+    Returns:
+        The store, opened, and what to tell the user.
+
     Raises:
-        DataError: bad content; something else at `out`; another run is writing there.
-        OSError: names the file that could not be written.
+        DataError: Bad content; something else at `out`; another run is writing there.
+        OSError: Names the file that could not be written.
     """
     out = Path(out)
     if not foreign.rows:
         raise DataError(f"{foreign.path}: no utterances")
-    kept = foreign.header.modalities if foreign.header else {}
-    dtypes = {kept[m].dtype for m in foreign.dims if m in kept}
-    dtype = options.dtype or (
-        "float16" if dtypes == {"float16"} and foreign.dims.keys() <= kept.keys() else "float32"
-    )
-    infos = {}
-    for m, dim in foreign.dims.items():
-        base = asdict(kept[m]) if m in kept else {"encoder": "imported"}
-        infos[m] = ModalityInfo(
-            **base
-            | {"dim": dim}
-            | ({"frame_rate": options.frame_rates[m]} if m in options.frame_rates else {})
-        )
+    dtype = _dtype(foreign, options)
+    infos = _infos(foreign, options)
     folder = out.parent / f"{out.name.removesuffix('.h5')}.shards"
     refuse_link(folder)
     if folder.exists() and not folder.is_dir():
@@ -129,11 +86,34 @@ def write_store(
         return _write(foreign, out, folder, infos, dtype)
 
 
+def _dtype(foreign: Foreign, options: ImportOptions) -> str:
+    """How features are stored: as the user says, else as the exported store had all of them, else
+    float32.
+    """
+    if options.dtype:
+        return options.dtype
+    kept = foreign.header.modalities if foreign.header else {}
+    were = {kept[name].dtype if name in kept else "float32" for name in foreign.dims}
+    return "float16" if were == {"float16"} else "float32"
+
+
+def _infos(foreign: Foreign, options: ImportOptions) -> dict[str, ModalityInfo]:
+    """What the store says of each modality: as the exported store did, and what the user adds."""
+    kept = foreign.header.modalities if foreign.header else {}
+    infos = {}
+    for modality, dim in foreign.dims.items():
+        info = kept.get(modality, ModalityInfo(dim=dim, encoder="imported"))
+        rate = options.frame_rates.get(modality, info.frame_rate)
+        infos[modality] = replace(info, dim=dim, frame_rate=rate)
+    return infos
+
+
 def _finished(
     foreign: Foreign, out: Path, infos: Mapping[str, ModalityInfo], dtype: str
-) -> tuple[FeatureStore, Report] | None:
+) -> tuple[FeatureStore, ImportReport] | None:
     """The store at `out`, when it was made of this content; None when it was and is damaged;
-    DataError when it was not."""
+    DataError when it was not.
+    """
     other = DataError(
         f"{out}: exists already, from other content or options; name another --out, or replace it "
         "with --force"
@@ -145,11 +125,8 @@ def _finished(
     except MerError:
         raise other from None
     provenance = store.header.provenance
-    if (
-        "content" not in provenance
-        or store.header.task != foreign.task
-        or len(store) != len(foreign.rows)
-    ):
+    alike = store.header.task == foreign.task and len(store) == len(foreign.rows)
+    if "content" not in provenance or not alike:
         raise other
     tally = Tally(foreign, infos, dtype)
     for row, features in zip(foreign.rows, foreign.frames(), strict=True):
@@ -164,63 +141,69 @@ def _finished(
 
 class Tally:
     """What goes into a store, counted and hashed on the way: the same digest means the same
-    store."""
+    store.
+    """
 
     def __init__(self, foreign: Foreign, infos: Mapping[str, ModalityInfo], dtype: str) -> None:
         self.foreign = foreign
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self._hash = hashlib.sha256()
-        said = [
+        meaning = [
             foreign.kind,
             foreign.dataset,
             foreign.task,
             foreign.labels,
             foreign.language,
             dtype,
+            {modality: asdict(info) for modality, info in infos.items()},
         ]
-        self._hash.update(
-            canonical([*said, {m: asdict(info) for m, info in infos.items()}]).encode()
-        )
+        self._hash.update(canonical(meaning).encode())
 
-    def add(
-        self, row: dict, features: Mapping[str, np.ndarray | None]
-    ) -> dict[str, np.ndarray | None]:
+    def add(self, row: dict, features: Features) -> dict[str, np.ndarray | None]:
         """The features of a row, finite, as they are to be stored."""
-        out = {}
+        out: dict[str, np.ndarray | None] = {}
         self._hash.update(repr(sorted(row.items())).encode("utf-8", "backslashreplace"))
-        for m in self.foreign.dims:
-            x, dim = features.get(m), self.foreign.dims[m]
-            if x is not None and x.size and (x.ndim not in (1, 2) or x.shape[-1] != dim):
-                raise DataError(
-                    f"{self.foreign.path}: {shown(row['id'], 40)}: {m} has shape {x.shape}, "
-                    f"expected (T, {dim}) or ({dim},), as in the other rows; save it again so"
-                )
-            if x is not None and x.size * 4 > IMPORT_UTTERANCE_BYTES:
-                raise DataError(
-                    f"{self.foreign.path}: {m} of '{shown(row['id'], 40)}' has shape {x.shape}, "
-                    "more than "
-                    f"{IMPORT_UTTERANCE_BYTES >> 20:,} MiB for one utterance"
-                )
-            x, bad = finite(x)
-            out[m] = x
-            self.replaced[m] += bad
-            self.absent[m] += x is None or not x.size
-            if x is not None and x.dtype.kind in "fiub":
-                self._hash.update(f"\n{m} {x.dtype.str} {x.shape}\n".encode())
-                self._hash.update(memoryview(np.ascontiguousarray(x)).cast("B") if x.size else b"")
+        for modality in self.foreign.dims:
+            given = features.get(modality)
+            self._check_shape(row, modality, given)
+            kept, bad = finite(given)
+            out[modality] = kept
+            self.replaced[modality] += bad
+            self.absent[modality] += kept is None or not kept.size
+            if kept is not None and kept.dtype.kind in NUMBERS:
+                self._hash.update(f"\n{modality} {kept.dtype.str} {kept.shape}\n".encode())
+                self._hash.update(kept.tobytes())
         return out
+
+    def _check_shape(self, row: dict, modality: str, given: np.ndarray | None) -> None:
+        """Raises DataError for features of another width than in the other rows, or too many."""
+        if given is None:
+            return
+        dim = self.foreign.dims[modality]
+        if given.size and (given.ndim not in (1, 2) or given.shape[-1] != dim):
+            raise DataError(
+                f"{self.foreign.path}: {shown(row['id'], 40)}: {modality} has shape {given.shape}, "
+                f"expected (T, {dim}) or ({dim},), as in the other rows; save it again so"
+            )
+        if given.size * np.dtype(np.float32).itemsize > IMPORT_UTTERANCE_BYTES:
+            raise DataError(
+                f"{self.foreign.path}: {modality} of '{shown(row['id'], 40)}' has shape "
+                f"{given.shape}, more than {IMPORT_UTTERANCE_BYTES >> 20:,} MiB for one utterance"
+            )
 
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def report(self, store: FeatureStore, *, written: bool = True) -> Report:
-        splits = dict(Counter(row.get("split") or "" for row in self.foreign.rows))
-        return Report(len(store), splits, self.replaced, self.absent, self.foreign.notes, written)
+    def report(self, store: FeatureStore, *, written: bool = True) -> ImportReport:
+        splits = Counter(row.get("split") or "" for row in self.foreign.rows)
+        return ImportReport(
+            len(store), dict(splits), self.replaced, self.absent, self.foreign.notes, written
+        )
 
 
 def _write(
     foreign: Foreign, out: Path, folder: Path, infos: Mapping[str, ModalityInfo], dtype: str
-) -> tuple[FeatureStore, Report]:
+) -> tuple[FeatureStore, ImportReport]:
     tally = Tally(foreign, infos, dtype)
     shards: list[Path] = []
     try:
@@ -279,7 +262,8 @@ def _write_shards(
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """The hold that extraction takes, on the folder of the shards; a folder that was made for
-    nothing goes again."""
+    nothing goes again.
+    """
     made = not folder.exists()
     try:
         with hold(folder / ".hold"):
@@ -293,12 +277,15 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def finite(x: np.ndarray | None) -> tuple[np.ndarray | None, int]:
-    """(float16 or float32 without NaN and infinity, number of values that were set to 0)."""
+    """(float16 or float32 without NaN and infinity, number of values that were set to 0).
+
+    What is no number stays as it is: the writer of the shard names it.
+    """
     if x is None:
         return None, 0
     x = np.asarray(x)
-    if x.dtype.kind not in "fiub":
-        return x, 0  # the writer names it
+    if x.dtype.kind not in NUMBERS:
+        return x, 0
     with np.errstate(over="ignore", invalid="ignore"):
         x = x.astype(np.float16 if x.dtype == np.float16 else np.float32)
     bad = ~np.isfinite(x)

@@ -1,0 +1,294 @@
+"""Text files of a corpus: what a file is instead, how a csv separates its columns, its rows as
+text, and on which line a row stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from mer.pipeline.errors import DataError
+from mer.pipeline.runtime import beginnings
+from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.columnar import require_regular
+from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_LINE_CHARACTERS
+from mer.pipeline.runtime.terminal import listed, shown
+
+NO_BREAK_SPACE = "\u00a0"
+HEADER_CHARACTERS = 131_072  # of one column's name
+# What to do about a file that is no table.
+REMEDIES = {
+    beginnings.OLD_EXCEL: "save it as CSV UTF-8",
+    beginnings.EXCEL: "save it as CSV UTF-8",
+    beginnings.SQLITE: "export the table as CSV",
+    beginnings.HDF5: "write the table as CSV or Parquet",
+    beginnings.PDF: "write the table as CSV",
+    beginnings.PARQUET: "give it a name that ends in .parquet",
+}
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+EXPECTED = {".csv": ",", ".tsv": "\t"}
+
+
+def instead(path: Path) -> str | None:
+    """What a file is instead of text with columns, and the remedy, by its first bytes; None when
+    nothing speaks against it. Raises DataError when it is no regular file.
+    """
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(beginnings.LOOK_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    found = beginnings.recognise(head) if head else None  # of an empty file the reader speaks
+    if found is beginnings.ZIP:
+        found = beginnings.recognise_zip(path)
+    if found is not None:
+        remedy = found.remedy_among(REMEDIES) or "name a table"
+        return f"this is {found.name}; {remedy}"
+    if head.startswith(UTF_16) or head[1:2] == b"\0" or head[:1] == b"\0":
+        return "not UTF-8 but UTF-16 (Excel's “Unicode text”); save it as UTF-8"
+    return None
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
+    )
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without a byte order mark. Raises DataError."""
+    if other := instead(path):
+        raise DataError(f"{path}: {other}")
+    try:
+        if (size := path.stat().st_size) > TABLE_BYTES:
+            raise DataError(f"{path}: {size:,} bytes, more than {TABLE_BYTES:,}")
+        raw = path.read_bytes()
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{raw[error.start]:02x} at {error.start:,}"
+        raise DataError(f"{path}: not UTF-8 ({where}); save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a csv separates its columns, by its first lines.
+
+    `spaced`: a blank follows each separator, and is none of the cell. `skipped`: lines before the
+    header (`sep=;`). `header`: names without blanks at their ends.
+    """
+
+    delimiter: str
+    header: tuple[str, ...]
+    skipped: int = 0
+    spaced: bool = False
+
+    def rows(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """The records after the skipped lines, the header first; blank lines are none."""
+        return filter(None, self.reader(lines))
+
+    def reader(self, lines: Iterable[str]):
+        csv.field_size_limit(TABLE_BYTES)  # Python's own bound, 131,072, is below a long cell
+        return csv.reader(
+            islice(lines, self.skipped, None),
+            delimiter=self.delimiter,
+            skipinitialspace=self.spaced,
+        )
+
+
+def dialect(path: Path, expected: str = ",") -> Dialect:
+    """How a csv separates its columns.
+
+    Args:
+        path: The file.
+        expected: The separator that it should have by its name; another one is taken only where
+            this one finds a single column.
+
+    Returns:
+        Separator, header, and what else the first lines show.
+
+    Raises:
+        DataError: It is empty, not UTF-8, or its header is longer than the bounds.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return _dialect(file, path, expected)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
+    except csv.Error as error:
+        what = str(error)
+        if "field limit" in what:
+            what = f"a column name is longer than {HEADER_CHARACTERS:,} characters"
+        raise DataError(f"{path}: {what}; mend its first line") from None
+
+
+def _dialect(file: TextIO, path: Path, expected: str) -> Dialect:
+    named = _named_separator(file, path)
+    if named is not None:
+        return _by_header(_header(file, path, named, 1), named, 1)
+    header = _header(file, path, expected, 0)
+    if len(header) > 1:
+        return _by_header(header, expected, 0)
+    found = {other: _header(file, path, other, 0) for other in SEPARATORS}
+    best = max(found, key=lambda other: len(found[other]))
+    if len(found[best]) > 1:
+        return _by_header(found[best], best, 0)
+    return _by_header(header, expected, 0)
+
+
+def _by_header(header: list[str], delimiter: str, skipped: int) -> Dialect:
+    spaced = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+    return Dialect(delimiter, tuple(map(_column_name, header)), skipped, spaced)
+
+
+def _column_name(cell: str) -> str:
+    """A cell of the header without blanks, and without quotes that a blank kept from being such."""
+    return strip(cell.strip().strip('"')) if cell.startswith(" ") else strip(cell)
+
+
+def _named_separator(file: TextIO, path: Path) -> str | None:
+    """The separator that the first line names, as Excel writes it: `sep=;`."""
+    first = next(filter(str.strip, bounded(file, path)), "")
+    named = strip(first).strip('"').lower()
+    if not named.startswith("sep=") or len(named) > len("sep=;"):
+        return None
+    delimiter = named.removeprefix("sep=") or "\t"  # a tab, which strip took
+    if delimiter not in SEPARATORS:
+        raise DataError(
+            f"{path}: line 1 names '{shown(delimiter)}' as separator; use a comma, semicolon or tab"
+        )
+    return delimiter
+
+
+def _header(file: TextIO, path: Path, delimiter: str, skipped: int) -> list[str]:
+    """The first record behind the skipped lines, as this separator has it."""
+    file.seek(0)
+    csv.field_size_limit(HEADER_CHARACTERS)
+    lines = islice(bounded(file, path), skipped, None)
+    header = next(filter(None, csv.reader(lines, delimiter=delimiter)), None)
+    if not header:
+        raise DataError(f"{path}: empty file")
+    return header
+
+
+def bounded(file, path: Path) -> Iterator[str]:
+    """The lines of an open file, none longer than the bound."""
+    number = 0
+    while line := file.readline(TABLE_LINE_CHARACTERS + 1):
+        number += 1
+        if len(line) > TABLE_LINE_CHARACTERS:
+            raise DataError(
+                f"{path}: line {number} has more than {TABLE_LINE_CHARACTERS:,} characters"
+            )
+        yield line
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a corpus's own csv.
+
+    Args:
+        path: The file.
+        columns: Those that must be there; others are read as well.
+
+    Returns:
+        Column -> value per row, every value as text ("nan" and "NA" stay).
+
+    Raises:
+        DataError: A column is missing or there twice, or a row is cut off or damaged.
+    """
+    text = read_text(path)
+    form = dialect(path)
+    if absent := [name for name in columns if name not in form.header]:
+        raise DataError(f"{path}: no column {', '.join(absent)}; found {listed(form.header)}")
+    if double := [name for name in columns if form.header.count(name) > 1]:
+        raise DataError(f"{path}: column '{double[0]}' is there twice")
+    rows: list[dict[str, str]] = []
+    # Not splitlines(): it breaks at U+0085, which MELD has in its text.
+    reader = form.reader(io.StringIO(text, newline=""))
+    try:
+        records = filter(None, reader)
+        next(records)
+        for record in records:
+            row = dict(zip(form.header, record, strict=False))
+            _check_row(row, len(rows), columns, path)
+            rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+    return rows
+
+
+def _check_row(row: dict[str, str], number: int, columns: Sequence[str], path: Path) -> None:
+    for name in columns:
+        if name not in row:
+            raise DataError(
+                f"{path}: {place(path, number)} has fewer columns than the header; the file may be "
+                "truncated"
+            )
+    for name in columns:
+        if "\0" in row[name]:
+            raise DataError(
+                f"{path}: {place(path, number)} has a zero byte in {name}; the file may be damaged"
+            )
+
+
+def place(table: Path, row: int) -> str:
+    """Where data row `row` (from 0) of a table begins, for a message: "line 7", as an editor counts
+    it, blank lines and line breaks within quotes included. Parquet has no lines: "row 6", from 1.
+    Reads the file again, which only a message costs.
+    """
+    suffix = table.suffix.lower()
+    if suffix != ".parquet":
+        with (
+            suppress(csv.Error, DataError),
+            table.open(encoding="utf-8-sig", errors="replace", newline="") as file,
+        ):
+            if suffix in EXPECTED:
+                begins = _record_lines(file, dialect(table, EXPECTED[suffix]))
+                next(begins, None)  # the header
+            else:
+                begins = _filled_lines(file)
+            if (number := next(islice(begins, row, None), None)) is not None:
+                return f"line {number}"
+    return f"row {row + 1}"
+
+
+def _filled_lines(file: Iterable[str]) -> Iterator[int]:
+    """The numbers of the lines that are not blank."""
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield number
+
+
+def _record_lines(file: Iterable[str], form: Dialect) -> Iterator[int]:
+    """The line on which each record begins; a blank line is none."""
+    reader, first = form.reader(file), 1 + form.skipped
+    for record in reader:
+        if record:
+            yield first
+        first = reader.line_num + 1 + form.skipped
+
+
+def repair(text: str) -> str:
+    """C1 control characters are cp1252 punctuation that was read as Latin-1 (’ became U+0092): map
+    them back, and no-break spaces to spaces, so that the corpus's revisions agree. Five code points
+    that cp1252 does not define stay as they are.
+    """
+    return "".join(map(_from_c1, text)).replace(NO_BREAK_SPACE, " ")
+
+
+def _from_c1(character: str) -> str:
+    if not "\x80" <= character <= "\x9f":
+        return character
+    try:
+        return character.encode("latin-1").decode("cp1252")
+    except UnicodeDecodeError:
+        return character

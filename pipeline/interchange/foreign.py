@@ -1,0 +1,51 @@
+"""What every reader of a foreign format is told, and what it hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mer.pipeline.store import Header
+
+# The features of one utterance by modality: (T, D), (D,), or None where it has none.
+Features = Mapping[str, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the user says of a foreign file; None and empty leave it to the file."""
+
+    dataset: str | None = None
+    task: str | None = None  # single | multi | regression
+    # Names of the classes; for labels given as numbers, in the order of the numbers.
+    labels: tuple[str, ...] = ()
+    language: str | None = None
+    # Field of the store -> name in the file (`columns.FIELDS`).
+    columns: Mapping[str, str] = field(default_factory=dict)
+    features: Mapping[str, str] = field(default_factory=dict)  # modality -> name in the file
+    frame_rates: Mapping[str, float] = field(default_factory=dict)  # modality -> steps per second
+    # float16 | float32; by default as an exported store says, else float32.
+    dtype: str | None = None
+    # The label that means there is none; "none": every label is a class.
+    unlabelled: str | None = None
+
+
+@dataclass
+class Foreign:
+    """A foreign file, read but not yet stored."""
+
+    path: Path
+    kind: str
+    dataset: str
+    task: str
+    labels: tuple[str, ...]
+    language: str
+    rows: list[dict]  # columns of the store's table, and duration
+    dims: dict[str, int]  # modality -> numbers per step
+    frames: Callable[[], Iterable[Features]]  # a new pass over the features, in the rows' order
+    header: Header | None = None  # of the store that this was exported from
+    notes: list[str] = field(default_factory=list)  # lines for the user
+    source: dict = field(default_factory=dict)  # for the store's provenance
