@@ -22,8 +22,6 @@ FORMAT_VERSION = 1
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
 DTYPES = ("float16", "float32")
-# in a recipe; everything else there is an object, one for each modality
-SCALARS_OF_RECIPE = ("extractor", "dtype", "precision")
 MODALITY = r"[a-z][a-z0-9_]{0,31}"
 RESERVED = {"ids", "crc32", "duration", "flags", "meta"}  # names a shard uses itself
 HALF_MAX = 65519.99  # the largest magnitude that still rounds to a finite float16 (65504)
@@ -124,9 +122,6 @@ class Header:
         demand(texts, "its header's labels are not texts")
         objects = isinstance(self.recipe, dict) and isinstance(self.provenance, dict)
         demand(objects, "its header's recipe or provenance is not an object")
-        for name, part in self.recipe.items():
-            said = name in SCALARS_OF_RECIPE or isinstance(part, dict)
-            demand(said, f"its header's recipe has no object for {name:.80}")
         demand(bool(self.modalities), "its header has no modality")
         for name, info in self.modalities.items():
             demand(is_modality(name), "its header has a modality without a proper name")
