@@ -28,6 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.limits import SUBSET_BYTES
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import arrays, head, shard
 from mer.pipeline.store.cells import guarded
 from mer.pipeline.store.reader import FeatureStore
@@ -125,18 +127,38 @@ def select(store: FeatureStore, subset: str | None) -> np.ndarray:
         return rows
     if not Path(subset).is_file():
         raise DataError(
-            f"--subset {subset}: neither a split (train, dev, test) nor a file with one id a line"
+            f"--subset {shown(subset)}: neither a split (train, dev, test) nor a file with one id "
+            "a line"
         )
-    wanted = dict.fromkeys(Path(subset).read_text(encoding="utf-8-sig").splitlines())
-    wanted.pop("", None)
+    wanted = read_ids(Path(subset))
     rows = np.array([i for i, id in enumerate(table["id"].to_pylist()) if id in wanted], np.int64)
     if len(rows) < len(wanted):
         unknown = wanted.keys() - set(table["id"].to_pylist())
         raise DataError(
             f"{subset}: {len(unknown)} of {len(wanted)} ids are not in {store.path}, first "
-            f"'{min(unknown)}'"
+            f"'{shown(min(unknown))}'; leave them out, or name another store"
         )
     return rows
+
+
+def read_ids(path: Path) -> dict[str, None]:
+    """The ids of a file with one in each line, in their order.
+
+    Raises:
+        DataError: It is not text, or larger than any list of ids.
+    """
+    if path.stat().st_size > SUBSET_BYTES:
+        raise DataError(
+            f"{path}: more than {SUBSET_BYTES:,} bytes; --subset takes a file with one id a line"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}); --subset takes a text "
+            "file with one id a line"
+        ) from None
+    return dict.fromkeys(filter(None, text.split("\n")))
 
 
 def in_split(table: pa.Table, split: str) -> np.ndarray:
