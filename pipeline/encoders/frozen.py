@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import DataError, EncoderError
+from mer.pipeline.runtime.terminal import shown
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Weights that no feature passes through: poolers, the embedding that masked training swaps in,
@@ -94,7 +95,7 @@ def _is_used(key: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 _QUEUE = threading.Lock()

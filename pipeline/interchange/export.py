@@ -10,6 +10,8 @@ import numpy as np
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.copying import Copy, in_split
 from mer.pipeline.interchange.formats import writer
+from mer.pipeline.runtime.limits import SUBSET_BYTES
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store.reader import FeatureStore
 
@@ -62,16 +64,36 @@ def select(store: FeatureStore, subset: str | None) -> np.ndarray:
         return rows
     if not Path(subset).is_file():
         raise DataError(
-            f"--subset {subset}: neither a split (train, dev, test) nor a file with one id per line"
+            f"--subset {shown(subset)}: neither a split (train, dev, test) nor a file with one id "
+            "per line"
         )
-    wanted = dict.fromkeys(Path(subset).read_text(encoding="utf-8-sig").splitlines())
-    wanted.pop("", None)
+    wanted = read_ids(Path(subset))
     ids = table["id"].to_pylist()
     rows = np.array([i for i, row_id in enumerate(ids) if row_id in wanted], np.int64)
     if len(rows) < len(wanted):
         unknown = wanted.keys() - set(ids)
         raise DataError(
             f"{subset}: {len(unknown)} of {len(wanted)} ids are not in {store.path}, first "
-            f"'{min(unknown)}'"
+            f"'{shown(min(unknown))}'; leave them out, or name another store"
         )
     return rows
+
+
+def read_ids(path: Path) -> dict[str, None]:
+    """The ids of a file with one in each line, in their order.
+
+    Raises:
+        DataError: It is not text, or larger than any list of ids.
+    """
+    if path.stat().st_size > SUBSET_BYTES:
+        raise DataError(
+            f"{path}: more than {SUBSET_BYTES:,} bytes; --subset takes a file with one id per line"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}); --subset takes a text "
+            "file with one id per line"
+        ) from None
+    return dict.fromkeys(filter(None, text.split("\n")))

@@ -49,6 +49,7 @@ IMPORT_ROWS = 5_000_000
 IMPORT_TABLE_BYTES = 2 * 2**30
 # of one modality of one utterance: 87 minutes at 50 Hz and 1,024 numbers
 IMPORT_UTTERANCE_BYTES = 2**30
+SUBSET_BYTES = 256 * 2**20  # of a file with one id a line
 IMPORT_MEMBERS = 10_000  # arrays of one npz, columns of one Parquet file
 # of an npz or of a Parquet column that are not held against the packed size
 UNPACKED_FREE_BYTES = 256 * 2**20

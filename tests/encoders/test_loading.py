@@ -126,6 +126,16 @@ def test_damaged_weights_are_one_line(copy, damage):
     assert "\n" not in str(error.value)
 
 
+def test_a_pickle_cut_short_is_one_short_line(tmp_path):
+    """PyTorch's own message has 800 characters."""
+    folder = checkpoints.audio(tmp_path / "audio", pickled=True)
+    weights = folder / "pytorch_model.bin"
+    weights.write_bytes(weights.read_bytes()[:-700])
+    with pytest.raises(EncoderError) as raised:
+        AudioEncoder(resolve("audio", str(folder)), device="cpu")
+    assert len(str(raised.value).replace(str(folder), "")) <= 300
+
+
 @pytest.mark.parametrize(
     ("encoder", "words"),
     [

@@ -143,6 +143,17 @@ def single_file(folder: Path, stock: Stock, rng: np.random.Generator) -> Case:
     return Case(readers(folder, rng), holds(folder / "feats.h5"))
 
 
+@kind("subset", 1)
+def subset(folder: Path, stock: Stock, rng: np.random.Generator) -> Case:
+    """A file with one id a line."""
+    path = folder / "ids.txt"
+    path.write_text("u1\nu3\nu7\n")
+    rarely(path, rng, raw.choice(rng, [tables.csv_file, raw.bytes_of]))
+    out = str(folder.parent / "out" / "x")
+    head = str(stock.store() / "feats.h5")
+    return Case([["export", head, out, "--to", "npy", "--subset", str(path)]])
+
+
 # ---- Features made elsewhere
 
 
@@ -367,12 +378,13 @@ def plan(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
 def encoder(folder: Path, stock_: Stock, rng: np.random.Generator) -> Case:
     """A checkpoint in a folder, of which one file was changed."""
     copy(stock_.encoders(), folder)
-    modality = raw.choice(rng, ["audio", "text"])
-    path = raw.choice(rng, sorted(p for p in (folder / modality).iterdir() if p.is_file()))
-    mutate = texts.safetensors_file if path.suffix == ".safetensors" else texts.json_file
-    rarely(path, rng, mutate)
-    names = {"audio": "none", "text": "none", modality: str(folder / modality)}
-    chosen = [word for m, name in names.items() for word in (f"--{m}-encoder", name)]
+    name = raw.choice(rng, ["audio", "text", "older"])
+    path = raw.choice(rng, sorted(p for p in (folder / name).iterdir() if p.is_file()))
+    formats = {".safetensors": texts.safetensors_file, ".bin": numpys.zip_file}
+    rarely(path, rng, formats.get(path.suffix, texts.json_file))
+    modality = "text" if name == "text" else "audio"
+    names = {"audio": "none", "text": "none", modality: str(folder / name)}
+    chosen = [word for m, where in names.items() for word in (f"--{m}-encoder", where)]
     manifest_ = shutil.copytree(stock_.clips(), folder.parent / "out" / "clips")
     given = ["--manifest", str(manifest_ / "manifest.parquet"), *chosen, "--offline"]
     out = str(folder.parent / "out" / "feats.h5")

@@ -145,8 +145,9 @@ class Stock:
 
     @once
     def encoders(self, folder: Path) -> Path:
-        """Small checkpoints, `audio` and `text`, as they are downloaded."""
+        """Small checkpoints, `audio`, `text` and the pickled `older`, as they are downloaded."""
         checkpoints.audio(folder / "audio")
+        checkpoints.audio(folder / "older", pickled=True)
         checkpoints.text(folder / "text")
         return folder
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -15,6 +16,7 @@ import pytest
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.interchange.export import export
 from mer.pipeline.interchange.formats import EXPORTS
+from mer.pipeline.runtime import limits
 from mer.pipeline.store import FeatureStore, Header, ShardWriter, build_index, verify_shards
 from mer.pipeline.store.schema import COLUMNS
 
@@ -94,6 +96,27 @@ def test_subset_by_split_and_by_file(tmp_path, to):
         with pytest.raises(DataError, match=message):
             export(store, to, tmp_path / "c", subset=subset)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfeu\x001\x00", "ids.txt: not UTF-8 .byte 0xff"),
+        (b"x" * 1_000_000, "ids.txt: 1 of 1 ids are not in"),
+        (b"u1\n\0\x1b[31m\n", r"1 of 2 ids are not in .*first '\\x00"),
+        (None, "ids.txt: more than 268,435,456 bytes"),
+    ],
+)
+def test_a_subset_that_is_no_list_of_ids_is_one_line(tmp_path, content, words):
+    """Bytes that are no text were an internal error, a large file took all memory."""
+    store, path = make_store(tmp_path), tmp_path / "ids.txt"
+    path.write_bytes(content or b"")
+    if content is None:
+        os.truncate(path, limits.SUBSET_BYTES + 1)
+    with pytest.raises(DataError, match=words) as raised:
+        export(store, "npy", tmp_path / "out", subset=str(path))
+    said = str(raised.value).replace(str(tmp_path), "")
+    assert len(said) <= 300 and said.isprintable()
 
 
 def test_single_subset_keeps_the_stores_order(tmp_path):

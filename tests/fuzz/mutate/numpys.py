@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz.mutate import raw
+from tests.fuzz.mutate import pickled, raw
 
 DESCR = [
     "'<f4'", "'>f8'", "'|O'", "'<U5'", "'|S3'", "'<M8[ns]'", "'<m8[D]'", "'<c8'", "'|V4'", "'?'",
@@ -178,3 +178,22 @@ def bomb(size: int) -> bytes:
         packed, {"descr": "<f4", "fortran_order": False, "shape": (3, size // 12)}
     )
     return packed.getvalue() + bytes(size // 12 * 12)
+
+
+def zip_file(path: Path, rng: np.random.Generator) -> None:
+    """A checkpoint of PyTorch, which is a zip with a pickle in it: other opcodes, or a call."""
+    if not rng.integers(3):
+        raw.bytes_of(path, rng)
+        return
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    name = next(n for n in held if n.endswith("data.pkl"))
+    changes = [
+        lambda: pickled.hostile(rng),
+        lambda: pickled.replaced(held[name], rng),
+        lambda: pickled.reordered(held[name], rng),
+    ]
+    held[name] = raw.choice(rng, changes)()
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, data in held.items():
+            archive.writestr(each, data)
