@@ -212,8 +212,6 @@ def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list
         if (was is None) != (now is None):
             there, here = ("yes" if part else "no" for part in (was, now))
             found.append(f"{name} features: {there} there, {here} now")
-        elif was and not isinstance(was, dict):  # a head that somebody made by hand
-            found.append(f"{name} features: of a recipe that is none of mer's there")
         elif was and now:
             found += _differences_within(name, was, now, names.get(name, ("", "")))
     for key in ("dtype", "precision", "extractor"):
