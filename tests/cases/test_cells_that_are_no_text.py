@@ -21,7 +21,12 @@ import pytest
 from mer.pipeline.datasets import prepare
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import SCHEMA, Manifest, Utterance
-from mer.pipeline.runtime.cells import name_cell, text_cell, warn_near_duplicates
+from mer.pipeline.runtime.cells import (
+    name_cell,
+    text_cell,
+    warn_near_duplicates,
+    without_zero_bytes,
+)
 
 NAMES = ("id", "audio", "text", "label", "split", "speaker", "dialogue", "session")
 GOOD = {"id": "u1", "text": "hi", "label": "a", "split": "train", "start": 0.0, "end": 1.0}
@@ -71,7 +76,6 @@ def test_a_cell_as_text(value, text):
         -math.inf,
         b"\xff",
         "\ud83d",
-        "a\0b",
         10**5000,
         1j,
         object(),
@@ -82,6 +86,12 @@ def test_what_is_no_text_is_an_error(value):
     with pytest.raises(DataError) as error:
         text_cell(value)
     assert len(str(error.value)) < 200 and "\n" not in str(error.value)
+
+
+def test_a_zero_byte_is_let_through_by_stores_and_refused_by_tables():
+    assert text_cell("a\0b") == "a\0b" and without_zero_bytes("ab") == "ab"
+    with pytest.raises(DataError, match="holds a zero byte"):
+        without_zero_bytes("a\0b")
 
 
 @pytest.mark.parametrize(
