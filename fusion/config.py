@@ -25,6 +25,7 @@ from mer.fusion.models import REGISTRY, model_class
 from mer.fusion.shapes import brief
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
+from mer.pipeline.runtime.terminal import listed
 
 SEEDS = 1 << 62  # with room for the seeds of a group
 LARGE = 1e30  # what fits into fp32, with room for products
@@ -117,7 +118,7 @@ def load(
         if preset not in known and not path.is_file():
             raise DataError(
                 f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; "
-                f"presets: {', '.join(known)}"
+                f"presets: {listed(known)}"
             )
         tree = read(path, f"preset {preset}")
         if model is not None and tree.get("model", model) != model:
