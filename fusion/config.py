@@ -23,7 +23,7 @@ from mer.fusion import typed
 from mer.fusion.models import REGISTRY, model_class
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import listed, shown
 
 T = TypeVar("T")
 SEEDS = 1 << 62  # with room for the seeds of a group
@@ -125,7 +125,7 @@ def load(
         if preset not in known and not path.is_file():
             raise DataError(
                 f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; "
-                f"presets: {', '.join(known)}"
+                f"presets: {listed(known)}"
             )
         tree = read(path, f"preset {preset}")
         if model is not None and tree.get("model", model) != model:

@@ -19,7 +19,7 @@ from pathlib import Path
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.files import sha256_file
-from mer.pipeline.runtime.limits import CHECKPOINT_JSON_BYTES
+from mer.pipeline.runtime.limits import CHECKPOINT_TEXT_BYTES
 
 CONFIGURATION = (
     "config.json",
@@ -124,6 +124,12 @@ def resolve(
             raise EncoderError(
                 f"{kind} encoder {folder}: neither model.safetensors nor pytorch_model.bin is there"
             )
+    for path in matching(folder, CONFIGURATION):
+        if path.stat().st_size > CHECKPOINT_TEXT_BYTES:
+            raise EncoderError(
+                f"{kind} encoder: {path}: more than {CHECKPOINT_TEXT_BYTES:,} bytes; the directory "
+                "is not a complete checkpoint"
+            )
     digest = hashlib.sha256()
     for path in sorted({*weights, *matching(folder, CONFIGURATION)}):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
@@ -145,8 +151,8 @@ def _json(kind: str, path: Path, *, required: bool) -> dict:
     try:
         if path.exists() and not path.is_file():  # reading a pipe may never end
             raise OSError(errno.EINVAL, "a folder, device or pipe where a file should be")
-        if path.stat().st_size > CHECKPOINT_JSON_BYTES:
-            raise OSError(errno.EFBIG, f"more than {CHECKPOINT_JSON_BYTES:,} bytes")
+        if path.stat().st_size > CHECKPOINT_TEXT_BYTES:
+            raise OSError(errno.EFBIG, f"more than {CHECKPOINT_TEXT_BYTES:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"

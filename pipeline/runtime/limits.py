@@ -79,7 +79,8 @@ MEDIA_SCANNED_BYTES = 1 << 28
 
 # --- Checkpoints of encoders
 
-CHECKPOINT_JSON_BYTES = 16 << 20  # of config.json, preprocessor_config.json; they have a few kB
+# of a configuration, vocabulary or tokenizer file; those of XLM-RoBERTa have 17 MB
+CHECKPOINT_TEXT_BYTES = 256 << 20
 
 # --- Run folders, presets and `--set`
 

@@ -17,7 +17,7 @@ from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import EncoderError
-from mer.pipeline.runtime.limits import CHECKPOINT_JSON_BYTES
+from mer.pipeline.runtime.limits import CHECKPOINT_TEXT_BYTES
 
 from tests.encoders import checkpoints
 
@@ -184,14 +184,21 @@ def test_json_that_is_none(copy, name, odd):
             path.write_text("[" * 100_000)
         case "large":
             path.touch()
-            os.truncate(path, CHECKPOINT_JSON_BYTES + 1)
+            os.truncate(path, CHECKPOINT_TEXT_BYTES + 1)
     words = {
         "nested": "not JSON",
-        "large": "more than 16,777,216 bytes",
+        "large": "more than 268,435,456 bytes",
     }.get(odd, "a folder, device or pipe where a file should be")
     with pytest.raises(EncoderError, match=f"{name}: {words}") as raised:
         resolve("audio", str(copy))
     assert len(str(raised.value)) <= 300 + len(str(copy))
+
+
+def test_a_vocabulary_without_end_is_not_hashed(tmp_path):
+    folder = checkpoints.text(tmp_path / "text")
+    os.truncate(folder / "tokenizer.json", 1 << 40)
+    with pytest.raises(EncoderError, match="tokenizer.json: more than 268,435,456 bytes"):
+        resolve("text", str(folder))
 
 
 def test_a_tokenizer_that_its_library_does_not_understand_is_one_line(tmp_path):

@@ -91,5 +91,7 @@ def not_the_file(path: Path, rng: np.random.Generator) -> None:
         case 8:
             pass  # gone
         case 9:
-            with path.open("wb") as file:  # sparse: 64 GB that cost nothing on disk
-                file.truncate(64 << 30)
+            # Sparse: bytes that cost nothing on disk, more than there is memory for, and as few as
+            # can be hashed within the time.
+            with path.open("wb") as file:
+                file.truncate(9 << 28)
