@@ -143,7 +143,7 @@ def test_a_file_of_many_bytes(tmp_path, most):
 def test_digits_of_a_number(tmp_path):
     path = tmp_path / "run.json"
     path.write_text(f'{{"a": {2**63 - 1}}}')
-    assert files.read_json(path, {}, "remedy") == {"a": 2**63 - 1}
+    assert files.read_json(path, dict[str, int], "remedy") == {"a": 2**63 - 1}
     path.write_text(f'{{"a": {"9" * (limits.JSON_NUMBER_DIGITS + 1)}}}')
     with pytest.raises(DataError, match="a whole number of 26 digits"):
-        files.read_json(path, {}, "remedy")
+        files.read_json(path, dict[str, int], "remedy")
