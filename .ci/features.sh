@@ -58,13 +58,13 @@ licence() { # says whose features are about to be published; run it before a cac
     python - "$(mer inspect --json "$STORE" | field dataset)" <<'PYTHON'
 import sys
 
-from mer import manifests
+from mer.pipeline.datasets import corpora
 
 name = sys.argv[1]
-if name not in manifests.names():
+if name not in corpora.names():
     print(f"::warning title=licence::{name} is not a corpus that mer knows: make sure that its features may be passed on")
-elif manifests.corpus(name).restricted:
-    print(f"::warning title=licence::features of {name} are about to be published. {manifests.corpus(name).licence}. "
+elif corpora.corpus(name).restricted:
+    print(f"::warning title=licence::features of {name} are about to be published. {corpora.corpus(name).licence}. "
           "Caches and artifacts of a public repository can be read by others")
 PYTHON
 }

@@ -44,8 +44,8 @@ IMPORTED = (
     "matplotlib.pyplot", "pyarrow.csv", "torch._dynamo", "torchaudio.functional",
     "transformers.models.roberta.modeling_roberta",
     "transformers.models.wav2vec2.modeling_wav2vec2", "mer.fusion.experiment",
-    "mer.fusion.figures", "mer.fusion.report", "mer.pipeline.encoders.audio",
-    "mer.pipeline.encoders.text", "mer.pipeline.extraction.extract",
+    "mer.fusion.figures", "mer.fusion.report", "mer.pipeline.encoders.wav2vec2",
+    "mer.pipeline.encoders.bert", "mer.pipeline.extraction.clips", "mer.pipeline.extraction.steps",
     "mer.pipeline.interchange.mmsa", "mer.pipeline.interchange.npydir",
     "mer.pipeline.interchange.npz", "mer.pipeline.interchange.parquet",
 )  # fmt: skip

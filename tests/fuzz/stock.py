@@ -154,8 +154,8 @@ class Stock:
     @once
     def unfinished(self, folder: Path) -> Path:
         """The clips, and an extraction of them that was stopped before its first shard."""
-        from mer.pipeline.extraction import extract as extraction
-        from mer.pipeline.extraction.work import Work
+        from mer.pipeline.extraction import extract
+        from mer.pipeline.extraction.runner import LocalRunner
 
         shutil.copytree(self.clips(), folder, dirs_exist_ok=True)
         manifest = corpus.Manifest.read(folder / "manifest.parquet")
@@ -163,24 +163,24 @@ class Stock:
         def stop(*_, **__):
             raise KeyboardInterrupt
 
-        was, Work.assemble = Work.assemble, stop
+        was, LocalRunner.assemble = LocalRunner.assemble, stop
         try:
-            extraction.extract(manifest, folder / "feats.h5", corpus.options())
+            extract(manifest, folder / "feats.h5", corpus.options())
         except KeyboardInterrupt:
             pass
         finally:
-            Work.assemble = was
+            LocalRunner.assemble = was
         return folder
 
     @once
     def spoken(self, folder: Path) -> Path:
         """The clips, their store feats.h5, and `run`, trained on it."""
         from mer.fusion import config, experiment
-        from mer.pipeline.extraction import extract as extraction
+        from mer.pipeline.extraction import extract
         from mer.pipeline.store import FeatureStore
 
         manifest = corpus.make(folder, 24)[0]
-        extraction.extract(manifest, folder / "feats.h5", corpus.options())
+        extract(manifest, folder / "feats.h5", corpus.options())
         settings = config.load(model="concat", preset=None, sets=QUICK)
         with FeatureStore(folder / "feats.h5") as store:
             experiment.train(store, settings, folder / "run", note=stores.quiet)
