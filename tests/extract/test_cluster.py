@@ -208,40 +208,22 @@ def test_a_result_that_died_with_its_worker_is_not_waited_for_without_end(monkey
         module.ClusterRunner(client, None, "plugin")._result(Lost())
 
 
-class Hanging:
-    """A worker plugin.
-
-    The second process that sets it up never comes to an end, and ignores SIGTERM, as extracting
-    workers do.
-    """
-
-    name = "hanging"
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def setup(self, worker):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if (self.folder / "first").exists():
-            (self.folder / "second").touch()
-            time.sleep(600)
-        (self.folder / "first").touch()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_worker_that_does_not_end_is_ended(tmp_path, monkeypatch):
     import multiprocessing
 
-    from distributed import Client, WorkerPlugin
+    from distributed import Client
 
     from mer.pipeline.extraction import cluster as module
+
+    from tests.extract.hanging import Hanging
 
     monkeypatch.setattr(module, "CLOSE_SECONDS", 3)
     with module.local_cluster(1) as cluster:
         assert len(cluster.workers) == 1
         with Client(cluster) as client:
-            client.register_plugin(type("Plugin", (Hanging, WorkerPlugin), {})(tmp_path))
+            client.register_plugin(Hanging(tmp_path))
         os.kill(cluster.workers[0].pid, signal.SIGKILL)
         while not (tmp_path / "second").exists():
             time.sleep(0.05)
