@@ -113,6 +113,11 @@ def extract(
             f"{found.leaving:,} utterances of {place.out} are not in this manifest: they leave "
             "the store"
         )
+    if found.adding and found.head is not None:
+        company.progress.note(
+            f"adding {' and '.join(found.adding)} to {place.out}; "
+            f"{' and '.join(found.head.header.modalities)} of it is taken over where unchanged"
+        )
     untidy = not isinstance(where, Share) and left_untidy(request)
     if found.complete and not distrust and (dry_run or not (found.labels_changed or untidy)):
         done = unchanged(request, found)  # writes nothing: works on a read-only mount
