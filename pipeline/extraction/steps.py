@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction.look import look, made_here
-from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.options import ExtractOptions, as_recorded
 from mer.pipeline.extraction.outcome import ExtractReport, TooManyFailures
 from mer.pipeline.extraction.parts import Done, Tally
 from mer.pipeline.extraction.plan import Part
@@ -174,7 +174,7 @@ def repair(
     if root is not None:
         manifest = manifest.with_root(root)
     try:
-        options = replace(ExtractOptions(**made["options"]), **changes)
+        options = replace(as_recorded(made["options"]), **changes)
     except TypeError:
         raise DataError(
             f"{head}: made with options that this mer does not know; call `mer extract` for it "
