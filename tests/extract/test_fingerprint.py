@@ -27,6 +27,8 @@ def toy(tmp_path_factory):
 OTHER = {
     "audio_track": "1",
     "audio_layer": "1",
+    "text_layer": "stack:0-1",
+    "layer_means": False,
     "pool": 2,
     "channel": "centre",
     "max_seconds": 1.0,
