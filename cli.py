@@ -372,6 +372,12 @@ def extraction_options(command):
                 metavar="auto|N",
                 help="Audio track; auto: the default one, else the first.",
             ),
+            click.option(
+                "--audio-window",
+                metavar="full|clip",
+                help="Whisper: compute the whole 30 s window, or the clip alone.  "
+                "[default: as clip]",
+            ),
             setting(
                 "--max-seconds",
                 type=float,

@@ -169,6 +169,8 @@ def _self_test_line(modality: str, test: dict) -> str:
     half = ""
     if "precision_error" in test:
         half = f", {test['precision']} against fp32 {test['precision_error']:.1e}"
+    if "window_distance" in test:
+        half += f", {test['window_distance']:.1%} from the encoder's full window"
     return (
         f"self-test {modality}: batch against single {test['absolute']:.1e}{half} "
         f"({test['items']} items, {test['precision']})"
