@@ -22,11 +22,15 @@ class ExtractOptions:
     # hub id[@revision], directory or built-in; "" or "none": no audio features
     audio_encoder: str = ""
     text_encoder: str = ""
-    audio_layer: str = "last"  # last | N | mean:A-B
+    audio_layer: str = "last"  # last | N | mean:A-B | stack:A-B[:S]
+    text_layer: str = "last"  # likewise
+    # keep the mean of every layer over an utterance's steps, too, where the encoder has layers
+    layer_means: bool = True
     pool: int = 1  # mean over this many frames
     channel: str = "auto"  # auto | centre | mix | a number from 0
     audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
+    text_windows: str = "cut"  # transcripts longer than the encoder takes: cut | windows
     dtype: str = "float16"  # as stored
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
 
@@ -58,6 +62,8 @@ class ExtractOptions:
             raise DataError(
                 f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
             )
+        if self.text_windows not in ("cut", "windows"):
+            raise DataError(f"--text-windows '{self.text_windows:.200}' is not cut or windows")
         track = self.audio_track
         if track != "auto" and not (track.isascii() and track.isdecimal()):
             raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")

@@ -254,6 +254,7 @@ def _joined(
     frames, flags = {}, Flag(0)
     for modality in work.inputs.modalities:
         lengths = work.inputs.lengths[modality]
+        flags |= lengths.flags[row]
         if not lengths.lengths[row]:
             continue
         found = [finished.get(modality, key) for key in work.plan.keys_of(modality, window, row)]
@@ -261,7 +262,6 @@ def _joined(
         frames[modality] = steps[0] if len(steps) == 1 else np.concatenate(steps)
         for _, more in found:
             flags |= more
-        flags |= lengths.flags[row]
         if len(found) > 1:
             flags |= Flag.chunked
     return frames, flags
