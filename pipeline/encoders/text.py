@@ -130,7 +130,7 @@ class Text(Modality):
         self.choice(checkpoint)
 
     def choice(self, checkpoint: Checkpoint) -> LayerChoice:
-        """The layers that are kept as steps. Raises DataError and EncoderError."""
+        """The layers that are kept as states. Raises DataError and EncoderError."""
         return parse_layers(self.layer, Shape.of(checkpoint).blocks, "--text-layer")
 
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -222,4 +222,5 @@ class Text(Modality):
             yield ReadItem(np.concatenate([before, body[item.first : item.end], behind]))
 
     def describe(self, checkpoint: Checkpoint) -> Described:
-        return Described(None, self.choice(checkpoint).text)
+        choice = self.choice(checkpoint)
+        return Described(None, choice.text, stack=choice.stack)

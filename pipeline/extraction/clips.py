@@ -9,9 +9,9 @@ from typing import Any
 
 from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError
-from mer.pipeline.extraction.fingerprint import differences
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.recipes import differences
 from mer.pipeline.extraction.request import Here
 from mer.pipeline.extraction.steps import extract
 from mer.pipeline.manifest import Manifest, Utterance
@@ -115,7 +115,10 @@ def _options(
             raise KeyError("encoder")
         settings: dict[str, Any] = {}
         for name in modalities:
-            settings |= MODALITIES[name].options_of(recipe[name])
+            asked = MODALITIES[name].options_of(recipe[name])
+            # an encoder without layers has no means of them, whatever was asked for
+            means = asked.pop("layer_means", False) or settings.get("layer_means", False)
+            settings |= {**asked, "layer_means": means}
         return ExtractOptions(
             **named,
             **settings,

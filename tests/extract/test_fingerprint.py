@@ -11,9 +11,10 @@ import time
 import pytest
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.fingerprint import differences, fingerprint, keys
+from mer.pipeline.extraction.fingerprint import fingerprint, keys
 from mer.pipeline.extraction.memory import FileMemory
 from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.recipes import differences
 
 from tests.extract import corpus
 
@@ -26,6 +27,8 @@ def toy(tmp_path_factory):
 OTHER = {
     "audio_track": "1",
     "audio_layer": "1",
+    "text_layer": "stack:0-1",
+    "layer_means": False,
     "pool": 2,
     "channel": "centre",
     "max_seconds": 1.0,
