@@ -386,6 +386,13 @@ def extraction_options(command):
                 help="Longer clips are cut; 0: never.",
             ),
             setting(
+                "--text-windows",
+                default="cut",
+                type=click.Choice(["cut", "windows"]),
+                help="Transcripts longer than the encoder takes: cut at their end, or encoded in "
+                "overlapping windows.",
+            ),
+            setting(
                 "--dtype",
                 default="float16",
                 type=click.Choice(["float16", "float32"]),

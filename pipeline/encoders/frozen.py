@@ -46,16 +46,23 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, kind: Any = None, **arguments: Any
+    checkpoint: Checkpoint,
+    device: torch.device,
+    kind: Any = None,
+    *,
+    architecture: str = "AutoModel",
+    unused: Sequence[str] = (),
+    **arguments: Any,
 ) -> nn.Module:
-    """The frozen network in fp32; `kind` is its class in transformers (default: AutoModel), which
-    takes `arguments`.
+    """The frozen network in fp32, as a class of transformers reads it: `kind`, or the one called
+    `architecture`, which takes `arguments`.
 
-    A weight that is missing, or of another shape, is fatal: the features would be noise.
+    A weight that is missing, or of another shape, is fatal: the features would be noise. Missing
+    may be those that no feature passes through, which have one of `unused` in their names.
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
-    from transformers import AutoModel
+    import transformers
     from transformers.utils import logging
 
     what = f"{checkpoint.kind} encoder {checkpoint.name}"
@@ -63,7 +70,7 @@ def load_model(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights is replaced by the check below
     try:
-        model, report = (kind or AutoModel).from_pretrained(
+        model, report = (kind or getattr(transformers, architecture)).from_pretrained(
             checkpoint.folder,
             **arguments,
             local_files_only=True,
@@ -83,7 +90,8 @@ def load_model(
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(filter(_is_used, report["missing_keys"]))
+    needless = (*UNUSED, *unused)
+    missing = sorted(key for key in report["missing_keys"] if not _has(key, needless))
     mismatched = report.get("mismatched_keys", ())
     wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
     for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
@@ -95,9 +103,9 @@ def load_model(
     return model.eval().requires_grad_(False).to(device)
 
 
-def _is_used(key: str) -> bool:
-    """Whether features pass through the weight of that name."""
-    return not any(part in key for part in UNUSED)
+def _has(key: str, parts: Sequence[str]) -> bool:
+    """Whether the name of a weight has one of these parts."""
+    return any(part in key for part in parts)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ layer over each item's true steps. States that are not asked for are let go at o
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,16 @@ from mer.pipeline.encoders.modality import Kept, States
 from mer.pipeline.errors import EncoderError
 
 # where transformers' encoders keep their blocks
-BLOCKS = ("encoder.layers", "encoder.layer", "transformer.layer", "layers", "h")
+BLOCKS = (
+    "encoder.layers",
+    "encoder.layer",
+    "transformer.layer",
+    "decoder.layers",
+    "layers",
+    "h",
+    "blocks",
+    "block",
+)
 
 
 class _Pass(threading.local):
@@ -53,13 +62,16 @@ class LayerTaps:
     all its hidden states, which costs memory.
     """
 
-    def __init__(self, model: nn.Module, choice: LayerChoice, *, means: bool) -> None:
+    def __init__(
+        self, model: nn.Module, choice: LayerChoice, *, means: bool, hooks: bool = True
+    ) -> None:
+        """`hooks`: False asks for all hidden states wherever the blocks are."""
         self.choice, self.means = choice, means
         self.arguments: dict[str, Any] = {}
         self._pass = _Pass()
         if choice.kind == "last" and not means:
             return
-        blocks = blocks_of(model, choice.count)
+        blocks = blocks_of(model, choice.count) if hooks else None
         if blocks is None:
             self.arguments["output_hidden_states"] = True
             return
@@ -79,8 +91,8 @@ class LayerTaps:
         self._see(0, args[0] if args else kwargs["hidden_states"])
 
     def _leave(self, number: int):
-        def hook(block: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            self._see(number, output[0] if isinstance(output, tuple) else output)
+        def hook(block: nn.Module, args: tuple, output: Tensor | Sequence[Tensor]) -> None:
+            self._see(number, output if isinstance(output, Tensor) else output[0])
 
         return hook
 
@@ -127,6 +139,30 @@ class LayerTaps:
         if self.choice.kind == "mean":
             frames = frames / len(self.choice.layers)
         return frames, torch.stack(means, dim=1) if means else None
+
+
+def hooks_see(blocks: nn.ModuleList, forward: Callable[[], Sequence[Tensor]]) -> bool:
+    """Whether hooks on `blocks` see the hidden states that `forward` gives, all but the last.
+
+    Some architectures pad inside, or tell others than enter their blocks.
+    """
+    seen: list[Tensor] = []
+
+    def enter(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    def leave(block: nn.Module, args: tuple, output: Tensor | Sequence[Tensor]) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    handles = [block.register_forward_hook(leave) for block in list(blocks)[:-1]]
+    handles.append(blocks[0].register_forward_pre_hook(enter, with_kwargs=True))
+    try:
+        told = list(forward())[:-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    same = (a.shape == b.shape and torch.equal(a, b) for a, b in zip(seen, told, strict=False))
+    return len(seen) == len(told) and all(same)
 
 
 def blocks_of(model: nn.Module, count: int) -> nn.ModuleList | None:

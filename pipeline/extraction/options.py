@@ -38,6 +38,7 @@ class ExtractOptions:
     audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
     audio_window: str = ""  # full | clip; "": the encoder's default
+    text_windows: str = "cut"  # transcripts longer than the encoder takes: cut | windows
     dtype: str = "float16"  # as stored
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
 
@@ -69,6 +70,8 @@ class ExtractOptions:
             raise DataError(
                 f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
             )
+        if self.text_windows not in ("cut", "windows"):
+            raise DataError(f"--text-windows '{self.text_windows:.200}' is not cut or windows")
         track = self.audio_track
         if track != "auto" and not (track.isascii() and track.isdecimal()):
             raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")

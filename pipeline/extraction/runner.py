@@ -276,6 +276,7 @@ def _joined(
     frames, means, flags = {}, {}, Flag(0)
     for modality in computed:
         lengths = work.inputs.lengths[modality]
+        flags |= lengths.flags[row]
         if not lengths.lengths[row]:
             continue
         found = [finished.get(modality, key) for key in work.plan.keys_of(modality, window, row)]
@@ -286,7 +287,6 @@ def _joined(
             means[modality] = stored(mean, work.options.dtype)
         for part_row in found:
             flags |= Flag(part_row.flags)
-        flags |= lengths.flags[row]
         if len(found) > 1:
             flags |= Flag.chunked
     return frames, means, flags
