@@ -29,6 +29,7 @@ OTHER = {
     "audio_layer": "1",
     "text_layer": "stack:0-1",
     "layer_means": False,
+    "text_windows": "windows",
     "pool": 2,
     "channel": "centre",
     "max_seconds": 1.0,
