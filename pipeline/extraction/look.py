@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mer.pipeline.errors import KeyMismatchError, MerError, StoreError
+from mer.pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
 from mer.pipeline.extraction.fingerprint import differences
 from mer.pipeline.extraction.request import Request
 from mer.pipeline.media.stages import AGAIN, STAGES, Flag
@@ -43,6 +43,9 @@ def look(request: Request, progress: Silent) -> Found:
         if force:
             return Found()
         raise
+    if head.members:
+        members = ", ".join(str(record.path) for record in head.members)
+        raise DataError(f"{out}: joined from {members}; extract into those, or name another --out")
     if head.header.recipe != keys.recipe:
         what = _recipes_differ(request, head)
         if not force:
