@@ -376,7 +376,7 @@ def extraction_options(command):
                 "--audio-window",
                 metavar="full|clip",
                 help="Whisper: compute the whole 30 s window, or the clip alone.  "
-                "[default: as clip]",
+                "[default: the clip alone]",
             ),
             setting(
                 "--max-seconds",
