@@ -2,7 +2,7 @@
 sentence-transformers' `encode(output_value="token_embeddings")`.
 
 Each side is a process of its own, in turns: it starts, imports, loads the weights, tokenises and
-encodes the same lines on a CPU with all cores. The peer keeps what it makes in memory; ours also
+encodes the same lines on a CPU with all cores, in fp32. The peer keeps what it makes in memory; ours also
 reads a manifest, tests itself, and writes and checks a store. Wall seconds, and processor seconds
 of all its threads; of the rounds, the best of each.
 
@@ -37,7 +37,7 @@ import json, sys
 from sentence_transformers import SentenceTransformer
 folder, file = sys.argv[1:]
 lines = json.load(open(file, encoding="utf-8"))
-model = SentenceTransformer(folder, device="cpu", local_files_only=True)
+model = SentenceTransformer(folder, device="cpu", local_files_only=True).float()
 states = model.encode(lines, output_value="token_embeddings", show_progress_bar=False)
 print(sum(len(x) for x in states))
 """

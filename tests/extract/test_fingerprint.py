@@ -32,6 +32,7 @@ OTHER = {
     "pool": 2,
     "channel": "centre",
     "max_seconds": 1.0,
+    "text_windows": "windows",
     "dtype": "float32",
     "precision": "bf16",
     "audio_encoder": "none",
