@@ -71,6 +71,7 @@ def load_model(
             use_safetensors=checkpoint.safetensors,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError) as error:
         raise EncoderError(
