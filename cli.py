@@ -373,6 +373,12 @@ def extraction_options(command):
                 help="Audio track; auto: the default one, else the first.",
             ),
             setting(
+                "--audio-window",
+                default="",
+                metavar="full|clip",
+                help="Whisper: compute the whole 30 s window, or the clip alone [default: clip].",
+            ),
+            setting(
                 "--max-seconds",
                 type=float,
                 default=60.0,

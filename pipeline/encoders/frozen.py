@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,18 +48,20 @@ def choose_precision(precision: str, device: torch.device) -> str:
 def load_model(
     checkpoint: Checkpoint,
     device: torch.device,
+    kind: Any = None,
     *,
-    architecture: str = "AutoModel",
     unused: Sequence[str] = (),
+    **arguments: Any,
 ) -> nn.Module:
-    """The frozen network in fp32, as that class of transformers reads it.
+    """The frozen network in fp32; `kind` is its class in transformers (default: AutoModel), which
+    takes `arguments`.
 
     A weight that is missing, or of another shape, is fatal: the features would be noise. Missing
     may be those that no feature passes through, which have one of `unused` in their names.
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
-    import transformers
+    from transformers import AutoModel
     from transformers.utils import logging
 
     what = f"{checkpoint.kind} encoder {checkpoint.name}"
@@ -66,13 +69,15 @@ def load_model(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights is replaced by the check below
     try:
-        model, report = getattr(transformers, architecture).from_pretrained(
+        model, report = (kind or AutoModel).from_pretrained(
             checkpoint.folder,
+            **arguments,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=checkpoint.safetensors,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError) as error:
         raise EncoderError(
@@ -147,16 +152,21 @@ def to_host(x: Tensor) -> Callable[[], np.ndarray]:
 
 
 def pad(
-    rows: Sequence[np.ndarray], value: float, dtype: DTypeLike, device: torch.device
+    rows: Sequence[np.ndarray],
+    value: float,
+    dtype: DTypeLike,
+    device: torch.device,
+    length: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host,
-    where `device` can fetch them by itself.
+    """Rows (T, …) as (B, longest, …), at least `length` long, filled up with `value`, and their
+    mask (B, longest) int64; on the host, where `device` can fetch them by itself.
     """
     lengths = np.array([len(row) for row in rows])
-    padded = np.full((len(rows), lengths.max()), value, dtype=dtype)
+    longest = max(int(lengths.max()), length)
+    padded = np.full((len(rows), longest, *rows[0].shape[1:]), value, dtype=dtype)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
-    mask = np.arange(lengths.max()) < lengths[:, None]
+    mask = np.arange(longest) < lengths[:, None]
     both = torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
     return (both[0].pin_memory(), both[1].pin_memory()) if device.type == "cuda" else both
 

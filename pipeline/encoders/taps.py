@@ -36,8 +36,8 @@ class _Pass(threading.local):
     def __init__(self) -> None:
         self.clear(())
 
-    def clear(self, spans: Sequence[Kept]) -> None:
-        self.spans = spans
+    def clear(self, spans: Sequence[Kept], longest: int | None = None) -> None:
+        self.spans, self.longest = spans, longest
         self.kept: Tensor | None = None  # (B, T) bool: the steps that layer means are over
         self.chosen: list[Tensor] = []
         self.means: list[Tensor] = []
@@ -99,6 +99,9 @@ class LayerTaps:
     def _see(self, number: int, states: Tensor) -> None:
         """Take what is wanted of a layer's states (B, T, width)."""
         state = self._pass
+        if not state.spans:  # somebody else runs the model
+            return
+        states = states[:, : state.longest]
         if self.means:
             state.means.append(state.mean(states))
         if number not in self.choice.layers:
@@ -108,11 +111,11 @@ class LayerTaps:
         else:
             state.chosen.append(states.float())
 
-    def begin(self, spans: Sequence[Kept]) -> None:
+    def begin(self, spans: Sequence[Kept], longest: int | None = None) -> None:
         """A batch is about to run; `spans` are the steps of each item that its layer means are
-        over.
+        over, and no item has more than `longest` of them.
         """
-        self._pass.clear(spans)
+        self._pass.clear(spans, longest)
 
     def end(self, output: Any) -> tuple[Tensor, Tensor | None]:
         """(frames (B, T, dim), layer means (B, L, width)), fp32 on the device, after a pass that

@@ -10,6 +10,7 @@ from typing import Any
 
 from mer.pipeline.datasets import corpora
 from mer.pipeline.encoders import MODALITIES
+from mer.pipeline.encoders.geometry import WINDOWS
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 
@@ -36,6 +37,7 @@ class ExtractOptions:
     channel: str = "auto"  # auto | centre | mix | a number from 0
     audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
+    audio_window: str = ""  # full | clip; "": the encoder's default
     text_windows: str = "cut"  # transcripts longer than the encoder takes: cut | windows
     dtype: str = "float16"  # as stored
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
@@ -73,6 +75,8 @@ class ExtractOptions:
         track = self.audio_track
         if track != "auto" and not (track.isascii() and track.isdecimal()):
             raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")
+        if self.audio_window not in ("", *WINDOWS):
+            raise DataError(f"--audio-window '{self.audio_window:.200}' is not full or clip")
         for name, value, least in (
             ("pool", self.pool, 1),
             ("max-seconds", self.max_seconds, 0),
