@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mer.pipeline.encoders import configured
-from mer.pipeline.errors import KeyMismatchError, MerError, StoreError
+from mer.pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
 from mer.pipeline.extraction.recipes import (
     added,
     differences,
@@ -51,6 +51,9 @@ def look(request: Request, progress: Silent) -> Found:
         if force:
             return Found()
         raise
+    if head.members:
+        members = ", ".join(str(record.path) for record in head.members)
+        raise DataError(f"{out}: joined from {members}; extract into those, or name another --out")
     if head.header.recipe != keys.recipe:
         adding = added(head.header.recipe, keys.recipe)
         if not adding:

@@ -29,10 +29,10 @@ OTHER = {
     "audio_layer": "1",
     "text_layer": "stack:0-1",
     "layer_means": False,
+    "text_windows": "windows",
     "pool": 2,
     "channel": "centre",
     "max_seconds": 1.0,
-    "text_windows": "windows",
     "dtype": "float32",
     "precision": "bf16",
     "audio_encoder": "none",
@@ -54,9 +54,13 @@ SAME = {
     "window": 2,
 }
 
+# options of encoders that the toy corpus does not use: refused with others
+OF_SOME_ENCODERS = {"audio_window"}
+
 
 def test_every_option_is_either_recipe_or_not():
-    assert {f.name for f in dataclasses.fields(ExtractOptions)} == OTHER.keys() | SAME.keys()
+    names = {f.name for f in dataclasses.fields(ExtractOptions)}
+    assert names == OTHER.keys() | SAME.keys() | OF_SOME_ENCODERS
 
 
 @pytest.mark.parametrize("name", OTHER)
