@@ -55,6 +55,7 @@ class LayerTaps:
 
     def __init__(self, model: nn.Module, choice: LayerChoice, *, means: bool) -> None:
         self.choice, self.means = choice, means
+        self._name = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         self.arguments: dict[str, Any] = {}
         self._pass = _Pass()
         if choice.kind == "last" and not means:
@@ -114,8 +115,8 @@ class LayerTaps:
             hidden = getattr(output, "hidden_states", None)
             if hidden is None or len(hidden) != count + 1:
                 raise EncoderError(
-                    "this architecture does not tell its layers apart; use the layer setting last, "
-                    "and --no-layer-means"
+                    f"model type '{self._name}' does not tell its layers apart; use the layer "
+                    "setting last, and --no-layer-means"
                 )
             for number in range(count):
                 self._see(number, hidden[number])
