@@ -74,12 +74,11 @@ class TextEncoder:
         check_text(checkpoint)
         self.checkpoint = checkpoint
         self.width = int(checkpoint.config["hidden_size"])
-        blocks = int(checkpoint.config["num_hidden_layers"])
-        self.choice = parse_layers(layer, blocks, "--text-layer")
-        self.dim = self.width * self.choice.copies
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model = cast(Any, load_model(checkpoint, self.device))
+        self.choice = parse_layers(layer, self.model.config.num_hidden_layers, "--text-layer")
+        self.dim = self.width * self.choice.copies
         self._taps = LayerTaps(self.model, self.choice, means=layer_means)
         self.layer_count = self._taps.count
         self._tokenizer = _tokenizer(checkpoint)
