@@ -288,7 +288,7 @@ def given(line: str) -> dict[str, str | bool | int | float]:
     while words:
         name = words.pop(0).removeprefix("--")
         if words and not words[0].startswith("--"):
-            value: str | float = words.pop(0)
+            value: str | float = words.pop(0).strip("'")
             kinds = {"pool": int, "max-seconds": float}
             found[name.replace("-", "_")] = kinds.get(name, str)(value)
         else:
@@ -318,6 +318,14 @@ def test_the_options_that_the_line_names_do_keep_the_store(folder, other, change
     with pytest.raises(KeyMismatchError) as error:
         add(folder, "both.h5", **asked)
     assert len(str(error.value).replace(str(folder), "")) <= 300
+    assert add(folder, "both.h5", **asked | given(str(error.value))).action == "nothing"
+
+
+def test_an_option_of_the_new_encoder_alone_is_taken_back(folder, tmp_path):
+    """Whisper has windows, the encoder that was there has none."""
+    asked = {"audio_encoder": str(checkpoints.whisper(tmp_path / "w")), "audio_window": "full"}
+    with pytest.raises(KeyMismatchError, match="--audio-window '' keeps it") as error:
+        add(folder, "both.h5", **asked)
     assert add(folder, "both.h5", **asked | given(str(error.value))).action == "nothing"
 
 
