@@ -238,6 +238,26 @@ def test_layers_of_several_widths(tmp_path):
             load(folder, **options)
 
 
+def test_fewer_hidden_states_than_blocks(tmp_path, monkeypatch):
+    """An architecture that does not tell its layers still gives its output."""
+    from transformers import BertModel
+
+    folder = textmodels.save(tmp_path / "bert", "bert")
+    ids, _ = load(folder).tokens(TEXTS)
+    before = load(folder).encode(ids)
+    forward = BertModel.forward
+
+    def untold(self, *args, output_hidden_states=False, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(BertModel, "forward", untold)
+    for a, b in zip(load(folder).encode(ids), before, strict=True):
+        np.testing.assert_array_equal(a.frames, b.frames)
+    for options in ({"layer_means": True}, {"text_layer": "1"}):
+        with pytest.raises(EncoderError, match="hidden states of 0 blocks, .* --no-layer-means"):
+            load(folder, **options)
+
+
 # --- what is no text encoder
 
 
