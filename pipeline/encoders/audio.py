@@ -69,8 +69,8 @@ FAMILIES: list[Family] = [
 
 @dataclass(frozen=True)
 class Audio(Modality):
-    """`layer`, `layer_means`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut)
-    belong to the recipe.
+    """`layer`, `layer_means`, `pool_frames`, `channel`, `track`, `max_seconds` (0: never cut) and
+    `window` belong to the recipe.
     """
 
     name: ClassVar[str] = "audio"
@@ -163,7 +163,7 @@ class Audio(Modality):
         if geometry.window:
             longest = geometry.window / SAMPLE_RATE
             recipe["max_seconds"] = min(self.max_seconds or longest, longest)
-            recipe["window"] = self.window or WINDOW
+            recipe["window"] = self._window(geometry)
         # stores made before these could be asked for keep their key
         if self.track != "auto":
             recipe["track"] = self.track
@@ -187,6 +187,8 @@ class Audio(Modality):
     def differs(cls, key: str, old: Any, new: Any) -> str:
         if key == "track":  # in the recipe only where one was asked for
             return f"audio track: {old or 'auto'} there, {new or 'auto'} now"
+        if key == "window":  # only encoders of windows have it
+            return f"audio window: {old or 'none'} there, {new or 'none'} now"
         return super().differs(key, old, new)
 
     # --- lengths
@@ -239,10 +241,14 @@ class Audio(Modality):
             for piece, (first, end, skip, keep) in enumerate(cuts):
                 # a short clip is padded to one receptive field
                 length = max(end - first, geometry.field)
-                if self.window == "full":
+                if self._window(geometry) == "full":
                     length = geometry.window
                 found.append(Item(row, length, piece, first, end, skip, keep))
         return found
+
+    def _window(self, geometry: Geometry) -> str:
+        """How much of an encoder's window is computed: full or clip; "" where it has none."""
+        return (self.window or WINDOW) if geometry.window else ""
 
     def _longest(self, geometry: Geometry) -> int:
         """Samples of a piece at most; 0: no clip is cut."""
