@@ -800,9 +800,13 @@ def export(store: Path, out: Path, to: str, **choices):
     archives.
     """
     from mer.pipeline.interchange.export import export as write
+    from mer.pipeline.interchange.export import left_out
     from mer.pipeline.store import FeatureStore
 
-    count, written = write(FeatureStore(store), to, out, **choices)
+    opened = FeatureStore(store)
+    count, written = write(opened, to, out, **choices)
+    for line in left_out(opened, to):
+        note(line)
     note(
         f"{count:,} utterances"
         + ("" if written else "; exported before, byte for byte; nothing to do")

@@ -157,6 +157,7 @@ class Tally:
         dtype: str | dict[str, str] | dict[str, str],
     ) -> None:
         self.foreign = foreign
+        self.infos = infos
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self.replaced |= dict.fromkeys(map(layers_of, foreign.layers), 0)
         self._hash = hashlib.sha256()
@@ -194,6 +195,12 @@ class Tally:
                 raise DataError(
                     f"{self.foreign.path}: {shown(row['id'], 40)} has {modality} or {name} without "
                     "the other; leave both out, or neither"
+                )
+            expected = self.foreign.layers[modality], self.infos[modality].width
+            if means is not None and means.shape != expected:
+                raise DataError(
+                    f"{self.foreign.path}: {shown(row['id'], 40)}: {name} has shape {means.shape}, "
+                    f"expected {expected}"
                 )
             self.replaced[name] += bad
             out[name] = means
