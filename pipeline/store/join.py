@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError, MerError
-from mer.pipeline.runtime.files import refuse_link
+from mer.pipeline.runtime.files import folders_for, refuse_link
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import Head, MemberRecord, compose_join, content, content_of
@@ -25,8 +25,9 @@ from mer.pipeline.store.schema import COLUMNS, Header, ModalityInfo, canonical, 
 
 # Durations of one clip from two decoders differ by the padding of its codec.
 DURATION_SECONDS = 0.5
-# What `keep_first` may leave to the first store; the rest decides what is trained and tested.
-KEEPABLE = ("session", "dialogue", "speaker", "position", "text", "tags", "duration")
+# What decides training and testing; in all else `keep_first` may leave it to the first store.
+DECISIVE = ("id", "split", "label", "targets")
+KEEPABLE = (*(name for name in COLUMNS.names if name not in DECISIVE), "duration")
 
 
 @dataclass
@@ -153,7 +154,8 @@ def write(head: Head, out: Path, *, force: bool = False) -> bool:
         return False
     # For other tools, as a store's links to its shards are.
     links = {f"stores/{number:05d}": name for number, name in enumerate(names)}
-    arrays.write(out, attrs={"/": attrs}, arrays=data, links=links)
+    with folders_for(out):
+        arrays.write(out, attrs={"/": attrs}, arrays=data, links=links)
     return True
 
 

@@ -155,7 +155,8 @@ class FeatureStore:
             member, name, rows = self._places(modality, np.array([operator.index(row)]))
             if not len(rows):
                 info = self.header.modalities[modality]
-                return np.empty((0, info.dim), info.dtype if dtype == "stored" else dtype)
+                kind = info.dtype if dtype == "stored" else dtype or np.float32
+                return np.empty((0, info.dim), kind)
             return member.features(name, int(rows[0]), dtype, check=check)
         number, at = int(self._table_shard[operator.index(row)]), int(self._table_row[row])
         shard = self.shard(number)

@@ -188,7 +188,7 @@ def _own(file: h5py.Group, names: tuple[str, ...], leave: tuple[str, ...]) -> st
     attrs = {n: arrays.attribute(file, n) for n in names}
     held = {}
     for name in datasets(file):
-        if name.startswith(leave) or name.endswith("/pooled"):
+        if name.startswith(leave) or name.endswith(("/pooled", "/layers")):
             continue
         dataset = file[name]
         if not plain(dataset):
@@ -216,7 +216,7 @@ def reseal(head: Path, shards: list[Path]) -> None:
             continue
     try:
         with h5py.File(head, "r+", locking=False) as file:
-            own = _own(file, ("format", "version"), ("shards/", "data/"))
+            own = _own(file, ("format", "version"), ("shards/", "stores/", "data/"))
             file.attrs["identity"] = np.bytes_(own)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError):
         return
