@@ -676,12 +676,12 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         note(f"{found.path}: {found.reason}")
     if damaged and opened.members:
         heads = dict.fromkeys(found.store for found in damaged if found.store != str(store))
-        remedy = [f"run `mer verify --repair {head}`" for head in heads]
+        remedies = [f"run `mer verify --repair {head}`" for head in heads]
         if any(found.store == str(store) for found in damaged):
-            remedy.append("put back what is missing or changed, or join again with --force")
+            remedies.append("put back what is missing or changed, or join again with --force")
         raise StoreError(
             f"{store}: joined, and {len(damaged)} files of its members cannot be used; "
-            f"{'; '.join(remedy)}"
+            f"{'; '.join(remedies)}"
         )
     if damaged and repair:
         if not opened.header.fingerprint:

@@ -36,7 +36,7 @@ def join(
         keep_first: Columns in which the first store that knows one is believed.
         copy: Copy the features into shards of the new store, instead of reading them from the
             others.
-        force: Replace what is at `out`: a joined store, or with `copy` any store.
+        force: Replace what is at `out`.
 
     Returns:
         The store, lines for the user, and whether anything was written: False where this very store

@@ -126,7 +126,7 @@ def write(head: Head, out: Path, *, force: bool = False) -> bool:
     Args:
         head: What `plan` gave.
         out: Where it goes; the paths of the members are relative to its folder.
-        force: Replace another joined store.
+        force: Replace what is at `out`.
 
     Returns:
         Whether anything was written: False where this very store is at `out`.
@@ -160,21 +160,17 @@ def write(head: Head, out: Path, *, force: bool = False) -> bool:
 
 
 def _is_there(out: Path, wanted: str, force: bool) -> bool:
-    """Whether this very store is at `out`; DataError for what may not be replaced."""
+    """Whether this very store is at `out`; DataError for anything else, unless `force`."""
     try:
-        joined, found = bool(FeatureStore(out, check=False).members), content_of(out)
+        found = content_of(out)
     except MerError:
-        joined, found = False, ""
-    if found == wanted:
-        return True
-    if not joined:
-        raise DataError(f"{out}: exists already, and is no joined store; name another --out")
-    if not force:
+        found = ""
+    if found != wanted and not force:
         raise DataError(
-            f"{out}: exists already, joined otherwise; name another --out, or replace it with "
-            "--force"
+            f"{out}: exists already, and is not this join of these stores; name another --out, or "
+            "replace it with --force"
         )
-    return False
+    return found == wanted
 
 
 def _unknown(value: object) -> bool:

@@ -405,8 +405,12 @@ class FeatureStore:
             raise StoreError(
                 f"{error}; {self.path} was joined from it: put it back, or join again with --force"
             ) from None
-        except ValueError:
-            raise StoreError(f"{self.path}: names a member by what is no name") from None
+        except PermissionError:
+            raise
+        except (OSError, ValueError):
+            raise StoreError(
+                f"{self.path}: names a member by what is no name; join again with --force"
+            ) from None
         if not same or store.members or not self._fits_member(record, store):
             raise StoreError(
                 f"{record.path}: not what it was when {self.path} was joined from it; put that "

@@ -262,13 +262,14 @@ def test_the_same_again_is_left_and_another_refused(three, tmp_path):
     assert join(three, out)[2]
     before = out.stat().st_mtime_ns
     assert not join(three, out)[2] and out.stat().st_mtime_ns == before
-    assert "exists already, joined otherwise" in refused(1, "join", *three[:2], "--out", out)
+    assert "exists already, and is not this join" in refused(1, "join", *three[:2], "--out", out)
     assert mer("join", *three[:2], "--out", out, "--force")[0] == 0
     assert list(FeatureStore(out).header.modalities) == ["text", "audio"]
     (tmp_path / "other.h5").write_bytes(b"mine")
-    args = ("join", *three, "--force", "--out")
-    assert "is no joined store" in refused(1, *args, tmp_path / "other.h5")
+    assert "exists already" in refused(1, "join", *three, "--out", tmp_path / "other.h5")
     assert (tmp_path / "other.h5").read_bytes() == b"mine"
+    args = ("join", *three, "--force", "--out")
+    assert mer(*args, tmp_path / "other.h5")[0] == 0  # of a join that was damaged, say
     assert "is one of the stores to join" in refused(1, *args, three[0])
     (tmp_path / "made.shards").mkdir()
     assert "folder of another store's shards" in refused(1, *args, tmp_path / "made.h5")

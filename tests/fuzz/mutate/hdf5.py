@@ -168,8 +168,10 @@ def values(file: h5py.File, name: str, rng: np.random.Generator) -> None:
 
 
 def blob(file: h5py.File, name: str, rng: np.random.Generator) -> None:
-    """The JSON of a head (`header`) or of a shard (`meta`)."""
-    found = [n for n in ("header", "meta", "data/meta") if isinstance(file.get(n), h5py.Dataset)]
+    """The JSON of a head (`header`, `members/modalities`) or of a shard (`meta`)."""
+    known = ("header", "meta", "data/meta", "members/modalities")
+    found = [name for name in known if isinstance(file.get(name), h5py.Dataset)]
+    rng.shuffle(found)
     if not found or file[found[0]].dtype != np.uint8 or not plain(file[found[0]]):
         return
     made = texts.json_bytes(file[found[0]][()].tobytes(), rng)
