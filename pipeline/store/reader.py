@@ -13,13 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.store.head import (
-    Head,
-    MemberRecord,
-    ShardRecord,
-    content_of,
-    read_head,
-)
+from mer.pipeline.store.head import Head, MemberRecord, ShardRecord, content_of, read_head
 from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
 from mer.pipeline.store.verify import damages
@@ -367,10 +361,10 @@ class FeatureStore:
         damaged = damages(self)
         if damaged:
             more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
-            raise StoreError(
-                f"{damaged[0].path}: {damaged[0].reason}{more}; run `mer verify --repair "
-                f"{damaged[0].store}`"
-            )
+            # What is wrong with a member as such says itself what helps.
+            itself = self.members and damaged[0].store == str(self.path)
+            remedy = "" if itself else f"; run `mer verify --repair {damaged[0].store}`"
+            raise StoreError(f"{damaged[0].path}: {damaged[0].reason}{more}{remedy}")
 
     def content(self) -> str:
         """What the store holds, as a sha256 in hexadecimal; not where it lies, nor when or where it
