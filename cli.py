@@ -366,7 +366,7 @@ def extraction_options(command):
                 "--audio-window",
                 default="",
                 metavar="full|clip",
-                help="Whisper: compute the whole 30 s window, or the clip alone [default: clip].",
+                help="Whisper: compute the whole 30 s window, or the clip alone [default: full].",
             ),
             setting(
                 "--max-seconds",

@@ -133,7 +133,7 @@ class MelSettings:
 # (64 frames on both sides)
 CONTEXT = 50
 
-WINDOW = "clip"  # how much of its window Whisper computes: clip or full
+WINDOW = "full"  # how much of its window Whisper computes: full, as it was trained, or clip
 WINDOWS = ("full", "clip")
 
 
