@@ -173,6 +173,8 @@ def test_weights_that_are_not_whole_are_refused(form, change, words, tmp_path):
         ({"processor": {"sampling_rate": 8000}}, "8000 Hz"),
         ({"processor": {"feature_size": 128}}, "gives 128 mels, its model takes 20"),
         ({"processor": {"chunk_length": 30}}, "windows of 30 s, its model takes 2 s"),
+        ({"processor": {"chunk_length": "x" * 999}}, "windows of xxx"),
+        ({"processor": {"sampling_rate": "x" * 999}}, "expects xxx"),
         ({"processor": {"dither": 0.1}}, "dither"),
         ({"processor": {"hop_length": 0}}, "hop_length is 0"),
         ({"config": {"num_mel_bins": -1}}, "num_mel_bins is -1"),
