@@ -117,10 +117,18 @@ SIZES = [
         wav2vec2("large"),
         layers("audio", "12", "last", "stack:6-18:4", means_off=["12", "last"]),
     ),
-    Size("Whisper base, `clip`", Audio, whisper("base"), layers("audio", "3")),
+    Size("Whisper base, `clip`", Audio, whisper("base"), layers("audio", "3"), {"window": "clip"}),
     Size("Whisper base, `full`", Audio, whisper("base"), layers("audio", "3"), {"window": "full"}),
-    Size("Whisper small, `clip`", Audio, whisper("small"), layers("audio", "6")),
-    Size("Whisper large-v3, `clip`", Audio, whisper("large-v3"), layers("audio", "16")),
+    Size(
+        "Whisper small, `clip`", Audio, whisper("small"), layers("audio", "6"), {"window": "clip"}
+    ),
+    Size(
+        "Whisper large-v3, `clip`",
+        Audio,
+        whisper("large-v3"),
+        layers("audio", "16"),
+        {"window": "clip"},
+    ),
     Size("w2v-BERT 2.0", Audio, wav2vec2_bert, layers("audio", "12")),
     Size("roberta-base", Text, roberta("base"), layers("text", "last", means_off=["last"])),
     Size("roberta-large", Text, roberta("large"), layers("text", "last", "stack:12-24:4")),
