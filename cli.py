@@ -1114,7 +1114,7 @@ def predict(
             encoders=encoders,
             device=device,
             offline=offline,
-            wanted=trained.spec.modalities,
+            wanted=trained.spec.sources,
             progress=choose() if manifest_file is not None else None,
         )
         with store:

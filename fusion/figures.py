@@ -354,7 +354,8 @@ def of_features(
 ) -> list[tuple[str, Figure]]:
     """From dev rows, so that no picture opens the test part."""
     model: Any = run.model(device)
-    if not hasattr(model, "spaces"):
+    core = model.core
+    if not hasattr(core, "spaces"):
         return []
     spec = run.spec
     spaces, activations, targets = [], [], []
@@ -366,16 +367,17 @@ def of_features(
         part = data.batch_source(store, spec, run.config.data, rows, every[rows], device=device)
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
-                spaces.append(model.spaces(batch))
+                seen = model.mixed(batch)
+                spaces.append(core.spaces(seen))
                 targets.append(batch.target)
-                if hasattr(model, "activations"):
-                    activations.append(model.activations(batch))
+                if hasattr(core, "activations"):
+                    activations.append(core.activations(seen))
     target = torch.cat(targets).cpu().numpy()
     classes = groups(target, spec.task, spec.labels)
     pictures = [("spaces", scatter(spaces))]
     for space in activations[0] if activations else ():
         whole = torch.cat([one[space] for one in activations], 1).float().cpu().numpy()
-        pictures.append((f"atoms-{space}", atoms(whole, classes, model.modalities, space)))
+        pictures.append((f"atoms-{space}", atoms(whole, classes, core.modalities, space)))
     return pictures
 
 

@@ -97,6 +97,19 @@ class FusionModel(nn.Module):
         """Floats worth logging from the last `losses` call."""
         return {}
 
+    def layer_weights(self) -> dict[str, dict[str, float]]:
+        """The weight of every layer that is mixed: by feature set, then by layer."""
+        return {}
+
+    @property
+    def core(self) -> FusionModel:
+        """The model of the registry: this one, unless layers are mixed before it."""
+        return self
+
+    def mixed(self, batch: Batch) -> Batch:
+        """The batch as the model of the registry sees it."""
+        return batch
+
 
 def summed(terms: Iterable[Tensor]) -> Tensor:
     """The sum of one term or more."""
