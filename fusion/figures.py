@@ -43,6 +43,7 @@ FONTS = (
 )
 MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
+MOST_TICKS = 26  # layers that are numbered on an axis
 
 
 def write(
@@ -143,6 +144,7 @@ def of_results(run: Run, found: SingleMetrics | GroupMetrics) -> list[tuple[str,
     pictures["mi-bounds"] = curves(
         logs, under("mi_bound_"), "lower bound of the mutual information (nats)"
     )
+    pictures["layers"] = layer_weights(chosen_layers(run, logs))
     return [(name, figure) for name, figure in pictures.items() if figure is not None]
 
 
@@ -188,6 +190,45 @@ def read_log(run: Run) -> list[Epoch]:
     again = checkpoint.AGAIN
     lines = files.read_text(path, again).splitlines()
     return [files.read_json(path, Epoch, again, text=line) for line in lines]
+
+
+def chosen_layers(run: Run, logs: Sequence[list[Epoch]]) -> dict[str, dict[str, list[float]]]:
+    """The weights of the mixed layers in the epochs that dev chose: by feature set and by layer,
+    one of each child.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for child, entries in zip(run.children, logs, strict=True):
+        best = child.result.best_epoch
+        entry = next((entry for entry in entries if entry.epoch == best), None)
+        for name, weights in ((entry.layers if entry else None) or {}).items():
+            for layer, weight in weights.items():
+                value = np.nan if weight is None else weight
+                found.setdefault(name, {}).setdefault(layer, []).append(value)
+    return found
+
+
+def layer_weights(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure | None:
+    """Where the emotion is: the weight of every layer, a dot for each run, the mean as a line, and
+    dotted what equal weights would be. None: no layers are mixed.
+    """
+    if not found:
+        return None
+    figure, axes = new(5.6, 1.2 + 2.0 * len(found), nrows=len(found), squeeze=False)
+    for axis, (name, weights) in zip(axes[:, 0], found.items(), strict=True):
+        colour = COLOURS.get(data.modality_of(name.split()[0]), "#7f7f7f")
+        layers, means = list(range(len(weights))), [np.mean(v) for v in weights.values()]
+        for layer, values in zip(layers, weights.values(), strict=True):
+            axis.plot([layer] * len(values), values, ".", color=colour, alpha=0.5)
+        axis.plot(layers, means, color=colour)
+        axis.axhline(1 / len(weights), color="#7f7f7f", linestyle=":", linewidth=1)
+        axis.set_xticks(layers[:: -(-len(layers) // MOST_TICKS)])
+        axis.set_xticklabels(list(weights)[:: -(-len(layers) // MOST_TICKS)])
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel("weight")
+        axis.set_title(name, loc="left", fontsize=9)
+    axes[-1, 0].set_xlabel("layer")
+    figure.suptitle("where the emotion is: weights of the layers")
+    return figure
 
 
 # ---- Over epochs
