@@ -76,15 +76,18 @@ def write(
         pictures = [*of_results(run, found), *of_features(run.children[0], features, device)]
         for name, figure in pictures:
             for kind in ("png", "svg"):
-                drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
-                raw = drawn.getvalue()
-                if kind == "svg":
-                    raw = escape(raw.decode(), breaks=True).encode()
-                files.write_bytes(folder / f"{name}.{kind}", raw)
+                files.write_bytes(folder / f"{name}.{kind}", drawn_as(figure, kind))
                 written.append(folder / f"{name}.{kind}")
     return written
+
+
+def drawn_as(figure: Figure, kind: str) -> bytes:
+    """The bytes of a PNG or an SVG."""
+    drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+    raw = drawn.getvalue()
+    return escape(raw.decode(), breaks=True).encode() if kind == "svg" else raw
 
 
 def inline(run: Run, found: SingleMetrics | GroupMetrics) -> list[str]:
@@ -92,10 +95,10 @@ def inline(run: Run, found: SingleMetrics | GroupMetrics) -> list[str]:
     stays text.
     """
     with style(**{"svg.fonttype": "none"}):
-        return [_element(figure) for _, figure in of_results(run, found)]
+        return [element(figure) for _, figure in of_results(run, found)]
 
 
-def _element(figure: Figure) -> str:
+def element(figure: Figure) -> str:
     """Without the XML declaration, the document type and the metadata, which have no place within a
     page.
     """

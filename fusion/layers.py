@@ -7,6 +7,7 @@ carved by group where there is none, and with folds the one of each fold. No tes
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion import infer, metrics, splits
 from mer.fusion import figures as pictures
+from mer.fusion import files, infer, metrics, splits
 from mer.fusion.config import DataConfig
 from mer.fusion.data import modality_of
 from mer.fusion.evaluate import unit
@@ -25,7 +26,7 @@ from mer.fusion.losses.supervised import task_loss
 from mer.fusion.train import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import escape, shown
 from mer.pipeline.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
 # Of the squared weights beside the mean loss. One for all layers, the one with the best mean of
 # their dev figures: chosen layer by layer it would flatter each by another amount.
-STRENGTHS = (1.0, 0.1, 0.01, 0.001)
-STEPS = 60  # of L-BFGS for each strength, which begins where the stronger one ended
+STRENGTHS = (1.0, 0.1, 0.01)
+STEPS = 40  # of L-BFGS for each strength, which begins where the stronger one ended
 RESAMPLES = 500
+FORMS = (".png", ".svg", ".html")
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def _named(store: FeatureStore, wanted: Sequence[str]) -> list[str]:
     there = [name for name, info in stored.items() if info.layers > 1]
     odd = next((name for name in wanted if name not in there), None)
     if odd is not None and odd not in stored:
-        raise DataError(f"--modality {shown(odd, 60)}: the store has {shown(', '.join(stored), 99)}")
+        raise DataError(
+            f"--modality {shown(odd, 60)}: the store has {shown(', '.join(stored), 99)}"
+        )
     if odd is not None or not there:
         what = odd or "its features"
         raise DataError(
@@ -178,13 +182,13 @@ def _curve(
 
     drawn = metrics.resampled(each, groups, resamples=RESAMPLES)
     behind = sign * (drawn[:, [best]] - drawn)  # of each draw, how far behind the best
-    error = np.nanstd(behind, axis=0)
+    error = behind.std(axis=0)  # NaN, and no layer within the noise, where a draw is undefined
     gap = sign * (dev[strongest, best] - dev[strongest])
     first, last = _around(best, gap <= error)
-    bounds = np.nanquantile(drawn, [0.025, 0.975], axis=0).T
     made = []
-    for layer, (value, (low, high)) in enumerate(zip(dev[strongest], bounds, strict=True)):
-        made.append(Layer(layer, float(value), (float(low), float(high))))
+    for layer, value in enumerate(dev[strongest].tolist()):
+        low, high = metrics.quantiles(drawn[:, layer], [0.025, 0.975])
+        made.append(Layer(layer, value, (low, high)))
     return Curve(
         name=name,
         metric=metric,
@@ -246,21 +250,32 @@ def _scores(x: Tensor, y: Tensor, seen: Tensor, task: str, store: FeatureStore) 
         bias.data += y.mean()
     answers = []
     for strength in STRENGTHS:
-        optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe", tolerance_change=1e-7
-        )
-
-        def closure(strength: float = strength) -> Tensor:
-            optimizer.zero_grad()
-            loss = task_loss(x @ weight + bias, y, task=task, regression="mse")
-            loss = loss + 0.5 * strength * weight.square().sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        _minimise(x, y, weight, bias, task, strength)
         with torch.no_grad():
             answers.append((seen @ weight + bias).numpy())
     return np.stack(answers)
+
+
+def _minimise(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, task: str, strength: float
+) -> None:
+    """Fit weight (D, C) and bias (C,), from where they are; the loss is convex."""
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=STEPS,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_change=1e-7,
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = task_loss(x @ weight + bias, y, task=task, regression="mse")
+        loss = loss + 0.5 * strength * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
 
 
 def _decided(scores: np.ndarray, task: str) -> np.ndarray:
@@ -304,9 +319,7 @@ def option_of(name: str) -> str:
 
 def draw(curves: Sequence[Curve]) -> Figure:
     """Every curve in a panel of its own, intervals shaded."""
-    figure, axes = pictures.new(
-        5.6, 0.8 + 2.6 * len(curves), nrows=len(curves), squeeze=False
-    )
+    figure, axes = pictures.new(5.6, 0.8 + 2.6 * len(curves), nrows=len(curves), squeeze=False)
     for axis, curve in zip(axes[:, 0], curves, strict=True):
         colour = pictures.COLOURS.get(modality_of(curve.name), "#7f7f7f")
         at = [one.layer for one in curve.layers]
@@ -322,6 +335,23 @@ def draw(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
+def check_name(path: Path) -> None:
+    """Raise DataError for a picture of another form than those that `write` knows."""
+    if path.suffix.lower() not in FORMS:
+        raise DataError(f"--out {shown(path, 120)}: name a file ending in {', '.join(FORMS)}")
+
+
 def write(curves: Sequence[Curve], path: Path) -> None:
-    """Draw into a PNG, an SVG or an HTML page."""
-    pictures.write_one(lambda: draw(curves), path)
+    """Draw into a PNG, an SVG, or an HTML page that has the figures as text, too."""
+    check_name(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind != "html":
+        with pictures.style():
+            files.write_bytes(path, pictures.drawn_as(draw(curves), kind))
+        return
+    with pictures.style(**{"svg.fonttype": "none"}):
+        picture = pictures.element(draw(curves))
+    text = "\n\n".join("\n".join(lines(curve, option_of(curve.name))) for curve in curves)
+    head = "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer layers</title>\n"
+    page = f"{head}{picture}\n<pre>{html.escape(text)}</pre>\n</html>\n"
+    files.write_text(path, escape(page, breaks=True))
