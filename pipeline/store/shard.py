@@ -314,16 +314,19 @@ def compose(
         shape = (int(lengths.sum()), dim)
         bulk[f"{name}/x"] = arrays.Stream(dtype, shape, frames(name))
         if LAYERS in kind:
-            layers = kind[LAYERS]
             sums = [checksum(x) for x in means(name)]
             data[f"{name}/{LAYERS}_crc32"] = np.array(sums, "<u4")
-            dtype = np.dtype(layers["dtype"]).newbyteorder("<").str
-            shape = (len(ids), layers["count"], layers["width"])
-            bulk[f"{name}/{LAYERS}"] = arrays.Stream(dtype, shape, means(name))
+            bulk[f"{name}/{LAYERS}"] = _stream(kind[LAYERS], len(ids), means(name))
         recorded.append({**kind, "pooled_crc32": checksum(pooled)})
     data["meta"] = blob(canonical({"modalities": recorded, "meta": meta}))
     attrs: dict[str, str | int] = {"format": SHARD_FORMAT, "version": FORMAT_VERSION, "key": key}
     return {**attrs, "identity": arrays.digest(attrs, data)}, {**data, **bulk}
+
+
+def _stream(layers: dict, n: int, means: Iterable[np.ndarray]) -> arrays.Stream:
+    """The layer means of n utterances, one after the other."""
+    dtype = np.dtype(layers["dtype"]).newbyteorder("<").str
+    return arrays.Stream(dtype, (n, layers["count"], layers["width"]), means)
 
 
 def largest(x: np.ndarray) -> float:
