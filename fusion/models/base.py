@@ -21,6 +21,8 @@ from mer.pipeline.errors import DataError
 class FusionModel(nn.Module):
     """Base of the models; see `mer.fusion.models` for the contract.
 
+    `modalities` are those that the model reads, by default all of its spec's.
+
     `lr_scale` maps parameter names to factors on the learning rate; such parameters are not decayed
     either. `summary`: the model looks at nothing but mean and deviation of a sequence, and its
     batches may bring just those.
@@ -29,10 +31,11 @@ class FusionModel(nn.Module):
     lr_scale: dict[str, float] = {}
     summary = False
     class_weights: Tensor | None
+    modalities: tuple[str, ...]
 
     def __init__(self, config, spec: DataSpec) -> None:
         super().__init__()
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.modalities = config, spec, tuple(spec.modalities)
         self.register_buffer(
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )

@@ -31,7 +31,8 @@ class Layered(FusionModel):
         self.inner = core
         self.blocks: dict[str, list[Block]] = {}
         self.mix = nn.ModuleDict()
-        for m in core.spec.modalities:
+        self.modalities = core.modalities
+        for m in core.modalities:
             blocks = core.spec.blocks(m, summary=core.summary)
             if any(len(block.layers) > 1 for block in blocks):
                 self.blocks[m] = blocks
