@@ -344,5 +344,16 @@ def test_only_further_sets(tmp_path):
         modalities={"audio.a": 3, "audio.b": 2, "text": 6},
         vectors=["audio.a", "audio.b"],
     )
-    with pytest.raises(DataError, match="the store has audio.a, audio.b and no audio: say which"):
-        source(two, "all")
+    for wanted in ("all", "audio"):
+        said = "the store has audio.a, audio.b and no audio: say which"
+        with pytest.raises(DataError, match=said):
+            source(two, wanted)
+    assert source(one, "audio").spec.sources.keys() == {"audio.a"}
+
+
+def test_a_list_in_a_preset_is_what_a_comma_is(tmp_path):
+    preset = tmp_path / "own.toml"
+    preset.write_text('model = "concat"\n[data]\nmodalities = ["text", "audio+audio.egemaps"]\n')
+    chosen = config.load(preset=str(preset))
+    assert chosen.data.modalities == "text,audio+audio.egemaps"
+    assert config.from_toml(config.to_toml(chosen), "again") == chosen
