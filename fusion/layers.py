@@ -113,7 +113,8 @@ def probe(
     names = _named(store, modalities)
     table, header = store.table(), store.header
     target = splits.targets(table, header.task, header.labels)
-    config, parts = DataConfig(), [None]
+    config = DataConfig()
+    parts: list[splits.Fold | None] = [None]
     notes: list[str] = []
     if folds is not None:
         made, said = splits.folds(table, target, folds, seed=config.split_seed)
@@ -280,7 +281,7 @@ def _minimise(
 
 def _decided(scores: np.ndarray, task: str) -> np.ndarray:
     """Decisions for logits: the class, each label that is more likely than not, or the value."""
-    return infer.decide(scores, task, np.zeros(scores.shape[1]))
+    return infer.decide(scores, task, [0.0] * scores.shape[1])
 
 
 # ---- Told and drawn
