@@ -229,10 +229,10 @@ def _fitted(
     """Probes of every layer and strength, fitted on `train`, and what they say of `dev`."""
     task = store.header.task
     there = store.layer_means(name, np.concatenate([train, dev]))
-    x = torch.from_numpy(np.ascontiguousarray(there.transpose(1, 0, 2)))
     y = torch.from_numpy(target[train])
     said = []
-    for layer in x:
+    for number in range(there.shape[1]):
+        layer = torch.from_numpy(there[:, number].copy())
         fitted, shown_to = layer[: len(train)], layer[len(train) :]
         mean, std = fitted.mean(0), fitted.std(0, correction=0)
         std = std.where(std > 1e-4 * mean.abs() + 1e-8, 1)
