@@ -944,7 +944,53 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     say(out)
 
 
-# --- training: train, evaluate, predict, report, compare
+# --- training: layers, train, evaluate, predict, report, compare
+
+
+@main.command()
+@click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
+@click.option(
+    "--modality",
+    "modalities",
+    metavar="NAME",
+    multiple=True,
+    help="Only these features; by default all that have layer means.",
+)
+@click.option(
+    "--folds",
+    type=click.Choice(["session", "speaker", "dialogue"]),
+    help="Score on the dev part of each fold that `mer train --folds` would make.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw the curves: .png, .svg or .html.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def layers(store, modalities, folds, out, as_json):
+    """In which layer of an encoder the emotion is: a linear probe on the utterance means of each,
+    fitted on train, scored on dev. The test part is not opened.
+    """
+    from mer.fusion import layers as probes
+    from mer.fusion.typed import tree
+    from mer.pipeline.runtime.progress import choose
+    from mer.pipeline.store import FeatureStore
+
+    if out is not None:
+        probes.check_name(out)
+    with FeatureStore(store) as opened:
+        curves, notes = probes.probe(opened, modalities, folds=folds, progress=choose())
+    for line in notes:
+        note(line)
+    if as_json:
+        say_json({curve.name: tree(curve) | {"extract": curve.settings} for curve in curves})
+    for curve in () if as_json else curves:
+        for line in probes.lines(curve, probes.option_of(curve.name)):
+            say(line)
+    if out is not None:
+        probes.write(curves, out)
+        note(f"wrote {out}")
 
 
 @main.command()
@@ -1211,7 +1257,7 @@ def predict(
             encoders=encoders,
             device=device,
             offline=offline,
-            wanted=trained.spec.modalities,
+            wanted=trained.spec.sources,
             progress=choose() if manifest_file is not None else None,
         )
         with store:
