@@ -61,6 +61,10 @@ class Flag(IntFlag):
     unsized = 1 << 12
     damaged = 1 << 13
     trailing = 1 << 14
+    no_picture = 1 << 20
+    picture_late = 1 << 21
+    picture_short = 1 << 22
+    no_face = 1 << 23
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> Self:
@@ -97,4 +101,8 @@ MEANING = {
     Flag.unsized: "a header without its true length, decoded to the end of the data",
     Flag.damaged: "frames that could not be decoded, left out",
     Flag.trailing: "data behind the end of the audio, not read",
+    Flag.no_picture: "no picture in the file, or none in that part of it",
+    Flag.picture_late: "a picture that begins later, its first frame stands before it",
+    Flag.picture_short: "a picture that ends before the utterance does",
+    Flag.no_face: "pictures without a face, cropped as --vision-no-face says",
 }
