@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 
 from mer.pipeline.media.audio import check_file, span_of
 from mer.pipeline.media.containers import look
+from mer.pipeline.media.faces import Crop, cut
 from mer.pipeline.media.readers import (
     FFMPEG_TICKS_HZ,
     GAP_SECONDS,
@@ -40,9 +41,9 @@ ROUNDING_SECONDS = 1e-6
 JUMP_SECONDS = 5.0
 # Demuxers that know where their key frames are, and give every packet its time of presentation.
 INDEXED = {"mov", "matroska"}
-TURNS = 16  # bits of the fraction of the numbers in a display matrix
+NO_PICTURES = np.empty((0, 0, 0, 3), np.uint8)
 
-__all__ = ["Picture", "PicturesInfo", "count", "load", "probe"]
+__all__ = ["Picture", "PicturesInfo", "Wanted", "count", "load", "probe", "take"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,26 @@ class PicturesInfo:
     count: int
     begin: float = 0.0
     end: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The pictures of a part of a file that somebody wants, and what becomes of each.
+
+    Attributes:
+        fps: Moments in a second.
+        first: The first one that is wanted, from 0.
+        most: How many are wanted; None: all.
+        crop: What is kept of each.
+        finish: (height, width, 3) uint8 → what is handed over. A function or object that can be
+            pickled, for it may run in another process.
+    """
+
+    fps: float
+    first: int = 0
+    most: int | None = None
+    crop: Crop = Crop()
+    finish: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def count(seconds: float, fps: float) -> int:
@@ -140,7 +161,8 @@ def load(
     end: float | None = None,
     first: int = 0,
     most: int | None = None,
-) -> Iterator[Picture]:
+    info: PicturesInfo | None = None,
+) -> Generator[Picture, None, None]:
     """The pictures of a file, or of a part of it, one at a time.
 
     Args:
@@ -150,6 +172,7 @@ def load(
         end: As for `probe`.
         first: The first moment that is wanted, from 0.
         most: How many are wanted; None: all.
+        info: What `probe` has told of that part; None: it is asked.
 
     Yields:
         The pictures in order: as many as `probe` says.
@@ -159,14 +182,46 @@ def load(
             cannot be decoded.
     """
     path = Path(path)
-    with _Film.opened(path) as film:
-        info = _probe(film, fps, start, end)
+    info = info or probe(path, fps=fps, start=start, end=end)
     begin, behind, _ = span_of(path, start, end)
     seconds = min(info.end, math.inf if behind is None else behind) - begin
     times = moments(begin, seconds, fps, info.count) if info.count else []
     times = times[first : None if most is None else first + most]
     if times:
         yield from _shown(path, times)
+
+
+def take(
+    path: str | os.PathLike, wanted: Wanted, *, start: float | None, end: float | None
+) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    """The pictures that are wanted, cropped and finished.
+
+    Args:
+        path: As for `probe`.
+        wanted: Which, and what becomes of them.
+        start: As for `probe`.
+        end: As for `probe`.
+
+    Returns:
+        The pictures, one behind the other; how many the part has in all; names of `stages.Flag`.
+
+    Raises:
+        MediaError: As for `load` and `faces.cut`; or they come out in several sizes.
+    """
+    path = Path(path)
+    info = probe(path, fps=wanted.fps, start=start, end=end)
+    flags = flags_of(info, start, end, wanted.fps)
+    found: list[np.ndarray] = []
+    asked = {"fps": wanted.fps, "start": start, "end": end}
+    with closing(load(path, **asked, first=wanted.first, most=wanted.most, info=info)) as pictures:
+        for picture in pictures:
+            pixels, is_there = cut(path, picture.pixels, picture.time, wanted.crop)
+            if not is_there and "no_face" not in flags:
+                flags.append("no_face")
+            found.append(pixels if wanted.finish is None else wanted.finish(pixels))
+    if len({one.shape for one in found}) > 1:
+        raise MediaError(f"{path}: its pictures have several sizes", Stage.DECODE)
+    return np.stack(found) if found else NO_PICTURES, info.count, tuple(flags)
 
 
 def _shown(path: Path, times: list[float]) -> Iterator[Picture]:
