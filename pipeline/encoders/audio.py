@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Protocol, cast
 import numpy as np
 
 from mer.pipeline.encoders import tiny
-from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry, parse_layer
+from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry
+from mer.pipeline.encoders.layers import LayerChoice, parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import (
     Described,
@@ -47,8 +48,8 @@ FAMILIES: list[Family] = [
 
 @dataclass(frozen=True)
 class Audio(Modality):
-    """`layer`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut) belong to the
-    recipe.
+    """`layer`, `layer_means`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut)
+    belong to the recipe.
     """
 
     name: ClassVar[str] = "audio"
@@ -64,6 +65,7 @@ class Audio(Modality):
     built_in: ClassVar[str] = tiny.NAMES["audio"]
 
     layer: str = "last"
+    layer_means: bool = False
     pool_frames: int = 1
     channel: str = "auto"
     track: str = "auto"
@@ -96,17 +98,21 @@ class Audio(Modality):
         return (digest, self.span(u)) if digest else self.absent
 
     def check(self, checkpoint: Checkpoint) -> None:
-        parse_layer(self.layer, self.geometry(checkpoint).layers)
+        self.choice(checkpoint)
 
     def geometry(self, checkpoint: Checkpoint) -> Geometry:
         """The arithmetic of a checkpoint's frames. Raises EncoderError."""
         find = self.family(checkpoint).geometry
         return (find or Geometry.of)(checkpoint)
 
+    def choice(self, checkpoint: Checkpoint) -> LayerChoice:
+        """The layers that are kept as frames. Raises DataError and EncoderError."""
+        return parse_layers(self.layer, self.geometry(checkpoint).layers, "--audio-layer")
+
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
         recipe = {
             "encoder": checkpoint.hash,
-            "layer": self.layer,
+            "layer": self.choice(checkpoint).text,
             "pool": self.pool_frames,
             "channel": self.channel,
             "max_seconds": float(self.max_seconds),
@@ -223,4 +229,4 @@ class Audio(Modality):
 
     def describe(self, checkpoint: Checkpoint) -> Described:
         rate = self.geometry(checkpoint).rate / self.pool_frames
-        return Described(rate, self.layer, {"pool": self.pool_frames})
+        return Described(rate, self.choice(checkpoint).text, {"pool": self.pool_frames})

@@ -9,7 +9,7 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -20,18 +20,38 @@ from mer.pipeline.encoders.frozen import (
     computing,
     load_model,
     pad,
-    to_host,
 )
+from mer.pipeline.encoders.layers import parse_layers
 from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
-from mer.pipeline.encoders.modality import Modality
+from mer.pipeline.encoders.modality import Kept, Modality, States
+from mer.pipeline.encoders.taps import LayerTaps, fetch, spans_of, states_of
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.machine import choose_device
 from mer.pipeline.runtime.terminal import shown
 
 
 def load(checkpoint: Checkpoint, modality: Modality, device: str, precision: str) -> TextEncoder:
-    """The encoder of transcripts on its device."""
-    return TextEncoder(checkpoint, device=device, precision=precision)
+    """The encoder of transcripts on its device; the modality's `layer` says which states are
+    kept.
+    """
+    return TextEncoder(
+        checkpoint,
+        layer=getattr(modality, "layer", "last"),
+        layer_means=getattr(modality, "layer_means", False),
+        device=device,
+        precision=precision,
+    )
+
+
+class TokenBatch(NamedTuple):
+    """Rows of token ids, padded on the host: ids (B, T), mask (B, T), true lengths, and the steps
+    that layer means are over.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    lengths: list[int]
+    spans: list[Kept]
 
 
 class TextEncoder:
@@ -39,16 +59,29 @@ class TextEncoder:
     token.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "auto", precision: str = "auto"):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        layer: str = "last",
+        layer_means: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+    ):
         """Raises EncoderError for a checkpoint that is incomplete or no text encoder, DataError for
         a wrong option.
         """
         check_text(checkpoint)
         self.checkpoint = checkpoint
-        self.dim = int(checkpoint.config["hidden_size"])
+        self.width = int(checkpoint.config["hidden_size"])
+        blocks = int(checkpoint.config["num_hidden_layers"])
+        self.choice = parse_layers(layer, blocks, "--text-layer")
+        self.dim = self.width * self.choice.copies
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model = cast(Any, load_model(checkpoint, self.device))
+        self._taps = LayerTaps(self.model, self.choice, means=layer_means)
+        self.layer_count = self._taps.count
         self._tokenizer = _tokenizer(checkpoint)
         self.limit = self._limit()
 
@@ -84,35 +117,40 @@ class TextEncoder:
             )
         return ids, cut
 
-    def collate(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
-        """Rows of token ids as one padded batch on the host: ids (B, T), mask (B, T), lengths."""
-        return *pad(ids, self._tokenizer.pad_token_id or 0, np.int64, self.device), [
-            len(row) for row in ids
-        ]
+    def collate(
+        self, ids: Sequence[np.ndarray], kept: Sequence[Kept | None] | None = None
+    ) -> TokenBatch:
+        """Rows of token ids as one padded batch on the host."""
+        padded, mask = pad(ids, self._tokenizer.pad_token_id or 0, np.int64, self.device)
+        lengths = [len(row) for row in ids]
+        return TokenBatch(padded, mask, lengths, spans_of(kept, lengths))
 
-    def forward(
-        self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """States (T_i, dim) float32 of each row of a collated batch.
+    def forward(self, batch: TokenBatch, *, precision: str | None = None) -> list[States]:
+        """States of each row of a collated batch.
 
         `precision` overrides the encoder's own.
         """
-        padded, mask, lengths = batch
+        self._taps.begin(batch.spans)
         with computing(self.device, precision or self.precision):
             output = self.model(
-                input_ids=padded.to(self.device, non_blocking=True),
-                attention_mask=mask.to(self.device, non_blocking=True),
+                input_ids=batch.ids.to(self.device, non_blocking=True),
+                attention_mask=batch.mask.to(self.device, non_blocking=True),
+                **self._taps.arguments,
             )
-            fetched = to_host(output.last_hidden_state.float())
+            fetched = fetch(*self._taps.end(output))
             del output
-        states = fetched()
-        return [row[:n] for row, n in zip(states, lengths, strict=True)]
+        frames, means = fetched()
+        return states_of(frames, means, batch.lengths)
 
     def encode(
-        self, ids: Sequence[np.ndarray], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """States (T_i, dim) float32 of each row of token ids, computed as one batch."""
-        return self.forward(self.collate(ids), precision=precision)
+        self,
+        ids: Sequence[np.ndarray],
+        kept: Sequence[Kept | None] | None = None,
+        *,
+        precision: str | None = None,
+    ) -> list[States]:
+        """States of each row of token ids, one for each token, computed as one batch."""
+        return self.forward(self.collate(ids, kept), precision=precision)
 
 
 def check_text(checkpoint: Checkpoint) -> None:

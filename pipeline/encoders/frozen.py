@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.encoders.modality import States
 from mer.pipeline.errors import DataError, EncoderError
 from mer.pipeline.runtime.terminal import shown
 
@@ -152,16 +153,20 @@ def pad(
     return (both[0].pin_memory(), both[1].pin_memory()) if device.type == "cuda" else both
 
 
-def invariance(
-    encode: Callable[[Sequence], list[np.ndarray]], items: Sequence
-) -> tuple[float, float]:
-    """Largest difference between features computed in one batch and one at a time, as (absolute,
-    relative to the largest feature).
+def invariance(encode: Callable[[Sequence], list[States]], items: Sequence) -> tuple[float, float]:
+    """Largest difference between features, layer means included, computed in one batch and one at a
+    time, as (absolute, relative to the largest feature).
     """
-    together, alone = encode(items), [encode([item])[0] for item in items]
-    worst = max(
-        (float(np.abs(a - b).max()) for a, b in zip(together, alone, strict=True) if a.size),
-        default=0.0,
-    )
-    scale = max((float(np.abs(b).max()) for b in alone if b.size), default=1.0)
+    worst, scale = 0.0, 0.0
+    for together, item in zip(encode(items), items, strict=True):
+        alone = encode([item])[0]
+        for a, b in zip(_arrays(together), _arrays(alone), strict=True):
+            if a.size:
+                worst = float(np.maximum(worst, np.abs(a - b).max()))  # NaN stays
+                scale = float(np.maximum(scale, np.abs(b).max()))
     return worst, worst / max(1.0, scale)
+
+
+def _arrays(states: States) -> list[np.ndarray]:
+    """What of an item is compared."""
+    return [x for x in (states.frames, states.layer_means) if x is not None]

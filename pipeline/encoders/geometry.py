@@ -5,7 +5,6 @@ Pure arithmetic, no torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -117,19 +116,3 @@ class Geometry:
 # frames (1 s at 50 Hz) on each inner side of a piece: more than the positional convolution's reach
 # (64 frames on both sides)
 CONTEXT = 50
-
-
-def parse_layer(layer: str, count: int) -> tuple[int, ...]:
-    """`last` → (); `N` → (N,); `mean:A-B` → (A, …, B).
-
-    Layer N is the output of transformer block N, layer 0 what enters the first.
-    """
-    if layer == "last":
-        return ()
-    match = re.fullmatch(r"(\d+)|mean:(\d+)-(\d+)", layer)
-    if not match:
-        raise DataError(f"--audio-layer '{layer}': expected last, a number, or mean:A-B")
-    first, last = (int(match[1]),) * 2 if match[1] else (int(match[2]), int(match[3]))
-    if not first <= last <= count:
-        raise DataError(f"--audio-layer {layer}: this encoder has layers 0 to {count}")
-    return tuple(range(first, last + 1))

@@ -56,6 +56,9 @@ class Text(Modality):
     absent: ClassVar[tuple[str, ...]] = ("",)
     built_in: ClassVar[str] = tiny.NAMES["text"]
 
+    layer: str = "last"
+    layer_means: bool = False
+
     @classmethod
     def of(cls, options: Any) -> Text:
         return cls(

@@ -258,8 +258,8 @@ def device_key(encoder: Encoder, threads: int) -> str:
         device = f"{properties.name}, {properties.total_memory >> 30} GiB"
     else:
         device = f"{processor()}, {threads} threads"
-    layer = getattr(encoder, "layers", ())
-    what = hashlib.sha256(f"{encoder.checkpoint.hash} {layer}".encode()).hexdigest()[:16]
+    layers = f"{getattr(encoder, 'choice', '')} {encoder.layer_count}"
+    what = hashlib.sha256(f"{encoder.checkpoint.hash} {layers}".encode()).hexdigest()[:16]
     return (
         f"{device} | {encoder.checkpoint.name} {what} | {encoder.precision} | torch "
         f"{torch.__version__}"

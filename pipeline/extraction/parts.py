@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mer.pipeline.encoders.modality import Encoder, Item, ReadItem
+from mer.pipeline.encoders.modality import Encoder, Item, Kept, ReadItem, States
 from mer.pipeline.errors import DataError, MerError, StoreError
 from mer.pipeline.extraction.plan import Part
 from mer.pipeline.extraction.sound import check_failures
@@ -272,15 +272,17 @@ def _encode(batch: ForwardPass, source: Source, dtype: str, stop: Stop) -> Encod
         for item, read in pairs
         if read.problem is not None
     ]
-    outputs, tally = compute(source, [read.value for _, read in good], batch.collated)
+    kept = [kept_of(item) for item, _ in good]
+    outputs, tally = compute(source, [read.value for _, read in good], batch.collated, kept)
     rows = []
     for (item, read), output in zip(good, outputs, strict=True):
         if isinstance(output, Problem):
             failures.append(PartFailure(item.row, output.stage, output.reason))
             continue
-        if item.keep and item.keep != len(output):
-            output = output[item.skip : item.skip + item.keep]
-        steps = stored(pooled(output, source.pool), dtype)
+        frames = output.frames
+        if item.keep and item.keep != len(frames):
+            frames = frames[item.skip : item.skip + item.keep]
+        steps = stored(pooled(frames, source.pool), dtype)
         rows.append(PartRow(item.key, steps, int(read.flags)))
     return Encoded(rows, failures, tally)
 
@@ -319,23 +321,38 @@ def _lane(parts: Sequence[Part], source: Source, begun: dict[str, int]) -> Itera
     stream = source.read([item for _, batch, _ in left for item in batch])
     for part, batch, last in left:
         inputs = [next(stream) for _ in batch]
-        good = [read.value for read in inputs if read.problem is None]
-        collated = source.encoder.collate(good) if good and not source.one_by_one else None
+        good = [(item, x.value) for item, x in zip(batch, inputs, strict=True) if not x.problem]
+        collated = None
+        if good and not source.one_by_one:
+            kept = [kept_of(item) for item, _ in good]
+            collated = source.encoder.collate([value for _, value in good], kept)
         yield ForwardPass(part, batch, inputs, collated, last)
 
 
+def kept_of(item: Item) -> Kept | None:
+    """The steps of an item that are kept; None: all."""
+    return (item.skip, item.keep) if item.keep else None
+
+
 def compute(
-    source: Source, items: list[np.ndarray], collated: tuple | None
-) -> tuple[list[np.ndarray | Problem], Tally]:
-    """The steps of each item (T, D) float32, or why it has none; and what happened.
+    source: Source,
+    items: list[np.ndarray],
+    collated: tuple | None,
+    kept: Sequence[Kept | None] | None = None,
+) -> tuple[list[States | Problem], Tally]:
+    """The states of each item, or why it has none; and what happened.
+
+    `kept` are the steps that layer means are over, for items that are not `collated`.
 
     A batch that does not fit into memory is halved until it does.
     """
     if not items:
         return [], Tally()
+    kept = kept or [None] * len(items)
     if source.one_by_one and len(items) > 1:
-        return _joined([compute(source, [item], None) for item in items])
-    outputs, tally = _forward(source.encoder, items, collated)
+        pairs = zip(items, kept, strict=True)
+        return _joined([compute(source, [item], None, [span]) for item, span in pairs])
+    outputs, tally = _forward(source.encoder, items, collated, kept)
     if outputs is not None:
         return [x if _finite(x) else _encoding_problem(Stage.NAN) for x in outputs], tally
     collated = None
@@ -343,32 +360,41 @@ def compute(
     if len(items) == 1:
         return [_encoding_problem(Stage.OOM)], tally
     half = len(items) // 2
-    halves = [compute(source, part, None) for part in (items[:half], items[half:])]
+    halves = [
+        compute(source, items[part], None, kept[part])
+        for part in (slice(None, half), slice(half, None))
+    ]
     found, counted = _joined(halves)
     return found, tally + Tally(oom_splits=1) + counted
 
 
 def _joined(
-    results: list[tuple[list[np.ndarray | Problem], Tally]],
-) -> tuple[list[np.ndarray | Problem], Tally]:
-    found: list[np.ndarray | Problem] = []
+    results: list[tuple[list[States | Problem], Tally]],
+) -> tuple[list[States | Problem], Tally]:
+    found: list[States | Problem] = []
     for outputs, _ in results:
         found += outputs
     return found, sum((tally for _, tally in results), Tally())
 
 
 def _forward(
-    encoder: Encoder, items: list[np.ndarray], collated: tuple | None
-) -> tuple[list[np.ndarray] | None, Tally]:
+    encoder: Encoder,
+    items: list[np.ndarray],
+    collated: tuple | None,
+    kept: Sequence[Kept | None],
+) -> tuple[list[States] | None, Tally]:
     """One forward pass, in fp32 again where half precision overflows; None when memory runs out.
 
     The caller makes room: here the error's traceback still holds the tensors that did not fit.
     """
     try:
-        outputs = encoder.forward(collated) if collated is not None else encoder.encode(items)
+        if collated is not None:
+            outputs = encoder.forward(collated)
+        else:
+            outputs = encoder.encode(items, kept)
         if encoder.precision == "fp32" or all(_finite(x) for x in outputs):
             return outputs, Tally(batches=1)
-        return encoder.encode(items, precision="fp32"), Tally(batches=1, fp32_batches=1)
+        return encoder.encode(items, kept, precision="fp32"), Tally(batches=1, fp32_batches=1)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -379,8 +405,9 @@ def _encoding_problem(stage: Stage) -> Problem:
     return Problem(stage, ENCODING_PROBLEMS[stage])
 
 
-def _finite(x: np.ndarray) -> bool:
-    return not x.size or largest(x) < np.inf
+def _finite(states: States) -> bool:
+    arrays = [x for x in (states.frames, states.layer_means) if x is not None and x.size]
+    return all(largest(x) < np.inf for x in arrays)
 
 
 def pooled(frames: np.ndarray, pool: int) -> np.ndarray:
