@@ -44,10 +44,13 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, *, needed: tuple[str, ...] = ()
+) -> nn.Module:
     """The frozen network in fp32.
 
-    A weight that is missing, or of another shape, is fatal: the features would be noise.
+    A weight that is missing, or of another shape, is fatal: the features would be noise. `needed`
+    are names of weights that features pass through here, where they usually do not.
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
@@ -78,7 +81,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(filter(_is_used, report["missing_keys"]))
+    absent = report["missing_keys"]
+    missing = sorted(key for key in absent if _is_used(key) or any(x in key for x in needed))
     mismatched = report.get("mismatched_keys", ())
     wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
     for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
