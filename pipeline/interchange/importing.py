@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ def _infos(foreign: Foreign, options: ImportOptions) -> dict[str, ModalityInfo]:
     for modality, dim in foreign.dims.items():
         info = kept.get(modality, ModalityInfo(dim=dim, encoder="imported"))
         rate = options.frame_rates.get(modality, info.frame_rate)
-        infos[modality] = replace(info, dim=dim, frame_rate=rate)
+        infos[modality] = replace(info, dim=dim, frame_rate=rate, layers=0)
     return infos
 
 
@@ -155,7 +155,7 @@ class Tally:
             foreign.labels,
             foreign.language,
             dtype,
-            {modality: asdict(info) for modality, info in infos.items()},
+            {modality: info.to_dict() for modality, info in infos.items()},
         ]
         self._hash.update(canonical(meaning).encode())
 

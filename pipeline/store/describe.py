@@ -129,6 +129,7 @@ def _render_modality(name: str, modality: dict) -> list[str]:
     lengths = ", ".join(f"{what} {value:g}" for what, value in modality["length"].items())
     lines = [
         f"  {name}: {modality['dim']} x {modality['dtype']}, {rate}, {encoder}",
+        f"    layers: {_layers(modality)}",
         f"    steps: {lengths}, total {modality['steps']:,}",
     ]
     widest = max((count for _, _, count in modality["histogram"]), default=0)
@@ -139,6 +140,22 @@ def _render_modality(name: str, modality: dict) -> list[str]:
     odd = [f"{modality[key]:,} {what}" for key, what in ODD_ROWS.items() if modality[key]]
     lines.append(f"    rows: {', '.join(odd) if odd else 'none absent, with NaN or all zero'}")
     return lines
+
+
+def _layers(modality: dict) -> str:
+    """What is kept of the layers of an encoder, and how to get what is not."""
+    count, stack = modality["layers"], modality["stack"]
+    width = modality["dim"] // max(1, len(stack))
+    if count:
+        said = f"the utterance means of {count} x {width}, {modality['layer_dtype']}"
+    else:
+        said = "no utterance means; " + (
+            "extracting again with --layer-means --force keeps them"
+            if modality["encoder"] not in ("", "imported")
+            else "the features were made elsewhere"
+        )
+    beside = ", ".join(map(str, stack))
+    return f"{said}; a step has layers {beside} side by side" if stack else said
 
 
 def _targets(targets: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, float]:

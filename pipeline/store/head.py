@@ -6,7 +6,7 @@ Written last: it says the store is complete.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -76,7 +76,7 @@ def compose(
     Returns:
         The attributes and the arrays of the file.
     """
-    data = {"header": blob(header.to_json())}
+    data = {"header": blob(replace(header, version=FORMAT_VERSION).to_json())}
     for name in COLUMNS.names:
         for key, values in encode_column(name, rows[name].combine_chunks()).items():
             data[f"index/{key}"] = values
@@ -214,3 +214,5 @@ def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], pa
         # The sum is one of floats, since one of integers may overflow.
         enough = steps.max() <= most and float(steps.sum(dtype=np.float64)) <= most
         demand(enough, f"its index has more steps of {name} than its shards can hold")
+        means = int((steps > 0).sum()) * info.layers * info.width
+        demand(2 * means <= held, f"its header has more layers of {name} than its shards can hold")

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.store.head import ShardRecord, read_head
-from mer.pipeline.store.schema import Damage, Header
+from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
 from mer.pipeline.store.verify import damages
 
@@ -234,6 +234,45 @@ class FeatureStore:
             out[here] = self.shard(number).pooled(modality)[self._table_row[here]]
         return out
 
+    def layer_means(
+        self, modality: str, rows: Sequence[int] | np.ndarray | None = None
+    ) -> np.ndarray:
+        """The mean of every layer of the encoder over each utterance's steps, held against their
+        checksums where this object reads them for the first time.
+
+        Args:
+            modality: One of the header's.
+            rows: B rows of the table; None is all of them.
+
+        Returns:
+            (B, L, width) float32; zeros where the modality is absent.
+
+        Raises:
+            DataError: The store has no such modality, or no layer means of it.
+            StoreError: A shard is missing, or damaged, its layer means included.
+        """
+        self._known(modality)
+        info = self.header.modalities[modality]
+        if not info.layers:
+            raise DataError(
+                f"{self.path}: keeps no layer means of {modality}; make it again with `mer extract "
+                "--layer-means --force`, or import features that have them"
+            )
+        places = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        out = np.zeros((len(places), info.layers, info.width), np.float32)
+        done = self._done(f"{modality}.{LAYERS}")
+        numbers = self._table_shard[places]
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            shard, at = self.shard(number), self._table_row[places[here]]
+            means = shard.layer_means(modality)
+            if not means.size:
+                continue
+            shard.check_layer_means(modality, at[~done[places[here]]], store=self.path)
+            out[here] = means[at]
+        done[places] = True
+        return out
+
     def check(self, modality: str, rows: Sequence[int] | np.ndarray | None = None) -> int:
         """Hold frames against their checksums, those that this object has not checked yet.
 
@@ -337,6 +376,8 @@ class FeatureStore:
                 return False
             if (info.dtype, kind["dtype"]) == ("float16", "float32"):
                 return False
+            if not _fit_layers(info, kind):
+                return False
             if not np.array_equal(np.diff(shard.offsets[name])[at], self._lengths[name][rows]):
                 return False
         return [shard.ids[i] for i in at.tolist()] == self._table["id"].take(rows).to_pylist()
@@ -351,6 +392,15 @@ class FeatureStore:
             raise DataError(
                 f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}"
             )
+
+
+def _fit_layers(info: ModalityInfo, kind: dict) -> bool:
+    """Whether a shard keeps the layer means that the head says, or none of width 0."""
+    layers = kind.get(LAYERS)
+    if layers is None or not info.layers:
+        return layers is None and not info.layers
+    narrowed = (info.layer_dtype, layers["dtype"]) == ("float16", "float32")
+    return layers["count"] == info.layers and layers["width"] in (0, info.width) and not narrowed
 
 
 def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from mer.pipeline.errors import MerError
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.store.head import ShardRecord
-from mer.pipeline.store.schema import Damage
+from mer.pipeline.store.schema import LAYERS, Damage
 from mer.pipeline.store.shard import Shard
 
 
@@ -43,8 +43,11 @@ def _check(store: Verifiable, number: int) -> str | None:
     try:
         shard = store.shard(number)
         bad = {name: list(shard.mismatches(name)) for name in shard.modalities}
-        for name in shard.modalities:
+        for name, kind in shard.modalities.items():
             shard.pooled(name)
+            if LAYERS in kind:
+                means = list(shard.differing_layer_means(name, range(len(shard))))
+                bad[f"layer means of {name}"] = means
         # A shard inside the head file has none recorded: a file cannot hold its own sha256.
         whole = not record.sha256 or sha256_file(record.path) == record.sha256
     except (MerError, OSError) as error:
