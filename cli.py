@@ -337,11 +337,21 @@ def extraction_options(command):
                 metavar="ID|DIR",
                 help="Hub id[@revision], directory, builtin:tiny-roberta, or none.",
             ),
-            setting(
+            click.option(
                 "--audio-layer",
-                default="last",
-                metavar="last|N|mean:A-B",
-                help="Which hidden states are kept.",
+                metavar="last|N|mean:A-B|stack:A-B[:S]",
+                help="Which hidden states are kept.  [default: the corpus's with the corpus's "
+                "encoder, else last]",
+            ),
+            click.option(
+                "--text-layer",
+                metavar="last|N|mean:A-B|stack:A-B[:S]",
+                help="Likewise, of the text encoder.",
+            ),
+            click.option(
+                "--layer-means/--no-layer-means",
+                default=None,
+                help="Keep the mean of every layer over each utterance, too.  [default: keep them]",
             ),
             setting(
                 "--pool",
@@ -453,16 +463,15 @@ def where_to_run(workers: int | None, scheduler: str | None, shard: str | None, 
 
 
 def extract_options(manifest, offline: bool, **given):
-    """ExtractOptions from the command line, with the corpus's encoders where none were named."""
-    from mer.pipeline.extraction.options import ExtractOptions, default_encoders
+    """ExtractOptions from the command line, with the corpus's encoders where none were named, and
+    their layers.
+    """
+    from mer.pipeline.extraction.options import ExtractOptions, with_defaults
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     asked = {name: value for name, value in given.items() if value is not None}
-    unnamed = [name for name in given if name.endswith("_encoder") and name not in asked]
-    for name in unnamed:
-        asked[name] = default_encoders(manifest)[name.removesuffix("_encoder")]
-    return ExtractOptions(offline=offline, **asked)
+    return ExtractOptions(offline=offline, **with_defaults(manifest, asked))
 
 
 @main.command()

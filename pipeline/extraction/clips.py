@@ -9,9 +9,9 @@ from typing import Any
 
 from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError
-from mer.pipeline.extraction.fingerprint import differences
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.recipes import differences
 from mer.pipeline.extraction.request import Here
 from mer.pipeline.extraction.steps import extract
 from mer.pipeline.manifest import Manifest, Utterance

@@ -55,7 +55,8 @@ class ExtractReport:
     """What an extraction did.
 
     `extracted` utterances were computed by this run (or the killed one that it finished), `reused`
-    were there before. `padding` is padded over valid length, by modality.
+    were there before. Of some of the extracted ones a modality was `taken_over` and others were
+    computed: their number, by modality. `padding` is padded over valid length, by modality.
     """
 
     out: Path
@@ -79,6 +80,7 @@ class ExtractReport:
     bytes: int = 0
     shards: int = 0
     untrained: list[str] = field(default_factory=list)
+    taken_over: dict[str, int] = field(default_factory=dict)
 
     @property
     def unexpected(self) -> int:
@@ -119,12 +121,15 @@ class ExtractReport:
         return out
 
     def _done(self) -> str:
+        taken = ", ".join(f"{m} of {n:,}" for m, n in self.taken_over.items())
+        over = f", {taken} taken over" if taken else ""
         return {
-            "extracted": f"{self.extracted:,} utterances extracted, {self.reused:,} reused",
+            "extracted": f"{self.extracted:,} utterances extracted{over}, {self.reused:,} reused",
             "nothing": f"nothing to do: all {self.utterances:,} utterances are there",
             "head": "labels or splits changed: only the head file is written again, all "
             f"{self.utterances:,} utterances are reused",
-            "dry-run": f"dry run: {self.extracted:,} utterances to extract, {self.reused:,} reused",
+            "dry-run": f"dry run: {self.extracted:,} utterances to extract{over}, "
+            f"{self.reused:,} reused",
             "part": "this share of the work is done; the run that finishes last writes the store",
         }[self.action]
 

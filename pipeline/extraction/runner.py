@@ -215,17 +215,21 @@ def assemble_shard(work: Assignment, shard: ShardPlan, window: int, finished: Fi
     older = {name: Shard(folder / name) for name in names}
     contents, failures, rows = [], [], []
     for row in shard.rows:
-        copy = settings.reused.get(row)
-        if copy is not None:
-            found = copied(older[copy.shard], copy.at, list(work.dims), inputs.contents[row])
-        else:
-            problem = _problem(work, row, window, finished)
-            if problem is not None:
-                id = inputs.rows.utterances[row].id
-                failures.append([id, problem.stage, problem.reason])
-                continue
-            found = _joined(work, row, window, finished)
-        rows.append((row, *found))
+        taken = settings.taken(row, inputs.modalities)
+        computed = [name for name in inputs.modalities if name not in taken]
+        problem = _problem(work, row, window, finished, computed)
+        if problem is not None:
+            id = inputs.rows.utterances[row].id
+            failures.append([id, problem.stage, problem.reason])
+            continue
+        frames, flags = _joined(work, row, window, finished, computed)
+        if taken:
+            copy = settings.reused[row]
+            old, old_flags = copied(
+                older[copy.shard], copy.at, taken, inputs.content(row, tuple(taken))
+            )
+            frames, flags = frames | old, flags | Flag(old_flags)
+        rows.append((row, frames, flags))
         contents.append(inputs.contents[row])
     meta = {"recipe": inputs.recipe_key, "contents": contents, "failures": failures}
     path, dtype = folder / shard.name, work.options.dtype
@@ -237,9 +241,11 @@ def assemble_shard(work: Assignment, shard: ShardPlan, window: int, finished: Fi
             writer.add(id, frames, duration=duration, flags=int(flags))
 
 
-def _problem(work: Assignment, row: int, window: int, finished: Finished) -> Problem | None:
-    """Why a row has no features, from the first modality that failed."""
-    for modality in work.inputs.modalities:
+def _problem(
+    work: Assignment, row: int, window: int, finished: Finished, computed: Sequence[str]
+) -> Problem | None:
+    """Why a row has no features, from the first of the computed modalities that failed."""
+    for modality in computed:
         owner = work.plan.owners[window].get(modality, {}).get(row, row)
         problem = finished.failures.get((modality, owner))
         if problem is not None:
@@ -248,11 +254,11 @@ def _problem(work: Assignment, row: int, window: int, finished: Finished) -> Pro
 
 
 def _joined(
-    work: Assignment, row: int, window: int, finished: Finished
+    work: Assignment, row: int, window: int, finished: Finished, computed: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], Flag]:
-    """Features of a row from the parts, and its flags."""
+    """Features of a row in the computed modalities from the parts, and its flags."""
     frames, flags = {}, Flag(0)
-    for modality in work.inputs.modalities:
+    for modality in computed:
         lengths = work.inputs.lengths[modality]
         if not lengths.lengths[row]:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,41 +93,49 @@ def copied(
 
 
 def unsound_sources(
-    folder: Path, settings: Settings, modalities: Sequence[str], contents: Sequence[str]
+    folder: Path,
+    settings: Settings,
+    modalities: Sequence[str],
+    contents: Callable[[tuple[str, ...]], Sequence[str]],
 ) -> str | None:
     """Why a stored plan cannot be followed any more: what is wrong with the first older shard that
     it takes features from; None if nothing is.
 
-    The plan has nothing else to make those features from. `contents` are the keys of the rows.
+    The plan has nothing else to make those features from. `contents` gives the keys of the rows, as
+    a store with these modalities has them.
     """
     taken: dict[str, list[tuple[int, int]]] = {name: [] for name in settings.kept}
     for row, copy in settings.reused.items():
         taken.setdefault(copy.shard, []).append((row, copy.at))
     for name, places in sorted(taken.items()):
+        held = tuple(settings.holds.get(name, modalities))
         try:
             shard = Shard(folder / name)
             check_sound(shard)
         except MerError as error:
             return str(error).partition("; ")[0]
-        if list(shard.modalities) != list(modalities):
+        if list(shard.modalities) != list(held):
             return f"{shard.path}: holds {', '.join(shard.modalities)}"
-        there = shard.meta["contents"]
-        if not all(at < len(shard) and there[at] == contents[row] for row, at in places):
+        there, expected = shard.meta["contents"], contents(held)
+        if not all(at < len(shard) and there[at] == expected[row] for row, at in places):
             return f"{shard.path}: does not hold what the plan of an unfinished run takes from it"
     return None
 
 
 def existing(
-    folder: Path, recipe_key: str, recorded: Mapping[str, str], sha256: Callable[[Path], str]
+    folder: Path,
+    recipe_keys: Collection[str],
+    recorded: Mapping[str, str],
+    sha256: Callable[[Path], str],
 ) -> Iterator[Shard | Unsound]:
-    """Shards of this recipe in the folder; for those that are not sound, the reason instead.
+    """Shards of these recipes in the folder; for those that are not sound, the reason instead.
 
     `recorded` are the sha256 that a head file knows by name.
     """
     for path in sorted(folder.glob("shard-*.h5")) if folder.is_dir() else ():
         try:
             shard = Shard(path)
-            if shard.meta.get("recipe") != recipe_key:
+            if shard.meta.get("recipe") not in recipe_keys:
                 continue
             check_sound(shard)
             if path.name in recorded and sha256(path) != recorded[path.name]:

@@ -11,9 +11,10 @@ import time
 import pytest
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.fingerprint import differences, fingerprint, keys
+from mer.pipeline.extraction.fingerprint import fingerprint, keys
 from mer.pipeline.extraction.memory import FileMemory
 from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.recipes import differences
 
 from tests.extract import corpus
 
