@@ -56,7 +56,10 @@ def _load(folder: str) -> Any:
     """transformers' processor; without torchvision or with it, that of Pillow, so that features do
     not depend on what else is installed.
     """
-    from transformers import AutoImageProcessor, ViTImageProcessorPil
+    from transformers import ViTImageProcessorPil
+
+    # the name in `transformers` itself asks for torchvision, which it does not need
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     if not folder:
         return ViTImageProcessorPil(**tiny.PICTURES)

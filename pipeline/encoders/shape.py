@@ -80,6 +80,4 @@ def _number(config: Mapping[str, Any], names: Sequence[str], what: str) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise EncoderError(f"{what}: its {name} is {shown(value, 40)}, not a number above 0")
         return value
-    raise EncoderError(
-        f"{what} is not a text encoder: its config.json has no {' or '.join(names)}"
-    )
+    raise EncoderError(f"{what} is not a text encoder: its config.json has no {' or '.join(names)}")

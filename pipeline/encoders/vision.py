@@ -65,6 +65,8 @@ class Vision(Modality):
         "cuda": (64, 128, 256, 512, 1024),
     }
     built_in: ClassVar[str] = tiny.NAMES["vision"]
+    optional: ClassVar[bool] = True
+    cut: ClassVar[Flag] = Flag(0)  # pieces change nothing, so they are not told
 
     layer: str = "last"
     layer_means: bool = False

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mer.pipeline.encoders import MODALITIES
 from mer.pipeline.encoders.modality import Encoder
 from mer.pipeline.errors import MerError, StoreError
 from mer.pipeline.extraction.decoding import open_decoders
@@ -260,6 +261,7 @@ def _joined(
     frames, flags = {}, Flag(0)
     for modality in computed:
         lengths = work.inputs.lengths[modality]
+        flags |= lengths.flags[row]
         if not lengths.lengths[row]:
             continue
         found = [finished.get(modality, key) for key in work.plan.keys_of(modality, window, row)]
@@ -267,7 +269,6 @@ def _joined(
         frames[modality] = steps[0] if len(steps) == 1 else np.concatenate(steps)
         for _, more in found:
             flags |= more
-        flags |= lengths.flags[row]
         if len(found) > 1:
-            flags |= Flag.chunked
+            flags |= MODALITIES[modality].cut
     return frames, flags
