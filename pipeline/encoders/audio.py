@@ -78,6 +78,7 @@ class Audio(Modality):
             budget=options.budget_seconds,
             part=options.part_seconds,
             layer=options.audio_layer,
+            layer_means=options.layer_means,
             pool_frames=options.pool,
             channel=options.channel,
             track=options.audio_track,
@@ -117,8 +118,11 @@ class Audio(Modality):
             "channel": self.channel,
             "max_seconds": float(self.max_seconds),
         }
-        if self.track != "auto":  # stores made before it could be asked for keep their key
+        # stores made before these could be asked for keep their key
+        if self.track != "auto":
             recipe["track"] = self.track
+        if self.layer_means and self.geometry(checkpoint).layers:
+            recipe["layer_means"] = True
         return recipe
 
     @classmethod
@@ -129,6 +133,7 @@ class Audio(Modality):
             "channel": recipe["channel"],
             "max_seconds": recipe["max_seconds"],
             "audio_track": recipe.get("track", "auto"),
+            "layer_means": recipe.get("layer_means", False),
         }
 
     @classmethod
@@ -229,4 +234,5 @@ class Audio(Modality):
 
     def describe(self, checkpoint: Checkpoint) -> Described:
         rate = self.geometry(checkpoint).rate / self.pool_frames
-        return Described(rate, self.choice(checkpoint).text, {"pool": self.pool_frames})
+        choice = self.choice(checkpoint)
+        return Described(rate, choice.text, {"pool": self.pool_frames}, choice.stack)

@@ -164,11 +164,14 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Described:
-    """What a store's header says of features: steps per second (None: no rate), layer, extra."""
+    """What a store's header says of features: steps per second (None: no rate), layer, extra, and
+    the layers that stand side by side in a step (): one.
+    """
 
     frame_rate: float | None
     layer: str
     extra: dict = field(default_factory=dict)
+    stack: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, cast
 import numpy as np
 
 from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders.layers import LayerChoice, parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import (
     Described,
@@ -24,6 +25,7 @@ from mer.pipeline.encoders.modality import (
     ReadItem,
     Rows,
 )
+from mer.pipeline.encoders.shape import Shape
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
@@ -43,7 +45,7 @@ FAMILIES: list[Family] = [
 
 @dataclass(frozen=True)
 class Text(Modality):
-    """Its recipe is the encoder alone."""
+    """`layer` and `layer_means` belong to the recipe, beside the encoder."""
 
     name: ClassVar[str] = "text"
     unit: ClassVar[str] = "tokens"
@@ -62,7 +64,11 @@ class Text(Modality):
     @classmethod
     def of(cls, options: Any) -> Text:
         return cls(
-            encoder=options.text_encoder, budget=options.budget_tokens, part=options.part_tokens
+            encoder=options.text_encoder,
+            budget=options.budget_tokens,
+            part=options.part_tokens,
+            layer=options.text_layer,
+            layer_means=options.layer_means,
         )
 
     @property
@@ -75,8 +81,35 @@ class Text(Modality):
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
         return (u.text or "",)
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        self.choice(checkpoint)
+
+    def choice(self, checkpoint: Checkpoint) -> LayerChoice:
+        """The layers that are kept as states. Raises DataError and EncoderError."""
+        return parse_layers(self.layer, Shape.of(checkpoint).blocks, "--text-layer")
+
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        return {"encoder": checkpoint.hash}
+        recipe: dict[str, Any] = {"encoder": checkpoint.hash}
+        # stores made before these could be asked for keep their key
+        layer = self.choice(checkpoint).text
+        if layer != "last":
+            recipe["layer"] = layer
+        if self.layer_means:
+            recipe["layer_means"] = True
+        return recipe
+
+    @classmethod
+    def options_of(cls, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "text_layer": recipe.get("layer", "last"),
+            "layer_means": recipe.get("layer_means", False),
+        }
+
+    @classmethod
+    def differs(cls, key: str, old: Any, new: Any) -> str:
+        if key == "layer":  # in the recipe only where it is not the last
+            return f"text layer: {old or 'last'} there, {new or 'last'} now"
+        return super().differs(key, old, new)
 
     def measure(self, rows: Rows, probed: Sequence[int], encoder: Encoder) -> Lengths:
         texts = list(dict.fromkeys(u.text for u in rows.utterances if u.text))
@@ -118,4 +151,5 @@ class Text(Modality):
             yield ReadItem(lengths.prepared[rows.utterances[item.row].text])
 
     def describe(self, checkpoint: Checkpoint) -> Described:
-        return Described(None, "last")
+        choice = self.choice(checkpoint)
+        return Described(None, choice.text, stack=choice.stack)

@@ -27,7 +27,7 @@ from mer.pipeline.encoders.modality import (
     ReadItem,
     Rows,
 )
-from mer.pipeline.encoders.towers import default_pool, layers_of
+from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.faces import Crop, boxes_for, yunet
@@ -84,7 +84,7 @@ class Vision(Modality):
             budget=options.budget_pictures,
             part=options.part_pictures,
             layer=options.vision_layer,
-            layer_means=getattr(options, "layer_means", False),
+            layer_means=options.layer_means,
             fps=options.vision_fps,
             pool_kind=options.vision_pool,
             crop=options.vision_crop,
@@ -169,7 +169,7 @@ class Vision(Modality):
             "crop": self.crop,
             "pictures": PICTURES,
         }
-        if self.layer_means:
+        if self.layer_means and not is_hierarchy(checkpoint):
             recipe["layer_means"] = True
         if self.crop == "faces":
             recipe["no_face"] = self.no_face
@@ -184,6 +184,7 @@ class Vision(Modality):
             "vision_pool": recipe["pool"],
             "vision_crop": recipe["crop"],
             "vision_no_face": recipe.get("no_face", "centre"),
+            "layer_means": recipe.get("layer_means", False),
         }
 
     # --- lengths
@@ -311,4 +312,5 @@ class Vision(Modality):
 
     def describe(self, checkpoint: Checkpoint) -> Described:
         extra = {"pool": self.pool_of(checkpoint), "crop": self.crop}
-        return Described(self.fps, self.choice(checkpoint).text, extra)
+        choice = self.choice(checkpoint)
+        return Described(self.fps, choice.text, extra, choice.stack)

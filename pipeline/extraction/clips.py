@@ -115,7 +115,10 @@ def _options(
             raise KeyError("encoder")
         settings: dict[str, Any] = {}
         for name in modalities:
-            settings |= MODALITIES[name].options_of(recipe[name])
+            asked = MODALITIES[name].options_of(recipe[name])
+            # an encoder without layers has no means of them, whatever was asked for
+            means = asked.pop("layer_means", False) or settings.get("layer_means", False)
+            settings |= {**asked, "layer_means": means}
         return ExtractOptions(
             **named,
             **settings,

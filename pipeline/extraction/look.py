@@ -7,7 +7,13 @@ from typing import Any
 
 from mer.pipeline.encoders import configured
 from mer.pipeline.errors import KeyMismatchError, MerError, StoreError
-from mer.pipeline.extraction.recipes import added, differences, keeping, part
+from mer.pipeline.extraction.recipes import (
+    added,
+    differences,
+    keeping,
+    part,
+    without_layer_means,
+)
 from mer.pipeline.extraction.request import Request
 from mer.pipeline.media.stages import AGAIN, STAGES, Flag
 from mer.pipeline.runtime.progress import Silent
@@ -70,15 +76,24 @@ def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
     was, recipe = head.header.modalities, request.keys.recipe
     now = {one.name: one.checkpoint for one in request.keys.chosen}
     names = {m: (was[m].encoder, now[m].name) for m in was.keys() & now.keys()}
-    what = "; ".join(differences(head.header.recipe, recipe, names))
+    found = differences(head.header.recipe, recipe, names)
+    what = "; ".join(found)
     if request.options.force:
         progress.note(f"replacing {head.path} ({what})")
         return
+    lacking = without_layer_means(head.header.recipe, recipe)
+    if lacking and len(found) == 1:
+        raise KeyMismatchError(
+            f"{head.path}: has no layer means of {' and '.join(lacking)}; --no-layer-means leaves "
+            "it as it is, --force makes them, and all else again; or choose another --out"
+        )
     remedy = "choose another --out, or replace it with --force"
     absent = [name for name in _without_rows(request) if part(head.header.recipe, name)]
     if absent:
         remedy = f"this manifest has no {' or '.join(absent)}: {remedy}"
-    elif options := keeping(head.header.recipe, recipe, _sources(request, head)):
+    elif options := keeping(
+        head.header.recipe, recipe, _sources(request, head), vars(request.options)
+    ):
         remedy = f"{' '.join(options)} keeps it, --force replaces it; or choose another --out"
     raise KeyMismatchError(f"{head.path}: made by another recipe ({what}); {remedy}")
 

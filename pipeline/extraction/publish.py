@@ -173,6 +173,7 @@ def describe_modalities(settled: Settled) -> dict[str, ModalityInfo]:
             settled.request.options.dtype,
             point.trained,
             {"hash": point.hash, "precision": encoder.precision, **described.extra},
+            stack=described.stack,
         )
     return infos
 

@@ -64,14 +64,20 @@ def _differences_within(
 def _layer_means(old: dict, new: dict) -> list[str]:
     """One phrase for all modalities of which one recipe has layer means and the other has not."""
     found = []
-    for there, here, which in ((new, old, "no layer means"), (old, new, "layer means")):
-        lacking = []
-        for name in _modalities(old, new):
-            has, lacks = part(there, name), part(here, name)
-            if has and lacks and has.get(LAYER_MEANS) and not lacks.get(LAYER_MEANS):
-                lacking.append(name)
+    for one, other, which in ((old, new, "no layer means"), (new, old, "layer means")):
+        lacking = without_layer_means(one, other)
         if lacking:
             found.append(f"{which} of {' and '.join(lacking)} there")
+    return found
+
+
+def without_layer_means(one: dict, other: dict) -> list[str]:
+    """Modalities of both recipes of which `other` has layer means and `one` has not."""
+    found = []
+    for name in _modalities(one, other):
+        lacks, has = part(one, name), part(other, name)
+        if has and lacks and has.get(LAYER_MEANS) and not lacks.get(LAYER_MEANS):
+            found.append(name)
     return found
 
 
@@ -86,11 +92,14 @@ def added(old: dict, new: dict) -> tuple[str, ...]:
     return tuple(name for name in names if name not in held and part(new, name) is not None)
 
 
-def keeping(old: dict, new: dict, sources: Mapping[str, str]) -> list[str]:
+def keeping(
+    old: dict, new: dict, sources: Mapping[str, str], asked: Mapping[str, Any]
+) -> list[str]:
     """The options that ask for the old recipe where the new one differs from it; [] where no
     options do.
 
-    `sources` says of the old store's modalities where their encoders are.
+    `sources` says of the old store's modalities where their encoders are, `asked` what was asked
+    for now.
     """
     if not old or old.get("extractor") != new.get("extractor"):
         return []
@@ -104,24 +113,32 @@ def keeping(old: dict, new: dict, sources: Mapping[str, str]) -> list[str]:
         if now is None or was.get("encoder") != now.get("encoder"):
             options.append(f"--{name}-encoder {sources[name]}")
         if now is not None:
-            options += _settings(name, was, now)
+            settings = list(_settings(name, was, now))
+            if any(value == asked.get(field) for field, value in settings):
+                return []  # it meant something else then
+            options += [_spelled(field, value) for field, value in settings]
     for key in ("dtype", "precision"):
         if old.get(key) != new.get(key):
             options.append(f"--{key} {old.get(key)}")
     return list(dict.fromkeys(options))
 
 
-def _settings(name: str, old: dict[str, Any], new: dict[str, Any]) -> Iterable[str]:
-    """The options of one modality that differ, as they are to be given for the old recipe."""
+def _settings(
+    name: str, old: dict[str, Any], new: dict[str, Any]
+) -> Iterable[tuple[str, str | float | bool]]:
+    """The options of one modality that differ, and their values for the old recipe."""
     try:
         was, now = (MODALITIES[name].options_of(recipe) for recipe in (old, new))
     except (KeyError, TypeError, AttributeError):
         return
     for field, value in was.items():
-        if value == now.get(field):
-            continue
-        flag = field.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        else:
-            yield f"--{flag} {value:g}" if isinstance(value, float) else f"--{flag} {value}"
+        if value != now.get(field):
+            yield field, value
+
+
+def _spelled(field: str, value: str | float | bool) -> str:
+    """An option as the command line has it."""
+    flag = field.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value:g}" if isinstance(value, float) else f"--{flag} {value}"

@@ -73,8 +73,9 @@ class Settled:
     def assignment(self) -> Assignment:
         """What every process has to know to do any piece of the plan."""
         dims = {modality: encoder.dim for modality, encoder in self.encoders.items()}
+        layers = {modality: encoder.layer_count for modality, encoder in self.encoders.items()}
         request = self.request
-        return Assignment(self.inputs, self.plan, request.options, request.place, dims)
+        return Assignment(self.inputs, self.plan, request.options, request.place, dims, layers)
 
     def standing(self) -> Standing:
         """What of the plan is there."""
@@ -125,9 +126,11 @@ def measure(
     for one in chosen:
         lengths[one.name] = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
     item_bytes = np.dtype(request.options.dtype).itemsize
+    means = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
+    layers = item_bytes * sum(e.layer_count * e.width for e in encoders.values())
     sizes = []
     for row in range(len(rows)):
-        size = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
+        size = means + layers
         for name, encoder in encoders.items():
             size += lengths[name].steps[row] * encoder.dim * item_bytes
         sizes.append(size)

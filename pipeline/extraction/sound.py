@@ -12,6 +12,7 @@ from mer.pipeline.errors import MerError, StoreError
 from mer.pipeline.extraction.plan import Settings
 from mer.pipeline.media.stages import AGAIN, STAGES, Stage
 from mer.pipeline.store import Shard
+from mer.pipeline.store.schema import demand
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def check_sound(shard: Shard) -> None:
     contents_of(shard)
     check_failures(shard, str)
     for modality in shard.modalities:
-        if next(shard.mismatches(modality), None) is not None:
+        if is_damaged(shard, modality):
             raise StoreError(f"{shard.path}: {modality} differs from its checksums")
     again = [stage for _, stage, _ in shard.meta["failures"] if stage in AGAIN]
     if again:
@@ -68,13 +69,36 @@ def check_sound(shard: Shard) -> None:
         raise StoreError(f"{shard.path}: a decoder {what}")
 
 
+def is_damaged(shard: Shard, modality: str) -> bool:
+    """Whether any of a modality's frames or layer means differ from their checksums."""
+    if next(shard.mismatches(modality), None) is not None:
+        return True
+    if modality not in shard.layers_crc32:
+        return False
+    return next(shard.differing_layer_means(modality, range(len(shard))), None) is not None
+
+
+def read_row(shard: Shard, modality: str, at: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Frames (T, D) of one utterance of a shard, and its layer means (L, width), None where it has
+    none; as stored. Raises ValueError where they differ from their checksums.
+    """
+    frames = shard.frames(modality, at, at + 1)
+    sound = next(shard.differing(modality, frames, at, at + 1), None) is None
+    if modality not in shard.layers_crc32 or not len(frames):
+        demand(sound, f"{modality} differs from its checksum")
+        return frames, None
+    sound = sound and next(shard.differing_layer_means(modality, [at]), None) is None
+    demand(sound, f"{modality} differs from its checksum")
+    return frames, shard.layer_means(modality)[at]
+
+
 def copied(
     shard: Shard, at: int, modalities: Sequence[str], content: str
-) -> tuple[dict[str, np.ndarray], int]:
-    """Features and flags of one utterance of an older shard.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """Features, layer means and flags of one utterance of an older shard.
 
-    Raises StoreError unless its content is `content` and its frames match their checksums: written
-    again they would get new ones, and nobody could tell.
+    Raises StoreError unless its content is `content` and all match their checksums: written again
+    they would get new ones, and nobody could tell.
     """
     contents = shard.meta.get("contents")
     there = contents if isinstance(contents, list) and len(contents) == len(shard) else []
@@ -82,14 +106,18 @@ def copied(
         raise StoreError(
             f"{shard.path}: changed while it was being copied from; run the same command again"
         )
-    frames = {m: shard.frames(m, at, at + 1) for m in modalities}
-    for m, x in frames.items():
-        if next(shard.differing(m, x, at, at + 1), None) is not None:
+    frames, means = {}, {}
+    for m in modalities:
+        try:
+            frames[m], mean = read_row(shard, m, at)
+        except ValueError:
             raise StoreError(
                 f"{shard.path}: {m} of '{shard.ids[at]}' does not match its checksum; run the same "
                 "command again"
-            )
-    return frames, int(shard.flags[at])
+            ) from None
+        if mean is not None:
+            means[m] = mean
+    return frames, means, int(shard.flags[at])
 
 
 def unsound_sources(

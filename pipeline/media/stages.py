@@ -27,8 +27,8 @@ class Stage(StrEnum):
     OOM = "oom"  # not enough memory
     TIMEOUT = "timeout"  # the decoder did not answer
     KILLED = "killed"  # the decoder was killed
-    FACE = "face"  # its box lies outside the picture, or there is none and that is to fail
     CHANGED = "changed"  # the file changed during the run, which stops it
+    FACE = "face"  # its box lies outside the picture, or there is none and that is to fail
 
 
 STAGES = frozenset(Stage)  # as texts that come from a file are looked for
