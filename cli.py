@@ -351,7 +351,7 @@ def extraction_options(command):
             click.option(
                 "--vision-encoder",
                 metavar="ID|DIR",
-                help="Hub id[@revision], directory, builtin:tiny-vit, or none.  [default: none]",
+                help="Hub id[@revision], directory, builtin:tiny-vit, or none, as it is unasked.",
             ),
             setting(
                 "--vision-layer",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from mer.pipeline.encoders import tiny
-from mer.pipeline.encoders.images import processor_of
+from mer.pipeline.encoders.images import check_processor, scale_of
 from mer.pipeline.encoders.layers import LayerChoice, parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import (
@@ -129,7 +129,7 @@ class Vision(Modality):
 
     def check(self, checkpoint: Checkpoint) -> None:
         self.choice(checkpoint)
-        processor_of(checkpoint)
+        check_processor(checkpoint)
         if self.pool_of(checkpoint) == "pooler" and self.choice(checkpoint).kind != "last":
             raise DataError(
                 f"--vision-layer {self.layer}: --vision-pool pooler goes with the last layer; use "
@@ -267,7 +267,7 @@ class Vision(Modality):
         begin = max(0.0, start or 0.0)
         times = moments(begin, item.end / self.fps, self.fps, item.end)
         crop = self._crop(u).between(begin, times[-1])
-        wanted = Wanted(self.fps, item.first, item.length, crop, processor_of(checkpoint))
+        wanted = Wanted(self.fps, item.first, item.length, crop, scale_of(checkpoint))
         return self._job("pictures", item.row, rows, wanted)
 
     def _crop(self, u: Utterance) -> Crop:

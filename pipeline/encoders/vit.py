@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mer.pipeline.encoders.frozen import choose_precision, computing, load_model
-from mer.pipeline.encoders.images import processor_of
+from mer.pipeline.encoders.images import scale_of
 from mer.pipeline.encoders.layers import LayerChoice, parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import Kept, Modality, States
@@ -112,7 +112,7 @@ class ImageEncoder:
         self.pool = pool
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.processor = processor_of(checkpoint)
+        self.processor = scale_of(checkpoint)
         needed = ("pooler.",) if self.pool == "pooler" else ()
         self.model = _tower(cast(Any, load_model(checkpoint, self.device, needed=needed)))
         self._learn(layer_means)

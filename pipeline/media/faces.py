@@ -7,6 +7,7 @@ the user names. A face becomes a square around its box, so that no encoder disto
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -190,16 +191,25 @@ def boxes_for(source: str, id: str, media: str) -> tuple[Box, ...]:
         DataError: There is no such file, or it is no such table.
     """
     if not Path(source).is_dir():
-        return _table(source).get(id, ())
+        return _table(source, _version(source)).get(id, ())
     for name in (id, Path(media).stem):
         path = Path(source) / f"{name}.csv"
         if "/" not in name and path.is_file():
-            return openface(str(path))
+            return _openface(str(path), _version(path))
     return ()
 
 
+def _version(path: str | Path) -> tuple[int, ...]:
+    """What a file looks like: one that looks the same is not read twice. Raises DataError."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @lru_cache(maxsize=4)
-def _table(source: str) -> Mapping[str, tuple[Box, ...]]:
+def _table(source: str, version: tuple[int, ...]) -> Mapping[str, tuple[Box, ...]]:
     table = _read(Path(source), COLUMNS)
     found: dict[str, list[Box]] = {}
     for line, (id, *numbers) in enumerate(zip(*table, strict=True), start=2):
@@ -223,7 +233,7 @@ def _box(source: str, line: int, numbers: Sequence[Any]) -> Box:
 
 
 @lru_cache(maxsize=256)
-def openface(source: str) -> tuple[Box, ...]:
+def _openface(source: str, version: tuple[int, ...]) -> tuple[Box, ...]:
     """The boxes around the landmarks in a file of OpenFace's; frames without success are left out.
 
     Raises DataError for what is no such file.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 from mer.pipeline.encoders.frozen import invariance
+from mer.pipeline.encoders.images import Processor, Scaling, scale_of
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.vision import Vision
 from mer.pipeline.encoders.vit import ImageEncoder
@@ -104,8 +108,8 @@ def test_batch_equals_single(family, made):
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "clip", "siglip"])
 def test_layers(family, made):
-    """Layer N is hidden_states[N] of transformers; the mean of every layer is over the pictures that
-    are kept.
+    """Layer N is hidden_states[N] of transformers; the mean of every layer is over the pictures
+    that are kept.
     """
     folder, photographs = made(family), pictures.photographs(3)
     outputs = [by_transformers(folder, photograph) for photograph in photographs]
@@ -202,3 +206,34 @@ def test_the_built_in_one_tells_pictures_apart():
     assert first.shape == (1, 96) and np.abs(first - second).max() > 0.1
     assert resolve("vision", "builtin:tiny-vit").hash == encoder.checkpoint.hash
     assert NO_PICTURES.shape[0] == 0
+
+
+@pytest.mark.parametrize("family", pictures.FAMILIES)
+def test_pictures_are_scaled_as_the_processor_does_it(family, made):
+    """By the steps written down, to the bit, and without loading transformers."""
+    checkpoint = resolve("vision", str(made(family)))
+    scale, own = scale_of(checkpoint), Processor(str(made(family)))
+    assert isinstance(scale, Scaling)
+    for size in ((50, 70), (71, 40), (32, 32), (300, 400), (3, 40)):
+        (photograph,) = pictures.photographs(1, size)
+        assert np.array_equal(scale(photograph), own(photograph))
+
+
+def test_a_processor_with_steps_of_its_own_is_used_itself(tmp_path):
+    folder = pictures.checkpoint(tmp_path / "vit", "vit")
+    described = json.loads((folder / "preprocessor_config.json").read_text())
+    described |= {"image_processor_type": "FlavaImageProcessor", "crop_size": pictures.SQUARE}
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
+    assert isinstance(scale_of(resolve("vision", str(folder))), Processor)
+
+
+def test_a_decoding_process_needs_no_torch(made):
+    """What it unpickles to scale pictures imports neither torch nor transformers."""
+    sent = pickle.dumps(scale_of(resolve("vision", str(made("vit")))))
+    code = (
+        "import pickle, sys, numpy as np; import mer.pipeline.media.workers; "
+        f"scale = pickle.loads({sent!r}); print(scale(np.zeros((40, 30, 3), np.uint8)).shape); "
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stdout.strip() == "(3, 32, 32)", told.stderr

@@ -48,7 +48,8 @@ def write_film(path: Path, seconds: float, seed: int, *, rate: int = 10) -> None
     with av.open(str(path), "w") as container:
         picture = container.add_stream("mpeg4", rate=rate, width=64, height=48, pix_fmt="yuv420p")
         picture.bit_rate = 400_000
-        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        coded = "aac" if path.suffix == ".mp4" else "pcm_s16le"
+        sound = container.add_stream(coded, rate=16_000, layout="mono")
         for number in range(max(1, round(seconds * rate))):
             pixels = np.broadcast_to(ground, (48, 64, 3)).copy()
             left = 2 * number % 48
@@ -56,18 +57,19 @@ def write_film(path: Path, seconds: float, seed: int, *, rate: int = 10) -> None
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(picture.encode(frame))
         container.mux(picture.encode(None))
-        samples = np.round(tone * 32_767).astype(np.int16)[None]
-        block = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-        block.sample_rate = 16_000
-        container.mux(sound.encode(block))
+        for begin in range(0, len(tone), 1024):
+            samples = np.round(tone[begin : begin + 1024] * 32_767).astype(np.int16)[None]
+            block = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            block.sample_rate, block.pts = 16_000, begin
+            container.mux(sound.encode(block))
         container.mux(sound.encode(None))
 
 
 def make(
     root: Path, count: int = 24, *, seed: int = 0, films: bool = False
 ) -> tuple[Manifest, Path]:
-    """(manifest, its file): `count` clips of 0.1 to 1.5 s, every fifth transcript a repeat; `films`:
-    with pictures.
+    """(manifest, its file): `count` clips of 0.1 to 1.5 s, every fifth transcript a repeat;
+    `films`: with pictures.
     """
     suffix = "mkv" if films else "wav"
     write = write_film if films else write_clip
