@@ -218,6 +218,18 @@ def datasets(as_json):
     "--seed", type=click.IntRange(min=0), help="synthetic and table: random seed. [default: 0]"
 )
 @click.option(
+    "--vision",
+    is_flag=True,
+    default=None,
+    help="synthetic: draw faces, too; iemocap, mosi, mosei: name the films beside the sound.",
+)
+@click.option(
+    "--left",
+    type=click.Choice(["marked", "unmarked"]),
+    help="iemocap --vision: who is in the left half, the one who wears the markers or the other. "
+    "[default: marked]",
+)
+@click.option(
     "--from",
     "source",
     type=click.Path(path_type=Path),
