@@ -388,17 +388,23 @@ def render(
     return np.tanh(wave).astype(np.float32)
 
 
+def face_of(row: Utterance, seed: int, index: int) -> str:
+    """The emotion that a face shows: that of the voice or that of the words."""
+    coin = np.random.default_rng([VERSION, seed, 5, index])
+    return str(coin.choice([tag.partition("=")[2] for tag in row.tags[:2]]))
+
+
 def _with_face(row: Utterance, folder: Path, speaker: str, seed: int, index: int) -> Utterance:
     """The row with its film, which is written where it is not there, and a tag that says what the
     face shows.
     """
-    rng = np.random.default_rng([VERSION, seed, 3, index])
-    shows = str(rng.choice([tag.partition("=")[2] for tag in row.tags[:2]]))
+    shows = face_of(row, seed, index)
     path = folder / f"{row.id}-face{drawnface.VERSION}.mkv"
     if not path.exists():
         number = sorted(_speakers(seed)).index(speaker)
         head = drawnface.Head.of(np.random.default_rng([VERSION, seed, 4, number]))
         seconds = soundfile.info(folder / f"{row.id}.wav").duration
+        rng = np.random.default_rng([VERSION, seed, 3, index])
         with publishing(path, durable=False) as temporary:
             drawnface.write(temporary, drawnface.draw(shows, head, seconds, rng))
     tags = (*row.tags, f"face={shows}")
