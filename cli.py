@@ -430,12 +430,25 @@ def extraction_options(command):
                 metavar="auto|N",
                 help="Audio track; auto: the default one, else the first.",
             ),
+            click.option(
+                "--audio-window",
+                metavar="full|clip",
+                help="Whisper: compute the whole 30 s window, or the clip alone.  "
+                "[default: the clip alone]",
+            ),
             setting(
                 "--max-seconds",
                 type=float,
                 default=60.0,
                 metavar="S",
                 help="Longer clips are cut; 0: never.",
+            ),
+            setting(
+                "--text-windows",
+                default="cut",
+                type=click.Choice(["cut", "windows"]),
+                help="Transcripts longer than the encoder takes: cut at their end, or encoded in "
+                "overlapping windows.",
             ),
             setting(
                 "--dtype",
@@ -751,11 +764,20 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     damaged = verify_shards(opened)
     for found in damaged:
         note(f"{found.path}: {found.reason}")
+    if damaged and opened.members:
+        heads = dict.fromkeys(found.store for found in damaged if found.store != str(store))
+        remedy = [f"run `mer verify --repair {head}`" for head in heads]
+        if any(found.store == str(store) for found in damaged):
+            remedy.append("put back what is missing or changed, or join again with --force")
+        raise StoreError(
+            f"{store}: joined, and {len(damaged)} files of its members cannot be used; "
+            f"{'; '.join(remedy)}"
+        )
     if damaged and repair:
         if not opened.header.fingerprint:
             raise StoreError(
                 f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was "
-                "imported: import it again"
+                f"{_made_again(opened.header.provenance)}"
             )
         from mer.pipeline.extraction import Here
         from mer.pipeline.extraction import repair as extract_again
@@ -773,16 +795,78 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         remedy = (
             "run it with --repair"
             if opened.header.fingerprint
-            else "it was imported: import it again"
+            else f"it was {_made_again(opened.header.provenance)}"
         )
         raise StoreError(
             f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged; {remedy}"
         )
     else:
+        held = [opened.member(number) for number in range(len(opened.members))] or [opened]
+        shards = sum(len(one.shards) for one in held)
+        members = f" of {len(held)} stores" if opened.members else ""
         say(
-            f"{store}: {len(opened):,} utterances in {len(opened.shards)} shards, every byte is "
+            f"{store}: {len(opened):,} utterances in {shards} shards{members}, every byte is "
             "as written"
         )
+
+
+def _made_again(provenance: dict) -> str:
+    """How a store that was not extracted was made, and is made again."""
+    copied = provenance.get("imported") == "join"
+    return "joined with --copy: join again with --force" if copied else "imported: import it again"
+
+
+@main.command()
+@click.argument(
+    "stores", metavar="FEATS.H5...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to write.")
+@click.option(
+    "--as",
+    "renamed",
+    metavar="STORE:MODALITY=NAME",
+    multiple=True,
+    help="Another name for a modality of a store, e.g. b.h5:audio=audio.egemaps; no NAME leaves it "
+    "out.",
+)
+@click.option(
+    "--require-all",
+    is_flag=True,
+    help="Refuse utterances that are not in every store; by default they are absent there.",
+)
+@click.option(
+    "--keep-first",
+    metavar="COLUMN",
+    multiple=True,
+    help="Where stores contradict each other in text, duration, speaker …, believe the first that "
+    "says anything.",
+)
+@click.option(
+    "--copy", is_flag=True, help="Copy the features, instead of reading them from the stores."
+)
+@click.option("--force", is_flag=True, help="Replace the store at --out.")
+def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], **choices):
+    """Put the modalities of several stores of the same utterances under one head, by id, without
+    copying them.
+    """
+    from mer.pipeline.interchange.joining import join as put_together
+
+    names = {}
+    for spelled in renamed:
+        place, equals, name = spelled.rpartition("=")
+        if not equals:
+            raise click.BadParameter(f"'{spelled}' is not STORE:MODALITY=NAME", param_hint="--as")
+        names[place] = name
+    store, notes, written = put_together(stores, out, renamed=names, **choices)
+    for line in notes:
+        note(line)
+    modalities = ", ".join(
+        f"{name} {int((store.lengths(name) > 0).sum()):,}" for name in store.header.modalities
+    )
+    note(f"{len(store):,} utterances, with {modalities}")
+    if not written:
+        note("joined before, from these very stores; nothing to do")
+    say(out)
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +46,20 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, *, needed: tuple[str, ...] = ()
+    checkpoint: Checkpoint,
+    device: torch.device,
+    kind: Any = None,
+    *,
+    unused: Sequence[str] = (),
+    needed: Sequence[str] = (),
+    **arguments: Any,
 ) -> nn.Module:
-    """The frozen network in fp32.
+    """The frozen network in fp32; `kind` is its class in transformers (default: AutoModel), which
+    takes `arguments`.
 
-    A weight that is missing, or of another shape, is fatal: the features would be noise. `needed`
-    are names of weights that features pass through here, where they usually do not.
+    A weight that is missing, or of another shape, is fatal: the features would be noise. Missing
+    may be those that no feature passes through, which have one of `unused` in their names; `needed`
+    are parts of names that features pass through here, and usually do not.
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
@@ -62,13 +71,15 @@ def load_model(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights is replaced by the check below
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = (kind or AutoModel).from_pretrained(
             checkpoint.folder,
+            **arguments,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=checkpoint.safetensors,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError) as error:
         raise EncoderError(
@@ -81,8 +92,8 @@ def load_model(
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    absent = report["missing_keys"]
-    missing = sorted(key for key in absent if _is_used(key) or any(x in key for x in needed))
+    needless = [part for part in (*UNUSED, *unused) if part not in needed]
+    missing = sorted(key for key in report["missing_keys"] if not _has(key, needless))
     mismatched = report.get("mismatched_keys", ())
     wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
     for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
@@ -94,9 +105,9 @@ def load_model(
     return model.eval().requires_grad_(False).to(device)
 
 
-def _is_used(key: str) -> bool:
-    """Whether features pass through the weight of that name."""
-    return not any(part in key for part in UNUSED)
+def _has(key: str, parts: Sequence[str]) -> bool:
+    """Whether the name of a weight has one of these parts."""
+    return any(part in key for part in parts)
 
 
 def _first_line(error: Exception) -> str:
@@ -143,16 +154,21 @@ def to_host(x: Tensor) -> Callable[[], np.ndarray]:
 
 
 def pad(
-    rows: Sequence[np.ndarray], value: float, dtype: DTypeLike, device: torch.device
+    rows: Sequence[np.ndarray],
+    value: float,
+    dtype: DTypeLike,
+    device: torch.device,
+    length: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host,
-    where `device` can fetch them by itself.
+    """Rows (T, …) as (B, longest, …), at least `length` long, filled up with `value`, and their
+    mask (B, longest) int64; on the host, where `device` can fetch them by itself.
     """
     lengths = np.array([len(row) for row in rows])
-    padded = np.full((len(rows), lengths.max()), value, dtype=dtype)
+    longest = max(int(lengths.max()), length)
+    padded = np.full((len(rows), longest, *rows[0].shape[1:]), value, dtype=dtype)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
-    mask = np.arange(lengths.max()) < lengths[:, None]
+    mask = np.arange(longest) < lengths[:, None]
     both = torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
     return (both[0].pin_memory(), both[1].pin_memory()) if device.type == "cuda" else both
 

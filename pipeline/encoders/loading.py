@@ -75,7 +75,7 @@ class Checkpoint:
 
     @property
     def trained(self) -> bool:
-        return self.folder is not None
+        return not self.id.startswith(tiny.PREFIX)
 
     @property
     def name(self) -> str:
@@ -184,6 +184,8 @@ def _json(kind: str, path: Path, *, required: bool, of: type = dict) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
+        if isinstance(error, FileNotFoundError) and path.name == "config.json":
+            reason += " (fairseq's and FunASR's own formats, e.g. emotion2vec's, cannot be loaded)"
         raise EncoderError(
             f"{kind} encoder: {path}: {reason}; the directory is not a complete checkpoint"
         ) from None

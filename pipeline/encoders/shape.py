@@ -14,7 +14,7 @@ from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.terminal import shown
 
-WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
+WIDTH = ("hidden_size", "n_embd", "d_model", "emb_dim", "dim")
 # the encoder's of an encoder-decoder model come first
 BLOCKS = (
     "encoder_layers",
@@ -54,7 +54,7 @@ class Shape:
         """Raises EncoderError for a configuration that is not of a text model, or incomplete."""
         config, what = checkpoint.config, f"text encoder {checkpoint.name}"
         kind = f"model type '{shown(config.get('model_type'), 40)}'"
-        foreign = next((name for name in FOREIGN if config.get(name) is not None), None)
+        foreign = next((name for name in FOREIGN if _is_foreign(config, name)), None)
         if foreign is not None:
             raise EncoderError(f"{what}: {kind} is not a text encoder (it has {foreign})")
         nested = next((name for name in ("text_config", "encoder") if name in config), None)
@@ -69,6 +69,12 @@ class Shape:
         if any(config.get(name) for name in POSITIONS):
             positions = _number(config, POSITIONS, f"{what}: {kind}")
         return cls(width, blocks, vocabulary, positions)
+
+
+def _is_foreign(config: Mapping[str, Any], name: str) -> bool:
+    value = config.get(name)
+    # Mamba's only convolution has a single width
+    return isinstance(value, list) if name == "conv_kernel" else value is not None
 
 
 def _number(config: Mapping[str, Any], names: Sequence[str], what: str) -> int:

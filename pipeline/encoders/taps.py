@@ -5,7 +5,7 @@ layer over each item's true steps. States that are not asked for are let go at o
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,16 @@ from mer.pipeline.encoders.modality import Kept, States
 from mer.pipeline.errors import EncoderError
 
 # where transformers' encoders keep their blocks
-BLOCKS = ("encoder.layers", "encoder.layer", "transformer.layer", "layers", "h")
+BLOCKS = (
+    "encoder.layers",
+    "encoder.layer",
+    "transformer.layer",
+    "decoder.layers",
+    "layers",
+    "h",
+    "blocks",
+    "block",
+)
 
 
 class _Pass(threading.local):
@@ -27,8 +36,8 @@ class _Pass(threading.local):
     def __init__(self) -> None:
         self.clear(())
 
-    def clear(self, spans: Sequence[Kept]) -> None:
-        self.spans = spans
+    def clear(self, spans: Sequence[Kept], longest: int | None = None) -> None:
+        self.spans, self.longest = spans, longest
         self.kept: Tensor | None = None  # (B, T) bool: the steps that layer means are over
         self.chosen: list[Tensor] = []
         self.means: list[Tensor] = []
@@ -53,13 +62,17 @@ class LayerTaps:
     all its hidden states, which costs memory.
     """
 
-    def __init__(self, model: nn.Module, choice: LayerChoice, *, means: bool) -> None:
+    def __init__(
+        self, model: nn.Module, choice: LayerChoice, *, means: bool, hooks: bool = True
+    ) -> None:
+        """`hooks`: False asks for all hidden states wherever the blocks are."""
         self.choice, self.means = choice, means
+        self._name = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         self.arguments: dict[str, Any] = {}
         self._pass = _Pass()
         if choice.kind == "last" and not means:
             return
-        blocks = blocks_of(model, choice.count)
+        blocks = blocks_of(model, choice.count) if hooks else None
         if blocks is None:
             self.arguments["output_hidden_states"] = True
             return
@@ -79,14 +92,17 @@ class LayerTaps:
         self._see(0, args[0] if args else kwargs["hidden_states"])
 
     def _leave(self, number: int):
-        def hook(block: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            self._see(number, output[0] if isinstance(output, tuple) else output)
+        def hook(block: nn.Module, args: tuple, output: Tensor | Sequence[Tensor]) -> None:
+            self._see(number, output if isinstance(output, Tensor) else output[0])
 
         return hook
 
     def _see(self, number: int, states: Tensor) -> None:
         """Take what is wanted of a layer's states (B, T, width)."""
         state = self._pass
+        if not state.spans:  # somebody else runs the model
+            return
+        states = states[:, : state.longest]
         if self.means:
             state.means.append(state.mean(states))
         if number not in self.choice.layers:
@@ -96,11 +112,11 @@ class LayerTaps:
         else:
             state.chosen.append(states.float())
 
-    def begin(self, spans: Sequence[Kept]) -> None:
+    def begin(self, spans: Sequence[Kept], longest: int | None = None) -> None:
         """A batch is about to run; `spans` are the steps of each item that its layer means are
-        over.
+        over, and no item has more than `longest` of them.
         """
-        self._pass.clear(spans)
+        self._pass.clear(spans, longest)
 
     def end(self, output: Any) -> tuple[Tensor, Tensor | None]:
         """(frames (B, T, dim), layer means (B, L, width)), fp32 on the device, after a pass that
@@ -111,8 +127,8 @@ class LayerTaps:
             hidden = getattr(output, "hidden_states", None)
             if hidden is None or len(hidden) != count + 1:
                 raise EncoderError(
-                    "this architecture does not tell its layers apart; use the layer setting last, "
-                    "and --no-layer-means"
+                    f"model type '{self._name}' does not tell its layers apart; use the layer "
+                    "setting last, and --no-layer-means"
                 )
             for number in range(count):
                 self._see(number, hidden[number])
@@ -124,6 +140,30 @@ class LayerTaps:
         if self.choice.kind == "mean":
             frames = frames / len(self.choice.layers)
         return frames, torch.stack(means, dim=1) if means else None
+
+
+def hooks_see(blocks: nn.ModuleList, forward: Callable[[], Sequence[Tensor]]) -> bool:
+    """Whether hooks on `blocks` see the hidden states that `forward` gives, all but the last.
+
+    Some architectures pad inside, or tell others than enter their blocks.
+    """
+    seen: list[Tensor] = []
+
+    def enter(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    def leave(block: nn.Module, args: tuple, output: Tensor | Sequence[Tensor]) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    handles = [block.register_forward_hook(leave) for block in list(blocks)[:-1]]
+    handles.append(blocks[0].register_forward_pre_hook(enter, with_kwargs=True))
+    try:
+        told = list(forward())[:-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    same = (a.shape == b.shape and torch.equal(a, b) for a, b in zip(seen, told, strict=False))
+    return len(seen) == len(told) and all(same)
 
 
 def blocks_of(model: nn.Module, count: int) -> nn.ModuleList | None:

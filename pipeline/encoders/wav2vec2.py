@@ -8,6 +8,8 @@ statistics; huggingface/transformers#21534 tells what batching otherwise does to
   asks for it;
 - a first layer with GroupNorm takes its statistics from each utterance's own samples
   (`OwnSampleGroupNorm`);
+- positional convolutions one after another (data2vec) see zeros beyond each utterance's own
+  frames, before every one of them;
 - the attention mask is always given, and every output is cut to its true number of frames.
 """
 
@@ -59,9 +61,12 @@ class WaveBatch(NamedTuple):
 
 
 class PerBatch(threading.local):
-    """What a forward pass leaves for its own thread: true lengths after the first convolution."""
+    """What a forward pass leaves for its own thread: true lengths after the first convolution, and
+    true frames.
+    """
 
     lengths: list[int] | None = None
+    frames: list[int] | None = None
 
 
 class OwnSampleGroupNorm(nn.Module):
@@ -114,8 +119,22 @@ class AudioEncoder:
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = OwnSampleGroupNorm(first.layer_norm, self._state)
+        for layers in getattr(self._positions(), "layers", ()):
+            layers.register_forward_pre_hook(self._silence)
         self._taps = LayerTaps(self.model, self.choice, means=layer_means)
         self.layer_count = self._taps.count
+
+    def _positions(self) -> nn.Module | None:
+        return getattr(self.model.encoder, "pos_conv_embed", None)
+
+    def _silence(self, convolution: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        """Zeros beyond each row's own frames of what enters a positional convolution (B, C, T)."""
+        frames = self._state.frames
+        if frames is None or min(frames) == args[0].shape[-1]:
+            return args
+        ends = torch.tensor(frames, device=args[0].device)[:, None]
+        beyond = torch.arange(args[0].shape[-1], device=args[0].device) >= ends
+        return (args[0].masked_fill(beyond[:, None, :], 0.0),)
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
         """The processor's normalisation over the clip's own samples, and zeros up to one receptive
@@ -143,7 +162,9 @@ class AudioEncoder:
         `precision` overrides the encoder's own.
         """
         self._taps.begin(batch.spans)
+        counts = [self.geometry.frames(n) for n in batch.lengths]
         self._state.lengths = [self.geometry.first(n) for n in batch.lengths]
+        self._state.frames = counts
         with computing(self.device, precision or self.precision):
             output = self.model(
                 batch.samples.to(self.device, non_blocking=True),
@@ -153,7 +174,6 @@ class AudioEncoder:
             fetched = fetch(*self._taps.end(output))
             del output
         frames, means = fetched()
-        counts = [self.geometry.frames(n) for n in batch.lengths]
         if frames.shape[1] < max(counts) or frames.shape[2] != self.dim:
             raise EncoderError(
                 f"audio encoder {self.checkpoint.name}: gave {frames.shape[1]} frames of width "

@@ -10,6 +10,7 @@ from typing import Any
 
 from mer.pipeline.datasets import corpora
 from mer.pipeline.encoders import MODALITIES
+from mer.pipeline.encoders.geometry import WINDOWS
 from mer.pipeline.encoders.towers import POOLS
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
@@ -47,6 +48,8 @@ class ExtractOptions:
     vision_faces: str = ""  # for faces: the file of a detector's model (YuNet)
     vision_no_face: str = "centre"  # a picture without a face: centre | whole | fail
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
+    audio_window: str = ""  # full | clip; "": the encoder's default
+    text_windows: str = "cut"  # transcripts longer than the encoder takes: cut | windows
     dtype: str = "float16"  # as stored
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
 
@@ -80,9 +83,13 @@ class ExtractOptions:
             raise DataError(
                 f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
             )
+        if self.text_windows not in ("cut", "windows"):
+            raise DataError(f"--text-windows '{self.text_windows:.200}' is not cut or windows")
         track = self.audio_track
         if track != "auto" and not (track.isascii() and track.isdecimal()):
             raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")
+        if self.audio_window not in ("", *WINDOWS):
+            raise DataError(f"--audio-window '{self.audio_window:.200}' is not full or clip")
         for name, value, least in (
             ("pool", self.pool, 1),
             ("max-seconds", self.max_seconds, 0),

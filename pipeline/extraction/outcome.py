@@ -104,6 +104,7 @@ class ExtractReport:
         )
         out = [f"{self._done()}; {size}, {self.seconds:.1f} s", *self._plan_lines()]
         out += [_self_test_line(m, test) for m, test in self.self_test.items()]
+        out += [f"{m}: {test['note']}" for m, test in self.self_test.items() if "note" in test]
         if self.counts:
             out += count_lines(self.counts, self.flagged)
             out.append(f"all of a kind: mer inspect {self.out} --flag {next(iter(self.counts))}")
@@ -169,6 +170,8 @@ def _self_test_line(modality: str, test: dict) -> str:
     half = ""
     if "precision_error" in test:
         half = f", {test['precision']} against fp32 {test['precision_error']:.1e}"
+    if "window_distance" in test:
+        half += f", {test['window_distance']:.1%} from the encoder's full window"
     return (
         f"self-test {modality}: batch against single {test['absolute']:.1e}{half} "
         f"({test['items']} items, {test['precision']})"

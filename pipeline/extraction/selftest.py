@@ -30,7 +30,7 @@ def self_test(inputs: Inputs, drafted: Draft, encoders: Mapping[str, Encoder]) -
 
     Returns:
         Modality → items, absolute and relative difference, tolerance, precision, passed, and for
-        half precision `precision_error`.
+        half precision `precision_error`; and what the encoder itself has to say (its `self_test`).
 
     Raises:
         EncoderError: values are not finite, or half precision is plainly wrong.
@@ -75,6 +75,8 @@ def _test_one(modality: str, encoder: Encoder, items: Sequence[np.ndarray]) -> d
                 f"{name}: {error:.0%} off in {precision}, which is no rounding; use --precision "
                 "fp32"
             )
+    if hasattr(encoder, "self_test"):
+        result |= encoder.self_test(items)
     return result
 
 

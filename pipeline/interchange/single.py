@@ -29,7 +29,7 @@ def write(copy: Copy, out: Path) -> bool:
         StoreError: A shard is damaged.
     """
     header = copy.header()
-    table = copy.store.table().take(copy.rows)
+    table = copy.table()
     attrs, data = _shard(copy, header, table)
     columns = {
         "shard": np.zeros(len(copy.rows)),
@@ -74,7 +74,7 @@ def _shard(copy: Copy, header: Header, table: pa.Table) -> tuple[dict, dict]:
     def means(modality: str) -> Iterator[np.ndarray]:
         dtype = header.modalities[modality].layer_dtype
         for row in copy.rows:
-            yield copy.store.layer_means(modality, [row])[0].astype(dtype)
+            yield copy.layer_means(modality, row).astype(dtype)
 
     return shard.compose(
         kinds,

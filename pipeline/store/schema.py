@@ -166,11 +166,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Damage:
-    """One shard that cannot be used, and why. `shard` is its number in the head file."""
+    """One shard, or member of a joined store, that cannot be used, and why.
+
+    `shard` is its number in the head file `store`, which is the one to repair.
+    """
 
     shard: int
     path: str
     reason: str
+    store: str
 
 
 def canonical(value) -> str:

@@ -48,7 +48,7 @@ class ShardWriter:
     Args:
         path: Where the shard is to appear.
         modalities: Names, and the count of numbers per step (D) of each.
-        dtype: "float16" or "float32", as the features are stored.
+        dtype: "float16" or "float32", as the features are stored; or that for each modality.
         meta: What the writer notes of the shard, as JSON has it.
         key: What the shard was made from, for writers that resume.
         layers: For each modality that has layer means, how many (L).
@@ -68,13 +68,14 @@ class ShardWriter:
         path: str | Path,
         modalities: Mapping[str, int],
         *,
-        dtype: str = "float16",
+        dtype: str | Mapping[str, str] = "float16",
         meta: dict | None = None,
         key: str = "",
         layers: Mapping[str, int] | None = None,
         layer_dtype: str = "float16",
     ) -> None:
-        for given in (dtype, layer_dtype):
+        dtypes = dict.fromkeys(modalities, dtype) if isinstance(dtype, str) else dict(dtype)
+        for given in (*dtypes.values(), layer_dtype):
             if given not in DTYPES:
                 raise DataError(f"{path}: dtype '{given}' is not one of {', '.join(DTYPES)}")
         for name, dim in modalities.items():
@@ -93,7 +94,7 @@ class ShardWriter:
                 raise DataError(f"{path}: {count} layers of {name}, which the shard cannot hold")
         self.path = Path(path)
         self.modalities = {name: int(dim) for name, dim in modalities.items()}
-        self.dtype = dtype
+        self.dtypes = dtypes
         self.layer_dtype = layer_dtype
         self.meta = meta or {}
         self.key = key
@@ -163,7 +164,7 @@ class ShardWriter:
             self._means[name].append(mean)
         for name, x in frames.items():
             self._frames[name].append(x)
-            narrowed = self.dtype == "float16" and x.dtype != np.float16
+            narrowed = self.dtypes[name] == "float16" and x.dtype != np.float16
             if narrowed and x.size and largest(x) > HALF_MAX:
                 self.overflow[name] += int((np.abs(x) > HALF_MAX).sum())
         self._ids[id] = len(self._ids)
@@ -226,7 +227,7 @@ class ShardWriter:
         kinds = []
         for name, dim in self.modalities.items():
             overflow = self.overflow[name]
-            dtype = "float32" if self.dtype == "float32" or overflow else "float16"
+            dtype = "float32" if overflow else self.dtypes[name]
             self._frames[name] = [x.astype(dtype, copy=False) for x in self._frames[name]]
             kind = {"name": name, "dim": dim, "dtype": dtype, "overflow": overflow}
             kinds.append(kind | self._close_means(name))

@@ -6,6 +6,7 @@ what `Verifiable` names.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import MerError
 from mer.pipeline.runtime.files import sha256_file
-from mer.pipeline.store.head import ShardRecord
+from mer.pipeline.store.head import MemberRecord, ShardRecord
 from mer.pipeline.store.schema import LAYERS, Damage
 from mer.pipeline.store.shard import Shard
 
@@ -21,19 +22,31 @@ from mer.pipeline.store.shard import Shard
 class Verifiable(Protocol):
     """What of an open store is needed to check it."""
 
+    path: Path
     shards: list[ShardRecord]
+    members: list[MemberRecord]
 
+    def member(self, number: int) -> Verifiable: ...
     def shard(self, number: int) -> Shard: ...
     def table(self) -> pa.Table: ...
 
 
 def damages(store: Verifiable) -> list[Damage]:
-    """The damaged shards of an open store, and why; empty when every byte is as written."""
+    """The damaged shards of an open store, and why; empty when every byte is as written.
+
+    Those of a joined store are its members' and the members that cannot be used.
+    """
     found = []
+    for number, member in enumerate(store.members):
+        try:
+            found += damages(store.member(number))
+        except (MerError, OSError) as error:
+            told = str(error).removeprefix(f"{member.path}: ")
+            found.append(Damage(number, str(member.path), told, str(store.path)))
     for number, record in enumerate(store.shards):
         reason = _check(store, number)
         if reason:
-            found.append(Damage(number, str(record.path), reason))
+            found.append(Damage(number, str(record.path), reason, str(store.path)))
     return found
 
 

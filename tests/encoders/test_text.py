@@ -59,19 +59,6 @@ def test_long_transcripts_are_cut_and_counted(encoder):
     assert np.isfinite(encoder.encode([ids])[0].frames).all()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"is_encoder_decoder": True}, {"is_decoder": True}, {"conv_kernel": [10]}]
-)
-def test_other_models_are_refused(roberta, changes):
-    import dataclasses
-
-    checkpoint = resolve("text", str(roberta))
-    with pytest.raises(EncoderError, match="text encoder"):
-        TextEncoder(
-            dataclasses.replace(checkpoint, config=checkpoint.config | changes), device="cpu"
-        )
-
-
 def test_a_checkpoint_without_tokenizer(roberta, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((roberta / name).read_bytes())

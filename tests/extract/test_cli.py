@@ -194,7 +194,7 @@ def test_the_help_shows_the_defaults_that_the_options_have():
         if found and option.name in fields:
             shown[option.name] = found[1]
             assert not isinstance(option.get_default(context), str | int | float), option.name
-    wanted = {"audio_track", "channel", "device", "dtype", "max_failures", "vision_crop"}
-    wanted |= {"vision_fps", "vision_layer", "vision_no_face", "vision_pool"}
+    wanted = {"audio_track", "channel", "device", "dtype", "max_failures", "text_windows"}
+    wanted |= {"vision_crop", "vision_fps", "vision_layer", "vision_no_face", "vision_pool"}
     assert wanted | {"max_seconds", "pool", "precision"} == shown.keys()
     assert shown == {name: str(fields[name]) for name in shown}

@@ -25,6 +25,7 @@ BITS = {
     "unsized": 12,
     "damaged": 13,
     "trailing": 14,
+    "wordless": 15,
     "no_picture": 20,
     "picture_late": 21,
     "picture_short": 22,

@@ -53,7 +53,8 @@ def test_missing_shard_is_named_and_never_read_as_zeros(tmp_path):
         StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"
     ):
         store.packed("audio")
-    assert verify_shards(tmp_path / "feats.h5") == [Damage(1, str(gone), "shard is missing")]
+    head = tmp_path / "feats.h5"
+    assert verify_shards(head) == [Damage(1, str(gone), "shard is missing", str(head))]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 600, 4096, -1])
