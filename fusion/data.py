@@ -109,6 +109,8 @@ def _chosen(stored: list[str], wanted: str | tuple[str, ...]) -> dict[str, tuple
     found: dict[str, tuple[str, ...]] = {}
     for token in dict.fromkeys(filter(None, tokens)):
         names = tuple(name.strip() for name in token.split("+"))
+        if len(names) == 1 and names[0] in map(modality_of, stored):
+            names = _own(names[0], stored)
         if not set(names) <= set(stored):
             raise _no_such(text, stored)
         stems = {modality_of(name) for name in names}
@@ -139,17 +141,21 @@ def _every(stored: list[str]) -> dict[str, tuple[str, ...]]:
     """Each modality from its own features; further feature sets are only read where they are
     named.
     """
-    sets: dict[str, list[str]] = {}
-    for name in stored:
-        sets.setdefault(modality_of(name), []).append(name)
-    for m, names in sets.items():
-        if m not in names and len(names) > 1:
-            raise DataError(
-                f"the store has {shown(', '.join(names), 120)} and no {m}: say which with --set "
-                f"data.modalities={names[0]}, or join them with +"
-            )
-    found = {m: (m,) if m in names else tuple(names) for m, names in sets.items()}
-    return {m: found[m] for m in _in_order(found)}
+    found = dict.fromkeys(map(modality_of, stored))
+    return {m: _own(m, stored) for m in _in_order(found)}
+
+
+def _own(modality: str, stored: list[str]) -> tuple[str, ...]:
+    """The feature set of the modality's own name, else the only one that it has."""
+    names = [name for name in stored if modality_of(name) == modality]
+    if modality in names:
+        return (modality,)
+    if len(names) > 1:
+        raise DataError(
+            f"the store has {shown(', '.join(names), 120)} and no {modality}: say which with --set "
+            f"data.modalities={shown(names[0], 40)}, or join them with +"
+        )
+    return tuple(names)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
