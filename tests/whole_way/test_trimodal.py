@@ -10,7 +10,9 @@ import pytest
 from mer.pipeline.datasets import prepare
 from mer.pipeline.store import FeatureStore
 
-from tests.whole_way.mer import mer, refused
+from tests.datasets.trees import write_meld_csv
+from tests.extract.corpus import write_film
+from tests.whole_way.mer import TINY, mer, refused
 
 MODELS = ("concat", "drkf", "dmd", "dhmd")
 SHORT = ("--set", "train.epochs=1", "--device", "cpu")
@@ -50,8 +52,6 @@ def test_a_model_trains_on_all_three_and_predicts_a_clip(desk, model):
 
 
 def test_one_file_with_sound_and_picture_is_enough(desk, tmp_path):
-    from tests.extract.corpus import write_film
-
     if not (desk / "concat").exists():
         mer(
             "train",
@@ -84,3 +84,29 @@ def test_an_encoder_that_sees_nothing_is_refused(desk, tmp_path):
         "extract", "--manifest", desk / "corpus" / "manifest.parquet", "--vision-encoder", folder,
         "--out", tmp_path / "x.h5", says=["is no image model"],
     )  # fmt: skip
+
+
+def test_a_meld_shaped_root_of_films_goes_in_in_one_command(tmp_path):
+    root, lines = tmp_path / "MELD.Raw", {}
+    for split, folder in (
+        ("train", "train_splits"), ("dev", "dev_splits_complete"),
+        ("test", "output_repeated_splits_test"),
+    ):  # fmt: skip
+        (root / folder).mkdir(parents=True)
+        lines[split] = []
+        for number, emotion in enumerate(("neutral", "joy", "anger")):
+            write_film(root / folder / f"dia0_utt{number}.mp4", 0.8 + number / 2, seed=number)
+            feeling = {"joy": "positive", "anger": "negative"}.get(emotion, "neutral")
+            lines[split].append((f"line {number}", "Joey", emotion, feeling, 0, number))
+        write_meld_csv(root / f"{split}_sent_emo.csv", lines[split])
+    mer(
+        "extract", "--dataset", "meld", "--root", root, *TINY,
+        "--vision-encoder", "builtin:tiny-vit", "--vision-crop", "centre", "--out", tmp_path / "feats.h5",
+    )  # fmt: skip
+    with FeatureStore(tmp_path / "feats.h5") as store:
+        store.verify()
+        assert len(store) == 9 and list(store.header.modalities) == ["audio", "text", "vision"]
+        assert store.header.recipe["vision"]["crop"] == "centre"
+        counts = [len(store.features("vision", row)) for row in range(9)]
+        # 0.8, 1.3 and 1.8 s at 10 frames a second; the middles of quarters that lie within
+        assert counts == [3, 5, 7] * 3
