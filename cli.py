@@ -12,6 +12,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 from importlib import metadata
@@ -22,10 +24,11 @@ import click
 from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
 from mer.pipeline.interchange.formats import EXPORTS, IMPORTS, reader
 from mer.pipeline.runtime.signals import Terminated
-from mer.pipeline.runtime.terminal import escape, escape_json, one_line, shown
+from mer.pipeline.runtime.terminal import amount, escape, escape_json, one_line, plural, shown
 
 # the two must be of one release: torchaudio's wheel is linked against torch
 PAIRED = ("torch", "torchaudio")
+TYPED = "mer.typed"  # where the context has the words of the command line
 
 
 def check_pair() -> None:
@@ -56,8 +59,15 @@ def on_sigterm(signum, frame):
 class Mer(click.Group):
     """Turns every failure into one line and the right exit status (docs/cli.md)."""
 
-    def make_context(self, *args, **kwargs):
-        return fail_on(lambda: super(Mer, self).make_context(*args, **kwargs))
+    def make_context(self, info_name, args, parent=None, **extra):
+        typed = [str(word) for word in args]  # click empties args as it reads them
+
+        def made() -> click.Context:
+            context = super(Mer, self).make_context(info_name, args, parent, **extra)
+            context.meta[TYPED] = typed
+            return context
+
+        return fail_on(made)
 
     def invoke(self, ctx: click.Context):
         # click empties args before the group's callback
@@ -157,6 +167,17 @@ def say_json(value: object, indent: int | None = None) -> None:
 
 def note(message: object) -> None:
     say(message, err=True)
+
+
+def command_line(context: click.Context) -> str:
+    """What was typed, with the environment variables that stood for options of the command."""
+    prefix = f"MER_{(context.info_name or '').upper()}_"
+    variables = [
+        f"{name}={shlex.quote(os.environ[name])}"
+        for name in sorted(os.environ)
+        if name.startswith(prefix)
+    ]
+    return " ".join([*variables, shlex.join(["mer", *context.meta.get(TYPED, [])])])
 
 
 @click.group(
@@ -928,6 +949,7 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
             note=say,
             processes=together,
             lock=not no_lock,
+            command=command_line(click.get_current_context()),
         )
         if not together.first:
             return
@@ -1046,6 +1068,108 @@ def compare(run_a, run_b, metric, fail_if, as_json):
         )
     if fail_if == found.verdict:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Only runs like that; also != < <= > >=, and ~ for a part of the text. Figures as "
+    "printed: dev>80. Repeatable: all must hold.",
+)
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Figures: best first; date and size: largest first. [default: by the folder's name]",
+)
+@click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="The figure under dev and test, e.g. ua; by default what chose the epoch.",
+)
+@click.option(
+    "--columns",
+    metavar="A,B,…",
+    help="Only these, e.g. run,dev,optim.lr; by default also every setting that differs.",
+)
+@click.option("--each", is_flag=True, help="The runs of a group over seeds or folds, one by one.")
+@click.option("--csv", "as_csv", is_flag=True, help="Everything that is known, as a csv.")
+@click.option("--json", "as_json", is_flag=True, help="Likewise, one JSON object per run.")
+def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_csv, as_json):
+    """Every run as a row, with the settings in which they differ; by default of the folder runs.
+
+    What is unfinished or damaged is named as such.
+    """
+    from mer.fusion import runs as listing
+
+    if not folders and not Path("runs").exists():
+        note("no folder runs here; `mer train` puts runs there, `mer runs FOLDER` looks elsewhere")
+        return
+    found = listing.find(folders or [Path("runs")], each=each)
+    if metric is not None:
+        metric = listing.known_metric(metric, found)
+    rows = listing.matching(found, conditions, metric)
+    if sort is not None or reverse:
+        rows = listing.ordered(rows, sort or "run", metric, reverse=reverse)
+    rows = rows[:limit]
+    if as_json:
+        for row in rows:
+            say_json(listing.as_json(row))
+        return
+    if as_csv:
+        say_laid_out(listing.as_csv(rows).rstrip("\n"))
+        return
+    names = listing.columns(rows, [name.strip() for name in (columns or "").split(",") if name])
+    title = listing.counted(rows) + (f" ({len(found):,} in all)" if len(rows) < len(found) else "")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    say_laid_out(listing.table(rows, names, title, metric, width) if rows else title)
+    for line in (listing.common(rows, names), listing.could_go(rows)):
+        if line:
+            note(line)
+    for line in listing.troubles(rows):
+        note(line)
+
+
+@main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(runs, dry_run, yes):
+    """Remove what finished runs no longer need: the optimizer's state, most of a run's size.
+
+    They are evaluated, reported and predicted with as before. Runs that are not finished or not
+    sound are left as they are, and named.
+    """
+    from mer.fusion import prune as pruning
+
+    found, refused = pruning.sort_out(runs)
+    for line in refused:
+        note(line)
+    files, size = sum(len(one.files) for one in found), sum(one.size for one in found)
+    for one in found:
+        if one.files:
+            say(f"{one.run}: {', '.join(path.name for path in one.files)}, {amount(one.size)}")
+    if not files:
+        note("nothing to remove")
+    elif dry_run:
+        note(f"would free {amount(size)}; nothing was removed")
+    else:
+        if not yes:
+            question = f"this removes {plural(files, 'file')}, {amount(size)}, for good"
+            if not sys.stdin.isatty():
+                raise click.UsageError(f"{question}; say --yes")
+            click.confirm(f"{question}; go on?", abort=True, err=True)
+        pruning.remove(found)
+        note(f"freed {amount(size)}")
+    if refused:
+        raise DataError(
+            f"{len(refused)} of {plural(len(runs), 'run')} left as they are, for the reasons above"
+        )
 
 
 @main.command()

@@ -9,7 +9,6 @@ config class (fusion/models).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,7 @@ from mer.fusion import typed
 from mer.fusion.models import REGISTRY, model_class
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import did_you_mean, listed, shown
 
 T = TypeVar("T")
 SEEDS = 1 << 62  # with room for the seeds of a group
@@ -116,7 +115,7 @@ def load(
         name = model or TrainConfig.model
         if name not in REGISTRY:
             raise DataError(
-                f"--model {name}: unknown{_did_you_mean(name, REGISTRY)}; known: "
+                f"--model {name}: unknown{did_you_mean(name, REGISTRY)}; known: "
                 f"{', '.join(REGISTRY)}"
             )
         tree = read(known[name], f"preset {name}") if name in known else {"model": name}
@@ -124,7 +123,7 @@ def load(
         path = known.get(preset, Path(preset))
         if preset not in known and not path.is_file():
             raise DataError(
-                f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; "
+                f"--preset {preset}: no such preset or file{did_you_mean(preset, known)}; "
                 f"presets: {listed(known)}"
             )
         tree = read(path, f"preset {preset}")
@@ -148,13 +147,13 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
     if unknown:
         key = sorted(unknown)[0]
         raise DataError(
-            f"{where}: unknown key '{shown(key)}'{_did_you_mean(key, ('model', *TABLES))}; known: "
+            f"{where}: unknown key '{shown(key)}'{did_you_mean(key, ('model', *TABLES))}; known: "
             f"model, {', '.join(TABLES)}"
         )
     name = tree.get("model", TrainConfig.model)
     if not isinstance(name, str) or name not in REGISTRY:
         raise DataError(
-            f"{where}: unknown model '{shown(name)}'{_did_you_mean(str(name), REGISTRY)}; known: "
+            f"{where}: unknown model '{shown(name)}'{did_you_mean(str(name), REGISTRY)}; known: "
             f"{', '.join(REGISTRY)}"
         )
     config = TrainConfig(model=name)
@@ -185,7 +184,7 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
         )
     if table not in TABLES:
         raise DataError(
-            f"--set {said}: unknown table '{shown(table, 60)}'{_did_you_mean(table, TABLES)}; "
+            f"--set {said}: unknown table '{shown(table, 60)}'{did_you_mean(table, TABLES)}; "
             f"tables: {', '.join(TABLES)}"
         )
     if path.count(".") > CONFIG_LEVELS:
@@ -299,7 +298,7 @@ def _fill(instance: T, values: Any, where: str) -> T:
     for key, value in values.items():
         if key not in hints:
             raise DataError(
-                f"{where}: unknown key '{shown(key, 40)}'{_did_you_mean(key, hints)}; known: "
+                f"{where}: unknown key '{shown(key, 40)}'{did_you_mean(key, hints)}; known: "
                 f"{shown(', '.join(hints), 130)}"
             )
         current, at = getattr(instance, key), f"{where}.{key}"
@@ -366,8 +365,3 @@ def _plausible(name: str, value: Any) -> tuple[bool, str]:
     if "temperature" in name:
         return 0 < value < LARGE, "above 0"
     return abs(value) < LARGE, "a finite number"
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word[:40], list(known), n=1)
-    return f", did you mean '{close[0]}'?" if close else ""

@@ -28,6 +28,7 @@ from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
 from mer.fusion.data import BatchSource
+from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.metrics import Measures
 from mer.fusion.models import model_class
@@ -68,7 +69,6 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
-METRICS, PREDICTIONS, TEST_LOG = "metrics.json", "predictions.parquet", "test_log.jsonl"
 UNITS = ("dialogue", "session", "speaker")
 FEWEST_UNITS = 8  # below this a bootstrap over groups means little
 RESAMPLES = 1000

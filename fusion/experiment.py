@@ -18,7 +18,16 @@ from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import GroupInfo
 from mer.fusion.splits import Fold
-from mer.fusion.train import Note, check_config, check_folder, explain, fit, identity
+from mer.fusion.train import (
+    Note,
+    beginning,
+    beginning_of,
+    check_config,
+    check_folder,
+    explain,
+    fit,
+    identity,
+)
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore
@@ -47,6 +56,7 @@ def train(
     note: Note = print,
     processes: Processes = ALONE,
     lock: bool = True,
+    command: str | None = None,
 ) -> Run:
     """Train one model, or one for every seed and fold. What is finished is not trained again.
 
@@ -63,6 +73,7 @@ def train(
         note: Told what the user should know, line by line.
         processes: Those that train together.
         lock: As in `mer.pipeline.runtime.hold.hold`.
+        command: What was typed, for run.json.
 
     Returns:
         The finished run.
@@ -105,6 +116,7 @@ def train(
                 device=device,
                 note=note,
                 processes=processes,
+                command=command,
             )
 
     if not grouped:
@@ -120,6 +132,7 @@ def train(
         features=str(Path(store.path).resolve()),
         store=checkpoint.describe_store(store),
         finished=False,
+        **beginning(command),
     )
     processes.agree(lambda: _check_group(folder, info, config))
     with _alone_in(folder, processes, note, lock):
@@ -127,6 +140,8 @@ def train(
         there = processes.agree(lambda: _check_group(folder, info, config))
         if processes.first and there is None:
             files.write_json(folder / checkpoint.INFO, typed.tree(info))
+        if there is not None:
+            info = replace(info, **beginning_of(there))
         for number, job in enumerate(jobs, start=1):
             note(f"[{number}/{len(jobs)}] {job.name}")
             fit_into(folder / job.name, job.config, job.fold)

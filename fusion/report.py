@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,32 +25,11 @@ from mer.fusion.records import (
     SingleMetrics,
     defined,
 )
+from mer.fusion.tables import Table, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import escape, shown
 
-PLAIN = frozenset({"mae", "pearson", "ece"})  # printed as they are; everything else as a percentage
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, the heads of the columns, and rows of as many cells."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
 # ---- Figures as tables
-
-
-def number(name: str, value: float | None, *, signed: bool = False) -> str:
-    """As it is printed: percentages with one decimal, MAE, Pearson and ECE with three; an undefined
-    figure is a dash.
-    """
-    if value is None or not np.isfinite(value):
-        return "–"
-    sign = "+" if signed else ""
-    return f"{value:{sign}.3f}" if name in PLAIN else f"{100 * value:{sign}.1f}"
 
 
 def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
@@ -216,17 +194,6 @@ def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
     matrix = evaluate.reference_by_answer(found) or ()
     there = [name for name, row in zip(found.labels, matrix, strict=False) if sum(row)]
     return there[0] if len(there) == 1 and len(found.labels) > 1 else None
-
-
-def plain(table: Table) -> str:
-    """Aligned text, first column to the left."""
-    cells = [tuple(map(escape, row)) for row in (table.columns, *table.rows)]
-    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [escape(table.title)]
-    for first, *others in cells:
-        aligned = [cell.rjust(size) for cell, size in zip(others, width[1:], strict=True)]
-        lines.append("  ".join([first.ljust(width[0]), *aligned]))
-    return "\n".join(lines)
 
 
 def show(found: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:

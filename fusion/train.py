@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -84,6 +85,7 @@ class Training:
     measures: metrics.Measures
     identity: str
     store_key: str
+    command: str | None
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -101,6 +103,7 @@ def fit(
     device: torch.device | str,
     note: Note,
     processes: Processes = ALONE,
+    command: str | None = None,
 ) -> Run:
     """Train one model into a folder, or go on from its last finished epoch.
 
@@ -116,6 +119,7 @@ def fit(
         device: Where to train.
         note: Told what the user should know, line by line.
         processes: Those that train together.
+        command: What was typed, for run.json.
 
     Returns:
         The finished run.
@@ -143,6 +147,7 @@ def fit(
         measures_of(store, target),
         identity(config, key, None if fold is None else [fold.by, *fold.held]),
         key,
+        command,
     )
     there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
     if there is not None and there.finished:
@@ -186,7 +191,6 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
     """Write what a run folder has from its beginning; `there` is the interrupted run, if any."""
     store, config, split = training.store, training.config, training.split
     text, split_json = to_toml(config), _split_json(training)
-    versions = {name: metadata.version(name) for name in ("torch", "numpy")}
     config_sha256: str | None = hashlib.sha256(text.encode()).hexdigest()
     if there is not None:
         config_sha256 = there.single.config_sha256
@@ -210,7 +214,7 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
         ),
         parameters=sum(map(torch.numel, model.parameters())),
         device=str(training.device),
-        versions={"python": platform.python_version(), **versions},
+        **(beginning(training.command) if there is None else beginning_of(there)),
         finished=False,
     )
     if training.processes.first:
@@ -223,6 +227,21 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
             training.note(f"{path}: was not as this training wrote it; written again")
             files.write_bytes(path, split_json)
     return info
+
+
+def beginning(command: str | None) -> dict[str, Any]:
+    """What run.json says of when and by what a run was begun."""
+    versions = {name: metadata.version(name) for name in ("mer", "torch", "numpy")}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def beginning_of(there: Run) -> dict[str, Any]:
+    """The same of a run that goes on."""
+    return {name: getattr(there.info, name) for name in ("date", "command", "versions")}
 
 
 def _split_json(training: Training) -> bytes:

@@ -4,6 +4,7 @@ label, path or transcript reaches it, and no line is longer than it needs to be.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -18,6 +19,26 @@ _UNSAFE = (
 _CONTROL = re.compile(f"[{_UNSAFE}]")
 _CONTROL_BUT_BREAKS = re.compile(rf"(?!\n)[{_UNSAFE}]")
 _IN_JSON = re.compile(f"(?!\n)[{_UNSAFE}\udc80-\udcff]")  # bytes of a file name too: JSON is UTF-8
+# What others call what mer calls otherwise.
+SYNONYMS = {
+    "valid": "dev",
+    "val": "dev",
+    "validation": "dev",
+    "development": "dev",
+    "training": "train",
+    "eval": "evaluate",
+    "accuracy": "wa",
+    "acc": "wa",
+    "uar": "ua",
+    "batch": "batch_size",
+    "early_stopping": "patience",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "gpu": "cuda",
+    "ls": "runs",
+    "list": "runs",
+}
 _SPELLED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
@@ -63,6 +84,47 @@ def listed(names: Iterable[object], limit: int = SHOWN_NAMES) -> str:
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(shown(name, SHOWN_CHARACTERS // 2) for name in names[:limit]) + more
+
+
+def did_you_mean(word: str, known: Iterable[object]) -> str:
+    """`, did you mean 'drkf'?` for a word that is nearly one of those known, in whatever case;
+    empty where none is near.
+
+    >>> did_you_mean("DRKF", ["drkf", "dmd"])
+    ", did you mean 'drkf'?"
+    >>> did_you_mean("valid", ["train", "dev", "test"])
+    ", did you mean 'dev'?"
+    """
+    named = {str(name).casefold(): str(name) for name in known}
+    asked = word[:40].casefold()
+    close = [SYNONYMS[asked]] if SYNONYMS.get(asked) in named else []
+    # "learning_rate" for "lr": initials of the parts of the word
+    initials = "".join(part[:1] for part in re.split(r"[^a-z0-9]+", asked))
+    close += [initials] if len(initials) > 1 and initials in named else []
+    close += difflib.get_close_matches(asked, list(named), n=1)
+    close += [name for name in named if len(asked) > 2 and name.startswith(asked)][:1]
+    return f", did you mean '{named[close[0]]}'?" if close else ""
+
+
+def plural(count: float, noun: str, several: str = "") -> str:
+    """A count and its noun.
+
+    >>> plural(1, "run"), plural(1200, "run"), plural(0, "child", "children")
+    ('1 run', '1,200 runs', '0 children')
+    """
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def amount(size: float) -> str:
+    """Bytes for a reader.
+
+    >>> amount(999), amount(48_200_000), amount(2.5e9)
+    ('1.0 kB', '48.2 MB', '2.5 GB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def one_line(message: str) -> str:
