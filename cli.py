@@ -16,15 +16,33 @@ import shlex
 import shutil
 import signal
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import click
 
-from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
+from mer import commands
+from mer.pipeline.errors import (
+    DataError,
+    DependencyError,
+    FailuresError,
+    MerError,
+    SeveralErrors,
+    StoreError,
+    Together,
+)
 from mer.pipeline.interchange.formats import EXPORTS, IMPORTS, reader
 from mer.pipeline.runtime.signals import Terminated
-from mer.pipeline.runtime.terminal import amount, escape, escape_json, one_line, plural, shown
+from mer.pipeline.runtime.terminal import (
+    amount,
+    did_you_mean,
+    escape,
+    escape_json,
+    one_line,
+    plural,
+    shown,
+)
 
 # the two must be of one release: torchaudio's wheel is linked against torch
 PAIRED = ("torch", "torchaudio")
@@ -56,7 +74,7 @@ def on_sigterm(signum, frame):
     raise Terminated
 
 
-class Mer(click.Group):
+class Mer(commands.Group):
     """Turns every failure into one line and the right exit status (docs/cli.md)."""
 
     def make_context(self, info_name, args, parent=None, **extra):
@@ -90,6 +108,10 @@ def fail_on(call):
     """
     try:
         return call()
+    except SeveralErrors as error:
+        for one in error.errors[:-1]:
+            note("mer: " + one_line(said_by(one)))
+        stop(said_by(error.errors[-1]), error.exit_code)
     except MerError as error:
         stop(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -119,11 +141,10 @@ def fail_on(call):
         raise
     except click.ClickException as error:
         asked = getattr(error, "ctx", None)
-        stop(
-            unbroken(error.format_message())
-            + (f" (see `{asked.command_path} --help`)" if asked else ""),
-            error.exit_code,
-        )
+        *others, last = map(unbroken, commands.messages(error))
+        for message in others:
+            note("mer: " + one_line(message))
+        stop(last + (f" (see `{asked.command_path} --help`)" if asked else ""), error.exit_code)
     except (click.exceptions.Exit, SystemExit):
         raise
     # the last net: a traceback is a bug of ours, and the user still gets one line
@@ -135,6 +156,13 @@ def fail_on(call):
             "the traceback, and please report it",
             1,
         )
+
+
+def said_by(error: Exception) -> str:
+    """The line of a failure."""
+    if isinstance(error, click.ClickException):
+        return unbroken(" ".join(commands.messages(error)))
+    return str(error)
 
 
 def stop(message: str, code: int):
@@ -189,7 +217,7 @@ def main(ctx: click.Context):
     """Multimodal emotion recognition on cached features: extract once, train fusion models many
     times.
     """
-    if ctx.invoked_subcommand != "doctor" and not ctx.obj:
+    if ctx.invoked_subcommand not in ("doctor", "help", "version") and not ctx.obj:
         check_pair()
 
 
@@ -218,7 +246,7 @@ def datasets(as_json):
 
 
 @main.command()
-@click.argument("dataset", metavar="DATASET")
+@click.argument("dataset", metavar="DATASET", shell_complete=commands.complete_corpora)
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -332,6 +360,7 @@ def extraction_options(command):
             click.option(
                 "--dataset",
                 metavar="NAME",
+                shell_complete=commands.complete_corpora,
                 help="A known corpus (`mer datasets`); prepared first if it has no manifest yet.",
             ),
             click.option(
@@ -347,6 +376,18 @@ def extraction_options(command):
             ),
             click.option(
                 "--labels", metavar="NAME", help="Label set of the corpus, e.g. sentiment."
+            ),
+            click.option(
+                "--size",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="synthetic: utterances.  [default: those of its manifest, else 600]",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(min=0),
+                metavar="N",
+                help="synthetic: random seed.  [default: that of its manifest, else 0]",
             ),
             click.option(
                 "--audio-encoder",
@@ -415,14 +456,19 @@ def manifest_path(root: Path, labels: str | None) -> Path:
 
 
 def find_manifest(
-    dataset: str | None, manifest_file: Path | None, root: Path | None, labels: str | None
+    dataset: str | None,
+    manifest_file: Path | None,
+    root: Path | None,
+    labels: str | None,
+    **generated: int | None,
 ):
     """(manifest, its file): the named file, or the corpus's own, which is prepared when it is not
-    there yet.
+    there yet, or is of another size or seed than the generated corpus that is asked for.
     """
     from mer.pipeline.datasets import default_root, prepare
     from mer.pipeline.manifest import Manifest
 
+    asked = {name: value for name, value in generated.items() if value is not None}
     given = "give either --dataset NAME or --manifest FILE"
     if manifest_file is not None:
         if dataset is not None:
@@ -431,16 +477,23 @@ def find_manifest(
             raise click.UsageError(
                 "--labels goes with --dataset; a manifest has its labels already"
             )
+        if asked:
+            raise click.UsageError("--size and --seed go with --dataset synthetic")
         manifest = Manifest.read(manifest_file)
         return (manifest.with_root(root) if root is not None else manifest), manifest_file
     if dataset is None:
         raise click.UsageError(given)
     root = root if root is not None else default_root(dataset)
     file = manifest_path(root, labels)
+    if asked and dataset != "synthetic":
+        raise click.UsageError("--size and --seed go with --dataset synthetic")
     if file.exists():
-        note(f"manifest: {file}")
-        return Manifest.read(file), file
-    manifest, report = prepare(dataset, root, labels=labels)
+        manifest = Manifest.read(file)
+        if all(manifest.source.get(name) == value for name, value in asked.items()):
+            note(f"manifest: {file}")
+            return manifest, file
+        note(f"{file}: of another size or seed; made anew")
+    manifest, report = prepare(dataset, root, labels=labels, **asked)
     for line in report.lines():
         note(line)
     try:
@@ -451,6 +504,19 @@ def find_manifest(
             "--manifest FILE"
         ) from None
     return manifest, file
+
+
+def budgets(seconds: str | None, tokens: str | None) -> dict[str, float | str | None]:
+    """--budget-seconds and --budget-tokens as numbers, or `auto`."""
+    found: dict[str, float | str | None] = {}
+    for name, value, kind in (("seconds", seconds, float), ("tokens", tokens, int)):
+        try:
+            found[f"budget_{name}"] = value if value in (None, "auto") else kind(value)
+        except ValueError:
+            raise click.UsageError(
+                f"--budget-{name} '{value}' is neither auto nor a number"
+            ) from None
+    return found
 
 
 def where_to_run(workers: int | None, scheduler: str | None, shard: str | None, *, lock: bool):
@@ -548,6 +614,8 @@ def extract(
     manifest_file,
     root,
     labels,
+    size,
+    seed,
     out,
     budget_seconds,
     budget_tokens,
@@ -567,16 +635,15 @@ def extract(
     from mer.pipeline import extraction
     from mer.pipeline.runtime.progress import choose
 
-    manifest, file = find_manifest(dataset, manifest_file, root, labels)
-    for name, value, kind in (("seconds", budget_seconds, float), ("tokens", budget_tokens, int)):
-        try:
-            given[f"budget_{name}"] = value if value in (None, "auto") else kind(value)
-        except ValueError:
-            raise click.UsageError(
-                f"--budget-{name} '{value}' is neither auto nor a number"
-            ) from None
-    where = where_to_run(workers, scheduler, shard, lock=not no_lock)
-    options = extract_options(manifest, **given)
+    checks = Together(MerError, click.UsageError)
+    where = checks.of(lambda: where_to_run(workers, scheduler, shard, lock=not no_lock))
+    given |= checks.of(lambda: budgets(budget_seconds, budget_tokens)) or {}
+    found = checks.of(
+        lambda: find_manifest(dataset, manifest_file, root, labels, size=size, seed=seed)
+    )
+    options = checks.of(lambda: extract_options(found[0], **given)) if found else None
+    checks.settle()
+    manifest, file = found
 
     def confirm(size: int):
         if size > 20e9 and not yes:
@@ -615,18 +682,29 @@ def extract(
 
 @main.command()
 @extraction_options
-def fingerprint(dataset, manifest_file, root, labels, **given):
-    """The cache key that `extract` with these options would give its store, without running it."""
+def fingerprint(dataset, manifest_file, root, labels, size, seed, as_json, **given):
+    """The cache key that `extract` with these options would give its store, without running it.
+
+    It takes every option of `extract`, so that the same line goes for both; those that do not
+    decide features change nothing.
+    """
     from mer.pipeline.extraction.fingerprint import fingerprint as key
     from mer.pipeline.extraction.memory import FileMemory, memory_path
 
-    manifest, file = find_manifest(dataset, manifest_file, root, labels)
-    options = extract_options(manifest, **given)
+    manifest, file = find_manifest(dataset, manifest_file, root, labels, size=size, seed=seed)
+    decide = {p.name for p in fingerprint.params} - {p.name for p in ALSO}
+    options = extract_options(manifest, **{k: v for k, v in given.items() if k in decide})
 
     def cold(files: int, size: int):
         note(f"hashing {files:,} files, {size / 1e6:,.1f} MB (remembered for the next time)")
 
-    say(key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold))
+    found = key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold)
+    say_json({"fingerprint": found}) if as_json else say(found)
+
+
+# what `extract` takes besides
+ALSO = [p for p in extract.params if p.name not in {own.name for own in fingerprint.params}]
+fingerprint.params += ALSO
 
 
 # --- stores: inspect, verify, export, import
@@ -648,7 +726,10 @@ def inspect(store: Path, flag: str | None, as_json: bool):
     from mer.pipeline.store.describe import describe, render
 
     if flag is not None and flag not in Flag.names():
-        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(Flag.names())}")
+        guess = did_you_mean(flag, Flag.names())
+        raise click.UsageError(
+            f"--flag {flag}: not known{guess}; known are {', '.join(Flag.names())}"
+        )
     opened = FeatureStore(store)
     # else the bits are another writer's
     counted = (
@@ -871,21 +952,38 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
 # --- training: train, evaluate, predict, report, compare
 
 
+def the_store(argument: Path | None, option: Path | None) -> Path:
+    """The store of `mer train`, named as an argument or by --features; the argument wins over the
+    environment.
+    """
+    source = click.get_current_context().get_parameter_source("features")
+    if argument is None and option is None:
+        raise click.UsageError("name the store: mer train FEATS.H5, or --features FEATS.H5")
+    if argument is not None and option is not None and argument != option:
+        if source is not click.core.ParameterSource.ENVIRONMENT:
+            raise click.UsageError(f"two stores, {argument} and --features {option}; name one")
+    return argument if argument is not None else option  # type: ignore[return-value]
+
+
 @main.command()
+@click.argument("store", metavar="[FEATS.H5]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--features",
-    required=True,
     metavar="FEATS.H5",
     type=click.Path(path_type=Path),
-    help="The store.",
+    help="The store, if it is not named as an argument.",
 )
 @click.option(
     "--model",
     metavar="NAME",
+    shell_complete=commands.complete_models,
     help="drkf (default), dmd, dhmd, fusion, concat, audio, text, vision.",
 )
 @click.option(
-    "--preset", metavar="NAME|FILE", help="A TOML preset; by default the one named like the model."
+    "--preset",
+    metavar="NAME|FILE",
+    shell_complete=commands.complete_presets,
+    help="A TOML preset; by default the one named like the model.",
 )
 @click.option(
     "--set",
@@ -919,7 +1017,9 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     help="For a file system without locks: take none. One run at a time there is up to you.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json):
+def train(
+    store, features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json
+):
     """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the
     end.
 
@@ -928,8 +1028,12 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
     from mer.fusion import config
     from mer.pipeline.store import FeatureStore
 
+    features = the_store(store, features)
     # what is wrong with this or the settings is said before torch is loaded
-    store = FeatureStore(features)
+    checks = Together()
+    store = checks.of(lambda: FeatureStore(features))
+    checks.of(lambda: config.check(model=model, preset=preset, sets=sets))
+    checks.settle()
     settings = config.load(model=model, preset=preset, sets=sets)
     from mer.fusion import experiment, report
     from mer.fusion.evaluate import evaluate, has_test, stored_metrics
@@ -1033,7 +1137,10 @@ def report(runs, out):
     from mer.fusion.checkpoint import Run
     from mer.fusion.files import write_text
 
-    write_text(out, report.page([Run.open(run) for run in runs]))
+    checks = Together()
+    opened = [checks.of(partial(Run.open, run)) for run in runs]
+    checks.settle()
+    write_text(out, report.page(opened))
     say(out)
 
 
@@ -1057,7 +1164,10 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     from mer.fusion.checkpoint import Run
     from mer.fusion.typed import tree
 
-    found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
+    checks = Together()
+    first, second = (checks.of(partial(Run.open, run)) for run in (run_a, run_b))
+    checks.settle()
+    found = report.compare(first, second, metric=metric)
     if as_json:
         say_json(tree(found))
     else:
@@ -1297,6 +1407,29 @@ def doctor(as_json: bool):
         else:
             say(f"{finding.state:5} {finding.what:12} {finding.detail}")
     sys.exit(1 if bad else 0)
+
+
+@main.command("version")
+def version_():
+    """The version of mer, and of what it stands on."""
+    for line in commands.versions():
+        say(line)
+
+
+@main.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(ctx: click.Context, command: str | None):
+    """What mer does, or what one command does and takes."""
+    top = ctx.find_root()
+    if command is None:
+        click.echo(main.get_help(top))
+        return
+    if command not in main.commands:
+        raise click.exceptions.NoSuchCommand(command, possibilities=main.commands, ctx=top)
+    found = main.commands[command]
+    with click.Context(found, parent=top, info_name=command) as inner:
+        click.echo(found.get_help(inner))
 
 
 if __name__ == "__main__":

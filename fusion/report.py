@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ from mer.fusion.records import (
     defined,
 )
 from mer.fusion.tables import Table, number, plain
-from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import escape, shown
+from mer.pipeline.errors import DataError, Together
+from mer.pipeline.runtime.terminal import did_you_mean, escape, shown
 
 # ---- Figures as tables
 
@@ -245,7 +246,8 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
     left, right = evaluate.mean_figures(a), evaluate.mean_figures(b)
     metric = metric or HEADLINE[a[0].task]
     if metric not in left:
-        raise DataError(f"--metric {metric}: known are {', '.join(left)}")
+        guess = did_you_mean(metric, left)
+        raise DataError(f"--metric {metric}: known are {', '.join(left)}{guess}")
 
     def difference(index: np.ndarray) -> dict[str, float]:
         x, y = evaluate.mean_figures(a, index), evaluate.mean_figures(b, index)
@@ -336,7 +338,9 @@ def page(runs: Sequence[Run]) -> str:
     Raises:
         DataError: One is not finished, not evaluated, or damaged.
     """
-    found = [(run, _figures_of(run)) for run in runs]
+    checks = Together()
+    found = [(run, checks.of(partial(_figures_of, run))) for run in runs]
+    checks.settle()
     body = ["<h1>mer report</h1>", _html_table(_summary(found))]
     for run, figures in found:
         body += _section(run, figures)

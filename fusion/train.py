@@ -37,7 +37,7 @@ from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleI
 from mer.fusion.splits import Fold, Split
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import did_you_mean, shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -387,7 +387,8 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     target = splits.targets(store.table(), spec.task, spec.labels)
     known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
     if metric not in (*known, "loss"):
-        raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss")
+        guess = did_you_mean(metric, (*known, "loss"))
+        raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss{guess}")
     if loop.class_weight != "none" and spec.task == "regression":
         raise DataError(
             f"train.class_weight = {loop.class_weight}: a regression has no classes; use none"

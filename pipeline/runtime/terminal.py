@@ -86,6 +86,16 @@ def listed(names: Iterable[object], limit: int = SHOWN_NAMES) -> str:
     return ", ".join(shown(name, SHOWN_CHARACTERS // 2) for name in names[:limit]) + more
 
 
+def initials(word: str) -> str:
+    """Those of the parts of a name; empty where it has one part only.
+
+    >>> initials("learning_rate"), initials("rate")
+    ('lr', '')
+    """
+    found = "".join(part[:1] for part in re.split(r"[^a-z0-9]+", word.casefold()))
+    return found if len(found) > 1 else ""
+
+
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """`, did you mean 'drkf'?` for a word that is nearly one of those known, in whatever case;
     empty where none is near.
@@ -98,9 +108,7 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     named = {str(name).casefold(): str(name) for name in known}
     asked = word[:40].casefold()
     close = [SYNONYMS[asked]] if SYNONYMS.get(asked) in named else []
-    # "learning_rate" for "lr": initials of the parts of the word
-    initials = "".join(part[:1] for part in re.split(r"[^a-z0-9]+", asked))
-    close += [initials] if len(initials) > 1 and initials in named else []
+    close += [initials(asked)] if initials(asked) in named else []
     close += difflib.get_close_matches(asked, list(named), n=1)
     close += [name for name in named if len(asked) > 2 and name.startswith(asked)][:1]
     return f", did you mean '{named[close[0]]}'?" if close else ""
