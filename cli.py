@@ -690,13 +690,15 @@ def fingerprint(dataset, manifest_file, root, labels, size, seed, as_json, **giv
     """
     from mer.pipeline.extraction.fingerprint import fingerprint as key
     from mer.pipeline.extraction.memory import FileMemory, memory_path
+    from mer.pipeline.runtime.progress import choose
 
     manifest, file = find_manifest(dataset, manifest_file, root, labels, size=size, seed=seed)
     decide = {p.name for p in fingerprint.params} - {p.name for p in ALSO}
     options = extract_options(manifest, **{k: v for k, v in given.items() if k in decide})
 
     def cold(files: int, size: int):
-        note(f"hashing {files:,} files, {size / 1e6:,.1f} MB (remembered for the next time)")
+        note(f"hashing {plural(files, 'file')}, {amount(size)} (remembered for the next time)")
+        return choose().task("hashing", files, "files", brief=True)
 
     found = key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold)
     say_json({"fingerprint": found}) if as_json else say(found)
@@ -770,10 +772,11 @@ def inspect(store: Path, flag: str | None, as_json: bool):
 )
 def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     """Check every checksum of a store; with --repair, extract only the bad shards again."""
+    from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore, verify_shards
 
     opened = FeatureStore(store, check=False)
-    damaged = verify_shards(opened)
+    damaged = verify_shards(opened, choose())
     for found in damaged:
         note(f"{found.path}: {found.reason}")
     if damaged and repair:
@@ -784,7 +787,6 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
             )
         from mer.pipeline.extraction import Here
         from mer.pipeline.extraction import repair as extract_again
-        from mer.pipeline.runtime.progress import choose
 
         where = Here(lock=not no_lock)
         extract_again(store, root=root, where=where, progress=choose(), gentle=True)
@@ -831,9 +833,10 @@ def export(store: Path, out: Path, to: str, **choices):
     archives.
     """
     from mer.pipeline.interchange.export import export as write
+    from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore
 
-    count, written = write(FeatureStore(store), to, out, **choices)
+    count, written = write(FeatureStore(store), to, out, progress=choose(), **choices)
     note(
         f"{count:,} utterances"
         + ("" if written else "; exported before, byte for byte; nothing to do")
@@ -920,6 +923,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     """
     from mer.pipeline.interchange.foreign import ImportOptions
     from mer.pipeline.interchange.importing import write_store
+    from mer.pipeline.runtime.progress import choose
 
     try:
         rates = {name: float(value) for name, value in rates.items()}
@@ -930,7 +934,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     options = ImportOptions(labels=names, frame_rates=rates, **given)
     foreign = reader(kind)(file, options)
-    store, report = write_store(foreign, out, options, force=force)
+    store, report = write_store(foreign, out, options, force=force, progress=choose())
     for line in report.notes:
         note(line)
     for modality, count in report.replaced.items():
@@ -1040,6 +1044,7 @@ def train(
     from mer.fusion.parallel import processes
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
+    from mer.pipeline.runtime.progress import Silent, choose
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
@@ -1054,6 +1059,7 @@ def train(
             processes=together,
             lock=not no_lock,
             command=command_line(click.get_current_context()),
+            progress=choose() if together.first else Silent(),
         )
         if not together.first:
             return
@@ -1067,7 +1073,9 @@ def train(
         )
         say_json(tree(run.info)) if as_json else say_laid_out(report.plain(report.dev_table(run)))
         return
-    found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
+    found = stored_metrics(run) or evaluate(
+        run, features, device=device, note=note, progress=choose()
+    )
     say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
@@ -1105,10 +1113,17 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     from mer.fusion.evaluate import evaluate
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
+    from mer.pipeline.runtime.progress import choose
 
     opened = Run.open(run)
     found = evaluate(
-        opened, features, split, device=pick_device(device), predictions=predictions, note=note
+        opened,
+        features,
+        split,
+        device=pick_device(device),
+        predictions=predictions,
+        note=note,
+        progress=choose(),
     )
     if figures:
         from mer.fusion import figures as pictures
@@ -1136,11 +1151,12 @@ def report(runs, out):
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
     from mer.fusion.files import write_text
+    from mer.pipeline.runtime.progress import choose
 
     checks = Together()
     opened = [checks.of(partial(Run.open, run)) for run in runs]
     checks.settle()
-    write_text(out, report.page(opened))
+    write_text(out, report.page(opened, progress=choose()))
     say(out)
 
 

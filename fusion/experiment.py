@@ -28,8 +28,10 @@ from mer.fusion.train import (
     fit,
     identity,
 )
+from mer.fusion.watch import Watch
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.hold import hold
+from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 
 MOST_SEEDS = 10_000
@@ -57,6 +59,7 @@ def train(
     processes: Processes = ALONE,
     lock: bool = True,
     command: str | None = None,
+    progress: Silent | None = None,
 ) -> Run:
     """Train one model, or one for every seed and fold. What is finished is not trained again.
 
@@ -74,6 +77,7 @@ def train(
         processes: Those that train together.
         lock: As in `mer.pipeline.runtime.hold.hold`.
         command: What was typed, for run.json.
+        progress: Shows how far each training is; None: `note` is told every epoch.
 
     Returns:
         The finished run.
@@ -117,6 +121,7 @@ def train(
                 note=note,
                 processes=processes,
                 command=command,
+                watch=Watch(note, progress),
             )
 
     if not grouped:

@@ -28,6 +28,7 @@ from mer.fusion.records import (
 )
 from mer.fusion.tables import Table, number, plain
 from mer.pipeline.errors import DataError, Together
+from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import did_you_mean, escape, shown
 
 # ---- Figures as tables
@@ -325,12 +326,13 @@ def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
 # ---- HTML
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[Run], *, progress: Silent = SILENT) -> str:
     """One HTML page without any outside reference: a summary of all runs, then tables and pictures
     of each.
 
     Args:
         runs: Evaluated runs.
+        progress: Shows how far it is.
 
     Returns:
         The page.
@@ -342,8 +344,10 @@ def page(runs: Sequence[Run]) -> str:
     found = [(run, checks.of(partial(_figures_of, run))) for run in runs]
     checks.settle()
     body = ["<h1>mer report</h1>", _html_table(_summary(found))]
-    for run, figures in found:
-        body += _section(run, figures)
+    with progress.task("drawing", len(found), "runs", brief=True) as advance:
+        for run, figures in found:
+            body += _section(run, figures)
+            advance(1)
     head = (
         "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer "
         f"report</title><style>{STYLE}</style>\n"

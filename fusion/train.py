@@ -35,6 +35,7 @@ from mer.fusion.models.base import FusionModel
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
 from mer.fusion.splits import Fold, Split
+from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
 from mer.pipeline.runtime.terminal import did_you_mean, shown
@@ -86,6 +87,7 @@ class Training:
     identity: str
     store_key: str
     command: str | None
+    watch: Watch
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -104,6 +106,7 @@ def fit(
     note: Note,
     processes: Processes = ALONE,
     command: str | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Train one model into a folder, or go on from its last finished epoch.
 
@@ -120,6 +123,7 @@ def fit(
         note: Told what the user should know, line by line.
         processes: Those that train together.
         command: What was typed, for run.json.
+        watch: Told how far it is; None: `note` is told every epoch.
 
     Returns:
         The finished run.
@@ -148,6 +152,7 @@ def fit(
         identity(config, key, None if fold is None else [fold.by, *fold.held]),
         key,
         command,
+        watch or Watch(note),
     )
     there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
     if there is not None and there.finished:
@@ -172,7 +177,18 @@ def fit(
         note(f"{folder}: goes on after epoch {progress.epoch}")
     else:
         _learn_scale(training, model, parts["train"])
-    with deterministic(training.device), announcements(note):
+    if training.processes.first:
+        _write_log(training.folder, progress)
+    explained = rising(model, config.train.epochs)
+    if explained is not None:
+        note(explained)
+    told = training.watch.training(
+        epochs=config.train.epochs,
+        rows=len(split.train),
+        done=progress.epoch,
+        metric=metric,
+    )
+    with deterministic(training.device), announcements(note), told:
         while _goes_on(progress, config):
             progress = _one_epoch(training, model, optimizer, parts, progress)
             if not said:  # by now each row has been read once
@@ -303,7 +319,8 @@ def _one_epoch(
     torch.manual_seed(_mix(config.train.seed, epoch))
     batches = -(-len(split.train) // config.train.batch_size)
     steps = config.train.epochs * -(-batches // config.optim.accumulate)
-    pass_ = run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes)
+    watch = training.watch
+    pass_ = run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes, watch)
     dev, thresholds = processes.agree(
         lambda: _dev_score(
             infer.infer(model, parts["dev"]),
@@ -322,11 +339,21 @@ def _one_epoch(
     progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
     if processes.first:
         progress = _save(training.folder, model, optimizer, progress)
-    training.note(
-        f"epoch {epoch:3d}  loss {pass_.terms['total']:.4f}  dev {training.metric} "
-        f"{dev[training.metric]:.4f}{'  *' if best else ''}"
-    )
+        files.append_line(training.folder / checkpoint.LOG, json.dumps(typed.tree(entry)))
+    watch.epoch(entry, best, progress.best_epoch, progress.best[training.metric])
     return progress
+
+
+def _log(progress: Progress) -> bytes:
+    """The content of log.jsonl."""
+    return "".join(json.dumps(typed.tree(entry)) + "\n" for entry in progress.log).encode()
+
+
+def _write_log(folder: Path, progress: Progress) -> None:
+    """log.jsonl as far as the training has come, whatever is there: each epoch is appended to it
+    after it was saved, so that a kill can leave it one epoch short.
+    """
+    files.write_bytes(folder / checkpoint.LOG, _log(progress))
 
 
 def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
@@ -334,7 +361,7 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
     folder = training.folder
     seconds = sum(entry.seconds for entry in progress.log)
     rows = len(training.split.train) * len(progress.log)
-    log = "".join(json.dumps(typed.tree(entry)) + "\n" for entry in progress.log).encode()
+    log = _log(progress)
     first = training.processes.first
     done = FinishedInfo(
         **{name: getattr(info, name) for name in typed.hints(SingleInfo)} | {"finished": True},
@@ -351,6 +378,8 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
             raise _not_the_weights(folder)
         files.write_bytes(folder / checkpoint.LOG, log)
         files.write_json(folder / checkpoint.INFO, typed.tree(done))
+    best, epochs, most = done.best_epoch, progress.epoch, training.config.train.epochs
+    training.note(chosen(best, epochs, most, training.metric, done.dev[training.metric]))
     return Run(folder, done)
 
 
@@ -479,6 +508,7 @@ def run_epoch(
     epoch: int,
     steps: int,
     processes: Processes = ALONE,
+    watch: Watch | None = None,
 ) -> Pass:
     """One pass over the training rows.
 
@@ -490,6 +520,7 @@ def run_epoch(
         epoch: Its number, from 1.
         steps: Of the whole training.
         processes: Those that train together.
+        watch: Told of every step.
 
     Returns:
         What it has shown.
@@ -523,6 +554,8 @@ def run_epoch(
         norm += torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if watch is not None:
+            watch.step(samples)
     means, gradient = sums.means(processes), float(norm) / len(groups)
     _check_finite(epoch, means, gradient)
     return Pass(

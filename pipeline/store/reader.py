@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.store.head import ShardRecord, read_head
 from mer.pipeline.store.schema import Damage, Header
 from mer.pipeline.store.shard import Shard
@@ -353,11 +354,14 @@ class FeatureStore:
             )
 
 
-def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
+def verify_shards(
+    store: FeatureStore | str | os.PathLike, progress: Silent = SILENT
+) -> list[Damage]:
     """Read every byte of every shard of a store.
 
     Args:
         store: An open store, or its head file.
+        progress: Shows how far it is.
 
     Returns:
         The damaged shards and why; empty when every byte is as written.
@@ -368,7 +372,7 @@ def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
     """
     if not isinstance(store, FeatureStore):
         store = FeatureStore(Path(store), check=False)
-    return damages(store)
+    return damages(store, progress)
 
 
 def check_file(record: ShardRecord, store: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import MerError
 from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.store.head import ShardRecord
 from mer.pipeline.store.schema import Damage
 from mer.pipeline.store.shard import Shard
@@ -27,13 +28,15 @@ class Verifiable(Protocol):
     def table(self) -> pa.Table: ...
 
 
-def damages(store: Verifiable) -> list[Damage]:
+def damages(store: Verifiable, progress: Silent = SILENT) -> list[Damage]:
     """The damaged shards of an open store, and why; empty when every byte is as written."""
     found = []
-    for number, record in enumerate(store.shards):
-        reason = _check(store, number)
-        if reason:
-            found.append(Damage(number, str(record.path), reason))
+    with progress.task("verifying", len(store.shards), "shards", brief=True) as advance:
+        for number, record in enumerate(store.shards):
+            reason = _check(store, number)
+            if reason:
+                found.append(Damage(number, str(record.path), reason))
+            advance(1)
     return found
 
 
