@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 from functools import partial
@@ -42,6 +41,8 @@ from mer.pipeline.runtime.terminal import (
     one_line,
     plural,
     shown,
+    terminal_columns,
+    wrapped,
 )
 
 # the two must be of one release: torchaudio's wheel is linked against torch
@@ -179,7 +180,8 @@ def say(line: object, *, err: bool = False) -> None:
     """The one way to a terminal: a line whose ids, labels and paths can neither move the cursor nor
     begin another line.
     """
-    click.echo(escape(str(line)), err=err)
+    width = terminal_columns(sys.stderr) if err else None
+    click.echo(wrapped(escape(str(line)), width), err=err)
 
 
 def say_laid_out(text: str) -> None:
@@ -493,6 +495,7 @@ def find_manifest(
             note(f"manifest: {file}")
             return manifest, file
         note(f"{file}: of another size or seed; made anew")
+        asked = {name: manifest.source.get(name) for name in generated} | asked
     manifest, report = prepare(dataset, root, labels=labels, **asked)
     for line in report.lines():
         note(line)
@@ -807,8 +810,8 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         )
     else:
         say(
-            f"{store}: {len(opened):,} utterances in {len(opened.shards)} shards, every byte is "
-            "as written"
+            f"{store}: {plural(len(opened), 'utterance')} in "
+            f"{plural(len(opened.shards), 'shard')}, every byte is as written"
         )
 
 
@@ -838,7 +841,7 @@ def export(store: Path, out: Path, to: str, **choices):
 
     count, written = write(FeatureStore(store), to, out, progress=choose(), **choices)
     note(
-        f"{count:,} utterances"
+        plural(count, "utterance")
         + ("" if written else "; exported before, byte for byte; nothing to do")
     )
     say(out)
@@ -942,10 +945,10 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
             note(f"{modality}: {count:,} values were NaN or infinite and are 0 now")
     for modality, count in report.absent.items():
         if count:
-            note(f"{modality}: absent in {count:,} utterances")
+            note(f"{modality}: absent in {plural(count, 'utterance')}")
     splits = ", ".join(f"{name or 'no split'} {n:,}" for name, n in report.splits.items())
     note(
-        f"{report.utterances:,} utterances ({splits}); {store.header.task} task: "
+        f"{plural(report.utterances, 'utterance')} ({splits}); {store.header.task} task: "
         f"{', '.join(store.header.labels)}"
     )
     if not report.written:
@@ -1060,6 +1063,7 @@ def train(
             lock=not no_lock,
             command=command_line(click.get_current_context()),
             progress=choose() if together.first else Silent(),
+            warn=as_json,  # else what is printed at the end says it
         )
         if not together.first:
             return
@@ -1071,7 +1075,7 @@ def train(
             if no_test
             else "the store has no test rows; train with --folds to have some"
         )
-        say_json(tree(run.info)) if as_json else say_laid_out(report.plain(report.dev_table(run)))
+        say_json(tree(run.info)) if as_json else say_laid_out(report.dev_text(run))
         return
     found = stored_metrics(run) or evaluate(
         run, features, device=device, note=note, progress=choose()
@@ -1188,6 +1192,9 @@ def compare(run_a, run_b, metric, fail_if, as_json):
         say_json(tree(found))
     else:
         say_laid_out(report.plain(report.comparison_table(found)))
+        said = report.glossary(found.metrics)
+        if said:
+            say(said)
         say(
             f"{run_b} is {found.verdict.replace('undecided', 'neither better nor worse')} by "
             f"{found.metric}"
@@ -1242,7 +1249,7 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
     rows = listing.matching(found, conditions, metric)
     if sort is not None or reverse:
         rows = listing.ordered(rows, sort or "run", metric, reverse=reverse)
-    rows = rows[:limit]
+    matching, rows = rows, rows[:limit]
     if as_json:
         for row in rows:
             say_json(listing.as_json(row))
@@ -1250,11 +1257,16 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
     if as_csv:
         say_laid_out(listing.as_csv(rows).rstrip("\n"))
         return
-    names = listing.columns(rows, [name.strip() for name in (columns or "").split(",") if name])
+    # of all that match, so that the best one has its settings beside it
+    names = listing.columns(matching, [name.strip() for name in (columns or "").split(",") if name])
     title = listing.counted(rows) + (f" ({len(found):,} in all)" if len(rows) < len(found) else "")
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = terminal_columns(sys.stdout)
     say_laid_out(listing.table(rows, names, title, metric, width) if rows else title)
-    for line in (listing.common(rows, names), listing.could_go(rows)):
+    for line in (
+        listing.common(rows, names),
+        listing.meaning(rows, metric),
+        listing.could_go(rows),
+    ):
         if line:
             note(line)
     for line in listing.troubles(rows):

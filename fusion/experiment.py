@@ -60,6 +60,7 @@ def train(
     lock: bool = True,
     command: str | None = None,
     progress: Silent | None = None,
+    warn: bool = True,
 ) -> Run:
     """Train one model, or one for every seed and fold. What is finished is not trained again.
 
@@ -78,6 +79,8 @@ def train(
         lock: As in `mer.pipeline.runtime.hold.hold`.
         command: What was typed, for run.json.
         progress: Shows how far each training is; None: `note` is told every epoch.
+        warn: Say which features come from encoders that nobody trained; the tables of
+            mer.fusion.report say it, too.
 
     Returns:
         The finished run.
@@ -102,7 +105,8 @@ def train(
     wanted = identity(config, key, seeds, folds) if grouped else identity(config, key, None)
     stem = f"{store.header.dataset}-{config.model}"
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
-    _name_untrained(store, note)
+    if warn:
+        _name_untrained(store, note)
 
     def fit_into(place: Path, one: TrainConfig, fold: Fold | None) -> Run:
         split = splits.assign(table, target, one.data, fold, labels=store.header.labels)
@@ -158,12 +162,13 @@ def train(
 
 def _name_untrained(store: FeatureStore, note: Note) -> None:
     """Say which features come from encoders that nobody trained."""
-    for m, modality in store.header.modalities.items():
-        if not modality.trained:
-            note(
-                f"{m}: features of an UNTRAINED encoder ({modality.encoder}); figures say nothing "
-                "about a real one"
-            )
+    there = {m: info for m, info in store.header.modalities.items() if not info.trained}
+    if there:
+        names = ", ".join(dict.fromkeys(str(info.encoder) for info in there.values()))
+        note(
+            f"{' and '.join(there)}: features of UNTRAINED encoders ({names}); figures say nothing "
+            "about real ones"
+        )
 
 
 def _jobs(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> list[Job]:

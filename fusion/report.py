@@ -26,10 +26,10 @@ from mer.fusion.records import (
     SingleMetrics,
     defined,
 )
-from mer.fusion.tables import Table, number, plain
+from mer.fusion.tables import Table, glossary, number, plain
 from mer.pipeline.errors import DataError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
-from mer.pipeline.runtime.terminal import did_you_mean, escape, shown
+from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 
 # ---- Figures as tables
 
@@ -57,7 +57,10 @@ def tables(found: SingleMetrics | GroupMetrics) -> list[Table]:
 
 
 def _title(found: Metrics, utterances: float | None) -> str:
-    title = f"{found.model} on {found.dataset} {found.split}, {utterances} utterances"
+    said = (
+        "an unknown number of utterances" if utterances is None else plural(utterances, "utterance")
+    )
+    title = f"{found.model} on {found.dataset} {found.split}, {said}"
     if found.measures is not None:
         title += f", measures of {metrics.CORPUS[found.measures]}"
     return title
@@ -159,17 +162,30 @@ def dev_table(run: Run) -> Table:
     return Table(title, ("run", "epoch", *_titles(names)), tuple(rows))
 
 
+def dev_text(run: Run) -> str:
+    """The dev table, and what must be known of it."""
+    table, stored = dev_table(run), run.info.store.modalities
+    names = [m for m in run.children[0].spec.modalities if m in stored and not stored[m].trained]
+    said = [untrained(names)] if names else []
+    said.append(glossary(run.children[0].result.dev))
+    return "\n\n".join([plain(table), *map(escape, filter(None, said))])
+
+
+def untrained(names: Sequence[str]) -> str:
+    """What must be known of figures from untrained encoders."""
+    return (
+        f"UNTRAINED ENCODERS ({' and '.join(names)}: random weights): the figures say nothing "
+        "about real ones."
+    )
+
+
 def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
     if found.untrained_encoders:
-        names = " and ".join(found.untrained_encoders)
-        said.append(
-            f"UNTRAINED ENCODERS ({names}: random weights): the figures say nothing about real "
-            "ones."
-        )
+        said.append(untrained(found.untrained_encoders))
     if found.unlabelled:
-        said.append(f"{found.unlabelled} utterances without a label are not counted.")
+        said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
     if found.unseen:
         said.append(
             f"Training had no utterance of {shown(', '.join(found.unseen))}: whatever has that "
@@ -201,7 +217,8 @@ def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
 def show(found: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:
     """Print the tables to stdout: with rich on a terminal, else as aligned text."""
     if not terminal:
-        print("\n\n".join([*map(plain, tables(found)), *map(escape, remarks(found))]))
+        said = [*remarks(found), glossary(found.metrics.figures)]
+        print("\n\n".join([*map(plain, tables(found)), *map(escape, filter(None, said))]))
         return
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -215,7 +232,7 @@ def show(found: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:
         for row in table.rows:
             drawn.add_row(*(Text(escape(cell)) for cell in row))
         console.print(drawn)
-    for line in remarks(found):
+    for line in filter(None, [*remarks(found), glossary(found.metrics.figures)]):
         console.print(Text(escape(line)))
 
 
@@ -310,7 +327,7 @@ def comparison_table(found: Comparison) -> Table:
         rows.append((TITLES.get(name, name), *figures, difference, interval))
     names = (Path(found.first).name, Path(found.second).name)
     columns = ("", *names, "difference", _spread(found.bootstrap))
-    title = f"{found.second} minus {found.first}, {found.n} utterances"
+    title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}"
     return Table(title, columns, tuple(rows))
 
 
@@ -344,6 +361,8 @@ def page(runs: Sequence[Run], *, progress: Silent = SILENT) -> str:
     found = [(run, checks.of(partial(_figures_of, run))) for run in runs]
     checks.settle()
     body = ["<h1>mer report</h1>", _html_table(_summary(found))]
+    names = [name for _, figures in found for name in figures.metrics.figures]
+    body.append(f"<p>{html.escape(glossary(names))}</p>")
     with progress.task("drawing", len(found), "runs", brief=True) as advance:
         for run, figures in found:
             body += _section(run, figures)

@@ -24,12 +24,12 @@ from typing import Any, Literal, get_args
 
 from mer.fusion import files, typed
 from mer.fusion.metrics import HEADLINE, LOWER_IS_BETTER, TITLES
-from mer.fusion.tables import PLAIN, Table, number, plain
+from mer.fusion.tables import PLAIN, Table, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.cells import guarded
 from mer.pipeline.runtime.hold import busy
 from mer.pipeline.runtime.limits import CONFIG_BYTES
-from mer.pipeline.runtime.terminal import amount, did_you_mean, escape, listed, shown
+from mer.pipeline.runtime.terminal import amount, did_you_mean, escape, listed, plural, shown
 
 DEPTH = 8  # folders within folders that are looked through for runs
 BESIDE = ".shards"  # ends the name of a folder of a store, where no run is
@@ -269,9 +269,12 @@ def _of_one(row: RunRow, told: Told, path: Path) -> RunRow:
         missing = not (path / files.MODEL).is_file()
         why = f"no {files.MODEL}" if missing else ""
         return replace(row, state="damaged" if missing else "finished", why=why)
+    epochs = _lines(path / files.LOG)
+    row = replace(row, epochs=epochs)
     if busy(path / files.HOLD):
-        return replace(row, state="training", why="being trained now")
-    return replace(row, state="unfinished", why="the same `mer train` goes on with it")
+        return replace(row, state="training", why=f"{plural(epochs, 'epoch')} so far")
+    goes_on = f"{plural(epochs, 'epoch')} so far; the same `mer train` goes on with it"
+    return replace(row, state="unfinished", why=goes_on)
 
 
 def _of_group(row: RunRow, told: Told, path: Path) -> RunRow:
@@ -362,12 +365,14 @@ def _figures(found: Mapping[str, Any]) -> Figures:
 def _openings(path: Path, told: Told) -> int:
     """How often the test part was opened; of a group, the most of its runs."""
     logs = [path / name / files.TEST_LOG for name in told.children] or [path / files.TEST_LOG]
-    counts = []
-    for log in logs:
-        if log.is_file():
-            text = files.read_text(log, "move it away")
-            counts.append(sum(1 for line in text.splitlines() if line.strip()))
-    return max(counts, default=0)
+    return max(map(_lines, logs))
+
+
+def _lines(path: Path) -> int:
+    """Lines of a file that are not empty; 0 where there is no such file."""
+    if not path.is_file():
+        return 0
+    return sum(1 for line in files.read_text(path, "move it away").splitlines() if line.strip())
 
 
 def _mean(figures: Sequence[Figures]) -> tuple[Figures, Figures]:
@@ -734,7 +739,13 @@ def counted(rows: Sequence[RunRow]) -> str:
     """`3 runs: 2 finished, 1 damaged`."""
     counts = {state: sum(row.state == state for row in rows) for state in get_args(State)}
     parts = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
-    return f"{len(rows):,} run{'' if len(rows) == 1 else 's'}: {parts}"
+    return f"{plural(len(rows), 'run')}: {parts}"
+
+
+def meaning(rows: Sequence[RunRow], metric: str | None = None) -> str:
+    """What the figures under dev and test stand for, as one line."""
+    names = (metric_of(row, part, metric) for row in rows for part in ("dev", "test"))
+    return glossary(names)
 
 
 def could_go(rows: Sequence[RunRow]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from mer.fusion.metrics import MEANINGS
 from mer.pipeline.runtime.terminal import escape
 
 # printed as they are; everything else as a percentage
@@ -19,6 +20,61 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def glossary(names: Iterable[str]) -> str:
+    """What the short names of figures stand for, as one line; empty where none needs it.
+
+    >>> glossary(["wa", "pearson", "mae"])
+    'WA: weighted accuracy, the share of right answers; MAE: mean absolute error.'
+    """
+    said = [MEANINGS[name] for name in dict.fromkeys(names) if name in MEANINGS]
+    return f"{'; '.join(said)}." if said else ""
+
+
+# Loss terms of the log, by the part of their name before a modality. Drawings and messages show
+# these; the log keeps the names of the papers.
+LOSSES = {
+    "total": "sum of all",
+    "ec": "emotion classification",
+    "uni": "classification from one modality",
+    "mi": "mutual information",
+    "rec": "reconstruction",
+    "kl": "KL divergence",
+    "ed": "emotion discrimination",
+    "task": "task",
+    "shared": "task, shared parts alone",
+    "homo": "task, shared space",
+    "hetero": "task, specific space",
+    "reconstruction": "reconstruction",
+    "cycle": "cycle reconstruction",
+    "orthogonality": "orthogonality",
+    "margin": "margin",
+    "homo_logit": "distillation of answers, shared space",
+    "homo_edges": "distillation edges, shared space",
+    "homo_representation": "distillation of features, shared space",
+    "hetero_logit": "distillation of answers, specific space",
+    "hetero_edges": "distillation edges, specific space",
+    "hetero_representation": "distillation of features, specific space",
+    "homo_dictionary": "dictionary, shared space",
+    "homo_activation": "activation, shared space",
+    "hetero_dictionary": "dictionary, specific space",
+    "hetero_activation": "activation, specific space",
+}
+
+
+def loss_title(name: str) -> str:
+    """A loss term in words.
+
+    >>> loss_title("ec"), loss_title("mi_audio_text"), loss_title("another")
+    ('emotion classification', 'mutual information: audio, text', 'another')
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    kind, _, modalities = name.partition("_")
+    if kind not in LOSSES or not modalities:
+        return name
+    return f"{LOSSES[kind]}: {modalities.replace('_', ', ')}"
 
 
 def number(name: str, value: float | None, *, signed: bool = False) -> str:

@@ -35,6 +35,7 @@ from mer.fusion.models.base import FusionModel
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
 from mer.fusion.splits import Fold, Split
+from mer.fusion.tables import loss_title
 from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
@@ -594,8 +595,8 @@ def _check_finite(epoch: int, means: dict[str, float], gradient: float) -> None:
         return
     bad = [name for name, value in means.items() if not math.isfinite(value)] or ["gradient"]
     raise DataError(
-        f"epoch {epoch}: the loss is no longer finite ({', '.join(bad)}); lower optim.lr or "
-        "optim.clip and train again"
+        f"epoch {epoch}: the loss is no longer finite ({'; '.join(map(loss_title, bad))}); lower "
+        "optim.lr or optim.clip and train again"
     )
 
 

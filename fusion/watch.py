@@ -58,7 +58,7 @@ class Watch:
         self._fresh += rows
         done = self._done + self._fresh
         at = min(int(done // self._rows) + 1, self._epochs)
-        self._show(done, f"epoch {at} of {self._epochs}{self._last}{self._left()}")
+        self._show(done, f"epoch {at:3d} of {self._epochs}{self._left()}{self._last}")
 
     def epoch(self, entry: Epoch, best: bool, best_epoch: int, best_figure: float | None) -> None:
         """An epoch has been trained and scored; `best` says that it is the one so far."""
@@ -69,11 +69,12 @@ class Watch:
         total = entry.train["total"]
         loss = "–" if total is None else f"{total:.4f}"
         self._last = f"  loss {loss}  dev {title} {figure}{compared}"
-        line = f"epoch {entry.epoch:3d} of {self._epochs}{self._last}"
+        epoch = f"epoch {entry.epoch:3d} of {self._epochs}"
         if self.progress is None:
-            self.note(line)
-        else:
-            self._show(self._done + self._fresh, f"{line}{self._left()}", told=True)
+            self.note(f"{epoch}{self._last}")
+        else:  # what a narrow terminal cuts off is the least of it
+            line = f"{epoch}{self._left()}{self._last}"
+            self._show(self._done + self._fresh, line, told=True)
 
     def _left(self) -> str:
         """Time left, if patience does not end it earlier."""

@@ -197,6 +197,8 @@ def test_extract_of_the_synthetic_corpus_takes_size_and_seed(tmp_path):
     outcome = mer(*asked, "--seed", "4", "--size", "24", cwd=tmp_path)
     assert "of another size or seed" in outcome.err
     assert len(Manifest.read(where)) == 24 and Manifest.read(where).source["seed"] == 4
+    mer(*asked, "--seed", "5", cwd=tmp_path)  # as large as it was
+    assert len(Manifest.read(where)) == 24 and Manifest.read(where).source["seed"] == 5
     for words in (("--dataset", "meld"), ("--manifest", where)):
         refused("extract", *words, "--size", "3", code=2, says=["--dataset synthetic"])
 

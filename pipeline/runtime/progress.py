@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from mer.pipeline.runtime.terminal import escape
+from mer.pipeline.runtime.terminal import escape, terminal_columns, wrapped
 
 # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
 Advance = Callable[..., None]
@@ -88,7 +88,7 @@ class Lines(Silent):
         self.stream, self.every = stream or sys.stderr, every
 
     def note(self, text: str) -> None:
-        print(escape(text), file=self.stream, flush=True)
+        print(wrapped(escape(text), terminal_columns(self.stream)), file=self.stream, flush=True)
 
     @contextmanager
     def task(self, what: str, total: float, unit: str, *, brief: bool = False) -> Iterator[Advance]:
@@ -138,7 +138,8 @@ class Bars(Lines):
     def note(self, text: str) -> None:
         from rich.console import Console
 
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(escape(text))
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console.print(wrapped(escape(text), terminal_columns(self.stream)))
 
     @contextmanager
     def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:

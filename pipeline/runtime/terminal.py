@@ -5,8 +5,11 @@ label, path or transcript reaches it, and no line is longer than it needs to be.
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import textwrap
 from collections.abc import Iterable
+from typing import TextIO
 
 from mer.pipeline.runtime.limits import LINE_CHARACTERS, SHOWN_CHARACTERS, SHOWN_NAMES
 
@@ -19,6 +22,8 @@ _UNSAFE = (
 _CONTROL = re.compile(f"[{_UNSAFE}]")
 _CONTROL_BUT_BREAKS = re.compile(rf"(?!\n)[{_UNSAFE}]")
 _IN_JSON = re.compile(f"(?!\n)[{_UNSAFE}\udc80-\udcff]")  # bytes of a file name too: JSON is UTF-8
+USUAL_COLUMNS = 80  # of a terminal that does not say
+NARROWEST = 20  # columns that a line is wrapped to
 # What others call what mer calls otherwise.
 SYNONYMS = {
     "valid": "dev",
@@ -112,6 +117,40 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     close += difflib.get_close_matches(asked, list(named), n=1)
     close += [name for name in named if len(asked) > 2 and name.startswith(asked)][:1]
     return f", did you mean '{named[close[0]]}'?" if close else ""
+
+
+def terminal_columns(stream: TextIO) -> int | None:
+    """The width of the terminal that a stream is; None where it is none."""
+    if not stream.isatty():
+        return None
+    try:
+        return int(os.environ.get("COLUMNS", "")) or USUAL_COLUMNS
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or USUAL_COLUMNS
+    except OSError:
+        return USUAL_COLUMNS
+
+
+def wrapped(line: str, width: int | None) -> str:
+    r"""A line as a terminal of that width shows it without a break inside a word; None: as it is.
+
+    >>> wrapped("one two three, four five", 20)
+    'one two three, four\n  five'
+    >>> wrapped("one  two", None)
+    'one  two'
+    """
+    if width is None or len(line) <= width:
+        return line
+    return textwrap.fill(
+        line,
+        max(width, NARROWEST),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
 
 
 def plural(count: float, noun: str, several: str = "") -> str:

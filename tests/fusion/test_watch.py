@@ -55,7 +55,7 @@ def test_a_bar_knows_epoch_loss_dev_and_the_time_left(tmp_path):
     assert [done for done, _, told in seen.shown if told] == [rows, 2 * rows, 3 * rows]
     within = [(done, text) for done, text, told in seen.shown if not told]
     assert len(within) == 3 * -(-rows // 16), "one step for each batch of 16"
-    assert all(text.startswith("epoch ") and " of 3" in text for _, text in within)
+    assert all(text.startswith("epoch   ") and " of 3" in text for _, text in within)
     assert "loss" not in within[0][1] and "loss" in within[-1][1] and "left" in within[0][1]
     told = [text for _, text, told in seen.shown if told]
     for number, (text, line) in enumerate(zip(told, log(run.path), strict=True), start=1):
@@ -98,7 +98,7 @@ def test_lines_come_at_a_pace(capsys, monkeypatch):
             watch.epoch(entry(number), number == 1, 1, 0.5)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["1", "11", "21", "31"]
-    assert lines[1].endswith("0:00:29 left") and "at most" in lines[1]
+    assert lines[1].startswith("epoch  11 of 40  at most 0:00:29 left  loss 1.0000  dev WF1 50.0")
 
 
 def test_a_resumed_training_counts_what_was_done(tmp_path):
@@ -113,7 +113,7 @@ def test_a_resumed_training_counts_what_was_done(tmp_path):
     run = train(tmp_path, progress=seen)
     rows = run.result.counts["train"]
     assert [done for done, _, told in seen.shown if told] == [3 * rows, 4 * rows]
-    assert seen.shown[0][1].startswith("epoch 3 of 4")
+    assert seen.shown[0][1].startswith("epoch   3 of 4")
 
 
 @pytest.mark.parametrize(("model", "some"), [("drkf", True), ("concat", False), ("dmd", False)])
