@@ -401,11 +401,21 @@ def extraction_options(command):
                 metavar="ID|DIR",
                 help="Hub id[@revision], directory, builtin:tiny-roberta, or none.",
             ),
-            setting(
+            click.option(
                 "--audio-layer",
-                default="last",
-                metavar="last|N|mean:A-B",
-                help="Which hidden states are kept.",
+                metavar="last|N|mean:A-B|stack:A-B[:S]",
+                help="Which hidden states are kept.  [default: the corpus's with the corpus's "
+                "encoder, else last]",
+            ),
+            click.option(
+                "--text-layer",
+                metavar="last|N|mean:A-B|stack:A-B[:S]",
+                help="Likewise, of the text encoder.",
+            ),
+            click.option(
+                "--layer-means/--no-layer-means",
+                default=None,
+                help="Keep the mean of every layer over each utterance, too.  [default: keep them]",
             ),
             setting(
                 "--pool",
@@ -426,12 +436,25 @@ def extraction_options(command):
                 metavar="auto|N",
                 help="Audio track; auto: the default one, else the first.",
             ),
+            click.option(
+                "--audio-window",
+                metavar="full|clip",
+                help="Whisper: compute the whole 30 s window, or the clip alone.  "
+                "[default: the clip alone]",
+            ),
             setting(
                 "--max-seconds",
                 type=float,
                 default=60.0,
                 metavar="S",
                 help="Longer clips are cut; 0: never.",
+            ),
+            setting(
+                "--text-windows",
+                default="cut",
+                type=click.Choice(["cut", "windows"]),
+                help="Transcripts longer than the encoder takes: cut at their end, or encoded in "
+                "overlapping windows.",
             ),
             setting(
                 "--dtype",
@@ -543,16 +566,15 @@ def where_to_run(workers: int | None, scheduler: str | None, shard: str | None, 
 
 
 def extract_options(manifest, offline: bool, **given):
-    """ExtractOptions from the command line, with the corpus's encoders where none were named."""
-    from mer.pipeline.extraction.options import ExtractOptions, default_encoders
+    """ExtractOptions from the command line, with the corpus's encoders where none were named, and
+    their layers.
+    """
+    from mer.pipeline.extraction.options import ExtractOptions, with_defaults
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     asked = {name: value for name, value in given.items() if value is not None}
-    unnamed = [name for name in given if name.endswith("_encoder") and name not in asked]
-    for name in unnamed:
-        asked[name] = default_encoders(manifest)[name.removesuffix("_encoder")]
-    return ExtractOptions(offline=offline, **asked)
+    return ExtractOptions(offline=offline, **with_defaults(manifest, asked))
 
 
 @main.command()
@@ -782,11 +804,20 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     damaged = verify_shards(opened, choose())
     for found in damaged:
         note(f"{found.path}: {found.reason}")
+    if damaged and opened.members:
+        heads = dict.fromkeys(found.store for found in damaged if found.store != str(store))
+        remedy = [f"run `mer verify --repair {head}`" for head in heads]
+        if any(found.store == str(store) for found in damaged):
+            remedy.append("put back what is missing or changed, or join again with --force")
+        raise StoreError(
+            f"{store}: joined, and {len(damaged)} files of its members cannot be used; "
+            f"{'; '.join(remedy)}"
+        )
     if damaged and repair:
         if not opened.header.fingerprint:
             raise StoreError(
                 f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was "
-                "imported: import it again"
+                f"{_made_again(opened.header.provenance)}"
             )
         from mer.pipeline.extraction import Here
         from mer.pipeline.extraction import repair as extract_again
@@ -803,16 +834,78 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         remedy = (
             "run it with --repair"
             if opened.header.fingerprint
-            else "it was imported: import it again"
+            else f"it was {_made_again(opened.header.provenance)}"
         )
         raise StoreError(
             f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged; {remedy}"
         )
     else:
+        held = [opened.member(number) for number in range(len(opened.members))] or [opened]
+        shards = sum(len(one.shards) for one in held)
+        members = f" of {len(held)} stores" if opened.members else ""
         say(
-            f"{store}: {plural(len(opened), 'utterance')} in "
-            f"{plural(len(opened.shards), 'shard')}, every byte is as written"
+            f"{store}: {plural(len(opened), 'utterance')} in {plural(shards, 'shard')}{members}, "
+            "every byte is as written"
         )
+
+
+def _made_again(provenance: dict) -> str:
+    """How a store that was not extracted was made, and is made again."""
+    copied = provenance.get("imported") == "join"
+    return "joined with --copy: join again with --force" if copied else "imported: import it again"
+
+
+@main.command()
+@click.argument(
+    "stores", metavar="FEATS.H5...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The store to write.")
+@click.option(
+    "--as",
+    "renamed",
+    metavar="STORE:MODALITY=NAME",
+    multiple=True,
+    help="Another name for a modality of a store, e.g. b.h5:audio=audio.egemaps; no NAME leaves it "
+    "out.",
+)
+@click.option(
+    "--require-all",
+    is_flag=True,
+    help="Refuse utterances that are not in every store; by default they are absent there.",
+)
+@click.option(
+    "--keep-first",
+    metavar="COLUMN",
+    multiple=True,
+    help="Where stores contradict each other in text, duration, speaker …, believe the first that "
+    "says anything.",
+)
+@click.option(
+    "--copy", is_flag=True, help="Copy the features, instead of reading them from the stores."
+)
+@click.option("--force", is_flag=True, help="Replace the store at --out.")
+def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], **choices):
+    """Put the modalities of several stores of the same utterances under one head, by id, without
+    copying them.
+    """
+    from mer.pipeline.interchange.joining import join as put_together
+
+    names = {}
+    for spelled in renamed:
+        place, equals, name = spelled.rpartition("=")
+        if not equals:
+            raise click.BadParameter(f"'{spelled}' is not STORE:MODALITY=NAME", param_hint="--as")
+        names[place] = name
+    store, notes, written = put_together(stores, out, renamed=names, **choices)
+    for line in notes:
+        note(line)
+    modalities = ", ".join(
+        f"{name} {int((store.lengths(name) > 0).sum()):,}" for name in store.header.modalities
+    )
+    note(f"{len(store):,} utterances, with {modalities}")
+    if not written:
+        note("joined before, from these very stores; nothing to do")
+    say(out)
 
 
 @main.command()
@@ -956,7 +1049,53 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     say(out)
 
 
-# --- training: train, evaluate, predict, report, compare
+# --- training: layers, train, evaluate, predict, report, compare
+
+
+@main.command()
+@click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
+@click.option(
+    "--modality",
+    "modalities",
+    metavar="NAME",
+    multiple=True,
+    help="Only these features; by default all that have layer means.",
+)
+@click.option(
+    "--folds",
+    type=click.Choice(["session", "speaker", "dialogue"]),
+    help="Score on the dev part of each fold that `mer train --folds` would make.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw the curves: .png, .svg or .html.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def layers(store, modalities, folds, out, as_json):
+    """In which layer of an encoder the emotion is: a linear probe on the utterance means of each,
+    fitted on train, scored on dev. The test part is not opened.
+    """
+    from mer.fusion import layers as probes
+    from mer.fusion.typed import tree
+    from mer.pipeline.runtime.progress import choose
+    from mer.pipeline.store import FeatureStore
+
+    if out is not None:
+        probes.check_name(out)
+    with FeatureStore(store) as opened:
+        curves, notes = probes.probe(opened, modalities, folds=folds, progress=choose())
+    for line in notes:
+        note(line)
+    if as_json:
+        say_json({curve.name: tree(curve) | {"extract": curve.settings} for curve in curves})
+    for curve in () if as_json else curves:
+        for line in probes.lines(curve, probes.option_of(curve.name)):
+            say(line)
+    if out is not None:
+        probes.write(curves, out)
+        note(f"wrote {out}")
 
 
 def the_store(argument: Path | None, option: Path | None) -> Path:
@@ -1376,7 +1515,7 @@ def predict(
             encoders=encoders,
             device=device,
             offline=offline,
-            wanted=trained.spec.modalities,
+            wanted=trained.spec.sources,
             progress=choose() if manifest_file is not None else None,
         )
         with store:

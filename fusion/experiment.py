@@ -27,6 +27,7 @@ from mer.fusion.train import (
     explain,
     fit,
     identity,
+    settled,
 )
 from mer.fusion.watch import Watch
 from mer.pipeline.errors import DataError
@@ -91,6 +92,7 @@ def train(
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
+    config = settled(store, config)
     check_config(store, config)
     table = store.table()
     target = splits.targets(table, store.header.task, store.header.labels)

@@ -112,8 +112,8 @@ def overview() -> list[dict]:
                 "obtain": info.obtain,
                 "labels": {key: list(value.labels) for key, value in info.label_sets.items()},
                 "folds": list(info.folds),
-                "audio_encoder": info.audio_encoder,
-                "text_encoder": info.text_encoder,
+                **{f"{modality}_encoder": id for modality, id in info.encoders.items()},
+                **{f"{modality}_layer": layer for modality, layer in info.layers.items()},
                 "cite": info.cite,
             }
         )

@@ -17,8 +17,11 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean
 
 HERE = Path(manifests.__file__).parent
-# for a corpus in English that names none
-ENGLISH_ENCODERS = {"audio": "facebook/wav2vec2-large-960h-lv60-self", "text": "roberta-large"}
+# for a corpus in English that names none (docs/extraction.md says why these)
+ENGLISH_ENCODERS = {"audio": "facebook/wav2vec2-large-robust", "text": "roberta-large"}
+ENGLISH_LAYERS = {"audio": "12"}  # of those encoders; of the others the last
+NEEDED = ("audio", "text")  # what every corpus names an encoder for
+LAYER_OF = "_layer"  # ends the keys of [encoders] that say which layer
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """`audio_encoder` and `text_encoder` are encoder ids, `ID@REVISION` where a revision is known.
+    """`encoders` maps a modality to an encoder id, `ID@REVISION` where a revision is known.
+    `layers` maps it to the layer of that encoder that is kept, where it is not the last.
 
     `folds` names the columns of the manifest that leave-one-group-out folds may use, best first.
     `restricted`: do not pass features on without reading `licence`.
@@ -54,8 +58,8 @@ class CorpusInfo:
     obtain: str  # one line: how to get it
     size: str  # what is on disk once it is there
     label_sets: dict[str, LabelSet]  # the first is the default
-    audio_encoder: str
-    text_encoder: str
+    encoders: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
     restricted: bool = True
     built_in: bool = False
     folds: tuple[str, ...] = ()
@@ -65,11 +69,6 @@ class CorpusInfo:
     # split -> ids, where a corpus is split by video and may say so
     videos: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cite: str = ""
-
-    @property
-    def encoders(self) -> dict[str, str]:
-        """Modality → encoder id."""
-        return {"audio": self.audio_encoder, "text": self.text_encoder}
 
     def label_set(self, name: str | None = None) -> LabelSet:
         """The set of that name, by default the first; raises DataError with the known names."""
@@ -105,19 +104,36 @@ def parse(name: str, data: dict) -> CorpusInfo:
     """
     data = dict(data)
     sets = {key: _label_set(key, value) for key, value in data.pop("labels", {}).items()}
-    encoders = data.pop("encoders", {})
+    encoders, layers = _encoders(name, data.pop("encoders", {}))
     data["folds"] = tuple(data.get("folds", ()))
     data["videos"] = {split: tuple(ids) for split, ids in data.get("videos", {}).items()}
     try:
         return CorpusInfo(
             name=name,
             label_sets=sets,
-            audio_encoder=encoders["audio"],
-            text_encoder=encoders["text"],
+            encoders=encoders,
+            layers=layers,
             **data,
         )
-    except (TypeError, KeyError) as error:
+    except TypeError as error:
         raise DataError(f"manifests/{name}.toml: {error}") from None
+
+
+def _encoders(name: str, data: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Modality → encoder, and → layer, from the table `[encoders]`."""
+    for modality in NEEDED:
+        if modality not in data:
+            raise DataError(f"manifests/{name}.toml: [encoders] has no {modality}")
+    encoders = {key: value for key, value in data.items() if not key.endswith(LAYER_OF)}
+    layers = {}
+    for key in data.keys() - encoders.keys():
+        modality = key.removesuffix(LAYER_OF)
+        if modality not in encoders:
+            raise DataError(f"manifests/{name}.toml: {key} without an encoder {modality}")
+        layers[modality] = data[key]
+    if not all(isinstance(value, str) for value in data.values()):
+        raise DataError(f"manifests/{name}.toml: an encoder or layer that is no text")
+    return encoders, layers
 
 
 def _label_set(name: str, data: dict) -> LabelSet:

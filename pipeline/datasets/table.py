@@ -141,8 +141,6 @@ def _info(name: str, language: str) -> CorpusInfo:
         obtain="",
         size="",
         label_sets={},
-        audio_encoder="",
-        text_encoder="",
     )
 
 

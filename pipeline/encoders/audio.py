@@ -13,7 +13,14 @@ from typing import Any, ClassVar, Protocol, cast
 import numpy as np
 
 from mer.pipeline.encoders import tiny
-from mer.pipeline.encoders.geometry import SAMPLE_RATE, Geometry, parse_layer
+from mer.pipeline.encoders.geometry import (
+    SAMPLE_RATE,
+    WINDOW,
+    Geometry,
+    wav2vec2_bert_geometry,
+    whisper_geometry,
+)
+from mer.pipeline.encoders.layers import LayerChoice, parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import (
     Described,
@@ -41,14 +48,26 @@ class Preparing(Encoder, Protocol):
 
 # One line adds a family: its module has `load`, `takes` tells its checkpoints from others.
 FAMILIES: list[Family] = [
+    Family(
+        "whisper",
+        "mer.pipeline.encoders.whisper",
+        lambda config: config.get("model_type") == "whisper",
+        whisper_geometry,
+    ),
+    Family(
+        "wav2vec2-bert",
+        "mer.pipeline.encoders.wav2vec2_bert",
+        lambda config: config.get("model_type") == "wav2vec2-bert",
+        wav2vec2_bert_geometry,
+    ),
     Family("wav2vec2", "mer.pipeline.encoders.wav2vec2", geometry=Geometry.of),
 ]
 
 
 @dataclass(frozen=True)
 class Audio(Modality):
-    """`layer`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut) belong to the
-    recipe.
+    """`layer`, `layer_means`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut)
+    belong to the recipe.
     """
 
     name: ClassVar[str] = "audio"
@@ -64,10 +83,12 @@ class Audio(Modality):
     built_in: ClassVar[str] = tiny.NAMES["audio"]
 
     layer: str = "last"
+    layer_means: bool = False
     pool_frames: int = 1
     channel: str = "auto"
     track: str = "auto"
     max_seconds: float = 60.0
+    window: str = ""  # full | clip, for encoders of fixed windows; "": their default
 
     @classmethod
     def of(cls, options: Any) -> Audio:
@@ -76,10 +97,12 @@ class Audio(Modality):
             budget=options.budget_seconds,
             part=options.part_seconds,
             layer=options.audio_layer,
+            layer_means=options.layer_means,
             pool_frames=options.pool,
             channel=options.channel,
             track=options.audio_track,
             max_seconds=options.max_seconds,
+            window=options.audio_window,
         )
 
     @property
@@ -96,23 +119,40 @@ class Audio(Modality):
         return (digest, self.span(u)) if digest else self.absent
 
     def check(self, checkpoint: Checkpoint) -> None:
-        parse_layer(self.layer, self.geometry(checkpoint).layers)
+        self.choice(checkpoint)
+        if self.window and not self.geometry(checkpoint).window:
+            raise DataError(
+                f"--audio-window {self.window}: audio encoder {checkpoint.name} has no window of "
+                "fixed length (Whisper has)"
+            )
 
     def geometry(self, checkpoint: Checkpoint) -> Geometry:
         """The arithmetic of a checkpoint's frames. Raises EncoderError."""
         find = self.family(checkpoint).geometry
         return (find or Geometry.of)(checkpoint)
 
+    def choice(self, checkpoint: Checkpoint) -> LayerChoice:
+        """The layers that are kept as frames. Raises DataError and EncoderError."""
+        return parse_layers(self.layer, self.geometry(checkpoint).layers, "--audio-layer")
+
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        recipe = {
+        window = self.geometry(checkpoint).window
+        recipe: dict[str, Any] = {
             "encoder": checkpoint.hash,
-            "layer": self.layer,
+            "layer": self.choice(checkpoint).text,
             "pool": self.pool_frames,
             "channel": self.channel,
             "max_seconds": float(self.max_seconds),
         }
-        if self.track != "auto":  # stores made before it could be asked for keep their key
+        if window:
+            longest = window / SAMPLE_RATE
+            recipe["max_seconds"] = min(self.max_seconds or longest, longest)
+            recipe["window"] = self.window or WINDOW
+        # stores made before these could be asked for keep their key
+        if self.track != "auto":
             recipe["track"] = self.track
+        if self.layer_means and self.geometry(checkpoint).layers:
+            recipe["layer_means"] = True
         return recipe
 
     @classmethod
@@ -123,6 +163,8 @@ class Audio(Modality):
             "channel": recipe["channel"],
             "max_seconds": recipe["max_seconds"],
             "audio_track": recipe.get("track", "auto"),
+            "layer_means": recipe.get("layer_means", False),
+            "audio_window": recipe.get("window", ""),
         }
 
     @classmethod
@@ -176,13 +218,22 @@ class Audio(Modality):
             samples = lengths.lengths[row]
             if not samples:
                 continue
-            longest = round(self.max_seconds * SAMPLE_RATE) or samples
+            longest = self._longest(geometry) or samples
             cuts = geometry.pieces(samples, longest, multiple=self.pool_frames)
             for piece, (first, end, skip, keep) in enumerate(cuts):
                 # a short clip is padded to one receptive field
                 length = max(end - first, geometry.field)
+                if self.window == "full":
+                    length = geometry.window
                 found.append(Item(row, length, piece, first, end, skip, keep))
         return found
+
+    def _longest(self, geometry: Geometry) -> int:
+        """Samples of a piece at most; 0: no clip is cut."""
+        asked = round(self.max_seconds * SAMPLE_RATE)
+        if asked and geometry.window:
+            return min(asked, geometry.window)
+        return asked or geometry.window
 
     def read(
         self,
@@ -223,4 +274,5 @@ class Audio(Modality):
 
     def describe(self, checkpoint: Checkpoint) -> Described:
         rate = self.geometry(checkpoint).rate / self.pool_frames
-        return Described(rate, self.layer, {"pool": self.pool_frames})
+        choice = self.choice(checkpoint)
+        return Described(rate, choice.text, {"pool": self.pool_frames}, choice.stack)

@@ -1,153 +1,214 @@
 """Transcripts → token states, with any encoder-only text checkpoint (RoBERTa, BERT, XLM-R, DeBERTa,
-…).
+ModernBERT, MiniLM, …).
 
 Every real token is kept, the special ones at both ends (`<s>`, `</s>`) included: `<s>` is what
-classifiers of this family read. A transcript longer than the model takes is cut at the end, and
-counted.
+classifiers of this family read. The families of `causal.py` and `seq2seq.py` differ in the network
+that is loaded, and in what a token sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.frozen import (
     choose_precision,
     computing,
     load_model,
     pad,
-    to_host,
 )
-from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
-from mer.pipeline.encoders.modality import Modality
+from mer.pipeline.encoders.layers import LayerChoice, parse_layers
+from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.encoders.modality import Kept, Modality, States
+from mer.pipeline.encoders.shape import Shape
+from mer.pipeline.encoders.taps import (
+    LayerTaps,
+    blocks_of,
+    fetch,
+    hooks_see,
+    spans_of,
+    states_of,
+)
+from mer.pipeline.encoders.tokens import Tokens, cut
 from mer.pipeline.errors import EncoderError
-from mer.pipeline.runtime.machine import choose_device
+from mer.pipeline.runtime.machine import choose_device, is_out_of_memory
 from mer.pipeline.runtime.terminal import shown
 
 
 def load(checkpoint: Checkpoint, modality: Modality, device: str, precision: str) -> TextEncoder:
-    """The encoder of transcripts on its device."""
-    return TextEncoder(checkpoint, device=device, precision=precision)
+    """The encoder of transcripts on its device; the modality says which states are kept."""
+    return TextEncoder.of(checkpoint, modality, device, precision)
+
+
+class TokenBatch(NamedTuple):
+    """Rows of token ids, padded on the host: ids (B, T), mask (B, T), true lengths, and the steps
+    that layer means are over.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    lengths: list[int]
+    spans: list[Kept]
 
 
 class TextEncoder:
     """`tokens` turns transcripts into ids, `encode` turns ids into states (T, dim) float32, one a
     token.
+
+    `limit` is the longest input in tokens, `ends` count the tokenizer's special tokens.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "auto", precision: str = "auto"):
+    causal: ClassVar[bool] = False  # whether a token sees only what is before it
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        layer: str = "last",
+        layer_means: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+    ):
         """Raises EncoderError for a checkpoint that is incomplete or no text encoder, DataError for
         a wrong option.
         """
-        check_text(checkpoint)
-        self.checkpoint = checkpoint
-        self.dim = int(checkpoint.config["hidden_size"])
+        self.checkpoint, self.what = checkpoint, f"text encoder {checkpoint.name}"
+        shape = Shape.of(checkpoint)
+        self.choice = parse_layers(layer, shape.blocks, "--text-layer")
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model = cast(Any, load_model(checkpoint, self.device))
-        self._tokenizer = _tokenizer(checkpoint)
-        self.limit = self._limit()
+        self.model = cast(Any, self.network(checkpoint, self.device))
+        positions = None if shape.positions is None else shape.positions - self._unused_positions()
+        self.tokenizer = Tokens(checkpoint, vocabulary=shape.vocabulary, positions=positions)
+        self.limit, self.ends = self.tokenizer.limit, self.tokenizer.ends
+        widths, hooks = self._look(shape)
+        self.width = _width(self.choice, layer_means, widths, self.what)
+        self.dim = self.width * self.choice.copies
+        self._taps = LayerTaps(self.model, self.choice, means=layer_means, hooks=hooks)
+        self.layer_count = self._taps.count
 
-    def _limit(self) -> int:
-        """Longest input in tokens.
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, modality: Modality, device: str, precision: str
+    ) -> TextEncoder:
+        """The encoder that a modality of transcripts asks for."""
+        return cls(
+            checkpoint,
+            layer=getattr(modality, "layer", "last"),
+            layer_means=getattr(modality, "layer_means", False),
+            device=device,
+            precision=precision,
+        )
 
-        RoBERTa-like models count positions from padding_idx + 1, so two of their 514 are not
+    def network(self, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+        """The part of the checkpoint that token states come from. Raises EncoderError."""
+        return load_model(checkpoint, device)
+
+    def _unused_positions(self) -> int:
+        """RoBERTa-like models count positions from padding_idx + 1, so two of their 514 are not
         usable.
         """
-        positions = self.checkpoint.config.get("max_position_embeddings")
-        limit = self._tokenizer.model_max_length
-        if positions:
-            table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
-            padding = getattr(table, "padding_idx", None)
-            limit = min(limit, positions - (0 if padding is None else padding + 1))
-        return int(min(limit, 2**20))
+        table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        return 0 if padding is None else padding + 1
 
-    def tokens(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
-        """Token ids (T,) of each transcript with the special ones, and whether it had to be cut to
-        `limit`.
+    def _look(self, shape: Shape) -> tuple[list[int], bool]:
+        """(the width of each layer's states, whether hooks on the blocks see them), from one pass
+        over two short rows: where blocks are, and what enters them, differs between architectures.
+
+        Raises EncoderError for a model that takes no transcripts, or has other layers than its
+        configuration says.
         """
-        ids, cut = [], []
-        for row in _ids(self._tokenizer, list(texts)):
-            cut.append(len(row) > self.limit)
-            row = [*row[: self.limit - 1], row[-1]] if cut[-1] else row  # the closing token stays
-            ids.append(np.array(row, dtype=np.int64))
-        highest = max((int(row.max()) for row in ids if len(row)), default=0)
-        if highest >= self.checkpoint.config["vocab_size"]:
-            known, name = self.checkpoint.config["vocab_size"], self.checkpoint.name
-            raise EncoderError(
-                f"text encoder {name}: its tokenizer gives id {highest}, its model knows {known}; "
-                "they do not fit"
-            )
-        return ids, cut
-
-    def collate(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
-        """Rows of token ids as one padded batch on the host: ids (B, T), mask (B, T), lengths."""
-        return *pad(ids, self._tokenizer.pad_token_id or 0, np.int64, self.device), [
-            len(row) for row in ids
+        highest = shape.vocabulary - 1
+        rows = [
+            [max(0, highest - at) for at in (0, 1, 2)],
+            [max(0, highest - at) for at in (2, 0, 1)],
         ]
+        ids = torch.tensor(rows, device=self.device)
 
-    def forward(
-        self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """States (T_i, dim) float32 of each row of a collated batch.
+        def hidden() -> Sequence[Tensor]:
+            output = self.model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
+            )
+            return output.hidden_states
+
+        blocks = blocks_of(self.model, shape.blocks)
+        try:
+            with computing(self.device, "fp32"):
+                states = hidden()
+                hooks = blocks is not None and hooks_see(blocks, hidden)
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
+            raise EncoderError(f"{self.what}: takes no transcripts ({reason})") from None
+        if states is None or len(states) != shape.blocks + 1:
+            there = 0 if states is None else len(states) - 1
+            raise EncoderError(
+                f"{self.what}: gives hidden states of {there} blocks, its configuration says "
+                f"{shape.blocks}; this architecture is not supported"
+            )
+        return [state.shape[-1] for state in states], hooks
+
+    def tokens(
+        self, texts: Sequence[str], *, whole: bool = False
+    ) -> tuple[list[np.ndarray], list[bool]]:
+        """Token ids (T,) of each transcript with the special ones, and whether it is longer than
+        `limit`: it is cut then, unless it is asked for `whole`.
+        """
+        ids = self.tokenizer(texts)
+        longer = [len(row) > self.limit for row in ids]
+        if not whole:
+            ids = [cut(row, self.limit, self.ends) for row in ids]
+        return ids, longer
+
+    def collate(
+        self, ids: Sequence[np.ndarray], kept: Sequence[Kept | None] | None = None
+    ) -> TokenBatch:
+        """Rows of token ids as one batch on the host, padded on the right."""
+        padded, mask = pad(ids, self.tokenizer.padding, np.int64, self.device)
+        lengths = [len(row) for row in ids]
+        return TokenBatch(padded, mask, lengths, spans_of(kept, lengths))
+
+    def forward(self, batch: TokenBatch, *, precision: str | None = None) -> list[States]:
+        """States of each row of a collated batch.
 
         `precision` overrides the encoder's own.
         """
-        padded, mask, lengths = batch
+        self._taps.begin(batch.spans)
         with computing(self.device, precision or self.precision):
             output = self.model(
-                input_ids=padded.to(self.device, non_blocking=True),
-                attention_mask=mask.to(self.device, non_blocking=True),
+                input_ids=batch.ids.to(self.device, non_blocking=True),
+                attention_mask=batch.mask.to(self.device, non_blocking=True),
+                **self._taps.arguments,
             )
-            fetched = to_host(output.last_hidden_state.float())
+            fetched = fetch(*self._taps.end(output))
             del output
-        states = fetched()
-        return [row[:n] for row, n in zip(states, lengths, strict=True)]
+        frames, means = fetched()
+        return states_of(frames, means, batch.lengths)
 
     def encode(
-        self, ids: Sequence[np.ndarray], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """States (T_i, dim) float32 of each row of token ids, computed as one batch."""
-        return self.forward(self.collate(ids), precision=precision)
+        self,
+        ids: Sequence[np.ndarray],
+        kept: Sequence[Kept | None] | None = None,
+        *,
+        precision: str | None = None,
+    ) -> list[States]:
+        """States of each row of token ids, one for each token, computed as one batch."""
+        return self.forward(self.collate(ids, kept), precision=precision)
 
 
-def check_text(checkpoint: Checkpoint) -> None:
-    """Raise EncoderError for a configuration that is not an encoder-only text model."""
-    config, what = checkpoint.config, f"text encoder {checkpoint.name}"
-    if config.get("is_encoder_decoder") or config.get("is_decoder"):
+def _width(choice: LayerChoice, means: bool, widths: Sequence[int], what: str) -> int:
+    """The width of the states that are kept. Raises EncoderError where layers differ in it."""
+    wanted = range(len(widths)) if means else choice.layers
+    found = sorted({widths[number] for number in wanted})
+    if len(found) > 1:
         raise EncoderError(
-            f"{what}: model type '{config.get('model_type')}' is a decoder; an encoder-only model "
-            "is needed"
+            f"{what}: its layers are {' and '.join(map(str, found))} numbers wide; use one layer, "
+            "as --text-layer last, and --no-layer-means"
         )
-    if "conv_kernel" in config or "vocab_size" not in config or "hidden_size" not in config:
-        raise EncoderError(f"{what}: model type '{config.get('model_type')}' is not a text encoder")
-
-
-def _tokenizer(checkpoint: Checkpoint):
-    if checkpoint.folder is None:
-        return tiny.HashTokenizer()
-    from transformers import AutoTokenizer
-
-    if not matching(checkpoint.folder, VOCABULARY):  # transformers would make up an empty tokenizer
-        raise EncoderError(f"text encoder {checkpoint.name}: no tokenizer in {checkpoint.folder}")
-    try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise EncoderError(
-            f"text encoder {checkpoint.name}: its tokenizer cannot be loaded ({reason})"
-        ) from None
-
-
-def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
-    if isinstance(tokenizer, tiny.HashTokenizer):
-        return tokenizer(texts)
-    return tokenizer(
-        texts, add_special_tokens=True, truncation=False, padding=False, verbose=False
-    )["input_ids"]
+    return found[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.encoders.modality import States
 from mer.pipeline.errors import DataError, EncoderError
 from mer.pipeline.runtime.terminal import shown
 
@@ -43,14 +45,24 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    """The frozen network in fp32.
+def load_model(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    kind: Any = None,
+    *,
+    architecture: str = "AutoModel",
+    unused: Sequence[str] = (),
+    **arguments: Any,
+) -> nn.Module:
+    """The frozen network in fp32, as a class of transformers reads it: `kind`, or the one called
+    `architecture`, which takes `arguments`.
 
-    A weight that is missing, or of another shape, is fatal: the features would be noise.
+    A weight that is missing, or of another shape, is fatal: the features would be noise. Missing
+    may be those that no feature passes through, which have one of `unused` in their names.
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
-    from transformers import AutoModel
+    import transformers
     from transformers.utils import logging
 
     what = f"{checkpoint.kind} encoder {checkpoint.name}"
@@ -58,8 +70,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights is replaced by the check below
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = (kind or getattr(transformers, architecture)).from_pretrained(
             checkpoint.folder,
+            **arguments,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=checkpoint.safetensors,
@@ -77,7 +90,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(filter(_is_used, report["missing_keys"]))
+    needless = (*UNUSED, *unused)
+    missing = sorted(key for key in report["missing_keys"] if not _has(key, needless))
     mismatched = report.get("mismatched_keys", ())
     wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)
     for problem, keys in (("are missing from", missing), ("have another shape in", wrong)):
@@ -89,9 +103,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     return model.eval().requires_grad_(False).to(device)
 
 
-def _is_used(key: str) -> bool:
-    """Whether features pass through the weight of that name."""
-    return not any(part in key for part in UNUSED)
+def _has(key: str, parts: Sequence[str]) -> bool:
+    """Whether the name of a weight has one of these parts."""
+    return any(part in key for part in parts)
 
 
 def _first_line(error: Exception) -> str:
@@ -138,30 +152,39 @@ def to_host(x: Tensor) -> Callable[[], np.ndarray]:
 
 
 def pad(
-    rows: Sequence[np.ndarray], value: float, dtype: DTypeLike, device: torch.device
+    rows: Sequence[np.ndarray],
+    value: float,
+    dtype: DTypeLike,
+    device: torch.device,
+    length: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Rows as (B, longest), filled up with `value`, and their mask (B, longest) int64; on the host,
-    where `device` can fetch them by itself.
+    """Rows (T, …) as (B, longest, …), at least `length` long, filled up with `value`, and their
+    mask (B, longest) int64; on the host, where `device` can fetch them by itself.
     """
     lengths = np.array([len(row) for row in rows])
-    padded = np.full((len(rows), lengths.max()), value, dtype=dtype)
+    longest = max(int(lengths.max()), length)
+    padded = np.full((len(rows), longest, *rows[0].shape[1:]), value, dtype=dtype)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
-    mask = np.arange(lengths.max()) < lengths[:, None]
+    mask = np.arange(longest) < lengths[:, None]
     both = torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
     return (both[0].pin_memory(), both[1].pin_memory()) if device.type == "cuda" else both
 
 
-def invariance(
-    encode: Callable[[Sequence], list[np.ndarray]], items: Sequence
-) -> tuple[float, float]:
-    """Largest difference between features computed in one batch and one at a time, as (absolute,
-    relative to the largest feature).
+def invariance(encode: Callable[[Sequence], list[States]], items: Sequence) -> tuple[float, float]:
+    """Largest difference between features, layer means included, computed in one batch and one at a
+    time, as (absolute, relative to the largest feature).
     """
-    together, alone = encode(items), [encode([item])[0] for item in items]
-    worst = max(
-        (float(np.abs(a - b).max()) for a, b in zip(together, alone, strict=True) if a.size),
-        default=0.0,
-    )
-    scale = max((float(np.abs(b).max()) for b in alone if b.size), default=1.0)
+    worst, scale = 0.0, 0.0
+    for together, item in zip(encode(items), items, strict=True):
+        alone = encode([item])[0]
+        for a, b in zip(_arrays(together), _arrays(alone), strict=True):
+            if a.size:
+                worst = float(np.maximum(worst, np.abs(a - b).max()))  # NaN stays
+                scale = float(np.maximum(scale, np.abs(b).max()))
     return worst, worst / max(1.0, scale)
+
+
+def _arrays(states: States) -> list[np.ndarray]:
+    """What of an item is compared."""
+    return [x for x in (states.frames, states.layer_means) if x is not None]

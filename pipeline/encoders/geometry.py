@@ -5,13 +5,13 @@ Pure arithmetic, no torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import DataError, EncoderError
+from mer.pipeline.runtime.terminal import shown
 
 SAMPLE_RATE = 16_000
 
@@ -26,6 +26,7 @@ class Geometry:
     strides: tuple[int, ...]
     dim: int
     layers: int
+    window: int = 0  # samples that are encoded at a time at most; 0: no limit
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Geometry:
@@ -43,13 +44,7 @@ class Geometry:
             ) from None
         except (TypeError, ValueError):
             raise EncoderError(f"{what}: its config.json has no usable convolution sizes") from None
-        if config.get("add_adapter"):
-            raise EncoderError(
-                f"{what}: has a convolutional adapter after the encoder, which is not supported"
-            )
-        rate = checkpoint.processor.get("sampling_rate", SAMPLE_RATE)
-        if rate != SAMPLE_RATE:
-            raise EncoderError(f"{what}: expects {rate} Hz; mer decodes to {SAMPLE_RATE} Hz")
+        _check(checkpoint)
         return found
 
     @property
@@ -114,22 +109,101 @@ class Geometry:
             yield (start - left) * self.hop, last, left, end - start
 
 
+@dataclass(frozen=True)
+class WindowGeometry(Geometry):
+    """Frames that begin every `hop` samples, the last of which may reach beyond the clip."""
+
+    def frames(self, samples: int) -> int:
+        return max(1, -(-samples // self.hop))
+
+
+@dataclass(frozen=True)
+class MelSettings:
+    """Numbers of a log-mel spectrogram, in samples and bins."""
+
+    n_fft: int
+    hop: int
+    bins: int
+
+
 # frames (1 s at 50 Hz) on each inner side of a piece: more than the positional convolution's reach
 # (64 frames on both sides)
 CONTEXT = 50
 
+WINDOW = "clip"  # how much of its window Whisper computes: clip or full
+WINDOWS = ("full", "clip")
 
-def parse_layer(layer: str, count: int) -> tuple[int, ...]:
-    """`last` → (); `N` → (N,); `mean:A-B` → (A, …, B).
 
-    Layer N is the output of transformer block N, layer 0 what enters the first.
+def mel_settings(checkpoint: Checkpoint) -> MelSettings:
+    """How a Whisper checkpoint's feature extractor makes its mels. Raises EncoderError."""
+    config, processor = checkpoint.config, checkpoint.processor
+    what = f"audio encoder {checkpoint.name}"
+    bins = _number(what, config, "num_mel_bins", 80)
+    found = MelSettings(
+        _number(what, processor, "n_fft", 400), _number(what, processor, "hop_length", 160), bins
+    )
+    if _number(what, processor, "feature_size", bins) != bins:
+        raise EncoderError(
+            f"{what}: its feature extractor gives {processor['feature_size']} mels, its model "
+            f"takes {bins}; they do not fit"
+        )
+    if processor.get("dither"):
+        raise EncoderError(
+            f"{what}: its feature extractor adds noise (dither), so that no two runs would agree"
+        )
+    return found
+
+
+def whisper_geometry(checkpoint: Checkpoint) -> Geometry:
+    """The frames of a Whisper encoder: two mels each. Raises EncoderError."""
+    config, what = checkpoint.config, f"audio encoder {checkpoint.name}"
+    _check(checkpoint)
+    mel = mel_settings(checkpoint)
+    hop = 2 * mel.hop
+    window = hop * _number(what, config, "max_source_positions", 1500)
+    seconds = checkpoint.processor.get("chunk_length", window / SAMPLE_RATE)
+    if seconds != window / SAMPLE_RATE:
+        raise EncoderError(
+            f"{what}: its feature extractor gives windows of {seconds} s, its model takes "
+            f"{window / SAMPLE_RATE:g} s; they do not fit"
+        )
+    width, layers = _number(what, config, "d_model"), _number(what, config, "encoder_layers")
+    return WindowGeometry((hop,), (hop,), width, layers, window)
+
+
+def wav2vec2_bert_geometry(checkpoint: Checkpoint) -> Geometry:
+    """The frames of wav2vec2-BERT: windows of 25 ms every 10 ms, two of them a frame, and no frame
+    for one that is left over. Raises EncoderError.
     """
-    if layer == "last":
-        return ()
-    match = re.fullmatch(r"(\d+)|mean:(\d+)-(\d+)", layer)
-    if not match:
-        raise DataError(f"--audio-layer '{layer}': expected last, a number, or mean:A-B")
-    first, last = (int(match[1]),) * 2 if match[1] else (int(match[2]), int(match[3]))
-    if not first <= last <= count:
-        raise DataError(f"--audio-layer {layer}: this encoder has layers 0 to {count}")
-    return tuple(range(first, last + 1))
+    config, what = checkpoint.config, f"audio encoder {checkpoint.name}"
+    _check(checkpoint)
+    processor = checkpoint.processor
+    bins, stride = _number(what, processor, "num_mel_bins", 80), processor.get("stride", 2)
+    width = _number(what, config, "feature_projection_input_dim", 160)
+    if stride != 2 or bins * stride != width:
+        raise EncoderError(
+            f"{what}: its feature extractor gives {bins} mels times {stride}, its model takes "
+            f"{width} numbers; they do not fit"
+        )
+    dim, layers = _number(what, config, "hidden_size"), _number(what, config, "num_hidden_layers")
+    return Geometry((400, 2), (160, 2), dim, layers)
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Raise EncoderError for what no family here can take."""
+    what = f"audio encoder {checkpoint.name}"
+    if checkpoint.config.get("add_adapter"):
+        raise EncoderError(
+            f"{what}: has a convolutional adapter after the encoder, which is not supported"
+        )
+    rate = checkpoint.processor.get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise EncoderError(f"{what}: expects {rate} Hz; mer decodes to {SAMPLE_RATE} Hz")
+
+
+def _number(what: str, config: dict, name: str, default: int | None = None) -> int:
+    """A size that a checkpoint's configuration must give. Raises EncoderError."""
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise EncoderError(f"{what}: its {name} is {shown(value)}, not a number above 0")
+    return value

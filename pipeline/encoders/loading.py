@@ -5,6 +5,9 @@ Reads no weights and does not import torch.
 An id is a built-in (`builtin:tiny-wav2vec2`), a local directory, or a hub id with an optional
 `@REVISION`. Hub files are fetched into the hub's own cache, and everything after that works from
 the local snapshot: `offline` means that the network is never touched.
+
+Of a sentence-transformers checkpoint, only its transformer is read, which lies in the folder itself
+or in a folder that `modules.json` names.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import CHECKPOINT_TEXT_BYTES
+from mer.pipeline.runtime.terminal import shown
 
 CONFIGURATION = (
     "config.json",
@@ -45,6 +50,10 @@ VOCABULARY = (
     "*.tiktoken",
 )
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+# what sentence-transformers adds: the list of its modules, and the folder of the first, where the
+# transformer was before it moved to the top
+MODULES = "modules.json"
+FIRST_MODULE = "0_Transformer"
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ def resolve(
         name, _, revision = encoder.partition("@")
         folder = _snapshot(kind, name, revision or None, offline)
         revision = folder.name  # the hub's cache names a snapshot by its commit
+    folder = _transformer(kind, folder)
     config = _json(kind, folder / "config.json", required=True)
     weights = matching(folder, SAFE)
     safetensors = any(path.suffix == ".safetensors" for path in weights)
@@ -140,12 +150,30 @@ def resolve(
     )
 
 
+def _transformer(kind: str, folder: Path) -> Path:
+    """Where the transformer of a checkpoint is: `folder`, or that of the first module of
+    sentence-transformers.
+    """
+    if (folder / "config.json").exists() or not (folder / MODULES).exists():
+        return folder
+    modules = _json(kind, folder / MODULES, required=True, of=list)
+    first = modules[0] if modules and isinstance(modules[0], dict) else {}
+    path, type_ = first.get("path"), str(first.get("type"))
+    if not isinstance(path, str) or ".." in PurePosixPath(path).parts or path.startswith("/"):
+        raise EncoderError(f"{kind} encoder: {folder / MODULES}: its first module has no folder")
+    if not type_.endswith("Transformer"):
+        raise EncoderError(
+            f"{kind} encoder {folder}: its first module is {shown(type_)}, not a transformer"
+        )
+    return folder / path
+
+
 def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     """Files of `folder` that fit one of the patterns."""
     return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
 
 
-def _json(kind: str, path: Path, *, required: bool) -> dict:
+def _json(kind: str, path: Path, *, required: bool, of: type = dict) -> Any:
     if not path.exists() and not required:
         return {}
     try:
@@ -156,11 +184,14 @@ def _json(kind: str, path: Path, *, required: bool) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
+        if isinstance(error, FileNotFoundError) and path.name == "config.json":
+            reason += " (fairseq's and FunASR's own formats, e.g. emotion2vec's, cannot be loaded)"
         raise EncoderError(
             f"{kind} encoder: {path}: {reason}; the directory is not a complete checkpoint"
         ) from None
-    if not isinstance(content, dict):
-        raise EncoderError(f"{kind} encoder: {path}: not a JSON object")
+    if not isinstance(content, of):
+        what = "object" if of is dict else "list"
+        raise EncoderError(f"{kind} encoder: {path}: not a JSON {what}")
     return content
 
 
@@ -175,15 +206,17 @@ def _snapshot(kind: str, name: str, revision: str | None, offline: bool) -> Path
     what = f"{kind} encoder {name}" + (f"@{revision}" if revision else "")
     try:
         for weights in (SAFE, PICKLED):
+            wanted = (*CONFIGURATION, *weights)
+            within = (f"{FIRST_MODULE}/{pattern}" for pattern in wanted)
             folder = Path(
                 snapshot_download(
                     name,
                     revision=revision,
-                    allow_patterns=[*CONFIGURATION, *weights],
+                    allow_patterns=[MODULES, *wanted, *within],
                     local_files_only=offline,
                 )
             )
-            if matching(folder, weights):
+            if matching(folder, weights) or matching(folder / FIRST_MODULE, weights):
                 break
     except LocalEntryNotFoundError:
         raise EncoderError(

@@ -35,25 +35,48 @@ NONE = ("", "none")  # values of an encoder option that ask for no features of t
 NOTHING = np.empty(0, np.float32)  # what was read where there is a problem
 # (inode, size, mtime_ns) of a file when it was hashed
 Identity = tuple[int, int, int]
+# the steps of an item that will be kept: the first, and how many
+Kept = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """What an encoder gives for one item: its steps (T, dim) float32, without padding, and the mean
+    of every layer over the steps that are kept (layers, width) float32; None where it gives none.
+    """
+
+    frames: np.ndarray
+    layer_means: np.ndarray | None = None
 
 
 class Encoder(Protocol):
     """A frozen network that turns items into steps.
 
-    `collate` pads items on the host, `forward` computes a collated batch, `encode` does both. Steps
-    are (T, `dim`) float32, one array for each item, without padding.
+    `collate` pads items on the host, `forward` computes a collated batch, `encode` does both, and
+    no result depends on what else is in the batch. `kept[i]` are the steps of item i that will be
+    kept (None: all), which layer means are over. A step is `dim` numbers: `width`, those of a
+    hidden state, for each layer that is stacked. `layer_count` is the number of layer means an item
+    gets, blocks and one; 0: none.
     """
 
     checkpoint: Checkpoint
     dim: int
+    width: int
+    layer_count: int
     device: torch.device
     precision: str
 
-    def collate(self, items: Sequence[np.ndarray]) -> tuple: ...
-    def forward(self, batch: tuple, *, precision: str | None = None) -> list[np.ndarray]: ...
+    def collate(
+        self, items: Sequence[np.ndarray], kept: Sequence[Kept | None] | None = None
+    ) -> tuple: ...
+    def forward(self, batch: tuple, *, precision: str | None = None) -> list[States]: ...
     def encode(
-        self, items: Sequence[np.ndarray], *, precision: str | None = None
-    ) -> list[np.ndarray]: ...
+        self,
+        items: Sequence[np.ndarray],
+        kept: Sequence[Kept | None] | None = None,
+        *,
+        precision: str | None = None,
+    ) -> list[States]: ...
 
 
 @dataclass(frozen=True)
@@ -141,11 +164,14 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Described:
-    """What a store's header says of features: steps per second (None: no rate), layer, extra."""
+    """What a store's header says of features: steps per second (None: no rate), layer, extra, and
+    the layers that stand side by side in a step (): one.
+    """
 
     frame_rate: float | None
     layer: str
     extra: dict = field(default_factory=dict)
+    stack: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -135,10 +135,12 @@ class HashTokenizer:
     def __init__(self, vocabulary: int = CONFIGS["builtin:tiny-roberta"][1]["vocab_size"]):
         self.vocabulary = vocabulary
 
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        return [
-            [self.bos_token_id, *map(self._id, _words(text)), self.eos_token_id] for text in texts
-        ]
+    def __call__(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
+        """Ids of each text, with the special tokens at both ends if asked for."""
+        bodies = [[self._id(word) for word in _words(text)] for text in texts]
+        if not special:
+            return bodies
+        return [[self.bos_token_id, *body, self.eos_token_id] for body in bodies]
 
     def _id(self, word: str) -> int:
         return self.special + zlib.crc32(word.encode("utf-8", "surrogatepass")) % (

@@ -8,6 +8,8 @@ statistics; huggingface/transformers#21534 tells what batching otherwise does to
   asks for it;
 - a first layer with GroupNorm takes its statistics from each utterance's own samples
   (`OwnSampleGroupNorm`);
+- positional convolutions one after another (data2vec) see zeros beyond each utterance's own
+  frames, before every one of them;
 - the attention mask is always given, and every output is cut to its true number of frames.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,30 +28,45 @@ from mer.pipeline.encoders.frozen import (
     computing,
     load_model,
     pad,
-    to_host,
 )
-from mer.pipeline.encoders.geometry import Geometry, parse_layer
+from mer.pipeline.encoders.geometry import Geometry
+from mer.pipeline.encoders.layers import parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
-from mer.pipeline.encoders.modality import Modality
+from mer.pipeline.encoders.modality import Kept, Modality, States
+from mer.pipeline.encoders.taps import LayerTaps, fetch, spans_of, states_of
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.machine import choose_device
 
 
 def load(checkpoint: Checkpoint, modality: Modality, device: str, precision: str) -> AudioEncoder:
     """The encoder that a modality of waveforms asks for; its `layer` says which states are kept."""
-    layer = getattr(modality, "layer", "last")
-    return AudioEncoder(checkpoint, layer=layer, device=device, precision=precision)
+    return AudioEncoder(
+        checkpoint,
+        layer=getattr(modality, "layer", "last"),
+        layer_means=getattr(modality, "layer_means", False),
+        device=device,
+        precision=precision,
+    )
+
+
+class WaveBatch(NamedTuple):
+    """Waveforms padded on the host: samples (B, n), mask (B, n), true lengths, and the frames that
+    layer means are over.
+    """
+
+    samples: Tensor
+    mask: Tensor
+    lengths: list[int]
+    spans: list[Kept]
 
 
 class PerBatch(threading.local):
     """What a forward pass leaves for its own thread: true lengths after the first convolution, and
-    the hidden states collected.
+    true frames.
     """
 
     lengths: list[int] | None = None
-
-    def __init__(self):
-        self.taps: list[Tensor] = []
+    frames: list[int] | None = None
 
 
 class OwnSampleGroupNorm(nn.Module):
@@ -81,6 +98,7 @@ class AudioEncoder:
         checkpoint: Checkpoint,
         *,
         layer: str = "last",
+        layer_means: bool = False,
         device: str = "auto",
         precision: str = "auto",
     ):
@@ -89,10 +107,11 @@ class AudioEncoder:
         """
         self.checkpoint = checkpoint
         self.geometry = Geometry.of(checkpoint)
-        self.dim = self.geometry.dim
+        self.choice = parse_layers(layer, self.geometry.layers)
+        self.width = self.geometry.dim
+        self.dim = self.width * self.choice.copies
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.layers = parse_layer(layer, self.geometry.layers)
         # the family's processor defaults to True
         self.normalised = bool(checkpoint.processor.get("do_normalize", True))
         self.model = cast(Any, load_model(checkpoint, self.device))
@@ -100,31 +119,22 @@ class AudioEncoder:
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = OwnSampleGroupNorm(first.layer_norm, self._state)
-        if self.layers:
-            self._tap()
+        for layers in getattr(self._positions(), "layers", ()):
+            layers.register_forward_pre_hook(self._silence)
+        self._taps = LayerTaps(self.model, self.choice, means=layer_means)
+        self.layer_count = self._taps.count
 
-    def _tap(self) -> None:
-        """Collect the chosen hidden states as they are computed; blocks above the highest are
-        dropped.
-        """
-        try:
-            blocks = self.model.encoder.layers
-        except AttributeError:
-            raise EncoderError(
-                f"audio encoder {self.checkpoint.name}: its layers cannot be told apart; use "
-                "--audio-layer last"
-            ) from None
-        if self.layers[0] == 0:
-            blocks[0].register_forward_pre_hook(
-                lambda block, args: self._state.taps.append(args[0])
-            )
-        for number in self.layers:
-            if number:
-                blocks[number - 1].register_forward_hook(self._collect)
-        del blocks[max(1, self.layers[-1]) :]
+    def _positions(self) -> nn.Module | None:
+        return getattr(self.model.encoder, "pos_conv_embed", None)
 
-    def _collect(self, block: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        self._state.taps.append(output[0] if isinstance(output, tuple) else output)
+    def _silence(self, convolution: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        """Zeros beyond each row's own frames of what enters a positional convolution (B, C, T)."""
+        frames = self._state.frames
+        if frames is None or min(frames) == args[0].shape[-1]:
+            return args
+        ends = torch.tensor(frames, device=args[0].device)[:, None]
+        beyond = torch.arange(args[0].shape[-1], device=args[0].device) >= ends
+        return (args[0].masked_fill(beyond[:, None, :], 0.0),)
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
         """The processor's normalisation over the clip's own samples, and zeros up to one receptive
@@ -137,53 +147,47 @@ class AudioEncoder:
         short = self.geometry.field - len(waveform)
         return np.pad(waveform, (0, short)) if short > 0 else waveform
 
-    def collate(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, list[int]]:
-        """*Prepared* waveforms as one padded batch on the host: samples (B, n), mask (B, n),
-        lengths.
-        """
-        return *pad(waveforms, 0.0, np.float32, self.device), [
-            len(waveform) for waveform in waveforms
-        ]
+    def collate(
+        self, waveforms: Sequence[np.ndarray], kept: Sequence[Kept | None] | None = None
+    ) -> WaveBatch:
+        """*Prepared* waveforms as one padded batch on the host."""
+        samples, mask = pad(waveforms, 0.0, np.float32, self.device)
+        lengths = [len(waveform) for waveform in waveforms]
+        counts = [self.geometry.frames(n) for n in lengths]
+        return WaveBatch(samples, mask, lengths, spans_of(kept, counts))
 
-    def forward(
-        self, batch: tuple[Tensor, Tensor, list[int]], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """Frames (T_i, dim) float32 of each waveform of a collated batch.
+    def forward(self, batch: WaveBatch, *, precision: str | None = None) -> list[States]:
+        """States of each waveform of a collated batch.
 
         `precision` overrides the encoder's own.
         """
-        samples, mask, lengths = batch
-        self._state.taps.clear()
-        self._state.lengths = [self.geometry.first(n) for n in lengths]
+        self._taps.begin(batch.spans)
+        counts = [self.geometry.frames(n) for n in batch.lengths]
+        self._state.lengths = [self.geometry.first(n) for n in batch.lengths]
+        self._state.frames = counts
         with computing(self.device, precision or self.precision):
             output = self.model(
-                samples.to(self.device, non_blocking=True),
-                attention_mask=mask.to(self.device, non_blocking=True),
+                batch.samples.to(self.device, non_blocking=True),
+                attention_mask=batch.mask.to(self.device, non_blocking=True),
+                **self._taps.arguments,
             )
-            states = self._tapped() if self.layers else output.last_hidden_state.float()
-            fetched = to_host(states)
-            del output, states
-        frames = fetched()
-        counts = [self.geometry.frames(n) for n in lengths]
+            fetched = fetch(*self._taps.end(output))
+            del output
+        frames, means = fetched()
         if frames.shape[1] < max(counts) or frames.shape[2] != self.dim:
             raise EncoderError(
                 f"audio encoder {self.checkpoint.name}: gave {frames.shape[1]} frames of width "
                 f"{frames.shape[2]} where its configuration "
                 f"says {max(counts)} of {self.dim}; this architecture is not supported"
             )
-        return [row[:count] for row, count in zip(frames, counts, strict=True)]
-
-    def _tapped(self) -> Tensor:
-        """The chosen hidden states, averaged where there are several."""
-        taps = self._state.taps
-        mean = taps[0].float()
-        if len(taps) > 1:
-            mean = torch.stack([tap.float() for tap in taps]).mean(0)
-        taps.clear()
-        return mean
+        return states_of(frames, means, counts)
 
     def encode(
-        self, waveforms: Sequence[np.ndarray], *, precision: str | None = None
-    ) -> list[np.ndarray]:
-        """Frames (T_i, dim) float32 of each *prepared* waveform, computed as one batch."""
-        return self.forward(self.collate(waveforms), precision=precision)
+        self,
+        waveforms: Sequence[np.ndarray],
+        kept: Sequence[Kept | None] | None = None,
+        *,
+        precision: str | None = None,
+    ) -> list[States]:
+        """States of each *prepared* waveform, computed as one batch."""
+        return self.forward(self.collate(waveforms, kept), precision=precision)

@@ -219,8 +219,10 @@ def try_budget(
 
         def measure(budget: float) -> float | None:
             limit = round(budget * unit)
-            fitting = fits(encoder.collate(fill(groups[-1], limit))) and room() > SPARE_MEMORY_SHARE
-            chosen = [fill(group, limit) for group in groups[:-1] or groups]
+            least = getattr(encoder, "window", 0)
+            largest = fill(groups[-1], limit, least)
+            fitting = fits(encoder.collate(largest)) and room() > SPARE_MEMORY_SHARE
+            chosen = [fill(group, limit, least) for group in groups[:-1] or groups]
             length = threads * sum(len(x) for batch in chosen for x in batch) / unit
             batches = [encoder.collate(batch) for batch in chosen] if fitting else []
             started, repeats = clock(), 0
@@ -241,11 +243,11 @@ def try_budget(
     return trial
 
 
-def fill(group: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+def fill(group: Sequence[np.ndarray], limit: int, least: int = 0) -> list[np.ndarray]:
     """A batch of padded length up to `limit`: the items of a group, taken again as often as it
-    needs.
+    needs; each is computed as `least` long at least.
     """
-    count = max(1, limit // max(len(x) for x in group))
+    count = max(1, limit // max(least, *(len(x) for x in group)))
     return (list(group) * -(-count // len(group)))[:count]
 
 
@@ -258,8 +260,8 @@ def device_key(encoder: Encoder, threads: int) -> str:
         device = f"{properties.name}, {properties.total_memory >> 30} GiB"
     else:
         device = f"{processor()}, {threads} threads"
-    layer = getattr(encoder, "layers", ())
-    what = hashlib.sha256(f"{encoder.checkpoint.hash} {layer}".encode()).hexdigest()[:16]
+    layers = f"{getattr(encoder, 'choice', '')} {encoder.layer_count}"
+    what = hashlib.sha256(f"{encoder.checkpoint.hash} {layers}".encode()).hexdigest()[:16]
     return (
         f"{device} | {encoder.checkpoint.name} {what} | {encoder.precision} | torch "
         f"{torch.__version__}"

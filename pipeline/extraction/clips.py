@@ -9,9 +9,9 @@ from typing import Any
 
 from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError
-from mer.pipeline.extraction.fingerprint import differences
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.recipes import LAYER_MEANS, differences
 from mer.pipeline.extraction.request import Here
 from mer.pipeline.extraction.steps import extract
 from mer.pipeline.manifest import Manifest, Utterance
@@ -78,7 +78,7 @@ def extract_clips(
     # a temporary folder of this process alone
     done = extract(manifest, out, options, where=Here(lock=False), progress=progress)
     store = FeatureStore(out)
-    if store.header.recipe != recipe:
+    if _as_asked(store.header.recipe, recipe) != recipe:
         now = store.header.modalities
         names = {m: (modalities[m]["encoder"], now[m].encoder) for m in modalities}
         what = "; ".join(differences(recipe, store.header.recipe, names))
@@ -87,6 +87,17 @@ def extract_clips(
             f"not the run's own encoders ({what}); name the right ones with {known}"
         )
     return store, done.failures
+
+
+def _as_asked(made: dict, recipe: dict) -> dict:
+    """The recipe of the clips without layer means that nobody asked for: one option decides them
+    for all modalities, and they change no step.
+    """
+    found = {}
+    for name, one in made.items():
+        unasked = isinstance(one, dict) and LAYER_MEANS not in recipe.get(name, {})
+        found[name] = {k: v for k, v in one.items() if k != LAYER_MEANS} if unasked else one
+    return found
 
 
 def _check_given(clips: Sequence[Utterance], modalities: Collection[str]) -> None:
@@ -115,7 +126,9 @@ def _options(
             raise KeyError("encoder")
         settings: dict[str, Any] = {}
         for name in modalities:
-            settings |= MODALITIES[name].options_of(recipe[name])
+            asked = MODALITIES[name].options_of(recipe[name])
+            means = asked.pop(LAYER_MEANS, False) or settings.get(LAYER_MEANS, False)
+            settings |= {**asked, LAYER_MEANS: means}
         return ExtractOptions(
             **named,
             **settings,

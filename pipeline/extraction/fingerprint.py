@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.encoders.loading import Checkpoint
@@ -130,19 +129,50 @@ def keys(
     recipe = make_recipe(options, chosen)
     plain = hash_files(manifest, chosen, memory, cold)
     digests = plain | _read_otherwise(plain, manifest, chosen, options, memory)
-    wanted = {one.name: one.modality for one in chosen}
-    asked = [wanted.get(name, kind.absent) for name, kind in MODALITIES.items()]
-    contents = tuple(content_key(u, asked, digests) for u in manifest.rows)
-    older = {}
-    if any(digest.otherwise for digest in digests.values()):
-        for row, u in enumerate(manifest.rows):
-            reasons = _reasons(u, wanted, digests)
-            if reasons:
-                older[row] = content_key(u, asked, plain), reasons[0]
+    contents = _contents(manifest, chosen, digests)
+    older = _older(manifest, chosen, digests)
     h = hashlib.sha256(recipe_key(recipe).encode())
     for u, content in zip(manifest.rows, contents, strict=True):
         h.update(f"{json.dumps(u.id)} {content}\n".encode())
     return Keys(recipe, contents, digests, h.hexdigest(), chosen, older)
+
+
+def part_of(found: Keys, manifest: Manifest, names: Collection[str]) -> Keys:
+    """The keys of a store that has only the modalities `names` of those in `found`."""
+    chosen = tuple(one for one in found.chosen if one.name in names)
+    left_out = {one.name for one in found.chosen} - set(names)
+    recipe = {name: part for name, part in found.recipe.items() if name not in left_out}
+    contents = _contents(manifest, chosen, found.digests)
+    older = _older(manifest, chosen, found.digests)
+    return replace(
+        found, recipe=recipe, contents=contents, fingerprint="", chosen=chosen, older=older
+    )
+
+
+def _contents(
+    manifest: Manifest, chosen: Sequence[Chosen], digests: Mapping[str, Digest]
+) -> tuple[str, ...]:
+    """The key of each row's content, as far as the chosen modalities see it."""
+    wanted = {one.name: one.modality for one in chosen}
+    asked = [wanted.get(name, kind.absent) for name, kind in MODALITIES.items()]
+    return tuple(content_key(u, asked, digests) for u in manifest.rows)
+
+
+def _older(
+    manifest: Manifest, chosen: Sequence[Chosen], digests: Mapping[str, Digest]
+) -> dict[int, tuple[str, str]]:
+    """Rows that an earlier decoder read otherwise: the key of their content then, and why."""
+    if not any(digest.otherwise for digest in digests.values()):
+        return {}
+    wanted = {one.name: one.modality for one in chosen}
+    asked = [wanted.get(name, kind.absent) for name, kind in MODALITIES.items()]
+    plain = {name: replace(digest, otherwise="") for name, digest in digests.items()}
+    found = {}
+    for row, u in enumerate(manifest.rows):
+        reasons = _reasons(u, wanted, digests)
+        if reasons:
+            found[row] = content_key(u, asked, plain), reasons[0]
+    return found
 
 
 def find_encoders(
@@ -204,49 +234,6 @@ def _reasons(
     """Why an utterance is decoded otherwise than by the first version, if it is."""
     files = (modality.file(u) for modality in wanted.values() if modality.sound)
     return [digests[file].otherwise for file in files if file and digests[file].otherwise]
-
-
-def differences(old: dict, new: dict, names: dict[str, tuple[str, str]]) -> list[str]:
-    """What two recipes differ in, one phrase each.
-
-    `names[modality]` are the encoders' names in the old and the new store.
-    """
-    if not old:
-        return ["it holds features that were not made by `mer extract`"]
-    found = []
-    for name in MODALITIES:
-        was, now = _part(old, name), _part(new, name)
-        if (was is None) != (now is None):
-            there, here = ("yes" if part else "no" for part in (was, now))
-            found.append(f"{name} features: {there} there, {here} now")
-        elif was and now:
-            found += _differences_within(name, was, now, names.get(name, ("", "")))
-    for key in ("dtype", "precision", "extractor"):
-        if old.get(key) != new.get(key):
-            found.append(f"{key}: {old.get(key)} there, {new.get(key)} now")
-    return found
-
-
-def _part(recipe: dict, name: str) -> dict[str, Any] | None:
-    """What a recipe says of a modality: a store made elsewhere may have anything there."""
-    part = recipe.get(name)
-    return part if isinstance(part, dict) else None
-
-
-def _differences_within(
-    name: str, old: dict[str, Any], new: dict[str, Any], encoders: tuple[str, str]
-) -> list[str]:
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key):
-            continue
-        if key != "encoder":
-            found.append(MODALITIES[name].differs(key, old.get(key), new.get(key)))
-        elif encoders[0] != encoders[1]:
-            found.append(f"{name} encoder: {encoders[0]} there, {encoders[1]} now")
-        else:
-            found.append(f"{name} encoder: {encoders[1]} with other files")
-    return found
 
 
 def hash_files(

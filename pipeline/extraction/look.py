@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mer.pipeline.errors import KeyMismatchError, MerError, StoreError
-from mer.pipeline.extraction.fingerprint import differences
+from mer.pipeline.encoders import configured
+from mer.pipeline.errors import DataError, KeyMismatchError, MerError, StoreError
+from mer.pipeline.extraction.recipes import (
+    added,
+    differences,
+    keeping,
+    part,
+    without_layer_means,
+)
 from mer.pipeline.extraction.request import Request
 from mer.pipeline.media.stages import AGAIN, STAGES, Flag
 from mer.pipeline.runtime.progress import Silent
@@ -17,15 +24,16 @@ from mer.pipeline.store import FeatureStore
 class Found:
     """What is at the output.
 
-    `head` is the store there, if its recipe is the one asked for. `complete`: its features are all
-    there. `labels_changed`: but not its labels or splits. `leaving` counts utterances of the store
-    that the manifest does not have.
+    `head` is the store there, if its recipe is the one asked for, or that without the modalities
+    `adding`. `complete`: its features are all there. `labels_changed`: but not its labels or
+    splits. `leaving` counts utterances of the store that the manifest does not have.
     """
 
     head: FeatureStore | None = None
     complete: bool = False
     labels_changed: bool = False
     leaving: int = 0
+    adding: tuple[str, ...] = ()
 
 
 def look(request: Request, progress: Silent) -> Found:
@@ -43,15 +51,16 @@ def look(request: Request, progress: Silent) -> Found:
         if force:
             return Found()
         raise
+    if head.members:
+        members = ", ".join(str(record.path) for record in head.members)
+        raise DataError(f"{out}: joined from {members}; extract into those, or name another --out")
     if head.header.recipe != keys.recipe:
-        what = _recipes_differ(request, head)
-        if not force:
-            raise KeyMismatchError(
-                f"{out}: made by another recipe ({what}); choose another --out, or replace it with "
-                "--force"
-            )
-        progress.note(f"replacing {out} ({what})")
-        return Found()
+        adding = added(head.header.recipe, keys.recipe)
+        if not adding:
+            _refuse(request, head, progress)
+            return Found()
+        made_here(head)
+        return Found(head, leaving=_leaving(request, head), adding=adding)
     made = made_here(head)
     tried_again = any(failure["stage"] in AGAIN for failure in made["failures"])
     if head.header.fingerprint != keys.fingerprint or tried_again:
@@ -65,11 +74,52 @@ def look(request: Request, progress: Silent) -> Found:
     return Found(head, complete=True, labels_changed=changed)
 
 
-def _recipes_differ(request: Request, head: FeatureStore) -> str:
-    was = head.header.modalities
+def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
+    """Raise KeyMismatchError: another recipe than the one asked for; with --force only say so."""
+    was, recipe = head.header.modalities, request.keys.recipe
     now = {one.name: one.checkpoint for one in request.keys.chosen}
     names = {m: (was[m].encoder, now[m].name) for m in was.keys() & now.keys()}
-    return "; ".join(differences(head.header.recipe, request.keys.recipe, names))
+    found = differences(head.header.recipe, recipe, names)
+    what = "; ".join(found)
+    if request.options.force:
+        progress.note(f"replacing {head.path} ({what})")
+        return
+    lacking = without_layer_means(head.header.recipe, recipe)
+    if lacking and len(found) == 1:
+        raise KeyMismatchError(
+            f"{head.path}: has no layer means of {' and '.join(lacking)}; --no-layer-means leaves "
+            "it as it is, --force makes them, and all else again; or choose another --out"
+        )
+    remedy = "choose another --out, or replace it with --force"
+    absent = [name for name in _without_rows(request) if part(head.header.recipe, name)]
+    if absent:
+        remedy = f"this manifest has no {' or '.join(absent)}: {remedy}"
+    elif options := keeping(
+        head.header.recipe, recipe, _sources(request, head), vars(request.options)
+    ):
+        remedy = f"{' '.join(options)} keeps it, --force replaces it; or choose another --out"
+    raise KeyMismatchError(f"{head.path}: made by another recipe ({what}); {remedy}")
+
+
+def _without_rows(request: Request) -> list[str]:
+    """Modalities that no row of the manifest has, whatever encoder is named."""
+    rows = request.manifest.rows
+    return [m.name for m in configured(request.options) if not any(map(m.has, rows))]
+
+
+def _sources(request: Request, head: FeatureStore) -> dict[str, str]:
+    """How the encoders of the store there are named on the command line: a folder by its path, a
+    hub id with its revision where the same id has now another.
+    """
+    made = head.header.provenance.get("extract")
+    options = made.get("options") if isinstance(made, dict) else None
+    now = {one.name: one.checkpoint.name for one in request.keys.chosen}
+    found = {}
+    for name, info in head.header.modalities.items():
+        source = options.get(f"{name}_encoder") if isinstance(options, dict) else None
+        pinned = info.revision and now.get(name) != info.encoder
+        found[name] = source if isinstance(source, str) and not pinned else info.encoder
+    return found
 
 
 def _leaving(request: Request, head: FeatureStore) -> int:

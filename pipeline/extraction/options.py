@@ -4,12 +4,19 @@ none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mer.pipeline.datasets import corpora
 from mer.pipeline.encoders import MODALITIES
+from mer.pipeline.encoders.geometry import WINDOWS
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+
+# Options that came later, as every earlier extraction had them: what a store says of its making
+# does not name them.
+BEFORE: dict[str, Any] = {"layer_means": False}
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,16 @@ class ExtractOptions:
     # hub id[@revision], directory or built-in; "" or "none": no audio features
     audio_encoder: str = ""
     text_encoder: str = ""
-    audio_layer: str = "last"  # last | N | mean:A-B
+    audio_layer: str = "last"  # last | N | mean:A-B | stack:A-B[:S]
+    text_layer: str = "last"  # likewise
+    # keep the mean of every layer over an utterance's steps, too, where the encoder has layers
+    layer_means: bool = True
     pool: int = 1  # mean over this many frames
     channel: str = "auto"  # auto | centre | mix | a number from 0
     audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
+    audio_window: str = ""  # full | clip; "": the encoder's default
+    text_windows: str = "cut"  # transcripts longer than the encoder takes: cut | windows
     dtype: str = "float16"  # as stored
     precision: str = "auto"  # as computed: auto | fp32 | bf16 | fp16
 
@@ -58,9 +70,13 @@ class ExtractOptions:
             raise DataError(
                 f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
             )
+        if self.text_windows not in ("cut", "windows"):
+            raise DataError(f"--text-windows '{self.text_windows:.200}' is not cut or windows")
         track = self.audio_track
         if track != "auto" and not (track.isascii() and track.isdecimal()):
             raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")
+        if self.audio_window not in ("", *WINDOWS):
+            raise DataError(f"--audio-window '{self.audio_window:.200}' is not full or clip")
         for name, value, least in (
             ("pool", self.pool, 1),
             ("max-seconds", self.max_seconds, 0),
@@ -79,15 +95,43 @@ def _check_budget(name: str, budget: float | str | None) -> None:
         raise DataError(f"--{name} {budget} is neither auto nor a number above 0")
 
 
-def default_encoders(manifest: Manifest) -> dict[str, str]:
-    """Modality → encoder id for a corpus: those that its TOML names, else those for English.
+def as_recorded(options: Mapping[str, Any]) -> ExtractOptions:
+    """The options that a head file remembers, also those of an earlier mer.
+
+    Raises TypeError for what this one does not know.
+    """
+    return ExtractOptions(**{**BEFORE, **options})
+
+
+def with_defaults(manifest: Manifest, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options `asked` for, with the corpus's encoders where none were named, and with those
+    the corpus's layers where none was asked for: a layer goes with its encoder.
+
+    Raises DataError for a corpus that has no default encoders.
+    """
+    found = dict(asked)
+    known = {field.name for field in fields(ExtractOptions)}
+    for name in MODALITIES:
+        if f"{name}_encoder" in found or f"{name}_encoder" not in known:
+            continue
+        encoders, layers = defaults(manifest)
+        found[f"{name}_encoder"] = encoders.get(name, "")
+        if name in layers:
+            found.setdefault(f"{name}_layer", layers[name])
+    return found
+
+
+def defaults(manifest: Manifest) -> tuple[dict[str, str], dict[str, str]]:
+    """Modality → encoder id, and → layer of that encoder, for a corpus: those that its TOML names,
+    else those for English.
 
     Raises DataError for any other language.
     """
     if manifest.dataset in corpora.names():
-        return dict(corpora.corpus(manifest.dataset).encoders)
+        info = corpora.corpus(manifest.dataset)
+        return info.encoders, info.layers
     if manifest.language.split("-")[0] == "en":
-        return dict(corpora.ENGLISH_ENCODERS)
+        return corpora.ENGLISH_ENCODERS, corpora.ENGLISH_LAYERS
     names = [f"--{name}-encoder" for name in MODALITIES]
     tiny = [kind.built_in for kind in MODALITIES.values()]
     raise DataError(

@@ -56,7 +56,8 @@ class ExtractReport:
     """What an extraction did.
 
     `extracted` utterances were computed by this run (or the killed one that it finished), `reused`
-    were there before. `padding` is padded over valid length, by modality.
+    were there before. Of some of the extracted ones a modality was `taken_over` and others were
+    computed: their number, by modality. `padding` is padded over valid length, by modality.
     """
 
     out: Path
@@ -80,6 +81,7 @@ class ExtractReport:
     bytes: int = 0
     shards: int = 0
     untrained: list[str] = field(default_factory=list)
+    taken_over: dict[str, int] = field(default_factory=dict)
 
     @property
     def unexpected(self) -> int:
@@ -117,12 +119,15 @@ class ExtractReport:
         return out
 
     def _done(self) -> str:
+        taken = ", ".join(f"{m} of {n:,}" for m, n in self.taken_over.items())
+        over = f", {taken} taken over" if taken else ""
         return {
-            "extracted": f"{self.extracted:,} utterances extracted, {self.reused:,} reused",
+            "extracted": f"{self.extracted:,} utterances extracted{over}, {self.reused:,} reused",
             "nothing": f"nothing to do: all {self.utterances:,} utterances are there",
             "head": "labels or splits changed: only the head file is written again, all "
             f"{self.utterances:,} utterances are reused",
-            "dry-run": f"dry run: {self.extracted:,} utterances to extract, {self.reused:,} reused",
+            "dry-run": f"dry run: {self.extracted:,} utterances to extract{over}, "
+            f"{self.reused:,} reused",
             "part": "this share of the work is done; the run that finishes last writes the store",
         }[self.action]
 
@@ -167,6 +172,8 @@ def _self_test_line(modality: str, test: dict) -> str:
     half = ""
     if "precision_error" in test:
         half = f", {test['precision']} against fp32 {test['precision_error']:.1e}"
+    if "window_distance" in test:
+        half += f", {test['window_distance']:.1%} from the encoder's full window"
     return (
         f"self-test {modality}: batch against single {test['absolute']:.1e}{half} "
         f"({test['items']} items, {test['precision']})"

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mer.pipeline.encoders.modality import Encoder, Item, ReadItem
+from mer.pipeline.encoders.modality import Encoder, Item, Kept, ReadItem, States
 from mer.pipeline.errors import DataError, MerError, StoreError
 from mer.pipeline.extraction.plan import Part
-from mer.pipeline.extraction.sound import check_failures
-from mer.pipeline.media.stages import Flag, Problem, Stage
+from mer.pipeline.extraction.sound import check_failures, is_damaged, read_row
+from mer.pipeline.media.stages import Problem, Stage
 from mer.pipeline.runtime.background import Writer, prefetch
 from mer.pipeline.runtime.machine import (
     is_out_of_memory,
@@ -84,11 +84,14 @@ class Tally:
 
 
 class PartRow(NamedTuple):
-    """An encoded item: its key, its steps (T, D), its flags."""
+    """An encoded item: its key, its steps (T, D), its flags, and the mean of every layer over the
+    steps that are kept, before pooling (L, width), None where the encoder gives none.
+    """
 
     key: str
     steps: np.ndarray
     flags: int
+    layer_means: np.ndarray | None = None
 
 
 class PartFailure(NamedTuple):
@@ -143,14 +146,14 @@ class Begun:
                 return None
             check_failures(shard, int)
             of_this_part = shard.key == part.key and 0 < batches < len(part.batches)
-            if not of_this_part or next(shard.mismatches(part.modality), None) is not None:
+            if not of_this_part:
                 return None
-        except MerError:
+            rows = []
+            for at, key in enumerate(shard.ids):
+                frames, means = read_row(shard, part.modality, at)
+                rows.append(PartRow(key, frames, int(shard.flags[at]), means))
+        except (MerError, ValueError):
             return None
-        rows = [
-            PartRow(key, shard.frames(part.modality, at, at + 1), int(shard.flags[at]))
-            for at, key in enumerate(shard.ids)
-        ]
         return cls(batches, rows, [PartFailure(*failure) for failure in shard.meta["failures"]])
 
     def add(self, encoded: Encoded) -> None:
@@ -159,25 +162,35 @@ class Begun:
         self.rows += encoded.rows
         self.failures += encoded.failures
 
-    def write(self, part: Part, folder: Path, dim: int) -> None:
+    def write(self, part: Part, folder: Path, encoder: Encoder) -> None:
         """In float32: what the whole part is stored in, and with it every last bit, is decided when
         the whole is there.
         """
         meta = {"failures": self.failures, "batches": self.batches}
-        self._publish(folder / part.begun, part, dim, "float32", meta)
+        self._publish(folder / part.begun, part, encoder, "float32", meta)
 
-    def publish(self, part: Part, folder: Path, dim: int, dtype: str) -> None:
+    def publish(self, part: Part, folder: Path, encoder: Encoder, dtype: str) -> None:
         """All batches are there: the part itself."""
-        self._publish(folder / part.name, part, dim, dtype, {"failures": self.failures})
+        self._publish(folder / part.name, part, encoder, dtype, {"failures": self.failures})
         (folder / part.begun).unlink(missing_ok=True)
         self.rows.clear()
         trim()
 
-    def _publish(self, path: Path, part: Part, dim: int, dtype: str, meta: dict) -> None:
-        modalities = {part.modality: dim}
-        with ShardWriter(path, modalities, dtype=dtype, meta=meta, key=part.key) as writer:
-            for key, steps, flags in self.rows:
-                writer.add(key, {part.modality: steps}, flags=flags)
+    def _publish(self, path: Path, part: Part, encoder: Encoder, dtype: str, meta: dict) -> None:
+        """Layer means in float32: those of pieces are still to be joined."""
+        name = part.modality
+        with ShardWriter(
+            path,
+            {name: encoder.dim},
+            dtype=dtype,
+            meta=meta,
+            key=part.key,
+            layers={name: encoder.layer_count},
+            layer_dtype="float32",
+        ) as writer:
+            for key, steps, flags, layer_means in self.rows:
+                means = {} if layer_means is None else {name: layer_means}
+                writer.add(key, {name: steps}, flags=flags, layer_means=means)
 
 
 def run_parts(
@@ -233,14 +246,14 @@ def run_parts(
         if encoded is None:
             running.clear()
             return
-        part, dim = batch.part, sources[batch.part.modality].encoder.dim
+        part, encoder = batch.part, sources[batch.part.modality].encoder
         opened.setdefault(part.name, Begun()).add(encoded)
         tallies.append(encoded.tally)
         touched[part.name] = part
         done(part, sum(item.length for item in batch.items))
         if batch.last:
             del touched[part.name]
-            writer.put(partial(opened.pop(part.name).publish, part, folder, dim, dtype))
+            writer.put(partial(opened.pop(part.name).publish, part, folder, encoder, dtype))
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="encode", initializer=single_threaded)
     try:
@@ -253,8 +266,8 @@ def run_parts(
             while running:
                 take(writer)
             for name, part in touched.items():
-                dim = sources[part.modality].encoder.dim
-                writer.put(partial(opened[name].write, part, folder, dim))
+                encoder = sources[part.modality].encoder
+                writer.put(partial(opened[name].write, part, folder, encoder))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         feed.close()
@@ -272,16 +285,20 @@ def _encode(batch: ForwardPass, source: Source, dtype: str, stop: Stop) -> Encod
         for item, read in pairs
         if read.problem is not None
     ]
-    outputs, tally = compute(source, [read.value for _, read in good], batch.collated)
+    kept = [kept_of(item) for item, _ in good]
+    outputs, tally = compute(source, [read.value for _, read in good], batch.collated, kept)
     rows = []
     for (item, read), output in zip(good, outputs, strict=True):
         if isinstance(output, Problem):
             failures.append(PartFailure(item.row, output.stage, output.reason))
             continue
-        if item.keep and item.keep != len(output):
-            output = output[item.skip : item.skip + item.keep]
-        steps = stored(pooled(output, source.pool), dtype)
-        rows.append(PartRow(item.key, steps, int(read.flags)))
+        frames = output.frames
+        if item.keep and item.keep != len(frames):
+            frames = frames[item.skip : item.skip + item.keep]
+        steps = stored(pooled(frames, source.pool), dtype)
+        # a view would keep those of the whole batch alive
+        means = None if output.layer_means is None else output.layer_means.copy()
+        rows.append(PartRow(item.key, steps, int(read.flags), means))
     return Encoded(rows, failures, tally)
 
 
@@ -319,23 +336,38 @@ def _lane(parts: Sequence[Part], source: Source, begun: dict[str, int]) -> Itera
     stream = source.read([item for _, batch, _ in left for item in batch])
     for part, batch, last in left:
         inputs = [next(stream) for _ in batch]
-        good = [read.value for read in inputs if read.problem is None]
-        collated = source.encoder.collate(good) if good and not source.one_by_one else None
+        good = [(item, x.value) for item, x in zip(batch, inputs, strict=True) if not x.problem]
+        collated = None
+        if good and not source.one_by_one:
+            kept = [kept_of(item) for item, _ in good]
+            collated = source.encoder.collate([value for _, value in good], kept)
         yield ForwardPass(part, batch, inputs, collated, last)
 
 
+def kept_of(item: Item) -> Kept | None:
+    """The steps of an item that are kept; None: all."""
+    return (item.skip, item.keep) if item.keep else None
+
+
 def compute(
-    source: Source, items: list[np.ndarray], collated: tuple | None
-) -> tuple[list[np.ndarray | Problem], Tally]:
-    """The steps of each item (T, D) float32, or why it has none; and what happened.
+    source: Source,
+    items: list[np.ndarray],
+    collated: tuple | None,
+    kept: Sequence[Kept | None] | None = None,
+) -> tuple[list[States | Problem], Tally]:
+    """The states of each item, or why it has none; and what happened.
+
+    `kept` are the steps that layer means are over, for items that are not `collated`.
 
     A batch that does not fit into memory is halved until it does.
     """
     if not items:
         return [], Tally()
+    kept = kept or [None] * len(items)
     if source.one_by_one and len(items) > 1:
-        return _joined([compute(source, [item], None) for item in items])
-    outputs, tally = _forward(source.encoder, items, collated)
+        pairs = zip(items, kept, strict=True)
+        return _joined([compute(source, [item], None, [span]) for item, span in pairs])
+    outputs, tally = _forward(source.encoder, items, collated, kept)
     if outputs is not None:
         return [x if _finite(x) else _encoding_problem(Stage.NAN) for x in outputs], tally
     collated = None
@@ -343,32 +375,41 @@ def compute(
     if len(items) == 1:
         return [_encoding_problem(Stage.OOM)], tally
     half = len(items) // 2
-    halves = [compute(source, part, None) for part in (items[:half], items[half:])]
+    halves = [
+        compute(source, items[part], None, kept[part])
+        for part in (slice(None, half), slice(half, None))
+    ]
     found, counted = _joined(halves)
     return found, tally + Tally(oom_splits=1) + counted
 
 
 def _joined(
-    results: list[tuple[list[np.ndarray | Problem], Tally]],
-) -> tuple[list[np.ndarray | Problem], Tally]:
-    found: list[np.ndarray | Problem] = []
+    results: list[tuple[list[States | Problem], Tally]],
+) -> tuple[list[States | Problem], Tally]:
+    found: list[States | Problem] = []
     for outputs, _ in results:
         found += outputs
     return found, sum((tally for _, tally in results), Tally())
 
 
 def _forward(
-    encoder: Encoder, items: list[np.ndarray], collated: tuple | None
-) -> tuple[list[np.ndarray] | None, Tally]:
+    encoder: Encoder,
+    items: list[np.ndarray],
+    collated: tuple | None,
+    kept: Sequence[Kept | None],
+) -> tuple[list[States] | None, Tally]:
     """One forward pass, in fp32 again where half precision overflows; None when memory runs out.
 
     The caller makes room: here the error's traceback still holds the tensors that did not fit.
     """
     try:
-        outputs = encoder.forward(collated) if collated is not None else encoder.encode(items)
+        if collated is not None:
+            outputs = encoder.forward(collated)
+        else:
+            outputs = encoder.encode(items, kept)
         if encoder.precision == "fp32" or all(_finite(x) for x in outputs):
             return outputs, Tally(batches=1)
-        return encoder.encode(items, precision="fp32"), Tally(batches=1, fp32_batches=1)
+        return encoder.encode(items, kept, precision="fp32"), Tally(batches=1, fp32_batches=1)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -379,8 +420,9 @@ def _encoding_problem(stage: Stage) -> Problem:
     return Problem(stage, ENCODING_PROBLEMS[stage])
 
 
-def _finite(x: np.ndarray) -> bool:
-    return not x.size or largest(x) < np.inf
+def _finite(states: States) -> bool:
+    arrays = [x for x in (states.frames, states.layer_means) if x is not None and x.size]
+    return all(largest(x) < np.inf for x in arrays)
 
 
 def pooled(frames: np.ndarray, pool: int) -> np.ndarray:
@@ -423,6 +465,7 @@ class Finished:
         self.folder = folder
         self.frames: dict[tuple[str, str], tuple[Shard, int]] = {}
         self.failures: dict[tuple[str, int], Problem] = {}
+        self.kept: dict[tuple[str, str], int] = {}  # steps, before pooling, of a piece of an item
 
     def add(self, part: Part, *, read: bool = True) -> bool:
         """Take in a part's file.
@@ -433,7 +476,7 @@ class Finished:
         path = self.folder / part.name
         try:
             shard = Shard(path)
-            differs = read and next(shard.mismatches(part.modality), None) is not None
+            differs = read and is_damaged(shard, part.modality)
             if shard.key != part.key or differs:
                 raise DataError("not this part")
             _check_part(shard, part)
@@ -442,12 +485,14 @@ class Finished:
             return False
         for at, key in enumerate(shard.ids):
             self.frames[part.modality, key] = shard, at
+        for item in part.items:
+            self.kept[part.modality, item.key] = item.keep
         for row, stage, reason in shard.meta["failures"]:
             self.failures.setdefault((part.modality, row), Problem(Stage(stage), reason))
         return True
 
-    def get(self, modality: str, key: str) -> tuple[np.ndarray, Flag]:
-        """Frames of an item (T, D) as stored, and its flags.
+    def get(self, modality: str, key: str) -> PartRow:
+        """An item as stored.
 
         Raises StoreError when they are not there or do not match their checksum.
         """
@@ -457,7 +502,18 @@ class Finished:
                 "same command again"
             )
         shard, at = self.frames[modality, key]
-        frames = shard.frames(modality, at, at + 1)
-        if next(shard.differing(modality, frames, at, at + 1), None) is not None:
-            raise StoreError(f"{shard.path}: damaged; run the same command again")
-        return frames, Flag(int(shard.flags[at]))
+        try:
+            frames, means = read_row(shard, modality, at)
+        except ValueError:
+            raise StoreError(f"{shard.path}: damaged; run the same command again") from None
+        return PartRow(key, frames, int(shard.flags[at]), means)
+
+    def layer_means(self, modality: str, rows: Sequence[PartRow]) -> np.ndarray | None:
+        """The layer means of an utterance (L, width) float32 from those of its pieces, each of
+        which counts by its kept steps; None where there are none.
+        """
+        found = [row.layer_means for row in rows if row.layer_means is not None]
+        if len(found) < 2:
+            return found[0].copy() if found else None
+        steps = [self.kept[modality, row.key] for row in rows]
+        return np.average(found, axis=0, weights=steps).astype(np.float32)

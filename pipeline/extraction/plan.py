@@ -38,7 +38,8 @@ class Inputs:
     """The manifest's rows as extraction sees them, one entry of each sequence for each row.
 
     `lengths` by modality; `contents` are the keys of what the features are made from; `sizes` are
-    the bytes of features.
+    the bytes of features. `part_contents` are the keys as a store sees them that has some of the
+    modalities only: those that older shards of the plan hold.
     """
 
     rows: Rows
@@ -47,10 +48,16 @@ class Inputs:
     contents: tuple[str, ...]
     recipe_key: str
     sizes: tuple[int, ...]
+    part_contents: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(one.name for one in self.chosen)
+
+    def content(self, row: int, modalities: tuple[str, ...]) -> str:
+        """The key of a row's content, as a store with these modalities has it."""
+        whole = modalities == self.modalities
+        return (self.contents if whole else self.part_contents[modalities])[row]
 
     def seconds(self, row: int) -> float | None:
         """How long the utterance lasts; None where no modality tells."""
@@ -87,7 +94,8 @@ class Settings:
     Budgets and part lengths are in samples and tokens. `one_by_one` names modalities whose encoder
     is not independent of its batch; `left_out` are rows that could not be probed, and why; `kept`
     and `rebuilt` name shards that are there and sound, or there and not; `reused` are rows whose
-    features an older shard has.
+    features an older shard has. `holds` are the modalities of those older shards that have not got
+    all of them: what they lack is computed.
     """
 
     fingerprint: str
@@ -100,6 +108,15 @@ class Settings:
     kept: list[str] = field(default_factory=list)
     rebuilt: list[str] = field(default_factory=list)
     reused: dict[int, Copy] = field(default_factory=dict)
+    holds: dict[str, list[str]] = field(default_factory=dict)
+
+    def taken(self, row: int, modalities: Sequence[str]) -> list[str]:
+        """Which of the modalities of a row are taken over from an older shard."""
+        copy = self.reused.get(row)
+        if copy is None:
+            return []
+        held = self.holds.get(copy.shard, modalities)
+        return [name for name in modalities if name in held]
 
     def write(self, path: Path) -> None:
         """Publish the plan with its checksum, so that no resume follows another plan than was
@@ -151,8 +168,9 @@ class Settings:
     def fits(self, rows: int, modalities: Iterable[str]) -> bool:
         """Whether it speaks of these rows and modalities only."""
         within = all(0 <= row < rows for row in [*self.left_out, *self.reused])
-        known = self.budgets.keys() & self.part_lengths.keys()
-        return within and set(modalities) <= known
+        known, asked = self.budgets.keys() & self.part_lengths.keys(), set(modalities)
+        held = all(set(names) < asked for names in self.holds.values())
+        return within and held and asked <= known
 
 
 def _read_plan(path: Path) -> dict:
@@ -185,8 +203,13 @@ def _checked(raw: dict) -> dict:
         texts = raw.get(name)
         named = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
         demand(named, f"its {name} is not a list of names")
-    for name in ("left_out", "reused"):
+    raw = {"holds": {}, **raw}  # plans made before modalities could be added have none
+    for name in ("left_out", "reused", "holds"):
         demand(isinstance(raw.get(name), dict), f"its {name} is not an object")
+    for name, held in raw["holds"].items():
+        demand(SHARD_NAME.fullmatch(name) is not None, "its holds names no shard")
+        texts = isinstance(held, list) and all(isinstance(text, str) for text in held)
+        demand(texts and len(held) > 0, "its holds has no modalities")
     left_out = {int(row): _problem(why) for row, why in raw["left_out"].items()}
     reused = {int(row): _copy(where) for row, where in raw["reused"].items()}
     return {**raw, "left_out": left_out, "reused": reused}
@@ -335,11 +358,11 @@ def draft(settings: Settings, inputs: Inputs) -> Draft:
 
 def _window_items(window: Sequence[ShardPlan], settings: Settings, inputs: Inputs) -> WindowItems:
     absent = (shard for shard in window if shard.name not in settings.kept)
-    needed = (row for shard in absent for row in shard.rows)
-    rows = [row for row in needed if row not in settings.reused]
+    needed = [row for shard in absent for row in shard.rows]
     items, owners = {}, {}
     for one in inputs.chosen:
         lengths = inputs.lengths[one.name]
+        rows = [row for row in needed if not settings.taken(row, (one.name,))]
         items[one.name] = one.modality.items(rows, inputs.rows, lengths, one.checkpoint)
         owners[one.name] = one.modality.owners(rows, inputs.rows)
     return WindowItems(items, owners)

@@ -159,6 +159,9 @@ def describe_modalities(settled: Settled) -> dict[str, ModalityInfo]:
     """What the header says of each modality."""
     infos = {}
     for one in settled.request.keys.chosen:
+        if one.name in _taken_over(settled):
+            infos[one.name] = _as_before(settled, one.name)
+            continue
         point, encoder = one.checkpoint, settled.encoders[one.name]
         described = one.modality.describe(point)
         infos[one.name] = ModalityInfo(
@@ -170,8 +173,34 @@ def describe_modalities(settled: Settled) -> dict[str, ModalityInfo]:
             settled.request.options.dtype,
             point.trained,
             {"hash": point.hash, "precision": encoder.precision, **described.extra},
+            stack=described.stack,
         )
     return infos
+
+
+def _taken_over(settled: Settled) -> set[str]:
+    """Modalities of the store before of which this run computed nothing: what they were computed
+    with, and how exactly, is as it was.
+    """
+    before = settled.before
+    there = before.modalities if before is not None else {}
+    return {name for name in there if not settled.plan.length(name)}
+
+
+def _as_before(settled: Settled, name: str) -> ModalityInfo:
+    """What the header said of a modality; what follows from the shards is said anew."""
+    assert settled.before is not None
+    info = settled.before.modalities[name]
+    extra = {key: value for key, value in info.extra.items() if key != "overflow"}
+    return replace(info, extra=extra)
+
+
+def _self_tests(settled: Settled) -> dict[str, dict]:
+    """Those of this run, and of what was taken over those of the run that computed it."""
+    provenance = settled.before.provenance if settled.before is not None else {}
+    before = provenance.get("extract", {}).get("self_test", {})
+    kept = {name: test for name, test in before.items() if name in _taken_over(settled)}
+    return kept | settled.self_test
 
 
 def describe_run(settled: Settled, done: ExtractReport, seconds: float) -> dict:
@@ -196,7 +225,7 @@ def describe_run(settled: Settled, done: ExtractReport, seconds: float) -> dict:
                 "batches": done.batches,
             },
             "padding": done.padding,
-            "self_test": done.self_test,
+            "self_test": _self_tests(settled),
             "counts": done.counts,
             "audio_seconds": done.audio_seconds,
             "seconds": round(seconds, 3),

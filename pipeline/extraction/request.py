@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mer.pipeline.encoders.modality import Rows
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.fingerprint import Keys, keys
+from mer.pipeline.extraction.fingerprint import Keys, keys, part_of
 from mer.pipeline.extraction.memory import FileMemory, memory_path, spelled
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
@@ -124,6 +124,10 @@ class Request:
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(one.name for one in self.keys.chosen)
+
+    def part(self, names: Collection[str]) -> Keys:
+        """The keys of a store that has these of the modalities only."""
+        return part_of(self.keys, self.manifest, names)
 
     def rows(self, memory: FileMemory) -> Rows:
         """The manifest's rows, with what their files looked like when they were hashed."""

@@ -20,7 +20,15 @@ from mer.pipeline.errors import MerError, StoreError
 from mer.pipeline.extraction.decoding import open_decoders
 from mer.pipeline.extraction.fingerprint import Chosen
 from mer.pipeline.extraction.options import ExtractOptions
-from mer.pipeline.extraction.parts import Done, Finished, Source, Tally, nobody_listens, run_parts
+from mer.pipeline.extraction.parts import (
+    Done,
+    Finished,
+    Source,
+    Tally,
+    nobody_listens,
+    run_parts,
+    stored,
+)
 from mer.pipeline.extraction.plan import Inputs, Part, Plan, ShardPlan
 from mer.pipeline.extraction.request import Place
 from mer.pipeline.extraction.sound import check_sound, copied
@@ -57,6 +65,7 @@ class Assignment:
     options: ExtractOptions
     place: Place
     dims: Mapping[str, int]
+    layers: Mapping[str, int]  # how many layer means each modality has
 
 
 class Standing:
@@ -215,31 +224,42 @@ def assemble_shard(work: Assignment, shard: ShardPlan, window: int, finished: Fi
     older = {name: Shard(folder / name) for name in names}
     contents, failures, rows = [], [], []
     for row in shard.rows:
-        copy = settings.reused.get(row)
-        if copy is not None:
-            found = copied(older[copy.shard], copy.at, list(work.dims), inputs.contents[row])
-        else:
-            problem = _problem(work, row, window, finished)
-            if problem is not None:
-                id = inputs.rows.utterances[row].id
-                failures.append([id, problem.stage, problem.reason])
-                continue
-            found = _joined(work, row, window, finished)
-        rows.append((row, *found))
+        taken = settings.taken(row, inputs.modalities)
+        computed = [name for name in inputs.modalities if name not in taken]
+        problem = _problem(work, row, window, finished, computed)
+        if problem is not None:
+            id = inputs.rows.utterances[row].id
+            failures.append([id, problem.stage, problem.reason])
+            continue
+        frames, means, flags = _joined(work, row, window, finished, computed)
+        if taken:
+            copy, content = settings.reused[row], inputs.content(row, tuple(taken))
+            old = copied(older[copy.shard], copy.at, taken, content)
+            frames, means, flags = frames | old[0], means | old[1], flags | Flag(old[2])
+        rows.append((row, frames, means, flags))
         contents.append(inputs.contents[row])
     meta = {"recipe": inputs.recipe_key, "contents": contents, "failures": failures}
-    path, dtype = folder / shard.name, work.options.dtype
-    with ShardWriter(path, work.dims, dtype=dtype, meta=meta, key=shard.key) as writer:
-        for row, frames, flags in rows:
+    with ShardWriter(
+        folder / shard.name,
+        work.dims,
+        dtype=work.options.dtype,
+        meta=meta,
+        key=shard.key,
+        layers=work.layers,
+        layer_dtype=work.options.dtype,
+    ) as writer:
+        for row, frames, means, flags in rows:
             seconds = inputs.seconds(row)
             duration = NO_DURATION if seconds is None else seconds
             id = inputs.rows.utterances[row].id
-            writer.add(id, frames, duration=duration, flags=int(flags))
+            writer.add(id, frames, duration=duration, flags=int(flags), layer_means=means)
 
 
-def _problem(work: Assignment, row: int, window: int, finished: Finished) -> Problem | None:
-    """Why a row has no features, from the first modality that failed."""
-    for modality in work.inputs.modalities:
+def _problem(
+    work: Assignment, row: int, window: int, finished: Finished, computed: Sequence[str]
+) -> Problem | None:
+    """Why a row has no features, from the first of the computed modalities that failed."""
+    for modality in computed:
         owner = work.plan.owners[window].get(modality, {}).get(row, row)
         problem = finished.failures.get((modality, owner))
         if problem is not None:
@@ -248,20 +268,25 @@ def _problem(work: Assignment, row: int, window: int, finished: Finished) -> Pro
 
 
 def _joined(
-    work: Assignment, row: int, window: int, finished: Finished
-) -> tuple[dict[str, np.ndarray], Flag]:
-    """Features of a row from the parts, and its flags."""
-    frames, flags = {}, Flag(0)
-    for modality in work.inputs.modalities:
+    work: Assignment, row: int, window: int, finished: Finished, computed: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Flag]:
+    """Features and layer means of a row in the computed modalities, from the parts, and its
+    flags.
+    """
+    frames, means, flags = {}, {}, Flag(0)
+    for modality in computed:
         lengths = work.inputs.lengths[modality]
+        flags |= lengths.flags[row]
         if not lengths.lengths[row]:
             continue
         found = [finished.get(modality, key) for key in work.plan.keys_of(modality, window, row)]
-        steps = [x for x, _ in found]
+        steps = [part_row.steps for part_row in found]
         frames[modality] = steps[0] if len(steps) == 1 else np.concatenate(steps)
-        for _, more in found:
-            flags |= more
-        flags |= lengths.flags[row]
+        mean = finished.layer_means(modality, found)
+        if mean is not None:
+            means[modality] = stored(mean, work.options.dtype)
+        for part_row in found:
+            flags |= Flag(part_row.flags)
         if len(found) > 1:
             flags |= Flag.chunked
-    return frames, flags
+    return frames, means, flags

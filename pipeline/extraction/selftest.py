@@ -30,7 +30,7 @@ def self_test(inputs: Inputs, drafted: Draft, encoders: Mapping[str, Encoder]) -
 
     Returns:
         Modality → items, absolute and relative difference, tolerance, precision, passed, and for
-        half precision `precision_error`.
+        half precision `precision_error`; and what the encoder itself has to say (its `self_test`).
 
     Raises:
         EncoderError: values are not finite, or half precision is plainly wrong.
@@ -51,7 +51,7 @@ def _test_one(modality: str, encoder: Encoder, items: Sequence[np.ndarray]) -> d
 
     absolute, relative = invariance(encoder.encode, items)
     if not np.isfinite(relative):  # a clip that overflows will fail alone, by its name
-        items = [x for x in items if np.isfinite(encoder.encode([x])[0]).all()]
+        items = [x for x in items if np.isfinite(encoder.encode([x])[0].frames).all()]
         if items:
             absolute, relative = invariance(encoder.encode, items)
     name, precision = f"{modality} encoder {encoder.checkpoint.name}", encoder.precision
@@ -75,6 +75,8 @@ def _test_one(modality: str, encoder: Encoder, items: Sequence[np.ndarray]) -> d
                 f"{name}: {error:.0%} off in {precision}, which is no rounding; use --precision "
                 "fp32"
             )
+    if hasattr(encoder, "self_test"):
+        result |= encoder.self_test(items)
     return result
 
 
@@ -82,7 +84,8 @@ def precision_error(encoder: Encoder, items: Sequence[np.ndarray]) -> float:
     """Relative L2 distance of half-precision features from fp32 ones."""
     error = norm = 0.0
     for x in items:
-        half, full = encoder.encode([x])[0], encoder.encode([x], precision="fp32")[0]
+        half = encoder.encode([x])[0].frames
+        full = encoder.encode([x], precision="fp32")[0].frames
         error += float(np.square(half - full, dtype=np.float64).sum())
         norm += float(np.square(full, dtype=np.float64).sum())
     return float(np.sqrt(error / max(norm, 1e-30)))

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 
 from mer.pipeline.encoders import configured
 from mer.pipeline.encoders.modality import Encoder
 from mer.pipeline.extraction.budget import choose_budgets, fixed_budgets
+from mer.pipeline.extraction.fingerprint import Keys, recipe_key
 from mer.pipeline.extraction.look import Found
 from mer.pipeline.extraction.outcome import ExtractReport, untrained_line
 from mer.pipeline.extraction.plan import (
@@ -33,6 +35,7 @@ from mer.pipeline.extraction.selftest import self_test
 from mer.pipeline.extraction.sound import Unsound, existing, unsound_sources
 from mer.pipeline.media.stages import Problem
 from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.store import Header
 
 MEAN_BYTES = 4  # of a value of the mean over an utterance's steps, which is stored in float32
 
@@ -56,7 +59,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Settled:
-    """A run that is ready to compute."""
+    """A run that is ready to compute. `before` is the header of the store that it adds to."""
 
     request: Request
     inputs: Inputs
@@ -64,13 +67,15 @@ class Settled:
     plan: Plan
     self_test: dict[str, dict] = field(default_factory=dict)
     resumed: bool = False
+    before: Header | None = None
 
     @property
     def assignment(self) -> Assignment:
         """What every process has to know to do any piece of the plan."""
         dims = {modality: encoder.dim for modality, encoder in self.encoders.items()}
+        layers = {modality: encoder.layer_count for modality, encoder in self.encoders.items()}
         request = self.request
-        return Assignment(self.inputs, self.plan, request.options, request.place, dims)
+        return Assignment(self.inputs, self.plan, request.options, request.place, dims, layers)
 
     def standing(self) -> Standing:
         """What of the plan is there."""
@@ -97,7 +102,9 @@ def stored_plan(request: Request, company: Company) -> Settings | None:
     if not settings.fits(len(request.manifest), request.modalities):
         note(f"{place.plan}: the plan of an unfinished run is damaged; starting again")
         return None
-    reason = unsound_sources(place.folder, settings, request.modalities, keys.contents)
+    reason = unsound_sources(
+        place.folder, settings, request.modalities, lambda names: request.part(names).contents
+    )
     if reason:
         note(f"{reason}; planning the unfinished run again")
         return None
@@ -119,9 +126,11 @@ def measure(
     for one in chosen:
         lengths[one.name] = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
     item_bytes = np.dtype(request.options.dtype).itemsize
+    means = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
+    layers = item_bytes * sum(e.layer_count * e.width for e in encoders.values())
     sizes = []
     for row in range(len(rows)):
-        size = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
+        size = means + layers
         for name, encoder in encoders.items():
             size += lengths[name].steps[row] * encoder.dim * item_bytes
         sizes.append(size)
@@ -136,6 +145,7 @@ def settle(request: Request, company: Company, found: Found, prepared: Prepared)
     """
     inputs, encoders, stored = prepared.inputs, prepared.encoders, prepared.stored
     settings = stored or new_settings(request, company, found, prepared)
+    inputs = _with_part_contents(request, inputs, settings)
     drafted = draft(settings, inputs)
     if stored is None:
         company.confirm(planned_bytes(inputs, drafted))
@@ -154,7 +164,8 @@ def settle(request: Request, company: Company, found: Found, prepared: Prepared)
     if request.keys.untrained:
         company.progress.note(untrained_line(request.keys.untrained))
     company.memory.save()
-    return Settled(request, inputs, encoders, plan, tested, resumed=stored is not None)
+    before = found.head.header if found.head is not None else None
+    return Settled(request, inputs, encoders, plan, tested, stored is not None, before)
 
 
 def sketch(request: Request, company: Company, found: Found, prepared: Prepared) -> Settled:
@@ -168,47 +179,75 @@ def sketch(request: Request, company: Company, found: Found, prepared: Prepared)
 class Reusable:
     """What can be taken over from shards that are there.
 
-    `shards` maps the name of a sound one to its key, `copies` the key of a content to where its
-    features are; `unsound` names shards that cannot be used.
+    `shards` maps the name of a sound one to its key, `unsound` names shards that cannot be used.
+    `copies` has, for all modalities and for fewer of them (largest sets first), the key of a
+    content as that set sees it, and where the features are; `parts` are the keys of those sets.
     """
 
     shards: dict[str, str]
-    copies: dict[str, Copy]
     unsound: list[str]
+    copies: dict[tuple[str, ...], dict[str, Copy]]
+    parts: dict[tuple[str, ...], Keys]
+
+    def of(self, row: int) -> tuple[Copy, tuple[str, ...]] | None:
+        """Where a row's features are, and of which modalities; the most that one shard has."""
+        for names, copies in self.copies.items():
+            copy = copies.get(self.parts[names].contents[row])
+            if copy is not None:
+                return copy, names
+        return None
 
 
 def reusable(request: Request, company: Company, found: Found) -> Reusable:
-    """Look through the shards in the store's folder; a note tells of those that are not sound."""
+    """Look through the shards in the store's folder; a note tells of those that are not sound.
+
+    Shards of the same recipe, and those of a store that lacks some of the modalities: a modality
+    that is added does not change what was made of the others.
+    """
     recorded = {}
     if found.head is not None:
         recorded = {record.path.name: record.sha256 for record in found.head.shards}
-    shards: dict[str, str] = {}
-    copies: dict[str, Copy] = {}
-    unsound = []
-    folder, recipe_key = request.place.folder, request.keys.recipe_key
-    for shard in existing(folder, recipe_key, recorded, sha256_file):
+    there = Reusable({}, [], {}, {})
+    recipes = {recipe_key(recipe): names for names, recipe in _part_recipes(request)}
+    copies: dict[tuple[str, ...], dict[str, Copy]] = {names: {} for names in recipes.values()}
+    for shard in existing(request.place.folder, recipes.keys(), recorded, sha256_file):
         if isinstance(shard, Unsound):
             company.progress.note(f"{shard.reason}; extracting it again")
-            unsound.append(shard.path.name)
+            there.unsound.append(shard.path.name)
             continue
-        shards[shard.path.name] = shard.key
+        there.shards[shard.path.name] = shard.key
+        held = copies[recipes[shard.meta["recipe"]]]
         for at, content in enumerate(shard.meta["contents"]):
-            copies.setdefault(content, Copy(shard.path.name, at))
-    return Reusable(shards, copies, unsound)
+            held.setdefault(content, Copy(shard.path.name, at))
+    for names, held in copies.items():
+        if held:
+            there.copies[names], there.parts[names] = held, request.part(names)
+    return there
+
+
+def _part_recipes(request: Request) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """Every set of the modalities, the largest first, and the recipe of a store that has these."""
+    recipe = request.keys.recipe
+    for count in range(len(request.modalities), 0, -1):
+        for names in combinations(request.modalities, count):
+            left_out = set(request.modalities) - set(names)
+            yield names, {name: part for name, part in recipe.items() if name not in left_out}
 
 
 def new_settings(request: Request, company: Company, found: Found, prepared: Prepared) -> Settings:
     """Fixed budgets, and what is to be taken over from shards that are there."""
-    options, contents = request.options, request.keys.contents
+    options = request.options
     there = reusable(request, company, found)
-    _tell_decoded_again(request, company, there.copies)
+    _tell_decoded_again(company, there)
     shards = cut_shards(prepared.inputs, prepared.left_out, options.shard_bytes)
     kept = [shard.name for shard in shards if there.shards.get(shard.name) == shard.key]
-    reused = {}
-    for shard in shards:
-        for row in shard.rows if shard.name not in kept else ():
-            if contents[row] in there.copies:
-                reused[row] = there.copies[contents[row]]
+    reused, holds = {}, {}
+    for row in (row for shard in shards if shard.name not in kept for row in shard.rows):
+        taken = there.of(row)
+        if taken is not None:
+            reused[row], names = taken
+            if names != request.modalities:
+                holds[reused[row].shard] = list(names)
     device = next(iter(prepared.encoders.values())).device.type
     modalities = configured(options)
     return Settings(
@@ -221,18 +260,30 @@ def new_settings(request: Request, company: Company, found: Found, prepared: Pre
         kept=kept,
         rebuilt=[shard.name for shard in shards if shard.name in there.unsound],
         reused=reused,
+        holds=holds,
     )
 
 
-def _tell_decoded_again(request: Request, company: Company, there: Collection[str]) -> None:
+def _with_part_contents(request: Request, inputs: Inputs, settings: Settings) -> Inputs:
+    """With what the plan's copies from shards that lack some modalities are held against."""
+    held = {tuple(names) for names in settings.holds.values()}
+    return replace(inputs, part_contents={names: request.part(names).contents for names in held})
+
+
+def _tell_decoded_again(company: Company, there: Reusable) -> None:
     """Say how many utterances, whose features are `there` from the first version of the decoder,
     are decoded again, and why.
     """
-    again = Counter(why for older, why in request.keys.older.values() if older in there)
+    again: dict[int, str] = {}
+    for names, keys in there.parts.items():
+        for row, (older, why) in keys.older.items():
+            if older in there.copies[names]:
+                again[row] = why
     if again:
-        reasons = ", ".join(f"{count:,} for {why}" for why, count in again.most_common())
+        counted = Counter(again.values()).most_common()
+        reasons = ", ".join(f"{count:,} for {why}" for why, count in counted)
         company.progress.note(
-            f"{again.total():,} utterances are decoded again, because an earlier version read "
+            f"{len(again):,} utterances are decoded again, because an earlier version read "
             f"them otherwise: {reasons}"
         )
 
@@ -302,6 +353,11 @@ def report(settled: Settled, action: str) -> ExtractReport:
     planned = [row for shard in plan.shards for row in shard.rows]
     kept = (shard for shard in plan.shards if shard.name in settings.kept)
     reused = len(settings.reused) + sum(len(shard.rows) for shard in kept)
+    taken_over: Counter[str] = Counter()
+    for copy in settings.reused.values():
+        if copy.shard in settings.holds:
+            taken_over.update(settings.holds[copy.shard])
+            reused -= 1
     left_out = sorted(settings.left_out.items())
     return ExtractReport(
         request.place.out,
@@ -319,4 +375,5 @@ def report(settled: Settled, action: str) -> ExtractReport:
         bytes=planned_bytes(inputs, plan),
         shards=len(plan.shards),
         untrained=request.keys.untrained,
+        taken_over=dict(taken_over),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from mer.pipeline.errors import MerError, StoreError
 from mer.pipeline.extraction.plan import Settings
 from mer.pipeline.media.stages import AGAIN, STAGES, Stage
 from mer.pipeline.store import Shard
+from mer.pipeline.store.schema import demand
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def check_sound(shard: Shard) -> None:
     contents_of(shard)
     check_failures(shard, str)
     for modality in shard.modalities:
-        if next(shard.mismatches(modality), None) is not None:
+        if is_damaged(shard, modality):
             raise StoreError(f"{shard.path}: {modality} differs from its checksums")
     again = [stage for _, stage, _ in shard.meta["failures"] if stage in AGAIN]
     if again:
@@ -68,13 +69,36 @@ def check_sound(shard: Shard) -> None:
         raise StoreError(f"{shard.path}: a decoder {what}")
 
 
+def is_damaged(shard: Shard, modality: str) -> bool:
+    """Whether any of a modality's frames or layer means differ from their checksums."""
+    if next(shard.mismatches(modality), None) is not None:
+        return True
+    if modality not in shard.layers_crc32:
+        return False
+    return next(shard.differing_layer_means(modality, range(len(shard))), None) is not None
+
+
+def read_row(shard: Shard, modality: str, at: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Frames (T, D) of one utterance of a shard, and its layer means (L, width), None where it has
+    none; as stored. Raises ValueError where they differ from their checksums.
+    """
+    frames = shard.frames(modality, at, at + 1)
+    sound = next(shard.differing(modality, frames, at, at + 1), None) is None
+    if modality not in shard.layers_crc32 or not len(frames):
+        demand(sound, f"{modality} differs from its checksum")
+        return frames, None
+    sound = sound and next(shard.differing_layer_means(modality, [at]), None) is None
+    demand(sound, f"{modality} differs from its checksum")
+    return frames, shard.layer_means(modality)[at]
+
+
 def copied(
     shard: Shard, at: int, modalities: Sequence[str], content: str
-) -> tuple[dict[str, np.ndarray], int]:
-    """Features and flags of one utterance of an older shard.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """Features, layer means and flags of one utterance of an older shard.
 
-    Raises StoreError unless its content is `content` and its frames match their checksums: written
-    again they would get new ones, and nobody could tell.
+    Raises StoreError unless its content is `content` and all match their checksums: written again
+    they would get new ones, and nobody could tell.
     """
     contents = shard.meta.get("contents")
     there = contents if isinstance(contents, list) and len(contents) == len(shard) else []
@@ -82,52 +106,64 @@ def copied(
         raise StoreError(
             f"{shard.path}: changed while it was being copied from; run the same command again"
         )
-    frames = {m: shard.frames(m, at, at + 1) for m in modalities}
-    for m, x in frames.items():
-        if next(shard.differing(m, x, at, at + 1), None) is not None:
+    frames, means = {}, {}
+    for m in modalities:
+        try:
+            frames[m], mean = read_row(shard, m, at)
+        except ValueError:
             raise StoreError(
                 f"{shard.path}: {m} of '{shard.ids[at]}' does not match its checksum; run the same "
                 "command again"
-            )
-    return frames, int(shard.flags[at])
+            ) from None
+        if mean is not None:
+            means[m] = mean
+    return frames, means, int(shard.flags[at])
 
 
 def unsound_sources(
-    folder: Path, settings: Settings, modalities: Sequence[str], contents: Sequence[str]
+    folder: Path,
+    settings: Settings,
+    modalities: Sequence[str],
+    contents: Callable[[tuple[str, ...]], Sequence[str]],
 ) -> str | None:
     """Why a stored plan cannot be followed any more: what is wrong with the first older shard that
     it takes features from; None if nothing is.
 
-    The plan has nothing else to make those features from. `contents` are the keys of the rows.
+    The plan has nothing else to make those features from. `contents` gives the keys of the rows, as
+    a store with these modalities has them.
     """
     taken: dict[str, list[tuple[int, int]]] = {name: [] for name in settings.kept}
     for row, copy in settings.reused.items():
         taken.setdefault(copy.shard, []).append((row, copy.at))
     for name, places in sorted(taken.items()):
+        held = tuple(settings.holds.get(name, modalities))
         try:
             shard = Shard(folder / name)
             check_sound(shard)
         except MerError as error:
             return str(error).partition("; ")[0]
-        if list(shard.modalities) != list(modalities):
+        if list(shard.modalities) != list(held):
             return f"{shard.path}: holds {', '.join(shard.modalities)}"
-        there = shard.meta["contents"]
-        if not all(at < len(shard) and there[at] == contents[row] for row, at in places):
+        there, expected = shard.meta["contents"], contents(held)
+        if not all(at < len(shard) and there[at] == expected[row] for row, at in places):
             return f"{shard.path}: does not hold what the plan of an unfinished run takes from it"
     return None
 
 
 def existing(
-    folder: Path, recipe_key: str, recorded: Mapping[str, str], sha256: Callable[[Path], str]
+    folder: Path,
+    recipe_keys: Collection[str],
+    recorded: Mapping[str, str],
+    sha256: Callable[[Path], str],
 ) -> Iterator[Shard | Unsound]:
-    """Shards of this recipe in the folder; for those that are not sound, the reason instead.
+    """Shards of these recipes in the folder; for those that are not sound, the reason instead.
 
     `recorded` are the sha256 that a head file knows by name.
     """
     for path in sorted(folder.glob("shard-*.h5")) if folder.is_dir() else ():
         try:
             shard = Shard(path)
-            if shard.meta.get("recipe") != recipe_key:
+            if shard.meta.get("recipe") not in recipe_keys:
                 continue
             check_sound(shard)
             if path.name in recorded and sha256(path) != recorded[path.name]:

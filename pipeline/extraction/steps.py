@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction.look import look, made_here
-from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.options import ExtractOptions, as_recorded
 from mer.pipeline.extraction.outcome import ExtractReport, TooManyFailures
 from mer.pipeline.extraction.parts import Done, Tally
 from mer.pipeline.extraction.plan import Part
@@ -113,6 +113,11 @@ def extract(
             f"{found.leaving:,} utterances of {place.out} are not in this manifest: they leave "
             "the store"
         )
+    if found.adding and found.head is not None:
+        company.progress.note(
+            f"adding {' and '.join(found.adding)} to {place.out}; "
+            f"{' and '.join(found.head.header.modalities)} of it is taken over where unchanged"
+        )
     untidy = not isinstance(where, Share) and left_untidy(request)
     if found.complete and not distrust and (dry_run or not (found.labels_changed or untidy)):
         done = unchanged(request, found)  # writes nothing: works on a read-only mount
@@ -169,7 +174,7 @@ def repair(
     if root is not None:
         manifest = manifest.with_root(root)
     try:
-        options = replace(ExtractOptions(**made["options"]), **changes)
+        options = replace(as_recorded(made["options"]), **changes)
     except TypeError:
         raise DataError(
             f"{head}: made with options that this mer does not know; call `mer extract` for it "

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime import files
 from mer.pipeline.runtime.progress import Advance
+from mer.pipeline.store.head import PLACES
 from mer.pipeline.store.reader import FeatureStore
 from mer.pipeline.store.schema import Header
 
@@ -48,6 +49,15 @@ class Copy:
         """(T, D) of one utterance, as it was written or StoreError."""
         self.advance(1)
         return self.store.features(modality, row, dtype, check=True)
+
+    def layer_means(self, modality: str, row: int) -> np.ndarray:
+        """(L, width) float32 of one utterance, as they were written or StoreError."""
+        return self.store.layer_means(modality, [row])[0]
+
+    def table(self) -> pa.Table:
+        """The rows of the index, without where they lie in shards."""
+        table = self.store.table().take(self.rows)
+        return table.drop_columns([name for name in PLACES if name in table.column_names])
 
     def header(self) -> Header:
         header = self.store.header

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.store import Header
+from mer.pipeline.store.schema import LAYERS
 
-# The features of one utterance by modality: (T, D), (D,), or None where it has none.
+# The features of one utterance by modality: (T, D), (D,), or None where it has none; and by
+# `layers_of` a modality its layer means (L, width).
 Features = Mapping[str, np.ndarray | None]
 
 
@@ -46,6 +48,14 @@ class Foreign:
     rows: list[dict]  # columns of the store's table, and duration
     dims: dict[str, int]  # modality -> numbers per step
     frames: Callable[[], Iterable[Features]]  # a new pass over the features, in the rows' order
+    layers: dict[str, int] = field(
+        default_factory=dict
+    )  # modality -> layer means of each utterance
     header: Header | None = None  # of the store that this was exported from
     notes: list[str] = field(default_factory=list)  # lines for the user
     source: dict = field(default_factory=dict)  # for the store's provenance
+
+
+def layers_of(modality: str) -> str:
+    """What the layer means of a modality are called in foreign files and in `Features`."""
+    return f"{modality}.{LAYERS}"

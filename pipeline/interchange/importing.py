@@ -7,13 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mer.pipeline.errors import DataError, MerError
-from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
+from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions, layers_of
 from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.runtime.files import folders_for, naming, refuse_link, temporary_for
 from mer.pipeline.runtime.hold import hold
@@ -94,15 +94,17 @@ def write_store(
             return _write(foreign, out, folder, infos, dtype, advance)
 
 
-def _dtype(foreign: Foreign, options: ImportOptions) -> str:
+def _dtype(foreign: Foreign, options: ImportOptions) -> str | dict[str, str]:
     """How features are stored: as the user says, else as the exported store had all of them, else
-    float32.
+    float32; what is joined, each modality as it was.
     """
     if options.dtype:
         return options.dtype
     kept = foreign.header.modalities if foreign.header else {}
-    were = {kept[name].dtype if name in kept else "float32" for name in foreign.dims}
-    return "float16" if were == {"float16"} else "float32"
+    were = {name: kept[name].dtype if name in kept else "float32" for name in foreign.dims}
+    if foreign.kind == "join":
+        return were
+    return "float16" if set(were.values()) == {"float16"} else "float32"
 
 
 def _infos(foreign: Foreign, options: ImportOptions) -> dict[str, ModalityInfo]:
@@ -112,12 +114,16 @@ def _infos(foreign: Foreign, options: ImportOptions) -> dict[str, ModalityInfo]:
     for modality, dim in foreign.dims.items():
         info = kept.get(modality, ModalityInfo(dim=dim, encoder="imported"))
         rate = options.frame_rates.get(modality, info.frame_rate)
-        infos[modality] = replace(info, dim=dim, frame_rate=rate)
+        stack = info.stack if info.dim == dim else ()
+        infos[modality] = replace(info, dim=dim, frame_rate=rate, layers=0, stack=stack)
     return infos
 
 
 def _finished(
-    foreign: Foreign, out: Path, infos: Mapping[str, ModalityInfo], dtype: str
+    foreign: Foreign,
+    out: Path,
+    infos: Mapping[str, ModalityInfo],
+    dtype: str | dict[str, str] | dict[str, str],
 ) -> tuple[FeatureStore, ImportReport] | None:
     """The store at `out`, when it was made of this content; None when it was and is damaged;
     DataError when it was not.
@@ -152,9 +158,15 @@ class Tally:
     store.
     """
 
-    def __init__(self, foreign: Foreign, infos: Mapping[str, ModalityInfo], dtype: str) -> None:
+    def __init__(
+        self,
+        foreign: Foreign,
+        infos: Mapping[str, ModalityInfo],
+        dtype: str | dict[str, str] | dict[str, str],
+    ) -> None:
         self.foreign = foreign
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
+        self.replaced |= dict.fromkeys(map(layers_of, foreign.layers), 0)
         self._hash = hashlib.sha256()
         meaning = [
             foreign.kind,
@@ -163,12 +175,12 @@ class Tally:
             foreign.labels,
             foreign.language,
             dtype,
-            {modality: asdict(info) for modality, info in infos.items()},
+            {modality: info.to_dict() for modality, info in infos.items()},
         ]
         self._hash.update(canonical(meaning).encode())
 
     def add(self, row: dict, features: Features) -> dict[str, np.ndarray | None]:
-        """The features of a row, finite, as they are to be stored."""
+        """The features of a row, and their layer means, finite, as they are to be stored."""
         out: dict[str, np.ndarray | None] = {}
         self._hash.update(repr(sorted(row.items())).encode("utf-8", "backslashreplace"))
         for modality in self.foreign.dims:
@@ -179,9 +191,28 @@ class Tally:
             self.replaced[modality] += bad
             self.absent[modality] += kept is None or not kept.size
             if kept is not None and kept.dtype.kind in NUMBERS:
-                self._hash.update(f"\n{modality} {kept.dtype.str} {kept.shape}\n".encode())
-                self._hash.update(kept.tobytes())
+                self._take(modality, kept)
+        for modality in self.foreign.layers:
+            frames, name = out[modality], layers_of(modality)
+            means, bad = finite(features.get(name))
+            there = frames is not None and frames.size > 0
+            # An absent modality has layer means of zero in a file that needs a number everywhere.
+            means = None if means is not None and not there and not means.any() else means
+            if there != (means is not None):
+                raise DataError(
+                    f"{self.foreign.path}: {shown(row['id'], 40)} has {modality} or {name} without "
+                    "the other; leave both out, or neither"
+                )
+            self.replaced[name] += bad
+            out[name] = means
+            if means is not None:
+                self._take(name, means)
         return out
+
+    def _take(self, name: str, x: np.ndarray) -> None:
+        """An array into the digest."""
+        self._hash.update(f"\n{name} {x.dtype.str} {x.shape}\n".encode())
+        self._hash.update(x.tobytes())
 
     def _check_shape(self, row: dict, modality: str, given: np.ndarray | None) -> None:
         """Raises DataError for features of another width than in the other rows, or too many."""
@@ -214,7 +245,7 @@ def _write(
     out: Path,
     folder: Path,
     infos: Mapping[str, ModalityInfo],
-    dtype: str,
+    dtype: str | dict[str, str],
     advance: Advance,
 ) -> tuple[FeatureStore, ImportReport]:
     tally = Tally(foreign, infos, dtype)
@@ -258,7 +289,7 @@ def _write_shards(
     folder: Path,
     tally: Tally,
     shards: list[Path],
-    dtype: str,
+    dtype: str | dict[str, str],
     advance: Advance,
 ) -> None:
     """Every row of `foreign` into shards of bounded size, whose paths go into `shards`."""
@@ -268,12 +299,18 @@ def _write_shards(
         shards.append(folder / f"shard-{len(shards):05d}.h5")
         held = 0
         with ShardWriter(
-            shards[-1], foreign.dims, dtype=dtype, meta={"imported": foreign.kind}
+            shards[-1],
+            foreign.dims,
+            dtype=dtype,
+            meta={"imported": foreign.kind},
+            layers=foreign.layers,
         ) as writer:
             while row is not None and held < SHARD_BYTES:
                 features = tally.add(row, next(pieces))
                 held += sum(x.nbytes for x in features.values() if x is not None)
-                writer.add(row["id"], features, duration=row.get("duration", float("nan")))
+                means = {name: features.pop(layers_of(name)) for name in foreign.layers}
+                duration = row.get("duration", float("nan"))
+                writer.add(row["id"], features, duration=duration, layer_means=means)
                 row = next(rows, None)
                 advance(1)
 

@@ -135,7 +135,7 @@ def write_index(copy: Copy, folder: Path) -> list[str]:
     Returns:
         (n,) the name of each utterance's files, without their ending.
     """
-    table = copy.store.table().take(copy.rows).drop_columns(["shard", "shard_row"])
+    table = copy.table()
     names = _file_names(table["id"].to_pylist())
     with open(folder / INDEX, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -247,7 +247,8 @@ def write(copy: Copy, out: Path) -> bool:
         StoreError: A shard is damaged.
     """
     store, header = copy.store, copy.header()
-    columns = store.table().drop_columns(["shard", "shard_row"]).schema
+    table = copy.table()
+    columns = table.schema
     fields = list(columns)
     sizes = np.zeros(len(copy.rows), np.int64)
     for modality, info in header.modalities.items():
@@ -258,7 +259,7 @@ def write(copy: Copy, out: Path) -> bool:
     with new_file(out) as place, pq.ParquetWriter(place.path, schema, compression="zstd") as writer:
         for start, stop in _groups(sizes):
             part = copy.rows[start:stop]
-            taken = store.table().take(part)
+            taken = table.slice(start, stop - start)
             data = [taken[column.name].combine_chunks() for column in columns]
             data += [_lists(copy, modality, part) for modality in header.modalities]
             group = pa.Table.from_arrays(data, schema=schema)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mer.pipeline.interchange.copying import Copy, new_file
 from mer.pipeline.store import arrays, head, shard
-from mer.pipeline.store.schema import COLUMNS, Header
+from mer.pipeline.store.schema import COLUMNS, LAYERS, Header
 
 
 def write(copy: Copy, out: Path) -> bool:
@@ -29,7 +29,7 @@ def write(copy: Copy, out: Path) -> bool:
         StoreError: A shard is damaged.
     """
     header = copy.header()
-    table = copy.store.table().take(copy.rows)
+    table = copy.table()
     attrs, data = _shard(copy, header, table)
     columns = {
         "shard": np.zeros(len(copy.rows)),
@@ -57,17 +57,30 @@ def _shard(copy: Copy, header: Header, table: pa.Table) -> tuple[dict, dict]:
     kinds = []
     for modality, info in header.modalities.items():
         overflow = info.extra.get("overflow", 0)
-        kinds.append({"name": modality, "dim": info.dim, "dtype": info.dtype, "overflow": overflow})
+        kind = {"name": modality, "dim": info.dim, "dtype": info.dtype, "overflow": overflow}
+        if info.layers:
+            kind[LAYERS] = {
+                "count": info.layers,
+                "width": info.width,
+                "dtype": info.layer_dtype,
+            }
+        kinds.append(kind)
 
     def frames(modality: str) -> Iterator[np.ndarray]:
         dtype = header.modalities[modality].dtype
         for row in copy.rows:
             yield copy.frames(modality, row, "stored").astype(dtype, copy=False)
 
+    def means(modality: str) -> Iterator[np.ndarray]:
+        dtype = header.modalities[modality].layer_dtype
+        for row in copy.rows:
+            yield copy.layer_means(modality, row).astype(dtype)
+
     return shard.compose(
         kinds,
         table["id"].to_pylist(),
         frames,
+        means,
         duration=table["duration"].to_numpy(),
         flags=copy.store.flags[copy.rows],
         meta={},

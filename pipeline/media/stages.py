@@ -61,6 +61,7 @@ class Flag(IntFlag):
     unsized = 1 << 12
     damaged = 1 << 13
     trailing = 1 << 14
+    wordless = 1 << 15
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> Self:
@@ -83,7 +84,8 @@ class Flag(IntFlag):
 
 MEANING = {
     Flag.short: "shorter than the encoder's first frame, padded with zeros",
-    Flag.chunked: "longer than --max-seconds, encoded in overlapping pieces",
+    Flag.chunked: "longer than --max-seconds or than the encoder takes, encoded in overlapping "
+    "pieces",
     Flag.text_cut: "a transcript longer than the encoder takes, cut at its end",
     Flag.clipped: "overdriven: many samples at full scale",
     Flag.silent: "no sample above -80 dB",
@@ -97,4 +99,5 @@ MEANING = {
     Flag.unsized: "a header without its true length, decoded to the end of the data",
     Flag.damaged: "frames that could not be decoded, left out",
     Flag.trailing: "data behind the end of the audio, not read",
+    Flag.wordless: "a transcript that the tokenizer makes no token of: without text features",
 }

@@ -17,7 +17,7 @@ from mer.pipeline.runtime.terms import check_labelling, check_task
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import ShardRecord, compose
 from mer.pipeline.store.reader import FeatureStore
-from mer.pipeline.store.schema import Header, ModalityInfo, normalise
+from mer.pipeline.store.schema import LAYERS, Header, ModalityInfo, normalise
 from mer.pipeline.store.shard import Shard
 
 
@@ -140,9 +140,9 @@ def _modalities(
     """
     if not shards:
         raise DataError(f"{head}: a store needs at least one shard")
-    first = _dims(shards[0])
+    first, shapes = _dims(shards[0]), _shapes(shards[0])
     for shard in shards:
-        if _dims(shard) != first:
+        if _shapes(shard) != shapes:
             raise DataError(
                 f"{head}: {shard.path.name} holds other modalities than {shards[0].path.name}"
             )
@@ -163,8 +163,43 @@ def _modalities(
         wide = any(kind["dtype"] == "float32" for kind in kinds)
         overflow = sum(kind["overflow"] for kind in kinds)
         extra = {**info.extra, "overflow": overflow} if overflow else info.extra
-        out[name] = replace(info, dtype="float32" if wide else "float16", extra=extra)
+        info = replace(info, dtype="float32" if wide else "float16", extra=extra)
+        out[name] = _with_layers(head, name, info, [kind.get(LAYERS) for kind in kinds])
     return out
+
+
+def _with_layers(
+    head: Path, name: str, info: ModalityInfo, kinds: list[dict | None]
+) -> ModalityInfo:
+    """`info` with what the shards hold of layer means, `kinds`, which are alike in their count."""
+    held = [kind for kind in kinds if kind is not None]
+    count = held[0]["count"] if held else 0
+    if info.layers not in (0, count):
+        raise DataError(
+            f"{head}: modality {name} is said to have {info.layers} layer means, its shards have "
+            f"{count}"
+        )
+    if info.dim % max(1, len(info.stack)):
+        raise DataError(
+            f"{head}: modality {name} has dim {info.dim}, no multiple of the {len(info.stack)} "
+            "layers of its stack"
+        )
+    odd = [kind["width"] for kind in held if kind["width"] not in (0, info.width)]
+    if odd:
+        raise DataError(
+            f"{head}: the layer means of {name} have {odd[0]} numbers per layer, its frames "
+            f"{info.width}"
+        )
+    wide = any(kind["dtype"] == "float32" for kind in held)
+    return replace(info, layers=count, layer_dtype="float32" if wide else "float16")
+
+
+def _shapes(shard: Shard) -> dict[str, tuple[int, int]]:
+    """Numbers per step of each modality of a shard, and how many layer means it has."""
+    return {
+        name: (kind["dim"], kind.get(LAYERS, {}).get("count", 0))
+        for name, kind in shard.modalities.items()
+    }
 
 
 def _dims(shard: Shard) -> dict[str, int]:

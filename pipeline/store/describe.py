@@ -33,7 +33,10 @@ def describe(store: FeatureStore) -> dict:
     modalities = {
         name: {**asdict(info), **_steps(store, name)} for name, info in header.modalities.items()
     }
-    size = store.path.stat().st_size + sum(record.bytes for record in store.shards)
+    members = [store.member(number) for number in range(len(store.members))]
+    shards = [record for one in members or [store] for record in one.shards]
+    heads = {store.path, *(member.path for member in members)}
+    size = sum(path.stat().st_size for path in heads) + sum(record.bytes for record in shards)
     untrained = [name for name, info in header.modalities.items() if not info.trained]
     return {
         "path": str(store.path),
@@ -48,7 +51,10 @@ def describe(store: FeatureStore) -> dict:
         "unknown_durations": int(np.isnan(duration).sum()),
         "splits": _splits(store),
         "modalities": modalities,
-        "shards": len(store.shards),
+        "shards": len(shards),
+        "members": [
+            {"path": str(record.path), "modalities": record.modalities} for record in store.members
+        ],
         "bytes": size,
         "untrained": untrained,
         "recipe": header.recipe,
@@ -102,6 +108,12 @@ def render(description: dict) -> str:
         f"  {d['bytes'] / 1e6:,.1f} MB in {d['shards']} shard{'s' * (d['shards'] != 1)}; key "
         f"{d['fingerprint'] or 'none (imported)'}",
     ]
+    for member in d["members"]:
+        given = [
+            here if here == there else f"{here} ({there} there)"
+            for here, there in member["modalities"].items()
+        ]
+        lines.append(f"  joined: {', '.join(given)} from {member['path']}")
     for split, entry in d["splits"].items():
         counts = [f"{name} {n:,}" for name, n in entry["labels"].items()]
         counts += [f"{name} {value:g}" for name, value in entry.get("targets", {}).items()]
@@ -129,6 +141,7 @@ def _render_modality(name: str, modality: dict) -> list[str]:
     lengths = ", ".join(f"{what} {value:g}" for what, value in modality["length"].items())
     lines = [
         f"  {name}: {modality['dim']} x {modality['dtype']}, {rate}, {encoder}",
+        f"    layers: {_layers(modality)}",
         f"    steps: {lengths}, total {modality['steps']:,}",
     ]
     widest = max((count for _, _, count in modality["histogram"]), default=0)
@@ -139,6 +152,22 @@ def _render_modality(name: str, modality: dict) -> list[str]:
     odd = [f"{modality[key]:,} {what}" for key, what in ODD_ROWS.items() if modality[key]]
     lines.append(f"    rows: {', '.join(odd) if odd else 'none absent, with NaN or all zero'}")
     return lines
+
+
+def _layers(modality: dict) -> str:
+    """What is kept of the layers of an encoder, and how to get what is not."""
+    count, stack = modality["layers"], modality["stack"]
+    width = modality["dim"] // max(1, len(stack))
+    if count:
+        said = f"the utterance means of {count} x {width}, {modality['layer_dtype']}"
+    else:
+        said = "no utterance means; " + (
+            "extracting again with --layer-means --force keeps them"
+            if modality["encoder"] not in ("", "imported")
+            else "the features were made elsewhere"
+        )
+    beside = ", ".join(map(str, stack))
+    return f"{said}; a step has layers {beside} side by side" if stack else said
 
 
 def _targets(targets: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""The head file: index columns, header, and a relative link with checksum to every shard.
+"""The head file: index columns, header, and a relative link with checksum to every shard, or, of a
+joined store, to the head file of every member.
 
 Written last: it says the store is complete.
 """
@@ -6,7 +7,7 @@ Written last: it says the store is complete.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -24,16 +25,20 @@ from mer.pipeline.store.schema import (
     HEAD_FORMAT,
     Header,
     blob,
+    canonical,
     column_arrays,
     decode_column,
     demand,
     encode_column,
     pack_strings,
+    read_json,
     unpack_strings,
 )
 from mer.pipeline.store.shard import check_format
 
 HEX = "S64"  # a sha256 in hexadecimal
+# Where an utterance is, in a store that has shards: columns of the index, and their element types.
+PLACES = {"shard": "<i4", "shard_row": "<i8"}
 # The arrays about the shards, and their element types.
 SHARD_ARRAYS = {
     "name/x": "u1",
@@ -42,6 +47,15 @@ SHARD_ARRAYS = {
     "sha256": HEX,
     "identity": HEX,
 }
+# The arrays about the members of a joined store, their element types and dimensions.
+MEMBER_ARRAYS = {
+    "name/x": ("u1", 1),
+    "name/offsets": ("<i8", 1),
+    "content": (HEX, 1),
+    "modalities": ("u1", 1),
+    "rows": ("<i8", 2),
+}
+MEMBERS = "members"  # the group of those arrays; a head that has it has no shards of its own
 # The group of the one shard that a store of a single file holds; its name in the head is empty.
 EMBEDDED = "data"
 
@@ -55,6 +69,27 @@ class ShardRecord:
     sha256: str
     identity: str  # the shard's checksum over its own index (ids, offsets, crc32, key, meta)
     group: str = "/"
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """What the head of a joined store knows of a member: which store it is, and what it gives."""
+
+    path: Path  # of its head file
+    content: str  # `content_of` it when it was joined
+    modalities: dict[str, str]  # name in the joined store -> name in the member
+    rows: np.ndarray  # (N,) int64, the row of each utterance in the member; -1: it has none
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a head file says. Either `shards` or `members` is empty."""
+
+    header: Header
+    table: pa.Table
+    shards: list[ShardRecord]
+    members: list[MemberRecord]
+    flags: np.ndarray  # (N,) uint32
 
 
 def compose(
@@ -76,39 +111,94 @@ def compose(
     Returns:
         The attributes and the arrays of the file.
     """
-    data = {"header": blob(header.to_json())}
-    for name in COLUMNS.names:
-        for key, values in encode_column(name, rows[name].combine_chunks()).items():
-            data[f"index/{key}"] = values
-    for name, dtype in counted(header).items():
-        data[f"index/{name}"] = np.asarray(columns[name], dtype)
+    data = _index(header, rows, columns)
     data["shard/name/x"], data["shard/name/offsets"] = pack_strings(names)
     data["shard/bytes"] = np.array([record.bytes for record in records], "<i8")
     data["shard/sha256"] = np.array([record.sha256 for record in records], HEX)
     data["shard/identity"] = np.array([record.identity for record in records], HEX)
+    return _sealed(data)
+
+
+def compose_join(
+    header: Header,
+    rows: pa.Table,
+    columns: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    members: Sequence[MemberRecord],
+) -> tuple[dict[str, str | int], dict[str, np.ndarray]]:
+    """What the head file of a joined store is made of.
+
+    Args:
+        header: What the store says of itself.
+        rows: The columns of schema.COLUMNS, N rows.
+        columns: duration, flags and n_<modality>, (N,) each.
+        names: Paths of the members' head files relative to this one.
+        members: What each of them gives.
+
+    Returns:
+        The attributes and the arrays of the file.
+    """
+    data = _index(header, rows, columns)
+    data[f"{MEMBERS}/name/x"], data[f"{MEMBERS}/name/offsets"] = pack_strings(names)
+    data[f"{MEMBERS}/content"] = np.array([member.content for member in members], HEX)
+    data[f"{MEMBERS}/modalities"] = blob(canonical([member.modalities for member in members]))
+    data[f"{MEMBERS}/rows"] = np.stack([member.rows for member in members]).astype("<i8")
+    return _sealed(data)
+
+
+def _index(
+    header: Header, rows: pa.Table, columns: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The header and the index as arrays."""
+    data = {"header": blob(replace(header, version=FORMAT_VERSION).to_json())}
+    for name in COLUMNS.names:
+        for key, values in encode_column(name, rows[name].combine_chunks()).items():
+            data[f"index/{key}"] = values
+    for name, dtype in counted(header, joined=not PLACES.keys() <= columns.keys()).items():
+        data[f"index/{name}"] = np.asarray(columns[name], dtype)
+    return data
+
+
+def _sealed(data: dict[str, np.ndarray]) -> tuple[dict[str, str | int], dict[str, np.ndarray]]:
+    """Attributes that tell these arrays from others, and the arrays."""
     attrs: dict[str, str | int] = {"format": HEAD_FORMAT, "version": FORMAT_VERSION}
     return {**attrs, "identity": arrays.digest(attrs, data)}, data
 
 
-def counted(header: Header) -> dict[str, str]:
+def counted(header: Header, *, joined: bool) -> dict[str, str]:
     """The store's own columns and their element types."""
     return {
-        "shard": "<i4",
-        "shard_row": "<i8",
+        **({} if joined else PLACES),
         "duration": "<f8",
         "flags": "<u4",
         **{f"n_{m}": "<i8" for m in header.modalities},
     }
 
 
-def read_head(path: Path) -> tuple[Header, pa.Table, list[ShardRecord], np.ndarray]:
+def content_of(path: Path) -> str:
+    """What a store holds, as a sha256 in hexadecimal: header, index, and what tells its shards from
+    others. Not in it is what may differ from run to run, the provenance.
+
+    Raises:
+        DataError, StoreError, StoreVersionError: As `read_head`.
+    """
+    with arrays.opened(path, "store") as file:
+        check_format(file, path, HEAD_FORMAT, "store")
+        header, data = _read_arrays(file)
+        return content(header, data)
+
+
+def content(header: Header, data: Mapping[str, np.ndarray]) -> str:
+    """`content_of` a head file that is made of these arrays."""
+    said = {"header": blob(replace(header, provenance={}).to_json())}
+    return arrays.digest({}, {**data, **said})
+
+
+def read_head(path: Path) -> Head:
     """What a head file says, checked against its own checksum; no shard is touched.
 
     Args:
         path: The head file.
-
-    Returns:
-        Header, table, shard records and flags (N,) uint32.
 
     Raises:
         DataError: There is no such file, or the extraction that makes it is not finished.
@@ -122,9 +212,14 @@ def read_head(path: Path) -> tuple[Header, pa.Table, list[ShardRecord], np.ndarr
         check_format(file, path, HEAD_FORMAT, "store")
         header, data = _read_arrays(file)
         table, flags = _decode_index(header, data)
+        _check_table(header, table)
+        if f"{MEMBERS}/rows" in data:
+            members = _decode_members(path, data)
+            _check_members(header, table, members)
+            return Head(header, table, [], members, flags)
         records = _decode_records(path, data)
-        _check_table(header, table, records, path)
-        return header, table, records, flags
+        _check_places(header, table, records, path)
+        return Head(header, table, records, [], flags)
 
 
 def _read_arrays(file: h5py.File) -> tuple[Header, dict[str, np.ndarray]]:
@@ -138,12 +233,18 @@ def _read_arrays(file: h5py.File) -> tuple[Header, dict[str, np.ndarray]]:
     for name in COLUMNS.names:
         for key, dtype in column_arrays(name).items():
             dtypes[f"index/{key}"] = dtype
-    for name, dtype in counted(header).items():
+    joined = MEMBERS in file
+    for name, dtype in counted(header, joined=joined).items():
         dtypes[f"index/{name}"] = dtype
-    for name, dtype in SHARD_ARRAYS.items():
-        dtypes[f"shard/{name}"] = dtype
+    if not joined:
+        for name, dtype in SHARD_ARRAYS.items():
+            dtypes[f"shard/{name}"] = dtype
     for name, dtype in dtypes.items():
         data[name] = arrays.read(file, name, dtype)
+    if joined:
+        for name, (dtype, ndim) in MEMBER_ARRAYS.items():
+            place = f"{MEMBERS}/{name}"
+            data[place] = arrays.read(file, place, dtype, ndim)
     if arrays.attribute(file, "identity") != arrays.digest(attrs, data):
         raise ValueError("its index does not match its own checksum")
     return header, data
@@ -158,8 +259,9 @@ def _decode_index(header: Header, data: Mapping[str, np.ndarray]) -> tuple[pa.Ta
     }
     columns = {name: decode_column(name, COLUMNS.field(name).type, index) for name in COLUMNS.names}
     steps = [f"n_{modality}" for modality in header.modalities]
-    for name in ("duration", *steps, "shard", "shard_row"):
-        columns[name] = pa.array(index[name])
+    for name in ("duration", *steps, *PLACES):
+        if name in index:
+            columns[name] = pa.array(index[name])
     return pa.table(columns), index["flags"]
 
 
@@ -175,22 +277,48 @@ def _decode_records(path: Path, data: Mapping[str, np.ndarray]) -> list[ShardRec
     return records
 
 
-def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], path: Path) -> None:
+def _decode_members(path: Path, data: Mapping[str, np.ndarray]) -> list[MemberRecord]:
+    """What the head of a joined store, at `path`, says of each member."""
+    folder = path.resolve().parent
+    held = {name: data[f"{MEMBERS}/{name}"] for name in MEMBER_ARRAYS}
+    names = unpack_strings(held["name/x"], held["name/offsets"]).to_pylist()
+    given = read_json(held["modalities"].tobytes(), "what it says of its members")
+    listed = isinstance(given, list) and all(isinstance(one, dict) for one in given)
+    demand(listed and len(given) > 0, "what it says of its members is not a list of objects")
+    members = []
+    for name, content, modalities, rows in zip(
+        names, held["content"], given, held["rows"], strict=True
+    ):
+        members.append(MemberRecord(folder / name, content.decode(), modalities, rows))
+    return members
+
+
+def _check_members(header: Header, table: pa.Table, members: list[MemberRecord]) -> None:
+    """Raise ValueError for members that no writer makes. What is said of their rows is held against
+    each member when that is opened.
+    """
+    here = [name for member in members for name in member.modalities]
+    once = len(set(here)) == len(here) and set(here) == set(header.modalities)
+    demand(once, "its members do not give each of its modalities once")
+    for member in members:
+        named = all(isinstance(name, str) for name in member.modalities.values())
+        demand(named, "its members give modalities without a name")
+        demand(len(member.rows) == len(table), "its members do not have a row for each utterance")
+        inside = bool(((member.rows >= -1) & (member.rows < 1 << 31)).all())
+        demand(inside, "its index points at a row that no member has")
+        for name in member.modalities:
+            steps = table[f"n_{name}"].to_numpy()
+            there = (steps >= 0) & ((steps == 0) | (member.rows >= 0))
+            demand(bool(there.all()), f"its index has steps of {name} that no member has")
+
+
+def _check_table(header: Header, table: pa.Table) -> None:
     """Raise ValueError for a table that no writer makes.
 
-    Its checksum says only that it is as it was written. What it says of rows in shards is held
-    against each shard when that is opened.
+    Its checksum says only that it is as it was written.
     """
     if not len(table):
         return
-    shard, at = table["shard"].to_numpy(), table["shard_row"].to_numpy()
-    demand(
-        0 <= shard.min() <= shard.max() < len(records),
-        "its index points at a shard it does not name",
-    )
-    demand(0 <= at.min() and at.max() < 1 << 31, "its index points at a row that no shard has")
-    places = shard.astype(np.int64) << 31 | at
-    demand(len(np.unique(places)) == len(places), "its index has two utterances at one place")
     demand(len(pc.unique(table["id"])) == len(table), "its index has an id twice")
     demand(
         pc.all(pc.is_in(table["split"], pa.array(SPLITS))).as_py(), "its index has an unknown split"
@@ -205,6 +333,22 @@ def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], pa
             pc.all(pc.fill_null(pc.equal(lengths, wanted), True)).as_py(),
             f"its index has targets that are not {wanted} numbers",
         )
+
+
+def _check_places(header: Header, table: pa.Table, records: list[ShardRecord], path: Path) -> None:
+    """Raise ValueError for places in shards that no writer makes. They are held against each shard
+    when that is opened.
+    """
+    if not len(table):
+        return
+    shard, at = table["shard"].to_numpy(), table["shard_row"].to_numpy()
+    demand(
+        0 <= shard.min() <= shard.max() < len(records),
+        "its index points at a shard it does not name",
+    )
+    demand(0 <= at.min() and at.max() < 1 << 31, "its index points at a row that no shard has")
+    places = shard.astype(np.int64) << 31 | at
+    demand(len(np.unique(places)) == len(places), "its index has two utterances at one place")
     outside = [record.bytes for record in records if record.group == "/"]
     held = sum(outside) + path.stat().st_size
     for name, info in header.modalities.items():
@@ -214,3 +358,5 @@ def _check_table(header: Header, table: pa.Table, records: list[ShardRecord], pa
         # The sum is one of floats, since one of integers may overflow.
         enough = steps.max() <= most and float(steps.sum(dtype=np.float64)) <= most
         demand(enough, f"its index has more steps of {name} than its shards can hold")
+        means = int((steps > 0).sum()) * info.layers * info.width
+        demand(2 * means <= held, f"its header has more layers of {name} than its shards can hold")

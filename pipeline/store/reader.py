@@ -14,8 +14,14 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.runtime.progress import SILENT, Silent
-from mer.pipeline.store.head import ShardRecord, read_head
-from mer.pipeline.store.schema import Damage, Header
+from mer.pipeline.store.head import (
+    Head,
+    MemberRecord,
+    ShardRecord,
+    content_of,
+    read_head,
+)
+from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
 from mer.pipeline.store.verify import damages
 
@@ -35,34 +41,54 @@ class FeatureStore:
     Attributes:
         path: The head file.
         header: What the store says of itself.
-        shards: What the head recorded of each shard, in the order of their numbers.
+        shards: What the head recorded of each shard, in the order of their numbers; empty in a
+            joined store.
+        members: What the head of a joined store recorded of the stores that hold its features;
+            empty in any other.
         flags: What was noted of each utterance: (N,) uint32, bits of the writer's.
 
     Args:
         path: The head file.
-        check: False opens a store whose shards may be missing, to see what is wrong with it.
+        check: False opens a store whose shards or members may be missing, to see what is wrong
+            with it.
+        head: What its head file says or is to say, where that is known already.
 
     Raises:
         DataError: There is no such file, or it is not finished.
-        StoreError: The head is damaged, or a shard is missing or of another size.
+        StoreError: The head is damaged, a shard is missing or of another size, or a member of a
+            joined store is missing, damaged or not the one that was joined.
         StoreVersionError: It is of a format version that this code does not read.
     """
 
-    def __init__(self, path: str | os.PathLike, *, check: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike, *, check: bool = True, head: Head | None = None
+    ) -> None:
         self.path = Path(path)
-        self.header: Header
-        self.header, self._table, self.shards, self.flags = read_head(self.path)
-        self._table_shard = self._table["shard"].to_numpy()
-        self._table_row = self._table["shard_row"].to_numpy()
+        head = head or read_head(self.path)
+        self.header: Header = head.header
+        self.shards: list[ShardRecord] = head.shards
+        self.members: list[MemberRecord] = head.members
+        self.flags = head.flags
+        self._table = head.table
+        if not self.members:
+            self._table_shard = self._table["shard"].to_numpy()
+            self._table_row = self._table["shard_row"].to_numpy()
         self._lengths = {
             name: self._table[f"n_{name}"].to_numpy() for name in self.header.modalities
         }
         self._checked: dict[str, np.ndarray] = {}
         self._open: dict[int, Shard] = {}
+        self._joined: dict[int, FeatureStore] = {}
         self._pid = os.getpid()
         if check:
-            for record in self.shards:
-                check_file(record, self.path)
+            self._check_files()
+
+    def _check_files(self) -> None:
+        """Raise StoreError unless every shard is there, of its size, and every member fits."""
+        for record in self.shards:
+            check_file(record, self.path)
+        for number in range(len(self.members)):
+            self.member(number)._check_files()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -79,13 +105,15 @@ class FeatureStore:
     def close(self) -> None:
         """Let go of the shards; reading opens them again."""
         self._open = {}
+        self._joined = {}
 
     def table(self) -> pa.Table:
         """The index: a row per utterance, N rows.
 
         Returns:
             The columns id, split, session, dialogue, speaker, position, label, targets, text, tags,
-            duration (seconds), n_<modality> for each modality (steps), shard and shard_row.
+            duration (seconds), n_<modality> for each modality (steps), and, but in a joined store,
+            shard and shard_row.
         """
         return self._table
 
@@ -124,6 +152,12 @@ class FeatureStore:
             StoreError: The shard is missing or damaged, or, with `check`, the frames are.
         """
         self._known(modality)
+        if self.members:
+            member, name, rows = self._places(modality, np.array([operator.index(row)]))
+            if not len(rows):
+                info = self.header.modalities[modality]
+                return np.empty((0, info.dim), info.dtype if dtype == "stored" else dtype)
+            return member.features(name, int(rows[0]), dtype, check=check)
         number, at = int(self._table_shard[operator.index(row)]), int(self._table_row[row])
         shard = self.shard(number)
         x = shard.frames(modality, at, at + 1)
@@ -185,6 +219,7 @@ class FeatureStore:
         """
         self._known(modality)
         places = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        there = self._places(modality, places) if self.members else None
         offsets = np.concatenate([[0], np.cumsum(self._lengths[modality][places])])
         info = self.header.modalities[modality]
         shape = (int(offsets[-1]), info.dim)
@@ -195,6 +230,10 @@ class FeatureStore:
                 f"packed({modality!r}): out has shape {out.shape}, the rows need {shape}"
             )
         if not len(places):
+            return out, offsets
+        if there is not None:
+            member, name, at = there
+            member.packed(name, at, out=out, check=check)
             return out, offsets
         done = self._done(modality) if check else None
         unchecked = np.zeros(len(places), bool) if done is None else ~done[places]
@@ -230,9 +269,57 @@ class FeatureStore:
         """
         self._known(modality)
         out = np.zeros((len(self), self.header.modalities[modality].dim), np.float32)
+        if self.members:
+            member, name, at = self._places(modality, np.arange(len(self)))
+            out[self.members[self._holder(modality)].rows >= 0] = member.pooled(name)[at]
+            return out
         for number in np.unique(self._table_shard).tolist():
             here = self._table_shard == number
             out[here] = self.shard(number).pooled(modality)[self._table_row[here]]
+        return out
+
+    def layer_means(
+        self, modality: str, rows: Sequence[int] | np.ndarray | None = None
+    ) -> np.ndarray:
+        """The mean of every layer of the encoder over each utterance's steps, held against their
+        checksums where this object reads them for the first time.
+
+        Args:
+            modality: One of the header's.
+            rows: B rows of the table; None is all of them.
+
+        Returns:
+            (B, L, width) float32; zeros where the modality is absent.
+
+        Raises:
+            DataError: The store has no such modality, or no layer means of it.
+            StoreError: A shard is missing, or damaged, its layer means included.
+        """
+        self._known(modality)
+        info = self.header.modalities[modality]
+        if not info.layers:
+            raise DataError(
+                f"{self.path}: keeps no layer means of {modality}; make it again with `mer extract "
+                "--layer-means --force`, or import features that have them"
+            )
+        places = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        out = np.zeros((len(places), info.layers, info.width), np.float32)
+        if self.members:
+            member, name, at = self._places(modality, places)
+            known = self.members[self._holder(modality)].rows[places] >= 0
+            out[known] = member.layer_means(name, at)
+            return out
+        done = self._done(f"{modality}.{LAYERS}")
+        numbers = self._table_shard[places]
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            shard, at = self.shard(number), self._table_row[places[here]]
+            means = shard.layer_means(modality)
+            if not means.size:
+                continue
+            shard.check_layer_means(modality, at[~done[places[here]]], store=self.path)
+            out[here] = means[at]
+        done[places] = True
         return out
 
     def check(self, modality: str, rows: Sequence[int] | np.ndarray | None = None) -> int:
@@ -252,8 +339,11 @@ class FeatureStore:
             StoreError: Frames are damaged; it names the shard, the utterance and the remedy.
         """
         self._known(modality)
-        done = self._done(modality)
         places = np.arange(len(self)) if rows is None else np.unique(np.asarray(rows, np.int64))
+        if self.members:
+            member, name, at = self._places(modality, places)
+            return member.check(name, at)
+        done = self._done(modality)
         places = places[~done[places]]
         total = 0
         for number in np.unique(self._table_shard[places]).tolist():
@@ -276,12 +366,82 @@ class FeatureStore:
         """
         damaged = damages(self)
         if damaged:
-            count = f" ({len(damaged)} of {len(self.shards)} shards are damaged)"
-            more = count if len(damaged) > 1 else ""
+            more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
             raise StoreError(
                 f"{damaged[0].path}: {damaged[0].reason}{more}; run `mer verify --repair "
-                f"{self.path}`"
+                f"{damaged[0].store}`"
             )
+
+    def content(self) -> str:
+        """What the store holds, as a sha256 in hexadecimal; not where it lies, nor when or where it
+        was made.
+        """
+        return content_of(self.path)
+
+    def member(self, number: int) -> FeatureStore:
+        """A store that was joined, opened on first use.
+
+        Args:
+            number: Its place in `members`.
+
+        Returns:
+            The store, which is the one that was joined. Its shards may be missing.
+
+        Raises:
+            StoreError: It is missing, damaged, or not the one that was joined.
+        """
+        if number not in self._joined:
+            self._joined[number] = self._opened_member(self.members[number])
+        return self._joined[number]
+
+    def _opened_member(self, record: MemberRecord) -> FeatureStore:
+        """A member that is the one that was joined, and has what the head says of it; StoreError
+        otherwise.
+        """
+        try:
+            store = FeatureStore(record.path, check=False)
+            same = store.content() == record.content
+        except DataError as error:
+            raise StoreError(
+                f"{error}; {self.path} was joined from it: put it back, or join again with --force"
+            ) from None
+        except ValueError:
+            raise StoreError(f"{self.path}: names a member by what is no name") from None
+        if not same or store.members or not self._fits_member(record, store):
+            raise StoreError(
+                f"{record.path}: not what it was when {self.path} was joined from it; put that "
+                "back, or join again with --force"
+            )
+        return store
+
+    def _fits_member(self, record: MemberRecord, store: FeatureStore) -> bool:
+        """Whether a member has what the head says of it, so that neither can lead to a place
+        outside an array.
+        """
+        here = np.flatnonzero(record.rows >= 0)
+        at = record.rows[here]
+        if at.size and at.max() >= len(store):
+            return False
+        for name, there in record.modalities.items():
+            if store.header.modalities.get(there) != self.header.modalities[name]:
+                return False
+            if not np.array_equal(store.lengths(there)[at], self._lengths[name][here]):
+                return False
+        return store.table()["id"].take(at).equals(self._table["id"].take(here))
+
+    def _holder(self, modality: str) -> int:
+        """The number of the member of a joined store that holds a modality."""
+        held = (modality in record.modalities for record in self.members)
+        return list(held).index(True)
+
+    def _places(self, modality: str, rows: np.ndarray) -> tuple[FeatureStore, str, np.ndarray]:
+        """Where a joined store has a modality of these rows: the member, its name there, and its
+        rows there, those that the member does not have left out.
+        """
+        number = self._holder(modality)
+        record = self.members[number]
+        at = record.rows[rows]
+        return self.member(number), record.modalities[modality], at[at >= 0]
 
     def shard(self, number: int) -> Shard:
         """The shard of that number, opened on first use in this process.
@@ -338,6 +498,8 @@ class FeatureStore:
                 return False
             if (info.dtype, kind["dtype"]) == ("float16", "float32"):
                 return False
+            if not _fit_layers(info, kind):
+                return False
             if not np.array_equal(np.diff(shard.offsets[name])[at], self._lengths[name][rows]):
                 return False
         return [shard.ids[i] for i in at.tolist()] == self._table["id"].take(rows).to_pylist()
@@ -352,6 +514,15 @@ class FeatureStore:
             raise DataError(
                 f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}"
             )
+
+
+def _fit_layers(info: ModalityInfo, kind: dict) -> bool:
+    """Whether a shard keeps the layer means that the head says, or none of width 0."""
+    layers = kind.get(LAYERS)
+    if layers is None or not info.layers:
+        return layers is None and not info.layers
+    narrowed = (info.layer_dtype, layers["dtype"]) == ("float16", "float32")
+    return layers["count"] == info.layers and layers["width"] in (0, info.width) and not narrowed
 
 
 def verify_shards(

@@ -18,12 +18,14 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES, JSON_LEVELS
 from mer.pipeline.runtime.terms import TASKS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # as it is written
+VERSIONS = (1, 2)  # as they are read
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
 DTYPES = ("float16", "float32")
-MODALITY = r"[a-z][a-z0-9_]{0,31}"
+NAME = r"[a-z][a-z0-9_]{0,31}"
 RESERVED = {"ids", "crc32", "duration", "flags", "meta"}  # names a shard uses itself
+LAYERS = "layers"  # no feature set has this name: `audio.layers` are the layer means of audio
 HALF_MAX = 65519.99  # the largest magnitude that still rounds to a finite float16 (65504)
 
 # The caller's columns of the table (their meaning is that of pipeline.manifest.SCHEMA); the store
@@ -61,6 +63,30 @@ class ModalityInfo:
     # False for a built-in or randomly initialised encoder, whose features carry no knowledge.
     trained: bool = True
     extra: dict = field(default_factory=dict)
+    layers: int = 0  # layer means of each utterance; 0: none are kept
+    layer_dtype: str = "float16"  # of the layer means, as `dtype`
+    stack: tuple[int, ...] = ()  # layers whose frames stand side by side in a step; (): one layer
+
+    @property
+    def width(self) -> int:
+        """Numbers per layer."""
+        return self.dim // max(1, len(self.stack))
+
+    def to_dict(self) -> dict:
+        """As JSON has it. What format version 1 does not know is left out where it says nothing, so
+        that the same features are described, and hashed, as they were.
+        """
+        out = {**asdict(self), "stack": list(self.stack)}
+        if not self.layers:
+            del out["layers"], out["layer_dtype"]
+        if not self.stack:
+            del out["stack"]
+        return out
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> ModalityInfo:
+        """What `to_dict` gave; raises TypeError for what is no such thing."""
+        return cls(**{**raw, "stack": tuple(raw.get("stack", ()))})
 
     def check(self, name: str) -> None:
         """Raise ValueError unless every value is of its type."""
@@ -76,6 +102,12 @@ class ModalityInfo:
         demand(noted, f"its header's notes on {name} are not what they were")
         overflow = self.extra.get("overflow", 0)
         demand(is_count(overflow), f"its header's overflow of {name} is not a count")
+        stacked = all(is_count(layer) for layer in self.stack)
+        even = self.dim % max(1, len(self.stack)) == 0
+        demand(stacked and even, f"its header's stack of {name} is not one of layers of its dim")
+        kept = is_count(self.layers) and self.layers * self.width <= DIM
+        kept = kept and self.layer_dtype in DTYPES
+        demand(kept, f"its header's layers of {name} are not what they were")
 
 
 @dataclass(frozen=True)
@@ -99,7 +131,8 @@ class Header:
 
     def to_json(self) -> str:
         """The header as canonical JSON. Raises DataError for values that JSON does not have."""
-        return canonical(asdict(self))
+        modalities = {name: info.to_dict() for name, info in self.modalities.items()}
+        return canonical({**asdict(self), "modalities": modalities})
 
     @classmethod
     def from_json(cls, text: str) -> Header:
@@ -107,7 +140,9 @@ class Header:
         raw = read_json(text.encode(), "its header")
         named = isinstance(raw, dict) and isinstance(raw.get("modalities"), dict)
         demand(named, "its header is not an object")
-        modalities = {name: ModalityInfo(**info) for name, info in raw.pop("modalities").items()}
+        modalities = {
+            name: ModalityInfo.from_dict(info) for name, info in raw.pop("modalities").items()
+        }
         demand(isinstance(raw.get("labels"), list), "its header's labels are not a list")
         header = cls(**{**raw, "labels": tuple(raw["labels"]), "modalities": modalities})
         header._check()
@@ -115,6 +150,7 @@ class Header:
 
     def _check(self) -> None:
         """Raise ValueError unless every value is of its type."""
+        demand(self.version in VERSIONS, "its header is of a format version that is not read")
         for name in ("dataset", "language", "fingerprint"):
             demand(isinstance(getattr(self, name), str), f"its header's {name} is not a text")
         demand(self.task in TASKS, f"its header's task is not one of {', '.join(TASKS)}")
@@ -130,11 +166,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Damage:
-    """One shard that cannot be used, and why. `shard` is its number in the head file."""
+    """One shard, or member of a joined store, that cannot be used, and why.
+
+    `shard` is its number in the head file `store`, which is the one to repair.
+    """
 
     shard: int
     path: str
     reason: str
+    store: str
 
 
 def canonical(value) -> str:
@@ -163,10 +203,15 @@ def is_count(value: object) -> bool:
 
 
 def is_modality(name: str) -> bool:
-    """Whether `name` may name a modality: "n_" begins the columns of lengths."""
-    if name in RESERVED or name.startswith("n_"):
+    """Whether `name` may name a modality, `audio`, or one more feature set of it, `audio.egemaps`.
+
+    "n_" begins the columns of lengths.
+    """
+    modality, dot, feature_set = name.partition(".")
+    if modality in RESERVED or modality.startswith("n_") or feature_set == LAYERS:
         return False
-    return re.fullmatch(MODALITY, name) is not None
+    parts = (modality, feature_set) if dot else (modality,)
+    return all(re.fullmatch(NAME, part) for part in parts)
 
 
 def read_json(raw: bytes, what: str, *, limit: int = HEADER_BYTES):

@@ -17,7 +17,9 @@ from mer.pipeline.store.schema import (
     DTYPES,
     FORMAT_VERSION,
     HALF_MAX,
+    LAYERS,
     SHARD_FORMAT,
+    VERSIONS,
     blob,
     canonical,
     check_offsets,
@@ -46,12 +48,14 @@ class ShardWriter:
     Args:
         path: Where the shard is to appear.
         modalities: Names, and the count of numbers per step (D) of each.
-        dtype: "float16" or "float32", as the features are stored.
+        dtype: "float16" or "float32", as the features are stored; or that for each modality.
         meta: What the writer notes of the shard, as JSON has it.
         key: What the shard was made from, for writers that resume.
+        layers: For each modality that has layer means, how many (L).
+        layer_dtype: As `dtype`, of the layer means.
 
     Raises:
-        DataError: A modality or its dim cannot be stored, or `dtype` is unknown.
+        DataError: A modality, its dim or its layers cannot be stored, or a dtype is unknown.
 
     >>> writer = ShardWriter("shard-00000.h5", {"audio": 2})
     >>> writer.add("u0", {"audio": np.ones((3, 2))}, duration=0.06)
@@ -64,30 +68,42 @@ class ShardWriter:
         path: str | Path,
         modalities: Mapping[str, int],
         *,
-        dtype: str = "float16",
+        dtype: str | Mapping[str, str] = "float16",
         meta: dict | None = None,
         key: str = "",
+        layers: Mapping[str, int] | None = None,
+        layer_dtype: str = "float16",
     ) -> None:
-        if dtype not in DTYPES:
-            raise DataError(f"{path}: dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+        dtypes = dict.fromkeys(modalities, dtype) if isinstance(dtype, str) else dict(dtype)
+        for given in (*dtypes.values(), layer_dtype):
+            if given not in DTYPES:
+                raise DataError(f"{path}: dtype '{given}' is not one of {', '.join(DTYPES)}")
         for name, dim in modalities.items():
             if not is_modality(name):
                 raise DataError(
                     f"{path}: '{name}' cannot name a modality; use lower-case letters, digits and "
-                    "'_', e.g. audio"
+                    "'_', e.g. audio or audio.egemaps"
                 )
             if not 1 <= dim <= DIM:
                 raise DataError(f"{path}: modality {name} has dim {dim}, expected 1 to {DIM:,}")
         if not modalities:
             raise DataError(f"{path}: a shard needs at least one modality")
+        self.layers = {name: int(count) for name, count in (layers or {}).items() if count}
+        for name, count in self.layers.items():
+            if name not in modalities or not 1 <= count <= DIM:
+                raise DataError(f"{path}: {count} layers of {name}, which the shard cannot hold")
         self.path = Path(path)
         self.modalities = {name: int(dim) for name, dim in modalities.items()}
-        self.dtype = dtype
+        self.dtypes = dtypes
+        self.layer_dtype = layer_dtype
         self.meta = meta or {}
         self.key = key
         self.overflow = dict.fromkeys(modalities, 0)
         self._ids: dict[str, int] = {}
         self._frames: dict[str, list[np.ndarray]] = {name: [] for name in modalities}
+        # None where the modality is absent
+        self._means: dict[str, list] = {name: [] for name in self.layers}
+        self._width: dict[str, int] = {}  # numbers per layer, as the first layer means have them
         self._duration: list[float] = []
         self._flags: list[int] = []
 
@@ -101,6 +117,7 @@ class ShardWriter:
         *,
         duration: float = float("nan"),
         flags: int = 0,
+        layer_means: Mapping[str, np.ndarray | None] | None = None,
     ) -> None:
         """Add one utterance.
 
@@ -110,10 +127,12 @@ class ShardWriter:
                 absent. Any kind of real numbers, all finite.
             duration: In seconds; NaN where it is not known.
             flags: 32 bits of the caller's.
+            layer_means: For each modality of `layers` that is there, (L, width): the mean of every
+                layer over the true steps.
 
         Raises:
-            DataError: The id is empty, no text or there already; features are of another shape, no
-                numbers, or not finite.
+            DataError: The id is empty, no text or there already; features or layer means are of
+                another shape, no numbers, or not finite; there are features without layer means.
         """
         if not id:
             raise DataError(f"{self.path}: empty id; every utterance needs one")
@@ -130,9 +149,22 @@ class ShardWriter:
                 f"{', '.join(self.modalities)}"
             )
         frames = {name: self._checked(id, name, features.get(name)) for name in self.modalities}
+        given = layer_means or {}
+        means = {
+            name: self._checked_means(id, name, given.get(name), bool(len(frames[name])))
+            for name in self.layers
+        }
+        unknown = given.keys() - means.keys()
+        if unknown:
+            raise DataError(
+                f"{self.path}: {id} has layer means of {sorted(unknown)[0]}, of which the shard "
+                "keeps none"
+            )
+        for name, mean in means.items():
+            self._means[name].append(mean)
         for name, x in frames.items():
             self._frames[name].append(x)
-            narrowed = self.dtype == "float16" and x.dtype != np.float16
+            narrowed = self.dtypes[name] == "float16" and x.dtype != np.float16
             if narrowed and x.size and largest(x) > HALF_MAX:
                 self.overflow[name] += int((np.abs(x) > HALF_MAX).sum())
         self._ids[id] = len(self._ids)
@@ -148,6 +180,29 @@ class ShardWriter:
             return np.empty((0, dim), np.float16)
         if x.ndim != 2 or x.shape[1] != dim:
             raise DataError(f"{self.path}: {id}: {name} has shape {x.shape}, expected (T, {dim})")
+        return self._finite(id, name, x)
+
+    def _checked_means(
+        self, id: str, name: str, x: np.ndarray | None, there: bool
+    ) -> np.ndarray | None:
+        """(L, width), as `_finite` gives it; None where the modality is absent."""
+        if x is None and not there:
+            return None
+        if x is None or not there:
+            which = "layer means" if there else "frames"
+            raise DataError(f"{self.path}: {id}: {name} has no {which}, but the other of the two")
+        x = np.asarray(x)
+        count, width = self.layers[name], self._width.get(name, x.shape[-1] if x.ndim else 0)
+        if x.shape != (count, width) or not 1 <= count * width <= DIM:
+            raise DataError(
+                f"{self.path}: {id}: the layer means of {name} have shape {x.shape}, expected "
+                f"({count}, {width})"
+            )
+        self._width[name] = width
+        return self._finite(id, f"the layer means of {name}", x)
+
+    def _finite(self, id: str, name: str, x: np.ndarray) -> np.ndarray:
+        """A copy in float16 or float32; DataError for what is no number or not finite."""
         if x.dtype.kind not in "fiub":
             raise DataError(
                 f"{self.path}: {id}: {name} has dtype {x.dtype}, expected floating point"
@@ -172,19 +227,35 @@ class ShardWriter:
         kinds = []
         for name, dim in self.modalities.items():
             overflow = self.overflow[name]
-            dtype = "float32" if self.dtype == "float32" or overflow else "float16"
+            dtype = "float32" if overflow else self.dtypes[name]
             self._frames[name] = [x.astype(dtype, copy=False) for x in self._frames[name]]
-            kinds.append({"name": name, "dim": dim, "dtype": dtype, "overflow": overflow})
+            kind = {"name": name, "dim": dim, "dtype": dtype, "overflow": overflow}
+            kinds.append(kind | self._close_means(name))
         attrs, data = compose(
             kinds,
             list(self._ids),
             self._frames.__getitem__,
+            self._means.__getitem__,
             duration=self._duration,
             flags=self._flags,
             meta=self.meta,
             key=self.key,
         )
         arrays.write(self.path, attrs={"/": attrs}, arrays=data)
+
+    def _close_means(self, name: str) -> dict[str, dict]:
+        """What is recorded of the layer means of a modality, which are then of one dtype, zero
+        where it is absent; nothing where it has none.
+        """
+        if name not in self.layers:
+            return {}
+        means, shape = self._means[name], (self.layers[name], self._width.get(name, 0))
+        wide = any(x is not None and x.size and largest(x) > HALF_MAX for x in means)
+        dtype = "float32" if wide else self.layer_dtype
+        self._means[name] = [
+            np.zeros(shape, dtype) if x is None else x.astype(dtype, copy=False) for x in means
+        ]
+        return {LAYERS: {"count": shape[0], "width": shape[1], "dtype": dtype}}
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -193,12 +264,14 @@ class ShardWriter:
         if kind is None:
             self.close()
         self._frames.clear()
+        self._means.clear()
 
 
 def compose(
     kinds: list[dict],
     ids: Sequence[str],
     frames: Callable[[str], Iterable[np.ndarray]],
+    means: Callable[[str], Iterable[np.ndarray]],
     *,
     duration: Sequence[float],
     flags: Sequence[int],
@@ -208,11 +281,13 @@ def compose(
     """What a shard is made of.
 
     Args:
-        kinds: name, dim, dtype and overflow of each modality.
+        kinds: name, dim, dtype and overflow of each modality; of one with layer means also
+            "layers": their count, width and dtype.
         ids: Names of the n utterances.
         frames: Yields, for a modality, the (T, D) of every utterance, in order. It is called twice
             per modality (for the checksums, then for writing), so that a shard larger than memory
             can be streamed.
+        means: Likewise the (L, width) of every utterance, for a modality with layer means.
         duration: (n,) seconds.
         flags: (n,) 32 bits of the writer's.
         meta: What the writer notes, as JSON has it.
@@ -239,10 +314,20 @@ def compose(
         dtype = np.dtype(kind["dtype"]).newbyteorder("<").str
         shape = (int(lengths.sum()), dim)
         bulk[f"{name}/x"] = arrays.Stream(dtype, shape, frames(name))
+        if LAYERS in kind:
+            sums = [checksum(x) for x in means(name)]
+            data[f"{name}/{LAYERS}_crc32"] = np.array(sums, "<u4")
+            bulk[f"{name}/{LAYERS}"] = _stream(kind[LAYERS], len(ids), means(name))
         recorded.append({**kind, "pooled_crc32": checksum(pooled)})
     data["meta"] = blob(canonical({"modalities": recorded, "meta": meta}))
     attrs: dict[str, str | int] = {"format": SHARD_FORMAT, "version": FORMAT_VERSION, "key": key}
     return {**attrs, "identity": arrays.digest(attrs, data)}, {**data, **bulk}
+
+
+def _stream(layers: dict, n: int, means: Iterable[np.ndarray]) -> arrays.Stream:
+    """The layer means of n utterances, one after the other."""
+    dtype = np.dtype(layers["dtype"]).newbyteorder("<").str
+    return arrays.Stream(dtype, (n, layers["count"], layers["width"]), means)
 
 
 def largest(x: np.ndarray) -> float:
@@ -269,12 +354,14 @@ class Shard:
         path: The file.
         key: What the shard was made from.
         meta: What its writer noted.
-        modalities: name, dim, dtype, overflow and pooled_crc32 of each, by its name.
+        modalities: name, dim, dtype, overflow and pooled_crc32 of each, by its name, and "layers"
+            (count, width, dtype) of one with layer means.
         ids: Names of the n utterances.
         duration: (n,) float64, seconds.
         flags: (n,) uint32, bits of the writer's.
         crc32: (n, modalities) uint32, of the frames.
         offsets: For each modality, where its utterances begin and end: (n+1,) int64, in steps.
+        layers_crc32: For each modality with layer means (n,) uint32, of those.
 
     Args:
         path: The file.
@@ -304,10 +391,13 @@ class Shard:
             data["duration"] = self.duration = arrays.read(file, "duration", "<f8")
             data["flags"] = self.flags = arrays.read(file, "flags", "<u4")
             self.offsets: dict[str, np.ndarray] = {}
-            for name in self.modalities:
-                data[f"{name}/offsets"] = self.offsets[name] = arrays.read(
-                    file, f"{name}/offsets", "<i8"
-                )
+            self.layers_crc32: dict[str, np.ndarray] = {}
+            for name, kind in self.modalities.items():
+                place = f"{name}/offsets"
+                data[place] = self.offsets[name] = arrays.read(file, place, "<i8")
+                if LAYERS in kind:
+                    place = f"{name}/{LAYERS}_crc32"
+                    data[place] = self.layers_crc32[name] = arrays.read(file, place, "<u4")
             self.identity = str(arrays.attribute(file, "identity"))
             if self.identity != arrays.digest(attrs, data):
                 raise ValueError("its index does not match its own checksum")
@@ -360,6 +450,18 @@ class Shard:
                 raise ValueError(f"{modality}/pooled does not match its checksum")
             return pooled
 
+    def layer_means(self, modality: str) -> np.ndarray:
+        """The mean of every layer over each utterance's steps.
+
+        Args:
+            modality: One of `modalities` that has layer means.
+
+        Returns:
+            (n, L, width) in the stored dtype, a read-only view of the file; zeros where an
+            utterance has no frames. The width is 0 where none of the shard has any.
+        """
+        return self._mapped[f"{modality}/{LAYERS}"]
+
     def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, store: Path) -> None:
         """Hold frames against their checksums.
 
@@ -375,10 +477,28 @@ class Shard:
         """
         bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
-            raise StoreError(
-                f"{self.path}: {modality} of '{self.ids[bad]}' does not match its checksum; run "
-                f"`mer verify --repair {store}`"
-            )
+            raise self._mismatch(modality, bad, store)
+
+    def check_layer_means(self, modality: str, rows: np.ndarray, *, store: Path) -> None:
+        """Hold layer means against their checksums.
+
+        Args:
+            modality: One of `modalities` that has layer means.
+            rows: (k,) of the shard.
+            store: The head file, for the message.
+
+        Raises:
+            StoreError: They do not match.
+        """
+        bad = next(self.differing_layer_means(modality, rows), None)
+        if bad is not None:
+            raise self._mismatch(f"the layer means of {modality}", bad, store)
+
+    def _mismatch(self, what: str, row: int, store: Path) -> StoreError:
+        return StoreError(
+            f"{self.path}: {what} of '{self.ids[row]}' does not match its checksum; run "
+            f"`mer verify --repair {store}`"
+        )
 
     def mismatches(self, modality: str) -> Iterator[int]:
         """Rows whose frames do not match their crc32; reads the shard in pieces of bounded size."""
@@ -401,8 +521,15 @@ class Shard:
             if checksum(part) != self.crc32[row, column]:
                 yield row
 
+    def differing_layer_means(self, modality: str, rows: Iterable[int]) -> Iterator[int]:
+        """Those of `rows` whose crc32 is not that of their layer means."""
+        means, sums = self.layer_means(modality), self.layers_crc32[modality]
+        for row in rows:
+            if checksum(means[row]) != sums[row]:
+                yield int(row)
+
     def _map(self, file: h5py.File, name: str, kind: dict) -> None:
-        """Map the frames where they lie."""
+        """Map the frames and the layer means where they lie."""
         x = arrays.dataset(file, f"{name}/x")
         if x.ndim != 2 or x.shape[1] != kind["dim"] or x.dtype.name != kind["dtype"]:
             raise ValueError(
@@ -413,13 +540,27 @@ class Shard:
                 f"{name} has {len(self.offsets[name]) - 1} utterances of {len(self.ids)}"
             )
         check_offsets(self.offsets[name], x.shape[0])
-        if x.size == 0:
-            self._mapped[name] = np.empty(x.shape, x.dtype)
+        self._mapped[name] = self._view(x)
+        if LAYERS not in kind:
             return
+        layers = kind[LAYERS]
+        means = arrays.dataset(file, f"{name}/{LAYERS}")
+        shape = (len(self.ids), layers["count"], layers["width"])
+        if means.shape != shape or means.dtype.name != layers["dtype"]:
+            raise ValueError(
+                f"{name}/{LAYERS} is {means.shape} {means.dtype}, recorded as {shape} "
+                f"{layers['dtype']}"
+            )
+        if len(self.layers_crc32[name]) != len(self.ids):
+            raise ValueError(f"the checksums of {name}/{LAYERS} are not those of its utterances")
+        self._mapped[f"{name}/{LAYERS}"] = self._view(means)
+
+    def _view(self, x: h5py.Dataset) -> np.ndarray:
+        """A read-only view of an array where it lies."""
+        if x.size == 0:
+            return np.empty(x.shape, x.dtype)
         # A plain array over the map: slicing np.memmap itself costs twice as much.
-        self._mapped[name] = np.asarray(
-            np.memmap(self.path, x.dtype, "r", arrays.place(x), x.shape)
-        )
+        return np.asarray(np.memmap(self.path, x.dtype, "r", arrays.place(x), x.shape))
 
 
 def _described(raw: bytes) -> tuple[list[dict], dict]:
@@ -442,9 +583,21 @@ def _described(raw: bytes) -> tuple[list[dict], dict]:
         demand(known, f"its dtype of {name} is not one of {', '.join(DTYPES)}")
         counts = is_count(kind.get("overflow")) and is_count(kind.get("pooled_crc32"))
         demand(counts, f"its counts of {name} are not numbers from 0")
+        if LAYERS in kind:
+            _check_layers(name, kind[LAYERS])
     names = {kind["name"] for kind in kinds}
     demand(len(names) == len(kinds), "its description has a modality twice")
     return kinds, meta["meta"]
+
+
+def _check_layers(name: str, layers) -> None:
+    """Raise ValueError unless `layers` is what a shard says of the layer means of a modality."""
+    demand(isinstance(layers, dict), f"its layers of {name} are not an object")
+    counts = is_count(layers.get("count")) and is_count(layers.get("width"))
+    counts = counts and layers["count"] > 0 and layers["count"] * max(1, layers["width"]) <= DIM
+    demand(counts, f"its layers of {name} are not numbers from 1")
+    known = layers.get("dtype") in DTYPES
+    demand(known, f"its dtype of the layers of {name} is not one of {', '.join(DTYPES)}")
 
 
 def check_format(file: h5py.Group, path: Path, expected: str, what: str) -> None:
@@ -457,8 +610,8 @@ def check_format(file: h5py.Group, path: Path, expected: str, what: str) -> None
             f"{path}: HDF5, but not a mer {what}; features made elsewhere come in with `mer import`"
         )
     version = arrays.attribute(file, "version")
-    if version != FORMAT_VERSION:
+    if version not in VERSIONS:
         raise StoreVersionError(
-            f"{path}: {what} of format version {version}, this mer reads {FORMAT_VERSION}; use a "
-            "mer that fits"
+            f"{path}: {what} of format version {version}, this mer reads "
+            f"{' and '.join(map(str, VERSIONS))}; use a mer that fits"
         )

@@ -28,9 +28,7 @@ u3,a.wav\u00a0,fine,joy ,s1 ,dev
 u4,a.wav,oh,Anger,S2, test
 u5,a.wav,well, ,s2\ufeff,test
 """
-INFO = CorpusInfo(
-    "x", "x", "en", licence="", obtain="", size="", label_sets={}, audio_encoder="", text_encoder=""
-)
+INFO = CorpusInfo("x", "x", "en", licence="", obtain="", size="", label_sets={})
 
 
 def test_a_table(tmp_path):

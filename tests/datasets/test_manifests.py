@@ -33,8 +33,12 @@ def test_a_toml_is_consistent(name):
         assert set(labels.source.values()) <= set(labels.labels)
         for counts in labels.expected.values():
             assert labels.task != "single" or set(counts) <= set(labels.labels)
-    for encoder in (info.audio_encoder, info.text_encoder):
+    assert info.encoders.keys() >= {"audio", "text"}
+    for encoder in info.encoders.values():
         assert re.fullmatch(r"builtin:[\w-]+|[\w.-]+(/[\w.-]+)?(@[0-9a-f]{40})?", encoder)
+    assert info.layers.keys() <= info.encoders.keys()
+    for layer in info.layers.values():
+        assert re.fullmatch(r"\d+|(mean|stack):\d+-\d+(:\d+)?", layer)
     assert set(info.folds) <= {"session", "speaker", "dialogue"}
 
 
@@ -58,7 +62,15 @@ def test_a_name_is_no_path(name):
         corpora.corpus(name)
 
 
-@pytest.mark.parametrize("extra", [{"licenze": "x"}, {"encoders": {"audio": "a"}}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"licenze": "x"},
+        {"encoders": {"audio": "a"}},
+        {"encoders": {"audio": "a", "text": "t", "vision_layer": "3"}},
+        {"encoders": {"audio": "a", "text": "t", "audio_layer": 3}},
+    ],
+)
 def test_a_misspelt_or_missing_key_is_an_error(extra):
     good = {
         "title": "t",

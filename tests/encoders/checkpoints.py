@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 SMALL = {
     "hidden_size": 24,
@@ -40,6 +41,81 @@ def audio(
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"do_normalize": True, "sampling_rate": 16000})
     )
+    return folder
+
+
+def whisper(
+    folder: Path, *, form: str = "encoder", processor: dict | None = None, **changes
+) -> Path:
+    """A Whisper checkpoint with windows of two seconds; `form`: encoder (nothing else is there),
+    model (with its decoder) or generation (the same with another prefix, as most on the hub).
+    """
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    settings = {
+        "d_model": 24,
+        "encoder_layers": 3,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+        "num_mel_bins": 20,
+        "max_source_positions": 100,
+        "max_target_positions": 8,
+        "vocab_size": 30,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    }
+    config = WhisperConfig(**settings | changes)
+    torch.manual_seed(9)
+    model = WhisperForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.encoder.conv1.weight, std=0.3)
+    folder.mkdir(parents=True, exist_ok=True)
+    if form == "encoder":
+        weights = model.model.encoder.state_dict()
+        save_file({f"encoder.{k}": v for k, v in weights.items()}, folder / "model.safetensors")
+        config.save_pretrained(folder)
+    else:
+        save(model if form == "generation" else model.model, folder, pickled=False)
+    extractor = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": config.num_mel_bins,
+        "chunk_length": config.max_source_positions // 50,
+        "hop_length": 160,
+        "n_fft": 400,
+        "sampling_rate": 16000,
+    }
+    text = json.dumps(extractor | (processor or {}))
+    (folder / "preprocessor_config.json").write_text(text)
+    return folder
+
+
+def wav2vec2_bert(folder: Path, **changes) -> Path:
+    from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
+
+    settings = {
+        "vocab_size": 20,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_depthwise_kernel_size": 5,
+        "left_max_position_embeddings": 8,
+        "right_max_position_embeddings": 4,
+    }
+    torch.manual_seed(10)
+    save(Wav2Vec2BertModel(Wav2Vec2BertConfig(**settings | changes)), folder, pickled=False)
+    extractor = {
+        "feature_extractor_type": "SeamlessM4TFeatureExtractor",
+        "feature_size": 80,
+        "num_mel_bins": 80,
+        "stride": 2,
+        "sampling_rate": 16000,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
     return folder
 
 

@@ -65,9 +65,9 @@ def test_pieces_of_a_layer_norm_encoder_are_close_to_the_whole(layer):
     """
     encoder = AudioEncoder(resolve("audio", str(layer)), device="cpu", layer="0")
     clip = encoder.prepare(np.random.default_rng(0).standard_normal(120_000).astype(np.float32))
-    whole = encoder.encode([clip])[0]
+    whole = encoder.encode([clip])[0].frames
     pieces = [
-        encoder.encode([clip[a:b]])[0][skip : skip + keep]
+        encoder.encode([clip[a:b]])[0].frames[skip : skip + keep]
         for a, b, skip, keep in encoder.geometry.pieces(len(clip), 60_000)
     ]
     assert len(pieces) > 2

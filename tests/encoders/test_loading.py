@@ -85,7 +85,7 @@ def test_heads_of_other_tasks_do_not_matter(tmp_path, group):
     shutil.copy(group / "preprocessor_config.json", tmp_path)
     clip = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
     a, b = (
-        AudioEncoder(resolve("audio", str(folder)), device="cpu").encode([clip])[0]
+        AudioEncoder(resolve("audio", str(folder)), device="cpu").encode([clip])[0].frames
         for folder in (group, tmp_path)
     )
     np.testing.assert_array_equal(a, b)
@@ -97,7 +97,7 @@ def test_bin_only(tmp_path, group):
     assert not checkpoint.safetensors
     clip = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
     a, b = (
-        AudioEncoder(resolve("audio", str(f)), device="cpu").encode([clip])[0]
+        AudioEncoder(resolve("audio", str(f)), device="cpu").encode([clip])[0].frames
         for f in (group, folder)
     )
     np.testing.assert_array_equal(a, b)
@@ -268,11 +268,15 @@ def test_built_in_encoders_are_the_same_everywhere():
     """Whatever the global generator's state, and without moving it."""
     torch.manual_seed(1)
     clip = np.sin(np.arange(8000) / 20).astype(np.float32)
-    first = AudioEncoder(resolve("audio", "builtin:tiny-wav2vec2"), device="cpu").encode([clip])[0]
+    first = (
+        AudioEncoder(resolve("audio", "builtin:tiny-wav2vec2"), device="cpu")
+        .encode([clip])[0]
+        .frames
+    )
     state = torch.get_rng_state()
     second = AudioEncoder(resolve("audio", "builtin:tiny-wav2vec2"), device="cpu")
     assert torch.equal(state, torch.get_rng_state())
-    np.testing.assert_array_equal(second.encode([clip])[0], first)
+    np.testing.assert_array_equal(second.encode([clip])[0].frames, first)
     assert not second.checkpoint.trained and second.geometry.hop == 320
 
 
@@ -281,4 +285,4 @@ def test_built_in_text_encoder():
     ids, cut = encoder.tokens(["Hello, hello!", "hello , HELLO !", "你好", "word " * 600])
     np.testing.assert_array_equal(ids[0], ids[1])
     assert [len(row) for row in ids] == [6, 6, 4, 512] and cut == [False, False, False, True]
-    assert encoder.encode(ids[:3])[2].shape == (4, encoder.dim)
+    assert encoder.encode(ids[:3])[2].frames.shape == (4, encoder.dim)

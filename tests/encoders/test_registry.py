@@ -82,7 +82,8 @@ def test_steps_are_as_many_as_measured(modality, rows, encoder, lengths):
         read = list(modality.read(items, rows, lengths, encoder, decoders))
     assert all(x.problem is None for x in read)
     outputs = encoder.encode([x.value for x in read])
-    for item, x, steps in zip(items, read, outputs, strict=True):
+    for item, x, states in zip(items, read, outputs, strict=True):
+        steps = states.frames
         assert len(x.value) == item.length
         assert steps.shape == (lengths.steps[item.row], encoder.dim)
         assert steps.dtype == np.float32

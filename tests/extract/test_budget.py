@@ -96,7 +96,7 @@ class Recorded:
             torch.device("cpu"),
         )
 
-    def collate(self, items):
+    def collate(self, items, kept=None):
         return tuple(items)
 
     def forward(self, batch):

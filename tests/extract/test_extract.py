@@ -14,6 +14,7 @@ import soundfile
 
 from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import resolve
+from mer.pipeline.encoders.modality import States
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import DataError, EncoderError, FailuresError, KeyMismatchError, StoreError
 from mer.pipeline.extraction import extract, repair
@@ -25,6 +26,11 @@ from mer.pipeline.store import FeatureStore
 from mer.pipeline.store.schema import HALF_MAX
 
 from tests.extract import corpus
+
+
+def changed(found: list[States], change) -> list[States]:
+    """What an encoder gave, with `change` applied to the frames."""
+    return [dataclasses.replace(states, frames=change(states.frames)) for states in found]
 
 
 def names(folder) -> set[str]:
@@ -42,10 +48,10 @@ def test_features_are_those_of_the_encoders_one_clip_at_a_time(made):
         ]
         for row, u in enumerate(manifest.rows):
             waveform, _ = soundfile.read(made / u.audio, dtype="float32")
-            expected = audio.encode([audio.prepare(waveform)])[0]
+            expected = audio.encode([audio.prepare(waveform)])[0].frames
             # float16
             np.testing.assert_allclose(store.features("audio", row), expected, rtol=1e-3, atol=2e-3)
-            expected = text.encode(text.tokens([u.text])[0])[0]
+            expected = text.encode(text.tokens([u.text])[0])[0].frames
             np.testing.assert_allclose(store.features("text", row), expected, rtol=1e-3, atol=2e-3)
 
 
@@ -532,8 +538,8 @@ def test_half_precision_that_overflows_is_computed_again(tmp_path, monkeypatch):
     forward = AudioEncoder.forward
 
     def overflowing(self, batch, *, precision=None):
-        frames = forward(self, batch, precision=precision)
-        return frames if precision == "fp32" else [x * np.float32("inf") for x in frames]
+        found = forward(self, batch, precision=precision)
+        return found if precision == "fp32" else changed(found, lambda x: x * np.float32("inf"))
 
     monkeypatch.setattr("mer.pipeline.extraction.settle.self_test", lambda *args: {})
     monkeypatch.setattr(AudioEncoder, "forward", overflowing)
@@ -546,8 +552,8 @@ def test_half_precision_that_is_wrong_is_refused(tmp_path, monkeypatch):
     forward = AudioEncoder.forward
 
     def wrong(self, batch, *, precision=None):
-        frames = forward(self, batch, precision="fp32")
-        return frames if precision == "fp32" else [x * np.float32(1.5) for x in frames]
+        found = forward(self, batch, precision="fp32")
+        return found if precision == "fp32" else changed(found, lambda x: x * np.float32(1.5))
 
     monkeypatch.setattr(AudioEncoder, "forward", wrong)
     with pytest.raises(
@@ -588,7 +594,7 @@ def test_an_encoder_that_fails_the_self_test_runs_one_by_one(tmp_path, monkeypat
 
     def leaky(self, batch, **keywords):
         sizes.append(len(batch[2]))
-        return [x + 0.01 * len(batch[2]) for x in forward(self, batch, **keywords)]
+        return changed(forward(self, batch, **keywords), lambda x: x + 0.01 * len(batch[2]))
 
     monkeypatch.setattr(AudioEncoder, "forward", leaky)
     report = extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
@@ -605,7 +611,7 @@ def test_values_beyond_half_are_stored_in_full(tmp_path, monkeypatch):
     monkeypatch.setattr(
         AudioEncoder,
         "forward",
-        lambda self, batch, **k: [x * 1e5 for x in forward(self, batch, **k)],
+        lambda self, batch, **k: changed(forward(self, batch, **k), lambda x: x * 1e5),
     )
     extract(manifest, tmp_path / "feats.h5", corpus.options(), source=file)
     store = FeatureStore(tmp_path / "feats.h5")

@@ -21,7 +21,15 @@ import soundfile
 from mer.fusion import config, experiment
 from mer.pipeline.encoders import MODALITIES
 from mer.pipeline.encoders.loading import Checkpoint
-from mer.pipeline.encoders.modality import Described, Family, Item, Lengths, Modality, ReadItem
+from mer.pipeline.encoders.modality import (
+    Described,
+    Family,
+    Item,
+    Lengths,
+    Modality,
+    ReadItem,
+    States,
+)
 from mer.pipeline.extraction import ExtractOptions, Workers, extract
 from mer.pipeline.extraction.fingerprint import fingerprint
 from mer.pipeline.extraction.plan import Settings
@@ -38,19 +46,21 @@ RATE, STEP = 16_000, 1_600  # samples per second and per step
 class Loudness:
     """The encoder: clips of whole steps (n,) → (n / 1600, 2)."""
 
-    dim, precision, device = 2, "fp32", SimpleNamespace(type="cpu")
+    dim, width, layer_count = 2, 2, 0
+    precision, device = "fp32", SimpleNamespace(type="cpu")
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
 
-    def collate(self, items):
+    def collate(self, items, kept=None):
         return tuple(items)
 
     def forward(self, batch, *, precision=None):
         steps = [np.abs(x).reshape(-1, STEP) for x in batch]
-        return [np.stack([x.mean(1), x.max(1)], axis=1).astype(np.float32) for x in steps]
+        both = [np.stack([x.mean(1), x.max(1)], axis=1) for x in steps]
+        return [States(x.astype(np.float32)) for x in both]
 
-    def encode(self, items, *, precision=None):
+    def encode(self, items, kept=None, *, precision=None):
         return self.forward(self.collate(items), precision=precision)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mer.pipeline.store import arrays as files
 
-BULK = ("/x", "/pooled")  # of a modality: not in the checksum of a shard
+BULK = ("/x", "/pooled", "/layers")  # of a modality: not in the checksum of a shard
 
 
 def load(path: Path) -> tuple[dict[str, str | int], dict[str, np.ndarray]]:

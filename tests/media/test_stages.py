@@ -25,6 +25,7 @@ BITS = {
     "unsized": 12,
     "damaged": 13,
     "trailing": 14,
+    "wordless": 15,
 }
 STAGES = (
     "open decode truncated empty channel track rate times nan too_long oom timeout killed changed"

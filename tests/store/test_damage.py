@@ -53,7 +53,8 @@ def test_missing_shard_is_named_and_never_read_as_zeros(tmp_path):
         StoreError, match="shard-00001.h5: shard is missing; run `mer verify --repair .*feats.h5`"
     ):
         store.packed("audio")
-    assert verify_shards(tmp_path / "feats.h5") == [Damage(1, str(gone), "shard is missing")]
+    head = tmp_path / "feats.h5"
+    assert verify_shards(head) == [Damage(1, str(gone), "shard is missing", str(head))]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 600, 4096, -1])
@@ -218,13 +219,13 @@ def test_a_byte_that_nothing_reads_still_counts(tmp_path):
 
 
 @pytest.mark.parametrize("which", ["feats.h5", "feats.shards/shard-00000.h5"])
-@pytest.mark.parametrize("version", [0, 2, 999])
+@pytest.mark.parametrize("version", [0, 3, 999])
 def test_another_format_version_is_said_as_such(tmp_path, which, version):
     make_store(tmp_path)
     with h5py.File(tmp_path / which, "r+") as file:
         file.attrs.modify("version", np.int64(version))
     with pytest.raises(
-        StoreVersionError, match=f"format version {version}, this mer reads 1"
+        StoreVersionError, match=f"format version {version}, this mer reads 1 and 2"
     ) as caught:
         read_everything(tmp_path / "feats.h5")
     assert caught.value.exit_code == 1

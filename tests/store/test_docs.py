@@ -27,7 +27,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
 
 
 def test_the_tables_name_every_array(tmp_path):
-    make_store(tmp_path)
+    make_store(tmp_path, layers=True)
     named = {
         name
         for row in re.findall(r"^\| (.*?) \|", PAGE.read_text(), re.M)
@@ -55,5 +55,7 @@ def test_the_tables_name_every_array(tmp_path):
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
 def test_stores_of_every_version_are_read(version):
     store = FeatureStore(PAST / f"v{version}" / "kept.h5")
+    assert store.header.version == version
+    assert bool(store.header.modalities["audio"].layers) == (version > 1)
     assert_holds(store, n=6)
     store.verify()

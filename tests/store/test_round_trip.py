@@ -242,7 +242,7 @@ def test_ids_must_be_there_and_be_unique(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Audio", "a/b", "../x", "ids", "crc32", "n_audio", "a.b", "1a", "a" * 33]
+    "name", ["", "Audio", "a/b", "../x", "ids", "crc32", "n_audio", "a.b.c", "1a", "a" * 33]
 )
 def test_modality_names_are_plain(tmp_path, name):
     with pytest.raises(DataError, match="cannot name a modality"):

@@ -1,0 +1,464 @@
+"""`mer join`: modalities of several stores under one head, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mer.cli import main
+from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.extraction import extract
+from mer.pipeline.interchange.joining import join
+from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index, verify_shards
+
+from tests.extract import corpus
+from tests.store.build import read_part
+
+IDS = [f"u{k}" for k in range(6)]
+DIMS = {"text": 3, "audio": 2, "audio.egemaps": 5, "vision": 4}
+
+
+def mer(*args) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.stdout, result.stderr
+
+
+def refused(code: int, *args) -> str:
+    """The one line of a command that ends with this code."""
+    found, out, err = mer(*args)
+    (line,) = err.splitlines()
+    assert found == code and out == "" and len(line) <= 300, (found, out, err)
+    return line
+
+
+def frames(modality: str, k: int) -> np.ndarray:
+    """(T, D) of utterance k, float16-exact and never zero."""
+    rng = np.random.default_rng([k, len(modality)])
+    return (rng.integers(1, 200, (1 + k % 3, DIMS[modality])) / 8).astype(np.float32)
+
+
+def means(modality: str, k: int) -> np.ndarray:
+    return np.stack([frames(modality, k).mean(axis=0).round() + layer for layer in range(3)])
+
+
+def make(
+    path: Path, modalities: list[str], ids: list[str] = IDS, layers: bool = True, **columns
+) -> Path:
+    """A store of some utterances over two shards. `columns` give or change (None: take away) what
+    is said of an utterance, by id, and what is said of the store.
+    """
+    shards = [path.with_suffix(".shards") / f"shard-{i:05d}.h5" for i in range(2)]
+    counts = dict.fromkeys(modalities, 3) if layers else {}
+    rows = []
+    durations = columns.pop("duration", {})
+    for number, shard in enumerate(shards):
+        dims = {m: DIMS[m] for m in modalities}
+        with ShardWriter(shard, dims, layers=counts) as writer:
+            for row_id in ids[number::2]:
+                k = int(row_id[1:])
+                given = {m: means(m, k) for m in counts}
+                writer.add(
+                    row_id,
+                    {m: frames(m, k) for m in modalities},
+                    duration=durations.get(row_id, k / 2),
+                    layer_means=given,
+                )
+    for row_id in ids:
+        k = int(row_id[1:])
+        row = {
+            "id": row_id,
+            "split": ("train", "dev", "test")[k % 3],
+            "label": ("joy", "anger")[k % 2],
+            "text": f"text {k}",
+            "speaker": f"s{k}",
+        }
+        rows.append({name: columns.get(name, {}).get(row_id, row[name]) for name in row})
+    build_index(
+        path,
+        shards,
+        rows,
+        dataset=columns.get("dataset", "demo"),
+        task="single",
+        labels=columns.get("labels", ("joy", "anger")),
+        modalities={m: ModalityInfo(DIMS[m], 50.0, encoder=f"{m}-encoder") for m in modalities},
+        fingerprint=columns.get("fingerprint", path.stem),
+    )
+    return path
+
+
+NOTHING = dict.fromkeys(IDS)
+
+
+@pytest.fixture
+def three(tmp_path) -> list[Path]:
+    """Text with labels, audio of the last four and a seventh, vision with nothing but ids."""
+    text = make(tmp_path / "text.h5", ["text"], IDS[::-1])
+    audio = make(tmp_path / "audio.h5", ["audio"], [*IDS[2:], "u6"])
+    unsaid = {"label": NOTHING, "split": dict.fromkeys(IDS, ""), "text": NOTHING}
+    unsaid |= {"speaker": NOTHING, "duration": dict.fromkeys(IDS, float("nan")), "labels": ()}
+    vision = make(tmp_path / "vision.h5", ["vision"], layers=False, fingerprint="", **unsaid)
+    return [text, audio, vision]
+
+
+def holds(store: FeatureStore) -> None:
+    """Every value of `three`, in the order of the text store with the seventh behind."""
+    ids = [*IDS[::-1], "u6"]
+    table = store.table().to_pydict()
+    assert table["id"] == ids
+    order = [int(row_id[1:]) for row_id in ids]
+    assert table["label"] == [("joy", "anger")[k % 2] for k in order]
+    assert table["split"] == [("train", "dev", "test")[k % 3] for k in order]
+    assert table["text"] == [f"text {k}" for k in order]
+    assert table["duration"] == [k / 2 for k in order]
+    there = {"text": range(6), "audio": range(2, 7), "vision": range(6)}
+    assert list(store.header.modalities) == list(there)
+    for m, known in there.items():
+        lengths = [1 + k % 3 if k in known else 0 for k in order]
+        assert store.lengths(m).tolist() == lengths == table[f"n_{m}"]
+        expected = [frames(m, k) if k in known else np.empty((0, DIMS[m])) for k in order]
+        for row, x in enumerate(expected):
+            assert np.array_equal(store.features(m, row), x)
+            assert store.features(m, row, "stored", check=True).dtype == np.float16
+        some = [6, 0, 5, 3, 0]
+        packed, offsets = store.packed(m, some, check=True)
+        assert np.array_equal(packed, np.concatenate([expected[row] for row in some]))
+        assert np.diff(offsets).tolist() == [lengths[row] for row in some]
+        batch, steps = store.batch(m, [1, 6])
+        assert len(batch) == steps.sum() == lengths[1] + lengths[6]
+        mean = [x.mean(axis=0) if len(x) else np.zeros(DIMS[m]) for x in expected]
+        assert np.allclose(store.pooled(m), mean)
+        if m == "vision":
+            with pytest.raises(DataError, match="keeps no layer means of vision"):
+                store.layer_means(m)
+            continue
+        zero = np.zeros((3, DIMS[m]))
+        layers = np.stack([means(m, k) if k in known else zero for k in order])
+        assert np.array_equal(store.layer_means(m), layers)
+        assert np.array_equal(store.layer_means(m, some), layers[some])
+    assert verify_shards(store) == []
+
+
+def test_a_join_is_a_store(three, tmp_path):
+    out = tmp_path / "joined.h5"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.h5")}
+    code, said, err = mer("join", *three, "--out", out)
+    assert code == 0 and said.strip() == str(out)
+    assert err.splitlines() == [
+        f"{three[0]}: 1 of 7 utterances are not in it, first 'u6'; absent there",
+        f"{three[1]}: 2 of 7 utterances are not in it, first 'u1'; absent there",
+        f"{three[2]}: 1 of 7 utterances are not in it, first 'u6'; absent there",
+        "7 utterances, with text 6, audio 5, vision 6",
+    ]
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"{name}.{end}" for name in ("text", "audio", "vision") for end in ("h5", "shards")),
+        "joined.h5",
+    }
+    store = FeatureStore(out)
+    holds(store)
+    assert store.check("audio") > 0 and store.check("audio") == 0
+    assert store.header.recipe == {} and store.header.labels == ("joy", "anger")
+    holds(FeatureStore(out))
+    with h5py.File(out) as file:  # other tools follow the links
+        assert file["stores/00001/shards/00000/audio/x"].shape[1] == 2
+    code, said, _ = mer("verify", out)
+    assert code == 0 and "7 utterances in 6 shards of 3 stores, every byte is as written" in said
+    code, said, _ = mer("inspect", out)
+    assert code == 0 and f"joined: audio from {three[1].resolve()}" in said
+    assert "layers: the utterance means of 3 x 2" in said
+    found = json.loads(mer("inspect", out, "--json")[1])
+    assert [member["modalities"] for member in found["members"]] == [
+        {"text": "text"},
+        {"audio": "audio"},
+        {"vision": "vision"},
+    ]
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.h5"))
+    assert found["bytes"] == size and found["shards"] == 6
+
+
+def test_a_copy_needs_nothing_else(three, tmp_path):
+    out = tmp_path / "new" / "joined.h5"
+    code, _, err = mer("join", *three, "--copy", "--out", out)
+    assert code == 0 and "audio 5" in err
+    assert mer("join", *three, "--copy", "--out", out)[2].splitlines()[-1] == (
+        "joined before, from these very stores; nothing to do"
+    )
+    for path in three:
+        path.unlink()
+        shutil.rmtree(path.with_suffix(".shards"))
+    store = FeatureStore(out)
+    assert not store.members
+    holds(store)
+    assert {m: info.encoder for m, info in store.header.modalities.items()} == {
+        m: f"{m}-encoder" for m in ("text", "audio", "vision")
+    }
+    (out.with_suffix(".shards") / "shard-00000.h5").unlink()
+    assert "joined with --copy: join again" in mer("verify", out)[2]
+
+
+def test_the_whole_folder_moves(three, tmp_path):
+    join(three, tmp_path / "sub" / "joined.h5")
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    try:
+        holds(FeatureStore(moved / "sub" / "joined.h5"))
+        (moved / "link.h5").symlink_to(moved / "sub" / "joined.h5")
+        holds(FeatureStore(moved / "link.h5"))
+    finally:
+        moved.rename(tmp_path)
+
+
+def test_joins_flatten(three, tmp_path):
+    first, _, _ = join(three[:2], tmp_path / "first.h5")
+    store, _, _ = join([first.path, three[2]], tmp_path / "all.h5")
+    holds(store)
+    assert [record.path for record in store.members] == [path.resolve() for path in three]
+    first.path.unlink()
+    holds(FeatureStore(store.path))
+
+
+def test_the_same_again_is_left_and_another_refused(three, tmp_path):
+    out = tmp_path / "joined.h5"
+    assert join(three, out)[2]
+    before = out.stat().st_mtime_ns
+    assert not join(three, out)[2] and out.stat().st_mtime_ns == before
+    assert "exists already, joined otherwise" in refused(1, "join", *three[:2], "--out", out)
+    assert mer("join", *three[:2], "--out", out, "--force")[0] == 0
+    assert list(FeatureStore(out).header.modalities) == ["text", "audio"]
+    (tmp_path / "other.h5").write_bytes(b"mine")
+    args = ("join", *three, "--force", "--out")
+    assert "is no joined store" in refused(1, *args, tmp_path / "other.h5")
+    assert (tmp_path / "other.h5").read_bytes() == b"mine"
+    assert "is one of the stores to join" in refused(1, *args, three[0])
+    (tmp_path / "made.shards").mkdir()
+    assert "folder of another store's shards" in refused(1, *args, tmp_path / "made.h5")
+    (tmp_path / "link.h5").symlink_to(out)
+    assert "a symbolic link" in refused(1, *args, tmp_path / "link.h5")
+    assert "named twice" in refused(1, "join", three[0], three[0], "--out", tmp_path / "x.h5")
+    assert "two stores or more" in refused(1, "join", three[0], "--out", tmp_path / "x.h5")
+    assert "no such store" in refused(1, "join", three[0], tmp_path / "no.h5", "--out", out)
+
+
+CONFLICTS = {
+    "label": ("anger", "has label 'anger', in {a} 'joy'; make them agree"),
+    "split": ("test", "has split 'test', in {a} 'dev'; make them agree"),
+    "speaker": ("s9", "has speaker 's9', in {a} 's4'; make them agree, or keep the first with"),
+    "text": ("else", "has text 'else', in {a} 'text 4'; make them agree, or keep the first with"),
+    "duration": (2.6, "has duration '2.6 s', in {a} '2 s'; make them agree, or keep"),
+}
+
+
+@pytest.mark.parametrize("column", CONFLICTS)
+def test_a_contradiction_is_one_line(tmp_path, column):
+    value, message = CONFLICTS[column]
+    a = make(tmp_path / "a.h5", ["text"])
+    b = make(tmp_path / "b.h5", ["audio"], **{column: {"u4": value}})
+    line = refused(1, "join", a, b, "--out", tmp_path / "c.h5")
+    assert f"{b}: 'u4' {message.format(a=a)}" in line
+    assert not (tmp_path / "c.h5").exists()
+    args = ("join", a, b, "--keep-first", column, "--out", tmp_path / "c.h5")
+    if "--keep-first" not in line and "keep the first" not in line and column != "duration":
+        assert "what decides training and testing must agree" in refused(1, *args)
+        return
+    code, _, err = mer(*args)
+    assert code == 0 and f"1 utterances have another {column}; the first store's is kept" in err
+    row = FeatureStore(tmp_path / "c.h5").table().to_pylist()[4]
+    assert row[column] == {"speaker": "s4", "text": "text 4", "duration": 2.0}[column]
+
+
+def test_durations_of_two_decoders_agree(tmp_path):
+    a = make(tmp_path / "a.h5", ["text"])
+    b = make(tmp_path / "b.h5", ["audio"], duration={"u4": 2.05})
+    store, _, _ = join([a, b], tmp_path / "c.h5")
+    assert store.table()["duration"].to_pylist()[4] == 2.0
+
+
+def test_label_names_and_tasks(tmp_path):
+    a = make(tmp_path / "a.h5", ["text"], ["u0", "u2"], labels=["joy"])
+    more = ("fear", "joy", "anger")
+    b = make(tmp_path / "b.h5", ["audio"], labels=more)
+    assert join([a, b], tmp_path / "c.h5")[0].header.labels == more
+    assert join([b, a], tmp_path / "d.h5")[0].header.labels == more
+    odd = make(tmp_path / "odd.h5", ["vision"], labels=["joy", "anger", "awe"])
+    line = refused(1, "join", b, odd, "--out", tmp_path / "e.h5")
+    assert f"{odd}: label 'awe' is none of {b}: fear, joy, anger; make them agree" in line
+    for name, task, labels in (("m", "multi", ["x", "y"]), ("n", "multi", ["y", "x"])):
+        with ShardWriter(tmp_path / f"{name}.shards" / "s.h5", {f"{name}ine": 1}) as writer:
+            writer.add("u0", {f"{name}ine": [1]})
+        build_index(
+            tmp_path / f"{name}.h5",
+            [tmp_path / f"{name}.shards" / "s.h5"],
+            [{"id": "u0", "split": "train", "targets": [0, 1]}],
+            dataset="demo",
+            task=task,
+            labels=labels,
+        )
+    m, n = tmp_path / "m.h5", tmp_path / "n.h5"
+    assert "task multi" in refused(1, "join", a, m, "--out", tmp_path / "e.h5")
+    assert "targets y, x, " in refused(1, "join", m, n, "--out", tmp_path / "e.h5")
+
+
+def test_ids_that_are_missing(three, tmp_path):
+    out = tmp_path / "joined.h5"
+    line = refused(1, "join", *three, "--require-all", "--out", out)
+    assert "1 of 7 utterances are not in it, first 'u6'; without --require-all they are" in line
+    other = make(tmp_path / "other.h5", ["vision"], ["u7", "u8"])
+    line = refused(1, "join", three[0], other, "--out", out)
+    assert "none of its 6 ids is in the other stores: it has 'u5', they have 'u7'; make" in line
+    assert not out.exists()
+
+
+def test_one_modality_twice(tmp_path):
+    a = make(tmp_path / "a.h5", ["audio"])
+    b = make(tmp_path / "b.h5", ["audio", "text"])
+    out = tmp_path / "c.h5"
+    line = refused(1, "join", a, b, "--out", out)
+    assert f"{b}: has audio, as {a} has; give it another name with --as b.h5:audio=audio." in line
+    assert mer("join", a, b, "--as", "b.h5:audio=audio.egemaps", "--out", out)[0] == 0
+    store = FeatureStore(out)
+    assert list(store.header.modalities) == ["audio", "audio.egemaps", "text"]
+    assert np.array_equal(store.features("audio.egemaps", 3), frames("audio", 3))
+    assert mer("join", a, b, "--as", f"{b}:audio=", "--out", out, "--force")[0] == 0
+    assert list(FeatureStore(out).header.modalities) == ["audio", "text"]
+    for wrong, said in {
+        f"{b}:vision=x": "has no modality 'vision'; it has audio, text",
+        f"{b}:audio=Audio": "'Audio' cannot name a modality",
+        f"{b}:audio=audio.layers": "cannot name a modality",
+        "audio=x": "expected STORE:MODALITY=NAME",
+        "no.h5:audio=x": "expected STORE:MODALITY=NAME",
+    }.items():
+        assert said in refused(1, "join", a, b, "--as", wrong, "--out", tmp_path / "d.h5")
+    left = ("--as", f"{a}:audio=", "--as", f"{b}:audio=", "--as", f"{b}:text=")
+    assert "every modality" in refused(1, "join", a, b, *left, "--out", tmp_path / "d.h5")
+
+
+def train(store: Path, out: Path, model: str = "concat") -> tuple:
+    small = ("--set", "train.epochs=1", "--device", "cpu")
+    return ("train", "--features", store, "--model", model, "--out", out, *small)
+
+
+def damage_moved(three: list[Path]) -> None:
+    three[1].rename(three[1].with_name("elsewhere.h5"))
+
+
+def damage_changed(three: list[Path]) -> None:
+    make(three[1], ["audio"], [*IDS[2:], "u6"], text={"u3": "changed"})
+
+
+def damage_shard_gone(three: list[Path]) -> None:
+    (three[1].with_suffix(".shards") / "shard-00001.h5").unlink()
+
+
+def damage_head(three: list[Path]) -> None:
+    three[1].write_bytes(three[1].read_bytes()[:5000])
+
+
+def damage_frames(three: list[Path]) -> None:
+    path = three[1].with_suffix(".shards") / "shard-00000.h5"
+    with h5py.File(path) as file:
+        place = file["audio/x"].id.get_offset()
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+
+
+DAMAGES = {
+    damage_moved: "audio.h5: no such store; {c} was joined from it: put it back, or join again",
+    damage_changed: "audio.h5: not what it was when {c} was joined from it; put that back, or join",
+    damage_shard_gone: "shard-00001.h5: shard is missing; run `mer verify --repair {audio}`",
+    damage_head: "audio.h5: not a readable store",
+    damage_frames: "audio of 'u2' does not match its checksum; run `mer verify --repair {audio}`",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_a_member_that_cannot_be_used(three, tmp_path, damage):
+    out = tmp_path / "joined.h5"
+    join(three, out)
+    damage(three)
+    message = DAMAGES[damage].format(c=out, audio=three[1])
+    code, _, err = mer(*train(out, tmp_path / "run"))
+    assert code in (1, 5) and message in err.splitlines()[-1]
+    code, _, err = mer("export", out, tmp_path / "x", "--to", "npy")
+    assert code in (1, 5) and message in err.splitlines()[-1] and not (tmp_path / "x").exists()
+    for args in (("verify", out), ("verify", out, "--repair")):
+        code, _, err = mer(*args)
+        assert code == 5 and len(err.splitlines()) == 2 and "audio" in err.splitlines()[0]
+        whole = damage in (damage_moved, damage_changed, damage_head)
+        assert ("put back what is missing" in err) == whole
+        assert (f"run `mer verify --repair {three[1]}`" in err) != whole
+    with pytest.raises(StoreError):
+        FeatureStore(out, check=False).verify()
+    if damage is not damage_frames:
+        code, _, err = mer("inspect", out)
+        assert code in (1, 5) and message in err
+
+
+def test_nothing_is_extracted_into_a_join(three, tmp_path):
+    out = tmp_path / "joined.h5"
+    join(three, out)
+    before = out.read_bytes()
+    manifest, file = corpus.make(tmp_path / "corpus", 3)
+    for force in (False, True):
+        with pytest.raises(DataError, match="extract into those, or name another --out"):
+            extract(manifest, out, corpus.options(force=force), source=file)
+    assert out.read_bytes() == before and not (tmp_path / "joined.shards").exists()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_processes_read_what_one_reads(three, tmp_path, start):
+    store, _, _ = join(three, tmp_path / "joined.h5")
+    jobs = [(store, row, row + 1) for row in range(len(store))]
+    expected = [read_part(job) for job in jobs]
+    with multiprocessing.get_context(start).Pool(2) as pool:
+        assert pool.map(read_part, jobs) == expected
+
+
+def test_the_fingerprint_is_that_of_the_content(three, tmp_path):
+    first = join(three, tmp_path / "a.h5")[0].header.fingerprint
+    assert join(three, tmp_path / "sub" / "b.h5")[0].header.fingerprint == first
+    assert join(three[::-1], tmp_path / "c.h5")[0].header.fingerprint != first
+    frames_before = FeatureStore(three[1]).lengths("audio")
+    with ShardWriter(three[1].with_suffix(".shards") / "shard-00000.h5", {"audio": 2}) as writer:
+        for row_id in [*IDS[2:], "u6"]:
+            writer.add(row_id, {"audio": frames("audio", int(row_id[1:])) + 1})
+    build_index(
+        three[1],
+        [three[1].with_suffix(".shards") / "shard-00000.h5"],
+        [{"id": row_id} for row_id in [*IDS[2:], "u6"]],
+        dataset="demo",
+        task="single",
+        labels=(),
+    )
+    assert np.array_equal(FeatureStore(three[1]).lengths("audio"), frames_before)
+    assert join(three, tmp_path / "d.h5")[0].header.fingerprint != first
+
+
+def test_a_kill_leaves_no_store(three, tmp_path):
+    """Killed at moments all over, a join is there whole or not at all; the next one is."""
+    for copy, waits in (((), (0.3, 0.6)), (("--copy",), (0.5, 0.7))):
+        for wait in waits:
+            out = tmp_path / "k" / "joined.h5"
+            command = [sys.executable, "-m", "mer.cli", "join", *map(str, three), *copy]
+            process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL)
+            time.sleep(wait)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            if out.exists():
+                holds(FeatureStore(out))
+            assert mer("join", *three, *copy, "--out", out)[0] == 0
+            holds(FeatureStore(out))
+            assert not list(out.parent.rglob("*.tmp-*"))
+            shutil.rmtree(out.parent)
