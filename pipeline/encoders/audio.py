@@ -6,13 +6,14 @@ encoded in pieces that overlap.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 
-from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders import smile, tiny
 from mer.pipeline.encoders.geometry import (
     SAMPLE_RATE,
     WINDOW,
@@ -36,6 +37,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.media.workers import Decoded, Decoders, Job
+from mer.pipeline.runtime.files import sha256_file
 
 CLIPS_AHEAD = 64  # decoded before they are asked for
 
@@ -48,6 +50,7 @@ class Preparing(Encoder, Protocol):
 
 # One line adds a family: its module has `load`, `takes` tells its checkpoints from others.
 FAMILIES: list[Family] = [
+    Family("opensmile", "mer.pipeline.encoders.smile", smile.takes, smile.geometry),
     Family(
         "whisper",
         "mer.pipeline.encoders.whisper",
@@ -66,8 +69,8 @@ FAMILIES: list[Family] = [
 
 @dataclass(frozen=True)
 class Audio(Modality):
-    """`layer`, `layer_means`, `pool_frames`, `channel`, `track` and `max_seconds` (0: never cut)
-    belong to the recipe.
+    """`layer`, `layer_means`, `pool_frames`, `channel`, `track`, `max_seconds` (0: never cut) and
+    `window` belong to the recipe.
     """
 
     name: ClassVar[str] = "audio"
@@ -118,6 +121,17 @@ class Audio(Modality):
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
         return (digest, self.span(u)) if digest else self.absent
 
+    def resolve(
+        self,
+        encoder: str,
+        *,
+        offline: bool = False,
+        sha256: Callable[[Path], str] = sha256_file,
+    ) -> Checkpoint:
+        if smile.asked(encoder):
+            return smile.resolve(encoder)
+        return super().resolve(encoder, offline=offline, sha256=sha256)
+
     def check(self, checkpoint: Checkpoint) -> None:
         self.choice(checkpoint)
         if self.window and not self.geometry(checkpoint).window:
@@ -136,7 +150,7 @@ class Audio(Modality):
         return parse_layers(self.layer, self.geometry(checkpoint).layers, "--audio-layer")
 
     def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        window = self.geometry(checkpoint).window
+        geometry = self.geometry(checkpoint)
         recipe: dict[str, Any] = {
             "encoder": checkpoint.hash,
             "layer": self.choice(checkpoint).text,
@@ -144,14 +158,16 @@ class Audio(Modality):
             "channel": self.channel,
             "max_seconds": float(self.max_seconds),
         }
-        if window:
-            longest = window / SAMPLE_RATE
+        if geometry.whole:
+            recipe["max_seconds"] = 0.0
+        if geometry.window:
+            longest = geometry.window / SAMPLE_RATE
             recipe["max_seconds"] = min(self.max_seconds or longest, longest)
-            recipe["window"] = self.window or WINDOW
+            recipe["window"] = self._window(geometry)
         # stores made before these could be asked for keep their key
         if self.track != "auto":
             recipe["track"] = self.track
-        if self.layer_means and self.geometry(checkpoint).layers:
+        if self.layer_means and geometry.layers:
             recipe["layer_means"] = True
         return recipe
 
@@ -163,14 +179,16 @@ class Audio(Modality):
             "channel": recipe["channel"],
             "max_seconds": recipe["max_seconds"],
             "audio_track": recipe.get("track", "auto"),
-            "layer_means": recipe.get("layer_means", False),
             "audio_window": recipe.get("window", ""),
+            "layer_means": recipe.get("layer_means", False),
         }
 
     @classmethod
     def differs(cls, key: str, old: Any, new: Any) -> str:
         if key == "track":  # in the recipe only where one was asked for
             return f"audio track: {old or 'auto'} there, {new or 'auto'} now"
+        if key == "window":  # only encoders of windows have it
+            return f"audio window: {old or 'none'} there, {new or 'none'} now"
         return super().differs(key, old, new)
 
     # --- lengths
@@ -223,13 +241,19 @@ class Audio(Modality):
             for piece, (first, end, skip, keep) in enumerate(cuts):
                 # a short clip is padded to one receptive field
                 length = max(end - first, geometry.field)
-                if self.window == "full":
+                if self._window(geometry) == "full":
                     length = geometry.window
                 found.append(Item(row, length, piece, first, end, skip, keep))
         return found
 
+    def _window(self, geometry: Geometry) -> str:
+        """How much of an encoder's window is computed: full or clip; "" where it has none."""
+        return (self.window or WINDOW) if geometry.window else ""
+
     def _longest(self, geometry: Geometry) -> int:
         """Samples of a piece at most; 0: no clip is cut."""
+        if geometry.whole:
+            return 0
         asked = round(self.max_seconds * SAMPLE_RATE)
         if asked and geometry.window:
             return min(asked, geometry.window)
@@ -273,6 +297,8 @@ class Audio(Modality):
         )
 
     def describe(self, checkpoint: Checkpoint) -> Described:
-        rate = self.geometry(checkpoint).rate / self.pool_frames
+        rate = self.geometry(checkpoint).rate
+        if rate is not None:
+            rate /= self.pool_frames
         choice = self.choice(checkpoint)
         return Described(rate, choice.text, {"pool": self.pool_frames}, choice.stack)

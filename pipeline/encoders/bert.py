@@ -9,7 +9,7 @@ that is loaded, and in what a token sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -92,9 +92,7 @@ class TextEncoder:
         self.layer_count = self._taps.count
 
     @classmethod
-    def of(
-        cls, checkpoint: Checkpoint, modality: Modality, device: str, precision: str
-    ) -> TextEncoder:
+    def of(cls, checkpoint: Checkpoint, modality: Modality, device: str, precision: str) -> Self:
         """The encoder that a modality of transcripts asks for."""
         return cls(
             checkpoint,

@@ -50,19 +50,18 @@ def load_model(
     device: torch.device,
     kind: Any = None,
     *,
-    architecture: str = "AutoModel",
     unused: Sequence[str] = (),
     **arguments: Any,
 ) -> nn.Module:
-    """The frozen network in fp32, as a class of transformers reads it: `kind`, or the one called
-    `architecture`, which takes `arguments`.
+    """The frozen network in fp32; `kind` is its class in transformers (default: AutoModel), which
+    takes `arguments`.
 
     A weight that is missing, or of another shape, is fatal: the features would be noise. Missing
     may be those that no feature passes through, which have one of `unused` in their names.
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
-    import transformers
+    from transformers import AutoModel
     from transformers.utils import logging
 
     what = f"{checkpoint.kind} encoder {checkpoint.name}"
@@ -70,7 +69,7 @@ def load_model(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report on missing weights is replaced by the check below
     try:
-        model, report = (kind or getattr(transformers, architecture)).from_pretrained(
+        model, report = (kind or AutoModel).from_pretrained(
             checkpoint.folder,
             **arguments,
             local_files_only=True,
@@ -78,6 +77,7 @@ def load_model(
             use_safetensors=checkpoint.safetensors,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError) as error:
         raise EncoderError(

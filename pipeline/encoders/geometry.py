@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import DataError, EncoderError
@@ -27,6 +28,8 @@ class Geometry:
     dim: int
     layers: int
     window: int = 0  # samples that are encoded at a time at most; 0: no limit
+
+    whole: ClassVar[bool] = False  # clips are never cut
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Geometry:
@@ -61,8 +64,8 @@ class Geometry:
         return field
 
     @property
-    def rate(self) -> float:
-        """Frames per second."""
+    def rate(self) -> float | None:
+        """Frames per second; None: one for the whole clip."""
         return SAMPLE_RATE / self.hop
 
     def first(self, samples: int) -> int:

@@ -75,7 +75,7 @@ class Checkpoint:
 
     @property
     def trained(self) -> bool:
-        return self.folder is not None
+        return not self.id.startswith(tiny.PREFIX)
 
     @property
     def name(self) -> str:

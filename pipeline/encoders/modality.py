@@ -57,6 +57,9 @@ class Encoder(Protocol):
     kept (None: all), which layer means are over. A step is `dim` numbers: `width`, those of a
     hidden state, for each layer that is stacked. `layer_count` is the number of layer means an item
     gets, blocks and one; 0: none.
+
+    An encoder may have two things more: `self_test(items)`, which gives figures for the self-test
+    (`note`: a line for the user), and `window`, a length that every item is computed as at least.
     """
 
     checkpoint: Checkpoint

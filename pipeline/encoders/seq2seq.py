@@ -44,14 +44,12 @@ class EncoderOfPair(TextEncoder):
 
     def network(self, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
         """Raises EncoderError for a model that has no encoder of its own."""
+        import transformers
+
         kind = str(checkpoint.config.get("model_type"))
+        architecture = getattr(transformers, ENCODERS.get(kind, "AutoModel"))
         unused = ["decoder.", *(SINUSOIDS[name] for name in SINUSOIDS if name == kind)]
-        whole: Any = load_model(
-            checkpoint,
-            torch.device("cpu"),
-            architecture=ENCODERS.get(kind, "AutoModel"),
-            unused=unused,
-        )
+        whole: Any = load_model(checkpoint, torch.device("cpu"), architecture, unused=unused)
         encoder = getattr(whole, "encoder", None)
         if not isinstance(encoder, nn.Module) or getattr(whole, "decoder", encoder) is None:
             raise EncoderError(f"{self.what}: has no encoder of its own")

@@ -67,6 +67,7 @@ class LayerTaps:
     ) -> None:
         """`hooks`: False asks for all hidden states wherever the blocks are."""
         self.choice, self.means = choice, means
+        self._name = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         self.arguments: dict[str, Any] = {}
         self._pass = _Pass()
         if choice.kind == "last" and not means:
@@ -126,8 +127,8 @@ class LayerTaps:
             hidden = getattr(output, "hidden_states", None)
             if hidden is None or len(hidden) != count + 1:
                 raise EncoderError(
-                    "this architecture does not tell its layers apart; use the layer setting last, "
-                    "and --no-layer-means"
+                    f"model type '{self._name}' does not tell its layers apart; use the layer "
+                    "setting last, and --no-layer-means"
                 )
             for number in range(count):
                 self._see(number, hidden[number])

@@ -54,19 +54,26 @@ class Tokens:
     def _ids(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
         if isinstance(self._tokenizer, tiny.HashTokenizer):
             return self._tokenizer(list(texts), special=special)
-        return self._tokenizer(
-            list(texts),
-            add_special_tokens=special,
-            truncation=False,
-            padding=False,
-            verbose=False,
-        )["input_ids"]
+        try:
+            return self._tokenizer(
+                list(texts),
+                add_special_tokens=special,
+                truncation=False,
+                padding=False,
+                verbose=False,
+            )["input_ids"]
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise EncoderError(
+                f"{self.what}: its tokenizer refuses a transcript ({_reason(error)})"
+            ) from None
 
     def _ends(self) -> Ends:
         """Where the tokens of a text are between the special ones; (0, 0) for a tokenizer that
         does not keep them together.
         """
         (body,), (whole,) = self._ids([PROBE], special=False), self._ids([PROBE])
+        if not body:
+            return Ends(0, 0)
         for before in range(len(whole) - len(body) + 1):
             if whole[before : before + len(body)] == body:
                 return Ends(before, len(whole) - len(body) - before)
@@ -92,5 +99,8 @@ def _tokenizer(checkpoint: Checkpoint, what: str):
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise EncoderError(f"{what}: its tokenizer cannot be loaded ({reason})") from None
+        raise EncoderError(f"{what}: its tokenizer cannot be loaded ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0])

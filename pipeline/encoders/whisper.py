@@ -74,7 +74,6 @@ class WhisperEncoder:
         """Raises EncoderError for a checkpoint that is incomplete or not of the family, DataError
         for a wrong option.
         """
-        from transformers import WhisperConfig
         from transformers.audio_utils import mel_filter_bank
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Network
 
@@ -88,16 +87,9 @@ class WhisperEncoder:
         self.window = self.geometry.window if self.full else 0
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model = cast(
-            Any,
-            load_model(
-                checkpoint,
-                self.device,
-                Network,
-                config=WhisperConfig(**checkpoint.config),
-                key_mapping={r"^(model\.)?encoder\.": ""},
-            ),
-        )
+        names = {r"^(model\.)?encoder\.": ""}  # with a decoder beside it, or without
+        model = load_model(checkpoint, self.device, Network, key_mapping=names)
+        self.model = cast(Any, model)
         self._taps = LayerTaps(self.model, self.choice, means=layer_means)
         self.layer_count = self._taps.count
         self.mel = mel_settings(checkpoint)

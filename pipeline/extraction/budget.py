@@ -260,8 +260,9 @@ def device_key(encoder: Encoder, threads: int) -> str:
         device = f"{properties.name}, {properties.total_memory >> 30} GiB"
     else:
         device = f"{processor()}, {threads} threads"
-    layers = f"{getattr(encoder, 'choice', '')} {encoder.layer_count}"
-    what = hashlib.sha256(f"{encoder.checkpoint.hash} {layers}".encode()).hexdigest()[:16]
+    given = [encoder.checkpoint.hash, encoder.dim, encoder.layer_count]
+    given += [getattr(encoder, name, "") for name in ("choice", "window")]
+    what = hashlib.sha256(" ".join(map(str, given)).encode()).hexdigest()[:16]
     return (
         f"{device} | {encoder.checkpoint.name} {what} | {encoder.precision} | torch "
         f"{torch.__version__}"

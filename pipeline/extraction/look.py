@@ -19,6 +19,8 @@ from mer.pipeline.media.stages import AGAIN, STAGES, Flag
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 
+NAMED = 2  # differences of two recipes; the rest is counted
+
 
 @dataclass(frozen=True)
 class Found:
@@ -80,7 +82,8 @@ def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
     now = {one.name: one.checkpoint for one in request.keys.chosen}
     names = {m: (was[m].encoder, now[m].name) for m in was.keys() & now.keys()}
     found = differences(head.header.recipe, recipe, names)
-    what = "; ".join(found)
+    more = f"; {len(found) - NAMED:,} more" if len(found) > NAMED else ""
+    what = "; ".join(found[:NAMED]) + more
     if request.options.force:
         progress.note(f"replacing {head.path} ({what})")
         return
@@ -88,7 +91,7 @@ def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
     if lacking and len(found) == 1:
         raise KeyMismatchError(
             f"{head.path}: has no layer means of {' and '.join(lacking)}; --no-layer-means leaves "
-            "it as it is, --force makes them, and all else again; or choose another --out"
+            "it as it is, --force makes them, and all else again; or name another --out"
         )
     remedy = "choose another --out, or replace it with --force"
     absent = [name for name in _without_rows(request) if part(head.header.recipe, name)]
@@ -97,7 +100,7 @@ def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
     elif options := keeping(
         head.header.recipe, recipe, _sources(request, head), vars(request.options)
     ):
-        remedy = f"{' '.join(options)} keeps it, --force replaces it; or choose another --out"
+        remedy = f"{' '.join(options)} keeps it, --force replaces it; or name another --out"
     raise KeyMismatchError(f"{head.path}: made by another recipe ({what}); {remedy}")
 
 

@@ -105,6 +105,7 @@ class ExtractReport:
         )
         out = [f"{self._done()}; {size}, {self.seconds:.1f} s", *self._plan_lines()]
         out += [_self_test_line(m, test) for m, test in self.self_test.items()]
+        out += [f"{m}: {test['note']}" for m, test in self.self_test.items() if "note" in test]
         if self.counts:
             out += count_lines(self.counts, self.flagged)
             out.append(f"all of a kind: mer inspect {self.out} --flag {next(iter(self.counts))}")

@@ -110,13 +110,15 @@ def keeping(
             continue
         if name not in MODALITIES or not sources.get(name):
             return []
-        if now is None or was.get("encoder") != now.get("encoder"):
+        same = now is not None and was.get("encoder") == now.get("encoder")
+        settings = dict(_settings(name, was, now)) if now is not None else {}
+        if same and (not settings or any(settings[key] == asked.get(key) for key in settings)):
+            return []  # no option says it, or the option meant something else then
+        if not same:
             options.append(f"--{name}-encoder {sources[name]}")
-        if now is not None:
-            settings = list(_settings(name, was, now))
-            if any(value == asked.get(field) for field, value in settings):
-                return []  # it meant something else then
-            options += [_spelled(field, value) for field, value in settings]
+        for key, value in settings.items():
+            if value != "" or asked.get(key):  # "": nothing was asked for
+                options.append(_spelled(key, value))
     for key in ("dtype", "precision"):
         if old.get(key) != new.get(key):
             options.append(f"--{key} {old.get(key)}")
@@ -141,4 +143,6 @@ def _spelled(field: str, value: str | float | bool) -> str:
     flag = field.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value:g}" if isinstance(value, float) else f"--{flag} {value}"
+    if isinstance(value, float):
+        return f"--{flag} {value:g}"
+    return f"--{flag} {value or repr('')}"

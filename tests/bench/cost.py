@@ -31,9 +31,10 @@ from tests.extract.test_batching import QUANTILES
 
 UTTERANCES, SECONDS, FRAMES = 13_708, 12.1 * 3600, 2_180_000  # of MELD, frames at 50 Hz
 BUDGET_SECONDS = 8  # of a batch, as extraction's on a CPU
-WHISPER = {
+WHISPER = {  # width, blocks, heads, mels
     "base": (512, 6, 8, 80),
     "small": (768, 12, 12, 80),
+    "large-v3": (1280, 32, 20, 128),
 }
 
 
@@ -64,6 +65,20 @@ def whisper(size: str) -> Callable[[Path], Any]:
         encoder_ffn_dim=4 * width,
         num_mel_bins=mels,
         max_source_positions=1500,
+    )
+
+
+def wav2vec2_bert(folder: Path) -> Any:
+    """facebook/w2v-bert-2.0."""
+    return checkpoints.wav2vec2_bert(
+        folder,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        conv_depthwise_kernel_size=31,
+        left_max_position_embeddings=64,
+        right_max_position_embeddings=8,
     )
 
 
@@ -104,6 +119,8 @@ SIZES = [
     Size("Whisper base, `clip`", Audio, whisper("base"), layers("audio", "3")),
     Size("Whisper base, `full`", Audio, whisper("base"), layers("audio", "3"), {"window": "full"}),
     Size("Whisper small, `clip`", Audio, whisper("small"), layers("audio", "6")),
+    Size("Whisper large-v3, `clip`", Audio, whisper("large-v3"), layers("audio", "16")),
+    Size("w2v-BERT 2.0", Audio, wav2vec2_bert, layers("audio", "12")),
     Size("roberta-base", Text, roberta("base"), layers("text", "last", means_off=["last"])),
     Size("roberta-large", Text, roberta("large"), layers("text", "last", "stack:12-24:4")),
 ]

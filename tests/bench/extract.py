@@ -6,6 +6,9 @@ Both sides read the same wav files and use the same weights (random: speed does 
 in the same process, in turns; the best of the rounds counts. The loop keeps its features in memory;
 ours also writes and fsyncs them. Loading is in neither. Lengths are spread over MELD's quantiles
 (tests/extract/meld_quantiles.json), those of transcripts as in `sentences`.
+
+Real transcripts through real weights, from start to end, against sentence-transformers: see
+`transcripts`, whose rows come last (`--lines 0`: not at all).
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
 
+from tests.bench import transcripts
 from tests.bench.machine import save
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES
@@ -224,6 +228,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--sizes", default="tiny,base", help="tiny, base, large")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--texts", type=int, default=192)
+    parser.add_argument("--lines", type=int, help="MELD's, for all-MiniLM-L6-v2 (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget-seconds", type=float, default=Audio.fixed_budget["cpu"])
@@ -272,5 +277,8 @@ def main(argv: list[str]) -> None:
                     print(row, flush=True)
     finally:
         shutil.rmtree(folder)
+    for row in transcripts.rows(args.lines, args.rounds) if args.lines != 0 else ():
+        rows.append(row)
+        print(row, flush=True)
     if args.save:
         print(save("extract", rows, command="python -m tests.bench extract " + " ".join(argv)))

@@ -2,9 +2,11 @@
 sentence-transformers' `encode(output_value="token_embeddings")`.
 
 Each side is a process of its own, in turns: it starts, imports, loads the weights, tokenises and
-encodes the same lines on a CPU with all cores. The peer keeps what it makes in memory; ours also
-reads a manifest, tests itself, and writes and checks a store. Wall seconds, and processor seconds
-of all its threads; of the rounds, the best of each.
+encodes the same lines on a CPU with all cores, in fp32. The peer keeps what it makes in memory;
+ours also reads a manifest, tests itself, writes a store and hashes what it writes, and encodes
+equal lines once. Wall seconds, and processor seconds of all threads; the best of the rounds counts.
+
+`python -m tests.bench extract` has these rows, too; here they are alone.
 
 The lines and the weights are real and not part of the project: the folder `MER_TEST_DATA` has them
 (`meld/*_sent_emo.csv`, `encoders/all-MiniLM-L6-v2`). sentence-transformers is timed where it is
@@ -37,7 +39,7 @@ import json, sys
 from sentence_transformers import SentenceTransformer
 folder, file = sys.argv[1:]
 lines = json.load(open(file, encoding="utf-8"))
-model = SentenceTransformer(folder, device="cpu", local_files_only=True)
+model = SentenceTransformer(folder, device="cpu", local_files_only=True).float()
 states = model.encode(lines, output_value="token_embeddings", show_progress_bar=False)
 print(sum(len(x) for x in states))
 """
@@ -51,14 +53,15 @@ class Took(NamedTuple):
     cpu: float
 
 
-def meld_lines(folder: Path, count: int) -> list[str]:
-    """The first `count` of MELD's transcripts (0: all 13,708), spread over the three tables."""
+def meld_lines(folder: Path, count: int | None) -> list[str]:
+    """`count` of MELD's 13,708 transcripts, evenly spread; None: all."""
     lines = []
     for name in TABLES:
         with open(folder / f"{name}_sent_emo.csv", encoding="utf-8", newline="") as file:
             lines += [row["Utterance"] for row in csv.DictReader(file)]
-    step = max(1, len(lines) // count) if count else 1
-    return lines[::step][: count or None]
+    if count is None or count >= len(lines):
+        return lines
+    return [lines[at * len(lines) // count] for at in range(count)]
 
 
 def timed(command: list[str]) -> Took:
@@ -123,8 +126,8 @@ def _row(side: str, took: Took, best: dict[str, Took], lines: int) -> dict:
     return row | {f"times_as_fast_{name}": ratio for name, ratio in ratios.items()}
 
 
-def rows(lines: int, rounds: int) -> list[dict]:
-    """The rows of this comparison, or one that says what is absent."""
+def rows(lines: int | None, rounds: int) -> list[dict]:
+    """The rows of this comparison, or one that says what is absent; `lines` as for `meld_lines`."""
     root = os.environ.get("MER_TEST_DATA")
     absent = {"encoder": "all-MiniLM-L6-v2", "modality": "text"}
     if not root:
@@ -138,7 +141,7 @@ def rows(lines: int, rounds: int) -> list[dict]:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench transcripts", description=__doc__)
-    parser.add_argument("--lines", type=int, default=0, help="how many of the lines; 0: all")
+    parser.add_argument("--lines", type=int, help="how many of the lines (default: all)")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--save", action="store_true", help="write results/transcripts.json")
     args = parser.parse_args(argv)

@@ -48,7 +48,8 @@ def whisper(
     folder: Path, *, form: str = "encoder", processor: dict | None = None, **changes
 ) -> Path:
     """A Whisper checkpoint with windows of two seconds; `form`: encoder (nothing else is there),
-    model (with its decoder) or generation (the same with another prefix, as most on the hub).
+    model (with its decoder), generation (the same with another prefix, as most on the hub) or
+    pickled (likewise, not in safetensors).
     """
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -79,7 +80,7 @@ def whisper(
         save_file({f"encoder.{k}": v for k, v in weights.items()}, folder / "model.safetensors")
         config.save_pretrained(folder)
     else:
-        save(model if form == "generation" else model.model, folder, pickled=False)
+        save(model.model if form == "model" else model, folder, pickled=form == "pickled")
     extractor = {
         "feature_extractor_type": "WhisperFeatureExtractor",
         "feature_size": config.num_mel_bins,

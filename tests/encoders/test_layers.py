@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from mer.pipeline.encoders.audio import Audio
 from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.layers import LayerChoice, parse_layers
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.taps import blocks_of
-from mer.pipeline.errors import DataError, EncoderError
+from mer.pipeline.errors import DataError, EncoderError, KeyMismatchError
+from mer.pipeline.extraction import extract
+
+from tests.extract import corpus
 
 
 @pytest.mark.parametrize(
@@ -113,5 +117,25 @@ def test_a_model_whose_blocks_are_elsewhere_is_asked_for_its_states(albert):
 def test_a_model_that_tells_no_layers_is_refused(albert):
     encoder = TextEncoder(albert, device="cpu", layer_means=True)
     encoder.model.forward = lambda **given: SimpleNamespace(last_hidden_state=torch.ones(1, 2, 16))
-    with pytest.raises(EncoderError, match="does not tell its layers apart.*--no-layer-means"):
+    with pytest.raises(
+        EncoderError, match="'albert' does not tell its layers apart.*--no-layer-means"
+    ):
         encoder.encode([np.array([1, 2])])
+
+
+def test_a_store_of_the_last_block_without_its_norm_is_not_mixed_with_the_last_layer(
+    tmp_path, monkeypatch
+):
+    """Before layers were counted as transformers does, `2` of two blocks lacked the final norm."""
+    manifest, file = corpus.make(tmp_path, 3)
+    options = corpus.options(text_encoder="none", audio_layer="2")
+    recipe = Audio.recipe
+    with monkeypatch.context() as patch:
+        patch.setattr(Audio, "recipe", lambda *given: recipe(*given) | {"layer": "2"})
+        extract(manifest, tmp_path / "feats.h5", options, source=file)
+    with pytest.raises(KeyMismatchError, match="audio layer: 2 there, last now"):
+        extract(manifest, tmp_path / "feats.h5", options, source=file)
+    force = corpus.options(text_encoder="none", audio_layer="2", force=True)
+    extract(manifest, tmp_path / "feats.h5", force, source=file)
+    last = corpus.options(text_encoder="none", audio_layer="last")
+    assert extract(manifest, tmp_path / "feats.h5", last, source=file).action == "nothing"

@@ -154,7 +154,7 @@ def test_unknown_ids(encoder, words):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("config.json", None, "config.json"),
+        ("config.json", None, "config.json: No such file .* emotion2vec's, cannot be loaded"),
         ("config.json", "{", "not JSON"),
         ("config.json", "[]", "not a JSON object"),
         ("model.safetensors", None, "neither"),

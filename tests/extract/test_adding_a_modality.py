@@ -5,6 +5,7 @@ others is taken over, to the byte.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.extraction import Share, Workers, extract
 from mer.pipeline.extraction.plan import Settings
+from mer.pipeline.extraction.recipes import differences, keeping
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 
+from tests.encoders import checkpoints
 from tests.extract import corpus
 
 ONE = {"audio": {"text_encoder": "none"}, "text": {"audio_encoder": "none"}}
@@ -243,7 +246,7 @@ def test_another_recipe_is_refused_with_what_keeps_the_old_one(folder, changes, 
     with pytest.raises(KeyMismatchError) as error:
         add(folder, "both.h5", **changes)
     line = str(error.value)
-    for words in [*says, "--force replaces it", "choose another --out"]:
+    for words in [*says, "--force replaces it", "another --out"]:
         assert words in line
     assert error.value.exit_code == 4 and len(line.replace(str(folder), "")) <= 300
     assert stored(folder / "both.h5", "audio") == before
@@ -276,3 +279,69 @@ def test_the_features_of_the_new_modality_are_those_of_the_encoder(folder):
     with FeatureStore(folder / "audio.h5") as one, FeatureStore(folder / "both.h5") as both:
         for row in range(len(both)):
             np.testing.assert_array_equal(one.features("text", row), both.features("text", row))
+
+
+def given(line: str) -> dict[str, str | bool | int | float]:
+    """The options that a refusal says keep the store, as fields."""
+    words = re.split(r"\); ", line)[-1].partition(" keeps it")[0].split()
+    found: dict = {}
+    while words:
+        name = words.pop(0).removeprefix("--")
+        if words and not words[0].startswith("--"):
+            value: str | float = words.pop(0).strip("'")
+            kinds = {"pool": int, "max-seconds": float}
+            found[name.replace("-", "_")] = kinds.get(name, str)(value)
+        else:
+            found[name.removeprefix("no-").replace("-", "_")] = not name.startswith("no-")
+    return found
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> str:
+    """Another encoder, in a folder."""
+    return str(checkpoints.audio(tmp_path_factory.mktemp("others") / "other", norm="layer"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"audio_layer": "1", "layer_means": False},
+        {"audio_encoder": "none"},
+        {"text_encoder": "none", "pool": 2},
+        {"text_layer": "stack:0-1", "channel": "mix", "precision": "fp32"},
+    ],
+)
+def test_the_options_that_the_line_names_do_keep_the_store(folder, other, changes):
+    """One who does as told finds nothing to do: also where the encoder is another."""
+    asked = {"audio_encoder": other, "audio_layer": "2"} | changes
+    with pytest.raises(KeyMismatchError) as error:
+        add(folder, "both.h5", **asked)
+    assert len(str(error.value).replace(str(folder), "")) <= 300
+    assert add(folder, "both.h5", **asked | given(str(error.value))).action == "nothing"
+
+
+def test_an_option_of_the_new_encoder_alone_is_taken_back(folder, tmp_path):
+    """Whisper has windows, the encoder that was there has none."""
+    asked = {"audio_encoder": str(checkpoints.whisper(tmp_path / "w")), "audio_window": "full"}
+    with pytest.raises(KeyMismatchError, match="--audio-window '' keeps it") as error:
+        add(folder, "both.h5", **asked)
+    assert add(folder, "both.h5", **asked | given(str(error.value))).action == "nothing"
+
+
+def test_a_store_of_the_default_before_is_refused_in_the_same_way():
+    """The encoders of MELD then and now; what the line says beside the path fits into 300."""
+    names = "facebook/wav2vec2-large-960h-lv60-self", "facebook/wav2vec2-large-robust"
+    plain = {"pool": 1, "channel": "auto", "max_seconds": 60.0}
+    old = {"extractor": 1, "dtype": "float16", "precision": "auto", "text": {"encoder": "t"}}
+    now = old | {"text": {"encoder": "t", "layer_means": True}}
+    old["audio"] = {"encoder": "a", "layer": "last", **plain}
+    now["audio"] = {"encoder": "b", "layer": "12", "layer_means": True, **plain}
+    what = "; ".join(differences(old, now, {"audio": names, "text": ("r", "r")}))
+    assert what.startswith(f"audio encoder: {names[0]} there, {names[1]} now; no layer means of")
+    asked = {"audio_layer": "12", "layer_means": True}
+    options = keeping(old, now, {"audio": names[0], "text": "roberta-large"}, asked)
+    expected = [f"--audio-encoder {names[0]}", "--audio-layer last", "--no-layer-means"]
+    assert options == expected
+    # what was asked for in these words meant something else then: no option brings it back
+    assert not keeping(old, now, {"audio": names[0], "text": "r"}, {"audio_layer": "last"})

@@ -194,6 +194,6 @@ def test_the_help_shows_the_defaults_that_the_options_have():
         if found and option.name in fields:
             shown[option.name] = found[1]
             assert not isinstance(option.get_default(context), str | int | float), option.name
-    wanted = {"audio_track", "channel", "device", "dtype", "max_failures"}
-    assert wanted | {"max_seconds", "pool", "precision"} == shown.keys()
+    wanted = {"audio_track", "channel", "device", "dtype", "max_failures", "text_windows"}
+    assert wanted | {"max_seconds", "pool", "precision", "text_windows"} == shown.keys()
     assert shown == {name: str(fields[name]) for name in shown}
