@@ -269,6 +269,18 @@ def datasets(as_json):
     "--seed", type=click.IntRange(min=0), help="synthetic and table: random seed. [default: 0]"
 )
 @click.option(
+    "--vision",
+    is_flag=True,
+    default=None,
+    help="synthetic: draw faces, too; iemocap, mosi, mosei: name the films beside the sound.",
+)
+@click.option(
+    "--left",
+    type=click.Choice(["marked", "unmarked"]),
+    help="iemocap --vision: who is in the left half, the one who wears the markers or the other. "
+    "[default: marked]",
+)
+@click.option(
     "--from",
     "source",
     type=click.Path(path_type=Path),
@@ -413,6 +425,52 @@ def extraction_options(command):
                 help="Likewise, of the text encoder.",
             ),
             click.option(
+                "--vision-encoder",
+                metavar="ID|DIR",
+                help="Hub id[@revision], directory, builtin:tiny-vit, or none, as it is unasked.",
+            ),
+            setting(
+                "--vision-layer",
+                default="last",
+                metavar="last|N|mean:A-B|stack:A-B[:S]",
+                help="Likewise, of the vision encoder.",
+            ),
+            setting(
+                "--vision-fps",
+                type=float,
+                default=4.0,
+                metavar="N",
+                help="Pictures a second, at the middle of each interval.",
+            ),
+            setting(
+                "--vision-pool",
+                default="auto",
+                type=click.Choice(["auto", "cls", "mean", "pooler"]),
+                help="What becomes of a picture; auto: what its encoder was trained for.",
+            ),
+            setting(
+                "--vision-crop",
+                default="none",
+                type=click.Choice(["none", "centre", "left", "right", "side", "faces"]),
+                help="What is seen of a picture; side: the half that the row's tags name.",
+            ),
+            click.option(
+                "--vision-boxes",
+                metavar="FILE|DIR",
+                help="Where the faces are: a table (id, time, x, y, w, h), or OpenFace's files.",
+            ),
+            click.option(
+                "--vision-faces",
+                metavar="FILE",
+                help="Find faces with OpenCV's YuNet, whose .onnx file this is; needs mer[faces].",
+            ),
+            setting(
+                "--vision-no-face",
+                default="centre",
+                type=click.Choice(["centre", "whole", "fail"]),
+                help="What is seen of a picture without a face.",
+            ),
+            click.option(
                 "--layer-means/--no-layer-means",
                 default=None,
                 help="Keep the mean of every layer over each utterance, too.  [default: keep them]",
@@ -532,10 +590,16 @@ def find_manifest(
     return manifest, file
 
 
-def budgets(seconds: str | None, tokens: str | None) -> dict[str, float | str | None]:
-    """--budget-seconds and --budget-tokens as numbers, or `auto`."""
+def budgets(
+    seconds: str | None, tokens: str | None, pictures: str | None
+) -> dict[str, float | str | None]:
+    """--budget-seconds, --budget-tokens and --budget-pictures as numbers, or `auto`."""
     found: dict[str, float | str | None] = {}
-    for name, value, kind in (("seconds", seconds, float), ("tokens", tokens, int)):
+    for name, value, kind in (
+        ("seconds", seconds, float),
+        ("tokens", tokens, int),
+        ("pictures", pictures, int),
+    ):
         try:
             found[f"budget_{name}"] = value if value in (None, "auto") else kind(value)
         except ValueError:
@@ -599,6 +663,11 @@ def extract_options(manifest, offline: bool, **given):
     help="Padded tokens per batch, likewise. [default: 512 on a CPU, 16384 on a GPU]",
 )
 @click.option(
+    "--budget-pictures",
+    metavar="auto|N",
+    help="Pictures per batch, likewise. [default: 16 on a CPU, 256 on a GPU]",
+)
+@click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
@@ -644,6 +713,7 @@ def extract(
     out,
     budget_seconds,
     budget_tokens,
+    budget_pictures,
     workers,
     scheduler,
     shard,
@@ -662,7 +732,7 @@ def extract(
 
     checks = Together(MerError, click.UsageError)
     where = checks.of(lambda: where_to_run(workers, scheduler, shard, lock=not no_lock))
-    given |= checks.of(lambda: budgets(budget_seconds, budget_tokens)) or {}
+    given |= checks.of(lambda: budgets(budget_seconds, budget_tokens, budget_pictures)) or {}
     found = checks.of(
         lambda: find_manifest(dataset, manifest_file, root, labels, size=size, seed=seed)
     )
@@ -1451,8 +1521,14 @@ def prune(runs, dry_run, yes):
 
 @main.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("clip", metavar="[CLIP]", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--audio", type=click.Path(path_type=Path), help="The clip: any file with sound in it."
+    "--audio", type=click.Path(path_type=Path), help="The clip, likewise: any file with sound."
+)
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path),
+    help="Its picture, where that is in another file.",
 )
 @click.option("--text", help="What is said in it.")
 @click.option(
@@ -1471,6 +1547,7 @@ def prune(runs, dry_run, yes):
     metavar="DIR",
     help="Where the run's audio encoder is now, if it was a folder.",
 )
+@click.option("--vision-encoder", metavar="DIR", help="Likewise.")
 @click.option(
     "--text-encoder", metavar="DIR", help="Where the run's text encoder is now, if it was a folder."
 )
@@ -1478,15 +1555,18 @@ def prune(runs, dry_run, yes):
 @click.option("--offline", is_flag=True, help="Never touch a network.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per clip.")
 def predict(
-    run, audio, text, manifest_file, root, audio_encoder, text_encoder, device, offline, as_json
+    run, clip, audio, video, text, manifest_file, root, device, offline, as_json, **encoders
 ):
     """One clip end to end, or a manifest of clips: class probabilities, the modality the model
     looked at, whether they disagree.
     """
     import tempfile
 
-    if (manifest_file is None) == (audio is None and text is None):
-        raise click.UsageError("give either --audio and --text, or --manifest FILE")
+    if clip is not None and audio is not None:
+        raise click.UsageError("give the clip once: behind RUN, or with --audio")
+    audio = clip or audio
+    if (manifest_file is None) == (audio is None and text is None and video is None):
+        raise click.UsageError("give either a clip and --text, or --manifest FILE")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer.fusion.answer_text import prediction_lines
@@ -1504,15 +1584,15 @@ def predict(
             f"{group.children[0].path}"
         )
     trained = group.children[0]
-    clips, told = clips_asked_for(audio, text, manifest_file, root)
+    clips, told = clips_asked_for(audio, video, text, manifest_file, root)
     was = sources(Path(trained.info.features))
-    encoders = {"audio": audio_encoder or was.get("audio"), "text": text_encoder or was.get("text")}
+    given = {name.removesuffix("_encoder"): where for name, where in encoders.items() if where}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         store, failures = extract_clips(
             clips,
             tree(trained.info.store),
             Path(folder) / "feats.h5",
-            encoders=encoders,
+            encoders={**was, **given},
             device=device,
             offline=offline,
             wanted=trained.spec.sources,
@@ -1539,8 +1619,11 @@ def predict(
         )
 
 
-def clips_asked_for(audio: Path | None, text: str | None, file: Path | None, root: Path | None):
-    """(clips, what is known of each by its id): the clip of --audio and --text, or a manifest's.
+def clips_asked_for(
+    audio: Path | None, video: Path | None, text: str | None, file: Path | None, root: Path | None
+):
+    """(clips, what is known of each by its id): the clip of --audio, --video and --text, or a
+    manifest's.
 
     Labels and targets are printed beside the prediction, and never shown to the model.
     """
@@ -1548,8 +1631,11 @@ def clips_asked_for(audio: Path | None, text: str | None, file: Path | None, roo
     from mer.pipeline.manifest import Manifest, Utterance
 
     if file is None:
-        path = str(audio.resolve()) if audio is not None else None
-        return [Utterance(id=str(audio or "text"), audio=path, text=text)], {}
+        sound, picture = (
+            str(path.resolve()) if path is not None else None for path in (audio, video)
+        )
+        name = str(audio or video or "text")
+        return [Utterance(id=name, audio=sound, text=text, video=picture)], {}
     manifest = Manifest.read(file)
     told = {u.id: {"label": u.label, "targets": u.targets} for u in manifest.rows}
     return clips_of(manifest, root), told

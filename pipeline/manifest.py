@@ -47,7 +47,7 @@ BYTES = (
 )
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 # Columns that name something: no blanks at their ends.
-NAMES = ("id", "audio", "label", "speaker", "dialogue", "session")
+NAMES = ("id", "audio", "label", "speaker", "dialogue", "session", "video")
 
 SCHEMA = pa.schema(
     [
@@ -70,8 +70,15 @@ SCHEMA = pa.schema(
         pa.field("known_bad", pa.string()),
         # free flags of the corpus, e.g. "improvised", "inconsistent"
         pa.field("tags", pa.list_(pa.string())),
+        # where the picture is, relative to `root`, if not in `audio`'s own file
+        pa.field("video", pa.string()),
+        # seconds into `video`; both null: `start` and `end` hold there, too
+        pa.field("video_start", pa.float64()),
+        pa.field("video_end", pa.float64()),
     ]
 )
+# Columns that came later: a manifest in which no row has one is written, and hashed, as before.
+LATER = ("video", "video_start", "video_end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +101,15 @@ class Utterance:
     end: float | None = None
     known_bad: str | None = None
     tags: tuple[str, ...] = ()
+    video: str | None = None
+    video_start: float | None = None
+    video_end: float | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A corpus, its rows in its own order. `root` is the folder that `Utterance.audio` is relative
-    to. Raises DataError, when it is made, for rows that promise what cannot be.
+    """A corpus, its rows in its own order. `root` is the folder that `Utterance.audio` and `video`
+    are relative to. Raises DataError, when it is made, for rows that promise what cannot be.
     """
 
     dataset: str
@@ -149,10 +159,16 @@ class Manifest:
         digest = hashlib.sha256()
         meaning = [self.dataset, self.task, self.labels, self.language]
         digest.update(json.dumps(meaning, ensure_ascii=False).encode())
-        values = attrgetter(*SCHEMA.names)
+        values = attrgetter(*self._columns)
         for u in self.rows:
             digest.update(json.dumps(values(u), ensure_ascii=False).encode())
         return digest.hexdigest()
+
+    @property
+    def _columns(self) -> list[str]:
+        """The columns that it is written with."""
+        used = {name for name in LATER for u in self.rows if getattr(u, name) is not None}
+        return [name for name in SCHEMA.names if name not in LATER or used]
 
     def with_root(self, root: str | os.PathLike) -> Manifest:
         """The same corpus with its media in another folder."""
@@ -198,10 +214,11 @@ class Manifest:
             "source": self.source,
         }
         try:
-            columns = [list(map(attrgetter(name), self.rows)) for name in SCHEMA.names]
-            table = pa.table(columns, schema=SCHEMA)
+            names = self._columns
+            columns = [list(map(attrgetter(name), self.rows)) for name in names]
+            table = pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in names]))
         except UnicodeEncodeError as error:
-            paths = {u.audio for u in self.rows}
+            paths = {path for u in self.rows for path in (u.audio, u.video)}
             remedy = "rename that file" if error.object in paths else "mend that value"
             what = f"'{shown(ascii(error.object)[1:-1])}' is not UTF-8"
             raise DataError(f"{path}: {what}; {remedy}, then run the command again") from None
@@ -282,26 +299,31 @@ def _check_values(where: str, u: Utterance, task: str) -> None:
             raise DataError(
                 f"{where}: {shown(u.id)} has targets outside 0 … 1, which a multi task needs"
             )
-    if u.start is not None or u.end is not None:
-        _check_span(where, u)
+    _check_span(where, u.id, "start", u.start, u.end)
+    _check_span(where, u.id, "video_start", u.video_start, u.video_end)
     if u.position is not None and u.position < 0:
         raise DataError(f"{where}: {shown(u.id)} has position {u.position}; positions count from 0")
-    if u.audio is not None and (not u.audio or "\0" in u.audio):
-        raise DataError(
-            f"{where}: {shown(u.id)} has audio '{shown(u.audio)}', which no file can be called"
-        )
+    for name, path in (("audio", u.audio), ("video", u.video)):
+        if path is not None and (not path or "\0" in path):
+            raise DataError(
+                f"{where}: {shown(u.id)} has {name} '{shown(path)}', which no file can be called"
+            )
+    if u.video is None and (u.video_start is not None or u.video_end is not None):
+        raise DataError(f"{where}: {shown(u.id)} has a video_start or video_end without a video")
 
 
-def _check_span(where: str, u: Utterance) -> None:
-    for name, value in (("start", u.start), ("end", u.end)):
+def _check_span(where: str, id: str, name: str, start: float | None, end: float | None) -> None:
+    """Raise DataError for times that cannot be; `name` is the first one's."""
+    for column, value in ((name, start), (name.replace("start", "end"), end)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise DataError(
-                f"{where}: {shown(u.id)} has {name} {value:g}, expected seconds from 0 on; null "
+                f"{where}: {shown(id)} has {column} {value:g}, expected seconds from 0 on; null "
                 "is none"
             )
-    if u.end is not None and u.end <= (u.start or 0.0):
+    if end is not None and end <= (start or 0.0):
+        of = "its video " if name != "start" else ""
         raise DataError(
-            f"{where}: {shown(u.id)} ends at {u.end:g} s, not after its start at {u.start or 0:g} s"
+            f"{where}: {shown(id)}: {of}ends at {end:g} s, not after its start at {start or 0:g} s"
         )
 
 
@@ -359,6 +381,8 @@ def _column(table: pa.Table, wanted: pa.Field) -> list:
     Only what loses nothing is converted: text is never made of numbers or dates, where a NaN would
     become the word.
     """
+    if wanted.name not in table.column_names and wanted.name in LATER:
+        return [None] * len(table)
     if wanted.name not in table.column_names:
         raise ValueError(f"no column '{wanted.name}'")
     column = table.column(wanted.name)

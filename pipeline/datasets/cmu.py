@@ -41,6 +41,9 @@ SEGMENTS = (
 )
 WHOLE = ("Audio/WAV_16000/Full", "Audio/Full/WAV_16000", "Video/Full", "Videos/Full/Combined")
 
+SEEN_SEGMENTS = ("Video/Segmented", "Videos/Segmented/Combined")
+SEEN_WHOLE = ("Video/Full", "Videos/Full/Combined")
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -212,6 +215,8 @@ class Media:
         self.raw = find(folders, "Raw") if raw else None
         self.segments = self._files(folders, SEGMENTS)
         self.whole = self._files(folders, WHOLE)
+        self.seen_segments = self._files(folders, SEEN_SEGMENTS)
+        self.seen_whole = self._files(folders, SEEN_WHOLE)
 
     def _files(self, folders: list[Path], names: tuple[str, ...]) -> dict[str, Path]:
         files: dict[str, Path] = {}
@@ -236,15 +241,35 @@ class Media:
         raw = self.raw if self.raw is not None else self.root / "Raw"
         return os.path.relpath(raw / segment.video / f"{segment.clip}.mp4", self.root), None, None
 
+    def film(self, segment: Segment) -> tuple[str | None, float | None, float | None]:
+        """(path of its picture relative to the root, start, end); None where there is none."""
+        name = f"{segment.video}_{segment.clip}"
+        if name in self.seen_segments:
+            return os.path.relpath(self.seen_segments[name], self.root), 0.0, None
+        if segment.start is not None and segment.video in self.seen_whole:
+            whole = os.path.relpath(self.seen_whole[segment.video], self.root)
+            return whole, max(0.0, segment.start), segment.end
+        raw = None if self.raw is None else self.raw / segment.video / f"{segment.clip}.mp4"
+        if raw is not None and raw.exists():
+            return os.path.relpath(raw, self.root), 0.0, None
+        return None, None, None
+
 
 def utterances(
-    segments: list[Segment], media: Media, chosen: LabelSet, findings: Findings
+    segments: list[Segment],
+    media: Media,
+    chosen: LabelSet,
+    findings: Findings,
+    *,
+    vision: bool = False,
 ) -> list[Utterance]:
-    """Rows in the order of the segments.
+    """Rows in the order of the segments; with `vision`, with their films where those are other
+    files than the sound's.
 
     Upper-case transcripts become lower-case, negative starts 0; both are counted.
     """
     out = []
+    unseen: list[str] = []
     positions: Counter[str] = Counter()
     for segment in segments:
         name = f"{segment.video}_{segment.clip}"
@@ -263,6 +288,11 @@ def utterances(
         audio, start, end = media.find(segment)
         if start is not None and segment.start is not None and segment.start < 0:
             findings.repairs["negative start set to 0"].append(name)
+        film, begin, close = media.film(segment) if vision else (None, None, None)
+        if vision and film is None:
+            unseen.append(name)
+        if film == audio:  # its own file has the picture, and the same span
+            film, begin, close = None, None, None
         label, targets = _label(segment.values, chosen)
         out.append(
             Utterance(
@@ -276,9 +306,14 @@ def utterances(
                 position=positions[segment.video],
                 start=start,
                 end=end,
+                video=film,
+                video_start=begin,
+                video_end=close,
             )
         )
         positions[segment.video] += 1
+    if unseen:
+        findings.warnings.append(f"{len(unseen):,} segments have no film: {some(unseen)}")
     if silent := [u.id for u in out if u.text is None]:
         findings.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
     return out

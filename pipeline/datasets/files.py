@@ -182,7 +182,7 @@ def look(
 
     Args:
         rows: The utterances of a corpus.
-        root: What their audio is relative to.
+        root: What their media are relative to.
         info: The corpus, whose known-bad clips are marked.
         findings: Blanks, known-bad, missing and unreadable files are added to these.
 
@@ -193,9 +193,12 @@ def look(
     base = os.fspath(root)
     out = []
     for u in cut_blanks(rows, findings):
-        if u.audio is not None and u.audio not in seen:
-            seen[u.audio] = unreadable(f"{base}/{u.audio}")
-        fault = seen.get(u.audio) if u.audio is not None else None
+        media = [path for path in (u.audio, u.video) if path is not None]
+        for path in media:
+            if path not in seen:
+                seen[path] = unreadable(f"{base}/{path}")
+        faults = [fault for path in media if (fault := seen[path]) is not None]
+        fault = faults[0] if faults else None
         why = info.known_bad.get(u.id)
         if why is not None:
             findings.known_bad[u.id] = why

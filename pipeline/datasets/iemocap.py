@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,19 +24,28 @@ from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.limits import TABLE_BYTES
 from mer.pipeline.runtime.terminal import shown
 
+FILMS = Path("dialog", "avi", "DivX")
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
 # A line such as [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
 EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[", re.M)
 # Other lines (`M: …`) have no time and no utterance.
 TRANSCRIPT = re.compile(r"^(Ses\S+) \[\d+\.\d+-\d+\.\d+\]:[ \t]*(.*?)\s*$", re.M)
-UTTERANCE = re.compile(r"^(Ses\d\d)[FM]_\w+_([FM])\d+$")
+UTTERANCE = re.compile(r"^(Ses\d\d)([FM])_\w+_([FM])\d+$")
 NOISE = re.compile(r"\[[A-Z ]+\]")  # [LAUGHTER]
 
 
 def prepare(
-    root: Path, info: CorpusInfo, *, labels: str | None = None
+    root: Path,
+    info: CorpusInfo,
+    *,
+    labels: str | None = None,
+    vision: bool = False,
+    left: str = "marked",
 ) -> tuple[Manifest, Findings]:
-    """The manifest of IEMOCAP under `root`; `labels` is the number of classes."""
+    """The manifest of IEMOCAP under `root`; `labels` is the number of classes. With `vision` each
+    row names its dialogue's film, its span there, and by a tag the half in which its speaker is;
+    `left` says who is in the left one: the "marked" speaker or the "unmarked" one.
+    """
     require_root(root, info)
     chosen = info.label_set(labels)
     findings = Findings("iemocap", expected=chosen.expected)
@@ -51,19 +61,18 @@ def prepare(
                 dropped[line.code].append(line.utterance)
                 continue
             wav = session / "sentences" / "wav" / line.dialogue / f"{line.utterance}.wav"
-            rows.append(
-                Utterance(
-                    id=line.utterance,
-                    audio=os.path.relpath(wav, root),
-                    text=texts.get(line.utterance) or None,
-                    label=label,
-                    speaker=line.session + line.gender,
-                    dialogue=line.dialogue,
-                    session=line.session,
-                    position=line.position,
-                    tags=(_kind(line.dialogue),),
-                )
+            row = Utterance(
+                id=line.utterance,
+                audio=os.path.relpath(wav, root),
+                text=texts.get(line.utterance) or None,
+                label=label,
+                speaker=line.session + line.gender,
+                dialogue=line.dialogue,
+                session=line.session,
+                position=line.position,
+                tags=(_kind(line.dialogue),),
             )
+            rows.append(_seen(row, line, session, root, left) if vision else row)
     for code in sorted(dropped, key=lambda name: -len(dropped[name])):
         findings.dropped[f"label {code}, not in the set '{chosen.name}'"] = dropped[code]
     _check_sessions(rows, found, chosen, info, findings)
@@ -79,8 +88,24 @@ def prepare(
     ), findings
 
 
+def _seen(row: Utterance, line: Evaluation, session: Path, root: Path, left: str) -> Utterance:
+    """The row with its film; both speakers are in each picture, side by side."""
+    film = session / FILMS / f"{line.dialogue}.avi"
+    is_left = (line.gender == line.marked) == (left == "marked")
+    begin, end = line.span
+    return replace(
+        row,
+        video=os.path.relpath(film, root),
+        video_start=begin,
+        video_end=end,
+        tags=(*row.tags, "left" if is_left else "right"),
+    )
+
+
 class Evaluation(NamedTuple):
-    """A line of EmoEvaluation: the utterance, its place in the dialogue, its label as a code."""
+    """A line of EmoEvaluation: the utterance, its place in the dialogue, its label as a code; who
+    wore the markers, and (start, end) in seconds of the dialogue.
+    """
 
     utterance: str
     session: str
@@ -88,6 +113,8 @@ class Evaluation(NamedTuple):
     dialogue: str
     position: int
     code: str
+    marked: str
+    span: tuple[float, float]
 
 
 def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
@@ -95,13 +122,16 @@ def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
     for file in _files(session / "dialog" / "EmoEvaluation"):
         lines = EVALUATION.findall(_read(file, findings))
         lines.sort(key=lambda line: float(line[0]))
-        for position, (_, _, utterance, code) in enumerate(lines):
+        for position, (start, end, utterance, code) in enumerate(lines):
             parts = UTTERANCE.match(utterance)
             if parts is None:
                 raise DataError(
                     f"{file}: utterance '{shown(utterance)}' is not named like Ses01F_impro01_F000"
                 )
-            yield Evaluation(utterance, parts[1], parts[2], file.stem, position, code)
+            span = float(start), float(end)
+            yield Evaluation(
+                utterance, parts[1], parts[3], file.stem, position, code, parts[2], span
+            )
 
 
 def _kind(dialogue: str) -> str:

@@ -30,10 +30,10 @@ SAME_TIME = 0.05  # seconds by which a transcript's times may differ from the la
 
 
 def prepare(
-    root: Path, info: CorpusInfo, *, labels: str | None = None
+    root: Path, info: CorpusInfo, *, labels: str | None = None, vision: bool = False
 ) -> tuple[Manifest, Findings]:
     """The manifest of CMU-MOSEI under `root`; `labels` is sentiment (the default), binary, or
-    emotions.
+    emotions. With `vision` the films are named, too.
     """
     require_root(root, info)
     chosen = info.label_set(labels)
@@ -57,7 +57,8 @@ def prepare(
             f"{info.obtain}"
         )
     media = cmu.Media(root, below, raw=by_table)
-    rows = look(cmu.utterances(segments, media, chosen, findings), root, info, findings)
+    found = cmu.utterances(segments, media, chosen, findings, vision=vision)
+    rows = look(found, root, info, findings)
     return Manifest(
         "mosei",
         chosen.task,

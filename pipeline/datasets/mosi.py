@@ -22,9 +22,11 @@ DELIMITER = "_DELIM_"  # Transcript/Segmented/<video>.annotprocessed: `12_DELIM_
 
 
 def prepare(
-    root: Path, info: CorpusInfo, *, labels: str | None = None
+    root: Path, info: CorpusInfo, *, labels: str | None = None, vision: bool = False
 ) -> tuple[Manifest, Findings]:
-    """The manifest of CMU-MOSI under `root`; `labels` is sentiment (the default) or binary."""
+    """The manifest of CMU-MOSI under `root`; `labels` is sentiment (the default) or binary.
+    With `vision` the films are named, too.
+    """
     require_root(root, info)
     chosen = info.label_set(labels)
     findings = Findings("mosi", expected=chosen.expected)
@@ -38,7 +40,7 @@ def prepare(
             f"mosi: no label.csv and no {LABELS[0]} below {root.absolute()}; to get them: "
             f"{info.obtain}"
         )
-    found = cmu.utterances(segments, cmu.Media(root, below), chosen, findings)
+    found = cmu.utterances(segments, cmu.Media(root, below), chosen, findings, vision=vision)
     rows = look(found, root, info, findings)
     return Manifest(
         "mosi",

@@ -14,6 +14,9 @@ level and range of F0, its contour, the spectral tilt, breathiness, energy, rate
 in two splits. Words: templates filled from a lexicon per emotion (`LEXICON`) between neutral
 filler.
 
+Face, where it is asked for: it shows the vocal emotion or the textual one, by a coin, so that by
+itself it reaches 83.3 %, too (`drawnface`). Voices and words are the same with it and without.
+
 Everything follows from (VERSION, size, seed); a change in this file that moves one sample must
 raise VERSION.
 """
@@ -28,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from mer.pipeline.datasets import drawnface
 from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
@@ -161,10 +165,16 @@ FILLERS = ("you know", "i mean", "listen", "to be honest", "look", "by the way")
 
 
 def prepare(
-    root: Path, info: CorpusInfo, *, labels: str | None = None, size: int = 600, seed: int = 0
+    root: Path,
+    info: CorpusInfo,
+    *,
+    labels: str | None = None,
+    size: int = 600,
+    seed: int = 0,
+    vision: bool = False,
 ) -> tuple[Manifest, Findings]:
     """Write what is missing of the corpus of this size and seed under `root`, in a folder of its
-    own, and return its manifest.
+    own, and return its manifest; with `vision`, drawn faces, too.
     """
     if size < MINIMUM or seed < 0:
         raise DataError(
@@ -190,8 +200,11 @@ def prepare(
         path = root / folder / f"{line.id}.wav"
         if not path.exists():
             _write(path, render(line, speakers[speaker], seed, i, resonances))
-        rows.append(replace(line, audio=f"{folder}/{path.name}", label=chosen.source[emotion]))
+        row = replace(line, audio=f"{folder}/{path.name}", label=chosen.source[emotion])
+        rows.append(_with_face(row, root / folder, speaker, seed, i) if vision else row)
     source = {"generator": VERSION, "size": size, "seed": seed, "labels": chosen.name}
+    if vision:
+        source["faces"] = drawnface.VERSION
     manifest = Manifest(
         "synthetic", chosen.task, chosen.labels, tuple(rows), root, info.language, source
     )
@@ -373,6 +386,29 @@ def render(
     wave *= 10 ** ((voice.energy + rng.normal(0, 1.5)) / 20) / np.sqrt(np.mean(wave**2))
     wave += rng.standard_normal(n) * 10 ** (rng.uniform(-66, -58) / 20)  # the room
     return np.tanh(wave).astype(np.float32)
+
+
+def face_of(row: Utterance, seed: int, index: int) -> str:
+    """The emotion that a face shows: that of the voice or that of the words."""
+    coin = np.random.default_rng([VERSION, seed, 5, index])
+    return str(coin.choice([tag.partition("=")[2] for tag in row.tags[:2]]))
+
+
+def _with_face(row: Utterance, folder: Path, speaker: str, seed: int, index: int) -> Utterance:
+    """The row with its film, which is written where it is not there, and a tag that says what the
+    face shows.
+    """
+    shows = face_of(row, seed, index)
+    path = folder / f"{row.id}-face{drawnface.VERSION}.mkv"
+    if not path.exists():
+        number = sorted(_speakers(seed)).index(speaker)
+        head = drawnface.Head.of(np.random.default_rng([VERSION, seed, 4, number]))
+        seconds = soundfile.info(folder / f"{row.id}.wav").duration
+        rng = np.random.default_rng([VERSION, seed, 3, index])
+        with publishing(path, durable=False) as temporary:
+            drawnface.write(temporary, drawnface.draw(shows, head, seconds, rng))
+    tags = (*row.tags, f"face={shows}")
+    return replace(row, video=f"{folder.name}/{path.name}", tags=tags)
 
 
 def _resonances(tract: float, fft: int, cache: Resonances) -> np.ndarray:

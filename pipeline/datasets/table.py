@@ -19,7 +19,7 @@ from pathlib import Path
 from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import MEDIA, hidden, look
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, Table, read
+from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_TIMES, Table, read
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip, text_cell
@@ -81,7 +81,9 @@ def prepare(
     labelling = _labels(table, labels, task, findings)
     times = _times(table)
     splits = _splits(table, split, seed, findings)
-    audio = _audio(table, ids, root, findings)
+    audio = _media(table, "audio", ids, root, findings)
+    video = _media(table, "video", ids, root, findings)
+    seen = _video_times(table)
     named = [table.column(field) for field in ("text", "speaker", "dialogue", "session")]
     rows = []
     for i, (text, speaker, dialogue, session) in enumerate(zip(*named, strict=True)):
@@ -99,6 +101,9 @@ def prepare(
                 session=session,
                 start=start,
                 end=end,
+                video=video[i],
+                video_start=seen[i][0],
+                video_end=seen[i][1],
             )
         )
     _check_ids(table, ids)
@@ -157,13 +162,13 @@ def _check_content(table: Table, root: Path) -> None:
         )
     if not len(table):
         raise DataError(f"{source}: no rows")
-    if "audio" not in table.data and "text" not in table.data:
+    if not {"audio", "text", "video"} & set(table.data):
         remedy = "map one with --column audio=NAME or --column text=NAME"
         raise DataError(
             f"{source}: neither audio nor text; {remedy} (found "
             f"{listed(table.names)}{_near(table)})"
         )
-    if "audio" in table.data and not root.is_dir():
+    if {"audio", "video"} & set(table.data) and not root.is_dir():
         raise DataError(f"{root}: no such folder (--audio-dir)")
 
 
@@ -343,36 +348,55 @@ def _span(
     return start, end
 
 
-# --- audio
+def _video_times(table: Table) -> list[tuple[float | None, float | None]]:
+    """(video_start, video_end) per row."""
+    columns = [table.column(field) for field in VIDEO_TIMES]
+    found = []
+    for i, values in enumerate(zip(*columns, strict=True)):
+        start, end = (
+            _number(table, value, i, field)
+            for field, value in zip(VIDEO_TIMES, values, strict=True)
+        )
+        if (start is not None or end is not None) and table.column("video")[i] is None:
+            raise DataError(
+                f"{table.at(i)} has a {VIDEO_TIMES[0]} or {VIDEO_TIMES[1]}, and no video"
+            )
+        found.append((start, end))
+    return found
 
 
-def _audio(table: Table, ids: list[str | None], root: Path, findings: Findings) -> list[str | None]:
-    """Paths relative to `root`, which they may not leave.
+# --- media
+
+
+def _media(
+    table: Table, field: str, ids: list[str | None], root: Path, findings: Findings
+) -> list[str | None]:
+    """Paths of the field, audio or video, relative to `root`, which they may not leave.
 
     A name without an extension is looked up among the media files there. Backslashes of Windows are
     read as slashes where only that names a file, which is counted.
     """
     folders = _Folders(os.path.abspath(root))
     out: list[str | None] = []
-    for i, value in enumerate(table.column("audio")):
+    for i, value in enumerate(table.column(field)):
         if value is None:
             out.append(None)
             continue
         if "\\" in value and not folders.has(value) and folders.has(value.replace("\\", "/")):
             value = value.replace("\\", "/")
-            findings.repairs["backslashes in audio read as /"].append(
+            findings.repairs[f"backslashes in {field} read as /"].append(
                 shown(ids[i] or f"row{i + 1}")
             )
         found = folders.find(value)
         if not found:
             raise DataError(
-                f"{table.at(i)} has audio '{shown(value)}', which is not a file within "
+                f"{table.at(i)} has {field} '{shown(value)}', which is not a file within "
                 f"{folders.base} (--audio-dir)"
             )
         if len(found) > 1:
             names = [os.path.basename(path) for path in found[:4]]
             raise DataError(
-                f"{table.at(i)} has audio '{shown(value)}', which may be {' or '.join(names)}; "
+                f"{table.at(i)} has {field} '{shown(value)}', which may be {' or '.join(names)}; "
                 "give the extension"
             )
         out.append(found[0])

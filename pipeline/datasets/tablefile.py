@@ -58,8 +58,12 @@ FIELDS = (
     "start",
     "end",
     "duration",
+    "video",
+    "video_start",
+    "video_end",
 )
 TIMES = ("start", "end", "duration")  # seconds
+VIDEO_TIMES = ("video_start", "video_end")  # likewise, in `video`
 PARQUET = ".parquet"
 SUFFIXES = (*EXPECTED, ".jsonl", ".ndjson", PARQUET)
 BLOCK_BYTES = 1 << 24  # of a csv, read at a time; a record must fit
@@ -178,7 +182,7 @@ def _check_file(source: Path, suffix: str) -> None:
 def _without_blanks(table: Table, findings: Findings) -> Table:
     """Names without blanks at their ends. What is cut is counted, by the row's id."""
     data = dict(table.data)
-    for field in (*NAMES, "split", *TIMES):
+    for field in (*NAMES, "split", *TIMES, *VIDEO_TIMES):
         if field not in data:
             continue
         given = data[field]
@@ -319,7 +323,7 @@ def _decimal_points(cells: Columns, wanted: _Wanted, findings: Findings) -> None
     """In a table with semicolons, where Excel writes a comma for the point: numbers of times with
     points.
     """
-    for field in TIMES:
+    for field in (*TIMES, *VIDEO_TIMES):
         column = cells.get(wanted.column_of[field], [])
         given = [value for value in column if value]
         commas = sum(DECIMAL_COMMA.fullmatch(strip(value)) is not None for value in given)

@@ -12,8 +12,9 @@ from typing import Any
 from mer.pipeline.encoders.audio import Audio
 from mer.pipeline.encoders.modality import Modality
 from mer.pipeline.encoders.text import Text
+from mer.pipeline.encoders.vision import Vision
 
-MODALITIES: dict[str, type[Modality]] = {kind.name: kind for kind in (Audio, Text)}
+MODALITIES: dict[str, type[Modality]] = {kind.name: kind for kind in (Audio, Text, Vision)}
 
 
 def configured(options: Any) -> tuple[Modality, ...]:

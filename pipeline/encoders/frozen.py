@@ -51,13 +51,15 @@ def load_model(
     kind: Any = None,
     *,
     unused: Sequence[str] = (),
+    needed: Sequence[str] = (),
     **arguments: Any,
 ) -> nn.Module:
     """The frozen network in fp32; `kind` is its class in transformers (default: AutoModel), which
     takes `arguments`.
 
     A weight that is missing, or of another shape, is fatal: the features would be noise. Missing
-    may be those that no feature passes through, which have one of `unused` in their names.
+    may be those that no feature passes through, which have one of `unused` in their names; `needed`
+    are parts of names that features pass through here, and usually do not.
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
@@ -90,7 +92,7 @@ def load_model(
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    needless = (*UNUSED, *unused)
+    needless = [part for part in (*UNUSED, *unused) if part not in needed]
     missing = sorted(key for key in report["missing_keys"] if not _has(key, needless))
     mismatched = report.get("mismatched_keys", ())
     wrong = sorted(str(key[0] if isinstance(key, tuple) else key) for key in mismatched)

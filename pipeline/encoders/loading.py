@@ -68,7 +68,7 @@ class Checkpoint:
     tokenizer.
     """
 
-    kind: str  # audio | text
+    kind: str  # audio | text | vision
     id: str  # as asked for, without the revision
     revision: str  # hub: the commit; otherwise ""
     folder: Path | None  # None: built in
@@ -113,7 +113,7 @@ def resolve(
             "",
             None,
             config,
-            tiny.PROCESSOR if kind == "audio" else {},
+            tiny.PROCESSORS[kind],
             True,
             tiny.digest(encoder),
         )

@@ -200,6 +200,10 @@ class Modality(ABC):
     # Whether its files are read by the sound decoder, whose version then belongs to the key.
     sound: ClassVar[bool] = False
     built_in: ClassVar[str] = ""  # an untrained encoder to try things out
+    # Whether it is extracted only where its encoder is named: it has no default.
+    optional: ClassVar[bool] = False
+    # What is noted of an utterance that is encoded in several pieces.
+    cut: ClassVar[Flag] = Flag.chunked
 
     encoder: str
     budget: float | str | None

@@ -1,4 +1,4 @@
-"""Built-in encoders for the synthetic corpus, tests and CI: real Wav2Vec2 and RoBERTa classes,
+"""Built-in encoders for the synthetic corpus, tests and CI: real Wav2Vec2, RoBERTa and ViT classes,
 small, with seeded random weights.
 
 They are *untrained*, and everything that uses them says so. The weights come from NumPy's PCG64, so
@@ -17,13 +17,24 @@ import numpy as np
 from mer.pipeline.errors import EncoderError
 
 PREFIX = "builtin:"
-NAMES = {"audio": "builtin:tiny-wav2vec2", "text": "builtin:tiny-roberta"}
+NAMES = {
+    "audio": "builtin:tiny-wav2vec2",
+    "text": "builtin:tiny-roberta",
+    "vision": "builtin:tiny-vit",
+}
 SEED = 20_260
 # raise it whenever the weights or the tokenizer change: stores made by another version must not
 # match
 VERSION = 2
 # off: loudness is prosody, and random weights have not learnt to do without
 PROCESSOR = {"do_normalize": False, "sampling_rate": 16_000}
+# how pictures are scaled for the built-in ViT, in the words of transformers' processor
+PICTURES: dict[str, Any] = {
+    "size": {"height": 64, "width": 64},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.25, 0.25, 0.25],
+}
+PROCESSORS: dict[str, dict[str, Any]] = {"audio": PROCESSOR, "text": {}, "vision": PICTURES}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "builtin:tiny-wav2vec2": (
         "audio",
@@ -62,6 +73,19 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "eos_token_id": 2,
         },
     ),
+    "builtin:tiny-vit": (
+        "vision",
+        {
+            "model_type": "vit",
+            "hidden_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 192,
+            "image_size": 64,
+            "patch_size": 8,
+            "num_channels": 3,
+        },
+    ),
 }
 
 
@@ -82,15 +106,24 @@ def digest(encoder: str) -> str:
     """What stands for the weights' hash: the configuration, the seed and the version of the rule
     that fills them.
     """
-    return hashlib.sha256(
-        json.dumps([encoder, CONFIGS[encoder][1], SEED, VERSION], sort_keys=True).encode()
-    ).hexdigest()
+    kind, settings = CONFIGS[encoder]
+    told = [encoder, settings, SEED, VERSION]
+    if kind == "vision":
+        told.append(PICTURES)
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def model(encoder: str):
     """The network with its weights filled in, in name order, from one PCG64 stream."""
     import torch
-    from transformers import RobertaConfig, RobertaModel, Wav2Vec2Config, Wav2Vec2Model
+    from transformers import (
+        RobertaConfig,
+        RobertaModel,
+        ViTConfig,
+        ViTModel,
+        Wav2Vec2Config,
+        Wav2Vec2Model,
+    )
 
     kind, settings = CONFIGS[encoder]
     settings = {name: value for name, value in settings.items() if name != "model_type"}
@@ -99,6 +132,8 @@ def model(encoder: str):
         network: torch.nn.Module
         if kind == "audio":
             network = Wav2Vec2Model(Wav2Vec2Config(**settings))
+        elif kind == "vision":
+            network = ViTModel(ViTConfig(**settings), add_pooling_layer=False)
         else:
             network = RobertaModel(RobertaConfig(**settings), add_pooling_layer=False)
     random = np.random.Generator(np.random.PCG64(SEED))
@@ -111,14 +146,14 @@ def model(encoder: str):
 def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     """Norm weights are one and biases zero; matrices and convolutions keep the variance of what
     passes through (LeCun). Embeddings of positions and types are a tenth of those of words:
-    untrained, they would drown what a word is.
+    untrained, they would drown what a word is, or what is in a patch.
     """
     if name.endswith("bias"):
         return np.zeros(shape, dtype=np.float32)
     if "norm" in name.lower():
         return np.ones(shape, dtype=np.float32)
     values = random.standard_normal(shape, dtype=np.float32)
-    if "embeddings" in name:
+    if "embeddings" in name and "projection" not in name:
         return values if "word" in name else 0.1 * values
     return values / np.float32(np.sqrt(np.prod(shape[1:])))
 

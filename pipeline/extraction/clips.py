@@ -149,7 +149,9 @@ def _options(
 
 def _check_spelling(clips: Sequence[Utterance]) -> None:
     """Raise DataError for a path or text that is not UTF-8."""
-    for value in (value for clip in clips for value in (clip.audio, clip.text) if value):
+    for value in (
+        value for clip in clips for value in (clip.audio, clip.video, clip.text) if value
+    ):
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -164,10 +166,12 @@ def clips_of(manifest: Manifest, root: Path | None = None) -> list[Utterance]:
     corpus's label set.
     """
     root = root or manifest.root
-    return [
-        replace(u, audio=u.audio and str((root / u.audio).resolve()), label=None, targets=None)
-        for u in manifest.rows
-    ]
+    found = []
+    for u in manifest.rows:
+        audio = u.audio and str((root / u.audio).resolve())
+        video = u.video and str((root / u.video).resolve())
+        found.append(replace(u, audio=audio, video=video, label=None, targets=None))
+    return found
 
 
 def sources(features: Path) -> dict[str, str]:
@@ -178,7 +182,7 @@ def sources(features: Path) -> dict[str, str]:
         made = FeatureStore(features, check=False).header.provenance.get("extract")
     except (MerError, OSError):
         return {}
-    return {m: made["options"][f"{m}_encoder"] for m in MODALITIES} if made else {}
+    return {m: made["options"].get(f"{m}_encoder", "") for m in MODALITIES} if made else {}
 
 
 def _source(modality: str, info: dict, given: str | None) -> str:

@@ -11,8 +11,11 @@ from typing import Any
 from mer.pipeline.datasets import corpora
 from mer.pipeline.encoders import MODALITIES
 from mer.pipeline.encoders.geometry import WINDOWS
+from mer.pipeline.encoders.towers import POOLS
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.media.faces import CROPS, FALLBACKS
+from mer.pipeline.runtime.limits import MEDIA_FPS
 
 # Options that came later, as every earlier extraction had them: what a store says of its making
 # does not name them.
@@ -29,6 +32,7 @@ class ExtractOptions:
     # hub id[@revision], directory or built-in; "" or "none": no audio features
     audio_encoder: str = ""
     text_encoder: str = ""
+    vision_encoder: str = ""
     audio_layer: str = "last"  # last | N | mean:A-B | stack:A-B[:S]
     text_layer: str = "last"  # likewise
     # keep the mean of every layer over an utterance's steps, too, where the encoder has layers
@@ -36,6 +40,13 @@ class ExtractOptions:
     pool: int = 1  # mean over this many frames
     channel: str = "auto"  # auto | centre | mix | a number from 0
     audio_track: str = "auto"  # auto: the default one, else the first | a number from 0
+    vision_layer: str = "last"  # last | N | mean:A-B | stack:A-B[:S]
+    vision_fps: float = 4.0  # pictures a second, at the middle of each interval
+    vision_pool: str = "auto"  # what becomes of a picture: auto | cls | mean | pooler
+    vision_crop: str = "none"  # none | centre | left | right | side | faces
+    vision_boxes: str = ""  # for faces: a table of boxes, or a folder of OpenFace's files
+    vision_faces: str = ""  # for faces: the file of a detector's model (YuNet)
+    vision_no_face: str = "centre"  # a picture without a face: centre | whole | fail
     max_seconds: float = 60.0  # longer clips are cut into overlapping pieces; 0: never
     audio_window: str = ""  # full | clip; "": the encoder's default
     text_windows: str = "cut"  # transcripts longer than the encoder takes: cut | windows
@@ -46,6 +57,7 @@ class ExtractOptions:
     # padded seconds per batch; "auto": found by trying; None: the device's fixed figure
     budget_seconds: float | str | None = None
     budget_tokens: int | str | None = None  # padded tokens per batch, likewise
+    budget_pictures: int | str | None = None  # pictures per batch, likewise
     max_failures: int = 0
     offline: bool = False
     force: bool = False  # replace a store made by another recipe
@@ -59,6 +71,7 @@ class ExtractOptions:
     # audio whose features are published at a time: what a kill can cost
     part_seconds: float = 600.0
     part_tokens: int = 50_000
+    part_pictures: int = 2_000
     window: int = 65_536  # utterances that are sorted together
 
     def __post_init__(self):
@@ -84,8 +97,23 @@ class ExtractOptions:
         ):
             if value < least:
                 raise DataError(f"--{name} {value} is below {least}")
+        self._check_vision()
+        _check_budget("budget-pictures", self.budget_pictures)
         _check_budget("budget-seconds", self.budget_seconds)
         _check_budget("budget-tokens", self.budget_tokens)
+
+    def _check_vision(self) -> None:
+        if not 0 < self.vision_fps <= MEDIA_FPS:
+            raise DataError(
+                f"--vision-fps {self.vision_fps} is not above 0 and at most {MEDIA_FPS:g}"
+            )
+        for name, value, known in (
+            ("pool", self.vision_pool, POOLS),
+            ("crop", self.vision_crop, CROPS),
+            ("no-face", self.vision_no_face, FALLBACKS),
+        ):
+            if value not in known:
+                raise DataError(f"--vision-{name} '{value:.200}' is not one of {', '.join(known)}")
 
 
 def _check_budget(name: str, budget: float | str | None) -> None:
@@ -111,8 +139,8 @@ def with_defaults(manifest: Manifest, asked: Mapping[str, Any]) -> dict[str, Any
     """
     found = dict(asked)
     known = {field.name for field in fields(ExtractOptions)}
-    for name in MODALITIES:
-        if f"{name}_encoder" in found or f"{name}_encoder" not in known:
+    for name, kind in MODALITIES.items():
+        if kind.optional or f"{name}_encoder" in found or f"{name}_encoder" not in known:
             continue
         encoders, layers = defaults(manifest)
         found[f"{name}_encoder"] = encoders.get(name, "")
@@ -132,8 +160,9 @@ def defaults(manifest: Manifest) -> tuple[dict[str, str], dict[str, str]]:
         return info.encoders, info.layers
     if manifest.language.split("-")[0] == "en":
         return corpora.ENGLISH_ENCODERS, corpora.ENGLISH_LAYERS
-    names = [f"--{name}-encoder" for name in MODALITIES]
-    tiny = [kind.built_in for kind in MODALITIES.values()]
+    needed = {name: kind for name, kind in MODALITIES.items() if not kind.optional}
+    names = [f"--{name}-encoder" for name in needed]
+    tiny = [kind.built_in for kind in needed.values()]
     raise DataError(
         f"no default encoders for language '{manifest.language}'; name them with "
         f"{' and '.join(names)} (a hub id, a directory, {' or '.join(tiny)}, or none)"

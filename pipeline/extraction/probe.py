@@ -14,7 +14,7 @@ from mer.pipeline.media.stages import AGAIN, Problem, Stage
 
 PROBES_AHEAD = 256
 LONG_CLIP_SECONDS = 3600.0  # the output says how many clips are longer
-NOTHING = Problem(Stage.EMPTY, "neither audio nor text")
+NOTHING = Problem(Stage.EMPTY, "nothing to encode: no sound, text or picture of it was asked for")
 # not remembered: these may go otherwise the next time
 NOT_THE_CLIP = AGAIN | {Stage.OOM}
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mer.pipeline.encoders import MODALITIES
 from mer.pipeline.encoders.modality import Encoder
 from mer.pipeline.errors import MerError, StoreError
 from mer.pipeline.extraction.decoding import open_decoders
@@ -288,5 +289,5 @@ def _joined(
         for part_row in found:
             flags |= Flag(part_row.flags)
         if len(found) > 1:
-            flags |= Flag.chunked
+            flags |= MODALITIES[modality].cut
     return frames, means, flags

@@ -105,7 +105,7 @@ def load(
         MediaError: The file cannot be read, is cut off, or has nothing there.
     """
     path = Path(path)
-    start, end, flags = _span(path, start, end)
+    start, end, flags = span_of(path, start, end)
     source = _source(path, track)
     taken = _take(source, channel, start, end)
     if end is not None and not taken.reached_end:
@@ -145,7 +145,7 @@ def probe(
         MediaError: As for `load`.
     """
     path = Path(path)
-    start, end, _ = _span(path, start, end)
+    start, end, _ = span_of(path, start, end)
     source = _source(path, track)
     lengths: list[tuple[int, int]] = []
     samples_held, rate, channels = 0.0, 0, 0
@@ -185,7 +185,7 @@ def changed(path: str | os.PathLike) -> str | None:
 
 def _source(path: Path, track: str) -> Source:
     """The file, looked at and with its decoder chosen. Raises MediaError."""
-    _check_file(path)
+    check_file(path)
     if track != "auto" and not track.isdecimal():
         raise MediaError(f"audio track '{track}' is not auto or a number from 0", Stage.TRACK)
     try:
@@ -341,7 +341,7 @@ def _resample(source: np.ndarray, rate: int) -> np.ndarray:
         ).numpy()
 
 
-def _span(
+def span_of(
     path: Path, start: float | None, end: float | None
 ) -> tuple[float, float | None, list[str]]:
     """Start and end in seconds, and flags. Raises MediaError for times that are none."""
@@ -396,7 +396,7 @@ def _pick(
     return str(channel), block[int(channel)].copy()
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise MediaError unless there is a regular file that can be read and has content."""
     try:
         status = path.stat()

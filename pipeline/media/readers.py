@@ -218,7 +218,7 @@ def _soundfile_blocks(source: Source, start: float) -> Blocks:
                     Stage.TRUNCATED,
                 )
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        said = _one_line(error)
+        said = one_line(error)
         raise MediaError(f"{path}: cannot be decoded ({said})", Stage.DECODE) from None
 
 
@@ -259,7 +259,7 @@ class Window:
         self._file.close()
 
 
-def _open(path: Path, window: Window | None):
+def open_container(path: Path, window: Window | None):
     """PyAV's container of a file, or of a window on it."""
     import av
 
@@ -294,7 +294,7 @@ def _what_instead(path: Path, error: Exception) -> str:
     if getattr(error, "errno", None) == errno.EINVAL:
         suffix = f" '{path.suffix}'" if path.suffix else ""
         return f"a format{suffix} that is not supported; convert it, e.g. to .wav or .flac"
-    return _one_line(error)
+    return one_line(error)
 
 
 def pick_track(path: Path, container, track: str):
@@ -418,7 +418,7 @@ def _chained(source: Source, start: float, silent: bool) -> Blocks:
         begin += seconds
 
 
-def _packets(container, stream) -> Iterator:
+def packets_of(container, stream) -> Iterator:
     """The packets of a stream; FFmpeg may ask to be called again while it looks for the next
     one.
     """
@@ -450,7 +450,7 @@ class _Decoding:
         import av
 
         framed = self.container.format.name in FRAMED
-        for packet in _packets(self.container, self.stream):
+        for packet in packets_of(self.container, self.stream):
             self.packets += 1
             if self.packets == 1 and packet.pts is not None:
                 self.line.first_packet(float(packet.pts * packet.time_base))
@@ -517,7 +517,7 @@ def _av_blocks(
         try:
             yield from decoding.blocks(path, start, silent)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            said = _one_line(error)
+            said = one_line(error)
             raise MediaError(
                 f"{path}: cannot be decoded after {line.offset:,} samples ({said})", Stage.DECODE
             ) from None
@@ -539,7 +539,7 @@ def _opened(source: Source, part: tuple[int, int] | None = None) -> Iterator:
         window = Window(path, *(part or (0, path.stat().st_size)), patch)
     with closing(window) if window is not None else nullcontext():
         try:
-            container = _open(path, window)
+            container = open_container(path, window)
         except MediaError:
             source.header = None if source.look.kind else _header(path)
             if source.header is None:
@@ -572,7 +572,7 @@ def _planes(frame) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return said.strip().splitlines()[0]
 
@@ -634,7 +634,7 @@ def _walk_packets(container, stream, line: TimeLine) -> int:
     """
     rate, fixed = stream.codec_context.sample_rate, stream.codec_context.frame_size or 0
     total = 0
-    for packet in _packets(container, stream):
+    for packet in packets_of(container, stream):
         if packet.pts is None or not rate or not (fixed or packet.duration):
             continue
         time = float(packet.pts * packet.time_base)

@@ -28,6 +28,7 @@ class Stage(StrEnum):
     TIMEOUT = "timeout"  # the decoder did not answer
     KILLED = "killed"  # the decoder was killed
     CHANGED = "changed"  # the file changed during the run, which stops it
+    FACE = "face"  # its box lies outside the picture, or there is none and that is to fail
 
 
 STAGES = frozenset(Stage)  # as texts that come from a file are looked for
@@ -62,6 +63,10 @@ class Flag(IntFlag):
     damaged = 1 << 13
     trailing = 1 << 14
     wordless = 1 << 15
+    no_picture = 1 << 20
+    picture_late = 1 << 21
+    picture_short = 1 << 22
+    no_face = 1 << 23
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> Self:
@@ -100,4 +105,8 @@ MEANING = {
     Flag.damaged: "frames that could not be decoded, left out",
     Flag.trailing: "data behind the end of the audio, not read",
     Flag.wordless: "a transcript that the tokenizer makes no token of: without text features",
+    Flag.no_picture: "no picture in the file, or none in that part of it",
+    Flag.picture_late: "a picture that begins later, its first frame stands before it",
+    Flag.picture_short: "a picture that ends before the utterance does",
+    Flag.no_face: "pictures without a face, cropped as --vision-no-face says",
 }

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.media import audio as media
+from mer.pipeline.media import pictures
 from mer.pipeline.media.stages import Stage
 
 # Statuses of a decoder that somebody ended: the kernel for lack of memory, …
@@ -38,7 +39,8 @@ class Job:
 
     Attributes:
         what: "probe" asks how many samples there are, "load" for the waveform, and "changed" why
-            this version decodes the file otherwise than the first, which is the `reason`.
+            this version decodes the file otherwise than the first, which is the `reason`. "count"
+            and "pictures" ask the same of the picture as "probe" and "load" of the sound.
         path: The file.
         channel: As for `media.load`.
         start: As for `media.load`, in seconds.
@@ -46,6 +48,7 @@ class Job:
         expected: (inode, size, mtime_ns) of the bytes that are meant; a file that no longer has
             them changed while the run was going on.
         track: As for `media.load`.
+        pictures: Which pictures are wanted, for "count" and "pictures".
     """
 
     what: str
@@ -55,6 +58,7 @@ class Job:
     end: float | None
     expected: tuple[int, int, int] | None = None
     track: str = "auto"
+    pictures: pictures.Wanted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +66,12 @@ class Decoded:
     """What a decoder answers.
 
     Attributes:
-        samples: How many there are at 16 kHz.
+        samples: How many there are at 16 kHz; for "count" and "pictures", how many pictures.
         waveform: (samples,) float32, for "load".
-        flags: Names of `stages.Flag`, for "load".
+        flags: Names of `stages.Flag`, for "load" and "pictures".
         stage: Where it failed, if it did.
         reason: One line that says why; for "changed" its answer.
+        pictures: Those that were wanted, one behind the other, for "pictures".
     """
 
     samples: int = 0
@@ -74,6 +79,7 @@ class Decoded:
     flags: tuple[str, ...] = ()
     stage: Stage | None = None
     reason: str | None = None
+    pictures: np.ndarray | None = None
 
 
 def decode(job: Job) -> Decoded:
@@ -92,6 +98,8 @@ def decode(job: Job) -> Decoded:
             )
         if job.what == "changed":
             return Decoded(reason=media.changed(job.path))
+        if job.pictures is not None:
+            return _pictures(job, job.pictures)
         if job.what == "probe":
             info = media.probe(job.path, start=job.start, end=job.end, track=job.track)
             return Decoded(samples=info.samples)
@@ -107,6 +115,14 @@ def decode(job: Job) -> Decoded:
         return Decoded(stage=Stage.OPEN, reason=f"{job.path}: {error.strerror or error}")
     except Exception as error:  # the last net: a decoder's surprise costs one clip, not the run
         return Decoded(stage=Stage.DECODE, reason=f"{job.path}: {type(error).__name__}: {error}")
+
+
+def _pictures(job: Job, wanted: pictures.Wanted) -> Decoded:
+    if job.what == "count":
+        info = pictures.probe(job.path, fps=wanted.fps, start=job.start, end=job.end)
+        return Decoded(samples=info.count)
+    found, total, flags = pictures.take(job.path, wanted, start=job.start, end=job.end)
+    return Decoded(total, flags=flags, pictures=found)
 
 
 def identity(path: str | Path) -> tuple[int, int, int]:

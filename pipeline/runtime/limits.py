@@ -72,6 +72,10 @@ MEDIA_SAMPLES = 2**28
 MEDIA_LEVEL = 2.0**31
 MEDIA_RATES_HZ = (1_000, 768_000)  # a header outside this range is damaged or hostile
 MEDIA_GAP_SECONDS = 24 * 3600.0  # more is a damaged time stamp
+# of one picture, and of what it becomes with square pixels; 8K has 33 million
+MEDIA_FRAME_PIXELS = 2**26
+MEDIA_FRAMES = 2**20  # pictures of one clip: 73 hours at 4 a second
+MEDIA_FPS = 1_000.0  # moments a second that can be asked for
 MEDIA_RETRIES = 10_000  # times that FFmpeg may ask to be called again for the next packet
 MEDIA_CHUNKS = 10_000  # chunks, boxes or tags looked at before a file is left to its decoder
 # of a file of frames that are looked at; what is longer is decoded to learn its length

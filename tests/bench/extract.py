@@ -5,7 +5,7 @@ than they gain).
 Both sides read the same wav files and use the same weights (random: speed does not depend on them)
 in the same process, in turns; the best of the rounds counts. The loop keeps its features in memory;
 ours also writes and fsyncs them. Loading is in neither. Lengths are spread over MELD's quantiles
-(tests/extract/meld_quantiles.json), those of transcripts as in `sentences`.
+(tests/extract/meld_quantiles.json), those of transcripts as in `sentences`. Films: see `films`.
 
 Real transcripts through real weights, from start to end, against sentence-transformers: see
 `transcripts`, whose rows come last (`--lines 0`: not at all).
@@ -39,7 +39,7 @@ from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
 
-from tests.bench import transcripts
+from tests.bench import films, transcripts
 from tests.bench.machine import save
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES
@@ -228,6 +228,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--sizes", default="tiny,base", help="tiny, base, large")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--texts", type=int, default=192)
+    parser.add_argument("--films", type=int, default=12)
     parser.add_argument("--lines", type=int, help="MELD's, for all-MiniLM-L6-v2 (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -275,6 +276,11 @@ def main(argv: list[str]) -> None:
                     }
                     rows.append(row)
                     print(row, flush=True)
+        seen = films.make(folder, args.films) if args.films else []
+        for size in args.sizes.split(",") if seen else ():
+            if size in films.SETTINGS:
+                rows.append(films.row(size, "fp32", folder / f"v-{size}", seen, args))
+                print(rows[-1], flush=True)
     finally:
         shutil.rmtree(folder)
     for row in transcripts.rows(args.lines, args.rounds) if args.lines != 0 else ():

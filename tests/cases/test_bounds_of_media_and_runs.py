@@ -57,7 +57,7 @@ def test_a_decoder_that_always_asks_to_be_called_again():
             raise BlockingIOError
 
     container = Container()
-    assert list(readers._packets(container, None)) == []
+    assert list(readers.packets_of(container, None)) == []
     assert container.asked == limits.MEDIA_RETRIES
 
 

@@ -18,7 +18,7 @@ from tests.extract import corpus
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Rows:
-    manifest, _ = corpus.make(tmp_path_factory.mktemp("rows"), 6)
+    manifest, _ = corpus.make(tmp_path_factory.mktemp("rows"), 6, films=True)
     return Rows(manifest.rows, manifest.root)
 
 

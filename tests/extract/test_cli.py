@@ -195,5 +195,6 @@ def test_the_help_shows_the_defaults_that_the_options_have():
             shown[option.name] = found[1]
             assert not isinstance(option.get_default(context), str | int | float), option.name
     wanted = {"audio_track", "channel", "device", "dtype", "max_failures", "text_windows"}
-    assert wanted | {"max_seconds", "pool", "precision", "text_windows"} == shown.keys()
+    wanted |= {"vision_crop", "vision_fps", "vision_layer", "vision_no_face", "vision_pool"}
+    assert wanted | {"max_seconds", "pool", "precision"} == shown.keys()
     assert shown == {name: str(fields[name]) for name in shown}

@@ -35,13 +35,25 @@ OTHER = {
     "max_seconds": 1.0,
     "dtype": "float32",
     "precision": "bf16",
+    "vision_encoder": "builtin:tiny-vit",
     "audio_encoder": "none",
     "text_encoder": "none",
+}
+# those of a modality that is asked for by name only
+OF_VISION = {
+    "vision_layer": "1",
+    "vision_fps": 5.0,
+    "vision_pool": "mean",
+    "vision_crop": "left",
+    "vision_boxes": "boxes.csv",
+    "vision_faces": "yunet.onnx",
+    "vision_no_face": "whole",
 }
 SAME = {
     "device": "cpu",
     "budget_seconds": 9.0,
     "budget_tokens": 9,
+    "budget_pictures": 9,
     "max_failures": 5,
     "offline": True,
     "force": True,
@@ -51,6 +63,7 @@ SAME = {
     "shard_bytes": 5,
     "part_seconds": 1.0,
     "part_tokens": 1,
+    "part_pictures": 1,
     "window": 2,
 }
 
@@ -59,14 +72,35 @@ OF_SOME_ENCODERS = {"audio_window"}
 
 
 def test_every_option_is_either_recipe_or_not():
-    names = {f.name for f in dataclasses.fields(ExtractOptions)}
-    assert names == OTHER.keys() | SAME.keys() | OF_SOME_ENCODERS
+    told = OTHER.keys() | OF_VISION.keys() | SAME.keys() | OF_SOME_ENCODERS
+    assert {f.name for f in dataclasses.fields(ExtractOptions)} == told
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_recipe_options_change_the_key(toy, name):
     assert fingerprint(toy, corpus.options(**{name: OTHER[name]})) != fingerprint(
         toy, corpus.options()
+    )
+
+
+@pytest.mark.parametrize("name", OF_VISION)
+def test_options_of_vision_change_the_key_where_it_is_asked_for(toy, name, tmp_path, monkeypatch):
+    (tmp_path / "boxes.csv").write_text("id,time,x,y,w,h\nu000,0,1,1,5,5\n")
+    (tmp_path / "yunet.onnx").write_bytes(b"weights")
+    monkeypatch.setattr("mer.pipeline.encoders.vision.yunet", lambda model: None)
+    monkeypatch.chdir(tmp_path)
+    with_faces = {"vision_crop": "faces", "vision_boxes": "boxes.csv"}
+    base = {"vision_no_face": with_faces, "vision_faces": with_faces}.get(name, {})
+    changed = {**base, name: OF_VISION[name]}
+    if name == "vision_faces":
+        changed["vision_boxes"] = ""
+    if name == "vision_boxes":
+        changed = with_faces
+    without = {**changed, "vision_encoder": "none"}
+    assert fingerprint(toy, corpus.options(**without)) == fingerprint(toy, corpus.options())
+    seen = {"vision_encoder": "builtin:tiny-vit"}
+    assert fingerprint(toy, corpus.options(**seen, **changed)) != fingerprint(
+        toy, corpus.options(**seen, **base)
     )
 
 

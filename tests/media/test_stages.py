@@ -26,9 +26,14 @@ BITS = {
     "damaged": 13,
     "trailing": 14,
     "wordless": 15,
+    "no_picture": 20,
+    "picture_late": 21,
+    "picture_short": 22,
+    "no_face": 23,
 }
 STAGES = (
-    "open decode truncated empty channel track rate times nan too_long oom timeout killed changed"
+    "open decode truncated empty channel track rate times nan too_long oom timeout killed changed "
+    "face"
 )
 
 

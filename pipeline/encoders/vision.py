@@ -1,0 +1,316 @@
+"""The modality `vision`: pictures of media files at even intervals, counted one by one.
+
+A decoding process tells how many there are, and later reads, crops and scales them. A clip with
+more than `PIECE_PICTURES` is encoded in pieces, which do not overlap: each picture stands for
+itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders.images import check_processor, scale_of
+from mer.pipeline.encoders.layers import LayerChoice, parse_layers
+from mer.pipeline.encoders.loading import Checkpoint
+from mer.pipeline.encoders.modality import (
+    Described,
+    Encoder,
+    Family,
+    Item,
+    Lengths,
+    Modality,
+    ReadItem,
+    Rows,
+)
+from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Utterance
+from mer.pipeline.media.faces import Crop, boxes_for, yunet
+from mer.pipeline.media.pictures import Wanted, moments
+from mer.pipeline.media.stages import Flag, Problem, Stage
+from mer.pipeline.media.workers import Decoded, Decoders, Job
+from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.terminal import shown
+
+PIECE_PICTURES = 32  # of a clip, read and encoded at a time
+PIECES_AHEAD = 8  # read before they are asked for: 150 MB at 224 x 224
+# Of what makes a picture out of a file; raise it when pictures come out otherwise.
+PICTURES = 1
+SIDES = ("left", "right")  # tags of a row that say where in the picture its speaker is
+
+# One line adds a family: its module has `load`, `takes` tells its checkpoints from others.
+FAMILIES: list[Family] = [
+    Family("image model", "mer.pipeline.encoders.vit"),
+]
+
+
+@dataclass(frozen=True)
+class Vision(Modality):
+    """`layer`, `layer_means`, `fps` (pictures a second), `pool_kind` (what becomes of a picture)
+    and `crop` belong to the recipe; for faces `boxes` (a table or folder), `model` (a detector's
+    file) and `no_face` (what is kept where there is none), too.
+    """
+
+    name: ClassVar[str] = "vision"
+    unit: ClassVar[str] = "pictures"
+    per_unit: ClassVar[int] = 1
+    fixed_budget: ClassVar[Mapping[str, float]] = {"cpu": 16, "cuda": 256}
+    candidate_budgets: ClassVar[Mapping[str, Sequence[float]]] = {
+        "cpu": (8, 16, 32, 64),
+        "cuda": (64, 128, 256, 512, 1024),
+    }
+    built_in: ClassVar[str] = tiny.NAMES["vision"]
+    optional: ClassVar[bool] = True
+    cut: ClassVar[Flag] = Flag(0)  # pieces change nothing, so they are not told
+
+    layer: str = "last"
+    layer_means: bool = False
+    fps: float = 4.0
+    pool_kind: str = "auto"
+    crop: str = "none"
+    boxes: str = ""
+    model: str = ""
+    no_face: str = "centre"
+
+    @classmethod
+    def of(cls, options: Any) -> Vision:
+        return cls(
+            encoder=options.vision_encoder,
+            budget=options.budget_pictures,
+            part=options.part_pictures,
+            layer=options.vision_layer,
+            layer_means=options.layer_means,
+            fps=options.vision_fps,
+            pool_kind=options.vision_pool,
+            crop=options.vision_crop,
+            boxes=options.vision_boxes,
+            model=options.vision_faces,
+            no_face=options.vision_no_face,
+        )
+
+    @property
+    def families(self) -> tuple[Family, ...]:  # type: ignore[override]
+        return tuple(FAMILIES)
+
+    # --- rows and recipe
+
+    def has(self, u: Utterance) -> bool:
+        return self.file(u) is not None
+
+    def file(self, u: Utterance) -> str | None:
+        return u.video or u.audio or None
+
+    def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
+        if not digest:
+            return ()
+        told = [self.name, digest, self.span(u)]
+        if self.crop == "side":
+            told.append(self._side(u))
+        if self.crop == "faces" and self.boxes:
+            boxes = repr([tuple(box) for box in self._boxes(u)])
+            told.append(hashlib.sha256(boxes.encode()).hexdigest())
+        return tuple(told)
+
+    def resolve(
+        self,
+        encoder: str,
+        *,
+        offline: bool = False,
+        sha256: Callable[[Path], str] = sha256_file,
+    ) -> Checkpoint:
+        checkpoint = super().resolve(encoder, offline=offline, sha256=sha256)
+        layers_of(checkpoint)  # what is no image model is told before it is loaded
+        return checkpoint
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        self.choice(checkpoint)
+        check_processor(checkpoint)
+        if self.pool_of(checkpoint) == "pooler" and self.choice(checkpoint).kind != "last":
+            raise DataError(
+                f"--vision-layer {self.layer}: --vision-pool pooler goes with the last layer; use "
+                "cls or mean"
+            )
+        if self.crop == "faces" and bool(self.boxes) == bool(self.model):
+            raise DataError(
+                "--vision-crop faces: say where the faces are with --vision-boxes (a table or "
+                "OpenFace's folder), or name YuNet's model file with --vision-faces"
+            )
+        if self.crop != "faces" and (self.boxes or self.model):
+            raise DataError(
+                "--vision-boxes and --vision-faces go with --vision-crop faces, not with "
+                f"{self.crop}"
+            )
+        if self.model:
+            yunet(self.model)
+        if self.boxes and not Path(self.boxes).exists():
+            raise DataError(f"--vision-boxes {shown(self.boxes)}: no such file or folder")
+
+    def choice(self, checkpoint: Checkpoint) -> LayerChoice:
+        """The layers that are kept. Raises DataError and EncoderError."""
+        return parse_layers(self.layer, layers_of(checkpoint), "--vision-layer")
+
+    def pool_of(self, checkpoint: Checkpoint) -> str:
+        """What becomes of a picture. Raises DataError and EncoderError."""
+        if self.pool_kind != "auto":
+            return self.pool_kind
+        return default_pool(checkpoint, last=self.choice(checkpoint).kind == "last")
+
+    def recipe(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        recipe: dict[str, Any] = {
+            "encoder": checkpoint.hash,
+            "layer": self.choice(checkpoint).text,
+            "fps": float(self.fps),
+            "pool": self.pool_of(checkpoint),
+            "crop": self.crop,
+            "pictures": PICTURES,
+        }
+        if self.layer_means and not is_hierarchy(checkpoint):
+            recipe["layer_means"] = True
+        if self.crop == "faces":
+            recipe["no_face"] = self.no_face
+            recipe["faces"] = sha256_file(Path(self.model)) if self.model else "boxes"
+        return recipe
+
+    @classmethod
+    def options_of(cls, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "vision_layer": recipe["layer"],
+            "vision_fps": recipe["fps"],
+            "vision_pool": recipe["pool"],
+            "vision_crop": recipe["crop"],
+            "vision_no_face": recipe.get("no_face", "centre"),
+            "layer_means": recipe.get("layer_means", False),
+        }
+
+    # --- lengths
+
+    def _times(self, u: Utterance) -> tuple[float | None, float | None]:
+        """The part of its file that an utterance is: that of its sound, unless the file is another
+        and has a time line of its own.
+        """
+        if u.video and (u.video_start is not None or u.video_end is not None):
+            return u.video_start, u.video_end
+        return u.start, u.end
+
+    def span(self, u: Utterance) -> str:
+        start, end = ("" if time is None else repr(float(time)) for time in self._times(u))
+        return f"pictures {self.fps!r} {start}:{end}"
+
+    def _job(self, what: str, row: int, rows: Rows, wanted: Wanted) -> Job:
+        u = rows.utterances[row]
+        path = str(rows.root / cast(str, self.file(u)))
+        start, end = self._times(u)
+        seen = rows.seen.get(path)
+        return Job(what, path, "auto", start, end, seen, pictures=wanted)
+
+    def probe_job(self, row: int, rows: Rows) -> Job | None:
+        return self._job("count", row, rows, Wanted(self.fps))
+
+    def seconds(self, length: int) -> float | None:
+        return length / self.fps
+
+    def measure(self, rows: Rows, probed: Sequence[int], encoder: Encoder) -> Lengths:
+        counted = tuple(probed)
+        with_file = [u for u in rows.utterances if self.has(u)]
+        if with_file and not any(counted):
+            first = shown(rows.root / cast(str, self.file(with_file[0])), 120)
+            raise DataError(
+                f"--vision-encoder: none of {len(with_file):,} clips has a picture (first: "
+                f"{first}); name its file in a `video` column, or use --vision-encoder none"
+            )
+        flags = []
+        for u, pictures in zip(rows.utterances, counted, strict=True):
+            blind = self.has(u) and not pictures
+            flags.append(Flag.no_picture if blind else Flag(0))
+        return Lengths(counted, counted, tuple(flags))
+
+    # --- encoding
+
+    def items(
+        self, chosen: Sequence[int], rows: Rows, lengths: Lengths, checkpoint: Checkpoint
+    ) -> list[Item]:
+        """One item for every `PIECE_PICTURES` of a clip."""
+        found = []
+        for row in chosen:
+            total = lengths.lengths[row]
+            for piece, first in enumerate(range(0, total, PIECE_PICTURES)):
+                end = min(total, first + PIECE_PICTURES)
+                found.append(Item(row, end - first, piece, first, end, 0, end - first))
+        return found
+
+    def read(
+        self,
+        items: Iterable[Item],
+        rows: Rows,
+        lengths: Lengths,
+        encoder: Encoder,
+        decoders: Decoders,
+    ) -> Iterator[ReadItem]:
+        """Pixel values (n, channels, h, w), read ahead and scaled in the decoding processes."""
+        items = list(items)
+        jobs = (self._reading(item, rows, encoder.checkpoint) for item in items)
+        for item, clip in zip(items, decoders.run(jobs, ahead=PIECES_AHEAD), strict=True):
+            problem = self._problem(item, clip, rows, lengths)
+            if problem is not None:
+                yield ReadItem(problem=problem)
+            else:
+                yield ReadItem(cast(Any, clip.pictures), Flag.of(clip.flags))
+
+    def _reading(self, item: Item, rows: Rows, checkpoint: Checkpoint) -> Job:
+        u = rows.utterances[item.row]
+        start, _ = self._times(u)
+        begin = max(0.0, start or 0.0)
+        times = moments(begin, item.end / self.fps, self.fps, item.end)
+        crop = self._crop(u).between(begin, times[-1])
+        wanted = Wanted(self.fps, item.first, item.length, crop, scale_of(checkpoint))
+        return self._job("pictures", item.row, rows, wanted)
+
+    def _crop(self, u: Utterance) -> Crop:
+        if self.crop == "side":
+            return Crop(self._side(u) or "none")
+        if self.crop != "faces":
+            return Crop(self.crop)
+        if self.model:
+            return Crop("detector", fallback=self.no_face, model=self.model)
+        return Crop("boxes", self._boxes(u), self.no_face)
+
+    def _side(self, u: Utterance) -> str:
+        """The half of the picture that the row's speaker is in, by its tags.
+
+        Raises DataError where they do not tell.
+        """
+        found = [side for side in SIDES if side in u.tags]
+        if len(found) != 1:
+            raise DataError(
+                f"--vision-crop side: {shown(u.id)} has neither the tag left nor right; use "
+                "another crop, or say it in the manifest (mer prepare iemocap does)"
+            )
+        return found[0]
+
+    def _boxes(self, u: Utterance) -> Sequence[Any]:
+        return boxes_for(self.boxes, u.id, self.file(u) or "")
+
+    def _problem(self, item: Item, clip: Decoded, rows: Rows, lengths: Lengths) -> Problem | None:
+        """What is wrong with a decoded clip. Raises DataError for a file that has changed."""
+        if clip.stage is not None:
+            if clip.stage == Stage.CHANGED:
+                raise DataError(f"{clip.reason}; run the same command again")
+            return Problem(Stage(clip.stage), clip.reason or "")
+        expected = lengths.lengths[item.row]
+        got = 0 if clip.pictures is None else len(clip.pictures)
+        if clip.samples == expected and got == item.length:
+            return None
+        path = rows.root / cast(str, self.file(rows.utterances[item.row]))
+        return Problem(
+            Stage.DECODE, f"{path}: {clip.samples:,} pictures decoded, {expected:,} expected"
+        )
+
+    def describe(self, checkpoint: Checkpoint) -> Described:
+        extra = {"pool": self.pool_of(checkpoint), "crop": self.crop}
+        choice = self.choice(checkpoint)
+        return Described(self.fps, choice.text, extra, choice.stack)

@@ -1,0 +1,223 @@
+"""Pictures through the whole of extraction: store, resume, workers, shares, what goes wrong."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mer.pipeline.errors import DataError
+from mer.pipeline.extraction import Share, TooManyFailures, Workers, extract
+from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.media import pictures
+from mer.pipeline.media.stages import Flag
+from mer.pipeline.store import FeatureStore
+
+from tests.encoders.test_vision import load
+from tests.extract import corpus
+from tests.media import films
+
+SEEN = {"vision_encoder": "builtin:tiny-vit"}
+MUTE = {"audio_encoder": "none", "text_encoder": "none"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with films, their manifest, and a store of all three modalities."""
+    folder = tmp_path_factory.mktemp("films")
+    manifest, file = corpus.make(folder, 12, films=True)
+    report = extract(manifest, folder / "feats.h5", corpus.options(**SEEN), source=file)
+    assert (report.extracted, report.failures) == (12, [])
+    return folder
+
+
+def again(folder: Path, out: Path, where=None, **changes):
+    manifest = Manifest.read(folder / "manifest.parquet")
+    given = {} if where is None else {"where": where}
+    options = corpus.options(**SEEN, **changes)
+    return extract(manifest, out, options, source=folder / "manifest.parquet", **given)
+
+
+def test_the_store_has_what_the_encoder_gives_of_each_picture(made):
+    encoder = load("builtin:tiny-vit", layer_means=True)
+    with FeatureStore(made / "feats.h5") as store:
+        store.verify()
+        assert list(store.header.modalities) == ["audio", "text", "vision"]
+        info = store.header.modalities["vision"]
+        assert (info.frame_rate, info.dim, info.layers, info.trained) == (4.0, 96, 3, False)
+        recipe = store.header.recipe["vision"]
+        assert (recipe["fps"], recipe["pool"], recipe["crop"]) == (4.0, "cls", "none")
+        for row in (0, 3, 7):
+            film = made / f"clip{row}.mkv"
+            seen = [encoder.processor(one.pixels) for one in pictures.load(film, fps=4.0)]
+            states = encoder.encode([np.stack(seen)])[0]
+            found = store.features("vision", row)
+            assert len(found) == pictures.probe(film, fps=4.0).count
+            np.testing.assert_allclose(found, states.frames, atol=2e-3)
+            means = store.layer_means("vision", [row])[0]
+            np.testing.assert_allclose(means, states.layer_means, atol=5e-3)
+
+
+def test_again_there_is_nothing_to_do_and_another_film_is_seen_again(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "copy")
+    assert again(folder, folder / "feats.h5").action == "nothing"
+    corpus.write_film(folder / "clip3.mkv", 0.7, seed=99)
+    assert again(folder, folder / "feats.h5").extracted == 1
+
+
+def test_a_killed_run_goes_on_with_the_same_bytes(made, tmp_path, monkeypatch):
+    def killed(*args, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mer.pipeline.extraction.runner.assemble_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(made, tmp_path / "x.h5")
+    assert list((tmp_path / "x.shards" / ".work").glob("vision-*.h5"))
+    again(made, tmp_path / "x.h5")
+    assert corpus.digests(tmp_path / "x.shards") == corpus.digests(made / "feats.shards")
+
+
+def test_decoding_processes_make_the_same_bytes(made, tmp_path):
+    again(made, tmp_path / "x.h5", decoders=2)
+    assert corpus.digests(tmp_path / "x.shards") == corpus.digests(made / "feats.shards")
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_two_workers_and_two_shares_make_the_same_bytes(made, tmp_path):
+    again(made, tmp_path / "w.h5", Workers(2))
+    assert corpus.digests(tmp_path / "w.shards") == corpus.digests(made / "feats.shards")
+    assert again(made, tmp_path / "s.h5", Share(2, 2)).action == "part"
+    assert again(made, tmp_path / "s.h5", Share(1, 2)).action == "extracted"
+    assert corpus.digests(tmp_path / "s.shards") == corpus.digests(made / "feats.shards")
+
+
+def test_vision_is_added_to_a_store_without_it(made, tmp_path):
+    manifest = Manifest.read(made / "manifest.parquet")
+    extract(manifest, tmp_path / "x.h5", corpus.options())
+    report = extract(manifest, tmp_path / "x.h5", corpus.options(**SEEN))
+    assert report.taken_over == {"audio": 12, "text": 12}
+    with FeatureStore(made / "feats.h5") as one, FeatureStore(tmp_path / "x.h5") as other:
+        for row in range(12):
+            np.testing.assert_allclose(
+                one.features("vision", row), other.features("vision", row), atol=2e-3
+            )
+
+
+def rows(*names: str, **changes) -> tuple[Utterance, ...]:
+    found = []
+    for name in names:
+        found.append(Utterance(name, f"{name}", f"words of {name}", "train", "a", **changes))
+    return tuple(found)
+
+
+def run(root: Path, utterances: tuple[Utterance, ...], **changes):
+    manifest = Manifest("toy", "single", ("a",), utterances, root)
+    return extract(manifest, root / "x.h5", corpus.options(**{**SEEN, **changes}))
+
+
+def test_a_clip_without_a_picture_keeps_the_rest_and_is_counted(tmp_path):
+    corpus.write_film(tmp_path / "film.mkv", 1.0, seed=1)
+    corpus.write_clip(tmp_path / "sound.wav", 1.0, seed=2)
+    report = run(tmp_path, rows("film.mkv", "sound.wav"))
+    assert report.failures == [] and report.counts["no_picture"] == 1
+    with FeatureStore(tmp_path / "x.h5") as store:
+        assert len(store.features("vision", 1)) == 0 and len(store.features("audio", 1)) == 49
+        assert store.flags[1] & Flag.no_picture and not store.flags[0] & Flag.no_picture
+
+
+def test_no_picture_anywhere_is_one_line(tmp_path):
+    corpus.write_clip(tmp_path / "sound.wav", 1.0, seed=2)
+    films.ffmpeg(*films.sound(), *films.AAC, tmp_path / "sound.m4a")
+    with pytest.raises(DataError, match="none of 2 clips has a picture") as caught:
+        run(tmp_path, rows("sound.wav", "sound.m4a"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_damaged_picture_is_a_named_failure_of_its_clip(tmp_path):
+    corpus.write_film(tmp_path / "good.mkv", 1.0, seed=1)
+    films.ffmpeg(*films.scene(), *films.sound(), *films.X264, *films.AAC, tmp_path / "bad.mkv")
+    content = bytearray((tmp_path / "bad.mkv").read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + 4000, 50):
+        content[place] ^= 0xFF
+    (tmp_path / "bad.mkv").write_bytes(content)
+    with pytest.raises(TooManyFailures) as caught:
+        run(tmp_path, rows("good.mkv", "bad.mkv"), audio_encoder="none")
+    (failure,) = caught.value.report.failures
+    assert failure.id == "bad.mkv" and str(tmp_path / "bad.mkv") in failure.reason
+    assert len(FeatureStore(tmp_path / "x.h5")) == 1
+
+
+def test_the_picture_may_be_in_another_file_with_another_span(tmp_path):
+    corpus.write_film(tmp_path / "film.mkv", 4.0, seed=1)
+    corpus.write_clip(tmp_path / "a.wav", 1.0, seed=2)
+    spans = ((None, None), (1.0, 2.5))
+    utterances = []
+    for number, (start, end) in enumerate(spans):
+        utterances.append(
+            Utterance(
+                f"u{number}", "a.wav", "words", "train", "a", video="film.mkv",
+                video_start=start, video_end=end,
+            )
+        )  # fmt: skip
+    run(tmp_path, tuple(utterances))
+    with FeatureStore(tmp_path / "x.h5") as store:
+        assert [len(store.features("vision", row)) for row in range(2)] == [16, 6]
+        assert [len(store.features("audio", row)) for row in range(2)] == [49, 49]
+        whole = store.features("vision", 0)
+        # the middles of 1.125, 1.375, … s are moments 4 … 9 of the whole
+        assert np.array_equal(store.features("vision", 1), whole[4:10])
+
+
+def test_long_clips_are_seen_in_pieces(tmp_path, monkeypatch):
+    corpus.write_film(tmp_path / "film.mkv", 5.0, seed=1)
+    run(tmp_path, rows("film.mkv"), **MUTE)
+    with FeatureStore(tmp_path / "x.h5") as store:
+        whole, means = store.features("vision", 0), store.layer_means("vision", [0])
+        assert store.flags[0] == 0
+    monkeypatch.setattr("mer.pipeline.encoders.vision.PIECE_PICTURES", 7)
+    shutil.rmtree(tmp_path / "x.shards")
+    (tmp_path / "x.h5").unlink()
+    run(tmp_path, rows("film.mkv"), **MUTE)
+    with FeatureStore(tmp_path / "x.h5") as store:
+        np.testing.assert_allclose(store.features("vision", 0), whole, atol=2e-3)
+        np.testing.assert_allclose(store.layer_means("vision", [0]), means, atol=2e-3)
+
+
+def test_faces_by_a_table(tmp_path):
+    corpus.write_film(tmp_path / "film.mkv", 2.0, seed=1)
+    table = tmp_path / "boxes.csv"
+    table.write_text("id,time,x,y,w,h\nfilm.mkv,0.1,10,10,16,16\n")
+    faces = {"vision_crop": "faces", "vision_boxes": str(table)}
+    report = run(tmp_path, rows("film.mkv"), **faces)
+    assert report.counts["no_face"] == 1  # none is near the second half
+    with FeatureStore(tmp_path / "x.h5") as store:
+        first = store.features("vision", 0)
+    table.write_text("id,time,x,y,w,h\nfilm.mkv,0.1,20,10,16,16\n")
+    assert run(tmp_path, rows("film.mkv"), **faces).extracted == 1  # other boxes, other content
+    with FeatureStore(tmp_path / "x.h5") as store:
+        second = store.features("vision", 0)
+    assert not np.array_equal(first[:2], second[:2]) and np.array_equal(first[4:], second[4:])
+    table.write_text("id,time,x,y,w,h\nfilm.mkv,0.1,200,10,16,16\n")
+    corpus.write_film(tmp_path / "other.mkv", 1.0, seed=2)
+    with pytest.raises(TooManyFailures) as caught:
+        run(tmp_path, rows("film.mkv", "other.mkv"), **faces)
+    (failure,) = caught.value.report.failures
+    assert failure.stage == "face" and "outside the picture of 64 x 48" in failure.reason
+
+
+def test_the_half_that_the_tags_name(tmp_path):
+    corpus.write_film(tmp_path / "film.mkv", 1.0, seed=1)
+    left, right = (
+        Utterance(side, "film.mkv", "words", "train", "a", tags=("scripted", side))
+        for side in ("left", "right")
+    )
+    run(tmp_path, (left, right), vision_crop="side")
+    with FeatureStore(tmp_path / "x.h5") as store:
+        assert not np.array_equal(store.features("vision", 0), store.features("vision", 1))
+    with pytest.raises(DataError, match="neither the tag left nor right"):
+        run(tmp_path, (*rows("film.mkv"),), vision_crop="side")
