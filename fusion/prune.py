@@ -60,15 +60,20 @@ def sort_out(paths: Iterable[Path]) -> tuple[list[Spare], list[str]]:
     """(what of each run can go, a line for each that is left as it is).
 
     Args:
-        paths: Run folders.
+        paths: Run folders; one that is named twice, or with its group, counts once.
     """
     found: list[Spare] = []
     refused: list[str] = []
+    seen: set[Path] = set()
     for path in paths:
         try:
-            found.append(spare(path))
+            one = spare(path)
         except DataError as error:
             refused.append(str(error))
+            continue
+        new = [file for file in one.files if file.parent.resolve() / file.name not in seen]
+        seen |= {file.parent.resolve() / file.name for file in new}
+        found.append(Spare(path, tuple(new), sum(file.lstat().st_size for file in new)))
     return found, refused
 
 

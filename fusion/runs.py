@@ -145,7 +145,7 @@ def find(folders: Iterable[Path], *, each: bool = False) -> list[RunRow]:
         for path in _run_folders(folder, seen, DEPTH):
             row = read(path)
             children = _children(path) if each else []
-            rows += [read(child) for child in children] or [row]
+            rows += [read(child, within=True) for child in children] or [row]
     return rows
 
 
@@ -196,8 +196,10 @@ def _children(path: Path) -> list[Path]:
     return [path / name for name in told.children if (path / name).is_dir()]
 
 
-def read(path: Path) -> RunRow:
-    """The row of one run folder; what is wrong with it is in the row."""
+def read(path: Path, *, within: bool = False) -> RunRow:
+    """The row of one run folder; what is wrong with it is in the row. `within` a group there are
+    single runs only.
+    """
     size, spare = _sizes(path)
     row = RunRow(run=str(path), state="damaged", size=size, spare=spare)
     try:
@@ -208,6 +210,8 @@ def read(path: Path) -> RunRow:
             state: State = "unfinished" if begun else "damaged"
             return replace(row, state=state, why=why)
         told = _told(path)
+        if within and told.kind == "group":
+            raise DataError(f"{path / files.INFO}: a group within a group")
         row = _described(row, told)
         row = _of_group(row, told, path) if told.kind == "group" else _of_one(row, told, path)
         test, deviations = _test(path, told)
@@ -279,7 +283,8 @@ def _of_one(row: RunRow, told: Told, path: Path) -> RunRow:
 
 def _of_group(row: RunRow, told: Told, path: Path) -> RunRow:
     """The row of a run over seeds or folds, from those of its children."""
-    there = [read(path / name) for name in told.children if (path / name).is_dir()]
+    folders = [path / name for name in told.children]
+    there = [read(folder, within=True) for folder in folders if folder.is_dir()]
     done = [child for child in there if child.state == "finished"]
     first = (done or there or [row])[0]
     dev, deviations = _mean([child.dev for child in done])

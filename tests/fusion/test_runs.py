@@ -273,6 +273,18 @@ def test_a_group_without_one_of_its_runs(group, tmp_path):
     assert runs.read(cut).why.startswith("seed-2: config.toml")
 
 
+def test_a_group_in_itself_ends(group, tmp_path):
+    loop = shutil.copytree(group, tmp_path / "loop")
+    info = as_read_by_hand(loop)
+    info.pop(files.SEAL)
+    files.write_json(loop / "run.json", info | {"children": ["a", "b", "seed-0"]})
+    for name in ("a", "b"):
+        (loop / name).symlink_to(loop)
+    row = runs.read(loop)
+    assert (row.state, row.why) == ("damaged", "a: run.json: a group within a group")
+    assert [one.state for one in runs.find([loop], each=True)] == ["damaged", "damaged", "finished"]
+
+
 def test_a_run_that_is_being_trained_is_told_and_nothing_is_written(search):
     run = search / "run-0"
     info = as_read_by_hand(run)
@@ -382,6 +394,8 @@ def test_pruning_asks_and_a_dry_run_removes_nothing(group):
     outcome = mer("prune", group, "--dry-run")
     assert outcome.out.count("last.safetensors") == 3 and "nothing was removed" in outcome.err
     refused("prune", group, code=2, says=["--yes"])
+    twice = mer("prune", group, group / "seed-1", group, "--dry-run")
+    assert twice.out == outcome.out and twice.err == outcome.err, "counted once"
     assert sorted(group.rglob("*")) == there
 
 
