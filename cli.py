@@ -199,6 +199,11 @@ def note(message: object) -> None:
     say(message, err=True)
 
 
+def somebody_is_there() -> bool:
+    """Whether a question can be answered."""
+    return sys.stdin.isatty()
+
+
 def command_line(context: click.Context) -> str:
     """What was typed, with the environment variables that stood for options of the command."""
     prefix = f"MER_{(context.info_name or '').upper()}_"
@@ -1506,13 +1511,14 @@ def prune(runs, dry_run, yes):
     elif dry_run:
         note(f"would free {amount(size)}; nothing was removed")
     else:
-        if not yes:
-            question = f"this removes {plural(files, 'file')}, {amount(size)}, for good"
-            if not sys.stdin.isatty():
-                raise click.UsageError(f"{question}; say --yes")
-            click.confirm(f"{question}; go on?", abort=True, err=True)
-        pruning.remove(found)
-        note(f"freed {amount(size)}")
+        question = f"this removes {plural(files, 'file')}, {amount(size)}, for good"
+        if not yes and not somebody_is_there():
+            raise click.UsageError(f"{question}; say --yes")
+        if yes or click.confirm(f"{question}; go on?", err=True):
+            pruning.remove(found)
+            note(f"freed {amount(size)}")
+        else:
+            note("nothing was removed")
     if refused:
         raise DataError(
             f"{len(refused)} of {plural(len(runs), 'run')} left as they are, for the reasons above"

@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mer.cli import main
 from mer.fusion import checkpoint, evaluate, experiment, files, prune, records, report, runs
 from mer.fusion.checkpoint import Run
 from mer.fusion.typed import tree
@@ -397,6 +399,16 @@ def test_pruning_asks_and_a_dry_run_removes_nothing(group):
     twice = mer("prune", group, group / "seed-1", group, "--dry-run")
     assert twice.out == outcome.out and twice.err == outcome.err, "counted once"
     assert sorted(group.rglob("*")) == there
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n\n", 1), ("\n", 1), ("y\n", 0)])
+def test_the_answer_counts(trained, tmp_path, monkeypatch, answer, left):
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr("mer.cli.somebody_is_there", lambda: True)
+    done = CliRunner().invoke(main, ["prune", str(run)], input=answer)
+    assert done.exit_code == 0 and "for good; go on?" in done.stderr
+    assert len(list(run.glob("last.safetensors"))) == left
+    assert ("nothing was removed" if left else "freed ") in done.stderr
 
 
 def test_a_run_that_may_need_it_is_left_and_named_and_the_others_are_pruned(search, trained):
