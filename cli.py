@@ -881,12 +881,12 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         note(f"{found.path}: {found.reason}")
     if damaged and opened.members:
         heads = dict.fromkeys(found.store for found in damaged if found.store != str(store))
-        remedy = [f"run `mer verify --repair {head}`" for head in heads]
+        remedies = [f"run `mer verify --repair {head}`" for head in heads]
         if any(found.store == str(store) for found in damaged):
-            remedy.append("put back what is missing or changed, or join again with --force")
+            remedies.append("put back what is missing or changed, or join again with --force")
         raise StoreError(
             f"{store}: joined, and {len(damaged)} files of its members cannot be used; "
-            f"{'; '.join(remedy)}"
+            f"{'; '.join(remedies)}"
         )
     if damaged and repair:
         if not opened.header.fingerprint:
@@ -1004,10 +1004,14 @@ def export(store: Path, out: Path, to: str, **choices):
     archives.
     """
     from mer.pipeline.interchange.export import export as write
+    from mer.pipeline.interchange.export import left_out
     from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore
 
-    count, written = write(FeatureStore(store), to, out, progress=choose(), **choices)
+    opened = FeatureStore(store)
+    count, written = write(opened, to, out, progress=choose(), **choices)
+    for line in left_out(opened, to):
+        note(line)
     note(
         plural(count, "utterance")
         + ("" if written else "; exported before, byte for byte; nothing to do")
