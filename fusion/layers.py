@@ -113,7 +113,8 @@ def probe(
     names = _named(store, modalities)
     table, header = store.table(), store.header
     target = splits.targets(table, header.task, header.labels)
-    config, parts = DataConfig(), [None]
+    config = DataConfig()
+    parts: list[splits.Fold | None] = [None]
     notes: list[str] = []
     if folds is not None:
         made, said = splits.folds(table, target, folds, seed=config.split_seed)
@@ -228,10 +229,10 @@ def _fitted(
     """Probes of every layer and strength, fitted on `train`, and what they say of `dev`."""
     task = store.header.task
     there = store.layer_means(name, np.concatenate([train, dev]))
-    x = torch.from_numpy(np.ascontiguousarray(there.transpose(1, 0, 2)))
     y = torch.from_numpy(target[train])
     said = []
-    for layer in x:
+    for number in range(there.shape[1]):
+        layer = torch.from_numpy(there[:, number].copy())
         fitted, shown_to = layer[: len(train)], layer[len(train) :]
         mean, std = fitted.mean(0), fitted.std(0, correction=0)
         std = std.where(std > 1e-4 * mean.abs() + 1e-8, 1)
@@ -280,7 +281,7 @@ def _minimise(
 
 def _decided(scores: np.ndarray, task: str) -> np.ndarray:
     """Decisions for logits: the class, each label that is more likely than not, or the value."""
-    return infer.decide(scores, task, np.zeros(scores.shape[1]))
+    return infer.decide(scores, task, [0.0] * scores.shape[1])
 
 
 # ---- Told and drawn

@@ -17,9 +17,10 @@ from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.layer_mix import LayerMix
 from mer.fusion.modules.pooling import Moments, zero_padding
 
-# On the learning rate of the weights. Softmax weights of a few dozen layers hardly move at the rate
-# of the others: a corpus of a few hundred utterances has a few hundred steps.
-LR_SCALE = 10.0
+# On the learning rate of the weights. At the rate of the others they hardly leave where they begin,
+# all equal: a corpus of a few hundred utterances has a few hundred steps. Dev figures at 1, 10 and
+# 100 are in docs/training.md.
+LR_SCALE = 100.0
 
 
 class Layered(FusionModel):

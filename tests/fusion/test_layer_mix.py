@@ -316,6 +316,19 @@ def test_a_joined_modality_is_there_where_all_of_it_is_and_the_rest_is_counted(t
     assert run.spec.modalities == {"audio": 11}
 
 
+@pytest.mark.parametrize("model", ["drkf", "dmd", "dhmd"])
+def test_models_that_know_modalities_by_name_get_joined_sets_under_it(tmp_path, model):
+    own = {"drkf": ("d=16", "layers=1", "heads=2", "ffn=32", "ae_layers=8,4", "d_p=16")}
+    tiny = own.get(model, ("width=8", "heads=2", "layers=1", "memory_layers=1"))
+    store = make_store(tmp_path, modalities=BOTH, vectors=["audio.egemaps"], n=40)
+    sets = [*(f"model_args.{s}" for s in tiny), "train.epochs=1"]
+    chosen = config.load(model=model, sets=[*sets, "data.modalities=text,audio+audio.egemaps"])
+    run = experiment.train(store, chosen, tmp_path / "run", note=quiet, device="cpu")
+    assert run.spec.modalities == {"audio": 11, "text": 6}
+    table = evaluate.predict_rows(run, store, range(len(store)))
+    assert "pred_audio" in table.column_names
+
+
 def test_sets_that_do_not_fit_together_are_one_line(tmp_path):
     store = make_store(tmp_path, modalities=BOTH | {"text.b": 2}, vectors=["audio.egemaps"])
     for wanted, said in (
