@@ -503,7 +503,7 @@ def extraction_options(command):
                 "--audio-window",
                 metavar="full|clip",
                 help="Whisper: compute the whole 30 s window, or the clip alone.  "
-                "[default: the clip alone]",
+                "[default: the full window]",
             ),
             setting(
                 "--max-seconds",
