@@ -581,7 +581,8 @@ def find_manifest(
             note(f"manifest: {file}")
             return manifest, file
         note(f"{file}: of another size or seed; made anew")
-        asked = {name: manifest.source.get(name) for name in generated} | asked
+        kept = {name: manifest.source[name] for name in generated if name in manifest.source}
+        asked = kept | asked
     manifest, report = prepare(dataset, root, labels=labels, **asked)
     for line in report.lines():
         note(line)
