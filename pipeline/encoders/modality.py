@@ -282,6 +282,10 @@ class Modality(ABC):
         read have no length.
         """
 
+    def check_lengths(self, rows: Rows, lengths: Lengths, readable: Sequence[int]) -> None:
+        """Raise DataError when what was asked for is in none of the rows that can be read."""
+        return None
+
     # --- encoding
 
     def family(self, checkpoint: Checkpoint) -> Family:

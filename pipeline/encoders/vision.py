@@ -30,7 +30,7 @@ from mer.pipeline.encoders.modality import (
 from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
-from mer.pipeline.media.faces import Crop, boxes_for, yunet
+from mer.pipeline.media.faces import Box, Crop, boxes_for, yunet
 from mer.pipeline.media.pictures import Wanted, moments
 from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.media.workers import Decoded, Decoders, Job
@@ -216,18 +216,21 @@ class Vision(Modality):
 
     def measure(self, rows: Rows, probed: Sequence[int], encoder: Encoder) -> Lengths:
         counted = tuple(probed)
-        with_file = [u for u in rows.utterances if self.has(u)]
-        if with_file and not any(counted):
-            first = shown(rows.root / cast(str, self.file(with_file[0])), 120)
-            raise DataError(
-                f"--vision-encoder: none of {len(with_file):,} clips has a picture (first: "
-                f"{first}); name its file in a `video` column, or use --vision-encoder none"
-            )
         flags = []
         for u, pictures in zip(rows.utterances, counted, strict=True):
             blind = self.has(u) and not pictures
             flags.append(Flag.no_picture if blind else Flag(0))
         return Lengths(counted, counted, tuple(flags))
+
+    def check_lengths(self, rows: Rows, lengths: Lengths, readable: Sequence[int]) -> None:
+        asked = [row for row in readable if self.has(rows.utterances[row])]
+        if not asked or any(lengths.lengths[row] for row in asked):
+            return
+        first = shown(rows.root / cast(str, self.file(rows.utterances[asked[0]])), 120)
+        raise DataError(
+            f"--vision-encoder: none of {len(asked):,} clips has a picture (first: {first}); name "
+            "its file in a `video` column, or use --vision-encoder none"
+        )
 
     # --- encoding
 
@@ -292,7 +295,7 @@ class Vision(Modality):
             )
         return found[0]
 
-    def _boxes(self, u: Utterance) -> Sequence[Any]:
+    def _boxes(self, u: Utterance) -> tuple[Box, ...]:
         return boxes_for(self.boxes, u.id, self.file(u) or "")
 
     def _problem(self, item: Item, clip: Decoded, rows: Rows, lengths: Lengths) -> Problem | None:

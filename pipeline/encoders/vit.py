@@ -140,7 +140,7 @@ class ImageEncoder:
         self.taps = FrameTaps(self.model, self.choice, means=means, pool=kind, prefix=prefix)
         self.layer_count = self.taps.count
         found, again = (self.encode([pixels])[0].frames for _ in range(2))
-        if not np.array_equal(found, again):
+        if not np.allclose(found, again, rtol=1e-2, atol=1e-3):  # some GPUs round by chance
             raise EncoderError(
                 f"{self.what}: gives another result every time (it masks or drops at random); it "
                 "is not usable"

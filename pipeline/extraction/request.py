@@ -135,7 +135,9 @@ class Request:
 
     def failure(self, row: int, problem: Problem) -> Failure:
         u = self.manifest.rows[row]
-        return Failure(u.id, u.audio, problem.stage, problem.reason, u.known_bad is not None)
+        return Failure(
+            u.id, u.audio or u.video, problem.stage, problem.reason, u.known_bad is not None
+        )
 
 
 def check_place(out: Path) -> Place:

@@ -122,9 +122,12 @@ def measure(
 ) -> Inputs:
     """Lengths in each modality, and the bytes of features of each row."""
     rows, chosen = request.rows(company.memory), request.keys.chosen
+    readable = [row for row in range(len(rows)) if row not in probed.left_out]
     lengths = {}
     for one in chosen:
-        lengths[one.name] = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
+        measured = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
+        one.modality.check_lengths(rows, measured, readable)
+        lengths[one.name] = measured
     item_bytes = np.dtype(request.options.dtype).itemsize
     means = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
     layers = item_bytes * sum(e.layer_count * e.width for e in encoders.values())

@@ -212,8 +212,16 @@ def take(
     info = probe(path, fps=wanted.fps, start=start, end=end)
     flags = flags_of(info, start, end, wanted.fps)
     found: list[np.ndarray] = []
-    asked = {"fps": wanted.fps, "start": start, "end": end}
-    with closing(load(path, **asked, first=wanted.first, most=wanted.most, info=info)) as pictures:
+    pictures = load(
+        path,
+        fps=wanted.fps,
+        start=start,
+        end=end,
+        first=wanted.first,
+        most=wanted.most,
+        info=info,
+    )
+    with closing(pictures):
         for picture in pictures:
             pixels, is_there = cut(path, picture.pixels, picture.time, wanted.crop)
             if not is_there and "no_face" not in flags:

@@ -198,6 +198,15 @@ def test_what_is_no_image_model_is_told_at_once(tmp_path, made):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_masks_at_random_is_refused(tmp_path, monkeypatch):
+    small = {**pictures.SMALL, "decoder_hidden_size": 8, "decoder_num_attention_heads": 2}
+    small |= {"decoder_num_hidden_layers": 1, "decoder_intermediate_size": 8}
+    monkeypatch.setitem(pictures.FAMILIES, "vit_mae", ("ViTImageProcessor", small))
+    folder = pictures.checkpoint(tmp_path / "mae", "vit_mae")
+    with pytest.raises(EncoderError, match="another result every time"):
+        load(folder)
+
+
 def test_the_built_in_one_tells_pictures_apart():
     encoder = load("builtin:tiny-vit", layer_means=True)
     assert not encoder.checkpoint.trained

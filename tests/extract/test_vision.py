@@ -152,6 +152,18 @@ def test_a_damaged_picture_is_a_named_failure_of_its_clip(tmp_path):
     assert len(FeatureStore(tmp_path / "x.h5")) == 1
 
 
+def test_a_damaged_picture_among_rows_without_one_stops_nothing(tmp_path):
+    """That no picture could be read is told of that clip, not of the whole corpus."""
+    corpus.write_film(tmp_path / "bad.mkv", 1.0, seed=1)
+    content = (tmp_path / "bad.mkv").read_bytes()
+    (tmp_path / "bad.mkv").write_bytes(content[: len(content) // 2])
+    words = Utterance("words", None, "only words", "train", "a")
+    with pytest.raises(TooManyFailures) as caught:
+        run(tmp_path, (words, *rows("bad.mkv")))
+    assert [failure.id for failure in caught.value.report.failures] == ["bad.mkv"]
+    assert len(FeatureStore(tmp_path / "x.h5")) == 1
+
+
 def test_the_picture_may_be_in_another_file_with_another_span(tmp_path):
     corpus.write_film(tmp_path / "film.mkv", 4.0, seed=1)
     corpus.write_clip(tmp_path / "a.wav", 1.0, seed=2)
