@@ -33,8 +33,8 @@ demo: $(VENV)/.installed    ## extract and train on the built-in synthetic corpu
 	@mkdir -p demo
 	@echo "== demo/: mer extract --dataset synthetic"
 	@cd demo && ../$(BIN)/mer extract --dataset synthetic
-	@echo "== demo/: mer train --features feats.h5"
-	@cd demo && ../$(BIN)/mer train --features feats.h5
+	@echo "== demo/: mer train feats.h5"
+	@cd demo && ../$(BIN)/mer train feats.h5
 
 test: $(VENV)/.test-installed ## the default tests: CPU, offline, a few minutes
 	@echo "== tests"
@@ -53,7 +53,7 @@ lint: $(VENV)/.test-installed ## format, lint rules and types, as CI checks them
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@mkdir -p $(VENV)/typed && ln -sfn ../.. $(VENV)/typed/mer
-	@MYPYPATH=$(VENV)/typed $(BIN)/mypy -p mer.pipeline -p mer.fusion -p mer.manifests -m mer.cli
+	@MYPYPATH=$(VENV)/typed $(BIN)/mypy -p mer.pipeline -p mer.fusion -p mer.manifests -m mer.cli -m mer.commands
 
 lock:           ## recompile the two lock files from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml -o requirements.txt --no-annotate --upgrade

@@ -12,20 +12,42 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import click
 
-from mer.pipeline.errors import DataError, DependencyError, FailuresError, MerError, StoreError
+from mer import commands
+from mer.pipeline.errors import (
+    DataError,
+    DependencyError,
+    FailuresError,
+    MerError,
+    SeveralErrors,
+    StoreError,
+    Together,
+)
 from mer.pipeline.interchange.formats import EXPORTS, IMPORTS, reader
 from mer.pipeline.runtime.signals import Terminated
-from mer.pipeline.runtime.terminal import escape, escape_json, one_line, shown
+from mer.pipeline.runtime.terminal import (
+    amount,
+    did_you_mean,
+    escape,
+    escape_json,
+    one_line,
+    plural,
+    shown,
+    terminal_columns,
+    wrapped,
+)
 
 # the two must be of one release: torchaudio's wheel is linked against torch
 PAIRED = ("torch", "torchaudio")
+TYPED = "mer.typed"  # where the context has the words of the command line
 
 
 def check_pair() -> None:
@@ -53,11 +75,18 @@ def on_sigterm(signum, frame):
     raise Terminated
 
 
-class Mer(click.Group):
+class Mer(commands.Group):
     """Turns every failure into one line and the right exit status (docs/cli.md)."""
 
-    def make_context(self, *args, **kwargs):
-        return fail_on(lambda: super(Mer, self).make_context(*args, **kwargs))
+    def make_context(self, info_name, args, parent=None, **extra):
+        typed = [str(word) for word in args]  # click empties args as it reads them
+
+        def made() -> click.Context:
+            context = super(Mer, self).make_context(info_name, args, parent, **extra)
+            context.meta[TYPED] = typed
+            return context
+
+        return fail_on(made)
 
     def invoke(self, ctx: click.Context):
         # click empties args before the group's callback
@@ -80,6 +109,10 @@ def fail_on(call):
     """
     try:
         return call()
+    except SeveralErrors as error:
+        for one in error.errors[:-1]:
+            note("mer: " + one_line(said_by(one)))
+        stop(said_by(error.errors[-1]), error.exit_code)
     except MerError as error:
         stop(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -109,11 +142,10 @@ def fail_on(call):
         raise
     except click.ClickException as error:
         asked = getattr(error, "ctx", None)
-        stop(
-            unbroken(error.format_message())
-            + (f" (see `{asked.command_path} --help`)" if asked else ""),
-            error.exit_code,
-        )
+        *others, last = map(unbroken, commands.messages(error))
+        for message in others:
+            note("mer: " + one_line(message))
+        stop(last + (f" (see `{asked.command_path} --help`)" if asked else ""), error.exit_code)
     except (click.exceptions.Exit, SystemExit):
         raise
     # the last net: a traceback is a bug of ours, and the user still gets one line
@@ -125,6 +157,13 @@ def fail_on(call):
             "the traceback, and please report it",
             1,
         )
+
+
+def said_by(error: Exception) -> str:
+    """The line of a failure."""
+    if isinstance(error, click.ClickException):
+        return unbroken(" ".join(commands.messages(error)))
+    return str(error)
 
 
 def stop(message: str, code: int):
@@ -141,7 +180,8 @@ def say(line: object, *, err: bool = False) -> None:
     """The one way to a terminal: a line whose ids, labels and paths can neither move the cursor nor
     begin another line.
     """
-    click.echo(escape(str(line)), err=err)
+    width = terminal_columns(sys.stderr) if err else None
+    click.echo(wrapped(escape(str(line)), width), err=err)
 
 
 def say_laid_out(text: str) -> None:
@@ -159,6 +199,22 @@ def note(message: object) -> None:
     say(message, err=True)
 
 
+def somebody_is_there() -> bool:
+    """Whether a question can be answered."""
+    return sys.stdin.isatty()
+
+
+def command_line(context: click.Context) -> str:
+    """What was typed, with the environment variables that stood for options of the command."""
+    prefix = f"MER_{(context.info_name or '').upper()}_"
+    variables = [
+        f"{name}={shlex.quote(os.environ[name])}"
+        for name in sorted(os.environ)
+        if name.startswith(prefix)
+    ]
+    return " ".join([*variables, shlex.join(["mer", *context.meta.get(TYPED, [])])])
+
+
 @click.group(
     cls=Mer, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MER"}
 )
@@ -168,7 +224,7 @@ def main(ctx: click.Context):
     """Multimodal emotion recognition on cached features: extract once, train fusion models many
     times.
     """
-    if ctx.invoked_subcommand != "doctor" and not ctx.obj:
+    if ctx.invoked_subcommand not in ("doctor", "help", "version") and not ctx.obj:
         check_pair()
 
 
@@ -197,7 +253,7 @@ def datasets(as_json):
 
 
 @main.command()
-@click.argument("dataset", metavar="DATASET")
+@click.argument("dataset", metavar="DATASET", shell_complete=commands.complete_corpora)
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -323,6 +379,7 @@ def extraction_options(command):
             click.option(
                 "--dataset",
                 metavar="NAME",
+                shell_complete=commands.complete_corpora,
                 help="A known corpus (`mer datasets`); prepared first if it has no manifest yet.",
             ),
             click.option(
@@ -338,6 +395,18 @@ def extraction_options(command):
             ),
             click.option(
                 "--labels", metavar="NAME", help="Label set of the corpus, e.g. sentiment."
+            ),
+            click.option(
+                "--size",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="synthetic: utterances.  [default: those of its manifest, else 600]",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(min=0),
+                metavar="N",
+                help="synthetic: random seed.  [default: that of its manifest, else 0]",
             ),
             click.option(
                 "--audio-encoder",
@@ -475,14 +544,19 @@ def manifest_path(root: Path, labels: str | None) -> Path:
 
 
 def find_manifest(
-    dataset: str | None, manifest_file: Path | None, root: Path | None, labels: str | None
+    dataset: str | None,
+    manifest_file: Path | None,
+    root: Path | None,
+    labels: str | None,
+    **generated: int | None,
 ):
     """(manifest, its file): the named file, or the corpus's own, which is prepared when it is not
-    there yet.
+    there yet, or is of another size or seed than the generated corpus that is asked for.
     """
     from mer.pipeline.datasets import default_root, prepare
     from mer.pipeline.manifest import Manifest
 
+    asked = {name: value for name, value in generated.items() if value is not None}
     given = "give either --dataset NAME or --manifest FILE"
     if manifest_file is not None:
         if dataset is not None:
@@ -491,16 +565,25 @@ def find_manifest(
             raise click.UsageError(
                 "--labels goes with --dataset; a manifest has its labels already"
             )
+        if asked:
+            raise click.UsageError("--size and --seed go with --dataset synthetic")
         manifest = Manifest.read(manifest_file)
         return (manifest.with_root(root) if root is not None else manifest), manifest_file
     if dataset is None:
         raise click.UsageError(given)
     root = root if root is not None else default_root(dataset)
     file = manifest_path(root, labels)
+    if asked and dataset != "synthetic":
+        raise click.UsageError("--size and --seed go with --dataset synthetic")
     if file.exists():
-        note(f"manifest: {file}")
-        return Manifest.read(file), file
-    manifest, report = prepare(dataset, root, labels=labels)
+        manifest = Manifest.read(file)
+        if all(manifest.source.get(name) == value for name, value in asked.items()):
+            note(f"manifest: {file}")
+            return manifest, file
+        note(f"{file}: of another size or seed; made anew")
+        kept = {name: manifest.source[name] for name in generated if name in manifest.source}
+        asked = kept | asked
+    manifest, report = prepare(dataset, root, labels=labels, **asked)
     for line in report.lines():
         note(line)
     try:
@@ -511,6 +594,25 @@ def find_manifest(
             "--manifest FILE"
         ) from None
     return manifest, file
+
+
+def budgets(
+    seconds: str | None, tokens: str | None, pictures: str | None
+) -> dict[str, float | str | None]:
+    """--budget-seconds, --budget-tokens and --budget-pictures as numbers, or `auto`."""
+    found: dict[str, float | str | None] = {}
+    for name, value, kind in (
+        ("seconds", seconds, float),
+        ("tokens", tokens, int),
+        ("pictures", pictures, int),
+    ):
+        try:
+            found[f"budget_{name}"] = value if value in (None, "auto") else kind(value)
+        except ValueError:
+            raise click.UsageError(
+                f"--budget-{name} '{value}' is neither auto nor a number"
+            ) from None
+    return found
 
 
 def where_to_run(workers: int | None, scheduler: str | None, shard: str | None, *, lock: bool):
@@ -612,6 +714,8 @@ def extract(
     manifest_file,
     root,
     labels,
+    size,
+    seed,
     out,
     budget_seconds,
     budget_tokens,
@@ -632,20 +736,15 @@ def extract(
     from mer.pipeline import extraction
     from mer.pipeline.runtime.progress import choose
 
-    manifest, file = find_manifest(dataset, manifest_file, root, labels)
-    for name, value, kind in (
-        ("seconds", budget_seconds, float),
-        ("tokens", budget_tokens, int),
-        ("pictures", budget_pictures, int),
-    ):
-        try:
-            given[f"budget_{name}"] = value if value in (None, "auto") else kind(value)
-        except ValueError:
-            raise click.UsageError(
-                f"--budget-{name} '{value}' is neither auto nor a number"
-            ) from None
-    where = where_to_run(workers, scheduler, shard, lock=not no_lock)
-    options = extract_options(manifest, **given)
+    checks = Together(MerError, click.UsageError)
+    where = checks.of(lambda: where_to_run(workers, scheduler, shard, lock=not no_lock))
+    given |= checks.of(lambda: budgets(budget_seconds, budget_tokens, budget_pictures)) or {}
+    found = checks.of(
+        lambda: find_manifest(dataset, manifest_file, root, labels, size=size, seed=seed)
+    )
+    options = checks.of(lambda: extract_options(found[0], **given)) if found else None
+    checks.settle()
+    manifest, file = found
 
     def confirm(size: int):
         if size > 20e9 and not yes:
@@ -684,18 +783,31 @@ def extract(
 
 @main.command()
 @extraction_options
-def fingerprint(dataset, manifest_file, root, labels, **given):
-    """The cache key that `extract` with these options would give its store, without running it."""
+def fingerprint(dataset, manifest_file, root, labels, size, seed, as_json, **given):
+    """The cache key that `extract` with these options would give its store, without running it.
+
+    It takes every option of `extract`, so that the same line goes for both; those that do not
+    decide features change nothing.
+    """
     from mer.pipeline.extraction.fingerprint import fingerprint as key
     from mer.pipeline.extraction.memory import FileMemory, memory_path
+    from mer.pipeline.runtime.progress import choose
 
-    manifest, file = find_manifest(dataset, manifest_file, root, labels)
-    options = extract_options(manifest, **given)
+    manifest, file = find_manifest(dataset, manifest_file, root, labels, size=size, seed=seed)
+    decide = {p.name for p in fingerprint.params} - {p.name for p in ALSO}
+    options = extract_options(manifest, **{k: v for k, v in given.items() if k in decide})
 
     def cold(files: int, size: int):
-        note(f"hashing {files:,} files, {size / 1e6:,.1f} MB (remembered for the next time)")
+        note(f"hashing {plural(files, 'file')}, {amount(size)} (remembered for the next time)")
+        return choose().task("hashing", files, "files", brief=True)
 
-    say(key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold))
+    found = key(manifest, options, memory=FileMemory(memory_path(file)), cold=cold)
+    say_json({"fingerprint": found}) if as_json else say(found)
+
+
+# what `extract` takes besides
+ALSO = [p for p in extract.params if p.name not in {own.name for own in fingerprint.params}]
+fingerprint.params += ALSO
 
 
 # --- stores: inspect, verify, export, import
@@ -717,7 +829,10 @@ def inspect(store: Path, flag: str | None, as_json: bool):
     from mer.pipeline.store.describe import describe, render
 
     if flag is not None and flag not in Flag.names():
-        raise click.UsageError(f"--flag {flag}: not known; known are {', '.join(Flag.names())}")
+        guess = did_you_mean(flag, Flag.names())
+        raise click.UsageError(
+            f"--flag {flag}: not known{guess}; known are {', '.join(Flag.names())}"
+        )
     opened = FeatureStore(store)
     # else the bits are another writer's
     counted = (
@@ -758,10 +873,11 @@ def inspect(store: Path, flag: str | None, as_json: bool):
 )
 def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     """Check every checksum of a store; with --repair, extract only the bad shards again."""
+    from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore, verify_shards
 
     opened = FeatureStore(store, check=False)
-    damaged = verify_shards(opened)
+    damaged = verify_shards(opened, choose())
     for found in damaged:
         note(f"{found.path}: {found.reason}")
     if damaged and opened.members:
@@ -781,7 +897,6 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
             )
         from mer.pipeline.extraction import Here
         from mer.pipeline.extraction import repair as extract_again
-        from mer.pipeline.runtime.progress import choose
 
         where = Here(lock=not no_lock)
         extract_again(store, root=root, where=where, progress=choose(), gentle=True)
@@ -805,8 +920,8 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         shards = sum(len(one.shards) for one in held)
         members = f" of {len(held)} stores" if opened.members else ""
         say(
-            f"{store}: {len(opened):,} utterances in {shards} shards{members}, every byte is "
-            "as written"
+            f"{store}: {plural(len(opened), 'utterance')} in {plural(shards, 'shard')}{members}, "
+            "every byte is as written"
         )
 
 
@@ -891,14 +1006,15 @@ def export(store: Path, out: Path, to: str, **choices):
     """
     from mer.pipeline.interchange.export import export as write
     from mer.pipeline.interchange.export import left_out
+    from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore
 
     opened = FeatureStore(store)
-    count, written = write(opened, to, out, **choices)
+    count, written = write(opened, to, out, progress=choose(), **choices)
     for line in left_out(opened, to):
         note(line)
     note(
-        f"{count:,} utterances"
+        plural(count, "utterance")
         + ("" if written else "; exported before, byte for byte; nothing to do")
     )
     say(out)
@@ -983,6 +1099,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     """
     from mer.pipeline.interchange.foreign import ImportOptions
     from mer.pipeline.interchange.importing import write_store
+    from mer.pipeline.runtime.progress import choose
 
     try:
         rates = {name: float(value) for name, value in rates.items()}
@@ -993,7 +1110,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     options = ImportOptions(labels=names, frame_rates=rates, **given)
     foreign = reader(kind)(file, options)
-    store, report = write_store(foreign, out, options, force=force)
+    store, report = write_store(foreign, out, options, force=force, progress=choose())
     for line in report.notes:
         note(line)
     for modality, count in report.replaced.items():
@@ -1001,10 +1118,10 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
             note(f"{modality}: {count:,} values were NaN or infinite and are 0 now")
     for modality, count in report.absent.items():
         if count:
-            note(f"{modality}: absent in {count:,} utterances")
+            note(f"{modality}: absent in {plural(count, 'utterance')}")
     splits = ", ".join(f"{name or 'no split'} {n:,}" for name, n in report.splits.items())
     note(
-        f"{report.utterances:,} utterances ({splits}); {store.header.task} task: "
+        f"{plural(report.utterances, 'utterance')} ({splits}); {store.header.task} task: "
         f"{', '.join(store.header.labels)}"
     )
     if not report.written:
@@ -1061,21 +1178,38 @@ def layers(store, modalities, folds, out, as_json):
         note(f"wrote {out}")
 
 
+def the_store(argument: Path | None, option: Path | None) -> Path:
+    """The store of `mer train`, named as an argument or by --features; the argument wins over the
+    environment.
+    """
+    source = click.get_current_context().get_parameter_source("features")
+    if argument is None and option is None:
+        raise click.UsageError("name the store: mer train FEATS.H5, or --features FEATS.H5")
+    if argument is not None and option is not None and argument != option:
+        if source is not click.core.ParameterSource.ENVIRONMENT:
+            raise click.UsageError(f"two stores, {argument} and --features {option}; name one")
+    return argument if argument is not None else option  # type: ignore[return-value]
+
+
 @main.command()
+@click.argument("store", metavar="[FEATS.H5]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--features",
-    required=True,
     metavar="FEATS.H5",
     type=click.Path(path_type=Path),
-    help="The store.",
+    help="The store, if it is not named as an argument.",
 )
 @click.option(
     "--model",
     metavar="NAME",
+    shell_complete=commands.complete_models,
     help="drkf (default), dmd, dhmd, fusion, concat, audio, text, vision.",
 )
 @click.option(
-    "--preset", metavar="NAME|FILE", help="A TOML preset; by default the one named like the model."
+    "--preset",
+    metavar="NAME|FILE",
+    shell_complete=commands.complete_presets,
+    help="A TOML preset; by default the one named like the model.",
 )
 @click.option(
     "--set",
@@ -1109,7 +1243,9 @@ def layers(store, modalities, folds, out, as_json):
     help="For a file system without locks: take none. One run at a time there is up to you.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json):
+def train(
+    store, features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json
+):
     """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the
     end.
 
@@ -1118,14 +1254,19 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
     from mer.fusion import config
     from mer.pipeline.store import FeatureStore
 
+    features = the_store(store, features)
     # what is wrong with this or the settings is said before torch is loaded
-    store = FeatureStore(features)
+    checks = Together()
+    store = checks.of(lambda: FeatureStore(features))
+    checks.of(lambda: config.check(model=model, preset=preset, sets=sets))
+    checks.settle()
     settings = config.load(model=model, preset=preset, sets=sets)
     from mer.fusion import experiment, report
     from mer.fusion.evaluate import evaluate, has_test, stored_metrics
     from mer.fusion.parallel import processes
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
+    from mer.pipeline.runtime.progress import Silent, choose
 
     with processes() as together, store:
         device, say = pick_device(device), note if together.first else (lambda message: None)
@@ -1139,6 +1280,9 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
             note=say,
             processes=together,
             lock=not no_lock,
+            command=command_line(click.get_current_context()),
+            progress=choose() if together.first else Silent(),
+            warn=as_json,  # else what is printed at the end says it
         )
         if not together.first:
             return
@@ -1150,9 +1294,11 @@ def train(features, model, preset, sets, seeds, folds, out, device, no_test, no_
             if no_test
             else "the store has no test rows; train with --folds to have some"
         )
-        say_json(tree(run.info)) if as_json else say_laid_out(report.plain(report.dev_table(run)))
+        say_json(tree(run.info)) if as_json else say_laid_out(report.dev_text(run))
         return
-    found = stored_metrics(run) or evaluate(run, features, device=device, note=note)
+    found = stored_metrics(run) or evaluate(
+        run, features, device=device, note=note, progress=choose()
+    )
     say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
@@ -1190,10 +1336,17 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     from mer.fusion.evaluate import evaluate
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
+    from mer.pipeline.runtime.progress import choose
 
     opened = Run.open(run)
     found = evaluate(
-        opened, features, split, device=pick_device(device), predictions=predictions, note=note
+        opened,
+        features,
+        split,
+        device=pick_device(device),
+        predictions=predictions,
+        note=note,
+        progress=choose(),
     )
     if figures:
         from mer.fusion import figures as pictures
@@ -1221,8 +1374,12 @@ def report(runs, out):
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
     from mer.fusion.files import write_text
+    from mer.pipeline.runtime.progress import choose
 
-    write_text(out, report.page([Run.open(run) for run in runs]))
+    checks = Together()
+    opened = [checks.of(partial(Run.open, run)) for run in runs]
+    checks.settle()
+    write_text(out, report.page(opened, progress=choose()))
     say(out)
 
 
@@ -1246,17 +1403,131 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     from mer.fusion.checkpoint import Run
     from mer.fusion.typed import tree
 
-    found = report.compare(Run.open(run_a), Run.open(run_b), metric=metric)
+    checks = Together()
+    first, second = (checks.of(partial(Run.open, run)) for run in (run_a, run_b))
+    checks.settle()
+    found = report.compare(first, second, metric=metric)
     if as_json:
         say_json(tree(found))
     else:
         say_laid_out(report.plain(report.comparison_table(found)))
+        said = report.glossary(found.metrics)
+        if said:
+            say(said)
         say(
             f"{run_b} is {found.verdict.replace('undecided', 'neither better nor worse')} by "
             f"{found.metric}"
         )
     if fail_if == found.verdict:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Only runs like that; also != < <= > >=, and ~ for a part of the text. Figures as "
+    "printed: dev>80. Repeatable: all must hold.",
+)
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Figures: best first; date and size: largest first. [default: by the folder's name]",
+)
+@click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="The figure under dev and test, e.g. ua; by default what chose the epoch.",
+)
+@click.option(
+    "--columns",
+    metavar="A,B,…",
+    help="Only these, e.g. run,dev,optim.lr; by default also every setting that differs.",
+)
+@click.option("--each", is_flag=True, help="The runs of a group over seeds or folds, one by one.")
+@click.option("--csv", "as_csv", is_flag=True, help="Everything that is known, as a csv.")
+@click.option("--json", "as_json", is_flag=True, help="Likewise, one JSON object per run.")
+def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_csv, as_json):
+    """Every run as a row, with the settings in which they differ; by default of the folder runs.
+
+    What is unfinished or damaged is named as such.
+    """
+    from mer.fusion import runs as listing
+
+    if not folders and not Path("runs").exists():
+        note("no folder runs here; `mer train` puts runs there, `mer runs FOLDER` looks elsewhere")
+        return
+    found = listing.find(folders or [Path("runs")], each=each)
+    if metric is not None:
+        metric = listing.known_metric(metric, found)
+    rows = listing.matching(found, conditions, metric)
+    if sort is not None or reverse:
+        rows = listing.ordered(rows, sort or "run", metric, reverse=reverse)
+    matching, rows = rows, rows[:limit]
+    if as_json:
+        for row in rows:
+            say_json(listing.as_json(row))
+        return
+    if as_csv:
+        say_laid_out(listing.as_csv(rows).rstrip("\n"))
+        return
+    # of all that match, so that the best one has its settings beside it
+    names = listing.columns(matching, [name.strip() for name in (columns or "").split(",") if name])
+    title = listing.counted(rows) + (f" ({len(found):,} in all)" if len(rows) < len(found) else "")
+    width = terminal_columns(sys.stdout)
+    say_laid_out(listing.table(rows, names, title, metric, width) if rows else title)
+    for line in (
+        listing.common(rows, names),
+        listing.meaning(rows, metric),
+        listing.could_go(rows),
+    ):
+        if line:
+            note(line)
+    for line in listing.troubles(rows):
+        note(line)
+
+
+@main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def prune(runs, dry_run, yes):
+    """Remove what finished runs no longer need: the optimizer's state, most of a run's size.
+
+    They are evaluated, reported and predicted with as before. Runs that are not finished or not
+    sound are left as they are, and named.
+    """
+    from mer.fusion import prune as pruning
+
+    found, refused = pruning.sort_out(runs)
+    for line in refused:
+        note(line)
+    files, size = sum(len(one.files) for one in found), sum(one.size for one in found)
+    for one in found:
+        if one.files:
+            say(f"{one.run}: {', '.join(path.name for path in one.files)}, {amount(one.size)}")
+    if not files:
+        note("nothing to remove")
+    elif dry_run:
+        note(f"would free {amount(size)}; nothing was removed")
+    else:
+        question = f"this removes {plural(files, 'file')}, {amount(size)}, for good"
+        if not yes and not somebody_is_there():
+            raise click.UsageError(f"{question}; say --yes")
+        if yes or click.confirm(f"{question}; go on?", err=True):
+            pruning.remove(found)
+            note(f"freed {amount(size)}")
+        else:
+            note("nothing was removed")
+    if refused:
+        raise DataError(
+            f"{len(refused)} of {plural(len(runs), 'run')} left as they are, for the reasons above"
+        )
 
 
 @main.command()
@@ -1400,6 +1671,29 @@ def doctor(as_json: bool):
         else:
             say(f"{finding.state:5} {finding.what:12} {finding.detail}")
     sys.exit(1 if bad else 0)
+
+
+@main.command("version")
+def version_():
+    """The version of mer, and of what it stands on."""
+    for line in commands.versions():
+        say(line)
+
+
+@main.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(ctx: click.Context, command: str | None):
+    """What mer does, or what one command does and takes."""
+    top = ctx.find_root()
+    if command is None:
+        click.echo(main.get_help(top))
+        return
+    if command not in main.commands:
+        raise click.exceptions.NoSuchCommand(command, possibilities=main.commands, ctx=top)
+    found = main.commands[command]
+    with click.Context(found, parent=top, info_name=command) as inner:
+        click.echo(found.get_help(inner))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,16 @@ Every option has an environment variable: `MER_<COMMAND>_<OPTION>`.
 | 4 | the store at hand was made by another recipe |
 | 5 | a store or shard is damaged |
 | 130, 143 | interrupted or terminated; the same command goes on from there |
+
+Mistakes of one command line that do not need each other are told together, a line each.
+
+Completion of commands, options, corpora, models, presets and files, in bash (in zsh `zsh_source`
+and `~/.zshrc`; in fish `_MER_COMPLETE=fish_source mer > ~/.config/fish/completions/mer.fish`):
+
+```sh
+_MER_COMPLETE=bash_source mer > ~/.mer-complete.bash
+echo 'source ~/.mer-complete.bash' >> ~/.bashrc
+```
 """
 
 
@@ -32,8 +42,8 @@ def page() -> str:
     context = click.Context(
         main, info_name="mer", max_content_width=100, terminal_width=100, **main.context_settings
     )
-    parts = [HEAD]
-    for name in sorted(main.commands):
+    parts = [HEAD, f"## mer\n\n```\n{main.get_help(context)}\n```\n"]
+    for name in main.list_commands(context):
         command = main.commands[name]
         with click.Context(
             command, parent=context, info_name=name, max_content_width=100, terminal_width=100

@@ -34,6 +34,7 @@ from mer.fusion import config as configs
 from mer.fusion import files, metrics, typed
 from mer.fusion.batch import DataSpec, FeatureSet
 from mer.fusion.config import TrainConfig
+from mer.fusion.files import AGAIN, CONFIG, HOLD, INFO, LOG, MODEL, SPLIT
 from mer.fusion.models import build
 from mer.fusion.models.base import FusionModel
 from mer.fusion.records import (
@@ -53,10 +54,8 @@ from mer.pipeline.runtime.limits import CONFIG_BYTES
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
 
-AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
+LAST = files.LAST
 CHUNK = 1 << 16  # rows of a table that are Python objects at a time
-MODEL, LAST, INFO = "model.safetensors", "last.safetensors", "run.json"
-CONFIG, SPLIT, LOG = "config.toml", "split.json", "log.jsonl"
 # Where run.json, which is sealed itself, has the sha256 of the other files. Older runs lack some.
 DIGESTS = {CONFIG: "config_sha256", SPLIT: "split_sha256", LOG: "log_sha256", MODEL: "model_sha256"}
 WHAT = {CONFIG: "configuration", SPLIT: "split", LOG: "log", MODEL: "weights"}
@@ -73,7 +72,6 @@ UNREADABLE = (
     MemoryError,
 )
 LAYER_MEANS = "layer_means"  # the entry of a modality's recipe that says whether they are kept
-HOLD = ".hold"  # who trains into the folder now
 
 
 @dataclass(frozen=True)

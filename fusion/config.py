@@ -9,11 +9,11 @@ config class (fusion/models).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,9 +21,9 @@ import tomli_w
 
 from mer.fusion import typed
 from mer.fusion.models import REGISTRY, model_class
-from mer.pipeline.errors import DataError
+from mer.pipeline.errors import DataError, Together
 from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import did_you_mean, initials, listed, shown
 
 T = TypeVar("T")
 SEEDS = 1 << 62  # with room for the seeds of a group
@@ -117,23 +117,55 @@ def load(
     the preset `drkf`.
     """
     sets = list(sets)
-    for text, table, tree in map(_parse, sets):  # before the model's module, which imports torch
-        if table != "model_args":
-            _fill(PLAIN[table](), tree, f"--set {shown(text, 40)}: {table}")
+    tree = check(model=model, preset=preset, sets=sets)
+    return override(from_tree(tree, f"preset {preset or tree['model']}"), sets)
+
+
+def check(
+    *, model: str | None = None, preset: str | None = None, sets: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What can be told of them without the model's module, which imports torch.
+
+    Returns:
+        The tree of the preset.
+
+    Raises:
+        DataError: One of them is wrong.
+        SeveralErrors: Several are.
+    """
+    checks = Together()
+    for text in sets:
+        checks.of(partial(_checked, text))
+    tree = checks.of(lambda: _tree(model, preset))
+    checks.settle()
+    return tree
+
+
+def _checked(text: str) -> None:
+    """Raise DataError for a `TABLE.KEY=VALUE` that is none; of [model_args] as far as can be told
+    without the model.
+    """
+    path, table, tree = _parse(text)
+    if table != "model_args":
+        _fill(PLAIN[table](), tree, f"--set {shown(path, 40)}: {table}")
+
+
+def _tree(model: str | None, preset: str | None) -> dict[str, Any]:
+    """The tree of the preset that `--model` and `--preset` name; has the key `model`."""
     known = presets()
     if preset is None:
         name = model or TrainConfig.model
         if name not in REGISTRY:
             raise DataError(
-                f"--model {name}: unknown{_did_you_mean(name, REGISTRY)}; known: "
+                f"--model {name}: unknown{did_you_mean(name, REGISTRY)}; known: "
                 f"{', '.join(REGISTRY)}"
             )
-        tree = read(known[name], f"preset {name}") if name in known else {"model": name}
+        return read(known[name], f"preset {name}") if name in known else {"model": name}
     else:
         path = known.get(preset, Path(preset))
         if preset not in known and not path.is_file():
             raise DataError(
-                f"--preset {preset}: no such preset or file{_did_you_mean(preset, known)}; "
+                f"--preset {preset}: no such preset or file{did_you_mean(preset, known)}; "
                 f"presets: {listed(known)}"
             )
         tree = read(path, f"preset {preset}")
@@ -143,7 +175,19 @@ def load(
                 "give one of the two"
             )
         tree.setdefault("model", model or TrainConfig.model)
-    return override(from_tree(tree, f"preset {preset or tree['model']}"), sets)
+        return tree
+
+
+def keys() -> list[str]:
+    """`TABLE.KEY` of every setting but those of [model_args]."""
+    return [f"{table}.{f.name}" for table, kind in PLAIN.items() for f in dataclasses.fields(kind)]
+
+
+def _elsewhere(key: str, table: str) -> str:
+    """A guess at a setting in another table than the one that was named."""
+    ends = {one.rpartition(".")[2]: one for one in keys() if not one.startswith(f"{table}.")}
+    found = key if key in ends else initials(key)
+    return f", did you mean '{ends[found]}'?" if found in ends else ""
 
 
 def presets() -> dict[str, Path]:
@@ -157,13 +201,13 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
     if unknown:
         key = sorted(unknown)[0]
         raise DataError(
-            f"{where}: unknown key '{shown(key)}'{_did_you_mean(key, ('model', *TABLES))}; known: "
+            f"{where}: unknown key '{shown(key)}'{did_you_mean(key, ('model', *TABLES))}; known: "
             f"model, {', '.join(TABLES)}"
         )
     name = tree.get("model", TrainConfig.model)
     if not isinstance(name, str) or name not in REGISTRY:
         raise DataError(
-            f"{where}: unknown model '{shown(name)}'{_did_you_mean(str(name), REGISTRY)}; known: "
+            f"{where}: unknown model '{shown(name)}'{did_you_mean(str(name), REGISTRY)}; known: "
             f"{', '.join(REGISTRY)}"
         )
     config = TrainConfig(model=name)
@@ -188,13 +232,14 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     said = shown(text, 40)
     table, dot, key = path.partition(".")
     if not equals or not dot:
+        guess = _elsewhere(path, "") or did_you_mean(path, keys())
         raise DataError(
-            f"--set {said}: write TABLE.KEY=VALUE, for example optim.lr=3e-5; tables: "
+            f"--set {said}: write TABLE.KEY=VALUE, for example optim.lr=3e-5{guess}; tables: "
             f"{', '.join(TABLES)}"
         )
     if table not in TABLES:
         raise DataError(
-            f"--set {said}: unknown table '{shown(table, 60)}'{_did_you_mean(table, TABLES)}; "
+            f"--set {said}: unknown table '{shown(table, 60)}'{did_you_mean(table, TABLES)}; "
             f"tables: {', '.join(TABLES)}"
         )
     if path.count(".") > CONFIG_LEVELS:
@@ -307,8 +352,9 @@ def _fill(instance: T, values: Any, where: str) -> T:
     changed = {}
     for key, value in values.items():
         if key not in hints:
+            guess = did_you_mean(key, hints) or _elsewhere(key, where.rpartition(" ")[2])
             raise DataError(
-                f"{where}: unknown key '{shown(key, 40)}'{_did_you_mean(key, hints)}; known: "
+                f"{where}: unknown key '{shown(key, 40)}'{guess}; known: "
                 f"{shown(', '.join(hints), 130)}"
             )
         current, at = getattr(instance, key), f"{where}.{key}"
@@ -328,8 +374,10 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
     try:
         return typed.convert(kind, value, where, spelled=True)
     except typed.Misfit as error:
+        options = error.expected.removeprefix("one of ").split(", ")
+        guess = did_you_mean(str(error.value), options) if len(options) > 1 else ""
         raise DataError(
-            f"{error.where} = {shown(error.value)!r}: expected {error.expected}"
+            f"{error.where} = {shown(error.value)!r}: expected {error.expected}{guess}"
         ) from None
 
 
@@ -375,8 +423,3 @@ def _plausible(name: str, value: Any) -> tuple[bool, str]:
     if "temperature" in name:
         return 0 < value < LARGE, "above 0"
     return abs(value) < LARGE, "a finite number"
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word[:40], list(known), n=1)
-    return f", did you mean '{close[0]}'?" if close else ""

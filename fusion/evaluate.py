@@ -28,6 +28,7 @@ from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
 from mer.fusion.data import BatchSource
+from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.metrics import Measures
 from mer.fusion.models import model_class
@@ -53,6 +54,7 @@ from mer.fusion.train import measures_of
 from mer.fusion.typed import convert
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
+from mer.pipeline.runtime.progress import SILENT, Advance, Silent
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store import FeatureStore
 
@@ -68,7 +70,6 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
-METRICS, PREDICTIONS, TEST_LOG = "metrics.json", "predictions.parquet", "test_log.jsonl"
 UNITS = ("dialogue", "session", "speaker")
 FEWEST_UNITS = 8  # below this a bootstrap over groups means little
 RESAMPLES = 1000
@@ -123,6 +124,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     predictions: str | os.PathLike | None = None,
     note: Note = print,
+    progress: Silent = SILENT,
 ) -> SingleMetrics | GroupMetrics:
     """Predict a split, and write metrics and predictions into the run folder.
 
@@ -136,6 +138,7 @@ def evaluate(
         device: Where to predict.
         predictions: A Parquet file for the predictions, besides.
         note: Told what the user should know, line by line.
+        progress: Shows how far it is.
 
     Returns:
         What metrics.json holds.
@@ -160,7 +163,7 @@ def evaluate(
             stem = f"-{split}-{store.header.dataset}"
         results = []
         for child in run.children:
-            table = _predict_split(child, store, split, device)
+            table = _predict_split(child, store, split, device, progress)
             figures = _describe_predictions(child, table, split, device=device, store=store)
             results.append(Evaluated(child, table, figures))
             if group:
@@ -208,6 +211,7 @@ def predict_rows(
     rows: Sequence[int] | np.ndarray,
     *,
     device: torch.device | str = "cpu",
+    progress: Silent = SILENT,
 ) -> pa.Table:
     """Predict some rows of a store.
 
@@ -216,6 +220,7 @@ def predict_rows(
         store: Of the kind that it was trained on.
         rows: Their numbers; labels are not read.
         device: Where to predict.
+        progress: Shows how far it is.
 
     Returns:
         One row per row, in their order: id, dialogue, speaker, session, tags, label or targets
@@ -226,7 +231,10 @@ def predict_rows(
         DataError: The run is damaged.
     """
     model = run.model(device)
-    return _predict(run, model, _part(run, store, np.asarray(rows, dtype=np.int64), device))
+    part = _part(run, store, np.asarray(rows, dtype=np.int64), device)
+    what = f"predicting with {run.path.name}"
+    with progress.task(what, len(part), "utterances", brief=True) as advance:
+        return _predict(run, model, part, advance)
 
 
 def read_predictions(run: Run) -> Predicted:
@@ -304,7 +312,7 @@ def _part(
 
 
 def _predict_split(
-    run: Run, store: FeatureStore, split: str, device: torch.device | str
+    run: Run, store: FeatureStore, split: str, device: torch.device | str, progress: Silent
 ) -> pa.Table:
     table = store.table()
     if split == "test":
@@ -318,7 +326,7 @@ def _predict_split(
     if not len(rows):
         remedy = "; evaluate another split, or train with --folds" if split == "test" else ""
         raise DataError(f"{store.path}: no {split} rows{remedy}")
-    return predict_rows(run, store, rows, device=device)
+    return predict_rows(run, store, rows, device=device, progress=progress)
 
 
 def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
@@ -350,10 +358,10 @@ def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
     files.append_line(run.path / TEST_LOG, json.dumps(entry))
 
 
-def _predict(run: Run, model: FusionModel, part: BatchSource) -> pa.Table:
+def _predict(run: Run, model: FusionModel, part: BatchSource, advance: Advance) -> pa.Table:
     """The columns that `predict_rows` describes."""
     spec, task, labels = run.spec, run.spec.task, run.spec.labels
-    out = infer.infer(model, part)
+    out = infer.infer(model, part, advance)
     source = part.store.table().take(pa.array(out.rows))
     known = ("id", "dialogue", "speaker", "session", "tags")
     columns: dict[str, Any] = {name: source[name] for name in known}

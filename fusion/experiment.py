@@ -18,9 +18,21 @@ from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import GroupInfo
 from mer.fusion.splits import Fold
-from mer.fusion.train import Note, check_config, check_folder, explain, fit, identity, settled
+from mer.fusion.train import (
+    Note,
+    beginning,
+    beginning_of,
+    check_config,
+    check_folder,
+    explain,
+    fit,
+    identity,
+    settled,
+)
+from mer.fusion.watch import Watch
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.hold import hold
+from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 
 MOST_SEEDS = 10_000
@@ -47,6 +59,9 @@ def train(
     note: Note = print,
     processes: Processes = ALONE,
     lock: bool = True,
+    command: str | None = None,
+    progress: Silent | None = None,
+    warn: bool = True,
 ) -> Run:
     """Train one model, or one for every seed and fold. What is finished is not trained again.
 
@@ -63,6 +78,10 @@ def train(
         note: Told what the user should know, line by line.
         processes: Those that train together.
         lock: As in `mer.pipeline.runtime.hold.hold`.
+        command: What was typed, for run.json.
+        progress: Shows how far each training is; None: `note` is told every epoch.
+        warn: Say which features come from encoders that nobody trained; the tables of
+            mer.fusion.report say it, too.
 
     Returns:
         The finished run.
@@ -88,7 +107,8 @@ def train(
     wanted = identity(config, key, seeds, folds) if grouped else identity(config, key, None)
     stem = f"{store.header.dataset}-{config.model}"
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
-    _name_untrained(store, note)
+    if warn:
+        _name_untrained(store, note)
 
     def fit_into(place: Path, one: TrainConfig, fold: Fold | None) -> Run:
         split = splits.assign(table, target, one.data, fold, labels=store.header.labels)
@@ -106,6 +126,8 @@ def train(
                 device=device,
                 note=note,
                 processes=processes,
+                command=command,
+                watch=Watch(note, progress),
             )
 
     if not grouped:
@@ -121,6 +143,7 @@ def train(
         features=str(Path(store.path).resolve()),
         store=checkpoint.describe_store(store),
         finished=False,
+        **beginning(command),
     )
     processes.agree(lambda: _check_group(folder, info, config))
     with _alone_in(folder, processes, note, lock):
@@ -128,6 +151,8 @@ def train(
         there = processes.agree(lambda: _check_group(folder, info, config))
         if processes.first and there is None:
             files.write_json(folder / checkpoint.INFO, typed.tree(info))
+        if there is not None:
+            info = replace(info, **beginning_of(there))
         for number, job in enumerate(jobs, start=1):
             note(f"[{number}/{len(jobs)}] {job.name}")
             fit_into(folder / job.name, job.config, job.fold)
@@ -139,12 +164,13 @@ def train(
 
 def _name_untrained(store: FeatureStore, note: Note) -> None:
     """Say which features come from encoders that nobody trained."""
-    for m, modality in store.header.modalities.items():
-        if not modality.trained:
-            note(
-                f"{m}: features of an UNTRAINED encoder ({modality.encoder}); figures say nothing "
-                "about a real one"
-            )
+    there = {m: info for m, info in store.header.modalities.items() if not info.trained}
+    if there:
+        names = ", ".join(dict.fromkeys(str(info.encoder) for info in there.values()))
+        note(
+            f"{' and '.join(there)}: features of UNTRAINED encoders ({names}); figures say nothing "
+            "about real ones"
+        )
 
 
 def _jobs(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> list[Job]:

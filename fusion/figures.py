@@ -22,6 +22,7 @@ import torch
 from mer.fusion import checkpoint, data, evaluate, files, infer, metrics, splits
 from mer.fusion.checkpoint import Run
 from mer.fusion.records import Epoch, Figures, GroupMetrics, Metrics, SingleMetrics
+from mer.fusion.tables import loss_title
 from mer.pipeline.runtime.terminal import escape
 from mer.pipeline.store import FeatureStore
 
@@ -249,7 +250,7 @@ def under(prefix: str) -> Pick:
 
 def terms(entry: Epoch) -> Figures:
     """The loss terms of an epoch, without their sum."""
-    return {name: value for name, value in entry.train.items() if name != "total"}
+    return {loss_title(name): value for name, value in entry.train.items() if name != "total"}
 
 
 def overlap(entry: Epoch) -> Figures:

@@ -28,6 +28,12 @@ from mer.pipeline.runtime.terminal import shown
 
 T = TypeVar("T")
 SEAL = "sha256"
+# The files of a run folder (checkpoint.py says what each holds).
+MODEL, LAST, INFO = "model.safetensors", "last.safetensors", "run.json"
+CONFIG, SPLIT, LOG = "config.toml", "split.json", "log.jsonl"
+METRICS, PREDICTIONS, TEST_LOG = "metrics.json", "predictions.parquet", "test_log.jsonl"
+HOLD = ".hold"  # who trains into the folder now
+AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
 # safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.
 LEFT_BEHIND = re.compile(r"\.tmp[A-Za-z0-9]{6}|\..+\.tmp-\d+")
 # How the libraries below Python say which system call failed.

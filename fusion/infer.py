@@ -17,6 +17,7 @@ from mer.fusion import metrics
 from mer.fusion.data import BatchSource
 from mer.fusion.losses.supervised import task_loss
 from mer.fusion.models.base import FusionModel
+from mer.pipeline.runtime.progress import Advance
 
 BATCH = 64
 
@@ -38,8 +39,8 @@ class Answers:
     loss: float
 
 
-def infer(model: FusionModel, part: BatchSource) -> Answers:
-    """Predict every row of `part`, in fp32 and eval mode."""
+def infer(model: FusionModel, part: BatchSource, advance: Advance | None = None) -> Answers:
+    """Predict every row of `part`, in fp32 and eval mode; `advance` is told of every batch."""
     task = part.spec.task
     order = part.in_order(BATCH)
     if not order:
@@ -47,7 +48,11 @@ def infer(model: FusionModel, part: BatchSource) -> Answers:
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        kept = [model(batch) for batch in part.batches(order)]
+        kept = []
+        for batch in part.batches(order):
+            kept.append(model(batch))
+            if advance is not None:
+                advance(len(batch))
     model.train(was_training)
     back = torch.from_numpy(np.argsort(np.concatenate(order), kind="stable"))
 

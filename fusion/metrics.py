@@ -53,6 +53,16 @@ TITLES = {  # as printed, in this order
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
 }
+# what the short ones stand for, said once under what shows them
+MEANINGS = {
+    "wa": "WA: weighted accuracy, the share of right answers",
+    "ua": "UA: unweighted accuracy, the recall averaged over the classes",
+    "wf1": "WF1: F1 averaged over the classes by their size",
+    "macro_f1": "macro-F1: F1 averaged over the classes, each alike",
+    "micro_f1": "micro-F1: F1 of all labels counted together",
+    "weighted_f1": "weighted F1: F1 averaged over the labels by their size",
+    "mae": "MAE: mean absolute error",
+}
 # the figure that chooses an epoch, decides a comparison and is pictured, unless another is named
 HEADLINE = {"single": "wf1", "multi": "weighted_f1", "regression": "mae"}
 CORPUS = {"mosi": "CMU-MOSI", "sims": "CH-SIMS"}  # whose measures they are

@@ -62,7 +62,8 @@ class StoreInfo:
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """What run.json says of any run. `identity` names the command that asked for it, `store_key`
-    the store's features, labels and splits (checkpoint.py).
+    the store's features, labels and splits (checkpoint.py); `date` is when it began, `command` what
+    was typed then (None: the Python API, or an earlier mer).
     """
 
     format: str = RUN_FORMAT
@@ -74,6 +75,9 @@ class RunInfo:
     features: str
     store: StoreInfo
     finished: bool
+    date: str | None = optional()
+    command: str | None = optional()
+    versions: dict[str, str] | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,6 @@ class SingleInfo(RunInfo):
     label_counts: dict[str, int] | None = optional()
     parameters: int | None = None
     device: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
 
     def fault(self) -> str | None:
         """What cannot be, although each value is of its type; None: nothing."""

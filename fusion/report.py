@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,32 +26,12 @@ from mer.fusion.records import (
     SingleMetrics,
     defined,
 )
-from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import escape, shown
-
-PLAIN = frozenset({"mae", "pearson", "ece"})  # printed as they are; everything else as a percentage
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, the heads of the columns, and rows of as many cells."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
+from mer.fusion.tables import Table, glossary, number, plain
+from mer.pipeline.errors import DataError, Together
+from mer.pipeline.runtime.progress import SILENT, Silent
+from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 
 # ---- Figures as tables
-
-
-def number(name: str, value: float | None, *, signed: bool = False) -> str:
-    """As it is printed: percentages with one decimal, MAE, Pearson and ECE with three; an undefined
-    figure is a dash.
-    """
-    if value is None or not np.isfinite(value):
-        return "–"
-    sign = "+" if signed else ""
-    return f"{value:{sign}.3f}" if name in PLAIN else f"{100 * value:{sign}.1f}"
 
 
 def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
@@ -77,7 +57,10 @@ def tables(found: SingleMetrics | GroupMetrics) -> list[Table]:
 
 
 def _title(found: Metrics, utterances: float | None) -> str:
-    title = f"{found.model} on {found.dataset} {found.split}, {utterances} utterances"
+    said = (
+        "an unknown number of utterances" if utterances is None else plural(utterances, "utterance")
+    )
+    title = f"{found.model} on {found.dataset} {found.split}, {said}"
     if found.measures is not None:
         title += f", measures of {metrics.CORPUS[found.measures]}"
     return title
@@ -179,17 +162,30 @@ def dev_table(run: Run) -> Table:
     return Table(title, ("run", "epoch", *_titles(names)), tuple(rows))
 
 
+def dev_text(run: Run) -> str:
+    """The dev table, and what must be known of it."""
+    table, stored = dev_table(run), run.info.store.modalities
+    names = [m for m in run.children[0].spec.modalities if m in stored and not stored[m].trained]
+    said = [untrained(names)] if names else []
+    said.append(glossary(run.children[0].result.dev))
+    return "\n\n".join([plain(table), *map(escape, filter(None, said))])
+
+
+def untrained(names: Sequence[str]) -> str:
+    """What must be known of figures from untrained encoders."""
+    return (
+        f"UNTRAINED ENCODERS ({' and '.join(names)}: random weights): the figures say nothing "
+        "about real ones."
+    )
+
+
 def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
     if found.untrained_encoders:
-        names = " and ".join(found.untrained_encoders)
-        said.append(
-            f"UNTRAINED ENCODERS ({names}: random weights): the figures say nothing about real "
-            "ones."
-        )
+        said.append(untrained(found.untrained_encoders))
     if found.unlabelled:
-        said.append(f"{found.unlabelled} utterances without a label are not counted.")
+        said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
     if found.unseen:
         said.append(
             f"Training had no utterance of {shown(', '.join(found.unseen))}: whatever has that "
@@ -218,21 +214,11 @@ def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
     return there[0] if len(there) == 1 and len(found.labels) > 1 else None
 
 
-def plain(table: Table) -> str:
-    """Aligned text, first column to the left."""
-    cells = [tuple(map(escape, row)) for row in (table.columns, *table.rows)]
-    width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [escape(table.title)]
-    for first, *others in cells:
-        aligned = [cell.rjust(size) for cell, size in zip(others, width[1:], strict=True)]
-        lines.append("  ".join([first.ljust(width[0]), *aligned]))
-    return "\n".join(lines)
-
-
 def show(found: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:
     """Print the tables to stdout: with rich on a terminal, else as aligned text."""
     if not terminal:
-        print("\n\n".join([*map(plain, tables(found)), *map(escape, remarks(found))]))
+        said = [*remarks(found), glossary(found.metrics.figures)]
+        print("\n\n".join([*map(plain, tables(found)), *map(escape, filter(None, said))]))
         return
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -246,7 +232,7 @@ def show(found: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:
         for row in table.rows:
             drawn.add_row(*(Text(escape(cell)) for cell in row))
         console.print(drawn)
-    for line in remarks(found):
+    for line in filter(None, [*remarks(found), glossary(found.metrics.figures)]):
         console.print(Text(escape(line)))
 
 
@@ -278,7 +264,8 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
     left, right = evaluate.mean_figures(a), evaluate.mean_figures(b)
     metric = metric or HEADLINE[a[0].task]
     if metric not in left:
-        raise DataError(f"--metric {metric}: known are {', '.join(left)}")
+        guess = did_you_mean(metric, left)
+        raise DataError(f"--metric {metric}: known are {', '.join(left)}{guess}")
 
     def difference(index: np.ndarray) -> dict[str, float]:
         x, y = evaluate.mean_figures(a, index), evaluate.mean_figures(b, index)
@@ -340,7 +327,7 @@ def comparison_table(found: Comparison) -> Table:
         rows.append((TITLES.get(name, name), *figures, difference, interval))
     names = (Path(found.first).name, Path(found.second).name)
     columns = ("", *names, "difference", _spread(found.bootstrap))
-    title = f"{found.second} minus {found.first}, {found.n} utterances"
+    title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}"
     return Table(title, columns, tuple(rows))
 
 
@@ -356,12 +343,13 @@ def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
 # ---- HTML
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[Run], *, progress: Silent = SILENT) -> str:
     """One HTML page without any outside reference: a summary of all runs, then tables and pictures
     of each.
 
     Args:
         runs: Evaluated runs.
+        progress: Shows how far it is.
 
     Returns:
         The page.
@@ -369,10 +357,16 @@ def page(runs: Sequence[Run]) -> str:
     Raises:
         DataError: One is not finished, not evaluated, or damaged.
     """
-    found = [(run, _figures_of(run)) for run in runs]
+    checks = Together()
+    found = [(run, checks.of(partial(_figures_of, run))) for run in runs]
+    checks.settle()
     body = ["<h1>mer report</h1>", _html_table(_summary(found))]
-    for run, figures in found:
-        body += _section(run, figures)
+    names = [name for _, figures in found for name in figures.metrics.figures]
+    body.append(f"<p>{html.escape(glossary(names))}</p>")
+    with progress.task("drawing", len(found), "runs", brief=True) as advance:
+        for run, figures in found:
+            body += _section(run, figures)
+            advance(1)
     head = (
         "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer "
         f"report</title><style>{STYLE}</style>\n"

@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -34,9 +35,11 @@ from mer.fusion.models.base import FusionModel
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
 from mer.fusion.splits import Fold, Split
+from mer.fusion.tables import loss_title
+from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import did_you_mean, shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -84,6 +87,8 @@ class Training:
     measures: metrics.Measures
     identity: str
     store_key: str
+    command: str | None
+    watch: Watch
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -101,6 +106,8 @@ def fit(
     device: torch.device | str,
     note: Note,
     processes: Processes = ALONE,
+    command: str | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Train one model into a folder, or go on from its last finished epoch.
 
@@ -116,6 +123,8 @@ def fit(
         device: Where to train.
         note: Told what the user should know, line by line.
         processes: Those that train together.
+        command: What was typed, for run.json.
+        watch: Told how far it is; None: `note` is told every epoch.
 
     Returns:
         The finished run.
@@ -143,6 +152,8 @@ def fit(
         measures_of(store, target),
         identity(config, key, None if fold is None else [fold.by, *fold.held]),
         key,
+        command,
+        watch or Watch(note),
     )
     there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
     if there is not None and there.finished:
@@ -167,7 +178,18 @@ def fit(
         note(f"{folder}: goes on after epoch {progress.epoch}")
     else:
         _learn_scale(training, model, parts["train"])
-    with deterministic(training.device), announcements(note):
+    if training.processes.first:
+        _write_log(training.folder, progress)
+    explained = rising(model, config.train.epochs)
+    if explained is not None:
+        note(explained)
+    told = training.watch.training(
+        epochs=config.train.epochs,
+        rows=len(split.train),
+        done=progress.epoch,
+        metric=metric,
+    )
+    with deterministic(training.device), announcements(note), told:
         while _goes_on(progress, config):
             progress = _one_epoch(training, model, optimizer, parts, progress)
             if not said:  # by now each row has been read once
@@ -186,7 +208,6 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
     """Write what a run folder has from its beginning; `there` is the interrupted run, if any."""
     store, config, split = training.store, training.config, training.split
     text, split_json = to_toml(config), _split_json(training)
-    versions = {name: metadata.version(name) for name in ("torch", "numpy")}
     config_sha256: str | None = hashlib.sha256(text.encode()).hexdigest()
     if there is not None:
         config_sha256 = there.single.config_sha256
@@ -210,7 +231,7 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
         ),
         parameters=sum(map(torch.numel, model.parameters())),
         device=str(training.device),
-        versions={"python": platform.python_version(), **versions},
+        **(beginning(training.command) if there is None else beginning_of(there)),
         finished=False,
     )
     if training.processes.first:
@@ -223,6 +244,21 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
             training.note(f"{path}: was not as this training wrote it; written again")
             files.write_bytes(path, split_json)
     return info
+
+
+def beginning(command: str | None) -> dict[str, Any]:
+    """What run.json says of when and by what a run was begun."""
+    versions = {name: metadata.version(name) for name in ("mer", "torch", "numpy")}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def beginning_of(there: Run) -> dict[str, Any]:
+    """The same of a run that goes on."""
+    return {name: getattr(there.info, name) for name in ("date", "command", "versions")}
 
 
 def _split_json(training: Training) -> bytes:
@@ -284,7 +320,8 @@ def _one_epoch(
     torch.manual_seed(_mix(config.train.seed, epoch))
     batches = -(-len(split.train) // config.train.batch_size)
     steps = config.train.epochs * -(-batches // config.optim.accumulate)
-    pass_ = run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes)
+    watch = training.watch
+    pass_ = run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes, watch)
     dev, thresholds = processes.agree(
         lambda: _dev_score(
             infer.infer(model, parts["dev"]),
@@ -303,11 +340,21 @@ def _one_epoch(
     progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
     if processes.first:
         progress = _save(training.folder, model, optimizer, progress)
-    training.note(
-        f"epoch {epoch:3d}  loss {pass_.terms['total']:.4f}  dev {training.metric} "
-        f"{dev[training.metric]:.4f}{'  *' if best else ''}"
-    )
+        files.append_line(training.folder / checkpoint.LOG, json.dumps(typed.tree(entry)))
+    watch.epoch(entry, best, progress.best_epoch, progress.best[training.metric])
     return progress
+
+
+def _log(progress: Progress) -> bytes:
+    """The content of log.jsonl."""
+    return "".join(json.dumps(typed.tree(entry)) + "\n" for entry in progress.log).encode()
+
+
+def _write_log(folder: Path, progress: Progress) -> None:
+    """log.jsonl as far as the training has come, whatever is there: each epoch is appended to it
+    after it was saved, so that a kill can leave it one epoch short.
+    """
+    files.write_bytes(folder / checkpoint.LOG, _log(progress))
 
 
 def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
@@ -315,7 +362,7 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
     folder = training.folder
     seconds = sum(entry.seconds for entry in progress.log)
     rows = len(training.split.train) * len(progress.log)
-    log = "".join(json.dumps(typed.tree(entry)) + "\n" for entry in progress.log).encode()
+    log = _log(progress)
     first = training.processes.first
     done = FinishedInfo(
         **{name: getattr(info, name) for name in typed.hints(SingleInfo)} | {"finished": True},
@@ -332,6 +379,8 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
             raise _not_the_weights(folder)
         files.write_bytes(folder / checkpoint.LOG, log)
         files.write_json(folder / checkpoint.INFO, typed.tree(done))
+    best, epochs, most = done.best_epoch, progress.epoch, training.config.train.epochs
+    training.note(chosen(best, epochs, most, training.metric, done.dev[training.metric]))
     return Run(folder, done)
 
 
@@ -394,7 +443,8 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     target = splits.targets(store.table(), spec.task, spec.labels)
     known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
     if metric not in (*known, "loss"):
-        raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss")
+        guess = did_you_mean(metric, (*known, "loss"))
+        raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss{guess}")
     if loop.class_weight != "none" and spec.task == "regression":
         raise DataError(
             f"train.class_weight = {loop.class_weight}: a regression has no classes; use none"
@@ -487,6 +537,7 @@ def run_epoch(
     epoch: int,
     steps: int,
     processes: Processes = ALONE,
+    watch: Watch | None = None,
 ) -> Pass:
     """One pass over the training rows.
 
@@ -498,6 +549,7 @@ def run_epoch(
         epoch: Its number, from 1.
         steps: Of the whole training.
         processes: Those that train together.
+        watch: Told of every step.
 
     Returns:
         What it has shown.
@@ -531,6 +583,8 @@ def run_epoch(
         norm += torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if watch is not None:
+            watch.step(samples)
     means, gradient = sums.means(processes), float(norm) / len(groups)
     _check_finite(epoch, means, gradient)
     return Pass(
@@ -570,8 +624,8 @@ def _check_finite(epoch: int, means: dict[str, float], gradient: float) -> None:
         return
     bad = [name for name, value in means.items() if not math.isfinite(value)] or ["gradient"]
     raise DataError(
-        f"epoch {epoch}: the loss is no longer finite ({', '.join(bad)}); lower optim.lr or "
-        "optim.clip and train again"
+        f"epoch {epoch}: the loss is no longer finite ({'; '.join(map(loss_title, bad))}); lower "
+        "optim.lr or optim.clip and train again"
     )
 
 

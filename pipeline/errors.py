@@ -5,6 +5,11 @@ Anything else that escapes is a bug of ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+
 
 class MerError(Exception):
     """A failure the user can act on. `exit_code` is the process's exit status (docs/cli.md)."""
@@ -48,3 +53,41 @@ class StoreVersionError(StoreError):
     """A store of a format version this mer does not read."""
 
     exit_code = 1
+
+
+class SeveralErrors(MerError):
+    """Failures that have nothing to do with each other, told together, a line each."""
+
+    def __init__(self, errors: list[Exception]):
+        self.errors = errors
+        self.exit_code = getattr(errors[0], "exit_code", 1)
+        super().__init__("; ".join(map(str, errors)))
+
+
+class Together:
+    """Checks that do not need each other: all of them are made before the first failure is told.
+
+    >>> together = Together()
+    >>> together.of(lambda: 1)
+    1
+    >>> together.settle()
+    """
+
+    def __init__(self, *kinds: type[Exception]):
+        self.kinds = kinds or (MerError,)
+        self.errors: list[Exception] = []
+
+    def of(self, call: Callable[[], T]) -> T:
+        """What a check gives. Where it fails nothing does: then `settle` raises."""
+        try:
+            return call()
+        except self.kinds as error:
+            self.errors += error.errors if isinstance(error, SeveralErrors) else [error]
+            return cast(T, None)
+
+    def settle(self) -> None:
+        """Raise what has failed, if anything: the failure itself, or SeveralErrors."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise SeveralErrors(self.errors)

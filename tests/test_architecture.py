@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(
     [
         ROOT / "cli.py",
+        ROOT / "commands.py",
         *(p for room in ("pipeline", "fusion", "manifests") for p in (ROOT / room).rglob("*.py")),
     ]
 )

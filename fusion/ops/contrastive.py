@@ -94,7 +94,8 @@ def contrastive_terms(
 @lru_cache(maxsize=64)
 def _announce(path: str, impl: str, terms: int) -> None:
     """Once for each kind of call."""
-    log.info("contrastive loss: %d term(s) on path %s (impl=%s)", terms, path, impl)
+    noun = "term" if terms == 1 else "terms"
+    log.info("contrastive loss: %d %s on path %s (impl=%s)", terms, noun, path, impl)
 
 
 # --- arguments

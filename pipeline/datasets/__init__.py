@@ -17,6 +17,7 @@ from mer.pipeline.datasets.findings import Findings, class_gaps, count, overlaps
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.cells import warn_near_duplicates
+from mer.pipeline.runtime.terminal import did_you_mean
 
 __all__ = ["DATASETS", "Findings", "default_root", "overview", "prepare"]
 
@@ -60,7 +61,8 @@ def prepare(
         return complete(*table.prepare(audio_dir=root, labels=labels, **options))
     if name not in DATASETS:
         raise DataError(
-            f"dataset '{name}' is not known; known: {', '.join(DATASETS)}, and table, for your own "
+            f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, 'table'))}; known: "
+            f"{', '.join(DATASETS)}, and table, for your own "
             "files (see `mer prepare table --help`)"
         )
     module = import_module(DATASETS[name])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mer import manifests
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import did_you_mean
 
 HERE = Path(manifests.__file__).parent
 # for a corpus in English that names none (docs/extraction.md says why these)
@@ -74,7 +75,8 @@ class CorpusInfo:
         if name is None:
             return next(iter(self.label_sets.values()))
         if name not in self.label_sets:
-            raise DataError(f"--labels {name}: {self.name} has {', '.join(self.label_sets)}")
+            guess = did_you_mean(name, self.label_sets)
+            raise DataError(f"--labels {name}: {self.name} has {', '.join(self.label_sets)}{guess}")
         return self.label_sets[name]
 
 
@@ -88,7 +90,8 @@ def corpus(name: str) -> CorpusInfo:
     path = HERE / f"{name}.toml"
     if name not in names():
         raise DataError(
-            f"dataset '{name}' is not known; known: {', '.join(names())}, and `table` for your "
+            f"dataset '{name}' is not known{did_you_mean(name, (*names(), 'table'))}; known: "
+            f"{', '.join(names())}, and `table` for your "
             "own files"
         )
     return parse(name, tomllib.loads(path.read_text(encoding="utf-8")))

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -27,11 +28,17 @@ from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.media.containers import DECODER
 from mer.pipeline.runtime.machine import cores
+from mer.pipeline.runtime.progress import SILENT, Advance
 
 HASHED_AT_A_TIME = 8  # files; hashing lets go of the interpreter's lock
 CONTENT_CHARACTERS = 32  # of the sha256 that is kept as the key of a content
-# told the number and the bytes of the files that have to be read
-Cold = Callable[[int, int], None]
+# told the number and the bytes of the files that have to be read; gives what is told of each
+Cold = Callable[[int, int], AbstractContextManager[Advance]]
+
+
+def untold(files: int, size: int) -> AbstractContextManager[Advance]:
+    """Says nothing of what has to be read."""
+    return SILENT.task("hashing", files, "files")
 
 
 class Unreadable(StrEnum):
@@ -112,7 +119,7 @@ def keys(
     options: ExtractOptions,
     memory: FileMemory,
     *,
-    cold: Cold = lambda files, size: None,
+    cold: Cold = untold,
 ) -> Keys:
     """Recipe, content and fingerprint of what `extract` would make; nothing is decoded or computed.
 
@@ -253,10 +260,12 @@ def hash_files(
         except OSError:
             found[name] = Digest(unreadable=Unreadable.UNREADABLE)
     if unknown:
-        cold(len(unknown), size)
-        with ThreadPoolExecutor(min(HASHED_AT_A_TIME, cores())) as pool:
+        workers = ThreadPoolExecutor(min(HASHED_AT_A_TIME, cores()))
+        with cold(len(unknown), size) as advance, workers as pool:
             hashed = pool.map(lambda name: _digest(manifest.root / name, memory), unknown)
-            found.update(zip(unknown, hashed, strict=True))
+            for name, one in zip(unknown, hashed, strict=True):
+                found[name] = one
+                advance(1)
     return found
 
 
@@ -294,7 +303,7 @@ def fingerprint(
     options: ExtractOptions,
     *,
     memory: FileMemory | None = None,
-    cold: Cold = lambda files, size: None,
+    cold: Cold = untold,
 ) -> str:
     """The cache key that `extract` with these options would give its store.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mer.pipeline.errors import FailuresError
 from mer.pipeline.media.stages import Flag
+from mer.pipeline.runtime.terminal import plural
 
 SHOWN = 10  # failures listed; all are in failures.jsonl
 NAMED = 5  # ids of each count; all are in the store
@@ -100,7 +101,7 @@ class ExtractReport:
         """For people: what was done, what went wrong, where it is."""
         size = (
             f"{self.audio_seconds / 3600:.2f} h of audio, {self.bytes / 1e6:,.1f} MB in "
-            f"{self.shards} shards"
+            f"{plural(self.shards, 'shard')}"
         )
         out = [f"{self._done()}; {size}, {self.seconds:.1f} s", *self._plan_lines()]
         out += [_self_test_line(m, test) for m, test in self.self_test.items()]
@@ -110,15 +111,12 @@ class ExtractReport:
             out.append(f"all of a kind: mer inspect {self.out} --flag {next(iter(self.counts))}")
         if self.oom_splits or self.fp32_batches:
             out.append(
-                f"{self.oom_splits:,} batches split for memory, {self.fp32_batches:,} computed "
-                "again in fp32"
+                f"{plural(self.oom_splits, 'batch', 'batches')} split for memory, "
+                f"{self.fp32_batches:,} computed again in fp32"
             )
         out += self._failure_lines()
-        if self.untrained:
-            out.append(
-                f"untrained encoders ({', '.join(self.untrained)}): these features are for trying "
-                "things out"
-            )
+        if self.untrained and self.action != "extracted":  # then it was said at the beginning
+            out.append(untrained_line(self.untrained))
         return out
 
     def _done(self) -> str:
@@ -138,7 +136,7 @@ class ExtractReport:
         lines = []
         if self.batches:
             batches = (
-                f"{m} {n:,} batches ({self.padding[m]:.3f} padded/valid)"
+                f"{m} {plural(n, 'batch', 'batches')} ({self.padding[m]:.3f} padded/valid)"
                 for m, n in self.batches.items()
                 if n
             )
@@ -158,12 +156,17 @@ class ExtractReport:
         rest = len(self.failures) - SHOWN
         more = f"… and {rest:,} more; " if rest > 0 else ""
         count = (
-            f"{len(self.failures):,} utterances are not in the store, {self.unexpected:,} of them "
-            "unexpected"
+            f"not in the store: {plural(len(self.failures), 'utterance')}, {self.unexpected:,} of "
+            "them unexpected"
         )
         written = self.action not in ("dry-run", "part")
         where = f": {self.failures_path}" if written else ""
         return [*lines, f"{more}{count}{where}"]
+
+
+def untrained_line(names: Sequence[str]) -> str:
+    """What must be known of features from untrained encoders."""
+    return f"untrained encoders ({', '.join(names)}): these features are for trying things out"
 
 
 def _self_test_line(modality: str, test: dict) -> str:

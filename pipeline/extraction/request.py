@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mer.pipeline.extraction.outcome import Failure
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media.stages import Problem
 from mer.pipeline.runtime.files import refuse_link
-from mer.pipeline.runtime.progress import Silent
+from mer.pipeline.runtime.progress import Advance, Silent
 from mer.pipeline.runtime.signals import Stop
 
 HASHING_TOLD_BYTES = 1 << 28  # less than this is hashed without a word
@@ -166,11 +167,12 @@ def make_request(
 ) -> Request:
     """Hash what is asked for. Raises EncoderError and DataError."""
 
-    def cold(files: int, size: int) -> None:
+    def cold(files: int, size: int) -> AbstractContextManager[Advance]:
         if size > HASHING_TOLD_BYTES:
             company.progress.note(
                 f"hashing {files:,} files, {size / 1e9:.1f} GB; remembered for the next time"
             )
+        return company.progress.task("hashing", files, "files", brief=True)
 
     # for workers that were started elsewhere
     manifest = manifest.with_root(manifest.root.absolute())

@@ -17,7 +17,7 @@ from mer.pipeline.encoders.modality import Encoder
 from mer.pipeline.extraction.budget import choose_budgets, fixed_budgets
 from mer.pipeline.extraction.fingerprint import Keys, recipe_key
 from mer.pipeline.extraction.look import Found
-from mer.pipeline.extraction.outcome import ExtractReport
+from mer.pipeline.extraction.outcome import ExtractReport, untrained_line
 from mer.pipeline.extraction.plan import (
     Copy,
     Draft,
@@ -164,12 +164,8 @@ def settle(request: Request, company: Company, found: Found, prepared: Prepared)
         # what is there is of a run with other options or contents
         shutil.rmtree(request.place.parts, ignore_errors=True)
         settings.write(request.place.plan)
-    for one in request.keys.chosen:
-        if not one.checkpoint.trained:
-            company.progress.note(
-                f"{one.name} encoder {one.checkpoint.name} is untrained: its features are for "
-                "trying things out"
-            )
+    if request.keys.untrained:
+        company.progress.note(untrained_line(request.keys.untrained))
     company.memory.save()
     before = found.head.header if found.head is not None else None
     return Settled(request, inputs, encoders, plan, tested, stored is not None, before)

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime import files
+from mer.pipeline.runtime.progress import Advance
 from mer.pipeline.store.head import PLACES
 from mer.pipeline.store.reader import FeatureStore
 from mer.pipeline.store.schema import Header
@@ -42,9 +43,11 @@ class Copy:
     # index.csv with every cell as it is, also one that a spreadsheet takes for a formula.
     plain_cells: bool = False
     with_provenance: bool = False  # the header with host and absolute paths
+    advance: Advance = lambda amount, fresh=True: None  # told of every array that is read
 
     def frames(self, modality: str, row: int, dtype: str | None = None) -> np.ndarray:
         """(T, D) of one utterance, as it was written or StoreError."""
+        self.advance(1)
         return self.store.features(modality, row, dtype, check=True)
 
     def layer_means(self, modality: str, row: int) -> np.ndarray:

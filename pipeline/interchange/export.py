@@ -11,9 +11,12 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.copying import Copy, in_split
 from mer.pipeline.interchange.formats import EXPORTS, writer
 from mer.pipeline.runtime.limits import SUBSET_BYTES
+from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store.reader import FeatureStore
+
+READS = {"single": 2}  # times that a format reads each array, where it is not once
 
 
 def export(
@@ -24,6 +27,7 @@ def export(
     subset: str | None = None,
     plain_cells: bool = False,
     with_provenance: bool = False,
+    progress: Silent = SILENT,
 ) -> tuple[int, bool]:
     """Write a store, or a part of it, in another format. It appears whole or not at all.
 
@@ -34,6 +38,7 @@ def export(
         subset: A split, or a file with one id per line; None is every row.
         plain_cells: Leave cells of index.csv as they are that a spreadsheet would run.
         with_provenance: Keep what the header says of the machine: host and absolute paths.
+        progress: Shows how far it is.
 
     Returns:
         The number of utterances, and whether anything was written: False when `out` holds these
@@ -45,8 +50,10 @@ def export(
             rows.
     """
     rows = select(store, subset)
-    copy = Copy(store, rows, plain_cells, with_provenance)
-    return len(rows), writer(to)(copy, Path(out))
+    total = len(rows) * len(store.header.modalities) * READS.get(to, 1)
+    with progress.task("exporting", total, "arrays", brief=True) as advance:
+        copy = Copy(store, rows, plain_cells, with_provenance, advance)
+        return len(rows), writer(to)(copy, Path(out))
 
 
 def left_out(store: FeatureStore, to: str) -> list[str]:

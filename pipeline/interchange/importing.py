@@ -18,6 +18,7 @@ from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.runtime.files import folders_for, naming, refuse_link, temporary_for
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.limits import IMPORT_UTTERANCE_BYTES
+from mer.pipeline.runtime.progress import SILENT, Advance, Silent
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import (
     FeatureStore,
@@ -45,7 +46,12 @@ class ImportReport:
 
 
 def write_store(
-    foreign: Foreign, out: str | os.PathLike, options: ImportOptions, *, force: bool = False
+    foreign: Foreign,
+    out: str | os.PathLike,
+    options: ImportOptions,
+    *,
+    force: bool = False,
+    progress: Silent = SILENT,
 ) -> tuple[FeatureStore, ImportReport]:
     """Write shards and head beside each other, as extraction does. NaN and infinite values become 0
     and are counted.
@@ -59,6 +65,7 @@ def write_store(
         out: Where the head file goes; its shards go into a folder beside it.
         options: What the user says: frame rates and dtype are used here.
         force: Replace what is at `out`.
+        progress: Shows how far it is.
 
     Returns:
         The store, opened, and what to tell the user.
@@ -84,7 +91,8 @@ def write_store(
         if os.path.lexists(out):
             temporary_for(out)  # refuses a device
             out.unlink()  # first: a head over shards that are being replaced would be a lie
-        return _write(foreign, out, folder, infos, dtype)
+        with progress.task("importing", len(foreign.rows), "utterances", brief=True) as advance:
+            return _write(foreign, out, folder, infos, dtype, advance)
 
 
 def _dtype(foreign: Foreign, options: ImportOptions) -> Dtypes:
@@ -246,11 +254,12 @@ def _write(
     folder: Path,
     infos: Mapping[str, ModalityInfo],
     dtype: Dtypes,
+    advance: Advance,
 ) -> tuple[FeatureStore, ImportReport]:
     tally = Tally(foreign, infos, dtype)
     shards: list[Path] = []
     try:
-        _write_shards(foreign, folder, tally, shards, dtype)
+        _write_shards(foreign, folder, tally, shards, dtype, advance)
         store = build_index(
             out,
             shards,
@@ -284,7 +293,12 @@ def _provenance(foreign: Foreign, tally: Tally) -> dict:
 
 
 def _write_shards(
-    foreign: Foreign, folder: Path, tally: Tally, shards: list[Path], dtype: Dtypes
+    foreign: Foreign,
+    folder: Path,
+    tally: Tally,
+    shards: list[Path],
+    dtype: Dtypes,
+    advance: Advance,
 ) -> None:
     """Every row of `foreign` into shards of bounded size, whose paths go into `shards`."""
     rows, pieces = iter(foreign.rows), iter(foreign.frames())
@@ -306,6 +320,7 @@ def _write_shards(
                 duration = row.get("duration", float("nan"))
                 writer.add(row["id"], features, duration=duration, layer_means=means)
                 row = next(rows, None)
+                advance(1)
 
 
 @contextmanager

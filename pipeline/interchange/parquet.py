@@ -291,6 +291,7 @@ def _lists(copy: Copy, modality: str, rows: np.ndarray) -> pa.Array:
     """The features of some rows as (n,) lists of T lists of D float32."""
     dim = copy.store.header.modalities[modality].dim
     packed, offsets = copy.store.packed(modality, rows.tolist(), dtype="float32", check=True)
+    copy.advance(len(rows))
     steps = pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), dim)
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), steps)
     return lists.cast(pa.list_(pa.list_(pa.float32(), dim)))

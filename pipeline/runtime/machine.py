@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,8 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-        raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N")
+        guess = did_you_mean(device, ("auto", "cpu", "cuda"))
+        raise DataError(f"device '{device}' is not auto, cpu, cuda or cuda:N{guess}")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise DataError(

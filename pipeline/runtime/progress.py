@@ -4,6 +4,7 @@ elsewhere; at its end one line on both.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from mer.pipeline.runtime.terminal import escape
+from mer.pipeline.runtime.terminal import escape, terminal_columns, wrapped
 
 # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
 Advance = Callable[..., None]
+LENGTHS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))  # from so many seconds on
+Show = Callable[..., None]  # (done, text, told=False)
 
 
 @dataclass
 class Count:
-    """How much of a stretch of work is done. Unit "s" is seconds of audio, told in audio-hours."""
+    """How much of a stretch of work is done. Unit "s" is seconds of audio; other units are nouns in
+    the plural.
+    """
 
     total: float
     unit: str
@@ -41,12 +46,15 @@ class Count:
             else ""
         )
         if self.unit == "s":
-            digits = 2 if self.total >= 3600 else 4
+            size, name = next((one for one in LENGTHS if self.total >= one[0]), LENGTHS[-1])
+            speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
             return (
-                f"{self.done / 3600:.{digits}f} of {self.total / 3600:.{digits}f} audio-hours, "
-                f"{rate:.1f} audio-hours an hour{left}"
+                f"{self.done / size:.1f} of {self.total / size:.1f} {name} of audio, {speed} × "
+                f"real time{left}"
             )
-        return f"{self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f} a second{left}"
+        unit = self.unit.removesuffix("s") if self.total == 1 else self.unit
+        each = f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.1f}"
+        return f"{self.done:,.0f} of {self.total:,.0f} {unit}, {each} a second{left}"
 
 
 class Silent:
@@ -56,9 +64,21 @@ class Silent:
         """One line for the user."""
 
     @contextmanager
-    def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
-        """A stretch of work of `total` units; call the result with how many more are done."""
+    def task(self, what: str, total: float, unit: str, *, brief: bool = False) -> Iterator[Advance]:
+        """A stretch of work of `total` units; call the result with how many more are done. `brief`:
+        it says nothing at its end when it was done within a few seconds.
+        """
         yield lambda amount, fresh=True: None
+
+    @contextmanager
+    def follow(self, total: float) -> Iterator[Show]:
+        """Work that has its own words for how far it is: call the result with how much of `total`
+        is done, a text, and `told=True` where the text is worth a line when there is no bar.
+        """
+        yield lambda done, text, told=False: None
+
+
+SILENT = Silent()
 
 
 class Lines(Silent):
@@ -68,10 +88,10 @@ class Lines(Silent):
         self.stream, self.every = stream or sys.stderr, every
 
     def note(self, text: str) -> None:
-        print(escape(text), file=self.stream, flush=True)
+        print(wrapped(escape(text), terminal_columns(self.stream)), file=self.stream, flush=True)
 
     @contextmanager
-    def task(self, what: str, total: float, unit: str) -> Iterator[Advance]:
+    def task(self, what: str, total: float, unit: str, *, brief: bool = False) -> Iterator[Advance]:
         count = Count(total, unit)
         with self.shown(what, count) as show:
 
@@ -80,8 +100,22 @@ class Lines(Silent):
                 show()
 
             yield advance
-        if count.fresh:
+        said = not brief or time.monotonic() - count.started >= self.every
+        if count.fresh and said:
             self.note(f"{what}: {count}")
+
+    @contextmanager
+    def follow(self, total: float) -> Iterator[Show]:
+        last = -math.inf
+
+        def show(done: float, text: str, told: bool = False) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if told and now - last >= self.every:
+                last = now
+                self.note(text)
+
+        yield show
 
     @contextmanager
     def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:
@@ -104,7 +138,8 @@ class Bars(Lines):
     def note(self, text: str) -> None:
         from rich.console import Console
 
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(escape(text))
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console.print(wrapped(escape(text), terminal_columns(self.stream)))
 
     @contextmanager
     def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:
@@ -115,6 +150,16 @@ class Bars(Lines):
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=count.total or None, state="")
             yield lambda: bar.update(task, completed=count.done, state=str(count))
+
+    @contextmanager
+    def follow(self, total: float) -> Iterator[Show]:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=20), TextColumn("{task.fields[state]}", markup=False))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=total or None, state="")
+            yield lambda done, text, told=False: bar.update(task, completed=done, state=text)
 
 
 def choose(stream: TextIO | None = None) -> Silent:

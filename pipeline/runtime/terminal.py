@@ -4,9 +4,13 @@ label, path or transcript reaches it, and no line is longer than it needs to be.
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 import reprlib
+import textwrap
 from collections.abc import Iterable
+from typing import TextIO
 
 from mer.pipeline.runtime.limits import LINE_CHARACTERS, SHOWN_CHARACTERS, SHOWN_NAMES
 
@@ -19,6 +23,28 @@ _UNSAFE = (
 _CONTROL = re.compile(f"[{_UNSAFE}]")
 _CONTROL_BUT_BREAKS = re.compile(rf"(?!\n)[{_UNSAFE}]")
 _IN_JSON = re.compile(f"(?!\n)[{_UNSAFE}\udc80-\udcff]")  # bytes of a file name too: JSON is UTF-8
+USUAL_COLUMNS = 80  # of a terminal that does not say
+NARROWEST = 20  # columns that a line is wrapped to
+# What others call what mer calls otherwise.
+SYNONYMS = {
+    "valid": "dev",
+    "val": "dev",
+    "validation": "dev",
+    "development": "dev",
+    "training": "train",
+    "eval": "evaluate",
+    "accuracy": "wa",
+    "acc": "wa",
+    "uar": "ua",
+    "batch": "batch_size",
+    "early_stopping": "patience",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "gpu": "cuda",
+    "ls": "runs",
+    "list": "runs",
+}
 _SPELLED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _LONG_NUMBER_BITS = 4096  # Python refuses to spell whole numbers of more than 4,300 digits
@@ -77,6 +103,89 @@ def listed(names: Iterable[object], limit: int = SHOWN_NAMES) -> str:
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(shown(name, SHOWN_CHARACTERS // 2) for name in names[:limit]) + more
+
+
+def initials(word: str) -> str:
+    """Those of the parts of a name; empty where it has one part only.
+
+    >>> initials("learning_rate"), initials("rate")
+    ('lr', '')
+    """
+    found = "".join(part[:1] for part in re.split(r"[^a-z0-9]+", word.casefold()))
+    return found if len(found) > 1 else ""
+
+
+def did_you_mean(word: str, known: Iterable[object]) -> str:
+    """`, did you mean 'drkf'?` for a word that is nearly one of those known, in whatever case;
+    empty where none is near.
+
+    >>> did_you_mean("DRKF", ["drkf", "dmd"])
+    ", did you mean 'drkf'?"
+    >>> did_you_mean("valid", ["train", "dev", "test"])
+    ", did you mean 'dev'?"
+    """
+    named = {str(name).casefold(): str(name) for name in known}
+    asked = word[:40].casefold()
+    close = [SYNONYMS[asked]] if SYNONYMS.get(asked) in named else []
+    close += [initials(asked)] if initials(asked) in named else []
+    close += difflib.get_close_matches(asked, list(named), n=1)
+    close += [name for name in named if len(asked) > 2 and name.startswith(asked)][:1]
+    return f", did you mean '{named[close[0]]}'?" if close else ""
+
+
+def terminal_columns(stream: TextIO) -> int | None:
+    """The width of the terminal that a stream is; None where it is none."""
+    if not stream.isatty():
+        return None
+    try:
+        return int(os.environ.get("COLUMNS", "")) or USUAL_COLUMNS
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or USUAL_COLUMNS
+    except OSError:
+        return USUAL_COLUMNS
+
+
+def wrapped(line: str, width: int | None) -> str:
+    r"""A line as a terminal of that width shows it without a break inside a word; None: as it is.
+
+    >>> wrapped("one two three, four five", 20)
+    'one two three, four\n  five'
+    >>> wrapped("one  two", None)
+    'one  two'
+    """
+    if width is None or len(line) <= width:
+        return line
+    return textwrap.fill(
+        line,
+        max(width, NARROWEST),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+
+
+def plural(count: float, noun: str, several: str = "") -> str:
+    """A count and its noun.
+
+    >>> plural(1, "run"), plural(1200, "run"), plural(0, "child", "children")
+    ('1 run', '1,200 runs', '0 children')
+    """
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def amount(size: float) -> str:
+    """Bytes for a reader.
+
+    >>> amount(999), amount(48_200_000), amount(2.5e9)
+    ('1.0 kB', '48.2 MB', '2.5 GB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def one_line(message: str) -> str:

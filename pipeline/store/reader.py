@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.store.head import Head, MemberRecord, ShardRecord, content_of, read_head
 from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
@@ -523,11 +524,14 @@ def _fit_layers(info: ModalityInfo, kind: dict) -> bool:
     return layers["count"] == info.layers and layers["width"] in (0, info.width) and not narrowed
 
 
-def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
+def verify_shards(
+    store: FeatureStore | str | os.PathLike, progress: Silent = SILENT
+) -> list[Damage]:
     """Read every byte of every shard of a store.
 
     Args:
         store: An open store, or its head file.
+        progress: Shows how far it is.
 
     Returns:
         The damaged shards and why; empty when every byte is as written.
@@ -538,7 +542,7 @@ def verify_shards(store: FeatureStore | str | os.PathLike) -> list[Damage]:
     """
     if not isinstance(store, FeatureStore):
         store = FeatureStore(Path(store), check=False)
-    return damages(store)
+    return damages(store, progress)
 
 
 def check_file(record: ShardRecord, store: Path) -> None:

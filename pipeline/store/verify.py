@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import MerError
 from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.store.head import MemberRecord, ShardRecord
 from mer.pipeline.store.schema import LAYERS, Damage
 from mer.pipeline.store.shard import Shard
@@ -31,7 +32,7 @@ class Verifiable(Protocol):
     def table(self) -> pa.Table: ...
 
 
-def damages(store: Verifiable) -> list[Damage]:
+def damages(store: Verifiable, progress: Silent = SILENT) -> list[Damage]:
     """The damaged shards of an open store, and why; empty when every byte is as written.
 
     Those of a joined store are its members' and the members that cannot be used.
@@ -39,14 +40,18 @@ def damages(store: Verifiable) -> list[Damage]:
     found = []
     for number, member in enumerate(store.members):
         try:
-            found += damages(store.member(number))
+            found += damages(store.member(number), progress)
         except (MerError, OSError) as error:
             told = str(error).removeprefix(f"{member.path}: ")
             found.append(Damage(number, str(member.path), told, str(store.path)))
-    for number, record in enumerate(store.shards):
-        reason = _check(store, number)
-        if reason:
-            found.append(Damage(number, str(record.path), reason, str(store.path)))
+    if not store.shards:
+        return found
+    with progress.task("verifying", len(store.shards), "shards", brief=True) as advance:
+        for number, record in enumerate(store.shards):
+            reason = _check(store, number)
+            if reason:
+                found.append(Damage(number, str(record.path), reason, str(store.path)))
+            advance(1)
     return found
 
 

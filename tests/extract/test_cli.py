@@ -104,7 +104,7 @@ def test_dry_run(folder):
         "dry run: 4 utterances",
         "h of audio",
         "MB in",
-        "batches",
+        "1 batch (",
         "padded/valid",
         "disk:",
     ):

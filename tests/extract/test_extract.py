@@ -686,8 +686,8 @@ def test_progress_lines(made, capsys):
     )
     err = capsys.readouterr().err
     assert (
-        "of 0.0052 audio-hours" in err
-        and "audio-hours an hour, 0:00:0" in err
+        "of 18.8 seconds of audio" in err
+        and "× real time, 0:00:0" in err
         and "left" in err
         and "untrained" in err
     )
@@ -706,7 +706,7 @@ def test_a_short_run_says_how_fast_it_was_and_a_resumed_one_counts_only_its_own_
         advance(1800)
     assert (
         capsys.readouterr().err
-        == "extracting: 1.50 of 2.00 audio-hours, 600.0 audio-hours an hour, 0:00:03 left\n"
+        == "extracting: 1.5 of 2.0 hours of audio, 600 × real time, 0:00:03 left\n"
     )
     extract(
         manifest,
@@ -718,7 +718,9 @@ def test_a_short_run_says_how_fast_it_was_and_a_resumed_one_counts_only_its_own_
     lines = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("extracting: ")
     ]
-    assert len(lines) == 1 and "0.0052 of 0.0052 audio-hours" in lines[0] and "left" not in lines[0]
+    assert (
+        len(lines) == 1 and "18.8 of 18.8 seconds of audio" in lines[0] and "left" not in lines[0]
+    )
     shards = sorted((made / "other.shards").glob("shard-*.h5"))
     shards[0].unlink()
     extract(

@@ -57,9 +57,7 @@ def test_the_log_says_once_which_path_a_call_takes_and_path_for_says_the_same(mo
         (5, "chunked", nt_xent, "chunked"),
         (5, "chunked", info_nce, "strips"),
     ):
-        assert said(loss, rows, impl) == [
-            f"contrastive loss: 1 term(s) on path {path} (impl={impl})"
-        ]
+        assert said(loss, rows, impl) == [f"contrastive loss: 1 term on path {path} (impl={impl})"]
         assert path_for([x[:rows], y[:rows]], [terms[loss]], impl) == path
     assert said(nt_xent, 7, "eager") == []
     assert path_for([x, y], [terms[nt_xent]], "eager") == "eager"

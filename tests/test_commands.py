@@ -1,0 +1,258 @@
+"""Manners of the command line: its help, its hints, its completion, all mistakes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import BashComplete
+
+from mer import commands
+from mer.cli import main
+from mer.fusion.config import presets
+from mer.fusion.models import REGISTRY
+from mer.pipeline.manifest import Manifest
+
+from tests.fusion.stores import make_store
+from tests.whole_way.mer import TINY, mer, refused
+
+# ---- Help
+
+
+def test_help_lists_every_command_in_working_order_with_an_example_for_each_group():
+    text = mer("--help").out
+    titles = [*commands.GROUPS]
+    assert [line[:-1] for line in text.splitlines() if line[:-1] in titles] == titles
+    listed = re.findall(r"^  ([a-z]+)  ", text, flags=re.M)
+    assert sorted(listed) == sorted(main.commands)
+    order = ["datasets", "prepare", "extract", "train", "evaluate", "report", "runs", "predict"]
+    assert [name for name in listed if name in order] == order
+    assert text.count("  $ mer ") == len(titles)
+    assert mer("help").out == text
+
+
+@pytest.mark.parametrize("name", [name for name in commands.EXAMPLES if name in main.commands])
+def test_examples_are_command_lines_that_can_be_read(name):
+    words = shlex.split(commands.EXAMPLES[name])
+    assert words[:2] == ["mer", name]
+    text = mer(name, "--help").out
+    assert text.rstrip().endswith(commands.EXAMPLES[name]) and mer("help", name).out == text
+    command = main.commands[name]
+    command.make_context(name, words[2:]).close()
+
+
+def test_a_command_that_no_group_names_is_listed_too():
+    @click.group(cls=commands.Group)
+    def other() -> None:
+        pass
+
+    other.command("train")(lambda: None)
+    other.command("zebra")(lambda: None)
+    text = other.get_help(click.Context(other))
+    assert text.index("train") < text.index(commands.OTHERS) < text.index("zebra")
+
+
+def test_help_is_quick_and_needs_no_heavy_package():
+    code = (
+        "import sys\nfrom mer.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'h5py', 'transformers', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_version():
+    lines = mer("version").out.splitlines()
+    assert lines[0] == f"mer {metadata.version('mer')}" and any("torch 2" in line for line in lines)
+
+
+# ---- Hints
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return Path(make_store(tmp_path_factory.mktemp("hints")).path)
+
+
+@pytest.mark.parametrize(
+    ("words", "guess"),
+    [
+        ("trian", "'train'"),
+        ("ls", "'runs'"),
+        ("help eval", "'evaluate'"),
+        ("evaluate x --split valid", "'dev'"),
+        ("evaluate x --split Test", "'test'"),
+        ("train f --folds Speaker", "'speaker'"),
+        ("train f --model DRKF", "'drkf'"),
+        ("train f --model concatenate", "'concat'"),
+        ("train f --preset drkf-papr", "'drkf-paper'"),
+        ("train f --set optim.learning_rate=1", "'lr'"),
+        ("train f --set learning_rate=1", "'optim.lr'"),
+        ("train f --set lr=1", "'optim.lr'"),
+        ("train f --set train.lr=1", "'optim.lr'"),
+        ("train f --set optm.lr=1", "'optim'"),
+        ("train f --set train.class_weight=Balanced", "'balanced'"),
+        ("train f --set train.select_metric=accuracy", "'wa'"),
+        ("train f --epochs 3", "--set train.epochs=VALUE"),
+        ("train f --batch-size 3", "--set train.batch_size=VALUE"),
+        ("train f --learning-rate 3", "--set optim.lr=VALUE"),
+        ("train f --modle drkf", "--model"),
+        ("train f --device gpu", "'cuda'"),
+        ("prepare synthetc", "'synthetic'"),
+        ("extract --dataset MELD", "'meld'"),
+        ("extract --dataset synthetic --dtype half", "'float16'"),
+        ("prepare meld --labels sentimet --root .", "'sentiment'"),
+        ("inspect f --flag silnt", "'silent'"),
+        ("import parqet f", "'parquet'"),
+        ("export f o --to parket", "'parquet'"),
+        ("runs --sorted dev", "'--sort'"),
+    ],
+)
+def test_did_you_mean(words, guess, features, tmp_path):
+    asked = [str(features) if word == "f" else word for word in words.split()]
+    line = refused(*asked, code=mer(*asked, code=None, cwd=tmp_path).code, cwd=tmp_path)
+    assert "id you mean" in line or "It is a setting" in line
+    assert guess in line.split("id you mean")[-1].split("It is a setting")[-1], line
+
+
+def test_a_word_like_nothing_gets_no_guess(features):
+    for words in (["train", features, "--model", "xyzzy"], ["xyzzy"], ["train", "--xyzzy", "1"]):
+        assert "id you mean" not in mer(*words, code=None).err
+
+
+# ---- All mistakes at once
+
+
+def lines_of(*words) -> list[str]:
+    outcome = mer(*words, code=None)
+    assert outcome.code in (1, 2)
+    return [line for line in outcome.err.splitlines() if line.startswith("mer: ")]
+
+
+def test_all_mistakes_of_a_command_line_are_told(features):
+    words = ("--seeds", "x", "--folds", "y", "--epochs", "3", "--lerning", "4", "--device")
+    lines = lines_of("train", features, *words[:-1])
+    assert len(lines) == 4
+    for part in ("--seeds", "--folds", "--epochs", "--lerning"):
+        assert any(part in line for line in lines)
+    assert [line.count("train --help`)") for line in lines] == [0, 0, 0, 1]
+
+
+def test_all_mistakes_of_the_values_are_told(tmp_path):
+    asked = ("--model", "DRKF", "--set", "optim.lrr=1", "--set", "train.epochs=x")
+    lines = lines_of("train", tmp_path / "gone.h5", *asked)
+    assert len(lines) == 4
+    for part in ("gone.h5", "DRKF", "optim.lrr", "train.epochs"):
+        assert any(part in line for line in lines)
+    lines = lines_of(
+        *("extract", "--dataset", "meldd", "--workers", "2", "--shard", "1/2"),
+        *("--budget-seconds", "x"),
+    )
+    assert len(lines) == 3
+    assert len(lines_of("report", tmp_path / "a", tmp_path / "b", tmp_path / "c")) == 3
+    assert len(lines_of("compare", tmp_path / "a", tmp_path / "b")) == 2
+
+
+# ---- The store as an argument
+
+
+QUICK = ("--model", "concat", "--set", "train.epochs=1", "--set", "model_args.hidden=8")
+
+
+def test_train_takes_the_store_as_an_argument_or_an_option(features, tmp_path, monkeypatch):
+    first = mer("train", features, *QUICK, "--no-test", cwd=tmp_path)
+    again = mer("train", "--features", features, *QUICK, "--no-test", cwd=tmp_path)
+    assert first.out == again.out and "already trained" in again.err
+    mer("train", features, "--features", features, *QUICK, "--no-test", cwd=tmp_path)
+    refused("train", features, "--features", "b.h5", code=2, says=["two stores", "b.h5"])
+    refused("train", code=2, says=["mer train FEATS.H5"])
+    monkeypatch.setenv("MER_TRAIN_FEATURES", "b.h5")
+    mer("train", features, *QUICK, "--no-test", cwd=tmp_path)
+    (row,) = mer("runs", "--json", cwd=tmp_path).out.splitlines()
+    assert json.loads(row)["run"].startswith("runs/toy-concat-1")
+
+
+# ---- A generated corpus of another size; the same line for fingerprint and extract
+
+
+def test_extract_of_the_synthetic_corpus_takes_size_and_seed(tmp_path):
+    where = tmp_path / "data" / "synthetic" / "manifest.parquet"
+    asked = ("extract", "--dataset", "synthetic", *TINY, "--dry-run")
+    mer(*asked, "--size", "12", "--seed", "3", cwd=tmp_path)
+    first = Manifest.read(where)
+    assert len(first) == 12 and first.source["seed"] == 3
+    written = where.stat().st_mtime_ns
+    for more in ((), ("--size", "12"), ("--seed", "3")):  # it is that one
+        mer(*asked, *more, cwd=tmp_path)
+        assert where.stat().st_mtime_ns == written
+    outcome = mer(*asked, "--seed", "4", "--size", "24", cwd=tmp_path)
+    assert "of another size or seed" in outcome.err
+    assert len(Manifest.read(where)) == 24 and Manifest.read(where).source["seed"] == 4
+    mer(*asked, "--seed", "5", cwd=tmp_path)  # as large as it was
+    assert len(Manifest.read(where)) == 24 and Manifest.read(where).source["seed"] == 5
+    for words in (("--dataset", "meld"), ("--manifest", where)):
+        refused("extract", *words, "--size", "3", code=2, says=["--dataset synthetic"])
+
+
+def test_the_same_line_goes_for_fingerprint_and_extract(tmp_path):
+    line = [
+        *("--dataset", "synthetic", "--size", "12", "--out", "f.h5", "--device", "cpu", *TINY),
+        *("--budget-seconds", "8", "--budget-tokens", "auto", "--max-failures", "1", "--yes"),
+        *("--pool", "2", "--no-lock", "--force", "--offline"),
+    ]
+    key = mer("fingerprint", *line, cwd=tmp_path).out.strip()
+    assert not (tmp_path / "f.h5").exists()
+    mer("extract", *line, cwd=tmp_path)
+    stored = json.loads(mer("inspect", "f.h5", "--json", cwd=tmp_path).out)
+    assert key == stored["fingerprint"]
+    told = mer("fingerprint", *line, "--workers", "2", "--dry-run", "--json", cwd=tmp_path).out
+    assert json.loads(told) == {"fingerprint": key}
+    names = {p.name for p in main.commands["extract"].params}
+    assert {p.name for p in main.commands["fingerprint"].params} == names
+    assert mer("fingerprint", *line, "--pool", "3", cwd=tmp_path).out.strip() != key
+
+
+# ---- Completion
+
+
+def completed(*words: str) -> list[str]:
+    complete = BashComplete(main, {}, "mer", "_MER_COMPLETE")
+    return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_completion_knows_commands_options_corpora_models_and_presets():
+    assert completed("tr") == ["train"]
+    assert "--features" in completed("train", "--fea")
+    assert completed("extract", "--dataset", "m") == ["m3ed", "meld", "mosei", "mosi"]
+    assert completed("prepare", "ta") == ["table"] and completed("extract", "--dataset", "ta") == []
+    assert completed("train", "--model", "") == sorted(REGISTRY)
+    assert completed("train", "--preset", "") == sorted(presets())
+    assert completed("evaluate", "run", "--split", "t") == ["train", "test"]
+
+
+def test_the_shell_gets_its_script_and_its_answers_quickly():
+    program = [
+        sys.executable,
+        "-c",
+        "import sys; sys.argv[0] = 'mer'; from mer.cli import main; main()",
+    ]
+    script = subprocess.run(
+        program, env={**os.environ, "_MER_COMPLETE": "bash_source"}, capture_output=True, text=True
+    )
+    assert "_MER_COMPLETE=bash_complete" in script.stdout
+    asked = {
+        "_MER_COMPLETE": "bash_complete",
+        "COMP_WORDS": "mer train --model d",
+        "COMP_CWORD": "3",
+    }
+    answer = subprocess.run(program, env={**os.environ, **asked}, capture_output=True, text=True)
+    assert answer.stdout.split() == ["plain,dhmd", "plain,dmd", "plain,drkf"]
