@@ -101,7 +101,8 @@ def test_a_meld_shaped_root_of_films_goes_in_in_one_command(tmp_path):
         write_meld_csv(root / f"{split}_sent_emo.csv", lines[split])
     mer(
         "extract", "--dataset", "meld", "--root", root, *TINY,
-        "--vision-encoder", "builtin:tiny-vit", "--vision-crop", "centre", "--out", tmp_path / "feats.h5",
+        "--vision-encoder", "builtin:tiny-vit", "--vision-crop", "centre",
+        "--out", tmp_path / "feats.h5",
     )  # fmt: skip
     with FeatureStore(tmp_path / "feats.h5") as store:
         store.verify()
