@@ -434,7 +434,7 @@ def extraction_options(command):
                 "--audio-window",
                 metavar="full|clip",
                 help="Whisper: compute the whole 30 s window, or the clip alone.  "
-                "[default: the clip alone]",
+                "[default: the full window]",
             ),
             setting(
                 "--max-seconds",
@@ -766,12 +766,12 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         note(f"{found.path}: {found.reason}")
     if damaged and opened.members:
         heads = dict.fromkeys(found.store for found in damaged if found.store != str(store))
-        remedy = [f"run `mer verify --repair {head}`" for head in heads]
+        remedies = [f"run `mer verify --repair {head}`" for head in heads]
         if any(found.store == str(store) for found in damaged):
-            remedy.append("put back what is missing or changed, or join again with --force")
+            remedies.append("put back what is missing or changed, or join again with --force")
         raise StoreError(
             f"{store}: joined, and {len(damaged)} files of its members cannot be used; "
-            f"{'; '.join(remedy)}"
+            f"{'; '.join(remedies)}"
         )
     if damaged and repair:
         if not opened.header.fingerprint:
@@ -890,9 +890,13 @@ def export(store: Path, out: Path, to: str, **choices):
     archives.
     """
     from mer.pipeline.interchange.export import export as write
+    from mer.pipeline.interchange.export import left_out
     from mer.pipeline.store import FeatureStore
 
-    count, written = write(FeatureStore(store), to, out, **choices)
+    opened = FeatureStore(store)
+    count, written = write(opened, to, out, **choices)
+    for line in left_out(opened, to):
+        note(line)
     note(
         f"{count:,} utterances"
         + ("" if written else "; exported before, byte for byte; nothing to do")
@@ -1008,7 +1012,53 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     say(out)
 
 
-# --- training: train, evaluate, predict, report, compare
+# --- training: layers, train, evaluate, predict, report, compare
+
+
+@main.command()
+@click.argument("store", metavar="FEATS.H5", type=click.Path(path_type=Path))
+@click.option(
+    "--modality",
+    "modalities",
+    metavar="NAME",
+    multiple=True,
+    help="Only these features; by default all that have layer means.",
+)
+@click.option(
+    "--folds",
+    type=click.Choice(["session", "speaker", "dialogue"]),
+    help="Score on the dev part of each fold that `mer train --folds` would make.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw the curves: .png, .svg or .html.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def layers(store, modalities, folds, out, as_json):
+    """In which layer of an encoder the emotion is: a linear probe on the utterance means of each,
+    fitted on train, scored on dev. The test part is not opened.
+    """
+    from mer.fusion import layers as probes
+    from mer.fusion.typed import tree
+    from mer.pipeline.runtime.progress import choose
+    from mer.pipeline.store import FeatureStore
+
+    if out is not None:
+        probes.check_name(out)
+    with FeatureStore(store) as opened:
+        curves, notes = probes.probe(opened, modalities, folds=folds, progress=choose())
+    for line in notes:
+        note(line)
+    if as_json:
+        say_json({curve.name: tree(curve) | {"extract": curve.settings} for curve in curves})
+    for curve in () if as_json else curves:
+        for line in probes.lines(curve, probes.option_of(curve.name)):
+            say(line)
+    if out is not None:
+        probes.write(curves, out)
+        note(f"wrote {out}")
 
 
 @main.command()
@@ -1285,7 +1335,7 @@ def predict(
             encoders={**was, **given},
             device=device,
             offline=offline,
-            wanted=trained.spec.modalities,
+            wanted=trained.spec.sources,
             progress=choose() if manifest_file is not None else None,
         )
         with store:

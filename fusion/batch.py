@@ -8,6 +8,39 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mer.fusion.typed import added
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One set of features of the store, as a modality reads it.
+
+    The model sees `width` numbers of it in a step. `means` (how many layer means) and `stack`
+    (which layers lie side by side in a step) say what is mixed into these; without them it is read
+    as it is stored.
+    """
+
+    name: str
+    width: int
+    means: int = 0
+    stack: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive numbers of a step: `layers` side by side, `width` numbers each, to be mixed into
+    one; without layers they are taken as they are. `label` names it in logs and pictures.
+    """
+
+    label: str
+    layers: tuple[int, ...]
+    width: int
+
+    @property
+    def numbers(self) -> int:
+        """How many of them there are before the mix."""
+        return max(len(self.layers), 1) * self.width
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -16,13 +49,49 @@ class DataSpec:
     `modalities` maps name to feature width D, in the fixed order audio, text, vision (those that
     are present). `frame_rates` maps name to steps per second (None for tokens and for
     utterance-level vectors). `task` is single | multi | regression; `labels` names the classes (for
-    regression: the one target).
+    regression: the one target). `sets` names what a modality is read from where that is not just
+    the features of its name as they are stored.
     """
 
     modalities: dict[str, int]
     frame_rates: dict[str, float | None]
     task: str
     labels: tuple[str, ...]
+    sets: dict[str, tuple[FeatureSet, ...]] = added({})
+
+    def read_from(self, modality: str) -> tuple[FeatureSet, ...]:
+        """The sets of the store that a modality is read from."""
+        return self.sets.get(modality) or (FeatureSet(modality, self.modalities[modality]),)
+
+    @property
+    def sources(self) -> dict[str, FeatureSet]:
+        """Every set of the store that is read, by its name there."""
+        return {one.name: one for m in self.modalities for one in self.read_from(m)}
+
+    def blocks(self, modality: str, *, summary: bool) -> list[Block]:
+        """How the numbers of a step are laid out before any mix.
+
+        Args:
+            modality: One of `modalities`.
+            summary: A step is an utterance: its means, then its deviations.
+
+        Returns:
+            The blocks, in their order.
+        """
+        sets = self.read_from(modality)
+        steps = [Block(one.name, one.stack, one.width) for one in sets]
+        if not summary:
+            return steps
+        means = []
+        for one, step in zip(sets, steps, strict=True):
+            layers = tuple(range(one.means)) if one.means else one.stack
+            means.append(replace(step, layers=layers))
+        return means + [replace(step, label=f"{step.label} deviation") for step in steps]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether layers are mixed."""
+        return any(one.means or one.stack for one in self.sources.values())
 
     @property
     def outputs(self) -> int:
@@ -33,7 +102,8 @@ class DataSpec:
 @dataclass(frozen=True)
 class Batch:
     """`x[m]` (B, T_m, D_m) float, zero beyond `lengths[m]` (B,) int64; a length of 0 says the
-    modality is absent for that row.
+    modality is absent for that row. Where layers are mixed, D_m is their sum as `DataSpec.blocks`
+    lays them out, until `mer.fusion.models.layered` has mixed them.
 
     `target`: single (B,) int64; multi (B, C) float; regression (B, 1) float. Unlabelled: -1 / NaN.
     `row` (B,) int64 indexes the store's table.

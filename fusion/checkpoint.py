@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from mer.fusion import config as configs
 from mer.fusion import files, metrics, typed
-from mer.fusion.batch import DataSpec
+from mer.fusion.batch import DataSpec, FeatureSet
 from mer.fusion.config import TrainConfig
 from mer.fusion.models import build
 from mer.fusion.models.base import FusionModel
@@ -72,6 +72,7 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
+LAYER_MEANS = "layer_means"  # the entry of a modality's recipe that says whether they are kept
 HOLD = ".hold"  # who trains into the folder now
 
 
@@ -305,11 +306,17 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
         KeyMismatchError: It holds another kind of features or labels; names what differs.
     """
     then, now = run.info.store, describe_store(store)
-    used = run.spec.modalities
-    missing = [m for m in used if m not in now.modalities]
+    used = run.spec.sources
+    missing = [name for name in used if name not in now.modalities]
     if missing:
         raise KeyMismatchError(
             f"{store.path}: has no {', '.join(missing)}, which {run.path} was trained on"
+        )
+    bare = [name for name, one in used.items() if one.means and not now.modalities[name].layers]
+    if bare:
+        raise KeyMismatchError(
+            f"{store.path}: has no layer means of {', '.join(bare)}, which {run.path} mixes; "
+            "extract it with --layer-means"
         )
     differs = configs.differences(_kind_of(then, used), _kind_of(now, used))
     if differs:
@@ -326,10 +333,23 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
     return []
 
 
-def _kind_of(store: StoreInfo, modalities: Iterable[str]) -> dict[str, Any]:
-    """What two stores must share for one to be evaluated by a model trained on the other."""
-    features = {m: typed.tree(store.modalities[m]) for m in modalities}
-    return {"task": store.task, "labels": list(store.labels), **features, "recipe": store.recipe}
+def _kind_of(store: StoreInfo, used: Mapping[str, FeatureSet]) -> dict[str, Any]:
+    """What two stores must share for one to be evaluated by a model trained on the other.
+
+    Layer means that the model does not read may be there or not.
+    """
+    features, recipe = {}, {}
+    for name, one in used.items():
+        features[name] = typed.tree(store.modalities[name])
+        if not one.means:
+            features[name].pop("layers", None)
+    for name, part in store.recipe.items():
+        if name not in store.modalities:
+            recipe[name] = part
+        elif name in used:
+            plain = not used[name].means and isinstance(part, dict)
+            recipe[name] = {**part, LAYER_MEANS: None} if plain else part
+    return {"task": store.task, "labels": list(store.labels), **features, "recipe": recipe}
 
 
 def describe_store(store: FeatureStore) -> StoreInfo:

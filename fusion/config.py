@@ -36,7 +36,12 @@ PRESETS = Path(__file__).parent / "presets"
 class DataConfig:
     """Which features a model sees, and which rows choose."""
 
-    modalities: str = "all"  # "all" that the store has, or a list: "audio,text"
+    # "all" that the store has, or a list: "audio,text". A modality with several feature sets reads
+    # the one that is named (audio.egemaps), or some joined: audio+audio.egemaps
+    modalities: str | tuple[str, ...] = "all"
+    # of features kept of several layers: auto: mix where the store has them; stored: the steps as
+    # they are stored; mix: a learned weighted sum over the layers
+    layers: Literal["auto", "stored", "mix"] = typed.added("auto")
     # mean-pool sequences to at most about this rate, from the header's frame rate; inf: as stored
     pool_hz: float = 12.5
     # let the model z-score its input by the training rows (model.calibrate); kept in its checkpoint
@@ -48,6 +53,10 @@ class DataConfig:
     # auto: the first of these three the store has
     dev_by: Literal["auto", "dialogue", "speaker", "session", "utterance"] = "auto"
     split_seed: int = 0  # which groups become dev; the same for every training seed
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.modalities, str):  # a list in TOML
+            object.__setattr__(self, "modalities", ",".join(self.modalities))
 
 
 @dataclass(frozen=True)

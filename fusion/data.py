@@ -3,24 +3,29 @@
 `batch_source` reads the rows it is given, and no others: sequences pooled to `data.pool_hz`, packed
 end to end and kept on the device when they fit. A batch is then one index gather per modality;
 otherwise a thread reads ahead. For a model that looks at nothing but mean and deviation, each
-sequence is reduced to them once, when it is read.
+sequence is reduced to them once, when it is read. Where the layers of such a model are mixed, the
+utterance mean of every layer takes the place of the mean. A modality may be joined from several
+feature sets: side by side in each step, a set of one step per utterance repeated over the others'.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion.batch import Batch, DataSpec
+from mer.fusion.batch import Batch, DataSpec, FeatureSet
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.background import prefetch
-from mer.pipeline.store import FeatureStore
+from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.store import FeatureStore, ModalityInfo
 
 ORDER = ("audio", "text", "vision")
 CHUNK = 256  # rows read from the store at a time
@@ -30,30 +35,206 @@ TOGETHER = 16  # batches of one-step sequences that are gathered at once
 POOL_OF_BATCHES = 16
 
 
-def spec(store: FeatureStore, config: DataConfig) -> DataSpec:
-    """What the model is built for: the chosen modalities and their frame rates after pooling."""
+def spec(store: FeatureStore, config: DataConfig, *, summary: bool = False) -> DataSpec:
+    """What the model is built for: the chosen modalities, what each is read from, and their frame
+    rates after pooling.
+
+    Args:
+        store: The features.
+        config: Which of them, and how layers are used.
+        summary: The model looks at nothing but mean and deviation of a sequence.
+
+    Raises:
+        DataError: There are no such features, they cannot be joined, or there are no layers to mix.
+    """
     header = store.header
     chosen = _chosen(list(header.modalities), config.modalities)
-    rates = {}
-    for m in chosen:
-        rate = header.modalities[m].frame_rate
-        rates[m] = None if rate is None else rate / pool_factor(rate, config.pool_hz)
-    widths = {m: header.modalities[m].dim for m in chosen}
-    return DataSpec(widths, rates, header.task, tuple(header.labels))
+    mixes = layers_of(store, config, summary=summary) == "mix"
+    widths, rates, sets = {}, {}, {}
+    for m, names in chosen.items():
+        found = tuple(_feature_set(header.modalities[name], name, mixes, summary) for name in names)
+        if found != (FeatureSet(m, found[0].width),):
+            sets[m] = found
+        widths[m] = sum(one.width for one in found)
+        rates[m] = _rate(store, names, config)
+    made = DataSpec(widths, rates, header.task, tuple(header.labels), sets)
+    for m in made.modalities:
+        steps(store, made, config, m, summary=summary)
+    return made
 
 
-def _chosen(stored: list[str], wanted: str) -> list[str]:
-    """Those modalities of a store that the setting `wanted` names, in the fixed order."""
-    present = [m for m in ORDER if m in stored]
-    present += [m for m in stored if m not in ORDER]
-    if wanted.strip() == "all":
-        return present
-    names = {name.strip() for name in wanted.split(",")} - {""}
-    if not names or not names <= set(present):
+def layers_of(
+    store: FeatureStore, config: DataConfig, *, summary: bool
+) -> Literal["auto", "stored", "mix"]:
+    """How the layers of a store are used: `data.layers`, decided where it is auto; it stays auto
+    where the store has one layer of everything.
+
+    Raises:
+        DataError: They are to be mixed, and there are none.
+    """
+    stored = store.header.modalities
+    chosen = chain.from_iterable(_chosen(list(stored), config.modalities).values())
+    there = any(_several(stored[name], summary) for name in chosen)
+    if config.layers == "mix" and not there:
+        what = "layer means" if summary else "layers side by side"
+        remedy = "--layer-means" if summary else "--audio-layer stack:A-B (or --text-layer)"
         raise DataError(
-            f"data.modalities = {wanted!r}: no such features; the store has {', '.join(present)}"
+            f"data.layers = mix: {store.path} has no {what} of what this model reads; extract "
+            f"again with {remedy}, or leave data.layers out"
         )
-    return [m for m in present if m in names]
+    return "mix" if config.layers == "auto" and there else config.layers
+
+
+def _several(info: ModalityInfo, summary: bool) -> bool:
+    """Whether a model of this kind can mix layers of a feature set."""
+    return len(info.stack) > 1 or (summary and info.layers > 1)
+
+
+def _feature_set(info: ModalityInfo, name: str, mixes: bool, summary: bool) -> FeatureSet:
+    if not (mixes and _several(info, summary)):
+        return FeatureSet(name, info.dim)
+    stack = tuple(info.stack) if len(info.stack) > 1 else ()
+    means = info.layers if summary and info.layers > 1 else 0
+    return FeatureSet(name, info.dim // max(len(stack), 1), means, stack)
+
+
+def _chosen(stored: list[str], wanted: str | tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Modality -> the feature sets of the store that the setting `wanted` reads it from, in the
+    fixed order.
+    """
+    text = wanted if isinstance(wanted, str) else ",".join(wanted)
+    tokens = [token.strip(" []\"'") for token in text.split(",")]
+    if tokens == ["all"]:
+        return _every(stored)
+    found: dict[str, tuple[str, ...]] = {}
+    for token in dict.fromkeys(filter(None, tokens)):
+        names = tuple(name.strip() for name in token.split("+"))
+        if len(names) == 1 and names[0] in map(modality_of, stored):
+            names = _own(names[0], stored)
+        if not set(names) <= set(stored):
+            raise _no_such(text, stored)
+        stems = {modality_of(name) for name in names}
+        if len(stems) > 1 or len(set(names)) < len(names):
+            raise DataError(
+                f"data.modalities: {shown(token, 80)} joins what is not several feature sets of "
+                "one modality; write for example text,audio+audio.egemaps"
+            )
+        m = stems.pop()
+        if m in found:
+            raise DataError(
+                f"data.modalities names {m} twice; to join feature sets write "
+                f"{shown('+'.join((*found[m], *names)), 80)}"
+            )
+        found[m] = names
+    if not found:
+        raise _no_such(text, stored)
+    return {m: found[m] for m in _in_order(found)}
+
+
+def _no_such(wanted: str, stored: list[str]) -> DataError:
+    there = shown(", ".join(_in_order(stored)), 120)
+    said = shown(wanted, 60)
+    return DataError(f"data.modalities = {said!r}: no such features; the store has {there}")
+
+
+def _every(stored: list[str]) -> dict[str, tuple[str, ...]]:
+    """Each modality from its own features; further feature sets are only read where they are
+    named.
+    """
+    found = dict.fromkeys(map(modality_of, stored))
+    return {m: _own(m, stored) for m in _in_order(found)}
+
+
+def _own(modality: str, stored: list[str]) -> tuple[str, ...]:
+    """The feature set of the modality's own name, else the only one that it has."""
+    names = [name for name in stored if modality_of(name) == modality]
+    if modality in names:
+        return (modality,)
+    if len(names) > 1:
+        raise DataError(
+            f"the store has {shown(', '.join(names), 120)} and no {modality}: say which with --set "
+            f"data.modalities={shown(names[0], 40)}, or join them with +"
+        )
+    return tuple(names)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """The known modalities first, each with its feature sets; the others as they come."""
+    there = list(names)
+    known = [name for m in ORDER for name in there if modality_of(name) == m]
+    return known + [name for name in there if name not in known]
+
+
+def modality_of(feature_set: str) -> str:
+    """The modality that a feature set belongs to.
+
+    >>> modality_of("audio.egemaps"), modality_of("audio")
+    ('audio', 'audio')
+    """
+    return feature_set.partition(".")[0]
+
+
+def unread(store: FeatureStore, spec: DataSpec) -> list[str]:
+    """The feature sets of the store's that stand beside those that are read."""
+    read = spec.sources
+    stored = store.header.modalities
+    return [m for m in stored if m not in read and modality_of(m) in spec.modalities]
+
+
+def _rate(store: FeatureStore, names: Sequence[str], config: DataConfig) -> float | None:
+    """Steps per second after pooling, of the first set that has such a rate."""
+    for name in names:
+        rate = store.header.modalities[name].frame_rate
+        if rate is not None:
+            return rate / pool_factor(rate, config.pool_hz)
+    return None
+
+
+def steps(
+    store: FeatureStore, spec: DataSpec, config: DataConfig, modality: str, *, summary: bool
+) -> np.ndarray:
+    """Steps of each utterance of the store after pooling and joining: (N,) int64.
+
+    Where several feature sets are joined the modality is there only where all of them are.
+
+    Raises:
+        DataError: Their steps cannot be joined.
+    """
+    each: dict[str, np.ndarray] = {}
+    for one in spec.read_from(modality):
+        factor = pool_factor(store.header.modalities[one.name].frame_rate, config.pool_hz)
+        n = -(-np.asarray(store.lengths(one.name), dtype=np.int64) // factor)
+        each[one.name] = np.minimum(n, 1) if summary else n
+    present = np.all([n > 0 for n in each.values()], axis=0)
+    sequences = {name: n for name, n in each.items() if n.max(initial=0) > 1}
+    first = next(iter(sequences), None)
+    for name, n in sequences.items():
+        differs = np.flatnonzero(present & (n != sequences[str(first)]))
+        if len(differs):
+            row = int(differs[0])
+            utterance = shown(store.table()["id"][row].as_py(), 60)
+            raise DataError(
+                f"{first} and {name} cannot be joined: of {len(differs):,} utterances the steps "
+                f"differ (first: {utterance}, {sequences[str(first)][row]} and {n[row]}); name one "
+                "of them in data.modalities"
+            )
+    joined = np.max(list(each.values()), axis=0)
+    return np.where(present, joined, 0)
+
+
+def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[str]:
+    """Of how many utterances a joined modality counts as absent although a part of it is there."""
+    notes = []
+    for m, sets in spec.sets.items():
+        there = np.array([store.lengths(one.name)[rows] > 0 for one in sets])
+        partly = int((there.any(0) & ~there.all(0)).sum())
+        if partly:
+            names = " + ".join(one.name for one in sets)
+            notes.append(
+                f"{m} ({names}): {partly:,} of {len(rows):,} utterances lack one of them and count "
+                "as without"
+            )
+    return notes
 
 
 def pool_factor(frame_rate: float | None, pool_hz: float) -> int:
@@ -141,27 +322,43 @@ class BatchSource:
 
     def width(self, modality: str) -> int:
         """Numbers per step."""
-        return self.spec.modalities[modality] * (2 if self.summary else 1)
+        return sum(block.numbers for block in self.spec.blocks(modality, summary=self.summary))
 
     def nbytes(self) -> int:
         """What residence takes: float32."""
         return sum(4 * (int(self.n[m].sum()) + 1) * self.width(m) for m in self.spec.modalities)
 
     def read(self, rows: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
-        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or summarised.
+        """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or summarised,
+        the feature sets of a modality joined.
 
         What is read for the first time is held against its checksums.
         """
+        found = [self._read_set(rows, one) for one in self.spec.read_from(modality)]
+        lengths = [n for _, n in found]
+        present = np.all([n > 0 for n in lengths], axis=0)
+        joined = np.where(present, np.max(lengths, axis=0), 0)
+        parts = []
+        for pieces in zip(*(pieces for pieces, _ in found), strict=True):
+            parts += [spread(x, n, joined) for x, n in zip(pieces, lengths, strict=True)]
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), joined
+
+    def _read_set(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
+        """Of one feature set: its steps, or its means and its deviations; and their lengths."""
         started = time.perf_counter()
-        self.checked.bytes += self.store.check(modality, rows)
+        self.checked.bytes += self.store.check(one.name, rows)
         self.checked.seconds += time.perf_counter() - started
-        packed, lengths = self.store.batch(modality, rows)
-        packed, lengths = pool(
-            packed,
-            lengths,
-            pool_factor(self.store.header.modalities[modality].frame_rate, self.config.pool_hz),
-        )
-        return summarise(packed, lengths) if self.summary else (packed, lengths)
+        packed, lengths = self.store.batch(one.name, rows)
+        rate = self.store.header.modalities[one.name].frame_rate
+        packed, lengths = pool(packed, lengths, pool_factor(rate, self.config.pool_hz))
+        if not self.summary:
+            return [packed], lengths
+        packed, there = summarise(packed, lengths)
+        mean, deviation = np.split(packed, 2, axis=1)
+        if one.means:
+            means = self.store.layer_means(one.name, rows)[there > 0]
+            mean = means.reshape(len(means), one.means * one.width)
+        return [mean, deviation], there
 
     def make_resident(self) -> BatchSource:
         for m in self.spec.modalities:
@@ -216,6 +413,10 @@ class BatchSource:
             batches += [pool[j : j + batch_size] for j in range(0, len(pool), batch_size)]
         return [batches[k] for k in rng.permutation(len(batches))]
 
+    def passes(self, batch_size: int) -> Passes:
+        """All rows in order, as often as they are gone through."""
+        return Passes(self, self.in_order(batch_size))
+
     def _total_length(self) -> np.ndarray:
         return np.sum([self.n[m] for m in self.spec.modalities], axis=0)
 
@@ -250,6 +451,31 @@ class BatchSource:
         return Batch(x, lengths, target, torch.from_numpy(self.rows[index]))
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The batches of a part, from the beginning whenever they are gone through."""
+
+    part: BatchSource
+    order: list[np.ndarray]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.part.batches(self.order)
+
+
+def spread(packed: np.ndarray, lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Sequences (sum T, D) of these lengths as sequences of the `wanted` lengths: the same, none
+    (0), or one step repeated.
+
+    >>> spread(np.array([[1.0], [2.0], [3.0]]), np.array([1, 2]), np.array([3, 0]))[:, 0]
+    array([1., 1., 1.])
+    """
+    if np.array_equal(lengths, wanted):
+        return packed
+    begin = np.repeat(np.cumsum(lengths) - lengths, wanted)
+    inside = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+    return packed[begin + np.where(np.repeat(lengths == wanted, wanted), inside, 0)]
+
+
 def batch_source(
     store: FeatureStore,
     spec: DataSpec,
@@ -277,12 +503,7 @@ def batch_source(
         The part, its features on the device if there is room.
     """
     device = torch.device(device)
-    n = {}
-    for m in spec.modalities:
-        factor = pool_factor(store.header.modalities[m].frame_rate, config.pool_hz)
-        n[m] = -(-np.asarray(store.lengths(m), dtype=np.int64)[rows] // factor)
-        if summary:
-            n[m] = np.minimum(n[m], 1)
+    n = {m: steps(store, spec, config, m, summary=summary)[rows] for m in spec.modalities}
     made = BatchSource(
         store,
         spec,

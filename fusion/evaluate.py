@@ -416,7 +416,7 @@ def _describe_predictions(
     heads = _heads(p, spec.modalities)
     agree, disagree = _where_heads_agree(p, heads)
     answered = p.table["disagreement"].null_count < len(p.table)
-    untrained = [m for m in spec.modalities if not stored[m].trained]
+    untrained = [name for name in spec.sources if not stored[name].trained]
     alone: dict[str, Figures] = {}
     for m, pred in heads.items():
         alone[m] = {**replace(p, pred=pred).figures()}

@@ -18,7 +18,7 @@ from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import GroupInfo
 from mer.fusion.splits import Fold
-from mer.fusion.train import Note, check_config, check_folder, explain, fit, identity
+from mer.fusion.train import Note, check_config, check_folder, explain, fit, identity, settled
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore
@@ -73,6 +73,7 @@ def train(
     """
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
+    config = settled(store, config)
     check_config(store, config)
     table = store.table()
     target = splits.targets(table, store.header.task, store.header.labels)

@@ -43,6 +43,7 @@ FONTS = (
 )
 MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
+MOST_TICKS = 26  # layers that are numbered on an axis
 
 
 def write(
@@ -75,15 +76,18 @@ def write(
         pictures = [*of_results(run, found), *of_features(run.children[0], features, device)]
         for name, figure in pictures:
             for kind in ("png", "svg"):
-                drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
-                raw = drawn.getvalue()
-                if kind == "svg":
-                    raw = escape(raw.decode(), breaks=True).encode()
-                files.write_bytes(folder / f"{name}.{kind}", raw)
+                files.write_bytes(folder / f"{name}.{kind}", drawn_as(figure, kind))
                 written.append(folder / f"{name}.{kind}")
     return written
+
+
+def drawn_as(figure: Figure, kind: str) -> bytes:
+    """The bytes of a PNG or an SVG."""
+    drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+    raw = drawn.getvalue()
+    return escape(raw.decode(), breaks=True).encode() if kind == "svg" else raw
 
 
 def inline(run: Run, found: SingleMetrics | GroupMetrics) -> list[str]:
@@ -91,10 +95,10 @@ def inline(run: Run, found: SingleMetrics | GroupMetrics) -> list[str]:
     stays text.
     """
     with style(**{"svg.fonttype": "none"}):
-        return [_element(figure) for _, figure in of_results(run, found)]
+        return [element(figure) for _, figure in of_results(run, found)]
 
 
-def _element(figure: Figure) -> str:
+def element(figure: Figure) -> str:
     """Without the XML declaration, the document type and the metadata, which have no place within a
     page.
     """
@@ -143,6 +147,7 @@ def of_results(run: Run, found: SingleMetrics | GroupMetrics) -> list[tuple[str,
     pictures["mi-bounds"] = curves(
         logs, under("mi_bound_"), "lower bound of the mutual information (nats)"
     )
+    pictures["layers"] = layer_weights(chosen_layers(run, logs))
     return [(name, figure) for name, figure in pictures.items() if figure is not None]
 
 
@@ -188,6 +193,45 @@ def read_log(run: Run) -> list[Epoch]:
     again = checkpoint.AGAIN
     lines = files.read_text(path, again).splitlines()
     return [files.read_json(path, Epoch, again, text=line) for line in lines]
+
+
+def chosen_layers(run: Run, logs: Sequence[list[Epoch]]) -> dict[str, dict[str, list[float]]]:
+    """The weights of the mixed layers in the epochs that dev chose: by feature set and by layer,
+    one of each child.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for child, entries in zip(run.children, logs, strict=True):
+        best = child.result.best_epoch
+        entry = next((entry for entry in entries if entry.epoch == best), None)
+        for name, weights in ((entry.layers if entry else None) or {}).items():
+            for layer, weight in weights.items():
+                value = np.nan if weight is None else weight
+                found.setdefault(name, {}).setdefault(layer, []).append(value)
+    return found
+
+
+def layer_weights(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure | None:
+    """Where the emotion is: the weight of every layer, a dot for each run, the mean as a line, and
+    dotted what equal weights would be. None: no layers are mixed.
+    """
+    if not found:
+        return None
+    figure, axes = new(5.6, 1.2 + 2.0 * len(found), nrows=len(found), squeeze=False)
+    for axis, (name, weights) in zip(axes[:, 0], found.items(), strict=True):
+        colour = COLOURS.get(data.modality_of(name.split()[0]), "#7f7f7f")
+        layers, means = list(range(len(weights))), [np.mean(v) for v in weights.values()]
+        for layer, values in zip(layers, weights.values(), strict=True):
+            axis.plot([layer] * len(values), values, ".", color=colour, alpha=0.5)
+        axis.plot(layers, means, color=colour)
+        axis.axhline(1 / len(weights), color="#7f7f7f", linestyle=":", linewidth=1)
+        axis.set_xticks(layers[:: -(-len(layers) // MOST_TICKS)])
+        axis.set_xticklabels(list(weights)[:: -(-len(layers) // MOST_TICKS)])
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel("weight")
+        axis.set_title(name, loc="left", fontsize=9)
+    axes[-1, 0].set_xlabel("layer")
+    figure.suptitle("where the emotion is: weights of the layers")
+    return figure
 
 
 # ---- Over epochs
@@ -354,7 +398,8 @@ def of_features(
 ) -> list[tuple[str, Figure]]:
     """From dev rows, so that no picture opens the test part."""
     model: Any = run.model(device)
-    if not hasattr(model, "spaces"):
+    core = model.core
+    if not hasattr(core, "spaces"):
         return []
     spec = run.spec
     spaces, activations, targets = [], [], []
@@ -366,16 +411,17 @@ def of_features(
         part = data.batch_source(store, spec, run.config.data, rows, every[rows], device=device)
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
-                spaces.append(model.spaces(batch))
+                seen = model.mixed(batch)
+                spaces.append(core.spaces(seen))
                 targets.append(batch.target)
-                if hasattr(model, "activations"):
-                    activations.append(model.activations(batch))
+                if hasattr(core, "activations"):
+                    activations.append(core.activations(seen))
     target = torch.cat(targets).cpu().numpy()
     classes = groups(target, spec.task, spec.labels)
     pictures = [("spaces", scatter(spaces))]
     for space in activations[0] if activations else ():
         whole = torch.cat([one[space] for one in activations], 1).float().cpu().numpy()
-        pictures.append((f"atoms-{space}", atoms(whole, classes, model.modalities, space)))
+        pictures.append((f"atoms-{space}", atoms(whole, classes, core.modalities, space)))
     return pictures
 
 

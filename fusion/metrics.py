@@ -309,10 +309,29 @@ def bootstrap(
     of its quantiles; with fewer than two groups all are NaN.
     """
     names = list(statistic(np.arange(len(groups))))
+    drawn = resampled(statistic, groups, resamples=resamples, seed=seed)
+    tail = (1 - level) / 2
+    bounds = [quantiles(column, [tail, 1 - tail]) for column in drawn.T]
+    return dict(zip(names, bounds, strict=True))
+
+
+def quantiles(values: np.ndarray, at: Sequence[float]) -> list[float]:
+    """Those of the values that are defined; NaN where none is."""
+    defined = values[~np.isnan(values)]
+    return [float(q) for q in np.quantile(defined, at)] if len(defined) else [NAN] * len(at)
+
+
+def resampled(
+    statistic: Statistic, groups: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """(resamples, figures) every figure of `statistic(index)` under each draw of whole groups, as
+    `bootstrap` has it; with fewer than two groups one row of NaN.
+    """
+    names = list(statistic(np.arange(len(groups))))
     _, code = np.unique(groups, return_inverse=True)
     size = np.bincount(code)
     if len(size) < 2:
-        return {name: [NAN, NAN] for name in names}
+        return np.full((1, len(names)), NAN)
     member = np.argsort(code, kind="stable")
     start = np.cumsum(size) - size
     rng = np.random.default_rng(seed)
@@ -323,16 +342,7 @@ def bootstrap(
         inside = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         values = statistic(member[np.repeat(start[pick], n) + inside])
         drawn[r] = [values[name] for name in names]
-    tail = (1 - level) / 2
-    interval = {}
-    for k, name in enumerate(names):
-        defined = drawn[:, k][~np.isnan(drawn[:, k])]
-        interval[name] = (
-            [float(q) for q in np.quantile(defined, [tail, 1 - tail])]
-            if len(defined)
-            else [NAN, NAN]
-        )
-    return interval
+    return drawn
 
 
 def jsonable(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from mer.fusion.batch import DataSpec
 from mer.fusion.metrics import Measures, jsonable
 from mer.fusion.splits import FOLDS, Fold
-from mer.fusion.typed import convert, optional, rest, tree
+from mer.fusion.typed import added, convert, optional, rest, tree
 
 T = TypeVar("T")
 RUN_FORMAT, RUN_VERSION = "mer-run", 1
@@ -42,6 +42,8 @@ class StoredModality:
     revision: str | None = None
     layer: str | None = None
     trained: bool | None = None
+    layers: int = added(0)  # how many layer means each utterance has
+    stack: tuple[int, ...] = added(())  # which layers lie side by side in a step
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,27 @@ class SingleInfo(RunInfo):
     def fault(self) -> str | None:
         """What cannot be, although each value is of its type; None: nothing."""
         spec, store = self.spec, self.store
-        dims = {m: store.modalities[m].dim for m in spec.modalities if m in store.modalities}
-        if spec.modalities != dims or not dims or dims.keys() != spec.frame_rates.keys():
+        named = spec.modalities.keys() == spec.frame_rates.keys() >= spec.sets.keys()
+        if not (named and spec.modalities and all(map(self._is_read, spec.modalities))):
             return "spec and store differ in their modalities"
         if (spec.task, spec.labels) != (store.task, store.labels):
             return "spec and store differ in their task or labels"
         if self.fold is not None and self.fold.by not in FOLDS:
             return f"fold.by is {self.fold.by}, expected one of {', '.join(FOLDS)}"
         return None
+
+    def _is_read(self, modality: str) -> bool:
+        """Whether the store has what the model reads of a modality, of these widths and layers."""
+        sets = self.spec.read_from(modality)
+        for one in sets:
+            stored = self.store.modalities.get(one.name)
+            if stored is None or one.width < 1:
+                return False
+            if one.stack not in ((), stored.stack) or one.means not in (0, stored.layers):
+                return False
+            if stored.dim != one.width * max(len(one.stack), 1):
+                return False
+        return self.spec.modalities[modality] == sum(one.width for one in sets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +199,8 @@ class Epoch:
     diagnostics: Figures = field(default_factory=dict)
     seconds: float
     data_seconds: float | None = optional()  # of `seconds`, those that went into waiting for data
+    # weight of every layer that is mixed, at the end of the epoch: by feature set, then by layer
+    layers: dict[str, Figures] | None = optional()
     dev: Figures
 
 

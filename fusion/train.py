@@ -29,7 +29,7 @@ from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
-from mer.fusion.models import build
+from mer.fusion.models import build, model_class
 from mer.fusion.models.base import FusionModel
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
@@ -149,7 +149,7 @@ def fit(
         processes.agree(there.sound)
         note(f"{folder}: already trained")
         return there
-    for line in split.notes:
+    for line in (*split.notes, *read_notes(training)):
         note(line)
     if training.measures == "sims":
         note(f"{store.header.dataset}: scored by the measures of CH-SIMS, targets within [-1, 1]")
@@ -268,7 +268,7 @@ def _learn_scale(training: Training, model: FusionModel, part: data.BatchSource)
         weights = class_weights(training.target[training.split.train], training.spec, kind)
         model.set_class_weights(weights.to(training.device))
     if training.config.data.standardise:
-        model.calibrate(part.batches(part.in_order(infer.BATCH)))
+        model.calibrate(part.passes(infer.BATCH))
 
 
 def _one_epoch(
@@ -335,6 +335,20 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
     return Run(folder, done)
 
 
+def read_notes(training: Training) -> list[str]:
+    """What of the store is read otherwise than it stands there."""
+    store, spec = training.store, training.spec
+    rows = np.concatenate([training.split.train, training.split.dev])
+    notes = data.join_notes(store, spec, rows)
+    for name, one in spec.sources.items():
+        if one.means or one.stack:
+            what = f"{one.means} layer means" if one.means else f"{len(one.stack)} layers"
+            notes.append(f"{name}: {what} mixed by learned weights (data.layers)")
+    if others := data.unread(store, spec):
+        notes.append(f"not read: {shown(', '.join(others), 120)} (name them in data.modalities)")
+    return notes
+
+
 def checked_line(parts: dict[str, data.BatchSource]) -> str:
     """What the checks of the features have cost."""
     size = sum(part.checked.bytes for part in parts.values())
@@ -350,6 +364,18 @@ def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
     return metrics.measures_of(store.header.dataset, target)
 
 
+def spec_of(store: FeatureStore, config: TrainConfig) -> DataSpec:
+    """What the model of `config` is built for."""
+    return data.spec(store, config.data, summary=model_class(config.model)[0].summary)
+
+
+def settled(store: FeatureStore, config: TrainConfig) -> TrainConfig:
+    """The configuration with `data.layers` decided, where the store leaves a choice."""
+    summary = model_class(config.model)[0].summary
+    layers = data.layers_of(store, config.data, summary=summary)
+    return replace(config, data=replace(config.data, layers=layers))
+
+
 def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, str]:
     """What the model is built for, and the dev metric that chooses the epoch; reads no features.
 
@@ -363,7 +389,7 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     Raises:
         DataError: The configuration cannot be trained on such a store.
     """
-    spec, loop = data.spec(store, config.data), config.train
+    spec, loop = spec_of(store, config), config.train
     metric = metrics.HEADLINE[spec.task] if loop.select_metric == "auto" else loop.select_metric
     target = splits.targets(store.table(), spec.task, spec.labels)
     known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
@@ -392,6 +418,7 @@ class Pass:
     gradient_norm: float
     terms: dict[str, float]
     diagnostics: dict[str, float]
+    layers: dict[str, dict[str, float]]
     seconds: float
     waited: float
 
@@ -407,6 +434,7 @@ class Pass:
             seconds=round(self.seconds, 4),
             data_seconds=round(self.waited, 4),
             dev=metrics.jsonable(dev),
+            layers=metrics.jsonable(self.layers) or None,
         )
 
 
@@ -511,6 +539,7 @@ def run_epoch(
         gradient_norm=gradient,
         terms=means,
         diagnostics={name: float(value) for name, value in model.diagnostics().items()},
+        layers=model.layer_weights(),
         seconds=time.perf_counter() - started,
         waited=ordered + feed.waited,
     )

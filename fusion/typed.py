@@ -44,6 +44,16 @@ def optional() -> Any:
     return field(default=None, metadata={"optional": True})
 
 
+def added(default: Any) -> Any:
+    """A field of a later mer: left out of the file at its default, so that what was written before
+    keeps its text and its hash.
+    """
+    metadata = {"added": default}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 def convert(kind: Any, value: Any, where: str = "", *, spelled: bool = False) -> Any:
     """`value` as `kind`.
 
@@ -88,6 +98,8 @@ def tree(value: Any) -> Any:
             inner = getattr(value, f.name)
             if f.metadata.get("rest"):
                 made.update(tree(inner))
+            elif "added" in f.metadata and inner == f.metadata["added"]:
+                continue
             elif inner is not None or not f.metadata.get("optional"):
                 made[f.name] = tree(inner)
         return made

@@ -11,7 +11,8 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
                                       computed are left out.
 - `weights(progress) -> dict`         the weight of every term that `losses` may return
 - `calibrate(batches)`                once before training: statistics of the training rows
-                                      (standardisation), kept in the state dict
+                                      (standardisation), kept in the state dict; `batches` can be
+                                      gone through again
 - `set_class_weights(weights)`        (C,), when the configuration asks for class weighting
 - `lr_scale: dict[str, float]`        parameters whose learning rate is a multiple of the
                                       optimizer's, by name
@@ -20,6 +21,9 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
 - `diagnostics() -> dict`             floats worth logging from the last `losses` call (temperature,
                                       MI bounds in nats,
                                       raw/augmented cosine, ...), detached
+
+A model sees one layer of features. Where several are kept, `layered` mixes them into that one and
+hands the batch on, so that no model knows of it.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ REGISTRY = {
     "text": ("mer.fusion.models.baselines", "Text", "UnimodalConfig"),
     "vision": ("mer.fusion.models.baselines", "Vision", "UnimodalConfig"),
 }
+LAYERED = "mer.fusion.models.layered"
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,15 @@ def model_class(name: str) -> tuple[Any, Any]:
 
 
 def build(name: str, args: Any, spec: DataSpec) -> Any:
-    """A model of the registry: a `FusionModel` of base.py, which imports this module.
+    """A model of the registry: a `FusionModel` of base.py, which imports this module. Where the
+    spec has layers to mix, they are mixed before it.
 
     Raises DataError for arguments with which it cannot be built: sizes beyond the memory, for
     example.
     """
     try:
-        return model_class(name)[0](args, spec)
+        model = model_class(name)[0](args, spec)
+        return import_module(LAYERED).Layered(model) if spec.mixes else model
     except (
         RuntimeError,
         ValueError,

@@ -21,6 +21,8 @@ from mer.pipeline.errors import DataError
 class FusionModel(nn.Module):
     """Base of the models; see `mer.fusion.models` for the contract.
 
+    `modalities` are those that the model reads, by default all of its spec's.
+
     `lr_scale` maps parameter names to factors on the learning rate; such parameters are not decayed
     either. `summary`: the model looks at nothing but mean and deviation of a sequence, and its
     batches may bring just those.
@@ -29,10 +31,11 @@ class FusionModel(nn.Module):
     lr_scale: dict[str, float] = {}
     summary = False
     class_weights: Tensor | None
+    modalities: tuple[str, ...]
 
     def __init__(self, config, spec: DataSpec) -> None:
         super().__init__()
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.modalities = config, spec, tuple(spec.modalities)
         self.register_buffer(
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )
@@ -96,6 +99,19 @@ class FusionModel(nn.Module):
     def diagnostics(self) -> dict[str, float]:
         """Floats worth logging from the last `losses` call."""
         return {}
+
+    def layer_weights(self) -> dict[str, dict[str, float]]:
+        """The weight of every layer that is mixed: by feature set, then by layer."""
+        return {}
+
+    @property
+    def core(self) -> FusionModel:
+        """The model of the registry: this one, unless layers are mixed before it."""
+        return self
+
+    def mixed(self, batch: Batch) -> Batch:
+        """The batch as the model of the registry sees it."""
+        return batch
 
 
 def summed(terms: Iterable[Tensor]) -> Tensor:

@@ -58,6 +58,14 @@ class Moments:
         self.mean = self.mean + delta * (len(x) / total)
         self.count = total
 
+    def part(self, first: int, end: int) -> Moments:
+        """Those of some neighbouring channels."""
+        found = Moments()
+        if self.count:
+            found.count = self.count
+            found.mean, found.square = self.mean[first:end], self.square[first:end]
+        return found
+
 
 class Standardise(nn.Module):
     """(x - mean) / std per channel, the statistics those of the training rows: set once before

@@ -21,7 +21,7 @@ from mer.pipeline.encoders.frozen import (
     load_model,
     pad,
 )
-from mer.pipeline.encoders.layers import LayerChoice, parse_layers
+from mer.pipeline.encoders.layers import parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import Kept, Modality, States
 from mer.pipeline.encoders.shape import Shape
@@ -85,8 +85,8 @@ class TextEncoder:
         positions = None if shape.positions is None else shape.positions - self._unused_positions()
         self.tokenizer = Tokens(checkpoint, vocabulary=shape.vocabulary, positions=positions)
         self.limit, self.ends = self.tokenizer.limit, self.tokenizer.ends
-        widths, hooks = self._look(shape)
-        self.width = _width(self.choice, layer_means, widths, self.what)
+        needed = range(shape.blocks + 1) if layer_means else self.choice.layers
+        self.width, hooks = self._look(shape, needed)
         self.dim = self.width * self.choice.copies
         self._taps = LayerTaps(self.model, self.choice, means=layer_means, hooks=hooks)
         self.layer_count = self._taps.count
@@ -114,43 +114,49 @@ class TextEncoder:
         padding = getattr(table, "padding_idx", None)
         return 0 if padding is None else padding + 1
 
-    def _look(self, shape: Shape) -> tuple[list[int], bool]:
-        """(the width of each layer's states, whether hooks on the blocks see them), from one pass
-        over two short rows: where blocks are, and what enters them, differs between architectures.
+    def _look(self, shape: Shape, needed: Sequence[int]) -> tuple[int, bool]:
+        """(the width of the states of the `needed` layers, whether hooks on the blocks see them),
+        from one pass over two short rows: where blocks are, and what enters them, differs between
+        architectures.
 
         Raises EncoderError for a model that takes no transcripts, or has other layers than its
-        configuration says.
+        configuration says, or layers of several widths.
         """
         highest = shape.vocabulary - 1
-        rows = [
-            [max(0, highest - at) for at in (0, 1, 2)],
-            [max(0, highest - at) for at in (2, 0, 1)],
-        ]
+        rows = [[max(0, highest - at) for at in places] for places in ((0, 1, 2), (2, 0, 1))]
         ids = torch.tensor(rows, device=self.device)
 
-        def hidden() -> Sequence[Tensor]:
-            output = self.model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
-            )
-            return output.hidden_states
+        def run() -> Any:
+            mask = torch.ones_like(ids)
+            return self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
 
         blocks = blocks_of(self.model, shape.blocks)
         try:
             with computing(self.device, "fp32"):
-                states = hidden()
-                hooks = blocks is not None and hooks_see(blocks, hidden)
+                output = run()
+                last, states = output.last_hidden_state, output.get("hidden_states")
+                hooks = False
+                if blocks is not None and states is not None:
+                    hooks = hooks_see(blocks, lambda: run().hidden_states)
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
             raise EncoderError(f"{self.what}: takes no transcripts ({reason})") from None
+        if tuple(needed) == (shape.blocks,):
+            return last.shape[-1], hooks
+        remedy = "use --text-layer last and --no-layer-means"
         if states is None or len(states) != shape.blocks + 1:
             there = 0 if states is None else len(states) - 1
             raise EncoderError(
-                f"{self.what}: gives hidden states of {there} blocks, its configuration says "
-                f"{shape.blocks}; this architecture is not supported"
+                f"{self.what}: tells hidden states of {there} blocks, its configuration says "
+                f"{shape.blocks}; {remedy}"
             )
-        return [state.shape[-1] for state in states], hooks
+        widths = sorted({states[number].shape[-1] for number in needed})
+        if len(widths) > 1:
+            said = " and ".join(map(str, widths))
+            raise EncoderError(f"{self.what}: its layers are {said} numbers wide; {remedy}")
+        return widths[0], hooks
 
     def tokens(
         self, texts: Sequence[str], *, whole: bool = False
@@ -198,15 +204,3 @@ class TextEncoder:
     ) -> list[States]:
         """States of each row of token ids, one for each token, computed as one batch."""
         return self.forward(self.collate(ids, kept), precision=precision)
-
-
-def _width(choice: LayerChoice, means: bool, widths: Sequence[int], what: str) -> int:
-    """The width of the states that are kept. Raises EncoderError where layers differ in it."""
-    wanted = range(len(widths)) if means else choice.layers
-    found = sorted({widths[number] for number in wanted})
-    if len(found) > 1:
-        raise EncoderError(
-            f"{what}: its layers are {' and '.join(map(str, found))} numbers wide; use one layer, "
-            "as --text-layer last, and --no-layer-means"
-        )
-    return found[0]

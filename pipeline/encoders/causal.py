@@ -29,8 +29,9 @@ def takes(config: dict[str, Any]) -> bool:
     kind = str(config.get("model_type"))
     if config.get("is_decoder"):
         return True
-    if kind in BOTH_WAYS or config.get("use_bidirectional_attention"):
-        return False
+    looks_ahead = config.get("use_bidirectional_attention") is True
+    if kind in BOTH_WAYS or looks_ahead or config.get("is_causal") is False:
+        return False  # as in models that were trained on into encoders of texts
     others = (
         known.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,

@@ -133,7 +133,7 @@ class MelSettings:
 # (64 frames on both sides)
 CONTEXT = 50
 
-WINDOW = "clip"  # how much of its window Whisper computes: clip or full
+WINDOW = "full"  # how much of its window Whisper computes: full, as it was trained, or clip
 WINDOWS = ("full", "clip")
 
 
@@ -167,7 +167,7 @@ def whisper_geometry(checkpoint: Checkpoint) -> Geometry:
     seconds = checkpoint.processor.get("chunk_length", window / SAMPLE_RATE)
     if seconds != window / SAMPLE_RATE:
         raise EncoderError(
-            f"{what}: its feature extractor gives windows of {seconds} s, its model takes "
+            f"{what}: its feature extractor gives windows of {shown(seconds)} s, its model takes "
             f"{window / SAMPLE_RATE:g} s; they do not fit"
         )
     width, layers = _number(what, config, "d_model"), _number(what, config, "encoder_layers")
@@ -185,8 +185,8 @@ def wav2vec2_bert_geometry(checkpoint: Checkpoint) -> Geometry:
     width = _number(what, config, "feature_projection_input_dim", 160)
     if stride != 2 or bins * stride != width:
         raise EncoderError(
-            f"{what}: its feature extractor gives {bins} mels times {stride}, its model takes "
-            f"{width} numbers; they do not fit"
+            f"{what}: its feature extractor gives {bins} mels times {shown(stride)}, its model "
+            f"takes {width} numbers; they do not fit"
         )
     dim, layers = _number(what, config, "hidden_size"), _number(what, config, "num_hidden_layers")
     return Geometry((400, 2), (160, 2), dim, layers)
@@ -201,7 +201,7 @@ def _check(checkpoint: Checkpoint) -> None:
         )
     rate = checkpoint.processor.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
-        raise EncoderError(f"{what}: expects {rate} Hz; mer decodes to {SAMPLE_RATE} Hz")
+        raise EncoderError(f"{what}: expects {shown(rate)} Hz; mer decodes to {SAMPLE_RATE} Hz")
 
 
 def _number(what: str, config: dict, name: str, default: int | None = None) -> int:

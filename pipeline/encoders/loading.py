@@ -39,6 +39,9 @@ CONFIGURATION = (
     "bpe.codes",
     "*.tiktoken",
 )
+# SentencePiece models of Marian and DeBERTa: they count where there is no tokenizer.json, which
+# says all that they do
+PIECES = ("*.spm", "spm.model")
 SAFE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 # one of these is a tokenizer
 VOCABULARY = (
@@ -48,6 +51,7 @@ VOCABULARY = (
     "sentencepiece*",
     "tokenizer.model",
     "*.tiktoken",
+    *PIECES,
 )
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 # what sentence-transformers adds: the list of its modules, and the folder of the first, where the
@@ -134,14 +138,17 @@ def resolve(
             raise EncoderError(
                 f"{kind} encoder {folder}: neither model.safetensors nor pytorch_model.bin is there"
             )
-    for path in matching(folder, CONFIGURATION):
+    configuration = matching(folder, CONFIGURATION)
+    if not (folder / "tokenizer.json").exists():
+        configuration += matching(folder, PIECES)
+    for path in configuration:
         if path.stat().st_size > CHECKPOINT_TEXT_BYTES:
             raise EncoderError(
                 f"{kind} encoder: {path}: more than {CHECKPOINT_TEXT_BYTES:,} bytes; the directory "
                 "is not a complete checkpoint"
             )
     digest = hashlib.sha256()
-    for path in sorted({*weights, *matching(folder, CONFIGURATION)}):
+    for path in sorted({*weights, *configuration}):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
     processor = _json(kind, folder / "preprocessor_config.json", required=False)
     folder = folder if revision else folder.resolve()
@@ -206,7 +213,7 @@ def _snapshot(kind: str, name: str, revision: str | None, offline: bool) -> Path
     what = f"{kind} encoder {name}" + (f"@{revision}" if revision else "")
     try:
         for weights in (SAFE, PICKLED):
-            wanted = (*CONFIGURATION, *weights)
+            wanted = (*CONFIGURATION, *PIECES, *weights)
             within = (f"{FIRST_MODULE}/{pattern}" for pattern in wanted)
             folder = Path(
                 snapshot_download(

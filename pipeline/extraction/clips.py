@@ -60,8 +60,8 @@ def extract_clips(
     }
     if not recipe:
         raise DataError(
-            "the features this run was trained on were imported, so they cannot be made for a new "
-            "clip; use `mer evaluate`"
+            "the features this run was trained on were imported or joined, so they cannot be made "
+            "for a new clip; use `mer evaluate`"
         )
     _check_given(clips, modalities)
     options = _options(modalities, recipe, encoders or {})

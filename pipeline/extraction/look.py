@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mer.pipeline.encoders import configured
@@ -97,11 +97,25 @@ def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
     absent = [name for name in _without_rows(request) if part(head.header.recipe, name)]
     if absent:
         remedy = f"this manifest has no {' or '.join(absent)}: {remedy}"
-    elif options := keeping(
-        head.header.recipe, recipe, _sources(request, head), vars(request.options)
-    ):
+    elif options := _options_for(request, head):
         remedy = f"{' '.join(options)} keeps it, --force replaces it; or name another --out"
     raise KeyMismatchError(f"{head.path}: made by another recipe ({what}); {remedy}")
+
+
+def _options_for(request: Request, head: FeatureStore) -> list[str]:
+    """The options that ask for the store that is there; [] where none do."""
+    chosen = {one.name: one for one in request.keys.chosen}
+
+    def gives(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        one = chosen[name]
+        try:
+            other = type(one.modality).of(replace(request.options, **settings))
+            return other.recipe(one.checkpoint)
+        except (MerError, TypeError):
+            return {}
+
+    old, new, asked = head.header.recipe, request.keys.recipe, vars(request.options)
+    return keeping(old, new, _sources(request, head), asked, gives)
 
 
 def _without_rows(request: Request) -> list[str]:

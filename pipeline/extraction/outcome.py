@@ -171,7 +171,7 @@ def _self_test_line(modality: str, test: dict) -> str:
     if "precision_error" in test:
         half = f", {test['precision']} against fp32 {test['precision_error']:.1e}"
     if "window_distance" in test:
-        half += f", {test['window_distance']:.1%} from the encoder's full window"
+        half += f", frames {test['window_distance']:.1%} from the encoder's full window (median)"
     return (
         f"self-test {modality}: batch against single {test['absolute']:.1e}{half} "
         f"({test['items']} items, {test['precision']})"

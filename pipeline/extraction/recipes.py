@@ -4,7 +4,7 @@ one again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mer.pipeline.encoders import MODALITIES
@@ -93,13 +93,17 @@ def added(old: dict, new: dict) -> tuple[str, ...]:
 
 
 def keeping(
-    old: dict, new: dict, sources: Mapping[str, str], asked: Mapping[str, Any]
+    old: dict,
+    new: dict,
+    sources: Mapping[str, str],
+    asked: Mapping[str, Any],
+    gives: Callable[[str, dict[str, Any]], dict[str, Any]],
 ) -> list[str]:
     """The options that ask for the old recipe where the new one differs from it; [] where no
     options do.
 
     `sources` says of the old store's modalities where their encoders are, `asked` what was asked
-    for now.
+    for now, and `gives(modality, settings)` what its recipe would be with other settings.
     """
     if not old or old.get("extractor") != new.get("extractor"):
         return []
@@ -112,7 +116,7 @@ def keeping(
             return []
         same = now is not None and was.get("encoder") == now.get("encoder")
         settings = dict(_settings(name, was, now)) if now is not None else {}
-        if same and (not settings or any(settings[key] == asked.get(key) for key in settings)):
+        if same and gives(name, settings) != was:
             return []  # no option says it, or the option meant something else then
         if not same:
             options.append(f"--{name}-encoder {sources[name]}")

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.foreign import ImportOptions
+from mer.pipeline.interchange.foreign import ImportOptions, layers_of
 from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.store import Header
+from mer.pipeline.store.schema import is_modality
 
 # Field of the store -> names it goes by elsewhere, in order of preference.
 FIELDS = {
@@ -26,7 +27,8 @@ FIELDS = {
     "duration": ("duration",),
     "tags": ("tags",),
 }
-# Modality -> names its features go by elsewhere, bare or with "_features" behind.
+SUFFIX = "_features"  # behind a modality in the columns of `mer export --to parquet`
+# Modality -> names its features go by elsewhere, bare or with SUFFIX behind.
 MODALITIES = {
     "audio": ("audio", "speech", "acoustic"),
     "text": ("text", "language"),
@@ -92,7 +94,12 @@ def find_features(
                 f"{path}: no features '{shown(name, 40)}' for {modality}; it has "
                 f"{listed(names) or 'none'}"
             )
-    wanted: Mapping[str, Sequence[str]] = MODALITIES
+    wanted: dict[str, Sequence[str]] = dict(MODALITIES)
+    for name in names:
+        feature_set = name.removesuffix(SUFFIX)
+        modality, dot, _ = feature_set.partition(".")
+        if dot and modality in MODALITIES and is_modality(feature_set):
+            wanted[feature_set] = (feature_set,)
     if header is not None:
         wanted = {modality: (modality,) for modality in header.modalities}
     spellings = {modality: _with_suffix(words) for modality, words in wanted.items()}
@@ -103,6 +110,13 @@ def find_features(
             f"{listed(names) or 'none'})"
         )
     return {modality: found[modality] for modality in (*MODALITIES, *found) if modality in found}
+
+
+def find_layers(names: Iterable[str], modalities: Iterable[str]) -> dict[str, str]:
+    """Modality -> the array of its layer means, for those among `modalities` that have one."""
+    wanted = {modality: layers_of(modality) for modality in modalities}
+    there = set(names)
+    return {modality: name for modality, name in wanted.items() if name in there}
 
 
 def _usual(wanted: Mapping[str, Iterable[str]], names: Sequence[str]) -> dict[str, str]:
@@ -116,10 +130,10 @@ def _usual(wanted: Mapping[str, Iterable[str]], names: Sequence[str]) -> dict[st
 
 
 def _with_suffix(words: Sequence[str]) -> list[str]:
-    """Each word, and behind it the same with "_features", as `mer export --to parquet` writes."""
+    """Each word, and behind it the same with SUFFIX, as `mer export --to parquet` writes."""
     out = []
     for word in words:
-        out += [word, f"{word}_features"]
+        out += [word, f"{word}{SUFFIX}"]
     return out
 
 

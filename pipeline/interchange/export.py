@@ -9,7 +9,7 @@ import numpy as np
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.copying import Copy, in_split
-from mer.pipeline.interchange.formats import writer
+from mer.pipeline.interchange.formats import EXPORTS, writer
 from mer.pipeline.runtime.limits import SUBSET_BYTES
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.runtime.terms import SPLITS
@@ -47,6 +47,18 @@ def export(
     rows = select(store, subset)
     copy = Copy(store, rows, plain_cells, with_provenance)
     return len(rows), writer(to)(copy, Path(out))
+
+
+def left_out(store: FeatureStore, to: str) -> list[str]:
+    """A line for each thing of a store that an export to a format does not hold."""
+    modalities = [name for name, info in store.header.modalities.items() if info.layers]
+    if not modalities or EXPORTS[to].layers:
+        return []
+    able = [name for name, form in EXPORTS.items() if form.layers]
+    return [
+        f"the layer means of {', '.join(modalities)} are left out: {to} has no place for them; "
+        f"{', '.join(able)} have"
+    ]
 
 
 def select(store: FeatureStore, subset: str | None) -> np.ndarray:

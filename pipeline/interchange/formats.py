@@ -30,13 +30,14 @@ class Format:
     module: str
     imported_as: str = ""
     exported_as: str = ""
+    layers: bool = False  # whether an export holds layer means
 
 
 FORMATS = (
-    Format("single", exported_as="single"),
-    Format("npydir", imported_as="npy-dir", exported_as="npy"),
+    Format("single", exported_as="single", layers=True),
+    Format("npydir", imported_as="npy-dir", exported_as="npy", layers=True),
     Format("npz", imported_as="npz"),
-    Format("parquet", imported_as="parquet", exported_as="parquet"),
+    Format("parquet", imported_as="parquet", exported_as="parquet", layers=True),
     Format("mmsa", imported_as="mmsa", exported_as="mmsa"),
     Format("kaldi", exported_as="kaldi"),
 )

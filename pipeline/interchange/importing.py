@@ -28,6 +28,7 @@ from mer.pipeline.store import (
 )
 from mer.pipeline.store.schema import canonical
 
+Dtypes = str | dict[str, str]  # as features are stored: all of them, or by modality
 SHARD_BYTES = 128 << 20  # of features held until a shard is written
 
 
@@ -86,7 +87,7 @@ def write_store(
         return _write(foreign, out, folder, infos, dtype)
 
 
-def _dtype(foreign: Foreign, options: ImportOptions) -> str | dict[str, str]:
+def _dtype(foreign: Foreign, options: ImportOptions) -> Dtypes:
     """How features are stored: as the user says, else as the exported store had all of them, else
     float32; what is joined, each modality as it was.
     """
@@ -115,7 +116,7 @@ def _finished(
     foreign: Foreign,
     out: Path,
     infos: Mapping[str, ModalityInfo],
-    dtype: str | dict[str, str] | dict[str, str],
+    dtype: Dtypes,
 ) -> tuple[FeatureStore, ImportReport] | None:
     """The store at `out`, when it was made of this content; None when it was and is damaged;
     DataError when it was not.
@@ -154,9 +155,10 @@ class Tally:
         self,
         foreign: Foreign,
         infos: Mapping[str, ModalityInfo],
-        dtype: str | dict[str, str] | dict[str, str],
+        dtype: Dtypes,
     ) -> None:
         self.foreign = foreign
+        self.infos = infos
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self.replaced |= dict.fromkeys(map(layers_of, foreign.layers), 0)
         self._hash = hashlib.sha256()
@@ -194,6 +196,12 @@ class Tally:
                 raise DataError(
                     f"{self.foreign.path}: {shown(row['id'], 40)} has {modality} or {name} without "
                     "the other; leave both out, or neither"
+                )
+            expected = self.foreign.layers[modality], self.infos[modality].width
+            if means is not None and means.shape != expected:
+                raise DataError(
+                    f"{self.foreign.path}: {shown(row['id'], 40)}: {name} has shape {means.shape}, "
+                    f"expected {expected}"
                 )
             self.replaced[name] += bad
             out[name] = means
@@ -237,7 +245,7 @@ def _write(
     out: Path,
     folder: Path,
     infos: Mapping[str, ModalityInfo],
-    dtype: str | dict[str, str] | dict[str, str],
+    dtype: Dtypes,
 ) -> tuple[FeatureStore, ImportReport]:
     tally = Tally(foreign, infos, dtype)
     shards: list[Path] = []
@@ -276,7 +284,7 @@ def _provenance(foreign: Foreign, tally: Tally) -> dict:
 
 
 def _write_shards(
-    foreign: Foreign, folder: Path, tally: Tally, shards: list[Path], dtype: str | dict[str, str]
+    foreign: Foreign, folder: Path, tally: Tally, shards: list[Path], dtype: Dtypes
 ) -> None:
     """Every row of `foreign` into shards of bounded size, whose paths go into `shards`."""
     rows, pieces = iter(foreign.rows), iter(foreign.frames())

@@ -36,7 +36,7 @@ def join(
         keep_first: Columns in which the first store that knows one is believed.
         copy: Copy the features into shards of the new store, instead of reading them from the
             others.
-        force: Replace what is at `out`: a joined store, or with `copy` any store.
+        force: Replace what is at `out`.
 
     Returns:
         The store, lines for the user, and whether anything was written: False where this very store
@@ -63,10 +63,11 @@ def join(
         require_all=require_all,
         keep_first=keep_first,
     )
+    folder = out.with_name(out.name.removesuffix(".h5") + ".shards")
     if copy:
+        _check_folder(folder, FeatureStore(out, head=found.head))
         store, report = write_store(_copied(out, found.head), out, ImportOptions(), force=force)
         return store, [*found.notes, *report.notes], report.written
-    folder = out.with_name(out.name.removesuffix(".h5") + ".shards")
     if os.path.lexists(folder):
         raise DataError(
             f"{folder}: is the folder of another store's shards, or of one that is being made; "
@@ -74,6 +75,19 @@ def join(
         )
     written = write(found.head, out, force=force)
     return FeatureStore(out), found.notes, written
+
+
+def _check_folder(folder: Path, store: FeatureStore) -> None:
+    """Raise DataError for a folder, to be written to, in which shards of a member lie: a head file
+    may have been renamed, its shards not.
+    """
+    for number in range(len(store.members)):
+        member = store.member(number)
+        if folder.resolve() in {record.path.resolve().parent for record in member.shards}:
+            raise DataError(
+                f"{folder}: holds the shards of {member.path}, which is to be joined; name another "
+                "--out"
+            )
 
 
 def _by_number(paths: Sequence[Path], renamed: Mapping[str, str]) -> dict[tuple[int, str], str]:

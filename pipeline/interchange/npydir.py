@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.columns import account, find_columns, find_features
+from mer.pipeline.interchange.columns import account, find_columns, find_features, find_layers
 from mer.pipeline.interchange.copying import Copy, new_folder
-from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
+from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions, layers_of
 from mer.pipeline.interchange.indexcsv import FILE, find_index, read_index, write_index
 from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.interchange.rows import interpret
@@ -57,12 +57,19 @@ def read(path: Path, options: ImportOptions) -> Foreign:
     files = [name.removesuffix(NPY) for name in cells.get(FILE, columns["id"])]
     found = interpret(path, columns, options, header)
     dims = {
-        modality: _dim(path, path / name, files, modality) for modality, name in features.items()
+        modality: _shape(path, path / name, files, modality)[-1]
+        for modality, name in features.items()
     }
+    means = find_layers(folders, features)
+    layers = {
+        modality: _shape(path, path / name, files, layers_of(modality))[0]
+        for modality, name in means.items()
+    }
+    arrays = features | {layers_of(modality): name for modality, name in means.items()}
 
     def frames() -> Iterator[Features]:
         for file in files:
-            yield {modality: _array(path / name, file) for modality, name in features.items()}
+            yield {modality: _array(path / name, file) for modality, name in arrays.items()}
 
     return Foreign(
         path=path,
@@ -73,10 +80,11 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         language=options.language or (header.language if header else "en"),
         rows=found.rows,
         dims=dims,
+        layers=layers,
         frames=frames,
         header=header,
         source={"sha256_of_csv": sha256_file(table)},
-        notes=[account(names, features, found.task, there), *found.notes],
+        notes=[account(names, arrays, found.task, there), *found.notes],
     )
 
 
@@ -114,12 +122,12 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _dim(path: Path, folder: Path, files: list[str], modality: str) -> int:
-    """Numbers per step, by the first file that is there."""
+def _shape(path: Path, folder: Path, files: list[str], modality: str) -> tuple[int, ...]:
+    """The shape of the first array that is there."""
     for file in files:
         x = _array(folder, file)
         if x is not None and x.ndim in (1, 2) and x.shape[-1]:
-            return x.shape[-1]
+            return x.shape
     raise DataError(f"{path}: no file of {folder.name} for {modality} belongs to a row of the csv")
 
 
@@ -127,8 +135,8 @@ def _dim(path: Path, folder: Path, files: list[str], modality: str) -> int:
 
 
 def write(copy: Copy, out: Path) -> bool:
-    """Write a folder: <modality>/<file>.npy (T, D), index.csv (a row per utterance) and
-    header.json.
+    """Write a folder: <modality>/<file>.npy (T, D), <modality>.layers/<file>.npy (L, width) where
+    there are layer means, index.csv (a row per utterance) and header.json.
 
     Args:
         copy: The rows of a store.
@@ -143,13 +151,23 @@ def write(copy: Copy, out: Path) -> bool:
     """
     with new_folder(out) as place:
         names = write_index(copy, place.path)
-        for modality in copy.store.header.modalities:
-            folder = place.path / modality
+        for modality, info in copy.store.header.modalities.items():
+            folder, means = place.path / modality, place.path / layers_of(modality)
             folder.mkdir()
+            if info.layers:
+                means.mkdir()
             lengths = copy.store.lengths(modality)
             for row, name in zip(copy.rows, names, strict=True):
-                if lengths[row]:
-                    packed = io.BytesIO()  # np.save to a file that cannot grow does not say why
-                    np.save(packed, copy.frames(modality, row, "stored"))
-                    (folder / f"{name}{NPY}").write_bytes(packed.getbuffer())
+                if not lengths[row]:
+                    continue
+                _save(folder / f"{name}{NPY}", copy.frames(modality, row, "stored"))
+                if info.layers:
+                    kept = copy.layer_means(modality, row).astype(info.layer_dtype)
+                    _save(means / f"{name}{NPY}", kept)
     return place.written
+
+
+def _save(path: Path, x: np.ndarray) -> None:
+    packed = io.BytesIO()  # np.save to a file that cannot grow does not say why
+    np.save(packed, x)
+    path.write_bytes(packed.getbuffer())

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.columns import account, find_columns, find_features
-from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
+from mer.pipeline.interchange.columns import account, find_columns, find_features, find_layers
+from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions, layers_of
 from mer.pipeline.interchange.padding import Spans, spans
 from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.interchange.rows import interpret
@@ -50,6 +50,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
     """Read an npz.
 
     A modality's true lengths are in NAME_lengths or NAME_offsets; without them every step counts.
+    MODALITY.layers (N, L, width) are its layer means.
 
     Args:
         path: The file.
@@ -145,14 +146,16 @@ def _read(
     members: Mapping[str, Member],
 ) -> Foreign:
     names, features, there = _find(path, options, members)
-    used = [*names.values(), *features.values()]
+    layers = find_layers(members, features)
+    used = [*names.values(), *features.values(), *layers.values()]
     for name in features.values():
         used += _spans_among(members, name)
     _check_unpacked(path, members, names.values(), used)
     columns = {field: arrays[name].tolist() for field, name in names.items()}
     found = interpret(path, columns, options)
     ids = [row["id"] for row in found.rows]
-    notes = [account(names, features, found.task, there)]
+    named = {layers_of(modality): name for modality, name in layers.items()}
+    notes = [account(names, features | named, found.task, there)]
     data: dict[str, np.ndarray] = {}
     where: dict[str, Spans] = {}
     for modality, name in features.items():
@@ -161,9 +164,18 @@ def _read(
         where[modality] = _spans(path, name, data[modality], ids, given)
         notes += where[modality].notes
 
+    means = {modality: arrays[name] for modality, name in layers.items()}
+    for modality, x in means.items():
+        if x.ndim != 3 or len(x) != len(ids) or x.dtype.kind not in NUMBERS:
+            raise DataError(
+                f"{path}: {layers_of(modality)} is {x.shape} {shown(x.dtype, 40)}, not numbers "
+                f"({len(ids)}, layers, width)"
+            )
+
     def frames() -> Iterator[Features]:
         for i in range(len(ids)):
-            yield {modality: _piece(x, where[modality], i) for modality, x in data.items()}
+            pieces = {modality: _piece(x, where[modality], i) for modality, x in data.items()}
+            yield pieces | {layers_of(modality): x[i] for modality, x in means.items()}
 
     return Foreign(
         path=path,
@@ -174,6 +186,7 @@ def _read(
         language=options.language or "en",
         rows=found.rows,
         dims={modality: x.shape[-1] for modality, x in data.items()},
+        layers={modality: x.shape[1] for modality, x in means.items()},
         frames=frames,
         source={"sha256": sha256_file(path)},
         notes=notes + found.notes,

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.columns import account, find_columns, find_features
+from mer.pipeline.interchange.columns import account, find_columns, find_features, find_layers
 from mer.pipeline.interchange.copying import Copy, new_file
-from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
+from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions, layers_of
 from mer.pipeline.interchange.rows import interpret
 from mer.pipeline.interchange.source import header_among, reading, require_file
 from mer.pipeline.runtime.columnar import LISTS
@@ -59,19 +59,22 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         names = find_columns(path, [name for name in schema.names if name not in wide], options)
         header = header_among((schema.metadata or {}).get(HEADER_KEY))
         features = find_features(path, wide, options, header)
-        for name in (*names.values(), *features.values()):
+        means = find_layers(wide, features)
+        arrays = features | {layers_of(modality): name for modality, name in means.items()}
+        for name in (*names.values(), *arrays.values()):
             if schema.names.count(name) > 1:
                 raise DataError(
                     f"{path}: column '{shown(name, 40)}' is there twice; name the columns "
                     "differently"
                 )
-        batch = _batch_rows(path, file, features.values(), size)
+        batch = _batch_rows(path, file, arrays.values(), size)
         columns = _columns(path, file, names)
-        dims = {modality: _dim(path, file, name, batch) for modality, name in features.items()}
+        dims = {what: _dim(path, file, name, batch) for what, name in arrays.items()}
+        layers = {modality: _count(path, file, name, batch) for modality, name in means.items()}
 
     def frames() -> Iterator[Features]:
         with reading(path, "Parquet file"):
-            yield from _frames(path, file, features, dims, batch)
+            yield from _frames(path, file, arrays, dims, batch)
 
     found = interpret(path, columns, options, header)
     there = {column.name: f"({column.type})" for column in schema}
@@ -83,11 +86,12 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         labels=found.labels,
         language=options.language or (header.language if header else "en"),
         rows=found.rows,
-        dims=dims,
+        dims={modality: dims[modality] for modality in features},
+        layers=layers,
         frames=frames,
         header=header,
         source={"sha256": sha256_file(path)},
-        notes=[account(names, features, found.task, there), *found.notes],
+        notes=[account(names, arrays, found.task, there), *found.notes],
     )
 
 
@@ -179,6 +183,15 @@ def _dim(path: Path, file: pq.ParquetFile, name: str, batch: int) -> int:
     raise DataError(f"{path}: {name} is empty in every row")
 
 
+def _count(path: Path, file: pq.ParquetFile, name: str, batch: int) -> int:
+    """Layers of an utterance, by the first layer means that are there."""
+    for part in file.iter_batches(batch, columns=[name]):
+        for value in part.column(name):
+            if _first_width(value):
+                return len(value.values) if _is_list(value.values.type) else 1
+    raise DataError(f"{path}: {name} is empty in every row")
+
+
 def _first_width(value: pa.ListScalar) -> int:
     """Numbers in the first step of an utterance that has any; 0 where none has."""
     steps = value.values if value.is_valid else None
@@ -255,13 +268,20 @@ def write(copy: Copy, out: Path) -> bool:
         kind = pa.list_(pa.list_(pa.float32(), info.dim))
         fields.append(pa.field(f"{modality}_features", kind))
         sizes += store.lengths(modality)[copy.rows] * info.dim * np.dtype(np.float32).itemsize
+        if info.layers:
+            kind = pa.list_(pa.list_(pa.float32(), info.width))
+            fields.append(pa.field(layers_of(modality), kind))
+            sizes += info.layers * info.width * np.dtype(np.float32).itemsize
     schema = pa.schema(fields, {HEADER_KEY.decode(): header.to_json()})
     with new_file(out) as place, pq.ParquetWriter(place.path, schema, compression="zstd") as writer:
         for start, stop in _groups(sizes):
             part = copy.rows[start:stop]
             taken = table.slice(start, stop - start)
             data = [taken[column.name].combine_chunks() for column in columns]
-            data += [_lists(copy, modality, part) for modality in header.modalities]
+            for modality, info in header.modalities.items():
+                data.append(_lists(copy, modality, part))
+                if info.layers:
+                    data.append(_layer_lists(copy, modality, part))
             group = pa.Table.from_arrays(data, schema=schema)
             writer.write_table(group, row_group_size=max(1, len(part)))
     return place.written
@@ -274,6 +294,19 @@ def _lists(copy: Copy, modality: str, rows: np.ndarray) -> pa.Array:
     steps = pa.FixedSizeListArray.from_arrays(pa.array(packed.reshape(-1)), dim)
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), steps)
     return lists.cast(pa.list_(pa.list_(pa.float32(), dim)))
+
+
+def _layer_lists(copy: Copy, modality: str, rows: np.ndarray) -> pa.Array:
+    """The layer means of some rows as (n,) lists of L lists of W float32, empty where the modality
+    is absent.
+    """
+    info = copy.store.header.modalities[modality]
+    there = copy.store.lengths(modality)[rows] > 0
+    means = copy.store.layer_means(modality, rows[there]).reshape(-1)
+    offsets = np.concatenate([[0], np.cumsum(there * info.layers)])
+    steps = pa.FixedSizeListArray.from_arrays(pa.array(means), info.width)
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), steps)
+    return lists.cast(pa.list_(pa.list_(pa.float32(), info.width)))
 
 
 def _groups(sizes: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -456,7 +456,7 @@ class _Machine:
     def pending_dtype(self, args: tuple) -> _Pending:
         code = args[0].decode() if isinstance(args[0], bytes) else args[0]
         if not isinstance(code, str) or not re.fullmatch(ELEMENT, code):
-            raise self.refuse(f"an array of type {str(code)[:40]!r}")
+            raise self.refuse(f"an array of type '{shown(code, 40)}'")
         return _Pending(lambda state: _dtype(code, state))
 
     def op_BUILD(self):

@@ -5,6 +5,7 @@ label, path or transcript reaches it, and no line is longer than it needs to be.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable
 
 from mer.pipeline.runtime.limits import LINE_CHARACTERS, SHOWN_CHARACTERS, SHOWN_NAMES
@@ -19,6 +20,8 @@ _CONTROL = re.compile(f"[{_UNSAFE}]")
 _CONTROL_BUT_BREAKS = re.compile(rf"(?!\n)[{_UNSAFE}]")
 _IN_JSON = re.compile(f"(?!\n)[{_UNSAFE}\udc80-\udcff]")  # bytes of a file name too: JSON is UTF-8
 _SPELLED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_LONG_NUMBER_BITS = 4096  # Python refuses to spell whole numbers of more than 4,300 digits
 
 
 def escape(text: str, *, breaks: bool = False) -> str:
@@ -52,10 +55,21 @@ def _spell(match: re.Match) -> str:
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     """The beginning of a value for a message: at most `limit` characters, control characters
     spelled out.
+
+    Of a container of somebody else's only the outer levels are spelled: a small file may share one
+    list so often that the whole text would have no end.
     """
-    text = value if isinstance(value, str) else str(value)
+    text = _spelled(value)
     cut = escape(text[: limit + 1])
     return cut if len(cut) <= limit else cut[: limit - 1] + "…"
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, _CONTAINERS):
+        return reprlib.repr(value)
+    if isinstance(value, int) and value.bit_length() > _LONG_NUMBER_BITS:
+        return f"a number of {value.bit_length():,} bits"
+    return str(value)
 
 
 def listed(names: Iterable[object], limit: int = SHOWN_NAMES) -> str:

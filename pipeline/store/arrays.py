@@ -110,8 +110,8 @@ def _write_array(
 
 
 REMEDY = {
-    "store": "if mer made it, its `mer extract` (or import) with --force makes it again, sound "
-    "shards kept; if not, name another file",
+    "store": "if mer made it, make it again with --force, which keeps sound shards; if not, name "
+    "another file",
     "shard": "run `mer verify --repair` on its store",
 }
 

@@ -285,11 +285,12 @@ def _decode_members(path: Path, data: Mapping[str, np.ndarray]) -> list[MemberRe
     given = read_json(held["modalities"].tobytes(), "what it says of its members")
     listed = isinstance(given, list) and all(isinstance(one, dict) for one in given)
     demand(listed and len(given) > 0, "what it says of its members is not a list of objects")
+    whole = len(given) == len(held["content"]) == len(held["rows"]) == len(names)
+    demand(whole, "what it says of its members is not of the same members")
     members = []
-    for name, content, modalities, rows in zip(
-        names, held["content"], given, held["rows"], strict=True
-    ):
-        members.append(MemberRecord(folder / name, content.decode(), modalities, rows))
+    for number, name in enumerate(names):
+        made = held["content"][number].decode()
+        members.append(MemberRecord(folder / name, made, given[number], held["rows"][number]))
     return members
 
 

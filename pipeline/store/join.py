@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError, MerError
-from mer.pipeline.runtime.files import refuse_link
+from mer.pipeline.runtime.files import folders_for, refuse_link
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import Head, MemberRecord, compose_join, content, content_of
@@ -25,8 +25,9 @@ from mer.pipeline.store.schema import COLUMNS, Header, ModalityInfo, canonical, 
 
 # Durations of one clip from two decoders differ by the padding of its codec.
 DURATION_SECONDS = 0.5
-# What `keep_first` may leave to the first store; the rest decides what is trained and tested.
-KEEPABLE = ("session", "dialogue", "speaker", "position", "text", "tags", "duration")
+# What decides training and testing; in all else `keep_first` may leave it to the first store.
+DECISIVE = ("id", "split", "label", "targets")
+KEEPABLE = (*(name for name in COLUMNS.names if name not in DECISIVE), "duration")
 
 
 @dataclass
@@ -125,7 +126,7 @@ def write(head: Head, out: Path, *, force: bool = False) -> bool:
     Args:
         head: What `plan` gave.
         out: Where it goes; the paths of the members are relative to its folder.
-        force: Replace another joined store.
+        force: Replace what is at `out`.
 
     Returns:
         Whether anything was written: False where this very store is at `out`.
@@ -153,26 +154,23 @@ def write(head: Head, out: Path, *, force: bool = False) -> bool:
         return False
     # For other tools, as a store's links to its shards are.
     links = {f"stores/{number:05d}": name for number, name in enumerate(names)}
-    arrays.write(out, attrs={"/": attrs}, arrays=data, links=links)
+    with folders_for(out):
+        arrays.write(out, attrs={"/": attrs}, arrays=data, links=links)
     return True
 
 
 def _is_there(out: Path, wanted: str, force: bool) -> bool:
-    """Whether this very store is at `out`; DataError for what may not be replaced."""
+    """Whether this very store is at `out`; DataError for anything else, unless `force`."""
     try:
-        joined, found = bool(FeatureStore(out, check=False).members), content_of(out)
+        found = content_of(out)
     except MerError:
-        joined, found = False, ""
-    if found == wanted:
-        return True
-    if not joined:
-        raise DataError(f"{out}: exists already, and is no joined store; name another --out")
-    if not force:
+        found = ""
+    if found != wanted and not force:
         raise DataError(
-            f"{out}: exists already, joined otherwise; name another --out, or replace it with "
-            "--force"
+            f"{out}: exists already, and is not this join of these stores; name another --out, or "
+            "replace it with --force"
         )
-    return False
+    return found == wanted
 
 
 def _unknown(value: object) -> bool:

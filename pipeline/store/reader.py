@@ -13,13 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.store.head import (
-    Head,
-    MemberRecord,
-    ShardRecord,
-    content_of,
-    read_head,
-)
+from mer.pipeline.store.head import Head, MemberRecord, ShardRecord, content_of, read_head
 from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
 from mer.pipeline.store.verify import damages
@@ -155,7 +149,8 @@ class FeatureStore:
             member, name, rows = self._places(modality, np.array([operator.index(row)]))
             if not len(rows):
                 info = self.header.modalities[modality]
-                return np.empty((0, info.dim), info.dtype if dtype == "stored" else dtype)
+                kind = info.dtype if dtype == "stored" else dtype or np.float32
+                return np.empty((0, info.dim), kind)
             return member.features(name, int(rows[0]), dtype, check=check)
         number, at = int(self._table_shard[operator.index(row)]), int(self._table_row[row])
         shard = self.shard(number)
@@ -366,10 +361,10 @@ class FeatureStore:
         damaged = damages(self)
         if damaged:
             more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
-            raise StoreError(
-                f"{damaged[0].path}: {damaged[0].reason}{more}; run `mer verify --repair "
-                f"{damaged[0].store}`"
-            )
+            # What is wrong with a member as such says itself what helps.
+            itself = self.members and damaged[0].store == str(self.path)
+            remedy = "" if itself else f"; run `mer verify --repair {damaged[0].store}`"
+            raise StoreError(f"{damaged[0].path}: {damaged[0].reason}{more}{remedy}")
 
     def content(self) -> str:
         """What the store holds, as a sha256 in hexadecimal; not where it lies, nor when or where it
@@ -404,8 +399,12 @@ class FeatureStore:
             raise StoreError(
                 f"{error}; {self.path} was joined from it: put it back, or join again with --force"
             ) from None
-        except ValueError:
-            raise StoreError(f"{self.path}: names a member by what is no name") from None
+        except PermissionError:
+            raise
+        except (OSError, ValueError):
+            raise StoreError(
+                f"{self.path}: names a member by what is no name; join again with --force"
+            ) from None
         if not same or store.members or not self._fits_member(record, store):
             raise StoreError(
                 f"{record.path}: not what it was when {self.path} was joined from it; put that "

@@ -29,7 +29,8 @@ from tests.bench.extract import AUDIO, RATE, TEXT, sentences
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES
 
-UTTERANCES, SECONDS, FRAMES = 13_708, 12.1 * 3600, 2_180_000  # of MELD, frames at 50 Hz
+UTTERANCES, SECONDS = 13_708, 12.1 * 3600  # of MELD
+FRAMES, TOKENS = 2_180_000, 178_000  # of MELD: at 50 Hz, and of roberta's tokenizer
 BUDGET_SECONDS = 8  # of a batch, as extraction's on a CPU
 WHISPER = {  # width, blocks, heads, mels
     "base": (512, 6, 8, 80),
@@ -116,10 +117,18 @@ SIZES = [
         wav2vec2("large"),
         layers("audio", "12", "last", "stack:6-18:4", means_off=["12", "last"]),
     ),
-    Size("Whisper base, `clip`", Audio, whisper("base"), layers("audio", "3")),
+    Size("Whisper base, `clip`", Audio, whisper("base"), layers("audio", "3"), {"window": "clip"}),
     Size("Whisper base, `full`", Audio, whisper("base"), layers("audio", "3"), {"window": "full"}),
-    Size("Whisper small, `clip`", Audio, whisper("small"), layers("audio", "6")),
-    Size("Whisper large-v3, `clip`", Audio, whisper("large-v3"), layers("audio", "16")),
+    Size(
+        "Whisper small, `clip`", Audio, whisper("small"), layers("audio", "6"), {"window": "clip"}
+    ),
+    Size(
+        "Whisper large-v3, `clip`",
+        Audio,
+        whisper("large-v3"),
+        layers("audio", "16"),
+        {"window": "clip"},
+    ),
     Size("w2v-BERT 2.0", Audio, wav2vec2_bert, layers("audio", "12")),
     Size("roberta-base", Text, roberta("base"), layers("text", "last", means_off=["last"])),
     Size("roberta-large", Text, roberta("large"), layers("text", "last", "stack:12-24:4")),
@@ -160,8 +169,7 @@ def measure(size: Size, folder: Path, given: dict[str, Any], clips: int) -> tupl
         whole, steps, budget = SECONDS * RATE, FRAMES, BUDGET_SECONDS * RATE
     else:
         items = sorted(sentences(8 * clips, 100), key=len, reverse=True)
-        mean = sum(map(len, items)) / len(items)
-        whole = steps = round(UTTERANCES * mean)
+        whole = steps = TOKENS
         budget = 512
     encoder.encode(items[-1:])  # what is slow only once
     started = time.process_time()

@@ -46,6 +46,10 @@ def test_json_means_the_same(value):
 
 
 def test_lines_are_bounded():
+    shared: list = []
+    for _ in range(60):
+        shared = [shared, shared]  # its whole text would have 2^60 brackets
+    assert shown(shared).startswith("[[[") and shown(10**5000).startswith("a number of 16,610")
     assert len(shown("x" * 10**6)) == 80 and shown("\x1b" * 10**6, 20).startswith("\\x1b")
     assert listed(range(20)).endswith("11 and 8 more")
     line = one_line(f"place: {'x' * 10**6}; remedy")

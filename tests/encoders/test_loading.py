@@ -46,6 +46,19 @@ def test_hash_covers_configuration(group, copy, name):
     assert resolve("audio", str(copy)).hash != resolve("audio", str(group)).hash
 
 
+@pytest.mark.parametrize("name", ["source.spm", "spm.model"])
+def test_hash_covers_pieces_where_they_are_the_tokenizer(tmp_path, name):
+    """Beside a tokenizer.json they say nothing more, and older stores keep their key."""
+    folder = checkpoints.text(tmp_path / "text")
+    plain = resolve("text", str(folder)).hash
+    (folder / name).write_bytes(b"pieces")
+    assert resolve("text", str(folder)).hash == plain
+    (folder / "tokenizer.json").unlink()
+    one = resolve("text", str(folder)).hash
+    (folder / name).write_bytes(b"other pieces")
+    assert resolve("text", str(folder)).hash != one
+
+
 def test_other_files_do_not_matter(group, copy):
     (copy / "README.md").write_text("hello")
     (copy / "optimizer.pt").write_bytes(b"x")

@@ -238,6 +238,26 @@ def test_layers_of_several_widths(tmp_path):
             load(folder, **options)
 
 
+def test_fewer_hidden_states_than_blocks(tmp_path, monkeypatch):
+    """An architecture that does not tell its layers still gives its output."""
+    from transformers import BertModel
+
+    folder = textmodels.save(tmp_path / "bert", "bert")
+    ids, _ = load(folder).tokens(TEXTS)
+    before = load(folder).encode(ids)
+    forward = BertModel.forward
+
+    def untold(self, *args, output_hidden_states=False, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(BertModel, "forward", untold)
+    for a, b in zip(load(folder).encode(ids), before, strict=True):
+        np.testing.assert_array_equal(a.frames, b.frames)
+    for options in ({"layer_means": True}, {"text_layer": "1"}):
+        with pytest.raises(EncoderError, match="hidden states of 0 blocks, .* --no-layer-means"):
+            load(folder, **options)
+
+
 # --- what is no text encoder
 
 
@@ -297,14 +317,29 @@ def test_an_encoder_that_is_used_as_a_decoder(tmp_path):
     np.testing.assert_allclose(whole.frames[:5], part.frames, atol=EXACT)
 
 
-@pytest.mark.parametrize("family", textmodels.FAMILIES)
-def test_causal_is_what_looks_back_only(tmp_path, family):
-    """What windows rely on, by trying."""
-    encoder = load(textmodels.save(tmp_path / family, family))
+def looks_ahead(encoder) -> bool:
+    """Whether the states of the first tokens know the later ones, by trying."""
     ids, _ = encoder.tokens([TEXTS[1]])
     whole, part = encoder.encode([ids[0], ids[0][:5]])
-    apart = float(np.abs(whole.frames[:5] - part.frames).max())
-    assert (apart < EXACT) == encoder.causal == (family in textmodels.DECODERS), apart
+    return float(np.abs(whole.frames[:5] - part.frames).max()) > EXACT
+
+
+def test_causal_is_what_looks_back_only(folder):
+    """What windows rely on."""
+    encoder = load(folder)
+    assert encoder.causal == (folder.name in textmodels.DECODERS)
+    assert looks_ahead(encoder) != encoder.causal
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("llama", {"is_causal": False}), ("gemma3_text", {"use_bidirectional_attention": True})],
+)
+def test_language_models_that_became_encoders(tmp_path, family, changes):
+    encoder = load(textmodels.save(tmp_path / family, family, **changes))
+    assert not encoder.causal and looks_ahead(encoder)
+    absolute, _ = invariance(encoder.encode, encoder.tokens(TEXTS)[0])
+    assert absolute < EXACT
 
 
 def test_without_a_tokenizer(tmp_path, gpt2):

@@ -20,7 +20,7 @@ from mer.pipeline.extraction.plan import Settings
 from mer.pipeline.extraction.recipes import differences, keeping
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.progress import Silent
-from mer.pipeline.store import FeatureStore
+from mer.pipeline.store import FeatureStore, build_index
 
 from tests.encoders import checkpoints
 from tests.extract import corpus
@@ -340,8 +340,28 @@ def test_a_store_of_the_default_before_is_refused_in_the_same_way():
     what = "; ".join(differences(old, now, {"audio": names, "text": ("r", "r")}))
     assert what.startswith(f"audio encoder: {names[0]} there, {names[1]} now; no layer means of")
     asked = {"audio_layer": "12", "layer_means": True}
-    options = keeping(old, now, {"audio": names[0], "text": "roberta-large"}, asked)
+    sources = {"audio": names[0], "text": "roberta-large"}
+    options = keeping(old, now, sources, asked, lambda name, settings: old[name])
     expected = [f"--audio-encoder {names[0]}", "--audio-layer last", "--no-layer-means"]
     assert options == expected
-    # what was asked for in these words meant something else then: no option brings it back
-    assert not keeping(old, now, {"audio": names[0], "text": "r"}, {"audio_layer": "last"})
+
+
+def test_what_meant_something_else_then_no_option_brings_back(folder):
+    """The last block by its number was one without the final norm; today it is the last layer."""
+    header = FeatureStore(folder / "both.h5").header
+    recipe = header.recipe | {"audio": header.recipe["audio"] | {"layer": "2"}}
+    shutil.copy(folder / "both.h5", folder / "then.h5")
+    store = FeatureStore(folder / "both.h5")
+    build_index(
+        folder / "then.h5",
+        [record.path for record in store.shards],
+        store.table(),
+        dataset=header.dataset,
+        task=header.task,
+        labels=header.labels,
+        modalities=header.modalities,
+        recipe=recipe,
+        provenance=header.provenance,
+    )
+    with pytest.raises(KeyMismatchError, match="2 there, last now.; choose another --out, or"):
+        add(folder, "then.h5")

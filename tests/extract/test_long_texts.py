@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mer.pipeline.encoders.text import Text
 from mer.pipeline.errors import DataError, EncoderError
 from mer.pipeline.extraction import extract
 from mer.pipeline.extraction.fingerprint import fingerprint
@@ -142,6 +143,23 @@ def test_the_recipe_has_it_only_where_it_is_asked_for(tmp_path, folder):
     assert list(store.header.recipe["text"]) == ["encoder"]
     store = made(["fox"], tmp_path, options(folder, force=True))
     assert store.header.recipe["text"]["windows"] == "windows"
+
+
+def test_the_recipe_gives_its_options_again(folder):
+    """As `mer predict` asks for a run's features, and a changed store for its old ones."""
+    asked = Text.of(options(folder, text_layer="stack:0-2:2"))
+    recipe = asked.recipe(asked.resolve(str(folder)))
+    assert (recipe["layer"], recipe["windows"]) == ("stack:0-2:2", "windows")
+    given = Text.options_of(recipe)
+    again = Text.of(ExtractOptions(text_encoder=str(folder), **given))
+    assert again.recipe(again.resolve(str(folder))) == recipe
+    assert Text.options_of({"encoder": "of an old store"}) == {
+        "text_layer": "last",
+        "text_windows": "cut",
+        "layer_means": False,
+    }
+    assert Text.differs("windows", None, "windows") == "text windows: cut there, windows now"
+    assert Text.differs("layer", "3", None) == "text layer: 3 there, last now"
 
 
 def test_an_unknown_value_is_one_line():

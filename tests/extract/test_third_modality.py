@@ -227,3 +227,16 @@ def test_export_and_training(made, tmp_path):
     assert list((tmp_path / "npy").rglob("*pulse*"))
     told = json.loads((run.path / "run.json").read_text())
     assert "pulse" in json.dumps(told)
+
+
+def test_it_is_added_to_a_store_of_the_other_two(made, tmp_path, monkeypatch):
+    """The bytes are those of a store that was made with all three."""
+    manifest, file, out = made
+    two = tmp_path / "two.h5"
+    extract(manifest, two, corpus.options(), source=file)
+    for encoder in ("wav2vec2.AudioEncoder", "bert.TextEncoder"):
+        name = f"mer.pipeline.encoders.{encoder}.forward"
+        monkeypatch.setattr(name, lambda *a, **k: pytest.fail("computed again"))
+    done = extract(manifest, two, options(), source=file)
+    assert done.taken_over == {"audio": 18, "text": 18}
+    assert corpus.digests(tmp_path / "two.shards") == corpus.digests(tmp_path / "feats.shards")

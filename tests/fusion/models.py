@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from mer.fusion.batch import Batch, DataSpec
-from mer.fusion.models import model_class
+from mer.fusion.batch import Batch, DataSpec, FeatureSet
+from mer.fusion.models import build, model_class
 
 WIDTHS = {"audio": 6, "text": 5, "vision": 4}
 STEPS = {"audio": 9, "text": 5, "vision": 3}
@@ -48,17 +48,44 @@ def make_spec(modalities=("audio", "text"), task="single") -> DataSpec:
     return DataSpec({m: WIDTHS[m] for m in modalities}, dict.fromkeys(modalities), task, labels)
 
 
-def make_batch(spec: DataSpec, b: int = 8, *, seed: int = 0, padding: float = 0.0) -> Batch:
-    """Random features, ragged lengths, labels in turn; `padding` is what lies beyond
-    the lengths.
+def make_layered_spec(modalities=("audio", "text"), task="single") -> DataSpec:
+    """As `make_spec`, of stores with several layers: four layer means and a stack of two for audio,
+    three layer means for text, a stack of three for vision.
+    """
+    spec = make_spec(modalities, task)
+    layers = {
+        "audio": FeatureSet("audio", WIDTHS["audio"], means=4, stack=(2, 4)),
+        "text": FeatureSet("text", WIDTHS["text"], means=3),
+        "vision": FeatureSet("vision", WIDTHS["vision"], stack=(0, 1, 2)),
+    }
+    return replace(spec, sets={m: (layers[m],) for m in modalities})
+
+
+def make_layered(name: str, spec: DataSpec, *, seed: int = 0):
+    """A model behind the mix of its layers, its weights not all equal."""
+    torch.manual_seed(seed)
+    model = build(name, model_class(name)[1](**SMALL.get(name, {})), spec)
+    for mix_name, weight in model.named_parameters():
+        if mix_name.startswith("mix."):
+            weight.data.normal_()
+    return model
+
+
+def make_batch(
+    spec: DataSpec, b: int = 8, *, seed: int = 0, padding: float = 0.0, summary: bool = False
+) -> Batch:
+    """Random features, ragged lengths, labels in turn; `padding` is what lies beyond the lengths.
+    `summary`: one step each, of all that a pooled model is given.
     """
     g = torch.Generator().manual_seed(seed)
     x, lengths = {}, {}
-    for m, width in spec.modalities.items():
-        n = torch.randint(1, STEPS[m] + 1, (b,), generator=g)
-        n[b // 2] = STEPS[m]
-        x[m] = torch.randn(b, STEPS[m], width, generator=g)
-        x[m][torch.arange(STEPS[m]) >= n[:, None]] = padding
+    for m in spec.modalities:
+        width = sum(block.numbers for block in spec.blocks(m, summary=summary))
+        steps = 1 if summary else STEPS[m]
+        n = torch.randint(1, steps + 1, (b,), generator=g)
+        n[b // 2] = steps
+        x[m] = torch.randn(b, steps, width, generator=g)
+        x[m][torch.arange(steps) >= n[:, None]] = padding
         lengths[m] = n
     if spec.task == "single":
         target = torch.arange(b) % len(LABELS)

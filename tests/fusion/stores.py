@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,18 @@ def make_store(
     shuffled_labels: bool = False,
     rate: float | None = 50.0,
     name: str = "feats.h5",
+    means: Mapping[str, int] = {},
+    stacks: Mapping[str, Sequence[int]] = {},
+    absent: Mapping[str, Sequence[int]] = {},
+    vectors: Sequence[str] = (),
 ) -> FeatureStore:
     """`n` utterances in dialogues of 4 and 6 speakers; audio carries the label with strength
     `signal`, text half of it.
 
     Dialogues go train, train, train, dev, test in turn. The first `unlabelled` rows have no label.
+    `means`: layer means of so many layers, the signal strongest in the second; `stacks`: layers
+    side by side, each as wide as `modalities` says; `absent`: rows without a modality; `vectors`:
+    modalities of one step each.
     """
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
@@ -44,13 +52,29 @@ def make_store(
     }
     shard = folder / f"{Path(name).stem}.shards" / "shard-00000.h5"
     shard.parent.mkdir(exist_ok=True)
-    with ShardWriter(shard, modalities) as writer:
+    dims = {m: w * max(len(stacks.get(m, ())), 1) for m, w in modalities.items()}
+    with ShardWriter(shard, dims, layers=means) as writer:
         for i in range(n):
             features = {}
             for k, (m, width) in enumerate(modalities.items()):
                 steps = int(rng.integers(1, 24))
-                features[m] = rng.normal(size=(steps, width)) + signal / (k + 1) * centre[m][y[i]]
-            writer.add(f"u{i:03d}", features, duration=1.0)
+                # joined feature sets have the steps of their modality
+                stem = m.partition(".")[0]
+                steps = len(features[stem]) if stem != m and stem in features else steps
+                steps = 1 if m in vectors else steps
+                planted = signal / (k + 1) * centre[m][y[i]]
+                layers = []
+                for layer in range(max(len(stacks.get(m, ())), 1)):
+                    layers.append(rng.normal(size=(steps, width)) + planted * (layer < 2))
+                features[m] = np.concatenate(layers, axis=1)
+            features = {m: x for m, x in features.items() if i not in absent.get(m, ())}
+            kept = {}
+            for k, (m, count) in enumerate(means.items()):
+                if m in features:
+                    share = np.where(np.arange(count) == 1, 1.0, 0.1)[:, None]
+                    noise = 0.5 * rng.normal(size=(count, modalities[m]))
+                    kept[m] = noise + share * signal / (k + 1) * centre[m][y[i]]
+            writer.add(f"u{i:03d}", features, duration=1.0, layer_means=kept)
     shown = rng.permutation(y) if shuffled_labels else y
     rows = []
     for i in range(n):
@@ -74,8 +98,14 @@ def make_store(
         rows.append(row)
     names = {"single": labels, "multi": labels[:2], "regression": ("valence",)}[task]
     info = {
-        m: ModalityInfo(w, rate if m == "audio" else None, encoder=f"{m}-encoder")
-        for m, w in modalities.items()
+        m: ModalityInfo(
+            w,
+            rate if m == "audio" else None,
+            encoder=f"{m}-encoder",
+            layers=means.get(m, 0),
+            stack=tuple(stacks.get(m, ())),
+        )
+        for m, w in dims.items()
     }
     return build_index(
         folder / name, [shard], rows, dataset=dataset, task=task, labels=names, modalities=info

@@ -16,7 +16,16 @@ import mer.fusion.ops.limits as limits
 from mer.fusion.models import REGISTRY, model_class
 from mer.pipeline.errors import DataError
 
-from tests.fusion.models import absent, make_batch, make_model, make_spec, rows, total
+from tests.fusion.models import (
+    absent,
+    make_batch,
+    make_layered,
+    make_layered_spec,
+    make_model,
+    make_spec,
+    rows,
+    total,
+)
 
 ALL = ("audio", "text", "vision")
 SETS = [("audio",), ("text",), ("audio", "text"), ("text", "vision"), ALL]
@@ -395,3 +404,126 @@ def test_defaults_build(name):
     model, config = model_class(name)
     spec = make_spec(ALL)
     assert model(config(), spec).eval()(make_batch(spec, 2)).logits.shape == (2, 3)
+
+
+# ---- Several layers: the same promises behind the mix
+
+
+@every_model
+@every_task
+def test_layers_every_parameter_is_reached_and_the_losses_are_finite(name, task):
+    spec = make_layered_spec(ALL, task)
+    model = make_layered(name, spec)
+    batch = make_batch(spec, summary=model.summary)
+    loss, terms = total(model, batch)
+    assert set(terms) <= set(model.weights(1.0))
+    loss.backward()
+    mixes = [n for n, _ in model.named_parameters() if n.startswith("mix.")]
+    assert mixes and set(mixes) <= set(model.lr_scale)
+    for n, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), n
+        assert not n.startswith("mix.") or p.grad.abs().sum() > 0, n
+
+
+@every_model
+@every_task
+def test_layers_what_lies_beyond_the_lengths_is_never_read(name, task):
+    spec = make_layered_spec(ALL, task)
+    model = make_layered(name, spec).eval()
+    found = []
+    for padding in (0.0, torch.nan):
+        batch = make_batch(spec, padding=padding, summary=model.summary)
+        batch = absent(batch, "audio", [1, 4])
+        if not padding:
+            batch.x["audio"][[1, 4]] = 0
+        torch.manual_seed(1)
+        model.zero_grad()
+        loss, terms = total(model, batch)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        with torch.no_grad():
+            found.append((model(batch).logits, torch.stack(list(terms.values())), gradient))
+    for zero, nan in zip(*found, strict=True):
+        assert torch.equal(zero, nan)
+
+
+@every_model
+@every_task
+def test_layers_a_row_does_not_depend_on_its_batch(name, task):
+    spec = make_layered_spec(ALL, task)
+    model = make_layered(name, spec).eval()
+    batch = make_batch(spec, summary=model.summary)
+    with torch.no_grad():
+        together = model(batch).logits
+        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
+        close(model(rows(batch, order)).logits, together[order])
+        close(model(rows(batch, torch.tensor([2]))).logits[0], together[2])
+
+
+@every_model
+@every_task
+def test_layers_state_dict_round_trip(name, task):
+    spec = make_layered_spec(ALL, task)
+    model = make_layered(name, spec)
+    batch = make_batch(spec, summary=model.summary)
+    model.calibrate([batch])
+    if task != "regression":
+        model.set_class_weights(torch.tensor([1.0, 2.0, 3.0]))
+    model.losses(batch, 1.0)
+    other = make_layered(name, spec, seed=9)
+    assert other.layer_weights() != model.layer_weights()
+    other.load_state_dict(model.state_dict())
+    assert other.layer_weights() == model.layer_weights()
+    assert torch.equal(other.eval()(batch).logits, model.eval()(batch).logits)
+    found = []
+    for m in (model, other):
+        torch.manual_seed(0)
+        found.append((total(m, batch)[1], m.diagnostics()))
+    assert found[0] == found[1]
+
+
+@every_model
+def test_layers_calibration_removes_the_scale_of_every_layer(name):
+    spec = make_layered_spec(ALL)
+    found = []
+    for moved in (False, True):
+        model = make_layered(name, spec).eval()
+        batch = make_batch(spec, summary=model.summary)
+        if moved:
+            for x in batch.x.values():
+                scale = torch.linspace(1, 200, x.shape[2])
+                x.mul_(scale).add_(scale)
+        model.calibrate([rows(batch, index) for index in torch.arange(8).split(3)])
+        found.append(model(batch).logits)
+    close(found[0], found[1], 1e-3)
+
+
+@every_model
+@every_task
+def test_layers_all_weight_on_one_is_the_model_on_that_layer(name, task):
+    """The mix in front changes nothing but what is read."""
+    spec = make_layered_spec(ALL, task)
+    model = make_layered(name, spec).eval()
+    batch = make_batch(spec, summary=model.summary)
+    plain = {}
+    for m, x in batch.x.items():
+        parts = x.split([b.numbers for b in spec.blocks(m, summary=model.summary)], -1)
+        plain[m] = torch.cat([part[..., : spec.modalities[m]] for part in parts], -1)
+    for n, p in model.named_parameters():
+        if n.startswith("mix."):
+            p.data.zero_()
+            p.data[0] = 200.0
+    close(model(batch).logits, model.core(replace(batch, x=plain)).logits)
+
+
+@every_model
+def test_layers_float64_and_autocast(name):
+    spec = make_layered_spec(ALL)
+    model = make_layered(name, spec).eval()
+    batch = make_batch(spec, summary=model.summary)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, terms = total(model, batch)
+    assert {t.dtype for t in terms.values()} == {torch.float32}
+    single = model(batch).logits
+    double = replace(batch, x={m: x.double() for m, x in batch.x.items()})
+    close(model.double()(double).logits.float(), single, 1e-4)

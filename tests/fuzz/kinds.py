@@ -133,6 +133,32 @@ def sealed_shard(folder: Path, stock: Stock, rng: np.random.Generator) -> Case:
     return Case(readers(folder, rng))
 
 
+@kind("layers", 3)
+def layers(folder: Path, stock: Stock, rng: np.random.Generator) -> Case:
+    """A shard that keeps layer means; sealed again or not."""
+    copy(stock.layered(), folder)
+    shards = sorted((folder / "feats.shards").glob("*.h5"))
+    hdf5.mutate(raw.choice(rng, shards), rng)
+    if rng.integers(2):
+        hdf5.reseal(folder / "feats.h5", shards)
+        return Case(readers(folder, rng))
+    return Case(readers(folder, rng), holds(folder / "feats.h5"))
+
+
+@kind("joined", 3)
+def joined(folder: Path, stock: Stock, rng: np.random.Generator) -> Case:
+    """A joined head, or the head or a shard of a member; sealed again or not."""
+    copy(stock.joined(), folder)
+    parts = [folder / "feats.h5"] * 4 + [folder / "text.h5"]
+    parts += sorted((folder / "audio.shards").glob("*.h5"))
+    rarely(raw.choice(rng, parts), rng, raw.choice(rng, [hdf5.mutate, hdf5.mutate, raw.bytes_of]))
+    if rng.integers(2):
+        hdf5.reseal(folder / "feats.h5", [])
+        hdf5.reseal(folder / "text.h5", [])
+        return Case(readers(folder, rng))
+    return Case(readers(folder, rng), holds(folder / "feats.h5"))
+
+
 @kind("single-file", 2)
 def single_file(folder: Path, stock: Stock, rng: np.random.Generator) -> Case:
     shutil.copy(stock.exported("single", "single.h5"), folder / "feats.h5")

@@ -216,7 +216,11 @@ def tell(command: list[str]) -> tuple[int, str, str, str]:
         detail = f"{type(error).__name__}: {error} at {place(error)}"
         return 1, out, "internal", name + detail
     lines = [line for line in said.splitlines() if line.startswith("mer: ")]
-    if "internal error" in said or "Traceback" in said or len(lines) != (result.exit_code != 0):
+    if (
+        "mer: internal error" in said
+        or "Traceback" in said
+        or len(lines) != (result.exit_code != 0)
+    ):
         return result.exit_code, out, "internal", f"{name}exit {result.exit_code}: {said[-600:]}"
     if result.exit_code == 0:
         widest = max(map(len, said.splitlines()), default=0)

@@ -99,6 +99,22 @@ class Stock:
         return path
 
     @once
+    def layered(self, folder: Path) -> Path:
+        """A store that keeps layer means."""
+        make_store(folder, layers=True)
+        return folder
+
+    @once
+    def joined(self, folder: Path) -> Path:
+        """What `layered` holds as a joined store, of text.h5 and audio.h5."""
+        from mer.pipeline.interchange.joining import join
+
+        paths = [make_store(folder, layers=True, name=name).path for name in ("audio", "text")]
+        left_out = {"audio.h5:text": "", "text.h5:audio": ""}
+        join(paths, folder / "feats.h5", renamed=left_out)
+        return folder
+
+    @once
     def npz(self, folder: Path) -> Path:
         rng = np.random.default_rng(1)
         path = folder / "f.npz"

@@ -130,6 +130,7 @@ def holds(store: FeatureStore) -> None:
         expected = [frames(m, k) if k in known else np.empty((0, DIMS[m])) for k in order]
         for row, x in enumerate(expected):
             assert np.array_equal(store.features(m, row), x)
+            assert store.features(m, row).dtype == np.float32
             assert store.features(m, row, "stored", check=True).dtype == np.float16
         some = [6, 0, 5, 3, 0]
         packed, offsets = store.packed(m, some, check=True)
@@ -208,6 +209,33 @@ def test_a_copy_needs_nothing_else(three, tmp_path):
     assert "joined with --copy: join again" in mer("verify", out)[2]
 
 
+def test_a_copy_does_not_write_over_the_shards_of_a_member(three, tmp_path):
+    """Its head was renamed, its shards were not."""
+    three[0].rename(tmp_path / "renamed.h5")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.h5")}
+    stores = (tmp_path / "renamed.h5", *three[1:])
+    line = refused(1, "join", *stores, "--copy", "--force", "--out", three[0])
+    assert "text.shards: holds the shards of" in line
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.h5")} == before
+
+
+def test_stores_of_one_file_join(three, tmp_path):
+    for path in three:
+        assert mer("export", path, tmp_path / f"one-{path.name}", "--to", "single")[0] == 0
+    ones = [tmp_path / f"one-{path.name}" for path in three]
+    store, _, _ = join(ones, tmp_path / "joined.h5")
+    holds(store)
+    assert mer("export", store.path, tmp_path / "all.h5", "--to", "single")[0] == 0
+    single = FeatureStore(tmp_path / "all.h5")
+    assert not single.members
+    holds(single)
+    raw = bytearray(ones[1].read_bytes())
+    with h5py.File(ones[1]) as file:
+        raw[file["data/audio/layers"].id.get_offset()] ^= 1
+    ones[1].write_bytes(raw)
+    assert f"run `mer verify --repair {ones[1]}`" in mer("verify", store.path)[2]
+
+
 def test_the_whole_folder_moves(three, tmp_path):
     join(three, tmp_path / "sub" / "joined.h5")
     moved = tmp_path.with_name(f"{tmp_path.name}-moved")
@@ -234,13 +262,14 @@ def test_the_same_again_is_left_and_another_refused(three, tmp_path):
     assert join(three, out)[2]
     before = out.stat().st_mtime_ns
     assert not join(three, out)[2] and out.stat().st_mtime_ns == before
-    assert "exists already, joined otherwise" in refused(1, "join", *three[:2], "--out", out)
+    assert "exists already, and is not this join" in refused(1, "join", *three[:2], "--out", out)
     assert mer("join", *three[:2], "--out", out, "--force")[0] == 0
     assert list(FeatureStore(out).header.modalities) == ["text", "audio"]
     (tmp_path / "other.h5").write_bytes(b"mine")
-    args = ("join", *three, "--force", "--out")
-    assert "is no joined store" in refused(1, *args, tmp_path / "other.h5")
+    assert "exists already" in refused(1, "join", *three, "--out", tmp_path / "other.h5")
     assert (tmp_path / "other.h5").read_bytes() == b"mine"
+    args = ("join", *three, "--force", "--out")
+    assert mer(*args, tmp_path / "other.h5")[0] == 0  # of a join that was damaged, say
     assert "is one of the stores to join" in refused(1, *args, three[0])
     (tmp_path / "made.shards").mkdir()
     assert "folder of another store's shards" in refused(1, *args, tmp_path / "made.h5")

@@ -193,6 +193,10 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
         ),
         "a negative shape": (reduce + b"(I-5\n" + bytewise + b"S''\ntb.", "proper shape"),
         "a bomb of lists": (b"]" * 300_000 + b".", "more than 100,000 objects"),
+        "a type of shared lists": (
+            b"]q\x00" + b"]h\x00ah\x00aq\x00" * 60 + b"cnumpy\ndtype\n(h\x00tR.",
+            r"an array of type '\[\[\[",
+        ),
         "nested without end": (b"(" * 90_000 + b"l" * 90_000 + b".", "more than 100,000 objects"),
         "doubling": (b"]" + b"(2" * 100 + b"e" * 50 + b".", "not a readable pickle"),
         "a digit bomb": (b"L" + b"9" * 500_000 + b"L\n.", "a number of 500,000 digits"),

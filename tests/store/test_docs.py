@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 
+from mer.pipeline.interchange.joining import join
 from mer.pipeline.store import FORMAT_VERSION, FeatureStore
 from mer.pipeline.store.schema import COLUMNS
 
@@ -27,7 +28,8 @@ def test_the_example_runs(tmp_path, monkeypatch):
 
 
 def test_the_tables_name_every_array(tmp_path):
-    make_store(tmp_path, layers=True)
+    stores = [make_store(tmp_path, layers=True, name=name) for name in ("feats", "other")]
+    paths = [store.path for store in stores]
     named = {
         name
         for row in re.findall(r"^\| (.*?) \|", PAGE.read_text(), re.M)
@@ -40,7 +42,9 @@ def test_the_tables_name_every_array(tmp_path):
         path = re.sub(rf"n_({'|'.join(DIMS)})$", "n_<modality>", path)
         return path in named or path.rsplit("/", 1)[0] in named | columns
 
-    for name in ("feats.h5", "feats.shards/shard-00000.h5"):
+    left_out = dict.fromkeys(["feats.h5:audio", "other.h5:text"], "")
+    join(paths, tmp_path / "joined.h5", renamed=left_out)
+    for name in ("feats.h5", "feats.shards/shard-00000.h5", "joined.h5"):
         found: list[str] = []
         with h5py.File(tmp_path / name) as file:
             file.visititems(

@@ -168,8 +168,10 @@ def values(file: h5py.File, name: str, rng: np.random.Generator) -> None:
 
 
 def blob(file: h5py.File, name: str, rng: np.random.Generator) -> None:
-    """The JSON of a head (`header`) or of a shard (`meta`)."""
-    found = [n for n in ("header", "meta", "data/meta") if isinstance(file.get(n), h5py.Dataset)]
+    """The JSON of a head (`header`, `members/modalities`) or of a shard (`meta`)."""
+    known = ("header", "meta", "data/meta", "members/modalities")
+    found = [name for name in known if isinstance(file.get(name), h5py.Dataset)]
+    rng.shuffle(found)
     if not found or file[found[0]].dtype != np.uint8 or not plain(file[found[0]]):
         return
     made = texts.json_bytes(file[found[0]][()].tobytes(), rng)
@@ -188,7 +190,7 @@ def _own(file: h5py.Group, names: tuple[str, ...], leave: tuple[str, ...]) -> st
     attrs = {n: arrays.attribute(file, n) for n in names}
     held = {}
     for name in datasets(file):
-        if name.startswith(leave) or name.endswith("/pooled"):
+        if name.startswith(leave) or name.endswith(("/pooled", "/layers")):
             continue
         dataset = file[name]
         if not plain(dataset):
@@ -216,7 +218,7 @@ def reseal(head: Path, shards: list[Path]) -> None:
             continue
     try:
         with h5py.File(head, "r+", locking=False) as file:
-            own = _own(file, ("format", "version"), ("shards/", "data/"))
+            own = _own(file, ("format", "version"), ("shards/", "stores/", "data/"))
             file.attrs["identity"] = np.bytes_(own)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError):
         return

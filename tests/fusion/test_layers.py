@@ -1,0 +1,130 @@
+"""`mer layers`: a linear probe for every layer, fitted on train, scored on dev."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mer.cli import main
+from mer.fusion import layers, splits
+from mer.pipeline.errors import DataError
+
+from tests.fusion.stores import make_store
+
+KEPT = {"audio": 4, "text": 3}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(layers, "RESAMPLES", 50)
+
+
+@pytest.mark.parametrize("task", ["single", "multi", "regression"])
+def test_the_planted_layer_is_found_for_every_task(tmp_path, task):
+    store = make_store(tmp_path, means=KEPT, task=task, signal=2.0)
+    (audio, text), _ = layers.probe(store)
+    assert [curve.name for curve in (audio, text)] == ["audio", "text"]
+    assert len(audio.layers) == 4 and len(text.layers) == 3
+    for curve in (audio, text):
+        assert curve.best == 1 and curve.first <= 1 <= curve.last
+        assert curve.settings[0] == "1"
+        low, high = curve.layers[1].interval
+        assert low <= curve.layers[1].figure <= high
+    assert audio.metric == {"single": "wf1", "multi": "weighted_f1", "regression": "mae"}[task]
+    assert audio.train == 72 and audio.dev == 24 and audio.absent == 0
+
+
+def test_the_figures_are_those_of_another_implementation(tmp_path):
+    """scikit-learn's logistic regression minimises C sum(loss) + |w|^2 / 2: ours over N C."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+    from sklearn.preprocessing import StandardScaler
+
+    store = make_store(tmp_path, means=KEPT, signal=0.7)
+    (curve,), _ = layers.probe(store, ["audio"])
+    y = splits.targets(store.table(), "single", store.header.labels)
+    split = np.array(store.table()["split"].to_pylist())
+    train, dev = split == "train", split == "dev"
+    for layer, x in enumerate(store.layer_means("audio").transpose(1, 0, 2)):
+        scale = StandardScaler().fit(x[train])
+        other = LogisticRegression(C=1 / (curve.strength * train.sum()), max_iter=1000, tol=1e-8)
+        answer = other.fit(scale.transform(x[train]), y[train]).predict(scale.transform(x[dev]))
+        expected = f1_score(y[dev], answer, average="weighted")
+        assert curve.layers[layer].figure == pytest.approx(expected, abs=0.05)
+
+
+def test_no_test_row_is_read(tmp_path, monkeypatch):
+    store = make_store(tmp_path, means=KEPT)
+    read, whole = [], type(store).layer_means
+
+    def recorded(self, modality, rows=None):
+        read.extend(range(len(self)) if rows is None else rows)
+        return whole(self, modality, rows)
+
+    monkeypatch.setattr(type(store), "layer_means", recorded)
+    for folds in (None, "speaker"):
+        read.clear()
+        if folds is None:
+            layers.probe(store, ["text"])
+            held = splits.held_out(store.table())
+            assert read and not set(read) & set(held.tolist())
+        else:
+            curves, _ = layers.probe(store, ["text"], folds=folds)
+            # the dev parts of six folds; what a fold holds out is in none of its parts
+            assert curves[0].train + curves[0].dev == len(read) < 6 * len(store)
+
+
+def test_the_layers_around_the_best_one_that_are_within_the_noise():
+    within = np.array([True, False, True, True, True, False, True])
+    assert layers._around(3, within) == (2, 4)
+    assert layers._around(0, within) == (0, 0) and layers._around(6, within) == (6, 6)
+
+
+def test_dev_is_carved_as_the_trainer_does_and_absent_utterances_are_counted(tmp_path):
+    store = make_store(tmp_path, means=KEPT, absent={"audio": [0, 1, 2]})
+    (curve,), notes = layers.probe(store, ["audio"])
+    assert curve.absent == 3 and notes == []
+    lines = layers.lines(curve, "--audio-layer")
+    assert "3 utterances have no audio and are left out" in lines[1]
+    bare = make_store(tmp_path / "bare", means=KEPT, splits=False)
+    with pytest.raises(DataError, match="--folds"):
+        layers.probe(bare)
+    assert layers.probe(bare, folds="speaker")[0]
+
+
+@pytest.mark.parametrize(
+    ("kept", "arguments", "said"),
+    [
+        ({}, [], "has no layer means of its features; extract it again with --layer-means"),
+        ({"audio": 4}, ["--modality", "text"], "has no layer means of text"),
+        ({"audio": 4}, ["--modality", "smell"], "--modality smell: the store has audio, text"),
+        ({"audio": 4}, ["--out", "curve.pdf"], "name a file ending in .png, .svg, .html"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, kept, arguments, said):
+    store = make_store(tmp_path, means=kept)
+    done = CliRunner().invoke(main, ["layers", str(store.path), *arguments])
+    assert done.exit_code == 1 and done.output.count("\n") == 1
+    assert said in done.output
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "html"])
+def test_the_command_prints_and_draws(tmp_path, kind):
+    store = make_store(tmp_path, means=KEPT)
+    out = tmp_path / f"curve.{kind}"
+    command = ["layers", str(store.path), "--out", str(out)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert "best: --audio-layer 1" in done.stdout and "best: --text-layer 1" in done.stdout
+    begin = {"png": b"\x89PNG", "svg": b"<?xml", "html": b"<!doctype html>"}[kind]
+    raw = out.read_bytes()
+    assert raw.startswith(begin)
+    if kind == "html":
+        assert b"<svg" in raw and b"--audio-layer 1" in raw
+    again = CliRunner().invoke(main, [*command, "--json", "--modality", "text"])
+    found = json.loads(again.stdout)
+    assert list(found) == ["text"] and found["text"]["best"] == 1
+    assert found["text"]["extract"][0] == "1" and len(found["text"]["layers"]) == 3
