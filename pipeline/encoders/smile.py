@@ -8,6 +8,7 @@ whose licence allows research and personal use only.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
@@ -25,6 +26,7 @@ from mer.pipeline.runtime.terminal import shown
 
 PREFIX = "opensmile:"
 MODEL_TYPE = "opensmile"
+FULL_SCALE = 32767 / 32768  # the largest sample of 16 bits
 LICENCE = "openSMILE's licence allows research and personal use only"
 
 
@@ -72,7 +74,8 @@ def resolve(encoder: str) -> Checkpoint:
             f"'mer[opensmile]' ({LICENCE})"
         ) from None
     config = {"model_type": MODEL_TYPE, "set": name, "lld": level == "lld"}
-    digest = f"opensmile {version} {name} {level or 'functionals'}"
+    made_by = f"opensmile {version} {name} {level or 'functionals'}"
+    digest = hashlib.sha256(made_by.encode()).hexdigest()
     return Checkpoint("audio", encoder, "", None, config, {}, True, digest)
 
 
@@ -137,7 +140,10 @@ class Smile:
             )
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
-        """The waveform, with zeros up to the longest window."""
+        """The waveform, with zeros up to the longest window. The package makes 16-bit samples of it
+        that wrap around from full scale on, so those are held, as in a 16-bit file.
+        """
+        waveform = np.clip(waveform, -1.0, FULL_SCALE)
         short = self.geometry.field - len(waveform)
         return np.pad(waveform, (0, short)) if short > 0 else waveform
 
