@@ -263,7 +263,8 @@ def _merged(sources: _Sources, name: str, keep_first: bool, notes: list[str]) ->
         for at, value in enumerate(sources.column(number, name)):
             if merged[at] is None and value is not None:
                 merged[at], known_by[at] = value, number
-            elif value is not None and value != merged[at]:
+            # Targets that are NaN differ from themselves.
+            elif value is not None and repr(value) != repr(merged[at]):
                 odd.append((at, value))
         if odd and keep_first:
             notes.append(_kept(sources.path(number), name, len(odd)))

@@ -491,3 +491,32 @@ def test_a_kill_leaves_no_store(three, tmp_path):
             holds(FeatureStore(out))
             assert not list(out.parent.rglob("*.tmp-*"))
             shutil.rmtree(out.parent)
+
+
+def test_targets_that_are_not_numbers_agree(tmp_path):
+    """NaN differs from itself; two stores that both say it say the same."""
+    paths = []
+    for name in ("a", "b"):
+        with ShardWriter(tmp_path / f"{name}.shards" / "s.h5", {f"{name}{name}": 1}) as writer:
+            writer.add("x", {f"{name}{name}": [1]})
+        paths.append(tmp_path / f"{name}.h5")
+        build_index(
+            paths[-1],
+            [tmp_path / f"{name}.shards" / "s.h5"],
+            [{"id": "x", "split": "train", "targets": [float("nan")]}],
+            dataset="demo",
+            task="regression",
+            labels=["valence"],
+        )
+    store, _, _ = join(paths, tmp_path / "c.h5")
+    assert np.isnan(store.table()["targets"].to_pylist()[0])
+
+
+def test_a_path_that_is_no_text_is_one_line(three, tmp_path):
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    three[1].rename(folder / "audio.h5")
+    three[1].with_suffix(".shards").rename(folder / "audio.shards")
+    with pytest.raises(DataError, match="no name in UTF-8; rename the store"):
+        join([three[0], folder / "audio.h5"], tmp_path / "c.h5")
+    assert not (tmp_path / "c.h5").exists()
