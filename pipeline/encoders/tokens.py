@@ -30,7 +30,10 @@ class Tokens:
         self.what = f"text encoder {checkpoint.name}"
         self.vocabulary = vocabulary
         self._tokenizer = _tokenizer(checkpoint, self.what)
-        self.padding = self._tokenizer.pad_token_id or 0
+        padding = self._tokenizer.pad_token_id
+        # one that was added to a language model's tokenizer is not among the ids its model knows
+        known = padding is not None and 0 <= padding < vocabulary
+        self.padding = padding if known else 0
         limits = [self._tokenizer.model_max_length, LONGEST]
         if positions is not None:
             limits.append(positions)

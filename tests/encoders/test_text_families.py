@@ -350,6 +350,22 @@ def test_without_a_tokenizer(tmp_path, gpt2):
         load(copy)
 
 
+def test_a_padding_token_that_the_model_does_not_know(tmp_path):
+    """As people add one to a language model's tokenizer, without widening the model."""
+    from transformers import AutoTokenizer
+
+    known = len(textmodels.tokenizer(textmodels.OPENING))
+    folder = textmodels.save(tmp_path / "llama", "llama", vocab_size=known)
+    before = load(folder)
+    ids, _ = before.tokens(TEXTS)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.add_special_tokens({"pad_token": "<fill>"})
+    assert tokenizer.pad_token_id >= known
+    tokenizer.save_pretrained(folder)
+    for a, b in zip(before.encode(ids), load(folder).encode(ids), strict=True):
+        np.testing.assert_array_equal(a.frames, b.frames)
+
+
 def test_a_tokenizer_of_another_model(tmp_path):
     folder = textmodels.save(tmp_path / "llama", "llama", vocab_size=200)
     with pytest.raises(EncoderError, match="gives id .* its model knows 200; they do not fit"):
