@@ -113,7 +113,7 @@ def test_names_are_text_never_formulas(tmp_path):
         bootstrap=Bootstrap("utterance", 7),
     )
     with figures.style(**{"svg.fonttype": "none"}):
-        page = figures._element(figures.confusion(found))
+        page = figures.element(figures.confusion(found))
     texts = {t.text for t in ET.fromstring(page).iter("{http://www.w3.org/2000/svg}text")}
     assert {"$x^$", "a<b & c", "\u9ad8\u5174", "\\frac{"} <= texts
     with figures.style():

@@ -178,6 +178,7 @@ def test_from_the_command_line(tmp_path):
         "--figures",
         tmp_path / "figures",
     )
+    assert as_json.exit_code == 0, as_json.output
     assert json.loads(as_json.stdout)["metrics"]["n"] == 24
     assert (tmp_path / "p.parquet").exists() and (tmp_path / "figures" / "confusion.svg").exists()
     blind = call(
