@@ -1560,14 +1560,18 @@ def prune(runs, dry_run, yes):
 )
 @click.option("--vision-encoder", metavar="DIR", help="Likewise.")
 @click.option(
+    "--vision-boxes",
+    metavar="FILE|DIR",
+    help="Where the faces are, of a run that was trained on faces: as for extract.",
+)
+@click.option("--vision-faces", metavar="FILE", help="Or the detector's model, likewise.")
+@click.option(
     "--text-encoder", metavar="DIR", help="Where the run's text encoder is now, if it was a folder."
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--offline", is_flag=True, help="Never touch a network.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per clip.")
-def predict(
-    run, clip, audio, video, text, manifest_file, root, device, offline, as_json, **encoders
-):
+def predict(run, clip, audio, video, text, manifest_file, root, device, offline, as_json, **places):
     """One clip end to end, or a manifest of clips: class probabilities, the modality the model
     looked at, whether they disagree.
     """
@@ -1597,7 +1601,8 @@ def predict(
     trained = group.children[0]
     clips, told = clips_asked_for(audio, video, text, manifest_file, root)
     was = sources(Path(trained.info.features))
-    given = {name.removesuffix("_encoder"): where for name, where in encoders.items() if where}
+    beside = {name: places.pop(name) or "" for name in ("vision_boxes", "vision_faces")}
+    given = {name.removesuffix("_encoder"): where for name, where in places.items() if where}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         store, failures = extract_clips(
             clips,
@@ -1607,6 +1612,7 @@ def predict(
             device=device,
             offline=offline,
             wanted=trained.spec.sources,
+            beside=beside,
             progress=choose() if manifest_file is not None else None,
         )
         with store:

@@ -29,6 +29,7 @@ def extract_clips(
     offline: bool = False,
     progress: Silent | None = None,
     wanted: Collection[str] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> tuple[FeatureStore, list[Failure]]:
     """Extract clips into a store of their own, by the recipe of another store.
 
@@ -42,6 +43,8 @@ def extract_clips(
         offline: never touch a network.
         progress: is told how far the extraction is.
         wanted: of the modalities these only.
+        beside: options of `ExtractOptions` that say where something of these clips is, which no
+            recipe tells: `vision_boxes`.
 
     Returns:
         The store of the clips that could be read, and the failures of the others.
@@ -66,6 +69,7 @@ def extract_clips(
     _check_given(clips, modalities)
     options = _options(modalities, recipe, encoders or {})
     options = replace(options, device=device, offline=offline, max_failures=len(clips))
+    options = replace(options, **(beside or {}))
     _check_spelling(clips)
     manifest = Manifest(
         like["dataset"],

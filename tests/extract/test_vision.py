@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction import Share, TooManyFailures, Workers, extract
+from mer.pipeline.extraction import Share, TooManyFailures, Workers, extract, repair
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.media import pictures
 from mer.pipeline.media.stages import Flag
@@ -94,6 +94,19 @@ def test_two_workers_and_two_shares_make_the_same_bytes(made, tmp_path):
     assert again(made, tmp_path / "s.h5", Share(2, 2)).action == "part"
     assert again(made, tmp_path / "s.h5", Share(1, 2)).action == "extracted"
     assert corpus.digests(tmp_path / "s.shards") == corpus.digests(made / "feats.shards")
+
+
+def test_a_lost_shard_is_made_again(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "copy")
+    lost = sorted((folder / "feats.shards").glob("shard-*.h5"))[0]
+    lost.unlink()
+    repair(folder / "feats.h5")
+    with FeatureStore(made / "feats.h5") as one, FeatureStore(folder / "feats.h5") as other:
+        other.verify()
+        for row in range(12):  # in other batches, so they may differ by rounding
+            np.testing.assert_allclose(
+                one.features("vision", row), other.features("vision", row), atol=2e-3
+            )
 
 
 def test_vision_is_added_to_a_store_without_it(made, tmp_path):

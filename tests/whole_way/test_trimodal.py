@@ -111,3 +111,26 @@ def test_a_meld_shaped_root_of_films_goes_in_in_one_command(tmp_path):
         counts = [len(store.features("vision", row)) for row in range(9)]
         # 0.8, 1.3 and 1.8 s at 10 frames a second; the middles of quarters that lie within
         assert counts == [3, 5, 7] * 3
+
+
+def test_a_run_on_faces_predicts_with_boxes_of_the_new_clip(tmp_path):
+    lines, boxes = ["id,audio,text,label,split"], ["id,time,x,y,w,h"]
+    for number in range(8):
+        write_film(tmp_path / f"{number}.mkv", 0.8, seed=number)
+        split, label = ("train", "dev", "train", "test")[number % 4], "ab"[number // 4]
+        lines.append(f"{number},{number}.mkv,words {number},{label},{split}")
+        boxes += [f"{number},0.2,10,10,16,16", f"{number},0.6,12,10,16,16"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    faces = ("--vision-encoder", "builtin:tiny-vit", "--vision-crop", "faces")
+    mer("prepare", "table", "--from", "t.csv", "--out", "m.parquet", cwd=tmp_path)
+    asked = ("extract", "--manifest", "m.parquet", *TINY, *faces)
+    refused(*asked, says=["say where the faces are"], cwd=tmp_path)
+    mer(*asked, "--vision-boxes", "boxes.csv", cwd=tmp_path)
+    mer(
+        "train", "--features", "feats.h5", "--model", "concat", "--out", "run", *SHORT, cwd=tmp_path
+    )
+    one = ("predict", "run", "0.mkv", "--text", "words")
+    refused(*one, says=["say where the faces are"], cwd=tmp_path)
+    answer = mer(*one, "--vision-boxes", "boxes.csv", "--json", cwd=tmp_path)
+    assert json.loads(answer.out)["pred"] in ("a", "b")
