@@ -10,8 +10,9 @@ import pytest
 
 from mer.pipeline.encoders.audio import Audio
 from mer.pipeline.errors import DataError
-from mer.pipeline.extraction.fingerprint import Chosen, differences, make_recipe
+from mer.pipeline.extraction.fingerprint import Chosen, make_recipe
 from mer.pipeline.extraction.options import ExtractOptions
+from mer.pipeline.extraction.recipes import differences
 from mer.pipeline.media import audio as media
 from mer.pipeline.media.audio import MediaError
 
