@@ -60,9 +60,9 @@ class Scaling:
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
             resized = resized[top : top + self.crop[0], left : left + self.crop[1]]
         values = (resized.astype(np.float64) * self.factor).astype(np.float32)
-        centred = values - np.array(self.mean, np.float32)
-        scaled: np.ndarray = centred / np.array(self.std, np.float32)
-        return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
+        values -= np.array(self.mean, np.float32)
+        values /= np.array(self.std, np.float32)
+        return np.ascontiguousarray(values.transpose(2, 0, 1))
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         if self.height:

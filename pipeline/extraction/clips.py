@@ -29,7 +29,7 @@ def extract_clips(
     offline: bool = False,
     progress: Silent | None = None,
     wanted: Collection[str] | None = None,
-    beside: Mapping[str, str] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> tuple[FeatureStore, list[Failure]]:
     """Extract clips into a store of their own, by the recipe of another store.
 
