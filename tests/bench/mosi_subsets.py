@@ -45,7 +45,7 @@ TASK_OF_BENCH = "train.select_metric=wa"
 
 def mer(*args: str | Path) -> str:
     """Standard output of one `mer` command, one thread."""
-    command = [sys.executable, "-m", "cli", *map(str, args)]
+    command = [sys.executable, "-m", "mer.cli", *map(str, args)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -46,7 +46,7 @@ TINY = {
     "offline": True,
 }
 MELD = 13_708  # utterances
-CLI = [sys.executable, "-m", "cli"]
+CLI = [sys.executable, "-m", "mer.cli"]
 
 
 def corpus(folder: Path, n: int, seconds: float) -> Path:
