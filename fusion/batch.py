@@ -73,7 +73,9 @@ class DataSpec:
 
         Args:
             modality: One of `modalities`.
-            summary: A step is an utterance: its means, then its deviations.
+            summary: A step is an utterance: its means, then the deviations of those sets of which
+                one layer is read. A mixture of layer means comes without: the steps that deviations
+                could be taken of are of one layer, which may be the worst of them.
 
         Returns:
             The blocks, in their order.
@@ -86,7 +88,11 @@ class DataSpec:
         for one, step in zip(sets, steps, strict=True):
             layers = tuple(range(one.means)) if one.means else one.stack
             means.append(replace(step, layers=layers))
-        return means + [replace(step, label=f"{step.label} deviation") for step in steps]
+        deviations = []
+        for one, step in zip(sets, steps, strict=True):
+            if not one.means:
+                deviations.append(replace(step, label=f"{step.label} deviation"))
+        return means + deviations
 
     @property
     def mixes(self) -> bool:

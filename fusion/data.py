@@ -338,13 +338,14 @@ class BatchSource:
         lengths = [n for _, n in found]
         present = np.all([n > 0 for n in lengths], axis=0)
         joined = np.where(present, np.max(lengths, axis=0), 0)
-        parts = []
-        for pieces in zip(*(pieces for pieces, _ in found), strict=True):
-            parts += [spread(x, n, joined) for x, n in zip(pieces, lengths, strict=True)]
+        parts = [spread(pieces[0], n, joined) for pieces, n in found]
+        parts += [spread(x, n, joined) for pieces, n in found for x in pieces[1:]]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), joined
 
     def _read_set(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
-        """Of one feature set: its steps, or its means and its deviations; and their lengths."""
+        """Of one feature set: its steps, or its means and deviations, or the means of its layers;
+        and their lengths.
+        """
         started = time.perf_counter()
         self.checked.bytes += self.store.check(one.name, rows)
         self.checked.seconds += time.perf_counter() - started
@@ -357,7 +358,7 @@ class BatchSource:
         mean, deviation = np.split(packed, 2, axis=1)
         if one.means:
             means = self.store.layer_means(one.name, rows)[there > 0]
-            mean = means.reshape(len(means), one.means * one.width)
+            return [means.reshape(len(means), one.means * one.width)], there
         return [mean, deviation], there
 
     def make_resident(self) -> BatchSource:

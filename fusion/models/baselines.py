@@ -1,9 +1,9 @@
 """The models that DRKF has to beat on the same cache: one modality alone, concatenation, and a
 plain fusion encoder.
 
-The pooled ones see mean and standard deviation over the real steps of each modality, standardised
-over the training rows, and a small MLP: for a few thousand frozen-feature utterances this is a
-strong baseline, not a straw man.
+The pooled ones see mean and standard deviation over the real steps of each modality (or, where
+layers are mixed, the mixture of their means alone), standardised over the training rows, and a
+small MLP: for a few thousand frozen-feature utterances this is a strong baseline, not a straw man.
 """
 
 from __future__ import annotations
@@ -67,12 +67,13 @@ class Pooled(FusionModel):
                 f"the model needs {missing[0]} features; the store has {', '.join(spec.modalities)}"
             )
         self.modalities = modalities
-        self.standardise = nn.ModuleDict(
-            {m: Standardise(2 * spec.modalities[m]) for m in modalities}
-        )
+        self.widths = {}
+        for m in modalities:
+            self.widths[m] = sum(block.width for block in spec.blocks(m, summary=True))
+        self.standardise = nn.ModuleDict({m: Standardise(n) for m, n in self.widths.items()})
         self.dropout = nn.Dropout(config.dropout)
         self.head = mlp(
-            2 * sum(spec.modalities[m] for m in modalities),
+            sum(self.widths.values()),
             config.hidden,
             spec.outputs,
             dropout=config.dropout,
@@ -92,9 +93,11 @@ class Pooled(FusionModel):
         return {"ec": 1.0}
 
     def pool(self, batch: Batch, m: str) -> Tensor:
-        """(B, 2D) mean and deviation: of the steps, or as the batch brings them."""
+        """(B, 2D) mean and deviation: of the steps, or as the batch brings them; layer means, which
+        it always brings, come with no deviation.
+        """
         x = batch.x[m].to(standardiser_of(self.standardise, m).mean.dtype)
-        if x.shape[2] == 2 * self.spec.modalities[m]:
+        if x.shape[2] == self.widths[m]:
             return x[:, 0]
         return masked_mean_std(x, batch.mask(m))
 
