@@ -75,7 +75,7 @@ def plan(
     Task, label names, dataset and language are those of the first store that has labels.
 
     Args:
-        stores: Two or more, open. A joined one counts as its members.
+        stores: One or more, open. A joined one counts as its members.
         renamed: For the number of a store and a modality there, its name in the joined store; ""
             leaves it out.
         require_all: Refuse an utterance that one of the stores does not have.
@@ -223,7 +223,7 @@ def _aligned(stores: Sequence[FeatureStore]) -> _Sources:
     ids = list(dict.fromkeys(name for names in listed for name in names))
     for number, names in enumerate(listed):
         others = {name for other in listed[:number] + listed[number + 1 :] for name in other}
-        if others.isdisjoint(names):
+        if len(listed) > 1 and others.isdisjoint(names):
             first = next((name for name in ids if name in others), "")
             raise DataError(
                 f"{stores[number].path}: none of its {len(names):,} ids is in the other stores: it "
