@@ -106,8 +106,9 @@ def extract_clips(
     renamed: dict[tuple[int, str], str] = {}
     for number, group in enumerate(groups):
         renamed |= {(number, m): name for m, name in group.names.items()}
-    # Sound and picture may come from files that do not last equally long.
-    write(plan(stores, renamed, keep_first=KEEPABLE).head, out)
+    # Sound and picture may come from files that do not last equally long, and one clip may have
+    # sound alone, another words alone.
+    write(plan(stores, renamed, keep_first=KEEPABLE, allow_disjoint=True).head, out)
     return FeatureStore(out), found
 
 

@@ -146,6 +146,14 @@ def test_a_manifest_with_gaps_and_a_broken_clip(desk, run, tmp_path):
     assert f"failed: {rows[1].id}: open" in err and "1 of 5 clips" in err
 
 
+def test_clips_that_have_nothing_in_common(desk, run, tmp_path):
+    manifest = Manifest.read(desk / "manifest.parquet")
+    rows = replace(manifest.rows[0], text=None), replace(manifest.rows[1], audio=None)
+    replace(manifest, rows=rows).write(tmp_path / "m.parquet")
+    out, _ = mer("predict", run, "--manifest", tmp_path / "m.parquet", "--root", desk, "--json")
+    assert [json.loads(line)["id"] for line in out.splitlines()] == [u.id for u in rows]
+
+
 def test_what_was_imported_is_named(desk, tmp_path):
     """Only where the run reads it."""
     store = FeatureStore(desk / "text.h5")
