@@ -1589,7 +1589,7 @@ def predict(run, clip, audio, video, text, manifest_file, root, device, offline,
     from mer.fusion.evaluate import predict_rows
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
-    from mer.pipeline.extraction.clips import extract_clips, sources
+    from mer.pipeline.extraction.clips import encoders_now, extract_clips
     from mer.pipeline.runtime.progress import choose
 
     group = Run.open(run).trained()
@@ -1600,15 +1600,15 @@ def predict(run, clip, audio, video, text, manifest_file, root, device, offline,
         )
     trained = group.children[0]
     clips, told = clips_asked_for(audio, video, text, manifest_file, root)
-    was = sources(Path(trained.info.features))
+    like = tree(trained.info.store)
     beside = {name: places.pop(name) or "" for name in ("vision_boxes", "vision_faces")}
     given = {name.removesuffix("_encoder"): where for name, where in places.items() if where}
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         store, failures = extract_clips(
             clips,
-            tree(trained.info.store),
+            like,
             Path(folder) / "feats.h5",
-            encoders={**was, **given},
+            encoders=encoders_now(like, Path(trained.info.features), given, trained.spec.sources),
             device=device,
             offline=offline,
             wanted=trained.spec.sources,
@@ -1616,7 +1616,11 @@ def predict(run, clip, audio, video, text, manifest_file, root, device, offline,
             progress=choose() if manifest_file is not None else None,
         )
         with store:
-            table = predict_rows(trained, store, range(len(store)), device=pick_device(device))
+            failed = {failure.id for failure in failures}
+            place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
+            read = [c.id for c in clips if c.id in place and c.id not in failed]
+            rows = [place[name] for name in read]
+            table = predict_rows(trained, store, rows, device=pick_device(device))
     for row in table.to_pylist():
         known = told.get(row["id"], {})
         row |= {key: value for key, value in known.items() if key in row}

@@ -71,6 +71,8 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
+DIFFERENCE_CHARACTERS = 60  # of one difference in a message: two sha256 say no more than one
+RECIPE = "recipe"  # where differences between stores are those of their recipes
 LAYER_MEANS = "layer_means"  # the entry of a modality's recipe that says whether they are kept
 
 
@@ -316,12 +318,15 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
             f"{store.path}: has no layer means of {', '.join(bare)}, which {run.path} mixes; "
             "extract it with --layer-means"
         )
-    differs = configs.differences(_kind_of(then, used), _kind_of(now, used))
+    joined = then.origins is not None or now.origins is not None
+    differs = configs.differences(_kind_of(then, used, joined), _kind_of(now, used, joined))
+    if _recipe_unknown(then) and now.origins is not None:
+        differs = [line for line in differs if not line.startswith(f"{RECIPE}.")]
     if differs:
         more = f" (and {len(differs) - 3} more)" if len(differs) > 3 else ""
         raise KeyMismatchError(
             f"{store.path}: not the kind of store {run.path} was trained on: "
-            f"{'; '.join(differs[:3])}{more}"
+            f"{'; '.join(shown(line, DIFFERENCE_CHARACTERS) for line in differs[:3])}{more}"
         )
     if store_key(store) != run.info.store_key:
         return [
@@ -331,23 +336,50 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
     return []
 
 
-def _kind_of(store: StoreInfo, used: Mapping[str, FeatureSet]) -> dict[str, Any]:
+def _recipe_unknown(store: StoreInfo) -> bool:
+    """Whether nothing is known of how a store was made: it was imported, or joined and trained on
+    by an earlier mer.
+    """
+    return not store.recipe and store.origins is None
+
+
+def _kind_of(store: StoreInfo, used: Mapping[str, FeatureSet], joined: bool) -> dict[str, Any]:
     """What two stores must share for one to be evaluated by a model trained on the other.
 
-    Layer means that the model does not read may be there or not.
+    Layer means that the model does not read may be there or not. Where one of the stores is
+    `joined` the recipes are compared by modality, as those of its members may differ.
     """
-    features, recipe = {}, {}
+    features: dict[str, Any] = {}
     for name, one in used.items():
         features[name] = typed.tree(store.modalities[name])
         if not one.means:
             features[name].pop("layers", None)
-    for name, part in store.recipe.items():
-        if name not in store.modalities:
-            recipe[name] = part
-        elif name in used:
-            plain = not used[name].means and isinstance(part, dict)
-            recipe[name] = {**part, LAYER_MEANS: None} if plain else part
-    return {"task": store.task, "labels": list(store.labels), **features, "recipe": recipe}
+    recipe: dict[str, Any] = {}
+    if joined:
+        for name, one in used.items():
+            there, whole = _origin(store, name)
+            plain = {key: part for key, part in whole.items() if not isinstance(part, dict)}
+            part = whole.get(there)
+            recipe[name] = {**plain, **_asked(part, one)} if isinstance(part, dict) else {}
+    else:
+        for name, part in store.recipe.items():
+            if name not in store.modalities:
+                recipe[name] = part
+            elif name in used:
+                recipe[name] = _asked(part, used[name])
+    return {"task": store.task, "labels": list(store.labels), **features, RECIPE: recipe}
+
+
+def _origin(store: StoreInfo, name: str) -> tuple[str, dict[str, Any]]:
+    """The name of a modality in the store that it was made for, and the recipe of that."""
+    if store.origins is None:
+        return name, store.recipe
+    return store.origins[name].modality, store.origins[name].recipe
+
+
+def _asked(part: Any, one: FeatureSet) -> Any:
+    """What a recipe says of a modality, without layer means that the model does not read."""
+    return {**part, LAYER_MEANS: None} if isinstance(part, dict) and not one.means else part
 
 
 def describe_store(store: FeatureStore) -> StoreInfo:
@@ -365,8 +397,27 @@ def describe_store(store: FeatureStore) -> StoreInfo:
         "modalities": modalities,
         "fingerprint": h.fingerprint,
         "recipe": dict(h.recipe),
+        "origins": _origins(store) if store.members else None,
     }
     return typed.convert(StoreInfo, json.loads(json.dumps(described, default=str)))
+
+
+def _origins(store: FeatureStore) -> dict[str, dict[str, Any]]:
+    """Where each modality of a joined store came from, as `Origin` has it."""
+    found = {}
+    for number, record in enumerate(store.members):
+        header = store.member(number).header
+        for name, there in record.modalities.items():
+            recipe = {}
+            if isinstance(header.recipe.get(there), dict):
+                others = header.modalities.keys() - {there}
+                recipe = {key: part for key, part in header.recipe.items() if key not in others}
+            found[name] = {
+                "store": os.path.normpath(record.path),
+                "modality": there,
+                "recipe": recipe,
+            }
+    return found
 
 
 def store_key(store: FeatureStore) -> str:
@@ -374,6 +425,8 @@ def store_key(store: FeatureStore) -> str:
     on the same key.
     """
     described = typed.tree(describe_store(store))
+    # where the members lie is no feature, and what they hold is in the fingerprint of the join
+    described.pop("origins", None)
     h = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     table = store.table()
     lengths = [c for c in table.column_names if c.startswith("n_")]

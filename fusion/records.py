@@ -47,8 +47,23 @@ class StoredModality:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Which store a modality of a joined store came from.
+
+    `store` is its head file, `modality` the name there; `recipe` is what its recipe says of this
+    modality and of all, {} where the features were imported.
+    """
+
+    store: str
+    modality: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class StoreInfo:
-    """What a run remembers of its store."""
+    """What a run remembers of its store. A joined one has no recipe, but `origins` of every
+    modality (None: another kind of store, or a run of an earlier mer).
+    """
 
     dataset: str
     task: Task
@@ -57,6 +72,7 @@ class StoreInfo:
     modalities: dict[str, StoredModality]
     recipe: dict[str, Any]
     fingerprint: str | None = None
+    origins: dict[str, Origin] | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +139,8 @@ class SingleInfo(RunInfo):
             return "spec and store differ in their modalities"
         if (spec.task, spec.labels) != (store.task, store.labels):
             return "spec and store differ in their task or labels"
+        if store.origins is not None and not store.origins.keys() >= spec.sources.keys():
+            return "store.origins lacks a modality that the model reads"
         if self.fold is not None and self.fold.by not in FOLDS:
             return f"fold.by is {self.fold.by}, expected one of {', '.join(FOLDS)}"
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,35 @@ from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
-from mer.pipeline.extraction.recipes import LAYER_MEANS, differences
+from mer.pipeline.extraction.recipes import LAYER_MEANS, differences, part
 from mer.pipeline.extraction.request import Here
 from mer.pipeline.extraction.steps import extract
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.progress import Silent
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
+from mer.pipeline.store.join import KEEPABLE, plan, write
+
+DIFFERENCES_CHARACTERS = 160  # of what differs in a message
+FACES = "faces"  # the entry of a modality's recipe that says how faces are found
+
+
+@dataclass
+class Group:
+    """Modalities that one extraction makes, by their names in it.
+
+    `infos` is what the store that was trained on says of them, `recipe` that of the store they came
+    from, and `names` their names in the store that was trained on.
+    """
+
+    recipe: dict[str, Any]
+    infos: dict[str, dict] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def on_faces(self) -> bool:
+        """Whether the recipe needs to be told where faces are."""
+        return any(FACES in one for one in self.recipe.values() if isinstance(one, dict))
 
 
 def extract_clips(
@@ -36,9 +59,10 @@ def extract_clips(
     Args:
         clips: paths absolute or relative to the working directory.
         like: the other store, as a run's `store` entry describes it: dataset, task, labels,
-            language, modalities, recipe.
-        out: the store to write.
-        encoders: where a modality's encoder is now (see `sources`), for one that was a folder.
+            language, modalities, recipe, and of a joined one its `origins`.
+        out: the store to write; beside it lie the parts of a joined one.
+        encoders: where the encoder of a modality of that store is now (see `encoders_now`), for
+            one that was a folder.
         device: auto, cpu, cuda or cuda:N.
         offline: never touch a network.
         progress: is told how far the extraction is.
@@ -47,30 +71,109 @@ def extract_clips(
             recipe tells: `vision_boxes`.
 
     Returns:
-        The store of the clips that could be read, and the failures of the others.
+        The store of the clips that could be read, and the failures of the others, one for each.
+        What was joined may hold a part of a clip that failed.
 
     Raises:
-        DataError: `like` was not made by `mer extract`, or no clip has one of its modalities.
+        DataError: what `like` has was not made by `mer extract`, or no clip has one of its
+            modalities.
         KeyMismatchError: an encoder is not the recipe's own.
+    """
+    groups = _groups(like, wanted)
+    kinds = dict.fromkeys(name for group in groups for name in group.infos)
+    _check_given(clips, kinds)
+    _check_spelling(clips)
+    asked = []
+    on_faces = [group for group in groups if group.on_faces] or groups
+    for group in groups:
+        given = {m: (encoders or {}).get(name) for m, name in group.names.items()}
+        options = replace(_options(group.infos, group.recipe, given), device=device)
+        places = beside if beside and group in on_faces else {}
+        asked.append(replace(options, offline=offline, **places))
+    failures: dict[str, Failure] = {}
+    stores = []
+    as_it_is = len(groups) == 1 and all(m == name for m, name in groups[0].names.items())
+    for number, (group, options) in enumerate(zip(groups, asked, strict=True)):
+        mine = _clips_for(clips, group, kinds, number)
+        place = out if as_it_is else out.with_name(f"{number}-{out.name}")
+        store, failed = _extracted(mine, like, group, place, options, progress)
+        stores.append(store)
+        for failure in failed:
+            failures.setdefault(failure.id, failure)
+    found = [failures[clip.id] for clip in clips if clip.id in failures]
+    if as_it_is:
+        return stores[0], found
+    renamed: dict[tuple[int, str], str] = {}
+    for number, group in enumerate(groups):
+        renamed |= {(number, m): name for m, name in group.names.items()}
+    # Sound and picture may come from files that do not last equally long, and one clip may have
+    # sound alone, another words alone.
+    write(plan(stores, renamed, keep_first=KEEPABLE, allow_disjoint=True).head, out)
+    return FeatureStore(out), found
+
+
+def _groups(like: dict, wanted: Collection[str] | None) -> list[Group]:
+    """What is to be extracted, together where it came from one store. Raises DataError for what
+    `mer extract` did not make.
     """
     modalities = {
         m: info for m, info in like["modalities"].items() if wanted is None or m in wanted
     }
-    recipe = {
-        name: part
-        for name, part in like["recipe"].items()
-        if name in modalities or name not in like["modalities"]
-    }
-    if not recipe:
-        raise DataError(
-            "the features this run was trained on were imported or joined, so they cannot be made "
-            "for a new clip; use `mer evaluate`"
-        )
-    _check_given(clips, modalities)
-    options = _options(modalities, recipe, encoders or {})
-    options = replace(options, device=device, offline=offline, max_failures=len(clips))
-    options = replace(options, **(beside or {}))
-    _check_spelling(clips)
+    origins = like.get("origins")
+    if origins is None:
+        recipe = {
+            name: one
+            for name, one in like["recipe"].items()
+            if name in modalities or name not in like["modalities"]
+        }
+        if not recipe:
+            raise DataError(
+                "the features this run was trained on were imported, joined with --copy, or joined "
+                "by an earlier mer, so they cannot be made for a new clip; use `mer evaluate`"
+            )
+        return [Group(recipe, modalities, {m: m for m in modalities})]
+    by_store: dict[tuple[str, int], Group] = {}
+    for name, info in modalities.items():
+        store, m, recipe = (origins[name][key] for key in ("store", "modality", "recipe"))
+        if part(recipe, m) is None:
+            raise DataError(
+                f"the run reads {name} of {shown(store, 160)}, which was imported, so that it "
+                "cannot be made for a new clip; use `mer evaluate`"
+            )
+        number = 0  # a store that was joined twice gives one modality under two names
+        while (store, number) in by_store and m in by_store[store, number].infos:
+            number += 1
+        common = {key: one for key, one in recipe.items() if key != m}
+        group = by_store.setdefault((store, number), Group(common))
+        group.recipe[m] = recipe[m]
+        group.infos[m], group.names[m] = info, name
+    return list(by_store.values())
+
+
+def _clips_for(
+    clips: Sequence[Utterance], group: Group, kinds: Collection[str], number: int
+) -> list[Utterance]:
+    """The clips that have something of a group; with the first group those that have nothing of any
+    group, which is a failure.
+    """
+    known = {modality.name: modality for modality in configured(ExtractOptions())}
+    found = []
+    for clip in clips:
+        has = [name for name in kinds if known[name].has(clip)]
+        if any(name in group.infos for name in has) or (number == 0 and not has):
+            found.append(clip)
+    return found
+
+
+def _extracted(
+    clips: Sequence[Utterance],
+    like: dict,
+    group: Group,
+    out: Path,
+    options: ExtractOptions,
+    progress: Silent | None,
+) -> tuple[FeatureStore, list[Failure]]:
+    """The store of one group. Raises KeyMismatchError when its recipe came out as another one."""
     manifest = Manifest(
         like["dataset"],
         like["task"],
@@ -79,13 +182,15 @@ def extract_clips(
         Path.cwd(),
         like["language"],
     )
+    options = replace(options, max_failures=len(clips))
     # a temporary folder of this process alone
     done = extract(manifest, out, options, where=Here(lock=False), progress=progress)
     store = FeatureStore(out)
-    if _as_asked(store.header.recipe, recipe) != recipe:
+    if _as_asked(store.header.recipe, group.recipe) != group.recipe:
         now = store.header.modalities
-        names = {m: (modalities[m]["encoder"], now[m].encoder) for m in modalities}
-        what = "; ".join(differences(recipe, store.header.recipe, names))
+        names = {m: (info["encoder"], now[m].encoder) for m, info in group.infos.items()}
+        found = "; ".join(differences(group.recipe, store.header.recipe, names))
+        what = shown(found, DIFFERENCES_CHARACTERS)
         known = ", ".join(f"--{name}-encoder" for name in MODALITIES)
         raise KeyMismatchError(
             f"not the run's own encoders ({what}); name the right ones with {known}"
@@ -178,24 +283,83 @@ def clips_of(manifest: Manifest, root: Path | None = None) -> list[Utterance]:
     return found
 
 
-def sources(features: Path) -> dict[str, str]:
-    """Where the encoders of the store `features` were when it was made; {} when it is gone or was
-    imported.
+def encoders_now(
+    like: dict, features: Path, given: Mapping[str, str], wanted: Collection[str]
+) -> dict[str, str]:
+    """Where the encoders of a run's modalities are now.
+
+    Args:
+        like: the run's `store` entry.
+        features: the store that it was trained on, which may be gone.
+        given: what the user says of audio, text or vision.
+        wanted: the modalities of the store that the run reads.
+
+    Returns:
+        By the names that they have in the store; of those that nobody knows, nothing. Of several
+        that are made by encoders for sound, say, what is given goes to those that were folders, or
+        else to the one that is just named `audio`.
+
+    Raises:
+        DataError: what is given could be for either of two.
     """
+    found = sources(features)
+    origins = like.get("origins") or {}
+    for kind, where in given.items():
+        meant = [n for n in wanted if (origins[n]["modality"] if n in origins else n) == kind]
+        if len(meant) > 1:
+            infos = {name: like["modalities"][name] for name in meant}
+            folders = [name for name, info in infos.items() if _was_folder(info)]
+            meant = folders or [name for name in meant if name == kind] or meant
+        if len(meant) > 1:
+            raise DataError(
+                f"--{kind}-encoder: the run reads {' and '.join(meant)}, and it could be for "
+                "either; put their folders back where they were, and leave it out"
+            )
+        found |= dict.fromkeys(meant, where)
+    return found
+
+
+def sources(features: Path) -> dict[str, str]:
+    """Where the encoders of the store `features` were when it was made, by modality; of a joined
+    store those of its members. What is gone or was imported is left out.
+    """
+    found: dict[str, str] = {}
     try:
-        made = FeatureStore(features, check=False).header.provenance.get("extract")
+        store = FeatureStore(features, check=False)
+        if not store.members:
+            return {m: where for m in MODALITIES if (where := _made_by(store, m))}
     except (MerError, OSError):
         return {}
-    return {m: made["options"].get(f"{m}_encoder", "") for m in MODALITIES} if made else {}
+    for number, record in enumerate(store.members):
+        try:
+            member = store.member(number)
+        except (MerError, OSError):
+            continue
+        for name, there in record.modalities.items():
+            if where := _made_by(member, there):
+                found[name] = where
+    return found
+
+
+def _made_by(store: FeatureStore, modality: str) -> str:
+    """The encoder that was asked for when a store was extracted; "": it was imported."""
+    made = store.header.provenance.get("extract")
+    options = made.get("options") if isinstance(made, dict) else None
+    where = options.get(f"{modality}_encoder") if isinstance(options, dict) else None
+    return where if isinstance(where, str) else ""
+
+
+def _was_folder(info: Mapping[str, Any]) -> bool:
+    return not (info["encoder"] or "").startswith("builtin:") and not info["revision"]
 
 
 def _source(modality: str, info: dict, given: str | None) -> str:
     """`given`, else ID@REVISION of a hub checkpoint or the name of a built-in encoder."""
     if given == "none":
         raise DataError(f"--{modality}-encoder none: the run was trained on {modality}")
-    if given or info["encoder"].startswith("builtin:"):
+    if given or (info["encoder"] or "").startswith("builtin:"):
         return given or info["encoder"]
-    if not info["revision"]:
+    if _was_folder(info):
         raise DataError(
             f"the run's {modality} encoder was the folder '{info['encoder']}'; say where it is "
             f"now with --{modality}-encoder"

@@ -16,6 +16,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media.faces import CROPS, FALLBACKS
 from mer.pipeline.runtime.limits import MEDIA_FPS
+from mer.pipeline.runtime.terminal import shown
 
 # Options that came later, as every earlier extraction had them: what a store says of its making
 # does not name them.
@@ -76,12 +77,14 @@ class ExtractOptions:
 
     def __post_init__(self):
         if self.dtype not in ("float16", "float32"):
-            raise DataError(f"--dtype '{self.dtype}' is not float16 or float32")
+            raise DataError(f"--dtype '{shown(self.dtype)}' is not float16 or float32")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
-            raise DataError(f"--precision '{self.precision}' is not one of auto, fp32, bf16, fp16")
+            raise DataError(
+                f"--precision '{shown(self.precision)}' is not one of auto, fp32, bf16, fp16"
+            )
         if self.channel not in ("auto", "centre", "mix") and not self.channel.isdecimal():
             raise DataError(
-                f"--channel '{self.channel}' is not auto, centre, mix or a number from 0"
+                f"--channel '{shown(self.channel)}' is not auto, centre, mix or a number from 0"
             )
         if self.text_windows not in ("cut", "windows"):
             raise DataError(f"--text-windows '{self.text_windows:.200}' is not cut or windows")

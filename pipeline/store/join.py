@@ -67,6 +67,7 @@ def plan(
     *,
     require_all: bool = False,
     keep_first: Sequence[str] = (),
+    allow_disjoint: bool = False,
 ) -> Plan:
     """What joining stores gives.
 
@@ -75,11 +76,12 @@ def plan(
     Task, label names, dataset and language are those of the first store that has labels.
 
     Args:
-        stores: Two or more, open. A joined one counts as its members.
+        stores: One or more, open. A joined one counts as its members.
         renamed: For the number of a store and a modality there, its name in the joined store; ""
             leaves it out.
         require_all: Refuse an utterance that one of the stores does not have.
         keep_first: Columns, of KEEPABLE, in which the first store that knows one is believed.
+        allow_disjoint: Take a store none of whose utterances is in another one.
 
     Returns:
         The head of the joined store, and how many utterances are absent where.
@@ -96,7 +98,7 @@ def plan(
                 "training and testing must agree"
             )
     names = _names(stores, renamed or {})
-    sources = _aligned(stores)
+    sources = _aligned(stores, allow_disjoint)
     notes = _absences(sources, require_all)
     columns: dict[str, list] = {"id": sources.ids}
     for name in COLUMNS.names:
@@ -217,13 +219,15 @@ def _names(
     return out
 
 
-def _aligned(stores: Sequence[FeatureStore]) -> _Sources:
-    """The utterances of all stores by id. Raises DataError for a store that shares none."""
+def _aligned(stores: Sequence[FeatureStore], allow_disjoint: bool) -> _Sources:
+    """The utterances of all stores by id. Raises DataError for a store that shares none, unless
+    that is allowed.
+    """
     listed = [store.table()["id"].to_pylist() for store in stores]
     ids = list(dict.fromkeys(name for names in listed for name in names))
     for number, names in enumerate(listed):
         others = {name for other in listed[:number] + listed[number + 1 :] for name in other}
-        if others.isdisjoint(names):
+        if not allow_disjoint and others.isdisjoint(names):
             first = next((name for name in ids if name in others), "")
             raise DataError(
                 f"{stores[number].path}: none of its {len(names):,} ids is in the other stores: it "

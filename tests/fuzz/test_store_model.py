@@ -2,7 +2,8 @@
 
 The model remembers the bytes of every file when the head was written, and the arrays that went in.
 At any time: `verify` names exactly the shards whose bytes are other ones now; opening fails exactly
-when one is missing or of another length; every utterance of a sound shard reads as written.
+when one is missing or of another length; every utterance of a sound shard reads as written, its
+layer means included.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mer.pipeline.store import FeatureStore, ShardWriter, build_index, verify_sh
 
 from tests.store.build import DIMS, arrays
 
+LAYERS = {"audio": 3}  # layer means of an utterance; the other modalities have none
 PLACE = st.integers(0, 1_000_000)  # a shard, or a byte of a file, modulo how many there are
 
 
@@ -34,6 +36,7 @@ class Store(RuleBasedStateMachine):
         # shards that the head names, and their bytes when it was written
         self.listed: dict[str, bytes] = {}
         self.data: dict[str, dict[str, dict[str, np.ndarray]]] = {}  # shard → id → arrays
+        self.means: dict[str, np.ndarray] = {}  # id → layer means of `audio`
         self.write(3)
 
     def teardown(self):
@@ -71,11 +74,19 @@ class Store(RuleBasedStateMachine):
         name = f"shard-{self.written:05d}.h5"
         made = arrays(count, seed=self.written)
         self.data[name] = {f"{self.written}.{i}": x for i, x in enumerate(made)}
-        with ShardWriter(self.path(name), DIMS) as writer:
-            for id, x in self.data[name].items():
-                writer.add(id, x)
+        random = np.random.default_rng(self.written)
+        for id in self.data[name]:
+            means = random.standard_normal((LAYERS["audio"], DIMS["audio"]))
+            self.means[id] = means.astype(np.float16)
+        self.fill(name)
         self.written += 1
         self.build([*self.listed, name])
+
+    def fill(self, name: str) -> None:
+        with ShardWriter(self.path(name), DIMS, layers=LAYERS) as writer:
+            for id, x in self.data[name].items():
+                there = {"audio": self.means[id]} if "audio" in x and x["audio"].size else {}
+                writer.add(id, x, layer_means=there)
 
     @precondition(lambda self: len(self.sound()) > 1)
     @rule(place=PLACE)
@@ -116,9 +127,7 @@ class Store(RuleBasedStateMachine):
     def repair(self, place: int) -> None:
         """The shard written again from the same arrays: the same bytes."""
         name = self.pick(place)
-        with ShardWriter(self.path(name), DIMS) as writer:
-            for id, x in self.data[name].items():
-                writer.add(id, x)
+        self.fill(name)
         assert name in self.sound()
 
     @invariant()
@@ -147,6 +156,8 @@ class Store(RuleBasedStateMachine):
                     np.testing.assert_array_equal(
                         store.features(m, row[id]), expected[m].reshape(-1, DIMS[m])
                     )
+                means = self.means[id] if expected["audio"].size else np.zeros_like(self.means[id])
+                np.testing.assert_array_equal(store.layer_means("audio", [row[id]])[0], means)
 
 
 TestStore = pytest.mark.slow(Store.TestCase)
