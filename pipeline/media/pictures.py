@@ -249,8 +249,8 @@ def _shown(film: _Film, times: list[float]) -> Iterator[Picture]:
         with _Film.opened(path) as film:
             if film.jump(times[0]):
                 frames = film.frames()
-                frame = next(frames, None)
-                if frame is not None and film.time(frame) <= times[0]:
+                time, frame = next(frames, (0.0, None))
+                if frame is not None and time <= times[0]:
                     yield from _chosen(film, frame, frames, times)
                     return
     with _Film.opened(path) as film:
@@ -259,7 +259,7 @@ def _shown(film: _Film, times: list[float]) -> Iterator[Picture]:
 
 def _from_the_first(film: _Film, times: list[float]) -> Iterator[Picture]:
     frames = film.frames()
-    frame = next(frames, None)
+    _, frame = next(frames, (0.0, None))
     if frame is None:
         raise MediaError(f"{film.path}: no picture can be decoded", Stage.DECODE)
     yield from _chosen(film, frame, frames, times)
@@ -269,8 +269,8 @@ def _chosen(film: _Film, frame: Any, frames: Iterator, times: list[float]) -> It
     """The last frame that is not after each of the times, `frame` being the first of all."""
     wanted = iter(times)
     time: float | None = next(wanted)
-    for following in frames:
-        while time is not None and film.time(following) > time + ROUNDING_SECONDS:
+    for shown, following in frames:
+        while time is not None and shown > time + ROUNDING_SECONDS:
             yield film.picture(frame, time)
             time = next(wanted, None)
         if time is None:
@@ -369,10 +369,11 @@ class _Film:
         return self._seconds(stamp, frame)
 
     def _seconds(self, stamp: int, of: Any) -> float:
-        return float(stamp * of.time_base) - self.origin
+        base = of.time_base  # integers divide to the nearest float, as their fraction would
+        return stamp * base.numerator / base.denominator - self.origin
 
-    def frames(self) -> Generator[Any, None, None]:
-        """Every frame, in order of presentation.
+    def frames(self) -> Generator[tuple[float, Any], None, None]:
+        """Every frame and its time, in order of presentation.
 
         What comes before the first key frame is left out: a file that was cut without decoding
         begins so. Raises MediaError for a packet or frame that is damaged.
@@ -400,7 +401,7 @@ class _Film:
                             f"{self.path}: damaged picture at {time:.3f} s", Stage.DECODE
                         )
                     latest = time
-                    yield frame
+                    yield time, frame
         except (av.error.FFmpegError, OSError, ValueError) as error:
             where = f"after {latest:.3f} s" if latest > -math.inf else "at its beginning"
             raise MediaError(
@@ -416,8 +417,7 @@ class _Film:
             self.container.seek(0)
         first, last = math.inf, -math.inf
         with closing(self.frames()) as frames:
-            for frame in frames:
-                time = self.time(frame)
+            for time, frame in frames:
                 first = min(first, time)
                 length = float((frame.duration or 0) * frame.time_base)
                 last = max(last, time + (length or self._usual_length))
