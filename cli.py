@@ -556,7 +556,7 @@ def find_manifest(
     from mer.pipeline.datasets import default_root, prepare
     from mer.pipeline.manifest import Manifest
 
-    asked = {name: value for name, value in generated.items() if value is not None}
+    asked: dict[str, int] = {name: n for name, n in generated.items() if n is not None}
     given = "give either --dataset NAME or --manifest FILE"
     if manifest_file is not None:
         if dataset is not None:
@@ -580,9 +580,11 @@ def find_manifest(
         if all(manifest.source.get(name) == value for name, value in asked.items()):
             note(f"manifest: {file}")
             return manifest, file
-        note(f"{file}: of another size or seed; made anew")
+        has_faces = "faces" in manifest.source
+        again = ", with drawn faces as it was" if has_faces else ""
+        note(f"{file}: of another size or seed; made anew{again}")
         kept = {name: manifest.source[name] for name in generated if name in manifest.source}
-        asked = kept | asked
+        asked = kept | asked | ({"vision": True} if has_faces else {})
     manifest, report = prepare(dataset, root, labels=labels, **asked)
     for line in report.lines():
         note(line)

@@ -203,6 +203,19 @@ def test_extract_of_the_synthetic_corpus_takes_size_and_seed(tmp_path):
         refused("extract", *words, "--size", "3", code=2, says=["--dataset synthetic"])
 
 
+def test_another_size_keeps_drawn_faces(tmp_path):
+    where = tmp_path / "data" / "synthetic" / "manifest.parquet"
+    mer("prepare", "synthetic", "--size", "12", "--vision", cwd=tmp_path)
+    asked = ("extract", "--dataset", "synthetic", *TINY, "--dry-run")
+    outcome = mer(*asked, "--vision-encoder", "builtin:tiny-vit", "--size", "16", cwd=tmp_path)
+    assert "made anew, with drawn faces as it was" in outcome.err
+    rows = Manifest.read(where).rows
+    assert len(rows) == 16 and all((where.parent / u.video).is_file() for u in rows)
+    mer("prepare", "synthetic", "--size", "12", cwd=tmp_path)
+    outcome = mer(*asked, "--size", "16", cwd=tmp_path)
+    assert "faces" not in outcome.err and not any(u.video for u in Manifest.read(where).rows)
+
+
 def test_the_same_line_goes_for_fingerprint_and_extract(tmp_path):
     line = [
         *("--dataset", "synthetic", "--size", "12", "--out", "f.h5", "--device", "cpu", *TINY),

@@ -59,10 +59,20 @@ class Scaling:
         if self.crop is not None:
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
             resized = resized[top : top + self.crop[0], left : left + self.crop[1]]
-        values = (resized.astype(np.float64) * self.factor).astype(np.float32)
-        values -= np.array(self.mean, np.float32)
-        values /= np.array(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        values = self._values()
+        found = np.empty((3, *resized.shape[:2]), np.float32)
+        for channel in range(3):
+            # nothing lies outside of 256 values, and "clip" is several times as fast as "raise"
+            np.take(values[channel], resized[..., channel], out=found[channel], mode="clip")
+        return found
+
+    def _values(self) -> np.ndarray:
+        """(3, 256): what becomes of 0 … 255 in each channel."""
+        values = (np.arange(256, dtype=np.float64) * self.factor).astype(np.float32)
+        table = np.repeat(values[:, None], 3, axis=1)
+        table -= np.array(self.mean, np.float32)
+        table /= np.array(self.std, np.float32)
+        return np.ascontiguousarray(table.T)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         if self.height:

@@ -41,6 +41,9 @@ ROUNDING_SECONDS = 1e-6
 JUMP_SECONDS = 5.0
 # Demuxers that know where their key frames are, and give every packet its time of presentation.
 INDEXED = {"mov", "matroska"}
+# Of packets that are kept from the look at their time stamps until they are decoded, so that a clip
+# is opened and read once.
+KEPT_BYTES = 32 << 20
 NO_PICTURES = np.empty((0, 0, 0, 3), np.uint8)
 
 __all__ = ["Picture", "PicturesInfo", "Wanted", "count", "load", "probe", "take"]
@@ -161,7 +164,6 @@ def load(
     end: float | None = None,
     first: int = 0,
     most: int | None = None,
-    info: PicturesInfo | None = None,
 ) -> Generator[Picture, None, None]:
     """The pictures of a file, or of a part of it, one at a time.
 
@@ -172,7 +174,6 @@ def load(
         end: As for `probe`.
         first: The first moment that is wanted, from 0.
         most: How many are wanted; None: all.
-        info: What `probe` has told of that part; None: it is asked.
 
     Yields:
         The pictures in order: as many as `probe` says.
@@ -181,14 +182,22 @@ def load(
         MediaError: As for `probe`; and a picture that is wanted, or one that it is made from,
             cannot be decoded.
     """
-    path = Path(path)
-    info = info or probe(path, fps=fps, start=start, end=end)
+    wanted = Wanted(fps, first, most)
+    with _Film.opened(Path(path)) as film:
+        info = _probe(film, fps, start, end)
+        yield from _shown(film, _times(film.path, info, wanted, start, end))
+
+
+def _times(
+    path: Path, info: PicturesInfo, wanted: Wanted, start: float | None, end: float | None
+) -> list[float]:
+    """The moments that are wanted, in seconds on the file's time line."""
+    if not info.count:
+        return []
     begin, behind, _ = span_of(path, start, end)
     seconds = min(info.end, math.inf if behind is None else behind) - begin
-    times = moments(begin, seconds, fps, info.count) if info.count else []
-    times = times[first : None if most is None else first + most]
-    if times:
-        yield from _shown(path, times)
+    times = moments(begin, seconds, wanted.fps, info.count)
+    return times[wanted.first : None if wanted.most is None else wanted.first + wanted.most]
 
 
 def take(
@@ -209,20 +218,11 @@ def take(
         MediaError: As for `load` and `faces.cut`; or they come out in several sizes.
     """
     path = Path(path)
-    info = probe(path, fps=wanted.fps, start=start, end=end)
-    flags = flags_of(info, start, end, wanted.fps)
     found: list[np.ndarray] = []
-    pictures = load(
-        path,
-        fps=wanted.fps,
-        start=start,
-        end=end,
-        first=wanted.first,
-        most=wanted.most,
-        info=info,
-    )
-    with closing(pictures):
-        for picture in pictures:
+    with _Film.opened(path) as film:
+        info = _probe(film, wanted.fps, start, end)
+        flags = flags_of(info, start, end, wanted.fps)
+        for picture in _shown(film, _times(path, info, wanted, start, end)):
             pixels, is_there = cut(path, picture.pixels, picture.time, wanted.crop)
             if not is_there and "no_face" not in flags:
                 flags.append("no_face")
@@ -232,32 +232,45 @@ def take(
     return np.stack(found) if found else NO_PICTURES, info.count, tuple(flags)
 
 
-def _shown(path: Path, times: list[float]) -> Iterator[Picture]:
-    """What is shown at each of the times, which ascend: after a jump to the key frame before them,
-    where the file can be trusted to have found it.
+def _shown(film: _Film, times: list[float]) -> Iterator[Picture]:
+    """What is shown at each of the times, which ascend, of a film that has been probed: from the
+    packets that are at hand; or after a jump to the key frame before them, where the file can be
+    trusted to have found it; else from the beginning of the file.
     """
-    if times[0] > JUMP_SECONDS:
+    if not times:
+        return
+    is_far = times[0] > JUMP_SECONDS
+    if film.packets is not None and not is_far:
+        yield from _from_the_first(film, times)
+        return
+    path = film.path
+    film.close()
+    if is_far:
         with _Film.opened(path) as film:
             if film.jump(times[0]):
                 frames = film.frames()
-                frame = next(frames, None)
-                if frame is not None and film.time(frame) <= times[0]:
+                time, frame = next(frames, (0.0, None))
+                if frame is not None and time <= times[0]:
                     yield from _chosen(film, frame, frames, times)
                     return
     with _Film.opened(path) as film:
-        frames = film.frames()
-        frame = next(frames, None)
-        if frame is None:
-            raise MediaError(f"{path}: no picture can be decoded", Stage.DECODE)
-        yield from _chosen(film, frame, frames, times)
+        yield from _from_the_first(film, times)
+
+
+def _from_the_first(film: _Film, times: list[float]) -> Iterator[Picture]:
+    frames = film.frames()
+    _, frame = next(frames, (0.0, None))
+    if frame is None:
+        raise MediaError(f"{film.path}: no picture can be decoded", Stage.DECODE)
+    yield from _chosen(film, frame, frames, times)
 
 
 def _chosen(film: _Film, frame: Any, frames: Iterator, times: list[float]) -> Iterator[Picture]:
     """The last frame that is not after each of the times, `frame` being the first of all."""
     wanted = iter(times)
     time: float | None = next(wanted)
-    for following in frames:
-        while time is not None and film.time(following) > time + ROUNDING_SECONDS:
+    for shown, following in frames:
+        while time is not None and shown > time + ROUNDING_SECONDS:
             yield film.picture(frame, time)
             time = next(wanted, None)
         if time is None:
@@ -272,7 +285,8 @@ def _chosen(film: _Film, frame: Any, frames: Iterator, times: list[float]) -> It
 class _Film:
     """A file that is open, and its picture; `stream` is None where it has none.
 
-    A context manager: leaving it closes the file.
+    A context manager: leaving it closes the file. `packets` holds those of the picture once
+    `extent` has read them, unless there are too many.
     """
 
     path: Path
@@ -280,6 +294,7 @@ class _Film:
     stream: Any = None
     origin: float = 0.0  # of the time line, on the container's clock in seconds
     last: tuple[Any, np.ndarray] | None = None  # the frame that was made into a picture, and that
+    packets: list[Any] | None = None
 
     @classmethod
     def opened(cls, path: Path) -> _Film:
@@ -320,8 +335,14 @@ class _Film:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Also where it is closed already."""
+        self.packets = None
         if self.container is not None:
             self.container.close()
+            self.container = None
 
     def jump(self, time: float) -> bool:
         """Go to the key frame at or before `time`; whether that can be relied on here."""
@@ -348,10 +369,11 @@ class _Film:
         return self._seconds(stamp, frame)
 
     def _seconds(self, stamp: int, of: Any) -> float:
-        return float(stamp * of.time_base) - self.origin
+        base = of.time_base  # integers divide to the nearest float, as their fraction would
+        return stamp * base.numerator / base.denominator - self.origin
 
-    def frames(self) -> Generator[Any, None, None]:
-        """Every frame, in order of presentation.
+    def frames(self) -> Generator[tuple[float, Any], None, None]:
+        """Every frame and its time, in order of presentation.
 
         What comes before the first key frame is left out: a file that was cut without decoding
         begins so. Raises MediaError for a packet or frame that is damaged.
@@ -360,7 +382,7 @@ class _Film:
 
         key, latest = math.inf, -math.inf  # times of the first key frame, and of the last frame
         try:
-            for packet in packets_of(self.container, self.stream):
+            for packet in self.packets or packets_of(self.container, self.stream):
                 if packet.is_keyframe and key == math.inf:
                     at = packet.pts if packet.pts is not None else packet.dts
                     key = -math.inf if at is None else self._seconds(at, packet)
@@ -379,7 +401,7 @@ class _Film:
                             f"{self.path}: damaged picture at {time:.3f} s", Stage.DECODE
                         )
                     latest = time
-                    yield frame
+                    yield time, frame
         except (av.error.FFmpegError, OSError, ValueError) as error:
             where = f"after {latest:.3f} s" if latest > -math.inf else "at its beginning"
             raise MediaError(
@@ -395,8 +417,7 @@ class _Film:
             self.container.seek(0)
         first, last = math.inf, -math.inf
         with closing(self.frames()) as frames:
-            for frame in frames:
-                time = self.time(frame)
+            for time, frame in frames:
                 first = min(first, time)
                 length = float((frame.duration or 0) * frame.time_base)
                 last = max(last, time + (length or self._usual_length))
@@ -409,8 +430,13 @@ class _Film:
         import av
 
         first, last = math.inf, -math.inf
+        kept: list[Any] = []
+        size = 0
         try:
             for packet in packets_of(self.container, self.stream):
+                size += packet.size
+                if size <= KEPT_BYTES:
+                    kept.append(packet)
                 if packet.size == 0 or packet.is_discard:
                     continue
                 if packet.pts is None:
@@ -423,7 +449,10 @@ class _Film:
             raise MediaError(
                 f"{self.path}: cannot be read ({one_line(error)})", Stage.DECODE
             ) from None
-        return None if first == math.inf else (first, last)
+        if first == math.inf:
+            return None
+        self.packets = kept if size <= KEPT_BYTES else None
+        return first, last
 
     @property
     def _usual_length(self) -> float:

@@ -157,21 +157,33 @@ def test_emotions_look_different_and_a_film_is_lossless(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_an_untrained_encoder_tells_faces_across_speakers(tmp_path):
-    """What the face shows, from the mean of a random ViT's vectors, on other speakers."""
+    """What the face shows, from the mean of a random ViT's vectors, on other speakers: 80 % right
+    of 100 with this seed and 87 % with the next, where the most frequent face is a third. With the
+    faces of the training rows shuffled the same probe finds nothing.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     from tests.encoders.test_vision import load
 
-    manifest, _ = prepare("synthetic", tmp_path, size=400, vision=True)
+    manifest, _ = prepare("synthetic", tmp_path, size=240, seed=0, vision=True)
     encoder = load("builtin:tiny-vit")
     vectors = []
     for u in manifest.rows:
         seen = [encoder.processor(one.pixels) for one in pictures.load(tmp_path / u.video, fps=2.0)]
         vectors.append(encoder.encode([np.stack(seen)])[0].frames.mean(0))
-    shows = np.array([u.tags[-1] for u in manifest.rows])
-    train, dev = (np.array([u.split == split for u in manifest.rows]) for split in ("train", "dev"))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     features = np.stack(vectors)
-    assert probe.fit(features[train], shows[train]).score(features[dev], shows[dev]) >= 0.6
+    shows = np.array([u.tags[-1] for u in manifest.rows])
+    speakers = np.array([u.speaker for u in manifest.rows])
+    train = np.array([u.split == "train" for u in manifest.rows])
+    assert not set(speakers[train]) & set(speakers[~train])
+
+    def right(faces: np.ndarray) -> float:
+        """The share of the other speakers' faces that a probe fitted on `faces` tells."""
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        return probe.fit(features[train], faces).score(features[~train], shows[~train])
+
+    assert right(shows[train]) >= 0.65
+    dice = np.random.default_rng(0)
+    assert np.mean([right(dice.permutation(shows[train])) for _ in range(5)]) <= 0.4

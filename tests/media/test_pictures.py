@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mer.pipeline.media import pictures
+from mer.pipeline.media import pictures, readers
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
 
@@ -84,6 +84,32 @@ def test_a_part_has_the_pictures_of_the_whole(tmp_path):
         later = list(pictures.load(path, fps=FPS, start=start, end=start + 1.1, first=2, most=1))
         assert [picture.time for picture in later] == [found[2].time]
         assert np.array_equal(later[0].pixels, found[2].pixels)
+
+
+@pytest.mark.parametrize("name", films.ODD)
+def test_packets_that_were_kept_give_what_a_file_read_twice_does(name, tmp_path, monkeypatch):
+    suffix, make = films.ODD[name]
+    path = make(tmp_path / f"film.{suffix}")
+    kept = list(pictures.load(path, fps=30.0))
+    monkeypatch.setattr(pictures, "KEPT_BYTES", 0)
+    again = list(pictures.load(path, fps=30.0))
+    assert [one.shown for one in kept] == [one.shown for one in again]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(kept, again, strict=True))
+
+
+def test_a_clip_is_opened_once_and_closed(tmp_path, monkeypatch):
+    path = films.plain(tmp_path / "film.mp4")
+    opened = []
+
+    def counted(*args):
+        opened.append(readers.open_container(*args))
+        return opened[-1]
+
+    monkeypatch.setattr(pictures, "open_container", counted)
+    found, total, flags = pictures.take(path, pictures.Wanted(FPS), start=None, end=None)
+    assert len(found) == total > 1 and flags == () and len(opened) == 1
+    with pytest.raises(AssertionError, match="not open"):
+        next(opened[0].demux(video=0))
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
