@@ -321,9 +321,9 @@ def _check_span(where: str, id: str, name: str, start: float | None, end: float 
                 "is none"
             )
     if end is not None and end <= (start or 0.0):
-        of = "its video " if name != "start" else ""
+        what = "ends" if name == "start" else "has a video that ends"
         raise DataError(
-            f"{where}: {shown(id)}: {of}ends at {end:g} s, not after its start at {start or 0:g} s"
+            f"{where}: {shown(id)} {what} at {end:g} s, not after its start at {start or 0:g} s"
         )
 
 

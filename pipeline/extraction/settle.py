@@ -252,7 +252,7 @@ def new_settings(request: Request, company: Company, found: Found, prepared: Pre
             if names != request.modalities:
                 holds[reused[row].shard] = list(names)
     device = next(iter(prepared.encoders.values())).device.type
-    modalities = configured(options)
+    modalities = [modality for modality in configured(options) if modality.wanted]
     return Settings(
         fingerprint=request.keys.fingerprint,
         budgets=fixed_budgets(modalities, device),

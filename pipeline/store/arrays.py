@@ -110,8 +110,7 @@ def _write_array(
 
 
 REMEDY = {
-    "store": "if mer made it, make it again with --force, which keeps sound shards; if not, name "
-    "another file",
+    "store": "make it again with --force, which keeps sound shards, or name another file",
     "shard": "run `mer verify --repair` on its store",
 }
 

@@ -86,7 +86,7 @@ def test_an_old_manifest_is_to_be_prepared_again(tmp_path, name):
         "m",
         "single",
         ("l", "k"),
-        (Utterance("1", "a.wav", "x", "", "l", None, "s", "d", "e"),),
+        (Utterance("1", "a.wav", "x", "", "l", None, "s", "d", "e", video="f.mp4"),),
         tmp_path,
     )
     manifest.write(tmp_path / "m.parquet")

@@ -221,9 +221,9 @@ def test_a_list_of_labels_is_several_only_where_several_are_meant(tmp_path):
     "values", [*NO_TEXT[:4], pa.array([math.nan])], ids=lambda values: str(values.type)[:20]
 )
 def test_a_manifest_of_other_types_is_refused(tmp_path, name, values):
-    Manifest("m", "single", ("a",), (Utterance("1", label="a"),), tmp_path).write(
-        tmp_path / "m.parquet"
-    )
+    # the columns of films are there only where a row names one
+    row = Utterance("1", label="a", video="f.mp4", video_start=0.0, video_end=1.0)
+    Manifest("m", "single", ("a",), (row,), tmp_path).write(tmp_path / "m.parquet")
     table = pq.read_table(tmp_path / "m.parquet")
     pq.write_table(
         table.set_column(table.column_names.index(name), name, values), tmp_path / "m.parquet"

@@ -118,7 +118,10 @@ def test_prepare(tmp_path):
 def test_errors(arguments):
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code not in (0, 130) and "internal" not in done.output
-    assert harmless(done.output) and len(done.output.splitlines()) == 1, done.output
+    # mistakes that do not depend on each other are told together, a line each
+    lines = done.output.splitlines()
+    assert harmless(done.output) and lines, done.output
+    assert all(line.startswith("mer: ") for line in lines), done.output
 
 
 def test_notes_of_long_work(capsys):

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.audio import Audio
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction.fingerprint import Chosen, make_recipe
@@ -79,7 +80,8 @@ def test_a_file_of_one_track(tmp_path):
 
 def test_the_option_is_in_the_recipe_only_where_it_was_asked_for():
     class Point:
-        hash = "x"
+        hash, name = "x", "x"
+        config, processor = tiny.config("audio", "builtin:tiny-wav2vec2"), tiny.PROCESSOR
 
     plain, asked = (
         make_recipe(options, [Chosen(Audio.of(options), Point())])

@@ -45,7 +45,7 @@ def test_a_table_may_name_films(tmp_path):
         ("1,../a.mp4,,", "has video '../a.mp4', which is not a file within"),
         ("1,a,soon,", "has video_start 'soon', expected a number"),
         ("1,,1,", "and no video"),
-        ("1,a,2,1", "its video ends at 1 s"),
+        ("1,a,2,1", "has a video that ends at 1 s"),
     ],
 )
 def test_films_that_cannot_be(tmp_path, line, said):

@@ -155,7 +155,7 @@ def test_without_one_a_manifest_is_as_it_was_before_there_were_any(tmp_path):
     [
         ({"video": ""}, "no file can be called"),
         ({"video_start": 1.0}, "without a video"),
-        ({"video": "a.avi", "video_start": 2.0, "video_end": 1.0}, "its video ends at 1 s"),
+        ({"video": "a.avi", "video_start": 2.0, "video_end": 1.0}, "has a video that ends at 1 s"),
         ({"video": "a.avi", "video_start": -1.0}, "video_start -1, expected seconds"),
     ],
 )

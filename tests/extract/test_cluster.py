@@ -72,9 +72,9 @@ def test_a_share_counts_its_own_parts_and_leaves_failures_to_the_last(fresh):
     totals = []
 
     class Counting(Silent):
-        def task(self, what, total, unit):
+        def task(self, what, total, unit, **how):
             totals.append((what, total))
-            return super().task(what, total, unit)
+            return super().task(what, total, unit, **how)
 
     done = call(folder, share=(1, 2), progress=Counting())
     assert (

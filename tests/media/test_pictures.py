@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mer.pipeline.errors import DataError
+from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.media import pictures, readers
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
+from mer.pipeline.runtime.limits import MEDIA_FPS
 
 from tests.media import films
 
@@ -206,6 +210,12 @@ def test_other_files_and_spans(tmp_path):
     assert refused(tmp_path / "none.mp4").stage == Stage.OPEN
     film = films.plain(tmp_path / "film.mp4")
     assert refused(film, start=1.0, end=1.0).stage == Stage.TIMES
+
+
+@pytest.mark.parametrize("fps", [0, -1, math.nan, MEDIA_FPS * 1.01])
+def test_rates_out_of_bounds_are_refused(fps):
+    with pytest.raises(DataError, match="--vision-fps .* is not above 0 and at most 1000"):
+        ExtractOptions(vision_encoder="builtin:tiny-vit", vision_fps=fps)
 
 
 def test_pictures_beyond_the_budget_are_refused(tmp_path, monkeypatch):
