@@ -2,7 +2,8 @@
 
 `python -m tests.bench synthetic --out DIR [--seed N] [--models drkf,concat,...]` extracts the
 corpus of generator seed N into DIR, trains each model with its own preset and 5 seeds as `mer train
---model M --seeds 5` does, and compares each with the better single modality (the one with the
+--model M --seeds 5 --set data.layers=stored` does (untrained encoders have no layer that is better
+than another), and compares each with the better single modality (the one with the
 higher dev UA) on the same test rows. What is in DIR already is not made again.
 """
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
         for model in (*SINGLE, *args.models.split(",")):
             runs[model] = experiment.train(
                 store,
-                config.load(model=model),
+                config.load(model=model, sets=["data.layers=stored"]),
                 args.out / "runs" / model,
                 seeds=5,
                 note=lambda line: None,
