@@ -884,11 +884,14 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         note(f"{found.path}: {found.reason}")
     if damaged and opened.members:
         heads = dict.fromkeys(found.store for found in damaged if found.store != str(store))
-        remedies = [f"run `mer verify --repair {head}`" for head in heads]
+        remedies = [_mends(Path(head)) for head in heads]
         if any(found.store == str(store) for found in damaged):
-            remedies.append("put back what is missing or changed, or join again with --force")
+            remedies.append(
+                "put back what is missing or changed (if it moved, join again with --force, "
+                "naming where it is now)"
+            )
         raise StoreError(
-            f"{store}: joined, and {len(damaged)} files of its members cannot be used; "
+            f"{store}: joined, and {plural(len(damaged), 'file')} of its members cannot be used; "
             f"{'; '.join(remedies)}"
         )
     if damaged and repair:
@@ -927,10 +930,31 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         )
 
 
+def _mends(head: Path) -> str:
+    """What mends a damaged member of a joined store."""
+    from mer.pipeline.store import FeatureStore
+
+    header = FeatureStore(head, check=False).header
+    if _repairable(header):
+        return f"run `mer verify --repair {head}`"
+    return f"{head} was {_made_again(header.provenance)}"
+
+
+def _repairable(header) -> bool:
+    """Whether a store says how its features were made, and from which manifest."""
+    made = header.provenance.get("extract")
+    return bool(header.recipe and isinstance(made, dict) and made.get("manifest"))
+
+
 def _made_again(provenance: dict) -> str:
     """How a store that was not extracted was made, and is made again."""
-    copied = provenance.get("imported") == "join"
-    return "joined with --copy: join again with --force" if copied else "imported: import it again"
+    if provenance.get("imported") == "join":
+        return "joined with --copy: join again with --force"
+    if "imported" in provenance:
+        return "imported: import it again"
+    if "extract" in provenance:
+        return "exported: export it again"
+    return "written by another program than `mer extract`: write it again with that"
 
 
 @main.command()
@@ -1171,13 +1195,18 @@ def layers(store, modalities, folds, out, as_json):
     for line in notes:
         note(line)
     if as_json:
-        say_json({curve.name: tree(curve) | {"extract": curve.settings} for curve in curves})
+        say_json({curve.name: _layers_told(tree(curve), curve) for curve in curves})
     for curve in () if as_json else curves:
         for line in probes.lines(curve, probes.option_of(curve.name)):
             say(line)
     if out is not None:
         probes.write(curves, out)
         note(f"wrote {out}")
+
+
+def _layers_told(told: dict, curve) -> dict:
+    """A curve of `mer layers` as JSON, with what follows from it."""
+    return told | {"extract": curve.settings, "doubt": curve.doubt}
 
 
 def the_store(argument: Path | None, option: Path | None) -> Path:
@@ -1381,7 +1410,10 @@ def report(runs, out):
     checks = Together()
     opened = [checks.of(partial(Run.open, run)) for run in runs]
     checks.settle()
-    write_text(out, report.page(opened, progress=choose()))
+    told, left_out = report.evaluated(opened)
+    for line in left_out:
+        note(line)
+    write_text(out, report.page(told, progress=choose()))
     say(out)
 
 

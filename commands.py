@@ -162,6 +162,10 @@ def _message(error: click.ClickException) -> str:
         if isinstance(error.param.type, click.Choice) and found:
             guess = _sentence(did_you_mean(found[1], error.param.type.choices))
             return f"{error.format_message()} {guess}".rstrip()
+    if isinstance(error, click.exceptions.NoSuchCommand):
+        begin = [name for name in error.possibilities or () if name.startswith(error.command_name)]
+        if len(begin) == 1:
+            return f"{error.message} Did you mean '{begin[0]}'?"
     if isinstance(error, click.exceptions.NoSuchCommand) and not error.possibilities:
         known = getattr(error.ctx and error.ctx.command, "commands", {})
         return f"{error.message} {_sentence(did_you_mean(error.command_name, known))}".rstrip()

@@ -316,7 +316,7 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
     if bare:
         raise KeyMismatchError(
             f"{store.path}: has no layer means of {', '.join(bare)}, which {run.path} mixes; "
-            "extract it with --layer-means"
+            "extract it again with --layer-means --force"
         )
     joined = then.origins is not None or now.origins is not None
     differs = configs.differences(_kind_of(then, used, joined), _kind_of(now, used, joined))

@@ -78,6 +78,7 @@ def layers_of(
     if config.layers == "mix" and not there:
         what = "layer means" if summary else "layers side by side"
         remedy = "--layer-means" if summary else "--audio-layer stack:A-B (or --text-layer)"
+        remedy += " --force"
         raise DataError(
             f"data.layers = mix: {store.path} has no {what} of what this model reads; extract "
             f"again with {remedy}, or leave data.layers out"

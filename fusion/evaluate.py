@@ -53,6 +53,7 @@ from mer.fusion.records import (
 from mer.fusion.train import measures_of
 from mer.fusion.typed import convert
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.columnar import read_small
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
 from mer.pipeline.runtime.progress import SILENT, Advance, Silent
 from mer.pipeline.runtime.terms import SPLITS
@@ -266,7 +267,7 @@ def _predicted(run: Run, raw: bytes) -> Predicted:
         raise ValueError(f"{METRICS} is missing")
     if figures.predictions_sha256 not in (None, hashlib.sha256(raw).hexdigest()):
         raise ValueError(f"{METRICS} is of other predictions")
-    table = pq.read_table(io.BytesIO(raw))
+    table = read_small(io.BytesIO(raw))
     wanted = {"id", "pred", *UNITS, "label" if spec.task == "single" else "targets"}
     if missing := wanted - set(table.column_names):
         raise ValueError(f"no column {min(missing)}")

@@ -26,7 +26,7 @@ from mer.fusion.losses.supervised import task_loss
 from mer.fusion.train import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
-from mer.pipeline.runtime.terminal import escape, shown
+from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 from mer.pipeline.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ STRENGTHS = (1.0, 0.1, 0.01)
 STEPS = 40  # of L-BFGS for each strength, which begins where the stronger one ended
 RESAMPLES = 500
 FORMS = (".png", ".svg", ".html")
+FEW_ROWS = 50  # of dev: the interval of a figure in the middle is then wider than 25 points
+BAR_CHARACTERS = 30  # of the largest figure
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,16 @@ class Curve:
         """What to extract: the best layer, and the mean of those around it if there are some."""
         mean = (f"mean:{self.first}-{self.last}",) if self.last > self.first else ()
         return (str(self.best), *mean)
+
+    @property
+    def doubt(self) -> str:
+        """Why the figures do not tell which layer is the best; "" where they may."""
+        if self.dev < FEW_ROWS:
+            return f"too few rows to tell: {plural(self.dev, 'dev row')}"
+        lows, highs = zip(*(one.interval for one in self.layers), strict=True)
+        if max(lows) <= min(highs):
+            return "too few rows to tell: the intervals of all layers overlap"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -131,14 +143,15 @@ def _named(store: FeatureStore, wanted: Sequence[str]) -> list[str]:
     there = [name for name, info in stored.items() if info.layers > 1]
     odd = next((name for name in wanted if name not in there), None)
     if odd is not None and odd not in stored:
+        guess = did_you_mean(odd, stored)
         raise DataError(
-            f"--modality {shown(odd, 60)}: the store has {shown(', '.join(stored), 99)}"
+            f"--modality {shown(odd, 60)}: the store has {shown(', '.join(stored), 99)}{guess}"
         )
     if odd is not None or not there:
         what = odd or "its features"
         raise DataError(
             f"{store.path}: has no layer means of {what}; extract it again with --layer-means "
-            "(imported features and single-layer encoders have none)"
+            "--force (imported features and single-layer encoders have none)"
         )
     return list(dict.fromkeys(wanted)) or there
 
@@ -295,14 +308,13 @@ def lines(curve: Curve, option: str) -> list[str]:
     made = [
         f"{curve.name}: dev {title} of a linear probe on the utterance means of each layer "
         f"({curve.train:,} train, {curve.dev:,} dev; 95 % interval over {curve.groups} "
-        f"{curve.unit}s)"
+        f"{curve.unit}s; bars begin at 0)"
     ]
     if curve.absent:
         made.append(f"  {curve.absent:,} utterances have no {curve.name} and are left out")
-    values = np.array([layer.figure for layer in curve.layers])
-    low, spread = values.min(), np.ptp(values) or 1.0
+    highest = max(one.figure for one in curve.layers) or 1.0
     for one in curve.layers:
-        bar = "#" * (1 + round(29 * (one.figure - low) / spread))
+        bar = "#" * round(BAR_CHARACTERS * one.figure / highest)
         bounds = " … ".join(number(curve.metric, bound) for bound in one.interval)
         mark = " <" if one.layer == curve.best else ""
         value = number(curve.metric, one.figure)
@@ -310,7 +322,7 @@ def lines(curve: Curve, option: str) -> list[str]:
     said = f"  best: {option} {curve.settings[0]}"
     if len(curve.settings) > 1:
         said += f"; within the noise of it: {option} {curve.settings[1]}"
-    return [*made, said]
+    return [*made, said, *([f"  {curve.doubt}"] if curve.doubt else [])]
 
 
 def option_of(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from mer.fusion import evaluate, metrics
 from mer.fusion import figures as pictures
 from mer.fusion.checkpoint import AGAIN, CONFIG, Run
-from mer.fusion.files import read_text
+from mer.fusion.files import METRICS, read_text
 from mer.fusion.metrics import HEADLINE, TITLES
 from mer.fusion.records import (
     Bootstrap,
@@ -30,6 +30,8 @@ from mer.fusion.tables import Table, glossary, number, plain
 from mer.pipeline.errors import DataError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
+
+NAMED_RUNS = 3  # of those that a report leaves out
 
 # ---- Figures as tables
 
@@ -372,6 +374,35 @@ def page(runs: Sequence[Run], *, progress: Silent = SILENT) -> str:
         f"report</title><style>{STYLE}</style>\n"
     )
     return escape(head + "\n".join(body) + "\n</html>\n", breaks=True)
+
+
+def evaluated(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs that a page can be made of, and lines that say how many are left out.
+
+    Args:
+        runs: Opened runs.
+
+    Returns:
+        Those that are finished and have test figures; all of them where none has, so that `page`
+        says of each what it lacks. And a line for each reason that leaves runs out.
+    """
+    told = []
+    left: dict[str, list[str]] = {}
+    for run in runs:
+        if not (run.finished and all(child.finished for child in run.children)):
+            left.setdefault("not finished training", []).append(run.path.name)
+        elif not (run.path / METRICS).exists():
+            left.setdefault("no test figures; `mer evaluate` makes them", []).append(run.path.name)
+        else:
+            told.append(run)
+    if not told:
+        return list(runs), []
+    lines = []
+    for why, names in left.items():
+        more = f" and {len(names) - NAMED_RUNS} more" if len(names) > NAMED_RUNS else ""
+        first = ", ".join(shown(name, 40) for name in names[:NAMED_RUNS])
+        lines.append(f"{plural(len(names), 'run')} left out, {why}: {first}{more}")
+    return told, lines
 
 
 def _figures_of(run: Run) -> SingleMetrics | GroupMetrics:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import shown
 
-EXPECTED = "expected last, N, mean:A-B or stack:A-B:S"
+EXPECTED = "expected last, N, mean:A-B or stack:A-B[:S]"
 # `last` stands for the number of blocks; at most four digits, and no sign
 SETTING = re.compile(
     r"(?:(?P<form>mean|stack):(?P<first>\d{1,4})-)?(?P<last>\d{1,4}|last)(?::(?P<step>\d{1,4}))?",
@@ -82,7 +82,12 @@ def parse_layers(text: str, count: int, option: str = "--audio-layer") -> LayerC
     step = int(match["step"] or 1)
     if not step:
         raise DataError(f"{option} {text}: every 0th layer is none; {EXPECTED}")
-    if not first <= last <= count:
+    if first > last:
+        raise DataError(
+            f"{option} {text}: the first layer, {first}, is above the last, {last}; {EXPECTED} "
+            "with A up to B"
+        )
+    if last > count:
         raise DataError(f"{option} {text}: this encoder has layers 0 to {count}")
     layers = tuple(range(first, last + 1, step))
     if layers == (count,):

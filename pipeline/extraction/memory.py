@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from mer.pipeline.media.containers import DECODER
 from mer.pipeline.media.stages import STAGES, Problem, Stage
 from mer.pipeline.media.workers import identity
+from mer.pipeline.runtime.columnar import read_small
 from mer.pipeline.runtime.files import publishing, sha256_file, sweep
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
@@ -59,16 +60,27 @@ class FileMemory:
     def _read(self, path: Path) -> None:
         try:
             with path.open("rb") as file:
-                metadata = pq.read_schema(file).metadata or {}
-                file.seek(0)
-                table = pq.read_table(file, schema=self.SCHEMA, page_checksum_verification=True)
+                stored = read_small(file, page_checksum_verification=True)
+            table = self._fitted(stored)
         except (pa.ArrowException, OSError, ValueError):
             return  # damaged or of another version: start afresh
+        metadata = stored.schema.metadata or {}
         if metadata.get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
             return
         same_decoder = metadata.get(b"decoder") == str(DECODER).encode()
         for row in table.to_pylist():
             self._take(row, same_decoder=same_decoder)
+
+    def _fitted(self, stored: pa.Table) -> pa.Table:
+        """The columns that are known, empty where another version had none. Raises
+        ArrowException.
+        """
+        columns = []
+        for field in self.SCHEMA:
+            at = stored.schema.get_field_index(field.name)
+            there = stored.column(at).cast(field.type) if at >= 0 else None
+            columns.append(pa.nulls(len(stored), field.type) if there is None else there)
+        return pa.table(columns, schema=self.SCHEMA)
 
     def _take(self, row: dict, *, same_decoder: bool) -> None:
         if row["path"] is not None:

@@ -176,7 +176,8 @@ def _self_test_line(modality: str, test: dict) -> str:
     if "window_distance" in test:
         half += f", frames {test['window_distance']:.1%} from the encoder's full window (median)"
     return (
-        f"self-test {modality}: batch against single {test['absolute']:.1e}{half} "
+        f"self-test {modality}: batch against single {test['relative']:.1e} of the largest "
+        f"feature{half} "
         f"({test['items']} items, {test['precision']})"
     )
 

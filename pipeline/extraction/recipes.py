@@ -24,8 +24,8 @@ def differences(old: dict, new: dict, names: Mapping[str, tuple[str, str]]) -> l
     for name in _modalities(old, new):
         was, now = part(old, name), part(new, name)
         if (was is None) != (now is None):
-            there, here = ("yes" if one else "no" for one in (was, now))
-            found.append(f"{name} features: {there} there, {here} now")
+            said = "not there, asked for now" if was is None else "there, not asked for now"
+            found.append(f"{name} features: {said}")
         elif was and now:
             found += _differences_within(name, was, now, names.get(name, ("", "")))
     found += _layer_means(old, new)

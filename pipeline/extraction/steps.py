@@ -114,9 +114,10 @@ def extract(
             "the store"
         )
     if found.adding and found.head is not None:
+        held = found.head.header.modalities
         company.progress.note(
-            f"adding {' and '.join(found.adding)} to {place.out}; "
-            f"{' and '.join(found.head.header.modalities)} of it is taken over where unchanged"
+            f"adding {' and '.join(found.adding)} to {place.out}; {' and '.join(held)} of it "
+            f"{'is' if len(held) == 1 else 'are'} taken over where unchanged"
         )
     untidy = not isinstance(where, Share) and left_untidy(request)
     if found.complete and not distrust and (dry_run or not (found.labels_changed or untidy)):

@@ -10,6 +10,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -93,7 +94,7 @@ def holds(kind: pa.DataType, *tests) -> bool:
 
 def open_parquet(file, path: Path) -> pq.ParquetFile:
     """Raises what pyarrow raises on damage, and DataError beyond the bounds."""
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, pre_buffer=False)  # see `read_small`
     found = parquet.metadata
     if found.num_columns > TABLE_COLUMNS:
         raise DataError(
@@ -106,6 +107,26 @@ def open_parquet(file, path: Path) -> pq.ParquetFile:
             "corpora"
         )
     return parquet
+
+
+def read_small(file: BinaryIO, **form) -> pa.Table:
+    """A Parquet file that mer itself has written, whole, read by the calling thread alone.
+
+    `pyarrow.parquet.read_table` reads ahead in threads of Arrow's, which call back into Python
+    for a Python file. One that does so while the interpreter ends takes the process with it
+    ("terminate called without an active exception"), after everything was done.
+
+    Args:
+        file: Open to read in binary.
+        form: What `pyarrow.parquet.ParquetFile` takes besides.
+
+    Returns:
+        The table, as stored.
+
+    Raises:
+        ArrowException, OSError, ValueError: The file is damaged.
+    """
+    return pq.ParquetFile(file, pre_buffer=False, **form).read(use_threads=False)
 
 
 def read_columns(parquet: pq.ParquetFile, path: Path, wanted: Iterable[str]) -> pa.Table:
@@ -194,7 +215,7 @@ def open_by_dictionary(file, path: Path) -> pq.ParquetFile:
     """The file opened so that every column of text is read as a dictionary and its indices."""
     parquet = open_parquet(file, path)
     texts = [field.name for field in parquet.schema_arrow if holds(field.type, *TEXTS)]
-    return pq.ParquetFile(file, read_dictionary=texts)
+    return pq.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
 
 
 def to_list(column: pa.ChunkedArray) -> list:

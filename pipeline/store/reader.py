@@ -362,9 +362,13 @@ class FeatureStore:
         damaged = damages(self)
         if damaged:
             more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
-            # What is wrong with a member as such says itself what helps.
+            # What is wrong with a member as such says itself what helps; of its shards the command
+            # says it.
             itself = self.members and damaged[0].store == str(self.path)
-            remedy = "" if itself else f"; run `mer verify --repair {damaged[0].store}`"
+            verify = (
+                f"mer verify {self.path}" if self.members else f"mer verify --repair {self.path}"
+            )
+            remedy = "" if itself else f"; run `{verify}`"
             raise StoreError(f"{damaged[0].path}: {damaged[0].reason}{more}{remedy}")
 
     def content(self) -> str:
@@ -398,7 +402,8 @@ class FeatureStore:
             same = store.content() == record.content
         except DataError as error:
             raise StoreError(
-                f"{error}; {self.path} was joined from it: put it back, or join again with --force"
+                f"{error}; {self.path} was joined from it: put it back, or if it moved, join again "
+                "with --force, naming where it is now"
             ) from None
         except PermissionError:
             raise

@@ -230,8 +230,8 @@ def test_dry_run_says_what_is_taken_over(folder):
 
 REFUSED = [
     # (options, what the line must say)
-    (ONE["audio"], ["text features: yes there, no now", "--text-encoder builtin:tiny-roberta"]),
-    (ONE["text"], ["audio features: yes", "--audio-encoder builtin:tiny-wav2vec2 keeps it"]),
+    (ONE["audio"], ["text features: there, not asked", "--text-encoder builtin:tiny-roberta"]),
+    (ONE["text"], ["audio features: there, not", "--audio-encoder builtin:tiny-wav2vec2 keeps it"]),
     ({"audio_layer": "1"}, ["audio layer: last there, 1 now", "--audio-layer last keeps it"]),
     ({"pool": 3, "precision": "fp32"}, ["--pool 1 --precision auto keeps it"]),
     ({"max_seconds": 9.5}, ["--max-seconds 60 keeps it"]),

@@ -129,8 +129,8 @@ WORDS = [
     "max-seconds",
     "dtype: float16 there, float32 now",
     "precision: auto there, fp32 now",
-    "text features: yes there, no now",
-    "audio features: yes there, no now",
+    "text features: there, not asked for now",
+    "audio features: there, not asked for now",
 ]
 
 

@@ -217,7 +217,11 @@ def test_a_store_without_layers_keeps_the_text_and_the_hash_of_its_runs(tmp_path
 def test_a_run_that_mixes_asks_for_the_same_layers(kept, tmp_path):
     _, run = kept
     for name, made, said in (
-        ("none", {}, "has no layer means of audio, which .* mixes; extract it with --layer-means"),
+        (
+            "none",
+            {},
+            "has no layer means of audio, which .* mixes; .* again with --layer-means --force",
+        ),
         ("fewer", {"means": {"audio": 3}}, "audio.layers: 4 -> 3"),
         ("stack", {"means": {"audio": 4}, "stacks": {"audio": (1, 2)}}, "audio.stack"),
     ):

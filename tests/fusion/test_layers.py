@@ -89,17 +89,33 @@ def test_dev_is_carved_as_the_trainer_does_and_absent_utterances_are_counted(tmp
     assert curve.absent == 3 and notes == []
     lines = layers.lines(curve, "--audio-layer")
     assert "3 utterances have no audio and are left out" in lines[1]
+    assert lines[-1] == "  too few rows to tell: 24 dev rows" and "bars begin at 0" in lines[0]
     bare = make_store(tmp_path / "bare", means=KEPT, splits=False)
     with pytest.raises(DataError, match="--folds"):
         layers.probe(bare)
     assert layers.probe(bare, folds="speaker")[0]
 
 
+def test_bars_begin_at_zero_and_intervals_that_all_overlap_are_said():
+    def curve(*found):
+        made = tuple(layers.Layer(k, *one) for k, one in enumerate(found))
+        best = max(made, key=lambda one: one.figure).layer
+        return layers.Curve("audio", "wf1", "speaker", 9, 90, 60, 0, 1.0, made, best, best, best)
+
+    apart = curve((0.3, (0.2, 0.4)), (0.6, (0.5, 0.7)), (0.0, (0.0, 0.1)))
+    bars = [line.count("#") for line in layers.lines(apart, "--audio-layer")[1:4]]
+    assert bars == [15, 30, 0] and apart.doubt == ""
+    alike = curve((0.50, (0.4, 0.6)), (0.55, (0.45, 0.65)))
+    assert alike.doubt == "too few rows to tell: the intervals of all layers overlap"
+    assert layers.lines(alike, "--audio-layer")[-1] == f"  {alike.doubt}"
+
+
 @pytest.mark.parametrize(
     ("kept", "arguments", "said"),
     [
-        ({}, [], "has no layer means of its features; extract it again with --layer-means"),
+        ({}, [], "has no layer means of its features; extract it again with --layer-means --force"),
         ({"audio": 4}, ["--modality", "text"], "has no layer means of text"),
+        ({"audio": 4}, ["--modality", "txet"], "the store has audio, text, did you mean 'text'?"),
         ({"audio": 4}, ["--modality", "smell"], "--modality smell: the store has audio, text"),
         ({"audio": 4}, ["--out", "curve.pdf"], "name a file ending in .png, .svg, .html"),
     ],

@@ -191,6 +191,10 @@ def test_from_the_command_line(tmp_path):
     )
     # not evaluated yet
     assert call("report", tmp_path / "b", "--out", tmp_path / "r.html").exit_code == 1
+    some = call("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "r.html")
+    assert some.exit_code == 0, some.output
+    said = "1 run left out, no test figures; `mer evaluate` makes them: b\n"
+    assert some.stderr == said and f">{tmp_path / 'b'}<" not in (tmp_path / "r.html").read_text()
     assert call("evaluate", tmp_path / "b").exit_code == 0
     made = call("report", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "r.html")
     assert made.exit_code == 0 and (tmp_path / "r.html").read_text().startswith("<!doctype html>")

@@ -343,6 +343,9 @@ def test_unfinished_runs_say_what_helps(folds, tmp_path):
     )
     shutil.rmtree(tmp_path / "cut" / "fold-S0")
     cut = Run.open(tmp_path / "cut")
+    told, left_out = report.evaluated([done, cut])
+    assert told == [done] and left_out == ["1 run left out, not finished training: cut"]
+    assert report.evaluated([cut]) == ([cut], [])
     for call in (
         lambda: report.page([done, cut]),
         lambda: report.compare(done, cut),
