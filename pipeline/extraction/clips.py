@@ -87,7 +87,12 @@ def extract_clips(
     _check_given(clips, kinds)
     _check_spelling(clips)
     asked = []
-    on_faces = [group for group in groups if group.on_faces] or groups
+    on_faces = [group for group in groups if group.on_faces]
+    told = [name for name, value in (beside or {}).items() if value]
+    if told and not on_faces:
+        raise DataError(
+            f"--{told[0].replace('_', '-')}: the run does not look at faces; leave it out"
+        )
     for group in groups:
         given = {m: (encoders or {}).get(name) for m, name in group.names.items()}
         options = replace(_options(group.infos, group.recipe, given), device=device)

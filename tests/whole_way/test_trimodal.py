@@ -73,6 +73,9 @@ def test_one_file_with_sound_and_picture_is_enough(desk, tmp_path):
     asked = ("predict", run, "--text", "So there you are.")
     said = refused(*asked, sound, says=["none of 1 clips has a picture", "with --video FILE"])
     assert "--vision-encoder none" not in said and "column" not in said
+    refused(
+        *asked, sound, "--vision-boxes", "b.csv", says=["--vision-boxes: the run does not look"]
+    )
     mute = films.mute(tmp_path / "mute.mp4")
     refused(*asked, mute, says=["mute.mp4: no audio stream", "with --audio FILE"])
     refused(*asked, "--video", mute, says=["give it audio too (--audio FILE)"])
