@@ -363,6 +363,31 @@ def mapped(columns: tuple[str, ...]) -> dict[str, str]:
 # --- extraction: extract, fingerprint
 
 
+# Options that go with an encoder, by the modality it is for.
+OF_ENCODER = {
+    "audio": (
+        "audio_layer",
+        "audio_window",
+        "audio_track",
+        "channel",
+        "pool",
+        "max_seconds",
+        "budget_seconds",
+    ),
+    "text": ("text_layer", "text_windows", "budget_tokens"),
+    "vision": (
+        "vision_layer",
+        "vision_fps",
+        "vision_pool",
+        "vision_crop",
+        "vision_boxes",
+        "vision_faces",
+        "vision_no_face",
+        "budget_pictures",
+    ),
+}
+
+
 def setting(name: str, *, default: object, help: str = "", **given):
     """An option of ExtractOptions, which alone holds its default.
 
@@ -646,7 +671,37 @@ def extract_options(manifest, offline: bool, **given):
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     asked = {name: value for name, value in given.items() if value is not None}
-    return ExtractOptions(offline=offline, **with_defaults(manifest, asked))
+    options = ExtractOptions(offline=offline, **with_defaults(manifest, asked))
+    check_needed(options)
+    return options
+
+
+def check_needed(options) -> None:
+    """Raise a UsageError for options of this command line that would change nothing, because there
+    is no encoder that they speak of.
+    """
+    from mer.pipeline.encoders import configured
+
+    context = click.get_current_context()
+    errors = []
+    for modality in configured(options):
+        if modality.wanted:
+            continue
+        found = []
+        for param in context.command.params:
+            if param.name in OF_ENCODER[modality.name]:
+                if (
+                    context.get_parameter_source(param.name)
+                    is click.core.ParameterSource.COMMANDLINE
+                ):
+                    found.append(param.opts[0])
+        if found:
+            needs = "needs" if len(found) == 1 else "need"
+            errors.append(
+                f"{' and '.join(found)} {needs} --{modality.name}-encoder, and there is none"
+            )
+    if errors:
+        raise click.UsageError("; ".join(errors))
 
 
 @main.command()
@@ -1686,6 +1741,8 @@ def clips_asked_for(
     from mer.pipeline.manifest import Manifest, Utterance
 
     if file is None:
+        if video is not None and not video.exists():
+            raise DataError(f"--video {shown(video, 240)}: no such file")
         sound, picture = (
             str(path.resolve()) if path is not None else None for path in (audio, video)
         )

@@ -21,6 +21,29 @@ class DataError(MerError):
     """Unusable input: a corpus, table, manifest, media file, option value or preset."""
 
 
+class MissingError(DataError):
+    """What was asked for is in no row.
+
+    Attributes:
+        found: That, as a phrase.
+        clip: How a new clip is given it, e.g. "--video FILE".
+        prepared: The option of `mer prepare` that some corpora have for it, e.g. "vision"; "": none
+            would help.
+    """
+
+    def __init__(self, found: str, remedy: str, *, clip: str = "", prepared: str = ""):
+        self.found, self.clip, self.prepared = found, clip, prepared
+        super().__init__(f"{found}; {remedy}")
+
+
+class UnreadableError(DataError):
+    """No row can be read. `stage` and `reason` are those of the first."""
+
+    def __init__(self, message: str, stage: str, reason: str):
+        self.stage, self.reason = stage, reason
+        super().__init__(message)
+
+
 class EncoderError(MerError):
     """An encoder that cannot be loaded or trusted: files or weights are missing, its self-test
     failed, or it would have to be downloaded with `--offline`.

@@ -234,6 +234,67 @@ def test_the_same_line_goes_for_fingerprint_and_extract(tmp_path):
     assert mer("fingerprint", *line, "--pool", "3", cwd=tmp_path).out.strip() != key
 
 
+NONE_OF = ("--dataset", "synthetic", "--size", "12", "--dry-run")
+
+
+@pytest.mark.parametrize("command", ["extract", "fingerprint"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--vision-crop", "centre"), "--vision-crop needs --vision-encoder"),
+        (("--vision-crop", "none"), "--vision-crop needs --vision-encoder"),
+        (("--vision-fps", "2"), "--vision-fps needs --vision-encoder"),
+        (("--vision-pool", "cls"), "--vision-pool needs --vision-encoder"),
+        (("--vision-boxes", "b.csv"), "--vision-boxes needs --vision-encoder"),
+        (("--vision-faces", "y.onnx"), "--vision-faces needs --vision-encoder"),
+        (("--vision-no-face", "fail"), "--vision-no-face needs --vision-encoder"),
+        (("--vision-layer", "2"), "--vision-layer needs --vision-encoder"),
+        (("--budget-pictures", "8"), "--budget-pictures needs --vision-encoder"),
+        (
+            ("--vision-encoder", "none", "--vision-fps", "2", "--vision-pool", "cls"),
+            "--vision-fps and --vision-pool need --vision-encoder",
+        ),
+        (("--audio-encoder", "none", "--audio-layer", "1"), "--audio-layer needs --audio-encoder"),
+        (
+            ("--audio-encoder", "none", "--audio-window", "clip"),
+            "--audio-window needs --audio-encoder",
+        ),
+        (("--text-encoder", "none", "--text-layer", "1"), "--text-layer needs --text-encoder"),
+        (
+            ("--text-encoder", "none", "--text-windows", "windows"),
+            "--text-windows needs --text-encoder",
+        ),
+    ],
+)
+def test_an_option_without_its_encoder_is_refused(command, options, said, synthetic):
+    refused(command, *NONE_OF, *options, code=2, says=[said], cwd=synthetic)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory) -> Path:
+    """A folder with a prepared synthetic corpus without faces."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    mer("prepare", "synthetic", "--size", "12", cwd=folder)
+    return folder
+
+
+def test_options_with_their_encoder_and_from_the_environment_pass(synthetic, monkeypatch):
+    mer("extract", *NONE_OF, "--audio-encoder", "none", "--text-layer", "1", cwd=synthetic)
+    monkeypatch.setenv("MER_EXTRACT_VISION_FPS", "2")  # it stands there for other runs
+    mer("extract", *NONE_OF, cwd=synthetic)
+
+
+def test_a_corpus_without_films_says_how_it_is_prepared_with_them(synthetic):
+    asked = ("extract", *NONE_OF, "--vision-encoder", "builtin:tiny-vit")
+    said = refused(
+        *asked, says=["has a picture", "`mer prepare synthetic --vision`"], cwd=synthetic
+    )
+    assert len(said) <= 300 + len(str(synthetic))
+    mer("prepare", "synthetic", "--size", "12", "--vision", cwd=synthetic)
+    mer(*asked, cwd=synthetic)
+    mer("prepare", "synthetic", "--size", "12", cwd=synthetic)
+
+
 # ---- Completion
 
 

@@ -19,7 +19,7 @@ from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.cells import warn_near_duplicates
 from mer.pipeline.runtime.terminal import did_you_mean
 
-__all__ = ["DATASETS", "Findings", "default_root", "overview", "prepare"]
+__all__ = ["DATASETS", "Findings", "default_root", "overview", "prepare", "takes"]
 
 DATASETS = {  # name -> module; adding a corpus is one line here
     "synthetic": "mer.pipeline.datasets.synthetic",
@@ -66,7 +66,7 @@ def prepare(
             "files (see `mer prepare table --help`)"
         )
     module = import_module(DATASETS[name])
-    known = list(inspect.signature(module.prepare).parameters)[3:]
+    known = _options(name)
     if unknown := [option for option in options if option not in known]:
         taken = f"; it takes {', '.join(known)}" if known else ""
         raise DataError(f"{name} takes no option {', '.join(unknown)}{taken}")
@@ -76,6 +76,15 @@ def prepare(
     if not len(manifest):
         raise DataError(f"{name}: no utterance found under {root}; to get it: {info.obtain}")
     return complete(manifest, findings)
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a corpus, if it is one of ours, has an option of its own."""
+    return name in DATASETS and option in _options(name)
+
+
+def _options(name: str) -> list[str]:
+    return list(inspect.signature(import_module(DATASETS[name]).prepare).parameters)[3:]
 
 
 def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings]:

@@ -83,6 +83,7 @@ class Audio(Modality):
     }
     absent: ClassVar[tuple[str, ...]] = ("", "")
     sound: ClassVar[bool] = True
+    clip_option: ClassVar[str] = "--audio FILE"
     built_in: ClassVar[str] = tiny.NAMES["audio"]
 
     layer: str = "last"

@@ -202,6 +202,7 @@ class Modality(ABC):
     built_in: ClassVar[str] = ""  # an untrained encoder to try things out
     # Whether it is extracted only where its encoder is named: it has no default.
     optional: ClassVar[bool] = False
+    clip_option: ClassVar[str] = ""  # how `mer predict` is given it, e.g. "--audio FILE"
     # What is noted of an utterance that is encoded in several pieces.
     cut: ClassVar[Flag] = Flag.chunked
 

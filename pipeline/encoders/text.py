@@ -99,6 +99,7 @@ class Text(Modality):
         "cuda": (2048, 4096, 8192, 16_384, 32_768),
     }
     absent: ClassVar[tuple[str, ...]] = ("",)
+    clip_option: ClassVar[str] = "--text TEXT"
     built_in: ClassVar[str] = tiny.NAMES["text"]
 
     layer: str = "last"

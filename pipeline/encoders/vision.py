@@ -28,9 +28,9 @@ from mer.pipeline.encoders.modality import (
     Rows,
 )
 from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
-from mer.pipeline.errors import DataError
+from mer.pipeline.errors import DataError, MissingError
 from mer.pipeline.manifest import Utterance
-from mer.pipeline.media.faces import Box, Crop, boxes_for, yunet
+from mer.pipeline.media.faces import Box, Crop, boxes_for, has_boxes, yunet
 from mer.pipeline.media.pictures import Wanted, moments
 from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.media.workers import Decoded, Decoders, Job
@@ -66,6 +66,7 @@ class Vision(Modality):
     }
     built_in: ClassVar[str] = tiny.NAMES["vision"]
     optional: ClassVar[bool] = True
+    clip_option: ClassVar[str] = "--video FILE"
     cut: ClassVar[Flag] = Flag(0)  # pieces change nothing, so they are not told
 
     layer: str = "last"
@@ -224,13 +225,27 @@ class Vision(Modality):
 
     def check_lengths(self, rows: Rows, lengths: Lengths, readable: Sequence[int]) -> None:
         asked = [row for row in readable if self.has(rows.utterances[row])]
+        if asked and self.crop == "faces" and self.boxes:
+            self._check_boxes([rows.utterances[row] for row in asked])
         if not asked or any(lengths.lengths[row] for row in asked):
             return
         first = shown(rows.root / cast(str, self.file(rows.utterances[asked[0]])), 120)
-        raise DataError(
-            f"--vision-encoder: none of {len(asked):,} clips has a picture (first: {first}); name "
-            "its file in a `video` column, or use --vision-encoder none"
+        named = any(rows.utterances[row].video for row in asked)
+        raise MissingError(
+            f"--vision-encoder: none of {len(asked):,} clips has a picture (first: {first})",
+            "name its file in a `video` column, or use --vision-encoder none",
+            clip=self.clip_option,
+            prepared="" if named else self.name,
         )
+
+    def _check_boxes(self, asked: Sequence[Utterance]) -> None:
+        """Raise DataError where nothing is said of any of these: it is of another corpus."""
+        if not any(has_boxes(self.boxes, u.id, self.file(u) or "") for u in asked):
+            raise DataError(
+                f"--vision-boxes {shown(self.boxes, 160)}: has none of the {len(asked):,} "
+                f"utterances (first: {shown(asked[0].id, 40)}); its ids must be the manifest's, or "
+                "the names of the films without their endings"
+            )
 
     # --- encoding
 
@@ -270,7 +285,9 @@ class Vision(Modality):
         begin = max(0.0, start or 0.0)
         times = moments(begin, item.end / self.fps, self.fps, item.end)
         crop = self._crop(u).between(begin, times[-1])
-        wanted = Wanted(self.fps, item.first, item.length, crop, scale_of(checkpoint))
+        with_sound = self.file(u) == u.audio
+        finish = scale_of(checkpoint)
+        wanted = Wanted(self.fps, item.first, item.length, crop, with_sound, finish)
         return self._job("pictures", item.row, rows, wanted)
 
     def _crop(self, u: Utterance) -> Crop:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mer.pipeline.encoders import MODALITIES, configured
-from mer.pipeline.errors import DataError, KeyMismatchError, MerError
+from mer.pipeline.encoders.modality import Modality
+from mer.pipeline.errors import DataError, KeyMismatchError, MerError, MissingError, UnreadableError
 from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.extraction.outcome import Failure
 from mer.pipeline.extraction.recipes import LAYER_MEANS, differences, part
 from mer.pipeline.extraction.request import Here
 from mer.pipeline.extraction.steps import extract
 from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.media.readers import NO_SOUND
+from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
@@ -84,7 +87,12 @@ def extract_clips(
     _check_given(clips, kinds)
     _check_spelling(clips)
     asked = []
-    on_faces = [group for group in groups if group.on_faces] or groups
+    on_faces = [group for group in groups if group.on_faces]
+    told = [name for name, value in (beside or {}).items() if value]
+    if told and not on_faces:
+        raise DataError(
+            f"--{told[0].replace('_', '-')}: the run does not look at faces; leave it out"
+        )
     for group in groups:
         given = {m: (encoders or {}).get(name) for m, name in group.names.items()}
         options = replace(_options(group.infos, group.recipe, given), device=device)
@@ -184,7 +192,18 @@ def _extracted(
     )
     options = replace(options, max_failures=len(clips))
     # a temporary folder of this process alone
-    done = extract(manifest, out, options, where=Here(lock=False), progress=progress)
+    try:
+        done = extract(manifest, out, options, where=Here(lock=False), progress=progress)
+    except MissingError as error:
+        raise DataError(
+            f"{error.found}, and the run needs one; name the file that has it with {error.clip}, "
+            "or in the manifest"
+        ) from None
+    except UnreadableError as error:
+        if len(clips) > 1:
+            raise
+        hint = "; name the file that has its sound with --audio FILE" if _is_mute(error) else ""
+        raise DataError(f"{error.reason}{hint}") from None
     store = FeatureStore(out)
     if _as_asked(store.header.recipe, group.recipe) != group.recipe:
         now = store.header.modalities
@@ -196,6 +215,10 @@ def _extracted(
             f"not the run's own encoders ({what}); name the right ones with {known}"
         )
     return store, done.failures
+
+
+def _is_mute(error: UnreadableError) -> bool:
+    return error.stage == Stage.EMPTY and error.reason.endswith(NO_SOUND)
 
 
 def _as_asked(made: dict, recipe: dict) -> dict:
@@ -219,8 +242,15 @@ def _check_given(clips: Sequence[Utterance], modalities: Collection[str]) -> Non
     if missing:
         raise DataError(
             f"the run was trained on {' and '.join(modalities)}; give it "
-            f"{' and '.join(missing)} too"
+            f"{' and '.join(missing)} too{_options_for(missing, kinds)}"
         )
+
+
+def _options_for(names: Collection[str], kinds: Mapping[str, Modality]) -> str:
+    """How a clip is given these modalities, as a parenthesis."""
+    found = [kinds[name].clip_option for name in names if name in kinds]
+    said = " and ".join(option for option in found if option)
+    return f" ({said})" if said else ""
 
 
 def _options(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mer.pipeline.encoders.modality import Rows
-from mer.pipeline.errors import DataError
+from mer.pipeline.errors import DataError, UnreadableError
 from mer.pipeline.extraction.decoding import open_decoders
 from mer.pipeline.extraction.fingerprint import Chosen
 from mer.pipeline.extraction.request import Company, Request
@@ -49,7 +49,8 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
         raise
     problems |= _empty(request, lengths, problems)
     if len(problems) == len(rows):
-        raise DataError(_none_can_be_read(request, problems))
+        first = problems[0]
+        raise UnreadableError(_none_can_be_read(request, problems), first.stage, first.reason)
     return Probed(lengths, problems)
 
 
@@ -94,7 +95,7 @@ def _decode(one: Chosen, unknown: list[int], request: Request, rows: Rows, compa
     if not unknown:
         return
     jobs = (one.modality.probe_job(row, rows) for row in unknown)
-    task = company.progress.task("reading lengths", len(unknown), "clips")
+    task = company.progress.task(f"reading lengths ({one.name})", len(unknown), "clips")
     with open_decoders(request.options, len(unknown)) as decoders, task as advance:
         results = decoders.run((job for job in jobs if job is not None), ahead=PROBES_AHEAD)
         for row, result in zip(unknown, results, strict=True):

@@ -12,8 +12,10 @@ from itertools import combinations
 
 import numpy as np
 
+from mer.pipeline.datasets import takes
 from mer.pipeline.encoders import configured
 from mer.pipeline.encoders.modality import Encoder
+from mer.pipeline.errors import MissingError
 from mer.pipeline.extraction.budget import choose_budgets, fixed_budgets
 from mer.pipeline.extraction.fingerprint import Keys, recipe_key
 from mer.pipeline.extraction.look import Found
@@ -126,7 +128,14 @@ def measure(
     lengths = {}
     for one in chosen:
         measured = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
-        one.modality.check_lengths(rows, measured, readable)
+        try:
+            one.modality.check_lengths(rows, measured, readable)
+        except MissingError as error:
+            corpus = request.manifest.dataset
+            if not error.prepared or not takes(corpus, error.prepared):
+                raise
+            remedy = f"`mer prepare {corpus} --{error.prepared}` makes a manifest that has it"
+            raise MissingError(error.found, remedy, clip=error.clip) from None
         lengths[one.name] = measured
     item_bytes = np.dtype(request.options.dtype).itemsize
     means = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())

@@ -183,20 +183,36 @@ def boxes_for(source: str, id: str, media: str) -> tuple[Box, ...]:
 
     Args:
         source: A table (csv, tsv) with the columns id, time, x, y, w, h; or a folder of OpenFace's
-            csv files, named by the utterance's id or by the media file.
+            csv files. Ids and names of files are those of utterances, or else of media files
+            without their endings.
         id: Of the utterance.
         media: The path of its media file.
 
     Raises:
         DataError: There is no such file, or it is no such table.
     """
+    return _told(source, id, media) or ()
+
+
+def has_boxes(source: str, id: str, media: str) -> bool:
+    """Whether anything is said of an utterance there, be it that no face was found.
+
+    Arguments and errors are those of `boxes_for`.
+    """
+    return _told(source, id, media) is not None
+
+
+def _told(source: str, id: str, media: str) -> tuple[Box, ...] | None:
+    """As `boxes_for`; None where nothing is said of the utterance."""
+    names = (id, Path(media).stem)
     if not Path(source).is_dir():
-        return _table(source, _version(source)).get(id, ())
-    for name in (id, Path(media).stem):
+        table = _table(source, _version(source))
+        return next((table[name] for name in names if name in table), None)
+    for name in names:
         path = Path(source) / f"{name}.csv"
         if "/" not in name and path.is_file():
             return _openface(str(path), _version(path))
-    return ()
+    return None
 
 
 def _version(path: str | Path) -> tuple[int, ...]:

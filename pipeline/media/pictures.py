@@ -31,6 +31,7 @@ from mer.pipeline.media.readers import (
     open_container,
     open_source,
     packets_of,
+    pick_track,
 )
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.limits import MEDIA_FRAME_PIXELS, MEDIA_FRAMES
@@ -88,6 +89,8 @@ class Wanted:
         first: The first one that is wanted, from 0.
         most: How many are wanted; None: all.
         crop: What is kept of each.
+        with_sound: The sound that they belong to is in the same file: where the part has no end of
+            its own, it is noted if the two do not end together.
         finish: (height, width, 3) uint8 → what is handed over. A function or object that can be
             pickled, for it may run in another process.
     """
@@ -96,6 +99,7 @@ class Wanted:
     first: int = 0
     most: int | None = None
     crop: Crop = Crop()
+    with_sound: bool = False
     finish: Callable[[np.ndarray], np.ndarray] | None = None
 
 
@@ -227,6 +231,8 @@ def take(
             if not is_there and "no_face" not in flags:
                 flags.append("no_face")
             found.append(pixels if wanted.finish is None else wanted.finish(pixels))
+    if end is None and wanted.with_sound and wanted.first == 0 and info.count:
+        flags += _flags_beside_sound(info, _end_of_sound(path), wanted.fps)
     if len({one.shape for one in found}) > 1:
         raise MediaError(f"{path}: its pictures have several sizes", Stage.DECODE)
     return np.stack(found) if found else NO_PICTURES, info.count, tuple(flags)
@@ -567,3 +573,37 @@ def flags_of(info: PicturesInfo, start: float | None, end: float | None, fps: fl
     if end is not None and end - info.end > max(GAP_SECONDS, 1 / fps):
         flags.append("picture_short")
     return flags
+
+
+def _flags_beside_sound(info: PicturesInfo, sound_end: float | None, fps: float) -> list[str]:
+    """Names of `stages.Flag` where the picture does not end with its sound, by more than an
+    interval.
+    """
+    if sound_end is None:
+        return []
+    tolerance = max(GAP_SECONDS, 1 / fps)
+    if sound_end - info.end > tolerance:
+        return ["picture_short"]
+    return ["picture_long"] if info.end - sound_end > tolerance else []
+
+
+def _end_of_sound(path: Path) -> float | None:
+    """When the default sound of a file ends, in seconds on its time line, by the time stamps of its
+    packets; None where it has none, or they cannot be read, which is for the sound's decoder to
+    tell.
+    """
+    import av
+
+    found = -math.inf
+    try:
+        with _Film.opened(path) as film:
+            if film.container is None:
+                return None
+            for packet in packets_of(film.container, pick_track(path, film.container, "auto")):
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if stamp is not None:
+                    length = float((packet.duration or 0) * packet.time_base)
+                    found = max(found, film._seconds(stamp, packet) + length)
+    except (MediaError, av.error.FFmpegError, OSError, ValueError):
+        return None
+    return found if found > -math.inf else None

@@ -77,6 +77,9 @@ Block = tuple[int, tuple[str, ...], int, np.ndarray]
 Blocks = Generator[Block, None, None]
 
 
+NO_SOUND = "no audio stream"  # of a file that has something else
+
+
 class MediaError(DataError):
     """A file, or what was asked of it, that gives no sound; `stage` says where it failed."""
 
@@ -315,7 +318,7 @@ def pick_track(path: Path, container, track: str):
 
     streams = container.streams.audio
     if not streams:
-        raise MediaError(f"{path}: no audio stream", Stage.EMPTY)
+        raise MediaError(f"{path}: {NO_SOUND}", Stage.EMPTY)
     if track != "auto":
         if int(track) >= len(streams):
             raise _no_track(path, track, len(streams))

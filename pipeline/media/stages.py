@@ -67,6 +67,7 @@ class Flag(IntFlag):
     picture_late = 1 << 21
     picture_short = 1 << 22
     no_face = 1 << 23
+    picture_long = 1 << 24
 
     @classmethod
     def of(cls, names: tuple[str, ...]) -> Self:
@@ -107,6 +108,7 @@ MEANING = {
     Flag.wordless: "a transcript that the tokenizer makes no token of: without text features",
     Flag.no_picture: "no picture in the file, or none in that part of it",
     Flag.picture_late: "a picture that begins later, its first frame stands before it",
-    Flag.picture_short: "a picture that ends before the utterance does",
+    Flag.picture_short: "a picture that ends before the utterance does, or before its sound",
     Flag.no_face: "pictures without a face, cropped as --vision-no-face says",
+    Flag.picture_long: "a picture that goes on behind its sound, in a row without an end",
 }

@@ -246,3 +246,53 @@ def test_the_half_that_the_tags_name(tmp_path):
         assert not np.array_equal(store.features("vision", 0), store.features("vision", 1))
     with pytest.raises(DataError, match="neither the tag left nor right"):
         run(tmp_path, (*rows("film.mkv"),), vision_crop="side")
+
+
+def ends(path: Path, picture: float, sound: float) -> Path:
+    films.ffmpeg(*films.scene(picture), *films.sound(sound), *films.X264, *films.AAC, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
+def test_a_picture_that_does_not_end_with_its_sound_is_counted(suffix, tmp_path):
+    """Of rows without an end, too: 1 s of picture is 4 steps, 3 s are 12, whatever is heard."""
+    wanted = {
+        f"early.{suffix}": (1, 3, Flag.picture_short),
+        f"longer.{suffix}": (3, 1, Flag.picture_long),
+        f"even.{suffix}": (2, 2, Flag(0)),
+    }
+    for name, (picture, sound, _) in wanted.items():
+        ends(tmp_path / name, picture, sound)
+    report = run(tmp_path, rows(*wanted), **MUTE)
+    assert (report.counts["picture_short"], report.counts["picture_long"]) == (1, 1)
+    both = Flag.picture_short | Flag.picture_long
+    with FeatureStore(tmp_path / "x.h5") as store:
+        for row, (picture, _, flag) in enumerate(wanted.values()):
+            assert len(store.features("vision", row)) == 4 * picture
+            assert store.flags[row] & both == flag
+
+
+def test_a_picture_beside_its_sound_and_one_with_an_end_are_not_held_against_it(tmp_path):
+    ends(tmp_path / "longer.mkv", 3, 1)
+    corpus.write_clip(tmp_path / "a.wav", 1.0, seed=2)
+    beside = Utterance("u0", "a.wav", "words", "train", "a", video="longer.mkv")
+    cut = Utterance("u1", "longer.mkv", "words", "train", "a", start=0.0, end=1.0)
+    report = run(tmp_path, (beside, cut), **MUTE)
+    assert not {"picture_short", "picture_long"} & {k for k, n in report.counts.items() if n}
+    with FeatureStore(tmp_path / "x.h5") as store:
+        assert [len(store.features("vision", row)) for row in range(2)] == [12, 4]
+
+
+def test_a_table_of_boxes_of_another_corpus_is_refused(tmp_path):
+    corpus.write_film(tmp_path / "film.mkv", 1.0, seed=1)
+    table = tmp_path / "boxes.csv"
+    faces = {"vision_crop": "faces", "vision_boxes": str(table)}
+    table.write_text("id,time,x,y,w,h\nelsewhere,0.1,10,10,16,16\n")
+    with pytest.raises(DataError, match=r"boxes.csv: has none of the 1 utterances.*film.mkv"):
+        run(tmp_path, rows("film.mkv"), **faces)
+    table.write_text("id,time,x,y,w,h\nfilm,0.1,10,10,16,16\n")  # named by its film
+    assert run(tmp_path, rows("film.mkv"), **faces).extracted == 1
+    folder = tmp_path / "openface"
+    folder.mkdir()
+    with pytest.raises(DataError, match="openface: has none of the 1 utterances"):
+        run(tmp_path, rows("film.mkv"), vision_crop="faces", vision_boxes=str(folder))

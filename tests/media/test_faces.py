@@ -129,3 +129,17 @@ def test_pictures_are_cropped_and_finished(tmp_path):
     whole = list(pictures.load(film, fps=4.0))[2:6]
     assert (total, found.shape, flags) == (8, (4, 60, 60, 3), ())
     assert np.array_equal(found[1], whole[1].pixels[0:60, 0:60][:, ::-1])
+
+
+def test_a_box_over_the_edge_is_moved_in_and_one_outside_fails():
+    """Detectors round, and faces leave the picture: a square of 1.5 boxes, within the picture."""
+    pixels = np.arange(100 * 80 * 3, dtype=np.uint32).reshape(80, 100, 3)
+
+    def seen(x: float, y: float) -> np.ndarray:
+        return cut(FILE, pixels, 0, Crop("boxes", (Box(0, x, y, 20, 20),)))[0]
+
+    assert np.array_equal(seen(90, 70), pixels[50:80, 70:100])
+    assert np.array_equal(seen(-10, -10), pixels[:30, :30])
+    for x, y in ((100, 10), (10, 80), (-20, 10), (10, -20)):
+        with pytest.raises(faces.MediaError, match="outside the picture of 100 x 80"):
+            seen(x, y)

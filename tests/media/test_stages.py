@@ -30,6 +30,7 @@ BITS = {
     "picture_late": 21,
     "picture_short": 22,
     "no_face": 23,
+    "picture_long": 24,
 }
 STAGES = (
     "open decode truncated empty channel track rate times nan too_long oom timeout killed changed "

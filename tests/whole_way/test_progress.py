@@ -63,7 +63,7 @@ def test_hashing_counts_files(desk, counted, tmp_path):
     mer("fingerprint", *corpus)
     assert counted.tasks["hashing"] == [12, 12]
     mer("extract", *corpus, "--out", tmp_path / "f.h5")
-    assert counted.tasks["reading lengths"] == [12, 12]
+    assert counted.tasks["reading lengths (audio)"] == [12, 12]
 
 
 def test_what_is_done_in_a_moment_says_nothing(capsys):

@@ -12,6 +12,7 @@ from mer.pipeline.store import FeatureStore
 
 from tests.datasets.trees import write_meld_csv
 from tests.extract.corpus import write_film
+from tests.media import films
 from tests.whole_way.mer import TINY, mer, refused
 
 MODELS = ("concat", "drkf", "dmd", "dhmd")
@@ -69,10 +70,21 @@ def test_one_file_with_sound_and_picture_is_enough(desk, tmp_path):
     answer = mer("predict", run, tmp_path / "clip.mp4", "--text", "So there you are.", "--json")
     assert json.loads(answer.out)["pred"]
     sound = next((desk / "corpus").rglob("*.wav"))
+    asked = ("predict", run, "--text", "So there you are.")
+    said = refused(*asked, sound, says=["none of 1 clips has a picture", "with --video FILE"])
+    assert "--vision-encoder none" not in said and "column" not in said
     refused(
-        "predict", run, sound, "--text", "So there you are.",
-        says=["none of 1 clips has a picture"],
-    )  # fmt: skip
+        *asked, sound, "--vision-boxes", "b.csv", says=["--vision-boxes: the run does not look"]
+    )
+    mute = films.mute(tmp_path / "mute.mp4")
+    refused(*asked, mute, says=["mute.mp4: no audio stream", "with --audio FILE"])
+    refused(*asked, "--video", mute, says=["give it audio too (--audio FILE)"])
+    gone = tmp_path / "gone.mp4"
+    said = refused(*asked, sound, "--video", gone, says=["--video", "gone.mp4: no such file"])
+    assert sound.name not in said
+    (tmp_path / "torn.mp4").write_bytes(mute.read_bytes()[:400])
+    said = refused(*asked, sound, "--video", tmp_path / "torn.mp4", says=["torn.mp4"])
+    assert sound.name not in said
 
 
 def test_an_encoder_that_sees_nothing_is_refused(desk, tmp_path):
