@@ -7,8 +7,8 @@ in the same process, in turns; the best of the rounds counts. The loop keeps its
 ours also writes and fsyncs them. Loading is in neither. Lengths are spread over MELD's quantiles
 (tests/extract/meld_quantiles.json), those of transcripts as in `sentences`. Films: see `films`.
 
-Real transcripts through real weights, from start to end, against sentence-transformers: see
-`transcripts`, whose rows come last (`--lines 0`: not at all).
+Whisper: see `whisper`. Real transcripts through real weights, from start to end, against
+sentence-transformers: see `transcripts`, whose rows come last (`--lines 0`: not at all).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
 
-from tests.bench import films, transcripts
+from tests.bench import films, transcripts, whisper
 from tests.bench.machine import save
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES
@@ -229,6 +229,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--texts", type=int, default=192)
     parser.add_argument("--films", type=int, default=12)
+    parser.add_argument("--whisper", type=int, default=12, help="clips for Whisper-base")
     parser.add_argument("--lines", type=int, help="MELD's, for all-MiniLM-L6-v2 (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -276,6 +277,9 @@ def main(argv: list[str]) -> None:
                     }
                     rows.append(row)
                     print(row, flush=True)
+        for row in whisper.rows(folder, paths[: args.whisper], args) if args.whisper else ():
+            rows.append(row)
+            print(row, flush=True)
         seen = films.make(folder, args.films) if args.films else []
         for size in args.sizes.split(",") if seen else ():
             if size in films.SETTINGS:
