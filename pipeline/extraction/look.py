@@ -111,8 +111,8 @@ def _options_for(request: Request, head: FeatureStore) -> list[str]:
         try:
             other = type(one.modality).of(replace(request.options, **settings))
             return other.recipe(one.checkpoint)
-        except (MerError, TypeError):
-            return {}
+        except (MerError, TypeError, AttributeError, ValueError):
+            return {}  # values of a head that somebody else has written
 
     old, new, asked = head.header.recipe, request.keys.recipe, vars(request.options)
     return keeping(old, new, _sources(request, head), asked, gives)

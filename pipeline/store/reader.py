@@ -402,8 +402,8 @@ class FeatureStore:
             same = store.content() == record.content
         except DataError as error:
             raise StoreError(
-                f"{error}; {self.path} was joined from it: put it back, or if it moved, join again "
-                "with --force, naming where it is now"
+                f"{error}; {self.path} was joined from it: put it back, or join again with "
+                "--force, naming where it is now"
             ) from None
         except PermissionError:
             raise

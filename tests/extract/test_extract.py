@@ -314,7 +314,7 @@ def test_replaced_shards_go_whatever_their_number(made, again):
 
 def test_a_foreign_file_is_not_overwritten(made, again):
     (made / "feats.h5").write_text("my thesis")
-    with pytest.raises(StoreError, match="if not, name another file"):
+    with pytest.raises(StoreError, match="or name another file"):
         again()
     assert (made / "feats.h5").read_text() == "my thesis"
     with pytest.raises(DataError, match="is a directory"):

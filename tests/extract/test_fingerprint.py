@@ -247,4 +247,4 @@ def test_without_torch(toy):
 def test_a_recipe_made_elsewhere_may_hold_anything():
     old = {"audio": {"encoder": "a"}, "text": 5}
     new = {"audio": {"encoder": "a"}, "text": {"encoder": "b"}}
-    assert differences(old, new, {}) == ["text features: no there, yes now"]
+    assert differences(old, new, {}) == ["text features: not there, asked for now"]

@@ -406,7 +406,7 @@ def damage_frames(three: list[Path]) -> None:
 
 
 DAMAGES = {
-    damage_moved: "audio.h5: no such store; {c} was joined from it: put it back, or if it moved, "
+    damage_moved: "audio.h5: no such store; {c} was joined from it: put it back, or "
     "join again with --force, naming where it is now",
     damage_changed: "audio.h5: not what it was when {c} was joined from it; put that back, or join",
     damage_shard_gone: "shard-00001.h5: shard is missing; run `mer verify --repair {audio}`",
