@@ -109,8 +109,11 @@ class Together:
             return cast(T, None)
 
     def settle(self) -> None:
-        """Raise what has failed, if anything: the failure itself, or SeveralErrors."""
-        if len(self.errors) == 1:
-            raise self.errors[0]
-        if self.errors:
-            raise SeveralErrors(self.errors)
+        """Raise what has failed, if anything: the failure itself, or SeveralErrors; what two checks
+        say alike is said once.
+        """
+        errors = list({str(error): error for error in self.errors}.values())
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise SeveralErrors(errors)
