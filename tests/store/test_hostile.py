@@ -259,7 +259,8 @@ def test_any_wrong_value_of_the_header_is_used_or_refused(tmp_path, each):
     head = tmp_path / "feats.h5"
     said = reseal.described(head)
     said["modalities"]["audio"] |= {"frame_rate": 50.0, "encoder": "e", "extra": {"overflow": 1}}
-    said |= {"recipe": {"audio": {"encoder": "x"}}, "provenance": {"extract": {"failures": []}}}
+    said["recipe"] = {"audio": {"encoder": "x", "channel": "mix"}}
+    said["provenance"] = {"extract": {"failures": []}}
     counts = {"used": 0, "refused": 0}
     for place, wrong in list(wrong_values(said))[::each]:
         reseal.describe_as(head, wrong)
@@ -271,7 +272,7 @@ def test_any_wrong_value_of_the_header_is_used_or_refused(tmp_path, each):
             counts["refused"] += 1
         except Exception as error:
             raise AssertionError(f"{place}: {error!r}") from error
-    assert min(counts.values()) > 50 // each, counts
+    assert min(counts.values()) > 60 // each, counts
 
 
 @pytest.mark.parametrize("which", ["head", "shard"])
