@@ -49,8 +49,8 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
         raise
     problems |= _empty(request, lengths, problems)
     if len(problems) == len(rows):
-        first = problems[0]
-        raise UnreadableError(_none_can_be_read(request, problems), first.stage, first.reason)
+        reasons = [(problems[row].stage, problems[row].reason) for row in range(len(rows))]
+        raise UnreadableError(_none_can_be_read(request, problems), reasons)
     return Probed(lengths, problems)
 
 
