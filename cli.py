@@ -1324,20 +1324,26 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 @click.option("--no-test", is_flag=True, help="Do not open the test part.")
 @click.option(
+    "--log",
+    multiple=True,
+    metavar="tensorboard",
+    help="Also write every epoch there, into the run folder; needs mer[tensorboard].",
+)
+@click.option(
     "--no-lock",
     is_flag=True,
     help="For a file system without locks: take none. One run at a time there is up to you.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def train(
-    store, features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json
+    store, features, model, preset, sets, seeds, folds, out, device, no_test, log, no_lock, as_json
 ):
     """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the
     end.
 
     The same command goes on with an interrupted run, and does nothing for a finished one.
     """
-    from mer.fusion import config
+    from mer.fusion import config, sinks
     from mer.pipeline.store import FeatureStore
 
     features = the_store(store, features)
@@ -1345,6 +1351,7 @@ def train(
     checks = Together()
     store = checks.of(lambda: FeatureStore(features))
     checks.of(lambda: config.check(model=model, preset=preset, sets=sets))
+    checks.of(lambda: sinks.check(log))
     checks.settle()
     settings = config.load(model=model, preset=preset, sets=sets)
     from mer.fusion import experiment, report
@@ -1369,6 +1376,7 @@ def train(
             command=command_line(click.get_current_context()),
             progress=choose() if together.first else Silent(),
             warn=as_json,  # else what is printed at the end says it
+            log=log,
         )
         if not together.first:
             return
