@@ -891,10 +891,13 @@ def inspect(store: Path, flag: str | None, as_json: bool):
             f"--flag {flag}: not known{guess}; known are {', '.join(Flag.names())}"
         )
     opened = FeatureStore(store)
-    # else the bits are another writer's
-    counted = (
-        flagged(opened.table()["id"].to_pylist(), opened.flags) if opened.header.recipe else {}
-    )
+    known = opened.flags_known
+    counted = flagged(opened.table()["id"].to_pylist(), opened.flags) if known else {}
+    if flag is not None and not known:
+        raise DataError(
+            f"{store}: was not extracted, so that its flags are another writer's; ask the store "
+            f"that `mer extract` made with --flag {flag}"
+        )
     if flag is not None:
         ids = counted.get(flag, [])
         if as_json:

@@ -111,7 +111,8 @@ def plan(
     header = _header(sources, members, infos, notes)
     flags = np.zeros(len(sources.ids), np.uint32)
     for store, rows in zip(stores, sources.rows, strict=True):
-        flags[rows >= 0] |= store.flags[rows[rows >= 0]]
+        if store.flags_known:  # else its bits mean something else
+            flags[rows >= 0] |= store.flags[rows[rows >= 0]]
     table = pa.table(
         {
             **{name: pa.array(columns[name], COLUMNS.field(name).type) for name in COLUMNS.names},

@@ -101,6 +101,14 @@ class FeatureStore:
         self._open = {}
         self._joined = {}
 
+    @property
+    def flags_known(self) -> bool:
+        """Whether `flags` are those of `mer extract`: of a store that was extracted, or joined,
+        its features copied or not. In any other they are another writer's, or none.
+        """
+        made = self.header.recipe or self.members or "joined" in self.header.provenance
+        return bool(made)
+
     def table(self) -> pa.Table:
         """The index: a row per utterance, N rows.
 
