@@ -111,6 +111,20 @@ def test_a_group_is_one_row_of_means_and_each_of_its_runs_can_be_asked_for(group
     assert [one.dev["wf1"] for one in each] == dev
 
 
+def test_each_run_is_read_once(group, trained, monkeypatch):
+    read, given = [], files.read_text
+    monkeypatch.setattr(
+        files,
+        "read_text",
+        lambda path, *rest, **more: read.append(path) or given(path, *rest, **more),
+    )
+    found = runs.find([group, trained], each=True)
+    assert [Path(row.run) for row in found] == [*(group / f"seed-{n}" for n in range(3)), trained]
+    assert len(read) == len(set(read)) and trained / files.INFO in read
+    # of the group only who is in it
+    assert [path for path in read if path.parent == group] == [group / files.INFO]
+
+
 def test_only_settings_that_differ_are_columns(search):
     out = mer("runs", search).out
     head = out.splitlines()[1].split()
