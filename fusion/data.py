@@ -24,7 +24,7 @@ from mer.fusion.batch import Batch, DataSpec, FeatureSet
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.background import prefetch
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore, ModalityInfo
 
 ORDER = ("audio", "text", "vision")
@@ -215,9 +215,9 @@ def steps(
             row = int(differs[0])
             utterance = shown(store.table()["id"][row].as_py(), 60)
             raise DataError(
-                f"{first} and {name} cannot be joined: of {len(differs):,} utterances the steps "
-                f"differ (first: {utterance}, {sequences[str(first)][row]} and {n[row]}); name one "
-                "of them in data.modalities"
+                f"{first} and {name} cannot be joined: of {plural(len(differs), 'utterance')} the "
+                f"steps differ (first: {utterance}, {sequences[str(first)][row]} and {n[row]}); "
+                "name one of them in data.modalities"
             )
     joined = np.max(list(each.values()), axis=0)
     return np.where(present, joined, 0)
@@ -226,15 +226,13 @@ def steps(
 def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[str]:
     """Of how many utterances a joined modality counts as absent although a part of it is there."""
     notes = []
+    lack = ("utterance lacks one of them and counts", "utterances lack one of them and count")
     for m, sets in spec.sets.items():
         there = np.array([store.lengths(one.name)[rows] > 0 for one in sets])
         partly = int((there.any(0) & ~there.all(0)).sum())
         if partly:
             names = " + ".join(one.name for one in sets)
-            notes.append(
-                f"{m} ({names}): {partly:,} of {len(rows):,} utterances lack one of them and count "
-                "as without"
-            )
+            notes.append(f"{m} ({names}): {partly:,} of {plural(len(rows), *lack)} as without")
     return notes
 
 

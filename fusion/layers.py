@@ -307,11 +307,13 @@ def lines(curve: Curve, option: str) -> list[str]:
     title = metrics.TITLES[curve.metric]
     made = [
         f"{curve.name}: dev {title} of a linear probe on the utterance means of each layer "
-        f"({curve.train:,} train, {curve.dev:,} dev; 95 % interval over {curve.groups} "
-        f"{curve.unit}s; bars begin at 0)"
+        f"({curve.train:,} train, {curve.dev:,} dev; 95 % interval over "
+        f"{plural(curve.groups, curve.unit)}; bars begin at 0)"
     ]
     if curve.absent:
-        made.append(f"  {curve.absent:,} utterances have no {curve.name} and are left out")
+        have, are = ("has", "is") if curve.absent == 1 else ("have", "are")
+        without = plural(curve.absent, "utterance")
+        made.append(f"  {without} {have} no {curve.name} and {are} left out")
     highest = max(one.figure for one in curve.layers) or 1.0
     for one in curve.layers:
         bar = "#" * round(BAR_CHARACTERS * one.figure / highest)

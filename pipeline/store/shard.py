@@ -12,6 +12,7 @@ import numpy as np
 
 from mer.pipeline.errors import DataError, StoreError, StoreVersionError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
     DTYPES,
@@ -212,8 +213,9 @@ class ShardWriter:
             x = np.array(x, np.float16 if x.dtype == np.float16 else np.float32, order="C")
         if not largest(x) < np.inf:
             bad = int((~np.isfinite(x)).sum())
+            odd = ("value that is", "values that are")
             raise DataError(
-                f"{self.path}: {id}: {name} has {bad} values that are NaN or infinite; features "
+                f"{self.path}: {id}: {name} has {plural(bad, *odd)} NaN or infinite; features "
                 "must be finite"
             )
         return x
@@ -543,7 +545,8 @@ class Shard:
             )
         if len(self.offsets[name]) != len(self.ids) + 1:
             raise ValueError(
-                f"{name} has {len(self.offsets[name]) - 1} utterances of {len(self.ids)}"
+                f"{name} has {len(self.offsets[name]) - 1:,} of "
+                f"{plural(len(self.ids), 'utterance')}"
             )
         check_offsets(self.offsets[name], x.shape[0])
         self._mapped[name] = self._view(x)

@@ -21,7 +21,14 @@ from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.extraction import extract
 from mer.pipeline.interchange.joining import join
 from mer.pipeline.media.stages import Flag
-from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index, verify_shards
+from mer.pipeline.store import (
+    FeatureStore,
+    ModalityInfo,
+    ShardWriter,
+    arrays,
+    build_index,
+    verify_shards,
+)
 
 from tests.extract import corpus
 from tests.store.build import read_part
@@ -323,6 +330,18 @@ def test_a_copy_does_not_write_over_the_shards_of_a_member(three, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.h5")} == before
 
 
+def test_the_head_of_a_member_is_read_once(three, tmp_path, monkeypatch):
+    join(three, tmp_path / "joined.h5")
+    read, opened = [], arrays.opened
+    monkeypatch.setattr(
+        arrays, "opened", lambda path, what: read.append(path) or opened(path, what)
+    )
+    store = FeatureStore(tmp_path / "joined.h5")
+    assert [path.name for path in read] == ["joined.h5", *(path.name for path in three)]
+    assert store.member(1) is store.member(1) and len(read) == 4
+    assert store.member(1).content() == store.members[1].content
+
+
 def test_stores_of_one_file_join(three, tmp_path):
     for path in three:
         assert mer("export", path, tmp_path / f"one-{path.name}", "--to", "single")[0] == 0
@@ -408,7 +427,7 @@ def test_a_contradiction_is_one_line(tmp_path, column):
         assert "what decides training and testing must agree" in refused(1, *args)
         return
     code, _, err = mer(*args)
-    assert code == 0 and f"1 utterances have another {column}; the first store's is kept" in err
+    assert code == 0 and f"1 utterance has another {column}; the first store's is kept" in err
     row = FeatureStore(tmp_path / "c.h5").table().to_pylist()[4]
     assert row[column] == {"speaker": "s4", "text": "text 4", "duration": 2.0}[column]
 
