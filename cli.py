@@ -212,6 +212,12 @@ def somebody_is_there() -> bool:
     return sys.stdin.isatty()
 
 
+def agreed(question: str) -> bool:
+    """Whether somebody answers a question, put on stderr, with yes."""
+    asked = wrapped(f"{question}; go on? [y/N]:", terminal_columns(sys.stderr))
+    return click.confirm(asked, err=True, show_default=False, prompt_suffix=" ")
+
+
 def command_line(context: click.Context) -> str:
     """What was typed, with the environment variables that stood for options of the command."""
     prefix = f"MER_{(context.info_name or '').upper()}_"
@@ -815,7 +821,8 @@ def extract(
             )
             if not sys.stdin.isatty():
                 raise click.UsageError(f"{question}; say --yes")
-            click.confirm(f"{question}; go on?", abort=True, err=True)
+            if not agreed(question):
+                raise click.Abort
 
     failed = None
     try:
@@ -1257,6 +1264,9 @@ def layers(store, modalities, folds, out, as_json):
     for curve in () if as_json else curves:
         for line in probes.lines(curve, probes.option_of(curve.name)):
             say(line)
+    said = "" if as_json else probes.meaning(curves)
+    if said:
+        say(said)
     if out is not None:
         probes.write(curves, out)
         note(f"wrote {out}")
@@ -1607,7 +1617,7 @@ def prune(runs, dry_run, yes):
         question = f"this removes {plural(files, 'file')}, {amount(size)}, for good"
         if not yes and not somebody_is_there():
             raise click.UsageError(f"{question}; say --yes")
-        if yes or click.confirm(f"{question}; go on?", err=True):
+        if yes or agreed(question):
             pruning.remove(found)
             note(f"freed {amount(size)}")
         else:

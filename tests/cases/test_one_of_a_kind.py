@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from mer.fusion import layers, splits
 from mer.fusion.config import DataConfig
 from mer.fusion.watch import chosen
 from mer.pipeline.errors import DataError
+from mer.pipeline.extraction.outcome import ExtractReport
 from mer.pipeline.interchange.joining import join
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 
@@ -98,6 +100,23 @@ def test_rows_without_something():
         "1 row without a split left out",
         "1 row without a label left out of train and dev",
     )
+
+
+@pytest.mark.parametrize(
+    ("action", "begin"),
+    [
+        ("extracted", "1 utterance extracted, 0 reused; "),
+        ("dry-run", "dry run: 1 utterance to extract, 0 reused; "),
+        ("nothing", "nothing to do: the one utterance is there; "),
+        (
+            "head",
+            "labels or splits changed: only the head file is written again, the one utterance",
+        ),
+    ],
+)
+def test_extractions(action, begin):
+    done = ExtractReport(Path("feats.h5"), "key", action, utterances=1, extracted=1, shards=1)
+    assert done.lines()[0].startswith(begin)
 
 
 def test_trainings():

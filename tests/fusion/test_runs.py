@@ -425,6 +425,15 @@ def test_the_answer_counts(trained, tmp_path, monkeypatch, answer, left):
     assert ("nothing was removed" if left else "freed ") in done.stderr
 
 
+def test_a_question_is_not_broken_inside_a_word(trained, tmp_path, monkeypatch):
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr("mer.cli.somebody_is_there", lambda: True)
+    monkeypatch.setattr("mer.cli.terminal_columns", lambda stream: 30)
+    asked = CliRunner().invoke(main, ["prune", str(run)], input="n\n").stderr.splitlines()
+    assert asked[0].startswith("this removes 1 file, ") and max(map(len, asked)) <= 30
+    assert "for good; go on? [y/N]: n" in " ".join(map(str.strip, asked))
+
+
 def test_a_run_that_may_need_it_is_left_and_named_and_the_others_are_pruned(search, trained):
     cut, damaged, held = search / "run-0", search / "run-1", search / "run-2"
     info = as_read_by_hand(cut)

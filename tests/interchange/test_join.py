@@ -358,7 +358,7 @@ def test_stores_of_one_file_join(three, tmp_path):
     ones[1].write_bytes(raw)
     said = mer("verify", store.path)[2]
     assert "1 file of its members cannot be used" in said
-    assert f"{ones[1]} was written by another program" in said
+    assert f"{ones[1]} was exported: remove it and export it again from the store" in said
 
 
 def test_the_whole_folder_moves(three, tmp_path):
