@@ -11,6 +11,7 @@ from mer.pipeline.extraction.decoding import open_decoders
 from mer.pipeline.extraction.fingerprint import Chosen
 from mer.pipeline.extraction.request import Company, Request
 from mer.pipeline.media.stages import AGAIN, Problem, Stage
+from mer.pipeline.runtime.terminal import plural
 
 PROBES_AHEAD = 256
 LONG_CLIP_SECONDS = 3600.0  # the output says how many clips are longer
@@ -120,7 +121,7 @@ def _tell_long_clips(
     if hours:
         longest = max(hours, key=lambda row: hours[row])
         company.progress.note(
-            f"{len(hours):,} clips longer than {LONG_CLIP_SECONDS / 3600:g} h, "
+            f"{plural(len(hours), 'clip')} longer than {LONG_CLIP_SECONDS / 3600:g} h, "
             f"{sum(hours.values()):,.1f} h of {one.name} together, the longest "
             f"{request.manifest.rows[longest].id:.80} ({hours[longest]:.1f} h); if they should "
             "not be, give start and end"

@@ -37,6 +37,7 @@ from mer.pipeline.extraction.selftest import self_test
 from mer.pipeline.extraction.sound import Unsound, existing, unsound_sources
 from mer.pipeline.media.stages import Problem
 from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store import Header
 
 MEAN_BYTES = 4  # of a value of the mean over an utterance's steps, which is stored in float32
@@ -295,8 +296,8 @@ def _tell_decoded_again(company: Company, there: Reusable) -> None:
         counted = Counter(again.values()).most_common()
         reasons = ", ".join(f"{count:,} for {why}" for why, count in counted)
         company.progress.note(
-            f"{len(again):,} utterances are decoded again, because an earlier version read "
-            f"them otherwise: {reasons}"
+            f"{plural(len(again), 'utterance is', 'utterances are')} decoded again, which an "
+            f"earlier version read otherwise: {reasons}"
         )
 
 
