@@ -7,7 +7,6 @@ the user names. A face becomes a square around its box, so that no encoder disto
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import numpy as np
 from mer.pipeline.errors import DataError
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
+from mer.pipeline.runtime.files import identity
 from mer.pipeline.runtime.limits import TABLE_BYTES
 from mer.pipeline.runtime.terminal import shown
 
@@ -215,13 +215,12 @@ def _told(source: str, id: str, media: str) -> tuple[Box, ...] | None:
     return None
 
 
-def _version(path: str | Path) -> tuple[int, ...]:
-    """What a file looks like: one that looks the same is not read twice. Raises DataError."""
+def _version(path: str | Path) -> tuple[int, int, int]:
+    """A file that keeps it is not read twice. Raises DataError."""
     try:
-        status = os.stat(path)
+        return identity(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=4)
