@@ -7,7 +7,6 @@ itself.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ from mer.pipeline.encoders.modality import (
 from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
 from mer.pipeline.errors import DataError, MissingError
 from mer.pipeline.manifest import Utterance
-from mer.pipeline.media.faces import Box, Crop, boxes_for, has_boxes, yunet
-from mer.pipeline.media.pictures import Wanted, moments
+from mer.pipeline.media.faces import Crop, boxes_digest, boxes_for, has_boxes, yunet
+from mer.pipeline.media.pictures import Wanted
 from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.media.workers import Decoded, Decoders, Job
 from mer.pipeline.runtime.files import sha256_file
@@ -113,8 +112,7 @@ class Vision(Modality):
         if self.crop == "side":
             told.append(self._side(u))
         if self.crop == "faces" and self.boxes:
-            boxes = repr([tuple(box) for box in self._boxes(u)])
-            told.append(hashlib.sha256(boxes.encode()).hexdigest())
+            told.append(boxes_digest(self.boxes, u.id, self.file(u) or ""))
         return tuple(told)
 
     def resolve(
@@ -283,8 +281,7 @@ class Vision(Modality):
         u = rows.utterances[item.row]
         start, _ = self._times(u)
         begin = max(0.0, start or 0.0)
-        times = moments(begin, item.end / self.fps, self.fps, item.end)
-        crop = self._crop(u).between(begin, times[-1])
+        crop = self._crop(u).between(begin + item.first / self.fps, begin + item.end / self.fps)
         with_sound = self.file(u) == u.audio
         finish = scale_of(checkpoint)
         wanted = Wanted(self.fps, item.first, item.length, crop, with_sound, finish)
@@ -297,7 +294,7 @@ class Vision(Modality):
             return Crop(self.crop)
         if self.model:
             return Crop("detector", fallback=self.no_face, model=self.model)
-        return Crop("boxes", self._boxes(u), self.no_face)
+        return Crop("boxes", boxes_for(self.boxes, u.id, self.file(u) or ""), self.no_face)
 
     def _side(self, u: Utterance) -> str:
         """The half of the picture that the row's speaker is in, by its tags.
@@ -311,9 +308,6 @@ class Vision(Modality):
                 "another crop, or say it in the manifest (mer prepare iemocap does)"
             )
         return found[0]
-
-    def _boxes(self, u: Utterance) -> tuple[Box, ...]:
-        return boxes_for(self.boxes, u.id, self.file(u) or "")
 
     def _problem(self, item: Item, clip: Decoded, rows: Rows, lengths: Lengths) -> Problem | None:
         """What is wrong with a decoded clip. Raises DataError for a file that has changed."""

@@ -6,11 +6,12 @@ the user names. A face becomes a square around its box, so that no encoder disto
 
 from __future__ import annotations
 
+import hashlib
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,22 @@ class Box(NamedTuple):
     h: float
 
 
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a source says of an utterance: its boxes, ascending in time."""
+
+    boxes: tuple[Box, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """In the content keys of old stores: it stays as it is. One film has many utterances."""
+        spelled = repr([tuple(box) for box in self.boxes])
+        return hashlib.sha256(spelled.encode()).hexdigest()
+
+
+NOTHING_TOLD = Told()
+
+
 @dataclass(frozen=True, slots=True)
 class Crop:
     """What is kept of each picture.
@@ -64,8 +81,13 @@ class Crop:
 
     def between(self, begin: float, end: float) -> Crop:
         """With those boxes only that can stand for pictures from `begin` to `end` seconds."""
-        near = (box for box in self.boxes if begin - BOX_SECONDS <= box.time <= end + BOX_SECONDS)
-        return replace(self, boxes=tuple(near))
+        first = bisect_left(self.boxes, begin - BOX_SECONDS, key=_time)
+        behind = bisect_right(self.boxes, end + BOX_SECONDS, key=_time)
+        return replace(self, boxes=self.boxes[first:behind])
+
+
+def _time(box: Box) -> float:
+    return box.time
 
 
 def cut(path: Path, pixels: np.ndarray, time: float, crop: Crop) -> tuple[np.ndarray, bool]:
@@ -123,14 +145,14 @@ def _square(path: Path, pixels: np.ndarray, box: Box) -> np.ndarray:
 
 def _nearest(boxes: Sequence[Box], time: float) -> Box | None:
     """The box nearest in time, the largest where several are; None where none is near."""
-    at = bisect_left(boxes, time, key=lambda box: box.time)
+    at = bisect_left(boxes, time, key=_time)
     around = [boxes[place].time for place in (at - 1, at) if 0 <= place < len(boxes)]
     if not around:
         return None
     nearest = min(around, key=lambda then: abs(then - time))
     if abs(nearest - time) > BOX_SECONDS:
         return None
-    first = bisect_left(boxes, nearest, key=lambda box: box.time)
+    first = bisect_left(boxes, nearest, key=_time)
     same = []
     for box in boxes[first:]:
         if box.time != nearest:
@@ -191,7 +213,15 @@ def boxes_for(source: str, id: str, media: str) -> tuple[Box, ...]:
     Raises:
         DataError: There is no such file, or it is no such table.
     """
-    return _told(source, id, media) or ()
+    return (_told(source, id, media) or NOTHING_TOLD).boxes
+
+
+def boxes_digest(source: str, id: str, media: str) -> str:
+    """The sha256 of the boxes of an utterance.
+
+    Arguments and errors are those of `boxes_for`.
+    """
+    return (_told(source, id, media) or NOTHING_TOLD).digest
 
 
 def has_boxes(source: str, id: str, media: str) -> bool:
@@ -202,8 +232,8 @@ def has_boxes(source: str, id: str, media: str) -> bool:
     return _told(source, id, media) is not None
 
 
-def _told(source: str, id: str, media: str) -> tuple[Box, ...] | None:
-    """As `boxes_for`; None where nothing is said of the utterance."""
+def _told(source: str, id: str, media: str) -> Told | None:
+    """None where nothing is said of the utterance."""
     names = (id, Path(media).stem)
     if not Path(source).is_dir():
         table = _table(source, _version(source))
@@ -224,13 +254,13 @@ def _version(path: str | Path) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=4)
-def _table(source: str, version: tuple[int, ...]) -> Mapping[str, tuple[Box, ...]]:
+def _table(source: str, version: tuple[int, ...]) -> Mapping[str, Told]:
     table = _read(Path(source), COLUMNS)
     found: dict[str, list[Box]] = {}
     for line, (id, *numbers) in enumerate(zip(*table, strict=True), start=2):
         box = _box(source, line, numbers)
         found.setdefault(str(id), []).append(box)
-    return {id: tuple(sorted(boxes)) for id, boxes in found.items()}
+    return {id: Told(tuple(sorted(boxes))) for id, boxes in found.items()}
 
 
 def _box(source: str, line: int, numbers: Sequence[Any]) -> Box:
@@ -248,7 +278,7 @@ def _box(source: str, line: int, numbers: Sequence[Any]) -> Box:
 
 
 @lru_cache(maxsize=256)
-def _openface(source: str, version: tuple[int, ...]) -> tuple[Box, ...]:
+def _openface(source: str, version: tuple[int, ...]) -> Told:
     """The boxes around the landmarks in a file of OpenFace's; frames without success are left out.
 
     Raises DataError for what is no such file.
@@ -267,7 +297,7 @@ def _openface(source: str, version: tuple[int, ...]) -> tuple[Box, ...]:
     found = []
     for at in np.flatnonzero(good):
         found.append(Box(float(times[at]), *map(float, low[:, at]), *map(float, sizes[:, at])))
-    return tuple(sorted(found))
+    return Told(tuple(sorted(found)))
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[list]:
