@@ -22,7 +22,7 @@ from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.files import identity
 from mer.pipeline.runtime.limits import TABLE_BYTES
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import first_line, shown
 
 COLUMNS = ("id", "time", "x", "y", "w", "h")
 LANDMARKS = 68  # of OpenFace, in pixels: x_0 … x_67, y_0 … y_67
@@ -193,7 +193,7 @@ def yunet(model: str) -> Any:
     try:
         return cv2.FaceDetectorYN.create(model, "", (320, 320), SCORE)
     except cv2.error as error:
-        said = shown(str(error).strip().splitlines()[0])
+        said = first_line(error)
         raise DataError(f"--vision-faces {shown(model)}: not a YuNet model ({said})") from None
 
 
@@ -327,6 +327,6 @@ def _read(path: Path, columns: Sequence[str]) -> list[list]:
     except (OSError, UnicodeDecodeError, pa.ArrowException, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        said = shown(str(error).strip().splitlines()[0])
+        said = first_line(error)
         raise DataError(f"{path}: not a readable table ({said})") from None
     return [[value.strip() for value in table[name].to_pylist()] for name in columns]
