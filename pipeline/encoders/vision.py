@@ -25,6 +25,7 @@ from mer.pipeline.encoders.modality import (
     Modality,
     ReadItem,
     Rows,
+    problem_of,
 )
 from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
 from mer.pipeline.errors import DataError, MissingError
@@ -32,7 +33,7 @@ from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.faces import Crop, boxes_digest, boxes_for, has_boxes, yunet
 from mer.pipeline.media.pictures import Wanted
 from mer.pipeline.media.stages import Flag, Problem, Stage
-from mer.pipeline.media.workers import Decoded, Decoders, Job
+from mer.pipeline.media.workers import Decoders, Job
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.terminal import shown
 
@@ -64,6 +65,7 @@ class Vision(Modality):
         "cuda": (64, 128, 256, 512, 1024),
     }
     built_in: ClassVar[str] = tiny.NAMES["vision"]
+    families: ClassVar[Sequence[Family]] = FAMILIES
     optional: ClassVar[bool] = True
     clip_option: ClassVar[str] = "--video FILE"
     cut: ClassVar[Flag] = Flag(0)  # pieces change nothing, so they are not told
@@ -92,10 +94,6 @@ class Vision(Modality):
             model=options.vision_faces,
             no_face=options.vision_no_face,
         )
-
-    @property
-    def families(self) -> tuple[Family, ...]:  # type: ignore[override]
-        return tuple(FAMILIES)
 
     # --- rows and recipe
 
@@ -271,7 +269,11 @@ class Vision(Modality):
         items = list(items)
         jobs = (self._reading(item, rows, encoder.checkpoint) for item in items)
         for item, clip in zip(items, decoders.run(jobs, ahead=PIECES_AHEAD), strict=True):
-            problem = self._problem(item, clip, rows, lengths)
+            path = rows.root / cast(str, self.file(rows.utterances[item.row]))
+            problem = problem_of(clip, lengths.lengths[item.row], path, "pictures")
+            if problem is None and len(cast(Any, clip.pictures)) != item.length:
+                reason = f"{path}: {len(cast(Any, clip.pictures)):,} of {item.length:,} pictures"
+                problem = Problem(Stage.DECODE, reason)
             if problem is not None:
                 yield ReadItem(problem=problem)
             else:
@@ -308,21 +310,6 @@ class Vision(Modality):
                 "another crop, or say it in the manifest (mer prepare iemocap does)"
             )
         return found[0]
-
-    def _problem(self, item: Item, clip: Decoded, rows: Rows, lengths: Lengths) -> Problem | None:
-        """What is wrong with a decoded clip. Raises DataError for a file that has changed."""
-        if clip.stage is not None:
-            if clip.stage == Stage.CHANGED:
-                raise DataError(f"{clip.reason}; run the same command again")
-            return Problem(Stage(clip.stage), clip.reason or "")
-        expected = lengths.lengths[item.row]
-        got = 0 if clip.pictures is None else len(clip.pictures)
-        if clip.samples == expected and got == item.length:
-            return None
-        path = rows.root / cast(str, self.file(rows.utterances[item.row]))
-        return Problem(
-            Stage.DECODE, f"{path}: {clip.samples:,} pictures decoded, {expected:,} expected"
-        )
 
     def describe(self, checkpoint: Checkpoint) -> Described:
         extra = {"pool": self.pool_of(checkpoint), "crop": self.crop}
