@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.files import identity
-from mer.pipeline.runtime.limits import TABLE_BYTES
-from mer.pipeline.runtime.terminal import first_line, shown
+from mer.pipeline.runtime.limits import DETECTOR_BYTES, TABLE_BYTES
+from mer.pipeline.runtime.terminal import amount, first_line, shown
 
 COLUMNS = ("id", "time", "x", "y", "w", "h")
 LANDMARKS = 68  # of OpenFace, in pixels: x_0 … x_67, y_0 … y_67
@@ -30,6 +31,7 @@ MARGIN = 0.25  # of a box's longer side that is added on each side
 # A box stands for pictures that are no further away than this: half a second is a slow blink.
 BOX_SECONDS = 0.5
 SCORE = 0.6  # that a face must have from the detector, of 1
+DETECTED_PIXELS = 320  # on a side of the picture that a detector is tried on
 FALLBACKS = ("centre", "whole", "fail")  # for a picture without a face
 CROPS = ("none", "centre", "left", "right", "side", "faces")
 
@@ -131,7 +133,7 @@ def _centre(pixels: np.ndarray) -> np.ndarray:
 def _square(path: Path, pixels: np.ndarray, box: Box) -> np.ndarray:
     """The square around a box and its margin, moved into the picture where it reaches beyond."""
     height, width = pixels.shape[:2]
-    if box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
+    if not _is_seen(box, width, height):
         raise MediaError(
             f"{path}: the box of {box.w:g} x {box.h:g} at ({box.x:g}, {box.y:g}), {box.time:.2f} "
             f"s, lies outside the picture of {width} x {height}",
@@ -158,29 +160,40 @@ def _nearest(boxes: Sequence[Box], time: float) -> Box | None:
         if box.time != nearest:
             break
         same.append(box)
-    return max(same, key=lambda box: box.w * box.h)
+    return max(same, key=_area)
+
+
+def _area(box: Box) -> float:
+    return box.w * box.h
+
+
+def _is_seen(box: Box, width: int, height: int) -> bool:
+    """Whether a part of it lies in the picture."""
+    return box.x < width and box.y < height and box.x + box.w > 0 and box.y + box.h > 0
 
 
 # --- a detector
 
 
 def _detected(pixels: np.ndarray, time: float, crop: Crop) -> Box | None:
-    """The largest face that OpenCV's YuNet finds."""
+    """The largest face in the picture that OpenCV's YuNet finds."""
     detector = yunet(crop.model)
     height, width = pixels.shape[:2]
     detector.setInputSize((width, height))
-    _, faces = detector.detect(np.ascontiguousarray(pixels[:, :, ::-1]))
-    if faces is None or not len(faces):
+    _, faces = detector.detect(np.ascontiguousarray(pixels[:, :, ::-1]))  # it takes BGR
+    if faces is None:
         return None
-    x, y, w, h = max((face[:4] for face in faces), key=lambda face: face[2] * face[3])
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0 or not (w > 0 and h > 0):
-        return None
-    return Box(time, float(x), float(y), float(w), float(h))
+    found = []
+    for x, y, w, h in faces[:, :4].tolist():
+        box = Box(time, x, y, w, h)
+        # numbers of a broken model may be no numbers
+        if all(map(math.isfinite, box)) and w > 0 and h > 0 and _is_seen(box, width, height):
+            found.append(box)
+    return max(found, key=_area, default=None)
 
 
-@lru_cache(maxsize=1)
 def yunet(model: str) -> Any:
-    """OpenCV's YuNet with the weights in the file `model`. Raises DataError."""
+    """OpenCV's YuNet with the weights in the file `model`, loaded once. Raises DataError."""
     try:
         import cv2
     except ImportError:
@@ -190,11 +203,37 @@ def yunet(model: str) -> Any:
         ) from None
     if not Path(model).is_file():
         raise DataError(f"--vision-faces {shown(model)}: no such file; it takes YuNet's .onnx file")
+    version = _version(model)
+    if os.stat(model).st_size > DETECTOR_BYTES:
+        raise DataError(
+            f"--vision-faces {shown(model)}: not a YuNet model (more than {amount(DETECTOR_BYTES)})"
+        )
     try:
-        return cv2.FaceDetectorYN.create(model, "", (320, 320), SCORE)
+        return _detector(model, version)
     except cv2.error as error:
-        said = first_line(error)
+        said = first_line(getattr(error, "err", "") or error)
         raise DataError(f"--vision-faces {shown(model)}: not a YuNet model ({said})") from None
+
+
+@lru_cache(maxsize=1)
+def _detector(model: str, version: tuple[int, ...]) -> Any:
+    """Tried on a picture, for a file of another network is loaded without a word. It is handed over
+    as bytes, for a name that is no UTF-8 ends the process. Raises cv2.error.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # there are as many decoding processes as there are cores
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # it writes to stderr by itself
+    try:
+        weights = np.fromfile(model, np.uint8)
+        none = np.empty(0, np.uint8)
+        black = np.zeros((DETECTED_PIXELS, DETECTED_PIXELS, 3), np.uint8)
+        detector = cv2.FaceDetectorYN.create("onnx", weights, none, black.shape[:2], SCORE)
+        detector.detect(black)
+    finally:
+        logging.setLogLevel(level)
+    return detector
 
 
 # --- boxes in files

@@ -24,6 +24,8 @@ from mer.pipeline.media import audio as media
 from mer.pipeline.media import pictures
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.files import identity
+from mer.pipeline.runtime.limits import LINE_CHARACTERS
+from mer.pipeline.runtime.terminal import first_line
 
 # Statuses of a decoder that somebody ended: the kernel for lack of memory, …
 ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
@@ -112,7 +114,8 @@ def decode(job: Job) -> Decoded:
     except OSError as error:
         return Decoded(stage=Stage.OPEN, reason=f"{job.path}: {error.strerror or error}")
     except Exception as error:  # the last net: a decoder's surprise costs one clip, not the run
-        return Decoded(stage=Stage.DECODE, reason=f"{job.path}: {type(error).__name__}: {error}")
+        said = first_line(error, LINE_CHARACTERS)
+        return Decoded(stage=Stage.DECODE, reason=f"{job.path}: {type(error).__name__}: {said}")
 
 
 def _pictures(job: Job, wanted: pictures.Wanted) -> Decoded:

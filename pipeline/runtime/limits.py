@@ -85,6 +85,7 @@ MEDIA_SCANNED_BYTES = 1 << 28
 
 # of a configuration, vocabulary or tokenizer file; those of XLM-RoBERTa have 17 MB
 CHECKPOINT_TEXT_BYTES = 256 << 20
+DETECTOR_BYTES = 64 << 20  # of the file of a detector of faces; YuNet has less than a megabyte
 
 # --- Run folders, presets and `--set`
 

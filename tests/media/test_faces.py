@@ -163,7 +163,6 @@ def test_a_piece_is_sent_the_boxes_that_its_pictures_can_take(fps, tmp_path):
 
 def test_a_detector_needs_opencv_and_a_model(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    faces.yunet.cache_clear()
     with pytest.raises(DataError, match=r"mer\[faces\]"):
         cut(FILE, picture(), 0, Crop("detector", model=str(tmp_path / "yunet.onnx")))
 
