@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -296,24 +297,31 @@ def _version(path: str | Path) -> tuple[int, int, int]:
 def _table(source: str, version: tuple[int, ...]) -> Mapping[str, Told]:
     table = _read(Path(source), COLUMNS)
     found: dict[str, list[Box]] = {}
-    for line, (id, *numbers) in enumerate(zip(*table, strict=True), start=2):
-        box = _box(source, line, numbers)
-        found.setdefault(str(id), []).append(box)
+    for row, (id, *numbers) in enumerate(zip(*table, strict=True)):
+        found.setdefault(str(id), []).append(_box(source, row, numbers))
     return {id: Told(tuple(sorted(boxes))) for id, boxes in found.items()}
 
 
-def _box(source: str, line: int, numbers: Sequence[Any]) -> Box:
+def _box(source: str, row: int, numbers: Sequence[Any]) -> Box:
     try:
         box = Box(*map(float, numbers))
     except (TypeError, ValueError):
-        raise DataError(f"{source}: line {line}: time, x, y, w or h is no number") from None
+        place = f"{source}: line {_line(source, row)}"
+        raise DataError(f"{place}: time, x, y, w or h is no number") from None
     if not all(map(math.isfinite, box)) or box.w <= 0 or box.h <= 0 or box.time < 0:
         said = ", ".join(f"{number:g}" for number in box)
         raise DataError(
-            f"{source}: line {line}: no box (time, x, y, w, h: {said}); sizes are above 0, times "
-            "from 0"
+            f"{source}: line {_line(source, row)}: no box (time, x, y, w, h: {said}); sizes are "
+            "above 0, times from 0"
         )
     return box
+
+
+def _line(source: str, row: int) -> int:
+    """Where a row below the header begins, as an editor counts: Arrow passes over empty lines."""
+    with open(source, encoding="utf-8-sig") as file:
+        filled = (number for number, line in enumerate(file, start=1) if line.strip("\r\n"))
+        return next(islice(filled, row + 1, None))
 
 
 @lru_cache(maxsize=256)
@@ -353,6 +361,9 @@ def _read(path: Path, columns: Sequence[str]) -> list[list]:
             header = file.readline().rstrip("\r\n")
         mark = "\t" if "\t" in header else ","
         names = [name.strip().strip('"').strip() for name in header.split(mark)]
+        twice = [name for name in columns if names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path}: two columns are called {twice[0]}")
         absent = [name for name in columns if name not in names]
         if absent:
             raise DataError(

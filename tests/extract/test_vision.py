@@ -149,6 +149,10 @@ def test_no_picture_anywhere_is_one_line(tmp_path):
     with pytest.raises(DataError, match="none of 2 clips has a picture") as caught:
         run(tmp_path, rows("sound.wav", "sound.m4a"))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    with pytest.raises(
+        DataError, match="none of 2 clips has a picture .*sound.wav.*`video` column"
+    ):
+        run(tmp_path, rows("sound.wav", "sound.m4a"), **MUTE)
 
 
 def test_a_damaged_picture_is_a_named_failure_of_its_clip(tmp_path):

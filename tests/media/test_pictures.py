@@ -248,6 +248,14 @@ def test_rates_out_of_bounds_are_refused(fps):
         ExtractOptions(vision_encoder="builtin:tiny-vit", vision_fps=fps)
 
 
+def test_a_rate_of_next_to_nothing_is_refused():
+    """A picture would stand for longer than any clip, and the clip for as long."""
+    assert ExtractOptions(vision_fps=1 / 3600).vision_fps
+    for fps in (1e-9, 5e-324):
+        with pytest.raises(DataError, match=f"--vision-fps {fps} is less than a picture an hour"):
+            ExtractOptions(vision_encoder="builtin:tiny-vit", vision_fps=fps)
+
+
 def test_pictures_beyond_the_budget_are_refused(tmp_path, monkeypatch):
     film = films.plain(tmp_path / "film.mp4")
     monkeypatch.setattr(pictures, "MEDIA_FRAME_PIXELS", 10_000)
