@@ -12,10 +12,8 @@ from itertools import combinations
 
 import numpy as np
 
-from mer.pipeline.datasets import takes
 from mer.pipeline.encoders import configured
 from mer.pipeline.encoders.modality import Encoder
-from mer.pipeline.errors import MissingError
 from mer.pipeline.extraction.budget import choose_budgets, fixed_budgets
 from mer.pipeline.extraction.fingerprint import Keys, recipe_key
 from mer.pipeline.extraction.look import Found
@@ -30,7 +28,7 @@ from mer.pipeline.extraction.plan import (
     draft,
     finish_plan,
 )
-from mer.pipeline.extraction.probe import Probed, probe
+from mer.pipeline.extraction.probe import Probed, check_lengths, probe
 from mer.pipeline.extraction.request import Company, Request
 from mer.pipeline.extraction.runner import Assignment, Standing, load_encoders
 from mer.pipeline.extraction.selftest import self_test
@@ -129,14 +127,7 @@ def measure(
     lengths = {}
     for one in chosen:
         measured = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
-        try:
-            one.modality.check_lengths(rows, measured, readable)
-        except MissingError as error:
-            corpus = request.manifest.dataset
-            if not error.prepared or not takes(corpus, error.prepared):
-                raise
-            remedy = f"`mer prepare {corpus} --{error.prepared}` makes a manifest that has it"
-            raise MissingError(error.found, remedy, clip=error.clip) from None
+        check_lengths(one, request, rows, measured, readable)
         lengths[one.name] = measured
     item_bytes = np.dtype(request.options.dtype).itemsize
     means = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
