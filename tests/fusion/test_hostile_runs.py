@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mer.fusion import checkpoint, config, evaluate, experiment, files, report
-from mer.fusion import figures as pictures
+from mer.fusion import checkpoint, config, evaluate, experiment, files, pictures, report
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime import limits
