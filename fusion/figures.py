@@ -103,6 +103,20 @@ def drawn_as(figure: Figure, kind: str, *, dpi: int = DPI) -> bytes:
     return escape(raw.decode(), breaks=True).encode() if kind == "svg" else raw
 
 
+def element(figure: Figure) -> str:
+    """An `<svg>` for an HTML page: without the XML declaration, the document type and the metadata,
+    which have no place within one.
+    """
+    file = io.StringIO()
+    figure.savefig(
+        file,
+        format="svg",
+        bbox_inches="tight",
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
+    return file.getvalue().partition("<!DOCTYPE")[2].partition(">")[2].strip()
+
+
 @contextmanager
 def style(**more: Any) -> Iterator[None]:
     """Settings that end with the drawing.
@@ -148,7 +162,7 @@ def draw(picture: Picture) -> Figure:
     raise TypeError(f"{type(picture).__name__} is no picture")
 
 
-@draw.register
+@draw.register(Curves)
 def _curves(picture: Curves) -> Figure:
     """A line per name with the range between runs shaded, and the epochs that dev chose."""
     figure, axes = new(5.6, max(3.2, 0.6 + 0.17 * len(picture.lines)))
@@ -195,7 +209,7 @@ def _logarithmic(axes: Any) -> None:
     )
 
 
-@draw.register
+@draw.register(Matrix)
 def _matrix(picture: Matrix) -> Figure:
     """Rows are the reference; colour and percentage are the share of the row, below it the count,
     where there is room.
@@ -223,7 +237,7 @@ def _matrix(picture: Matrix) -> Figure:
     return figure
 
 
-@draw.register
+@draw.register(Bars)
 def _bars(picture: Bars) -> Figure:
     figure, axes = new(1.2 + 0.8 * len(picture.values), 3)
     unit = 100 if picture.percent else 1
@@ -235,7 +249,7 @@ def _bars(picture: Bars) -> Figure:
     return figure
 
 
-@draw.register
+@draw.register(Layers)
 def _layers(picture: Layers) -> Figure:
     """A dot for each run, the mean as a line, and dotted what equal weights would be."""
     figure, axes = new(5.6, 3.2)
@@ -253,7 +267,7 @@ def _layers(picture: Layers) -> Figure:
     return figure
 
 
-@draw.register
+@draw.register(Intervals)
 def _intervals(picture: Intervals) -> Figure:
     """A row for each run: its value, the interval, and a small dot for every seed or fold."""
     figure, axes = new(5.6, 1.1 + 0.32 * len(picture.rows))

@@ -29,7 +29,7 @@ from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 # ---- Figures as tables
 
 
-def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
+def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
     if not bounds or len(bounds) != 2 or None in bounds:
         return "–"
     return f"{number(name, bounds[0])} … {number(name, bounds[1])}"
@@ -64,7 +64,7 @@ def _title(found: Metrics, utterances: float | None) -> str:
 def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
     rows = []
     for name in names:
-        interval = _interval(name, found.interval.get(name))
+        interval = interval_text(name, found.interval.get(name))
         rows.append((TITLES[name], number(name, found.metrics[name]), interval))
     columns = ("", "value", _spread(found.bootstrap))
     return Table(_title(found, found.metrics.n), columns, tuple(rows))
@@ -78,7 +78,7 @@ def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
     for name in names:
         mean, sd = number(name, found.metrics[name]), number(name, found.sd.get(name))
         pooled = [number(name, found.pooled.get(name))] if found.pooled else []
-        interval = _interval(name, found.interval.get(name))
+        interval = interval_text(name, found.interval.get(name))
         rows.append((TITLES[name], f"{mean} ± {sd}", *pooled, interval))
     columns = (
         "",
@@ -90,7 +90,7 @@ def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
 
 
 def _runs_table(found: GroupMetrics, names: Sequence[str]) -> Table:
-    rows = [(run.run, str(run.best_epoch), *_numbers(run.metrics, names)) for run in found.runs]
+    rows = [(run.run, str(run.best_epoch), *numbers(run.metrics, names)) for run in found.runs]
     return Table("runs", ("run", "epoch", *_titles(names)), tuple(rows))
 
 
@@ -105,14 +105,14 @@ def _per_class(found: Metrics) -> Table:
 def _heads(found: Metrics, names: Sequence[str]) -> Table:
     rows = []
     for m, figures in (found.unimodal or {}).items():
-        rows.append((f"{m} alone", number("share", None), *_numbers(figures, names)))
+        rows.append((f"{m} alone", number("share", None), *numbers(figures, names)))
     for name, subset in (
         ("heads agree", found.heads_agree),
         ("heads disagree", found.heads_disagree),
     ):
         if subset is not None:
             share = number("share", subset.share)
-            rows.append((name, share, *_numbers(subset.figures, names)))
+            rows.append((name, share, *numbers(subset.figures, names)))
     title = "unimodal heads, and the model where they agree and disagree"
     return Table(title, ("", "share", *_titles(names)), tuple(rows))
 
@@ -141,7 +141,7 @@ def _titles(names: Sequence[str]) -> list[str]:
     return [TITLES[name] for name in names]
 
 
-def _numbers(figures: Figures, names: Sequence[str]) -> list[str]:
+def numbers(figures: Figures, names: Sequence[str]) -> list[str]:
     return [number(name, figures.get(name)) for name in names]
 
 
@@ -152,7 +152,7 @@ def dev_table(run: Run) -> Table:
     rows = []
     for child in children:
         info = child.result
-        rows.append((child.path.name, str(info.best_epoch), *_numbers(info.dev, names)))
+        rows.append((child.path.name, str(info.best_epoch), *numbers(info.dev, names)))
     title = "dev (it chose the epoch, so it flatters)"
     return Table(title, ("run", "epoch", *_titles(names)), tuple(rows))
 
@@ -318,7 +318,7 @@ def comparison_table(found: Comparison) -> Table:
     for name, one in found.metrics.items():
         figures = (number(name, one.first), number(name, one.second))
         difference = number(name, one.difference, signed=True)
-        interval = _interval(name, one.interval)
+        interval = interval_text(name, one.interval)
         rows.append((TITLES.get(name, name), *figures, difference, interval))
     names = (Path(found.first).name, Path(found.second).name)
     columns = ("", *names, "difference", _spread(found.bootstrap))
@@ -332,7 +332,7 @@ def predictions(run: Run) -> list[evaluate.Predicted]:
     Raises:
         DataError: There are none, or they are damaged.
     """
-    return [_sorted(p) for p in evaluate.seeds_of(evaluate.readpredictions(run.trained()))]
+    return [_sorted(p) for p in evaluate.seeds_of(evaluate.read_predictions(run.trained()))]
 
 
 def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
