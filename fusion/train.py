@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
+from mer.fusion import checkpoint, data, files, infer, metrics, optim, splits, typed
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
@@ -167,7 +167,7 @@ def fit(
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
+    optimizer = optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
     info = _begin(training, model, there)
     parts = _parts(training, model.summary)
     said = all(part.resident for part in parts.values())
@@ -701,10 +701,18 @@ def announcements(note: Note) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels where PyTorch has them; the former settings come back."""
+    """Deterministic kernels where PyTorch has them; the former settings come back.
+
+    A setting that is there already is not made again: making one imports PyTorch's compiler, which
+    costs a training on a CPU more than a second.
+    """
     was = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(device.type == "cuda" or was, warn_only=True)
+    wanted = device.type == "cuda" or was
+    if not wanted or (was and warn):
+        yield
+        return
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
     try:
         yield
     finally:
