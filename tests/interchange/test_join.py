@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -25,6 +24,7 @@ from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_in
 from tests.extract import corpus
 from tests.store.build import read_part
 
+ROOT = Path(__file__).parents[2]
 IDS = [f"u{k}" for k in range(6)]
 DIMS = {"text": 3, "audio": 2, "audio.egemaps": 5, "vision": 4}
 
@@ -480,22 +480,80 @@ def test_the_fingerprint_is_that_of_the_content(three, tmp_path):
     assert join(three, tmp_path / "d.h5")[0].header.fingerprint != first
 
 
-def test_a_kill_leaves_no_store(three, tmp_path):
-    """Killed at moments all over, a join is there whole or not at all; the next one is."""
-    for copy, waits in (((), (0.3, 0.6)), (("--copy",), (0.5, 0.7))):
-        for wait in waits:
-            out = tmp_path / "k" / "joined.h5"
-            command = [sys.executable, "-m", "mer.cli", "join", *map(str, three), *copy]
-            process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL)
-            time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            if out.exists():
-                holds(FeatureStore(out))
-            assert mer("join", *three, *copy, "--out", out)[0] == 0
+# Runs `mer join` into FOLDER/none-0, then, for every call of a step of publishing that this took,
+# into FOLDER/STEP-COUNT, killed before that call; prints the exit status of each. What is heavy is
+# imported once, each join is a fork.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mer.cli import main
+from mer.pipeline.interchange import joining
+
+folder, asked = Path(sys.argv[1]), sys.argv[2:]
+
+def joined(step, count):
+    calls = {"fsync": 0, "replace": 0}
+
+    def counting(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            if name == step and calls[name] == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+
+    for name in calls:
+        setattr(os, name, counting(name, getattr(os, name)))
+    status = 99
+    try:
+        main([*asked, "--out", str(folder / f"{step}-{count}" / "joined.h5")])
+    except SystemExit as error:
+        status = error.code or 0
+    (folder / "calls").write_text(f"fsync {calls['fsync']} replace {calls['replace']}")
+    os._exit(status)
+
+def forked(step, count):
+    child = os.fork()
+    if child == 0:
+        joined(step, count)
+    _, status = os.waitpid(child, 0)
+    print(step, count, os.waitstatus_to_exitcode(status), flush=True)
+
+forked("none", 0)
+words = (folder / "calls").read_text().split()
+for step, total in zip(words[::2], words[1::2]):
+    for count in range(1, int(total) + 1):
+        forked(step, count)
+"""
+
+
+@pytest.mark.parametrize("copy", [(), ("--copy",)], ids=["links", "copy"])
+def test_a_kill_leaves_no_store(three, tmp_path, copy):
+    """Killed before any step of publishing, a join is there whole or not at all; the same command
+    again finishes it.
+    """
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.h5")}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "k"), "join", *map(str, three), *copy]
+    (tmp_path / "k").mkdir()
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    whole, *killed = (line.split() for line in run.stdout.splitlines() if line[0] != "/")
+    assert run.returncode == 0 and whole == ["none", "0", "0"], run.stderr
+    seen = {"fsync": set(), "replace": set()}
+    for step, count, status in killed:
+        assert int(status) == -signal.SIGKILL, "the kill was meant to happen"
+        folder = tmp_path / "k" / f"{step}-{count}"
+        out = folder / "joined.h5"
+        half = bool(list(folder.rglob("*.tmp-*")))
+        seen[step].add((half, out.exists()))
+        if out.exists():
             holds(FeatureStore(out))
-            assert not list(out.parent.rglob("*.tmp-*"))
-            shutil.rmtree(out.parent)
+        assert mer("join", *three, *copy, "--out", out)[0] == 0
+        holds(FeatureStore(out))
+        assert not list(folder.rglob("*.tmp-*"))
+    # before a rename there is the temporary; the folder is synced when the store is whole
+    assert seen["replace"] == {(True, False)}
+    assert {(True, False), (False, True)} <= seen["fsync"]
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_targets_that_are_not_numbers_agree(tmp_path):
