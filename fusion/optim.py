@@ -8,15 +8,16 @@ training that compiles nothing.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.optim import Optimizer
 
+Kind = TypeVar("Kind", bound=type[Optimizer])
 WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
 
 
-def eager(kind: type[Optimizer]) -> type[Optimizer]:
+def eager(kind: Kind) -> Kind:
     """The same optimiser to the bit, its step not to be compiled.
 
     Args:
@@ -28,7 +29,7 @@ def eager(kind: type[Optimizer]) -> type[Optimizer]:
     """
     plain: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
     plain["step"] = torch.no_grad()(plain["step"])
-    return type(kind.__name__, (kind,), plain)
+    return cast(Kind, type(kind.__name__, (kind,), plain))
 
 
 AdamW = eager(torch.optim.AdamW)
