@@ -1,19 +1,48 @@
-"""The optimizer, its learning rate, and the length of a gradient."""
+"""The optimizers, the learning rate, and the length of a gradient.
+
+The optimizers come without what PyTorch prepares for torch.compile: every method of one is wrapped
+for it, which imports the compiler, sympy and torch.distributed at the first call: a second and a
+half before the first step of a training that compiles nothing.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mer.fusion.config import TrainConfig
 from mer.fusion.models.base import FusionModel
 
+Kind = TypeVar("Kind", bound=type[Optimizer])
+WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
 
-def adamw(model: FusionModel, config: TrainConfig) -> torch.optim.AdamW:
+
+def eager(kind: Kind) -> Kind:
+    """The same optimiser to the bit, its step not to be compiled.
+
+    Args:
+        kind: A class of `torch.optim`.
+
+    Returns:
+        A child of it whose methods are what PyTorch wrapped; the step is taken without gradients,
+        as the wrapper does. State dicts of the two are exchangeable.
+    """
+    plain: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in WRAPPED}
+    plain["step"] = torch.no_grad()(plain["step"])
+    return cast(Kind, type(kind.__name__, (kind,), plain))
+
+
+AdamW = eager(torch.optim.AdamW)
+LBFGS = eager(torch.optim.LBFGS)
+
+
+def adamw(model: FusionModel, config: TrainConfig) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019) that takes a step of all parameters in one pass.
 
     Args:
@@ -24,7 +53,7 @@ def adamw(model: FusionModel, config: TrainConfig) -> torch.optim.AdamW:
         The optimizer; each group has its highest learning rate as `peak`.
     """
     groups = parameter_groups(model, config)
-    return torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
+    return AdamW(groups, betas=config.optim.betas, fused=True)
 
 
 def parameter_groups(model: FusionModel, config: TrainConfig) -> list[dict[str, Any]]:

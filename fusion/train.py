@@ -679,10 +679,18 @@ def announcements(note: Note) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels where PyTorch has them; the former settings come back."""
+    """Deterministic kernels where PyTorch has them; the former settings come back.
+
+    A setting that is there already is not made again: making one imports PyTorch's compiler, which
+    costs a training on a CPU more than a second.
+    """
     was = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(device.type == "cuda" or was, warn_only=True)
+    wanted = device.type == "cuda" or was
+    if not wanted or (was and warn):
+        yield
+        return
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
     try:
         yield
     finally:
