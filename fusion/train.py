@@ -39,7 +39,7 @@ from mer.fusion.tables import loss_title
 from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import did_you_mean, shown
+from mer.pipeline.runtime.terminal import amount, did_you_mean, shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -405,8 +405,7 @@ def checked_line(parts: dict[str, data.BatchSource]) -> str:
     """What the checks of the features have cost."""
     size = sum(part.checked.bytes for part in parts.values())
     seconds = sum(part.checked.seconds for part in parts.values())
-    amount = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
-    return f"{amount} of features held against their checksums in {seconds:.2f} s, once"
+    return f"{amount(size)} of features held against their checksums in {seconds:.2f} s, once"
 
 
 def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:

@@ -142,11 +142,13 @@ def test_the_command_prints_and_draws(tmp_path, kind):
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert "best: --audio-layer 1" in done.stdout and "best: --text-layer 1" in done.stdout
+    assert done.stdout.count("WF1: F1 averaged over the classes by their size.") == 1
     begin = {"png": b"\x89PNG", "svg": b"<?xml", "html": b"<!doctype html>"}[kind]
     raw = out.read_bytes()
     assert raw.startswith(begin)
     if kind == "html":
         assert b"<svg" in raw and b"--audio-layer 1" in raw
+        assert raw.count(b"WF1: F1 averaged over the classes by their size.") == 1
     again = CliRunner().invoke(main, [*command, "--json", "--modality", "text"])
     found = json.loads(again.stdout)
     assert list(found) == ["text"] and found["text"]["best"] == 1
