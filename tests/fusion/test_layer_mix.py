@@ -94,6 +94,32 @@ def test_a_summary_is_the_layer_means(tmp_path):
             np.testing.assert_array_equal(x, means[row].reshape(-1))
 
 
+def test_where_layers_are_mixed_no_step_is_read(tmp_path, monkeypatch):
+    """Nor held against its checksum; what is there is as the lengths say, whatever the pooling."""
+    absent = {"audio": [4, 5]}
+    store = make_store(tmp_path, n=20, means={"audio": 3}, absent=absent)
+    steps = store.lengths("audio")
+
+    def unexpected(*_args, **_kwargs):
+        raise AssertionError("steps were read")
+
+    for name in ("packed", "batch", "features", "check"):
+        monkeypatch.setattr(type(store), name, unexpected)
+    rows = np.arange(20)
+    for hz in ("inf", "12.5", "0.5"):
+        chosen = settings("audio", f"data.pool_hz={hz}")
+        spec = spec_of(store, chosen)
+        part = data.batch_source(
+            store, spec, chosen.data, rows, np.zeros(20, np.int64), device="cpu", summary=True
+        )
+        assert part.resident and part.n["audio"].tolist() == (steps > 0).astype(int).tolist()
+        x, lengths = part.read(rows, "audio")
+        assert lengths.tolist() == part.n["audio"].tolist() and lengths.dtype == np.int64
+        np.testing.assert_array_equal(x, store.layer_means("audio")[steps > 0].reshape(18, 24))
+        # each row once, though it was read twice: 3 layers of 8 numbers in float16
+        assert part.checked.bytes == 18 * 3 * 8 * 2 and part.checked.seconds > 0
+
+
 def test_auto_mixes_where_there_are_layers_and_leaves_other_stores_alone(tmp_path):
     plain = make_store(tmp_path / "plain")
     kept = make_store(tmp_path / "kept", means={"audio": 3})
