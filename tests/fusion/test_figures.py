@@ -82,9 +82,11 @@ def test_what_an_epoch_lacks_is_no_point():
     logs = [[epoch(dev={"wa": v}) for v in (None, 0.5, None, 0.7)]]
     (line,) = figures.draw(pictures.curves(logs, lambda e: e.dev, "dev")).axes[0].lines
     np.testing.assert_allclose(line.get_xydata(), [[2, 0.5], [4, 0.7]])
-    (line,) = figures.draw(
-        pictures.curves([[epoch(dev={"wa": 0.5})]], lambda e: e.dev, "dev")
-    ).axes[0].lines
+    (line,) = (
+        figures.draw(pictures.curves([[epoch(dev={"wa": 0.5})]], lambda e: e.dev, "dev"))
+        .axes[0]
+        .lines
+    )
     assert line.get_marker() == "."  # a line of one point would not be seen
 
 
