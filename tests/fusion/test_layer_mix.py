@@ -196,15 +196,16 @@ def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, model):
     from mer.fusion import train
 
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     store = make_store(tmp_path, means={"audio": 3}, stacks={"audio": (1, 2)})
     chosen = settings(model)
     whole = experiment.train(store, chosen, tmp_path / "whole", note=quiet, device="cpu")
     epoch = train._one_epoch
 
-    def killed(training, model, optimizer, parts, progress):
+    def killed(training, keeper, parts, progress):
         if progress.epoch == 2:
             raise KeyboardInterrupt
-        return epoch(training, model, optimizer, parts, progress)
+        return epoch(training, keeper, parts, progress)
 
     monkeypatch.setattr(train, "_one_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
