@@ -1462,22 +1462,56 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     type=click.Path(path_type=Path),
     help="One self-contained HTML file.",
 )
-def report(runs, out):
-    """Tables with spread, confusion matrices and loss curves of evaluated runs, as one
-    HTML page.
+@click.option(
+    "--against",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="The run that the others are held against; by default the best on dev.",
+)
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="The figure that is compared; by default wf1, weighted_f1 or mae, by task.",
+)
+@click.option(
+    "--tables",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Every table besides as CSV and LaTeX.",
+)
+@click.option(
+    "--figures",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Every picture besides as PNG of 300 dpi, SVG and PDF.",
+)
+def report(runs, out, against, metric, tables, figures):
+    """Comparison, tables, curves and confusion matrices of evaluated runs, as one HTML page.
+
+    Runs that are unfinished, not evaluated or damaged are listed with the reason.
     """
     from mer.fusion import report
-    from mer.fusion.checkpoint import Run
     from mer.fusion.files import write_text
     from mer.pipeline.runtime.progress import choose
 
-    checks = Together()
-    opened = [checks.of(partial(Run.open, run)) for run in runs]
-    checks.settle()
-    told, left_out = report.evaluated(opened)
-    for line in left_out:
+    progress = choose()
+    told, left_out, lines = report.gather(runs, progress=progress)
+    for line in lines:
         note(line)
-    write_text(out, report.page(told, progress=choose()))
+    made = report.prepared(
+        told,
+        left_out=left_out,
+        against=against,
+        metric=metric,
+        made=report.made_now(),
+        progress=progress,
+    )
+    write_text(out, report.rendered(made))
+    if tables:
+        note(f"wrote {len(report.write_tables(made.all_tables(), tables))} files to {tables}")
+    if figures:
+        written = report.write_figures(made.all_pictures(), figures, progress=progress)
+        note(f"wrote {len(written)} files to {figures}")
     say(out)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mer.fusion import figures as pictures
-from mer.fusion import files, infer, metrics, splits
+from mer.fusion import files, infer, metrics, optim, splits
 from mer.fusion.config import DataConfig
 from mer.fusion.data import modality_of
 from mer.fusion.evaluate import unit
@@ -275,7 +275,7 @@ def _minimise(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, task: str, strength: float
 ) -> None:
     """Fit weight (D, C) and bias (C,), from where they are; the loss is convex."""
-    optimizer = torch.optim.LBFGS(
+    optimizer = optim.LBFGS(
         [weight, bias],
         max_iter=STEPS,
         history_size=10,

@@ -60,14 +60,49 @@ def test_a_command_that_no_group_names_is_listed_too():
     assert text.index("train") < text.index(commands.OTHERS) < text.index("zebra")
 
 
-def test_help_is_quick_and_needs_no_heavy_package():
+MODELS = ("transformers", "torchaudio", "matplotlib", "sklearn", "scipy", "dask", "av")
+COMPILER = ("sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor")
+# what a command may not import, in the order in which they are run: what one makes the next reads
+NEEDLESS = {
+    "--help": ("torch", "numpy", "pyarrow", "h5py", "rich", "soundfile", *MODELS),
+    "inspect feats.h5": ("torch", "pandas", *MODELS),
+    "train feats.h5 --model concat --set train.epochs=1 --out run": (
+        "soundfile",
+        *MODELS,
+        *COMPILER,
+    ),
+    "evaluate run": ("soundfile", *MODELS, *COMPILER),
+    "runs .": ("torch", "soundfile", *MODELS),
+    "layers feats.h5": (*MODELS, *COMPILER),
+}
+
+
+def test_commands_import_nothing_that_they_do_not_need(tmp_path):
+    """Each in a process of its own; matplotlib where a picture is asked for shows that the list
+    would be seen.
+    """
+    make_store(tmp_path, n=60, means={"audio": 3})
     code = (
         "import sys\nfrom mer.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'pyarrow', 'h5py', 'transformers', 'rich'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "status = 0\n"
+        "try: main(sys.argv[2:])\nexcept SystemExit as end: status = end.code or 0\n"
+        "print('\\n#', *sorted(set(sys.argv[1].split(',')) & sys.modules.keys()))\n"
+        "sys.exit(status)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+    def imported(command: str, names: tuple[str, ...]) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, ",".join(names), *command.split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1].split()[1:]
+
+    found = {command: imported(command, names) for command, names in NEEDLESS.items()}
+    assert not any(found.values()), found
+    assert imported("evaluate run --figures .", MODELS) == ["matplotlib"]
 
 
 def test_version():

@@ -14,7 +14,7 @@ from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.media import pictures, readers
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
-from mer.pipeline.runtime.limits import MEDIA_FPS
+from mer.pipeline.runtime.limits import MEDIA_FPS, MEDIA_FPS_LEAST
 
 from tests.media import films
 
@@ -250,8 +250,8 @@ def test_rates_out_of_bounds_are_refused(fps):
 
 def test_a_rate_of_next_to_nothing_is_refused():
     """A picture would stand for longer than any clip, and the clip for as long."""
-    assert ExtractOptions(vision_fps=1 / 3600).vision_fps
-    for fps in (1e-9, 5e-324):
+    assert ExtractOptions(vision_fps=MEDIA_FPS_LEAST).vision_fps
+    for fps in (0.99 * MEDIA_FPS_LEAST, 1e-9, 5e-324):
         with pytest.raises(DataError, match=f"--vision-fps {fps} is less than a picture an hour"):
             ExtractOptions(vision_encoder="builtin:tiny-vit", vision_fps=fps)
 

@@ -16,6 +16,7 @@ from mer.pipeline.media import faces
 from mer.pipeline.media.faces import Crop, cut
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Flag
+from mer.pipeline.runtime.limits import DETECTOR_BYTES
 from mer.pipeline.store import FeatureStore
 
 from tests.extract import corpus
@@ -82,7 +83,7 @@ def test_what_is_no_model_is_one_line_before_anything_is_decoded(kind, tmp_path,
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with open(tmp_path / "yunet.onnx", "wb") as file:
-        file.truncate(1 << 40)
+        file.truncate(DETECTOR_BYTES + 1)
     with pytest.raises(DataError, match=r"not a YuNet model \(more than 67\.1 MB\)"):
         faces.yunet(str(tmp_path / "yunet.onnx"))
 
