@@ -48,6 +48,14 @@ from mer.pipeline.runtime.terminal import (
 # the two must be of one release: torchaudio's wheel is linked against torch
 PAIRED = ("torch", "torchaudio")
 TYPED = "mer.typed"  # where the context has the words of the command line
+# what several commands take
+NO_LOCK = click.option(
+    "--no-lock",
+    is_flag=True,
+    help="For a file system without locks: take none. One run at a time there is up to you.",
+)
+DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
+BY_GROUP = click.Choice(["session", "speaker", "dialogue"])
 
 
 def check_pair() -> None:
@@ -202,6 +210,12 @@ def note(message: object) -> None:
 def somebody_is_there() -> bool:
     """Whether a question can be answered."""
     return sys.stdin.isatty()
+
+
+def agreed(question: str) -> bool:
+    """Whether somebody answers a question, put on stderr, with yes."""
+    asked = wrapped(f"{question}; go on? [y/N]:", terminal_columns(sys.stderr))
+    return click.confirm(asked, err=True, show_default=False, prompt_suffix=" ")
 
 
 def command_line(context: click.Context) -> str:
@@ -760,11 +774,7 @@ def check_needed(options) -> None:
 )
 @click.option("--yes", is_flag=True, help="Do not ask before writing more than 20 GB.")
 @click.option("--force", is_flag=True, help="Replace a store made by another recipe.")
-@click.option(
-    "--no-lock",
-    is_flag=True,
-    help="For a file system without locks: take none. One run at a time there is up to you.",
-)
+@NO_LOCK
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def extract(
     dataset,
@@ -811,7 +821,8 @@ def extract(
             )
             if not sys.stdin.isatty():
                 raise click.UsageError(f"{question}; say --yes")
-            click.confirm(f"{question}; go on?", abort=True, err=True)
+            if not agreed(question):
+                raise click.Abort
 
     failed = None
     try:
@@ -891,10 +902,13 @@ def inspect(store: Path, flag: str | None, as_json: bool):
             f"--flag {flag}: not known{guess}; known are {', '.join(Flag.names())}"
         )
     opened = FeatureStore(store)
-    # else the bits are another writer's
-    counted = (
-        flagged(opened.table()["id"].to_pylist(), opened.flags) if opened.header.recipe else {}
-    )
+    known = opened.flags_known
+    counted = flagged(opened.table()["id"].to_pylist(), opened.flags) if known else {}
+    if flag is not None and not known:
+        raise DataError(
+            f"{store}: was not extracted, so that its flags are another writer's; ask the store "
+            f"that `mer extract` made with --flag {flag}"
+        )
     if flag is not None:
         ids = counted.get(flag, [])
         if as_json:
@@ -923,11 +937,7 @@ def inspect(store: Path, flag: str | None, as_json: bool):
     type=click.Path(path_type=Path),
     help="Folder of the media, when it is not where it was.",
 )
-@click.option(
-    "--no-lock",
-    is_flag=True,
-    help="For a file system without locks: take none. One run at a time there is up to you.",
-)
+@NO_LOCK
 def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
     """Check every checksum of a store; with --repair, extract only the bad shards again."""
     from mer.pipeline.runtime.progress import choose
@@ -949,12 +959,11 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
             f"{store}: joined, and {plural(len(damaged), 'file')} of its members cannot be used; "
             f"{'; '.join(remedies)}"
         )
+    shards = len(opened.shards)
+    said = f"{store}: {len(damaged):,} of {plural(shards, 'shard is', 'shards are')} damaged"
+    if damaged and not _repairable(opened):
+        raise StoreError(f"{said}, and it was {_made_again(opened)}")
     if damaged and repair:
-        if not opened.header.fingerprint:
-            raise StoreError(
-                f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged, and it was "
-                f"{_made_again(opened.header.provenance)}"
-            )
         from mer.pipeline.extraction import Here
         from mer.pipeline.extraction import repair as extract_again
 
@@ -962,23 +971,14 @@ def verify(store: Path, repair: bool, root: Path | None, no_lock: bool):
         extract_again(store, root=root, where=where, progress=choose(), gentle=True)
         opened = FeatureStore(store)
         opened.verify()
-        say(
-            f"{store}: {len(damaged)} of {len(opened.shards)} shards extracted again; every byte "
-            "is as written"
-        )
+        again = f"{len(damaged):,} of {plural(shards, 'shard')} extracted again"
+        say(f"{store}: {again}; every byte is as written")
     elif damaged:
-        remedy = (
-            "run it with --repair"
-            if opened.header.fingerprint
-            else f"it was {_made_again(opened.header.provenance)}"
-        )
-        raise StoreError(
-            f"{store}: {len(damaged)} of {len(opened.shards)} shards are damaged; {remedy}"
-        )
+        raise StoreError(f"{said}; run it with --repair")
     else:
         held = [opened.member(number) for number in range(len(opened.members))] or [opened]
         shards = sum(len(one.shards) for one in held)
-        members = f" of {len(held)} stores" if opened.members else ""
+        members = f" of {plural(len(held), 'store')}" if opened.members else ""
         say(
             f"{store}: {plural(len(opened), 'utterance')} in {plural(shards, 'shard')}{members}, "
             "every byte is as written"
@@ -989,26 +989,35 @@ def _mends(head: Path) -> str:
     """What mends a damaged member of a joined store."""
     from mer.pipeline.store import FeatureStore
 
-    header = FeatureStore(head, check=False).header
-    if _repairable(header):
+    store = FeatureStore(head, check=False)
+    if _repairable(store):
         return f"run `mer verify --repair {head}`"
-    return f"{head} was {_made_again(header.provenance)}"
+    return f"{head} was {_made_again(store)}"
 
 
-def _repairable(header) -> bool:
-    """Whether a store says how its features were made, and from which manifest."""
-    made = header.provenance.get("extract")
-    return bool(header.recipe and isinstance(made, dict) and made.get("manifest"))
+def _repairable(store) -> bool:
+    """Whether a store is one that `mer extract` wrote, from a manifest that it names."""
+    made = store.header.provenance.get("extract")
+    named = isinstance(made, dict) and made.get("manifest")
+    return bool(store.header.recipe and named) and not _exported(store)
 
 
-def _made_again(provenance: dict) -> str:
-    """How a store that was not extracted was made, and is made again."""
+def _exported(store) -> bool:
+    """Whether a store is the one file that `mer export --to single` writes."""
+    return any(not record.sha256 for record in store.shards)
+
+
+def _made_again(store) -> str:
+    """How a store that cannot be repaired was made, and is made again."""
+    provenance = store.header.provenance
+    if _exported(store):
+        return "exported: remove it and export it again from the store that it came from"
     if provenance.get("imported") == "join":
         return "joined with --copy: join again with --force"
     if "imported" in provenance:
         return "imported: import it again"
     if "extract" in provenance:
-        return "exported: export it again"
+        return "extracted without a manifest file: remove what is damaged, and extract again"
     return "written by another program than `mer extract`: write it again with that"
 
 
@@ -1059,7 +1068,7 @@ def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], **choice
     modalities = ", ".join(
         f"{name} {int((store.lengths(name) > 0).sum()):,}" for name in store.header.modalities
     )
-    note(f"{len(store):,} utterances, with {modalities}")
+    note(f"{plural(len(store), 'utterance')}, with {modalities}")
     if not written:
         note("joined before, from these very stores; nothing to do")
     say(out)
@@ -1194,9 +1203,10 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     store, report = write_store(foreign, out, options, force=force, progress=choose())
     for line in report.notes:
         note(line)
+    replaced = ("value was NaN or infinite and is", "values were NaN or infinite and are")
     for modality, count in report.replaced.items():
         if count:
-            note(f"{modality}: {count:,} values were NaN or infinite and are 0 now")
+            note(f"{modality}: {plural(count, *replaced)} 0 now")
     for modality, count in report.absent.items():
         if count:
             note(f"{modality}: absent in {plural(count, 'utterance')}")
@@ -1224,7 +1234,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
 )
 @click.option(
     "--folds",
-    type=click.Choice(["session", "speaker", "dialogue"]),
+    type=BY_GROUP,
     help="Score on the dev part of each fold that `mer train --folds` would make.",
 )
 @click.option(
@@ -1254,6 +1264,9 @@ def layers(store, modalities, folds, out, as_json):
     for curve in () if as_json else curves:
         for line in probes.lines(curve, probes.option_of(curve.name)):
             say(line)
+    said = "" if as_json else probes.meaning(curves)
+    if said:
+        say(said)
     if out is not None:
         probes.write(curves, out)
         note(f"wrote {out}")
@@ -1313,7 +1326,7 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
 )
 @click.option(
     "--folds",
-    type=click.Choice(["session", "speaker", "dialogue"]),
+    type=BY_GROUP,
     help="Leave one group out in turn.",
 )
 @click.option(
@@ -1321,7 +1334,7 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
     type=click.Path(path_type=Path),
     help="Run folder; by default runs/<dataset>-<model>-<n>.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
+@DEVICE
 @click.option("--no-test", is_flag=True, help="Do not open the test part.")
 @click.option(
     "--log",
@@ -1329,11 +1342,7 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
     metavar="tensorboard",
     help="Also write every epoch there, into the run folder; needs mer[tensorboard].",
 )
-@click.option(
-    "--no-lock",
-    is_flag=True,
-    help="For a file system without locks: take none. One run at a time there is up to you.",
-)
+@NO_LOCK
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def train(
     store, features, model, preset, sets, seeds, folds, out, device, no_test, log, no_lock, as_json
@@ -1419,7 +1428,7 @@ def train(
     type=click.Path(path_type=Path),
     help="Draw the run and its model as PNG and SVG.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def evaluate(run, features, split, predictions, figures, device, as_json):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
@@ -1448,7 +1457,7 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
         written = pictures.write(
             opened, found, figures, features=features, device=pick_device(device)
         )
-        note(f"wrote {len(written)} files to {figures}")
+        note(f"wrote {plural(len(written), 'file')} to {figures}")
     say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
 
 
@@ -1461,22 +1470,56 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     type=click.Path(path_type=Path),
     help="One self-contained HTML file.",
 )
-def report(runs, out):
-    """Tables with spread, confusion matrices and loss curves of evaluated runs, as one
-    HTML page.
+@click.option(
+    "--against",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="The run that the others are held against; by default the best on dev.",
+)
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="The figure that is compared; by default wf1, weighted_f1 or mae, by task.",
+)
+@click.option(
+    "--tables",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Every table besides as CSV and LaTeX.",
+)
+@click.option(
+    "--figures",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Every picture besides as PNG of 300 dpi, SVG and PDF.",
+)
+def report(runs, out, against, metric, tables, figures):
+    """Comparison, tables, curves and confusion matrices of evaluated runs, as one HTML page.
+
+    Runs that are unfinished, not evaluated or damaged are listed with the reason.
     """
     from mer.fusion import report
-    from mer.fusion.checkpoint import Run
     from mer.fusion.files import write_text
     from mer.pipeline.runtime.progress import choose
 
-    checks = Together()
-    opened = [checks.of(partial(Run.open, run)) for run in runs]
-    checks.settle()
-    told, left_out = report.evaluated(opened)
-    for line in left_out:
+    progress = choose()
+    told, left_out, lines = report.gather(runs, progress=progress)
+    for line in lines:
         note(line)
-    write_text(out, report.page(told, progress=choose()))
+    made = report.prepared(
+        told,
+        left_out=left_out,
+        against=against,
+        metric=metric,
+        made=report.made_now(),
+        progress=progress,
+    )
+    write_text(out, report.rendered(made))
+    if tables:
+        note(f"wrote {len(report.write_tables(made.all_tables(), tables))} files to {tables}")
+    if figures:
+        written = report.write_figures(made.all_pictures(), figures, progress=progress)
+        note(f"wrote {len(written)} files to {figures}")
     say(out)
 
 
@@ -1616,15 +1659,14 @@ def prune(runs, dry_run, yes):
         question = f"this removes {plural(files, 'file')}, {amount(size)}, for good"
         if not yes and not somebody_is_there():
             raise click.UsageError(f"{question}; say --yes")
-        if yes or click.confirm(f"{question}; go on?", err=True):
+        if yes or agreed(question):
             pruning.remove(found)
             note(f"freed {amount(size)}")
         else:
             note("nothing was removed")
     if refused:
-        raise DataError(
-            f"{len(refused)} of {plural(len(runs), 'run')} left as they are, for the reasons above"
-        )
+        left = plural(len(runs), "run left as it is", "runs left as they are")
+        raise DataError(f"{len(refused):,} of {left}, for the reasons above")
 
 
 @main.command()
@@ -1681,7 +1723,7 @@ def prune(runs, dry_run, yes):
 @click.option(
     "--text-encoder", metavar="DIR", help="Where the run's text encoder is now, if it was a folder."
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
+@DEVICE
 @click.option("--offline", is_flag=True, help="Never touch a network.")
 @click.option(
     "--out",

@@ -22,7 +22,7 @@ GROUPS = {
     "Corpora": ("datasets", "prepare"),
     "Features": ("extract", "fingerprint", "join"),
     "Stores": ("inspect", "verify", "export", "import"),
-    "Training": ("train", "tune", "evaluate", "compare", "layers", "report"),
+    "Training": ("train", "evaluate", "compare", "layers", "report"),
     "Runs": ("runs", "prune"),
     "New clips": ("predict",),
     "This installation": ("doctor", "version", "help"),

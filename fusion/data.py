@@ -24,7 +24,7 @@ from mer.fusion.batch import Batch, DataSpec, FeatureSet
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.background import prefetch
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore, ModalityInfo
 
 ORDER = ("audio", "text", "vision")
@@ -218,9 +218,9 @@ def steps(
             row = int(differs[0])
             utterance = shown(store.table()["id"][row].as_py(), 60)
             raise DataError(
-                f"{first} and {name} cannot be joined: of {len(differs):,} utterances the steps "
-                f"differ (first: {utterance}, {sequences[str(first)][row]} and {n[row]}); name one "
-                "of them in data.modalities"
+                f"{first} and {name} cannot be joined: of {plural(len(differs), 'utterance')} the "
+                f"steps differ (first: {utterance}, {sequences[str(first)][row]} and {n[row]}); "
+                "name one of them in data.modalities"
             )
     joined = np.max(list(each.values()), axis=0)
     return np.where(present, joined, 0)
@@ -237,15 +237,13 @@ def _lacks(store: FeatureStore, one: FeatureSet) -> bool:
 def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[str]:
     """Of how many utterances a joined modality counts as absent although a part of it is there."""
     notes = []
+    lack = ("utterance lacks one of them and counts", "utterances lack one of them and count")
     for m, sets in spec.sets.items():
         there = np.array([store.lengths(one.name)[rows] > 0 for one in sets])
         partly = int((there.any(0) & ~there.all(0)).sum())
         if partly:
             names = " + ".join(one.name for one in sets)
-            notes.append(
-                f"{m} ({names}): {partly:,} of {len(rows):,} utterances lack one of them and count "
-                "as without"
-            )
+            notes.append(f"{m} ({names}): {partly:,} of {plural(len(rows), *lack)} as without")
     return notes
 
 
@@ -302,6 +300,8 @@ class Checked:
 
     bytes: int = 0
     seconds: float = 0.0
+    # feature set -> (N,) bool, which rows of the store have had their layer means counted
+    means: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -355,11 +355,13 @@ class BatchSource:
         return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), joined
 
     def _read_set(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
-        """Of one feature set: its steps, or its means and deviations, or the means of its layers;
-        and their lengths.
+        """Of one feature set: its steps, or its means and deviations, or the means of its layers
+        (then no step is read); and their lengths.
         """
         if _lacks(self.store, one):
             return self._nothing(one, len(rows))
+        if one.means:
+            return self._read_means(rows, one)
         started = time.perf_counter()
         self.checked.bytes += self.store.check(one.name, rows)
         self.checked.seconds += time.perf_counter() - started
@@ -369,11 +371,21 @@ class BatchSource:
         if not self.summary:
             return [packed], lengths
         packed, there = summarise(packed, lengths)
-        mean, deviation = np.split(packed, 2, axis=1)
-        if one.means:
-            means = self.store.layer_means(one.name, rows)[there > 0]
-            return [means.reshape(len(means), one.means * one.width)], there
-        return [mean, deviation], there
+        return np.split(packed, 2, axis=1), there
+
+    def _read_means(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
+        """Of one feature set: the means of its layers side by side, one step where it is there."""
+        started = time.perf_counter()
+        present = self.store.lengths(one.name)[rows] > 0
+        means = self.store.layer_means(one.name, rows)[present]
+        counted = self.checked.means.setdefault(one.name, np.zeros(len(self.store), bool))
+        new = int((present & ~counted[rows]).sum())
+        if new:
+            dtype = self.store.header.modalities[one.name].layer_dtype
+            self.checked.bytes += new * one.means * one.width * np.dtype(dtype).itemsize
+            self.checked.seconds += time.perf_counter() - started
+            counted[rows] = True
+        return [means.reshape(len(means), one.means * one.width)], present.astype(np.int64)
 
     def _nothing(self, one: FeatureSet, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
         """What `_read_set` gives where a set is absent in so many rows."""

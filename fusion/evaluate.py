@@ -56,6 +56,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.columnar import read_small
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
 from mer.pipeline.runtime.progress import SILENT, Advance, Silent
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store import FeatureStore
 
@@ -361,10 +362,11 @@ def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
     ids = store.table()["id"].to_pylist()
     leaked = {ids[row] for row in rows} & {*used.train, *used.dev}
     if leaked:
-        some = f"{len(leaked)} test rows (first: {min(leaked)})"
+        some = f"{plural(len(leaked), 'test row')} (first: {min(leaked)})"
+        were = "was" if len(leaked) == 1 else "were"
         raise DataError(
-            f"{store.path}: {some} were used in training {run.path}; train again on the splits as "
-            "they are now"
+            f"{store.path}: {some} {were} used in training {run.path}; train again on the splits "
+            "as they are now"
         )
 
 

@@ -1,39 +1,45 @@
 """The pictures of the papers from a run folder and its store, as PNG and SVG: `mer evaluate RUN
---figures DIR`.
+--figures DIR`; and those of a report, as PNG, SVG and PDF.
 
-What a model does not have is left out: edges are DMD's and DHMD's, dictionaries DHMD's, [CLS]
-attention and MI bounds DRKF's. Curves are means over the children of a group (seeds, folds) with
-the range between them; pictures of features come from the first.
+What the pictures of results show is in `pictures.py`; here matplotlib draws it. Pictures of
+features come from the first run of a group.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mer.fusion import checkpoint, data, evaluate, files, infer, metrics, splits
+from mer.fusion import checkpoint, data, files, infer, pictures, splits
 from mer.fusion.checkpoint import Run
-from mer.fusion.records import Epoch, Figures, GroupMetrics, Metrics, SingleMetrics
-from mer.fusion.tables import loss_title
-from mer.pipeline.runtime.terminal import escape
+from mer.fusion.pictures import (
+    BLACK,
+    COLOURS,
+    GREY,
+    ORANGE,
+    Bars,
+    Curves,
+    Intervals,
+    Layers,
+    Line,
+    Matrix,
+    Picture,
+)
+from mer.fusion.records import GroupMetrics, SingleMetrics
+from mer.pipeline.runtime.terminal import escape, shown
 from mer.pipeline.store import FeatureStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Pick = Callable[[Epoch], Mapping[str, float | None]]
-
-COLOURS = {"text": "#1f77b4", "audio": "#d62728", "vision": "#2ca02c"}
-OTHERS = ("#ff7f0e", "#9467bd", "#17becf", "#8c564b", "#bcbd22", "#e377c2", "#7f7f7f", "#000000")
-DASHES = ("-", "--", ":")
 # for what DejaVu lacks
 FONTS = (
     "Noto Sans CJK SC",
@@ -42,9 +48,12 @@ FONTS = (
     "PingFang SC",
     "Microsoft YaHei",
 )
+DPI = 150  # of a PNG
 MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
 MOST_TICKS = 26  # layers that are numbered on an axis
+MOST_CHARACTERS = 40  # of a run's name beside its row
+COUNTED_CLASSES = 12  # of a confusion matrix whose cells have counts below the percentages
 
 
 def write(
@@ -73,35 +82,30 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
+    children = run.children
+    logs = [pictures.read_log(child) for child in children]
     with style():
-        pictures = [*of_results(run, found), *of_features(run.children[0], features, device)]
-        for name, figure in pictures:
+        results = pictures.of_results(children, found, logs)
+        made = [(picture.name, draw(picture)) for picture in results]
+        for name, figure in [*made, *of_features(children[0], features, device)]:
             for kind in ("png", "svg"):
                 files.write_bytes(folder / f"{name}.{kind}", drawn_as(figure, kind))
                 written.append(folder / f"{name}.{kind}")
     return written
 
 
-def drawn_as(figure: Figure, kind: str) -> bytes:
-    """The bytes of a PNG or an SVG."""
+def drawn_as(figure: Figure, kind: str, *, dpi: int = DPI) -> bytes:
+    """The bytes of a PNG, an SVG or a PDF."""
     drawn = io.BytesIO()  # a full disk is then met by us, not inside matplotlib
-    metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(drawn, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    figure.savefig(drawn, format=kind, dpi=dpi, bbox_inches="tight", metadata=metadata)
     raw = drawn.getvalue()
     return escape(raw.decode(), breaks=True).encode() if kind == "svg" else raw
 
 
-def inline(run: Run, found: SingleMetrics | GroupMetrics) -> list[str]:
-    """The pictures that need no store, as `<svg>` elements for an HTML page; their text
-    stays text.
-    """
-    with style(**{"svg.fonttype": "none"}):
-        return [element(figure) for _, figure in of_results(run, found)]
-
-
 def element(figure: Figure) -> str:
-    """Without the XML declaration, the document type and the metadata, which have no place within a
-    page.
+    """An `<svg>` for an HTML page: without the XML declaration, the document type and the metadata,
+    which have no place within one.
     """
     file = io.StringIO()
     figure.savefig(
@@ -111,45 +115,6 @@ def element(figure: Figure) -> str:
         metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
     )
     return file.getvalue().partition("<!DOCTYPE")[2].partition(">")[2].strip()
-
-
-def of_results(run: Run, found: SingleMetrics | GroupMetrics) -> list[tuple[str, Figure]]:
-    """(name, figure) of what the metrics and the logs hold."""
-    logs = [read_log(child) for child in run.children]
-    chosen = found.select_metric
-    pictures = {
-        "confusion": confusion(found),
-        "unimodal": unimodal(found),
-        "attention": bars(found.attention, "[CLS] attention", "share"),
-        "losses": curves(logs, terms, "training loss terms, unweighted", log=True),
-        "dev": curves(
-            logs,
-            lambda entry: {chosen: entry.dev.get(chosen)},
-            f"dev {metrics.TITLES.get(chosen, chosen)}",
-        ),
-    }
-    for space in ("homo", "hetero"):
-        pictures[f"edges-{space}"] = curves(
-            logs, under(f"edge/{space}/"), f"GD-Unit edges, {space} space (mean weight)"
-        )
-        used, unused = (under(f"dictionary/{space}/{what}/") for what in ("entropy", "dead"))
-        pictures[f"entropy-{space}"] = curves(
-            logs, used, f"entropy of atom usage / log K, {space} space"
-        )
-        pictures[f"dead-{space}"] = curves(
-            logs, unused, f"share of unused atoms, {space} space", share=True
-        )
-    pictures["overlap"] = curves(
-        logs, overlap, "share with the same strongest atom in two modalities", share=True
-    )
-    pictures["cosine"] = curves(
-        logs, under("cosine_"), "cosine of raw and augmented view (identity: 1)"
-    )
-    pictures["mi-bounds"] = curves(
-        logs, under("mi_bound_"), "lower bound of the mutual information (nats)"
-    )
-    pictures["layers"] = layer_weights(chosen_layers(run, logs))
-    return [(name, figure) for name, figure in pictures.items() if figure is not None]
 
 
 @contextmanager
@@ -188,146 +153,49 @@ def new(width: float = 5.0, height: float = 3.4, **grid: Any) -> tuple[Figure, A
     return figure, figure.subplots(**grid)
 
 
-def read_log(run: Run) -> list[Epoch]:
-    """Its epochs."""
-    path = run.verified(checkpoint.LOG)
-    again = checkpoint.AGAIN
-    lines = files.read_text(path, again).splitlines()
-    return [files.read_json(path, Epoch, again, text=line) for line in lines]
+# ---- Of the results
 
 
-def chosen_layers(run: Run, logs: Sequence[list[Epoch]]) -> dict[str, dict[str, list[float]]]:
-    """The weights of the mixed layers in the epochs that dev chose: by feature set and by layer,
-    one of each child.
-    """
-    found: dict[str, dict[str, list[float]]] = {}
-    for child, entries in zip(run.children, logs, strict=True):
-        best = child.result.best_epoch
-        entry = next((entry for entry in entries if entry.epoch == best), None)
-        for name, weights in ((entry.layers if entry else None) or {}).items():
-            for layer, weight in weights.items():
-                value = np.nan if weight is None else weight
-                found.setdefault(name, {}).setdefault(layer, []).append(value)
-    return found
+@singledispatch
+def draw(picture: Picture) -> Figure:
+    """A picture as a figure of matplotlib's; within `style`."""
+    raise TypeError(f"{type(picture).__name__} is no picture")
 
 
-def layer_weights(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure | None:
-    """Where the emotion is: the weight of every layer, a dot for each run, the mean as a line, and
-    dotted what equal weights would be. None: no layers are mixed.
-    """
-    if not found:
-        return None
-    figure, axes = new(5.6, 1.2 + 2.0 * len(found), nrows=len(found), squeeze=False)
-    for axis, (name, weights) in zip(axes[:, 0], found.items(), strict=True):
-        colour = COLOURS.get(data.modality_of(name.split()[0]), "#7f7f7f")
-        layers, means = list(range(len(weights))), [np.mean(v) for v in weights.values()]
-        for layer, values in zip(layers, weights.values(), strict=True):
-            axis.plot([layer] * len(values), values, ".", color=colour, alpha=0.5)
-        axis.plot(layers, means, color=colour)
-        axis.axhline(1 / len(weights), color="#7f7f7f", linestyle=":", linewidth=1)
-        axis.set_xticks(layers[:: -(-len(layers) // MOST_TICKS)])
-        axis.set_xticklabels(list(weights)[:: -(-len(layers) // MOST_TICKS)])
-        axis.set_ylim(bottom=0)
-        axis.set_ylabel("weight")
-        axis.set_title(name, loc="left", fontsize=9)
-    axes[-1, 0].set_xlabel("layer")
-    figure.suptitle("where the emotion is: weights of the layers")
-    return figure
-
-
-# ---- Over epochs
-
-
-def under(prefix: str) -> Pick:
-    """The diagnostics of an epoch whose name begins with `prefix`, without it."""
-
-    def pick(entry: Epoch) -> Figures:
-        there = [name for name in entry.diagnostics if name.startswith(prefix)]
-        return {name.removeprefix(prefix): entry.diagnostics[name] for name in there}
-
-    return pick
-
-
-def terms(entry: Epoch) -> Figures:
-    """The loss terms of an epoch, without their sum."""
-    return {loss_title(name): value for name, value in entry.train.items() if name != "total"}
-
-
-def overlap(entry: Epoch) -> Figures:
-    """How much the dictionaries of two modalities share, by space."""
-    names = [name for name in entry.diagnostics if name.startswith("dictionary/")]
-    names = [name for name in names if name.endswith("/overlap")]
-    return {name.split("/")[1]: entry.diagnostics[name] for name in names}
-
-
-def curves(
-    logs: list[list[Epoch]], pick: Pick, title: str, *, log: bool = False, share: bool = False
-) -> Figure | None:
-    """One line per name: mean over the logs, the range between them shaded.
-
-    None when no epoch has such a value.
-    """
-    picked = [list(map(pick, entries)) for entries in logs]
-    names = list(dict.fromkeys(_names(picked)))
-    if not names:
-        return None
-    figure, axes = new(5.6, max(3.2, 0.6 + 0.17 * len(names)))
-    looks = _looks(len(names))
-    for name in names:
-        values = _over_epochs(picked, name)
-        epochs = np.flatnonzero(~np.isnan(values).all(0))
-        if len(epochs):
-            colour, dash = (COLOURS[name], "-") if name in COLOURS else next(looks)
-            _draw_line(axes, epochs + 1, values[:, epochs], name, colour, dash)
-    axes.set(title=title, xlabel="epoch")
+@draw.register(Curves)
+def _curves(picture: Curves) -> Figure:
+    """A line per name with the range between runs shaded, and the epochs that dev chose."""
+    figure, axes = new(5.6, max(3.2, 0.6 + 0.17 * len(picture.lines)))
+    unit = 100 if picture.percent else 1
+    for line in picture.lines:
+        _draw_line(axes, line, unit)
+    for place, epoch in enumerate(sorted(set(picture.chosen))):
+        label = None if place else "chosen by dev"
+        axes.axvline(epoch, color=GREY, linestyle=":", linewidth=1, zorder=0, label=label)
+    axes.set(title=picture.title, xlabel="epoch", ylabel=picture.label)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if log:
+    if picture.log:
         _logarithmic(axes)
-    if share:  # from 0, with room for a line that lies there
+    if picture.share:  # from 0, with room for a line that lies there
         top = axes.get_ylim()[1]
         axes.set_ylim(-0.03 * top, top)
-    if len(names) > 1:
+    if len(picture.lines) > 1 or picture.chosen:
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _names(picked: list[list[Mapping[str, float | None]]]) -> Iterator[str]:
-    for entries in picked:
-        for values in entries:
-            yield from values
-
-
-def _looks(lines: int) -> Iterator[tuple[str, str]]:
-    """A colour and a dash for each of so many lines; they come again when all are used."""
-    dashes_and_colours = list(product(DASHES, OTHERS))
-    times = 1 + lines // len(dashes_and_colours)
-    return ((colour, dash) for dash, colour in dashes_and_colours * times)
-
-
-def _over_epochs(picked: list[list[Mapping[str, float | None]]], name: str) -> np.ndarray:
-    """(logs, epochs), NaN where there is no value."""
-    values = np.full((len(picked), max(map(len, picked))), np.nan)
-    for row, entries in zip(values, picked, strict=True):
-        there = [entry.get(name) for entry in entries]
-        row[: len(entries)] = [np.nan if value is None else value for value in there]
-    return values
-
-
-def _draw_line(
-    axes: Any, epochs: np.ndarray, values: np.ndarray, name: str, colour: str, dash: str
-) -> None:
-    """The mean over the logs, and the range between them."""
+def _draw_line(axes: Any, line: Line, unit: float) -> None:
     axes.plot(
-        epochs,
-        np.nanmean(values, 0),
-        label=name.replace("->", " \N{RIGHTWARDS ARROW} "),
-        color=colour,
-        linestyle=dash,
-        marker="." if len(epochs) == 1 else "",
+        line.epochs,
+        unit * np.array(line.mean),
+        label=line.name,
+        color=line.colour,
+        linestyle=line.dash,
+        marker="." if len(line.epochs) == 1 else "",
     )
-    if len(values) > 1:
-        low, high = np.nanmin(values, 0), np.nanmax(values, 0)
-        axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    if line.low is not None and line.high is not None:
+        low, high = unit * np.array(line.low), unit * np.array(line.high)
+        axes.fill_between(line.epochs, low, high, color=line.colour, alpha=0.15, linewidth=0)
 
 
 def _logarithmic(axes: Any) -> None:
@@ -341,53 +209,83 @@ def _logarithmic(axes: Any) -> None:
     )
 
 
-# ---- Of the test figures
-
-
-def confusion(found: SingleMetrics | GroupMetrics) -> Figure | None:
-    """Rows are the reference; colour is the share of the row, numbers are counts."""
-    matrix = evaluate.reference_by_answer(found)
-    if not matrix:
-        return None
-    counts, labels = np.array(matrix, dtype=float), found.labels
+@draw.register(Matrix)
+def _matrix(picture: Matrix) -> Figure:
+    """Rows are the reference; colour and percentage are the share of the row, below it the count,
+    where there is room.
+    """
+    labels = picture.labels
     size = 1.8 + 0.5 * len(labels)
     figure, axes = new(size + 0.6, size)
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if share[row, column] > 0.5 else "black"
-        text = f"{count:.0f}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    shares, counts = 100 * picture.shares, np.array(picture.counts)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        count = f"\n({counts[row, column]:.0f})" if len(labels) <= COUNTED_CLASSES else ""
+        axes.text(
+            column,
+            row,
+            f"{share:.0f}{count}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if share > 50 else "black",
+        )
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(
-        xlabel="predicted",
-        ylabel="reference",
-        title=f"{found.model} on {found.dataset} {found.split}",
-    )
-    figure.colorbar(image, ax=axes, label="share of the row")
+    axes.set(xlabel="predicted", ylabel="reference", title=picture.title)
+    figure.colorbar(image, ax=axes, label="share of the row (%)")
     return figure
 
 
-def unimodal(found: Metrics) -> Figure | None:
-    """The headline figure of each modality's own head beside the whole model's."""
-    if found.unimodal is None:
-        return None
-    metric = metrics.HEADLINE[found.task]
-    values = {m: figures.get(metric) for m, figures in found.unimodal.items()}
-    values["all"] = found.metrics.figures.get(metric)
-    return bars(values, "each modality alone, and all", metrics.TITLES[metric])
+@draw.register(Bars)
+def _bars(picture: Bars) -> Figure:
+    figure, axes = new(1.2 + 0.8 * len(picture.values), 3)
+    unit = 100 if picture.percent else 1
+    names, values, colours = zip(*picture.values, strict=True)
+    heights = [np.nan if value is None else unit * value for value in values]
+    drawn = axes.bar(names, heights, color=colours)
+    axes.bar_label(drawn, fmt="%.1f" if picture.percent else "%.3f", fontsize=7)
+    axes.set(title=picture.title, ylabel=picture.label)
+    return figure
 
 
-def bars(values: Figures | None, title: str, label: str) -> Figure | None:
-    """One bar per name."""
-    if not values:
-        return None
-    figure, axes = new(1.2 + 0.8 * len(values), 3)
-    heights = [np.nan if value is None else value for value in values.values()]
-    drawn = axes.bar(list(values), heights, color=[COLOURS.get(m, "#7f7f7f") for m in values])
-    axes.bar_label(drawn, fmt="%.3f", fontsize=7)
-    axes.set(title=title, ylabel=label)
+@draw.register(Layers)
+def _layers(picture: Layers) -> Figure:
+    """A dot for each run, the mean as a line, and dotted what equal weights would be."""
+    figure, axes = new(5.6, 3.2)
+    names = [layer for layer, _ in picture.weights]
+    places, means = list(range(len(names))), [np.mean(v) for _, v in picture.weights]
+    for place, (_, values) in zip(places, picture.weights, strict=True):
+        axes.plot([place] * len(values), values, ".", color=picture.colour, alpha=0.5)
+    axes.plot(places, means, color=picture.colour)
+    axes.axhline(1 / len(names), color=GREY, linestyle=":", linewidth=1)
+    every = -(-len(names) // MOST_TICKS)
+    axes.set_xticks(places[::every])
+    axes.set_xticklabels(names[::every])
+    axes.set_ylim(bottom=0)
+    axes.set(ylabel="weight", xlabel=f"layer of {picture.part}", title=picture.title)
+    return figure
+
+
+@draw.register(Intervals)
+def _intervals(picture: Intervals) -> Figure:
+    """A row for each run: its value, the interval, and a small dot for every seed or fold."""
+    figure, axes = new(5.6, 1.1 + 0.32 * len(picture.rows))
+    unit = 100 if picture.percent else 1
+    for place, row in enumerate(picture.rows):
+        axes.plot(unit * np.array(row.seeds), [place] * len(row.seeds), ".", color=ORANGE, zorder=1)
+        if row.low is not None and row.high is not None:
+            axes.plot([unit * row.low, unit * row.high], [place] * 2, color=BLACK, linewidth=1.2)
+        if row.value is not None:
+            axes.plot(unit * row.value, place, "o", color=COLOURS["text"], zorder=3)
+    if picture.line is not None:
+        at = unit * picture.line
+        axes.axvline(at, color=GREY, linestyle="--", linewidth=1, label=picture.line_name)
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.12))
+    names = [shown(row.name, MOST_CHARACTERS) for row in picture.rows]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(title=picture.title, xlabel=picture.label)
     return figure
 
 
@@ -419,11 +317,11 @@ def of_features(
                     activations.append(core.activations(seen))
     target = torch.cat(targets).cpu().numpy()
     classes = groups(target, spec.task, spec.labels)
-    pictures = [("spaces", scatter(spaces))]
+    drawn = [("spaces", scatter(spaces))]
     for space in activations[0] if activations else ():
         whole = torch.cat([one[space] for one in activations], 1).float().cpu().numpy()
-        pictures.append((f"atoms-{space}", atoms(whole, classes, core.modalities, space)))
-    return pictures
+        drawn.append((f"atoms-{space}", atoms(whole, classes, core.modalities, space)))
+    return drawn
 
 
 def groups(target: np.ndarray, task: str, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -469,7 +367,7 @@ def scatter(spaces: list[dict[str, dict[str, torch.Tensor]]]) -> Figure:
             alpha=0.6,
             linewidths=0.6,
             marker="o" if kind == "shared" else "x",
-            color=COLOURS.get(m, "#7f7f7f"),
+            color=COLOURS.get(m, GREY),
             label=f"{kind}, {m}",
         )
         at += len(x)

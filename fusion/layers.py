@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from mer.fusion import figures as pictures
-from mer.fusion import files, infer, metrics, splits
+from mer.fusion import files, infer, metrics, optim, splits
 from mer.fusion.config import DataConfig
 from mer.fusion.data import modality_of
 from mer.fusion.evaluate import unit
 from mer.fusion.losses.supervised import task_loss
+from mer.fusion.tables import glossary, number
 from mer.fusion.train import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
@@ -244,8 +245,8 @@ def _fitted(
     there = store.layer_means(name, np.concatenate([train, dev]))
     y = torch.from_numpy(target[train])
     said = []
-    for number in range(there.shape[1]):
-        layer = torch.from_numpy(there[:, number].copy())
+    for place in range(there.shape[1]):
+        layer = torch.from_numpy(there[:, place].copy())
         fitted, shown_to = layer[: len(train)], layer[len(train) :]
         mean, std = fitted.mean(0), fitted.std(0, correction=0)
         std = std.where(std > 1e-4 * mean.abs() + 1e-8, 1)
@@ -274,7 +275,7 @@ def _minimise(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, task: str, strength: float
 ) -> None:
     """Fit weight (D, C) and bias (C,), from where they are; the loss is convex."""
-    optimizer = torch.optim.LBFGS(
+    optimizer = optim.LBFGS(
         [weight, bias],
         max_iter=STEPS,
         history_size=10,
@@ -302,16 +303,16 @@ def _decided(scores: np.ndarray, task: str) -> np.ndarray:
 
 def lines(curve: Curve, option: str) -> list[str]:
     """The curve as text, and what to extract."""
-    from mer.fusion.report import number
-
     title = metrics.TITLES[curve.metric]
     made = [
         f"{curve.name}: dev {title} of a linear probe on the utterance means of each layer "
-        f"({curve.train:,} train, {curve.dev:,} dev; 95 % interval over {curve.groups} "
-        f"{curve.unit}s; bars begin at 0)"
+        f"({curve.train:,} train, {curve.dev:,} dev; 95 % interval over "
+        f"{plural(curve.groups, curve.unit)}; bars begin at 0)"
     ]
     if curve.absent:
-        made.append(f"  {curve.absent:,} utterances have no {curve.name} and are left out")
+        have, are = ("has", "is") if curve.absent == 1 else ("have", "are")
+        without = plural(curve.absent, "utterance")
+        made.append(f"  {without} {have} no {curve.name} and {are} left out")
     highest = max(one.figure for one in curve.layers) or 1.0
     for one in curve.layers:
         bar = "#" * round(BAR_CHARACTERS * one.figure / highest)
@@ -323,6 +324,11 @@ def lines(curve: Curve, option: str) -> list[str]:
     if len(curve.settings) > 1:
         said += f"; within the noise of it: {option} {curve.settings[1]}"
     return [*made, said, *([f"  {curve.doubt}"] if curve.doubt else [])]
+
+
+def meaning(curves: Sequence[Curve]) -> str:
+    """What the figure of the curves stands for, as one line; empty where none needs it."""
+    return glossary(curve.metric for curve in curves)
 
 
 def option_of(name: str) -> str:
@@ -364,7 +370,8 @@ def write(curves: Sequence[Curve], path: Path) -> None:
         return
     with pictures.style(**{"svg.fonttype": "none"}):
         picture = pictures.element(draw(curves))
-    text = "\n\n".join("\n".join(lines(curve, option_of(curve.name))) for curve in curves)
+    told = ["\n".join(lines(curve, option_of(curve.name))) for curve in curves]
+    text = "\n\n".join([*told, meaning(curves)])
     head = "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer layers</title>\n"
     page = f"{head}{picture}\n<pre>{html.escape(text)}</pre>\n</html>\n"
     files.write_text(path, escape(page, breaks=True))

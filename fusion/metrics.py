@@ -22,7 +22,7 @@ ends are compared in float32, in which labels are stored. sims_f1 is WF1 of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -95,6 +95,28 @@ def from_confusion(matrix: np.ndarray) -> dict[str, float]:
         "wf1": float((reference * f1).sum() / n),
         "macro_f1": float(f1[present | (predicted > 0)].mean()),
     }
+
+
+def chance(reference: Sequence[float], learnt: Sequence[float]) -> dict[str, float]:
+    """What answers get that look at nothing: for each figure the better of always naming the class
+    most frequent in training, and of naming classes as often as training has them.
+
+    Args:
+        reference: How many of each class are scored.
+        learnt: How many of each class trained.
+
+    Returns:
+        The figures of `from_confusion`.
+
+    >>> chance([6, 2], [30, 10])["wa"], chance([6, 2], [30, 10])["ua"]
+    (0.75, 0.5)
+    """
+    counts, share = np.array(reference, dtype=float), np.array(learnt, dtype=float)
+    if not share.sum():
+        return {name: NAN for name in from_confusion(np.zeros((1, 1)))}
+    always = np.eye(len(share))[share.argmax()]
+    found = [from_confusion(np.outer(counts, answers)) for answers in (always, share / share.sum())]
+    return {name: max(one[name] for one in found) for name in found[0]}
 
 
 def classification(true: np.ndarray, pred: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
@@ -344,15 +366,56 @@ def resampled(
         return np.full((1, len(names)), NAN)
     member = np.argsort(code, kind="stable")
     start = np.cumsum(size) - size
-    rng = np.random.default_rng(seed)
     drawn = np.empty((resamples, len(names)))
-    for r in range(resamples):
-        pick = rng.integers(len(size), size=len(size))
+    for r, pick in enumerate(_picks(len(size), resamples, seed)):
         n = size[pick]
         inside = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
         values = statistic(member[np.repeat(start[pick], n) + inside])
         drawn[r] = [values[name] for name in names]
     return drawn
+
+
+def _picks(groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """For each resample the numbers of as many groups, drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield rng.integers(groups, size=groups)
+
+
+def resampled_classification(
+    true: np.ndarray,
+    pred: np.ndarray,
+    classes: int,
+    groups: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """(resamples,) each figure of `from_confusion` in the draws that `resampled` makes.
+
+    Confusion matrices of groups add up, so that a draw is a sum and not a scoring of all
+    utterances: for comparisons of many runs. With fewer than two groups one NaN.
+    """
+    _, code = np.unique(groups, return_inverse=True)
+    count, cells = int(code.max(initial=-1)) + 1, classes * classes
+    if count < 2:
+        return {name: np.full(1, NAN) for name in from_confusion(np.zeros((1, 1)))}
+    place = code * cells + np.asarray(true) * classes + np.asarray(pred)
+    of_groups = np.bincount(place, minlength=count * cells).reshape(count, cells).astype(float)
+    picks = _picks(count, resamples, seed)
+    times = np.array([np.bincount(pick, minlength=count) for pick in picks], dtype=float)
+    matrices = (times @ of_groups).reshape(resamples, classes, classes)
+    hit = np.diagonal(matrices, axis1=1, axis2=2)
+    reference, predicted = matrices.sum(2), matrices.sum(1)
+    n, f1 = reference.sum(1), 2 * hit / np.maximum(reference + predicted, 1)
+    there, named = reference > 0, (reference > 0) | (predicted > 0)
+    recall = hit / np.maximum(reference, 1)
+    return {
+        "wa": hit.sum(1) / n,
+        "ua": (recall * there).sum(1) / there.sum(1),
+        "wf1": (reference * f1).sum(1) / n,
+        "macro_f1": (f1 * named).sum(1) / named.sum(1),
+    }
 
 
 def jsonable(value: Any) -> Any:

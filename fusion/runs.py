@@ -143,9 +143,7 @@ def find(folders: Iterable[Path], *, each: bool = False) -> list[RunRow]:
             what = "not a folder" if folder.exists() else "no such folder"
             raise DataError(f"{folder}: {what}; name a run folder or a folder of runs")
         for path in _run_folders(folder, seen, DEPTH):
-            row = read(path)
-            children = _children(path) if each else []
-            rows += [read(child, within=True) for child in children] or [row]
+            rows += _of_each(path) if each else [read(path)]
     return rows
 
 
@@ -187,18 +185,19 @@ def _natural(name: str) -> list[tuple[int, str]]:
 _PARTS = re.compile(r"([0-9]+)")
 
 
-def _children(path: Path) -> list[Path]:
-    """The folders of a group that are there; of a single run none."""
+def _of_each(path: Path) -> list[RunRow]:
+    """The rows of the runs of a group that are there; of a single run its own."""
     try:
         told = _told(path)
-    except DataError:
-        return []
-    return [path / name for name in told.children if (path / name).is_dir()]
+    except (DataError, OSError):
+        return [read(path)]  # which says why
+    children = [path / name for name in told.children if (path / name).is_dir()]
+    return [read(child, within=True) for child in children] or [read(path, told=told)]
 
 
-def read(path: Path, *, within: bool = False) -> RunRow:
+def read(path: Path, *, within: bool = False, told: Told | None = None) -> RunRow:
     """The row of one run folder; what is wrong with it is in the row. `within` a group there are
-    single runs only.
+    single runs only. `told`: what its run.json says, where that was read already.
     """
     size, spare = _sizes(path)
     row = RunRow(run=str(path), state="damaged", size=size, spare=spare)
@@ -209,7 +208,7 @@ def read(path: Path, *, within: bool = False) -> RunRow:
             why = "killed before its first epoch" if begun else f"no {files.INFO}"
             state: State = "unfinished" if begun else "damaged"
             return replace(row, state=state, why=why)
-        told = _told(path)
+        told = told or _told(path)
         if within and told.kind == "group":
             raise DataError(f"{path / files.INFO}: a group within a group")
         row = _described(row, told)
@@ -301,7 +300,7 @@ def _of_group(row: RunRow, told: Told, path: Path) -> RunRow:
         settings=settings,
     )
     damaged = [child for child in there if child.state == "damaged"]
-    count = f"{len(done)} of {len(told.children)} runs are finished"
+    count = f"{len(done):,} of {plural(len(told.children), 'run is', 'runs are')} finished"
     if damaged:
         why = f"{Path(damaged[0].run).name}: {damaged[0].why}"
         return replace(row, state="damaged", why=why)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.runtime.terms import SPLITS
 
 GROUPS = ("dialogue", "speaker", "session")
@@ -60,8 +60,8 @@ def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
         if value is not None:
             if len(value) != width:
                 raise DataError(
-                    f"row {row + 1} of the store's table has {len(value)} targets, its header "
-                    f"says {width}"
+                    f"row {row + 1} of the store's table has {plural(len(value), 'target')}, "
+                    f"its header says {width}"
                 )
             out[row] = value
     return out
@@ -121,7 +121,7 @@ def assign(
     known = labelled(target)
     unlabelled = int((~known[train]).sum() + (~known[dev]).sum())
     if unlabelled:
-        notes.append(f"{unlabelled} rows without a label left out of train and dev")
+        notes.append(f"{plural(unlabelled, 'row')} without a label left out of train and dev")
     train, dev = train[known[train]], dev[known[dev]]
     if not len(train):
         raise DataError("the store has no labelled training rows")
@@ -143,7 +143,8 @@ def _stored(table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:
         remedy = f"train with --folds {by}" if by else "give its table a split column"
         raise DataError(f"the store has no training rows (its splits: {_counts(split)}); {remedy}")
     undecided = int((~np.isin(split, [name for name in SPLITS if name])).sum())
-    return train, dev, [f"{undecided} rows without a split left out"] if undecided else []
+    left_out = f"{plural(undecided, 'row')} without a split left out"
+    return train, dev, [left_out] if undecided else []
 
 
 def _outside(table: pa.Table, fold: Fold) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -151,7 +152,7 @@ def _outside(table: pa.Table, fold: Fold) -> tuple[np.ndarray, np.ndarray, list[
     value = _values(table, fold.by)
     inside = [v is not None and v not in fold.held for v in value]
     missing = sum(v is None for v in value)
-    notes = [f"{missing} rows without a {fold.by} left out"] if missing else []
+    notes = [f"{plural(missing, 'row')} without a {fold.by} left out"] if missing else []
     return np.flatnonzero(np.array(inside)), np.array([], dtype=np.int64), notes
 
 
@@ -234,8 +235,8 @@ def folds(
         other = next(enough, None)
         remedy = f"; by {other} there are enough: --folds {other}" if other else ""
         raise DataError(
-            f"--folds {by}: the store has {len(size)} labelled groups; at least {FEWEST_FOLDS} are "
-            f"needed (train, dev, test){remedy}"
+            f"--folds {by}: the store has {plural(len(size), 'labelled group')}; at least "
+            f"{FEWEST_FOLDS} are needed (train, dev, test){remedy}"
         )
     notes = []
     if stored := set(table["split"].to_pylist()) - {"", None}:
@@ -344,8 +345,9 @@ def _carve(
         if distance < best_distance:
             best, best_distance, groups = inside, distance, count
     dev = int(best.sum())
-    share = f"{groups} of {len(names)} groups, {dev} rows; {len(train) - dev} rows remain"
-    note = f"dev carved from train by {by}: {share} (seed {config.split_seed})"
+    share = f"{groups} of {plural(len(names), 'group')}, {plural(dev, 'row')}"
+    rest = plural(len(train) - dev, "row remains", "rows remain")
+    note = f"dev carved from train by {by}: {share}; {rest} (seed {config.split_seed})"
     return train[~best], train[best], note
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, sinks, splits, typed
+from mer.fusion import checkpoint, data, files, infer, metrics, optim, sinks, splits, typed
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
@@ -40,11 +40,13 @@ from mer.fusion.tables import loss_title
 from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import did_you_mean, shown
+from mer.pipeline.runtime.terminal import amount, did_you_mean, shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
 START_AGAIN = "delete it and train again"  # what helps against damaged progress
+CHOSEN = "chosen."  # before the names of weights in last.safetensors that dev chose
+SAVE_SECONDS = 5.0  # of training that a kill may cost, beside the epoch that it stops
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -172,7 +174,7 @@ def fit(
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), betas=config.optim.betas)
+    optimizer = optim.adamw(model, config)
     info = _begin(training, model, there)
     parts = _parts(training, model.summary)
     said = all(part.resident for part in parts.values())
@@ -192,13 +194,14 @@ def fit(
         done=progress.epoch,
         metric=metric,
     )
+    keeper = Keeper(training.folder, model, optimizer)
     with sinks.opened(log, folder) as listening:
         training = replace(training, sinks=listening if processes.first else ())
         for sink in training.sinks:
             sink.begin(info, config, progress.log)
         with deterministic(training.device), announcements(note), told:
             while _goes_on(progress, config):
-                progress = _one_epoch(training, model, optimizer, parts, progress)
+                progress = _one_epoch(training, keeper, parts, progress)
                 if not said:  # by now each row has been read once
                     note(checked_line(parts))
                     said = True
@@ -316,12 +319,12 @@ def _learn_scale(training: Training, model: FusionModel, part: data.BatchSource)
 
 def _one_epoch(
     training: Training,
-    model: FusionModel,
-    optimizer: torch.optim.Optimizer,
+    keeper: Keeper,
     parts: dict[str, data.BatchSource],
     progress: Progress,
 ) -> Progress:
-    """Train for one more epoch, score dev, and save."""
+    """Train for one more epoch, score dev, and save where it is time."""
+    model, optimizer = keeper.model, keeper.optimizer
     config, split, processes = training.config, training.split, training.processes
     epoch = progress.epoch + 1
     torch.manual_seed(_mix(config.train.seed, epoch))
@@ -346,7 +349,7 @@ def _one_epoch(
         )
     progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
     if processes.first:
-        progress = _save(training.folder, model, optimizer, progress)
+        progress = keeper.keep(progress, last=not _goes_on(progress, config))
     for sink in training.sinks:
         sink.epoch(entry)
     watch.epoch(entry, best, progress.best_epoch, progress.best[training.metric])
@@ -399,8 +402,7 @@ def checked_line(parts: dict[str, data.BatchSource]) -> str:
     """What the checks of the features have cost."""
     size = sum(part.checked.bytes for part in parts.values())
     seconds = sum(part.checked.seconds for part in parts.values())
-    amount = f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
-    return f"{amount} of features held against their checksums in {seconds:.2f} s, once"
+    return f"{amount(size)} of features held against their checksums in {seconds:.2f} s, once"
 
 
 def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
@@ -554,10 +556,12 @@ def run_epoch(
     Raises:
         DataError: The loss or its gradient is no longer finite.
     """
-    loop, optim = config.train, config.optim
+    loop, settings = config.train, config.optim
     started = time.perf_counter()
     order = part.shuffled(loop.batch_size, (loop.seed, epoch))
-    groups = [order[at : at + optim.accumulate] for at in range(0, len(order), optim.accumulate)]
+    groups = [
+        order[at : at + settings.accumulate] for at in range(0, len(order), settings.accumulate)
+    ]
     ordered = time.perf_counter() - started
     parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     sums, norm = Sums(), torch.zeros((), device=part.device)
@@ -567,17 +571,18 @@ def run_epoch(
     for number, group in enumerate(groups):
         step = done + number
         for g in optimizer.param_groups:
-            g["lr"] = g["peak"] * schedule(step, steps, optim.warmup, optim.schedule)
-        batches = list(enumerate(group, start=number * optim.accumulate))
+            factor = optim.schedule(step, steps, settings.warmup, settings.schedule)
+            g["lr"] = g["peak"] * factor
+        batches = list(enumerate(group, start=number * settings.accumulate))
         samples = sum(len(index) for index in group)
         progress = step / max(steps - 1, 1)
         weights = model.weights(progress)
         for batch_number, _ in processes.share(batches):
-            if optim.accumulate > 1:  # then another process may have computed the batch before
+            if settings.accumulate > 1:  # then another process may have computed the batch before
                 torch.manual_seed(_mix(loop.seed, epoch, batch_number))
             _add_gradient(model, feed.next(), weights, progress, samples, loop.precision, sums)
         processes.add_gradients(parameters)
-        norm += torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
+        norm += optim.clip_gradients(parameters, settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if watch is not None:
@@ -626,34 +631,6 @@ def _check_finite(epoch: int, means: dict[str, float], gradient: float) -> None:
     )
 
 
-def parameter_groups(model: FusionModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups: no decay on one-dimensional parameters (biases, norms), nor on those to which
-    `model.lr_scale` gives a rate of their own.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            rate = config.optim.lr * model.lr_scale.get(name, 1.0)
-            decay = config.optim.weight_decay if p.ndim > 1 and name not in model.lr_scale else 0.0
-            groups.setdefault((rate, decay), []).append(p)
-    return [
-        {"params": p, "lr": lr, "peak": lr, "weight_decay": decay}
-        for (lr, decay), p in groups.items()
-    ]
-
-
-def schedule(step: int, steps: int, warmup: float, shape: str) -> float:
-    """Factor on the learning rate at `step` of `steps`: linear warm-up over a share of them, then a
-    cosine to 0, or constant.
-    """
-    rising = max(round(warmup * steps), 1)
-    if step < rising:
-        return (step + 1) / rising
-    if shape == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
-
-
 def class_weights(target: np.ndarray, spec: DataSpec, kind: str) -> Tensor:
     """(C,) weights by the training labels. single: 1/n_c (balanced) or its root, with mean 1 over
     the samples; multi: the weight of a positive, n_negative/n_positive or its root. A class without
@@ -698,10 +675,18 @@ def announcements(note: Note) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels where PyTorch has them; the former settings come back."""
+    """Deterministic kernels where PyTorch has them; the former settings come back.
+
+    A setting that is there already is not made again: making one imports PyTorch's compiler, which
+    costs a training on a CPU more than a second.
+    """
     was = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(device.type == "cuda" or was, warn_only=True)
+    wanted = device.type == "cuda" or was
+    if not wanted or (was and warn):
+        yield
+        return
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
     try:
         yield
     finally:
@@ -732,26 +717,43 @@ def _rank(metric: str, dev: dict[str, float]) -> tuple[float, float]:
 # ---- Progress
 
 
-def _save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
-) -> Progress:
-    """Write what a resume starts from, and the weights that dev chose when this epoch's are those.
+class Keeper:
+    """Writes what a resume starts from, and the weights that dev chose: at most every SAVE_SECONDS,
+    and after the last epoch.
 
-    `last.safetensors` goes first and names the sha256 of the weights: killed in between, the next
-    call has in it all it needs to write these again. Returns the progress with that sha256.
+    `last.safetensors` goes first. It names the sha256 of the chosen weights, and holds them where
+    they are not those of its own epoch: killed in between, the next call has in it all it needs.
     """
-    weights = None
-    if progress.best_epoch == progress.epoch:
-        weights = checkpoint.pack(model.state_dict(), {"epoch": progress.epoch})
-        progress = replace(progress, model_sha256=hashlib.sha256(weights).hexdigest())
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for name, p in model.named_parameters():
-        moments = optimizer.state.get(p, {})
-        tensors.update({f"optim.{key}.{name}": value for key, value in moments.items()})
-    checkpoint.save_tensors(folder / checkpoint.LAST, tensors, typed.tree(progress))
-    if weights is not None:
-        files.write_bytes(folder / checkpoint.MODEL, weights)
-    return progress
+
+    def __init__(self, folder: Path, model: FusionModel, optimizer: torch.optim.Optimizer) -> None:
+        self.folder, self.model, self.optimizer = folder, model, optimizer
+        self._chosen: dict[str, Tensor] | None = None  # not written yet
+        self._saved = time.monotonic()
+
+    def keep(self, progress: Progress, *, last: bool) -> Progress:
+        """What an epoch has come to; the progress, with the sha256 of weights that were written."""
+        if progress.best_epoch == progress.epoch:
+            self._chosen = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        if last or time.monotonic() - self._saved >= SAVE_SECONDS:
+            progress = self._save(progress)
+            self._chosen, self._saved = None, time.monotonic()
+        return progress
+
+    def _save(self, progress: Progress) -> Progress:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, p in self.model.named_parameters():
+            moments = self.optimizer.state.get(p, {})
+            tensors.update({f"optim.{key}.{name}": value for key, value in moments.items()})
+        weights = None
+        if self._chosen is not None:
+            weights = checkpoint.pack(self._chosen, {"epoch": progress.best_epoch})
+            progress = replace(progress, model_sha256=hashlib.sha256(weights).hexdigest())
+            if progress.best_epoch < progress.epoch:
+                tensors |= {f"{CHOSEN}{name}": value for name, value in self._chosen.items()}
+        checkpoint.save_tensors(self.folder / checkpoint.LAST, tensors, typed.tree(progress))
+        if weights is not None:
+            files.write_bytes(self.folder / checkpoint.MODEL, weights)
+        return progress
 
 
 def _resume(training: Training, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -784,13 +786,17 @@ def _resume(training: Training, model: nn.Module, optimizer: torch.optim.Optimiz
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     checkpoint.fill(model, weights, f"{path}: does not fit this run's model")
     _fill_optimizer(model, optimizer, tensors, path)
-    if progress.best_epoch < progress.epoch:
+    best = {k.removeprefix(CHOSEN): v for k, v in tensors.items() if k.startswith(CHOSEN)}
+    if progress.best_epoch == progress.epoch:
+        best = model.state_dict()
+    if not best:
         remedy = f"delete {path} and train again"
         if files.digest(folder / checkpoint.MODEL, remedy) != progress.model_sha256:
             raise _not_the_weights(folder)
-    # the last epoch is the best: killed before its weights were written, perhaps
-    elif training.processes.first:
-        packed = checkpoint.pack(model.state_dict(), {"epoch": progress.epoch})
+    elif training.processes.first:  # killed before they were written, perhaps
+        packed = checkpoint.pack(best, {"epoch": progress.best_epoch})
+        if hashlib.sha256(packed).hexdigest() != progress.model_sha256:
+            raise DataError(f"{path}: damaged checkpoint (the chosen weights); {START_AGAIN}")
         files.write_bytes(folder / checkpoint.MODEL, packed)
     return progress
 
@@ -809,7 +815,7 @@ def _fill_optimizer(
                 raise DataError(
                     f"{path}: damaged checkpoint ({key} of {name} does not fit); {START_AGAIN}"
                 )
-            optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+            optimizer.state[p][key] = value.to(p.device)
 
 
 def _check_progress(progress: Progress, config: TrainConfig, spec: DataSpec) -> None:

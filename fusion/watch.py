@@ -14,6 +14,7 @@ from mer.fusion.models.base import FusionModel
 from mer.fusion.records import Epoch
 from mer.fusion.tables import number
 from mer.pipeline.runtime.progress import Silent, clock
+from mer.pipeline.runtime.terminal import plural
 
 STEPS = 200  # of a training at which its weights are looked at
 
@@ -95,7 +96,7 @@ def chosen(epoch: int, epochs: int, most: int, metric: str, figure: float | None
     """
     said = f"chose epoch {epoch} of {epochs} (dev {TITLES.get(metric, metric)} "
     said += f"{number(metric, figure)})"
-    early = f", stopped early: {epochs - epoch} epochs without a better one"
+    early = f", stopped early: {plural(epochs - epoch, 'epoch')} without a better one"
     return said + (early if epochs < most else "")
 
 
@@ -114,7 +115,8 @@ def rising(model: FusionModel, epochs: int) -> str | None:
 
     share = next(step / STEPS for step in range(STEPS + 1) if settled(step / STEPS))
     until = max(math.ceil(share * epochs), 1)
+    terms = f"{len(names)} of {plural(len(last), 'loss term')}"
     return (
-        f"the weights of {len(names)} of {len(last)} loss terms rise until epoch {until} of "
-        f"{epochs}; the loss may rise with them, which is as it should be"
+        f"the weights of {terms} rise until epoch {until} of {epochs}; the loss may rise with "
+        "them, which is as it should be"
     )

@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from mer.pipeline.errors import MerError
+from mer.pipeline.runtime.terminal import first_line
 
 FREE_DISK_GB = 10  # what an extraction of MELD may need at its peak
 PACKAGES = (
@@ -104,9 +105,7 @@ def accelerator() -> Iterator[Finding]:
         torch = import_module("torch")
         import_module("torchaudio")
     except (ImportError, OSError) as error:
-        yield Finding(
-            "bad", "torch", f"{str(error).splitlines()[0]}; run `pip install -r requirements.txt`"
-        )
+        yield Finding("bad", "torch", f"{first_line(error)}; run `pip install -r requirements.txt`")
         return
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -138,7 +137,7 @@ def decoders() -> Iterator[Finding]:
         yield Finding(
             "bad",
             "decoders",
-            f"{str(error).splitlines()[0]}; run `pip install -r requirements.txt`",
+            f"{first_line(error)}; run `pip install -r requirements.txt`",
         )
         return
     wanted = ("aac", "mp3", "opus", "vorbis", "flac", "pcm_s16le")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel, standardiser_of
+from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
 from mer.fusion.modules.orl import Adapter, adapter_of
@@ -71,7 +72,7 @@ class Pooled(FusionModel):
         for m in modalities:
             self.widths[m] = sum(block.width for block in spec.blocks(m, summary=True))
         self.standardise = nn.ModuleDict({m: Standardise(n) for m, n in self.widths.items()})
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = mlp(
             sum(self.widths.values()),
             config.hidden,

@@ -45,6 +45,7 @@ from mer.fusion.models.base import FusionModel, standardiser_of, summed
 from mer.fusion.modules.crossmodal import CrossModalEncoder
 from mer.fusion.modules.decoupling import Decoupled, Decoupling
 from mer.fusion.modules.dictionary import Matches
+from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.graph_distillation import GDUnit
 from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
 from mer.pipeline.errors import DataError
@@ -243,7 +244,7 @@ class ResidualHead(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.out = nn.Linear(width, outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> HeadOutputs:
         """x (B, n)."""
@@ -283,7 +284,7 @@ class DMD(FusionModel):
             valid=self.published("valid_convolution"),
         )
         self.standardise = nn.ModuleDict({n: Standardise(spec.modalities[n]) for n in names})
-        self.text_dropout = nn.Dropout(config.drop("text"))
+        self.text_dropout = Dropout(config.drop("text"))
 
     def _build_shared(self, outputs: int) -> None:
         """A vector is the mean over steps, or (as published) all steps one after the other."""

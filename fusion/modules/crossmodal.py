@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mer.fusion.modules.dropout import Dropout, dropout
+
 
 def sinusoids(steps: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
     """(steps, width) table of MulT's positions: sines in the first half, cosines in the second, an
@@ -69,6 +71,20 @@ class Allowed:
         return cls(mask | ~some, some)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
+    """softmax(q k' / sqrt(d)) v, weights dropped with probability `p`: (B, H, Tq, d), (B, H, Tk, d)
+    twice, mask broadcastable to (B, H, Tq, Tk) -> (B, H, Tq, d).
+
+    With dropout PyTorch computes it in these steps on a CPU, too, but draws the mask slowly.
+    """
+    if p == 0 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return dropout(scores.softmax(-1), p) @ v
+
+
 class Attention(nn.Module):
     """Multi-head attention with one input matrix for queries, keys and values."""
 
@@ -95,9 +111,7 @@ class Attention(nn.Module):
             )
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         mask = None if allowed is None else allowed.mask
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         if allowed is not None:
             y = y * allowed.any
         return self.out(y.transpose(1, 2).flatten(2))
@@ -126,8 +140,8 @@ class CrossModalLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
         self.hidden_dropout, self.residual_dropout = (
-            nn.Dropout(hidden_dropout),
-            nn.Dropout(residual_dropout),
+            Dropout(hidden_dropout),
+            Dropout(residual_dropout),
         )
 
     def forward(
@@ -181,7 +195,7 @@ class CrossModalEncoder(nn.Module):
             )
             for _ in range(layers)
         )
-        self.dropout = nn.Dropout(embedding_dropout)
+        self.dropout = Dropout(embedding_dropout)
         self.norm = nn.LayerNorm(width)
         self.register_buffer("positions", sinusoids(64, width), persistent=False)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import plural
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Decoupling(nn.Module):
             x = F.pad(x, ((kernel - 1) // 2, kernel // 2))
         elif x.shape[2] < kernel:
             raise DataError(
-                f"{modality}: {x.shape[2]} steps are fewer than the convolution's kernel {kernel}; "
+                f"{modality}: {plural(x.shape[2], 'step is', 'steps are')} fewer than the "
+                f"convolution's kernel {kernel}; "
                 f"set model_args.kernel_{modality} lower or leave out as_published "
                 "'valid_convolution'"
             )

@@ -1,22 +1,75 @@
-"""Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016)."""
+"""Dropout (Srivastava et al. 2014), and the kind with one mask for all steps of a sequence (Gal &
+Ghahramani 2016).
+
+On a CPU PyTorch draws a Bernoulli number for each element, one after the other, which was a third
+of a training step of the smaller models. Here an element takes 16 random bits: a quarter of a draw.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEVELS = 1 << 16  # of the 16 random bits that decide on an element
+PER_DRAW = 4  # elements of a 64-bit draw
 
 
-class LockedDropout(nn.Module):
-    """Zeroes channels of x (B, T, D) for a whole sequence and scales the rest by 1 / (1 - p).
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """Zeroes each element with probability `p` and scales the rest, so that the mean stays.
 
-    Redundant neighbouring steps cannot give a dropped channel away, and drawing B D instead of B T
-    D numbers matters on a CPU, where the draw is a sixth of a training step of the fusion encoder.
+    Args:
+        x: Of any shape.
+        p: In [0, 1), on a CPU rounded to a multiple of 2^-16.
+        training: Otherwise `x` is returned as it is.
+
+    Returns:
+        The shape and dtype of `x`.
     """
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    return x * keep_mask(x.shape, p, x)
+
+
+def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
+    """A mask of `shape` in dtype and place of `like`: 0 with probability `p`, else the reciprocal
+    of the probability to be kept.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+    dropped = min(round(p * LEVELS), LEVELS - 1)
+    elements = torch.Size(shape).numel()
+    draws = torch.empty(-(-elements // PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
+    levels = draws.view(torch.int16)[:elements].view(shape)
+    return (levels >= dropped - LEVELS // 2).to(like.dtype).mul_(LEVELS / (LEVELS - dropped))
+
+
+class Dropout(nn.Module):
+    """`dropout` as a layer: what `nn.Dropout` does, in less time on a CPU."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class LockedDropout(Dropout):
+    """Zeroes channels of x (B, T, D) for a whole sequence and scales the rest by 1 / (1 - p).
+
+    Redundant neighbouring steps cannot give a dropped channel away, and B D numbers are drawn
+    instead of B T D.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return x * x.new_empty(len(x), 1, x.shape[2]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * keep_mask((len(x), 1, x.shape[2]), self.p, x)

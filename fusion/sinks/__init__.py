@@ -41,7 +41,9 @@ class Sink(Protocol):
         """
 
     def epoch(self, entry: Epoch) -> None:
-        """An epoch is trained, scored on dev, and saved."""
+        """An epoch is trained and scored on dev. A kill may come before it is saved; then it is
+        trained, and told, again.
+        """
 
     def end(self, info: FinishedInfo) -> None:
         """The training is finished; nothing follows but `close`."""

@@ -33,11 +33,12 @@ from mer.pipeline.encoders.modality import (
     ReadItem,
     Rows,
     Streams,
+    problem_of,
 )
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
-from mer.pipeline.media.stages import Flag, Problem, Stage
-from mer.pipeline.media.workers import Decoded, Decoders, Job
+from mer.pipeline.media.stages import Flag
+from mer.pipeline.media.workers import Decoders, Job
 from mer.pipeline.runtime.files import sha256_file
 
 CLIPS_AHEAD = 64  # decoded before they are asked for
@@ -82,6 +83,7 @@ class Audio(Modality):
         "cpu": (5, 10, 20, 40, 80, 160),
         "cuda": (40, 80, 160, 320, 640, 1280),
     }
+    families: ClassVar[Sequence[Family]] = FAMILIES
     absent: ClassVar[tuple[str, ...]] = ("", "")
     sound: ClassVar[bool] = True
     clip_option: ClassVar[str] = "--audio FILE"
@@ -109,10 +111,6 @@ class Audio(Modality):
             max_seconds=options.max_seconds,
             window=options.audio_window,
         )
-
-    @property
-    def families(self) -> tuple[Family, ...]:  # type: ignore[override]
-        return tuple(FAMILIES)
 
     def has(self, u: Utterance) -> bool:
         return bool(u.audio)
@@ -278,7 +276,8 @@ class Audio(Modality):
         jobs = (self._job("load", item.row, rows) for item in items)
         clips = decoders.run(jobs, ahead=CLIPS_AHEAD)
         for item, clip in zip(items, clips, strict=True):
-            problem = self._problem(item, clip, rows, lengths)
+            path = self._job("load", item.row, rows).path
+            problem = problem_of(clip, lengths.lengths[item.row], path, "samples")
             if problem is not None:
                 yield ReadItem(problem=problem)
                 continue
@@ -287,20 +286,6 @@ class Audio(Modality):
             uncut = (item.first, item.end) == (0, clip.samples)
             waveform = whole if uncut else whole[item.first : item.end]
             yield ReadItem(waveform, Flag.of(clip.flags))
-
-    def _problem(self, item: Item, clip: Decoded, rows: Rows, lengths: Lengths) -> Problem | None:
-        """What is wrong with a decoded clip. Raises DataError for a file that has changed."""
-        if clip.stage is not None:
-            if clip.stage == Stage.CHANGED:
-                raise DataError(f"{clip.reason}; run the same command again")
-            return Problem(Stage(clip.stage), clip.reason or "")
-        expected = lengths.lengths[item.row]
-        if clip.samples == expected:
-            return None
-        path = self._job("load", item.row, rows).path
-        return Problem(
-            Stage.DECODE, f"{path}: {clip.samples:,} samples decoded, {expected:,} expected"
-        )
 
     def describe(self, checkpoint: Checkpoint) -> Described:
         rate = self.geometry(checkpoint).rate

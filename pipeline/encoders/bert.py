@@ -36,7 +36,7 @@ from mer.pipeline.encoders.taps import (
 from mer.pipeline.encoders.tokens import Tokens, cut
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.machine import choose_device, is_out_of_memory
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import first_line
 
 
 def load(checkpoint: Checkpoint, modality: Modality, device: str, precision: str) -> TextEncoder:
@@ -141,8 +141,8 @@ class TextEncoder:
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
-            raise EncoderError(f"{self.what}: takes no transcripts ({reason})") from None
+            said = first_line(error)
+            raise EncoderError(f"{self.what}: takes no transcripts ({said})") from None
         if tuple(needed) == (shape.blocks,):
             return last.shape[-1], hooks
         remedy = "use --text-layer last and --no-layer-means"

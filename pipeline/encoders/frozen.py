@@ -16,7 +16,7 @@ from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import States
 from mer.pipeline.errors import DataError, EncoderError
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import first_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Weights that no feature passes through: poolers, the embedding that masked training swaps in,
@@ -83,12 +83,12 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError) as error:
         raise EncoderError(
-            f"{what}: cannot be loaded from {checkpoint.folder} ({_first_line(error)})"
+            f"{what}: cannot be loaded from {checkpoint.folder} ({first_line(error)})"
         ) from None
     # safetensors and the weights-only unpickler raise classes of their own
     except Exception as error:
         raise EncoderError(
-            f"{what}: its weights cannot be read ({type(error).__name__}: {_first_line(error)})"
+            f"{what}: its weights cannot be read ({type(error).__name__}: {first_line(error)})"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -108,10 +108,6 @@ def load_model(
 def _has(key: str, parts: Sequence[str]) -> bool:
     """Whether the name of a weight has one of these parts."""
     return any(part in key for part in parts)
-
-
-def _first_line(error: Exception) -> str:
-    return shown((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 _QUEUE = threading.Lock()

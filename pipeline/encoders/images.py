@@ -17,7 +17,7 @@ import numpy as np
 from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import EncoderError
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import first_line
 
 # (height, width, 3) uint8 → (channels, h, w) float32
 Scale = Callable[[np.ndarray], np.ndarray]
@@ -186,7 +186,7 @@ def _load(folder: str) -> Any:
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
     except Exception as error:  # the libraries below raise classes of their own
-        said = shown((str(error).strip() or type(error).__name__).splitlines()[0])
+        said = first_line(error)
         raise EncoderError(
             f"vision encoder {folder}: its image processor cannot be loaded ({said})"
         ) from None

@@ -24,7 +24,7 @@ from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import CHECKPOINT_TEXT_BYTES
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import first_line, shown
 
 CONFIGURATION = (
     "config.json",
@@ -251,7 +251,5 @@ def _snapshot(
             + _instead(kind)
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise EncoderError(
-            f"{what}: cannot be downloaded ({str(error).strip().splitlines()[0]})"
-        ) from None
+        raise EncoderError(f"{what}: cannot be downloaded ({first_line(error)})") from None
     return folder

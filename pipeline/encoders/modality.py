@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 
 from mer.pipeline.encoders.loading import Checkpoint, resolve
-from mer.pipeline.errors import EncoderError
+from mer.pipeline.errors import DataError, EncoderError
 from mer.pipeline.manifest import Utterance
-from mer.pipeline.media.stages import Flag, Problem
-from mer.pipeline.media.workers import Decoders, Job
+from mer.pipeline.media.stages import Flag, Problem, Stage
+from mer.pipeline.media.workers import Decoded, Decoders, Job
 from mer.pipeline.runtime.files import sha256_file
 
 if TYPE_CHECKING:
@@ -137,6 +137,28 @@ class ReadItem:
     problem: Problem | None = None
 
 
+def problem_of(clip: Decoded, expected: int, path: Path | str, unit: str) -> Problem | None:
+    """What is wrong with a decoded clip, if anything is.
+
+    Args:
+        clip: What a decoder answered.
+        expected: The length that was found before.
+        path: Of its file.
+        unit: What its length is counted in: samples, pictures.
+
+    Raises:
+        DataError: The file has changed since it was hashed.
+    """
+    if clip.stage == Stage.CHANGED:
+        raise DataError(f"{clip.reason}; run the same command again")
+    if clip.stage is not None:
+        return Problem(Stage(clip.stage), clip.reason or "")
+    if clip.samples != expected:
+        reason = f"{path}: {clip.samples:,} {unit} decoded, {expected:,} expected"
+        return Problem(Stage.DECODE, reason)
+    return None
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of a manifest, and where their media are.
@@ -195,7 +217,7 @@ class Modality(ABC):
     fixed_budget: ClassVar[Mapping[str, float]]
     # budgets that are tried, in ascending order, by type of device
     candidate_budgets: ClassVar[Mapping[str, Sequence[float]]]
-    families: ClassVar[tuple[Family, ...]]
+    families: ClassVar[Sequence[Family]]  # the first that takes a checkpoint gets it
     # What stands in the key of a row's content where it has nothing of this modality. Empty for
     # modalities that were added after the first two: they leave the keys of older stores alone.
     absent: ClassVar[tuple[str, ...]] = ()

@@ -1,4 +1,4 @@
-"""What a text encoder's configuration says of it: width, blocks, vocabulary, positions. Pure, no
+"""What a text encoder's configuration says of it: blocks, vocabulary, positions. Pure, no
 torch.
 
 The names are those of transformers' configurations, which differ from one architecture to the next.
@@ -40,11 +40,10 @@ FOREIGN = (
 
 @dataclass(frozen=True)
 class Shape:
-    """`width` is that of a hidden state, `blocks` how many there are, `vocabulary` how many token
-    ids, `positions` how many tokens (None: the configuration knows no limit).
+    """`blocks` is how many there are, `vocabulary` how many token ids, `positions` how many tokens
+    (None: the configuration knows no limit).
     """
 
-    width: int
     blocks: int
     vocabulary: int
     positions: int | None
@@ -62,13 +61,13 @@ class Shape:
             raise EncoderError(
                 f"{what}: {kind} holds its text model as a part ({nested}), which is not supported"
             )
-        width = _number(config, WIDTH, f"{what}: {kind}")
+        _number(config, WIDTH, f"{what}: {kind}")  # a model of text has one
         blocks = _number(config, BLOCKS, f"{what}: {kind}")
         vocabulary = _number(config, ("vocab_size",), f"{what}: {kind}")
         positions = None
         if any(config.get(name) for name in POSITIONS):
             positions = _number(config, POSITIONS, f"{what}: {kind}")
-        return cls(width, blocks, vocabulary, positions)
+        return cls(blocks, vocabulary, positions)
 
 
 def _is_foreign(config: Mapping[str, Any], name: str) -> bool:

@@ -98,6 +98,7 @@ class Text(Modality):
         "cpu": (256, 512, 1024, 2048, 4096),
         "cuda": (2048, 4096, 8192, 16_384, 32_768),
     }
+    families: ClassVar[Sequence[Family]] = FAMILIES
     absent: ClassVar[tuple[str, ...]] = ("",)
     clip_option: ClassVar[str] = "--text TEXT"
     built_in: ClassVar[str] = tiny.NAMES["text"]
@@ -116,10 +117,6 @@ class Text(Modality):
             layer_means=options.layer_means,
             long=options.text_windows,
         )
-
-    @property
-    def families(self) -> tuple[Family, ...]:  # type: ignore[override]
-        return tuple(FAMILIES)
 
     def has(self, u: Utterance) -> bool:
         return bool(u.text)

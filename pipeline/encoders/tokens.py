@@ -10,7 +10,7 @@ from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
 from mer.pipeline.encoders.windows import Ends
 from mer.pipeline.errors import EncoderError
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import first_line
 
 # Tokenizers that know no limit say 10^30.
 LONGEST = 2**20
@@ -67,7 +67,7 @@ class Tokens:
             )["input_ids"]
         except Exception as error:  # the tokenizers library raises bare Exceptions
             raise EncoderError(
-                f"{self.what}: its tokenizer refuses a transcript ({_reason(error)})"
+                f"{self.what}: its tokenizer refuses a transcript ({first_line(error)})"
             ) from None
 
     def _ends(self) -> Ends:
@@ -102,8 +102,6 @@ def _tokenizer(checkpoint: Checkpoint, what: str):
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise EncoderError(f"{what}: its tokenizer cannot be loaded ({_reason(error)})") from None
-
-
-def _reason(error: Exception) -> str:
-    return shown((str(error).strip() or type(error).__name__).splitlines()[0])
+        raise EncoderError(
+            f"{what}: its tokenizer cannot be loaded ({first_line(error)})"
+        ) from None

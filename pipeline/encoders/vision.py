@@ -7,7 +7,6 @@ itself.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +26,15 @@ from mer.pipeline.encoders.modality import (
     ReadItem,
     Rows,
     Streams,
+    problem_of,
 )
 from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
 from mer.pipeline.errors import DataError, MissingError
 from mer.pipeline.manifest import Utterance
-from mer.pipeline.media.faces import Box, Crop, boxes_for, has_boxes, yunet
-from mer.pipeline.media.pictures import Wanted, moments
+from mer.pipeline.media.faces import Crop, boxes_digest, boxes_for, has_boxes, yunet
+from mer.pipeline.media.pictures import Wanted
 from mer.pipeline.media.stages import Flag, Problem, Stage
-from mer.pipeline.media.workers import Decoded, Decoders, Job
+from mer.pipeline.media.workers import Decoders, Job
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.terminal import shown
 
@@ -66,6 +66,7 @@ class Vision(Modality):
         "cuda": (64, 128, 256, 512, 1024),
     }
     built_in: ClassVar[str] = tiny.NAMES["vision"]
+    families: ClassVar[Sequence[Family]] = FAMILIES
     optional: ClassVar[bool] = True
     clip_option: ClassVar[str] = "--video FILE"
     cut: ClassVar[Flag] = Flag(0)  # pieces change nothing, so they are not told
@@ -95,10 +96,6 @@ class Vision(Modality):
             no_face=options.vision_no_face,
         )
 
-    @property
-    def families(self) -> tuple[Family, ...]:  # type: ignore[override]
-        return tuple(FAMILIES)
-
     # --- rows and recipe
 
     def has(self, u: Utterance) -> bool:
@@ -118,8 +115,7 @@ class Vision(Modality):
         if self.crop == "side":
             told.append(self._side(u))
         if self.crop == "faces" and self.boxes:
-            boxes = repr([tuple(box) for box in self._boxes(u)])
-            told.append(hashlib.sha256(boxes.encode()).hexdigest())
+            told.append(boxes_digest(self.boxes, u.id, self.file(u) or ""))
         return tuple(told)
 
     def resolve(
@@ -278,7 +274,11 @@ class Vision(Modality):
         items = list(items)
         jobs = (self._reading(item, rows, encoder.checkpoint) for item in items)
         for item, clip in zip(items, decoders.run(jobs, ahead=PIECES_AHEAD), strict=True):
-            problem = self._problem(item, clip, rows, lengths)
+            path = rows.root / cast(str, self.file(rows.utterances[item.row]))
+            problem = problem_of(clip, lengths.lengths[item.row], path, "pictures")
+            if problem is None and len(cast(Any, clip.pictures)) != item.length:
+                reason = f"{path}: {len(cast(Any, clip.pictures)):,} of {item.length:,} pictures"
+                problem = Problem(Stage.DECODE, reason)
             if problem is not None:
                 yield ReadItem(problem=problem)
             else:
@@ -288,8 +288,7 @@ class Vision(Modality):
         u = rows.utterances[item.row]
         start, _ = self._times(u)
         begin = max(0.0, start or 0.0)
-        times = moments(begin, item.end / self.fps, self.fps, item.end)
-        crop = self._crop(u).between(begin, times[-1])
+        crop = self._crop(u).between(begin + item.first / self.fps, begin + item.end / self.fps)
         with_sound = self.file(u) == u.audio
         finish = scale_of(checkpoint)
         wanted = Wanted(self.fps, item.first, item.length, crop, with_sound, finish)
@@ -302,7 +301,7 @@ class Vision(Modality):
             return Crop(self.crop)
         if self.model:
             return Crop("detector", fallback=self.no_face, model=self.model)
-        return Crop("boxes", self._boxes(u), self.no_face)
+        return Crop("boxes", boxes_for(self.boxes, u.id, self.file(u) or ""), self.no_face)
 
     def _side(self, u: Utterance) -> str:
         """The half of the picture that the row's speaker is in, by its tags.
@@ -316,24 +315,6 @@ class Vision(Modality):
                 "another crop, or say it in the manifest (mer prepare iemocap does)"
             )
         return found[0]
-
-    def _boxes(self, u: Utterance) -> tuple[Box, ...]:
-        return boxes_for(self.boxes, u.id, self.file(u) or "")
-
-    def _problem(self, item: Item, clip: Decoded, rows: Rows, lengths: Lengths) -> Problem | None:
-        """What is wrong with a decoded clip. Raises DataError for a file that has changed."""
-        if clip.stage is not None:
-            if clip.stage == Stage.CHANGED:
-                raise DataError(f"{clip.reason}; run the same command again")
-            return Problem(Stage(clip.stage), clip.reason or "")
-        expected = lengths.lengths[item.row]
-        got = 0 if clip.pictures is None else len(clip.pictures)
-        if clip.samples == expected and got == item.length:
-            return None
-        path = rows.root / cast(str, self.file(rows.utterances[item.row]))
-        return Problem(
-            Stage.DECODE, f"{path}: {clip.samples:,} pictures decoded, {expected:,} expected"
-        )
 
     def describe(self, checkpoint: Checkpoint) -> Described:
         extra = {"pool": self.pool_of(checkpoint), "crop": self.crop}

@@ -23,8 +23,8 @@ from mer.pipeline.encoders.modality import Kept, Modality, States
 from mer.pipeline.encoders.taps import LayerTaps, fetch, spans_of
 from mer.pipeline.encoders.towers import is_hierarchy, layers_of, tower
 from mer.pipeline.errors import DataError, EncoderError
-from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.machine import choose_device, is_out_of_memory
+from mer.pipeline.runtime.terminal import first_line
 
 # A picture by which a model's output is learnt.
 PROBE = np.arange(64 * 96 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 96, 3)
@@ -164,7 +164,9 @@ class ImageEncoder:
             with computing(self.device, "fp32"):
                 output = self.model(pixel_values=torch.from_numpy(pixels).to(self.device))
         except (TypeError, ValueError, RuntimeError) as error:
-            said = shown(str(error).strip().splitlines()[0])
+            if is_out_of_memory(error):
+                raise
+            said = first_line(error)
             raise EncoderError(
                 f"{self.what}: does not take what its image processor gives ({said})"
             ) from None

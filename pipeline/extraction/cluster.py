@@ -50,6 +50,7 @@ from mer.pipeline.extraction.runner import (
 from mer.pipeline.runtime.background import prefetch
 from mer.pipeline.runtime.machine import cores, keep_freed_memory, pin
 from mer.pipeline.runtime.signals import Stop
+from mer.pipeline.runtime.terminal import first_line
 
 RETRIES = 2  # of a task that raised
 CONNECT_SECONDS = 30
@@ -346,9 +347,7 @@ def _connect(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:
-        raise DataError(
-            f"--scheduler {address}: cannot be reached ({str(error).splitlines()[0]})"
-        ) from None
+        raise DataError(f"--scheduler {address}: cannot be reached ({first_line(error)})") from None
     with client:
         if not client.scheduler_info()["workers"]:
             raise DataError(
@@ -365,7 +364,5 @@ def _ready(client: Client, plugin: WorkerSetup) -> ClusterRunner:
     except MerError:
         raise
     except (OSError, TimeoutError, ImportError) as error:
-        raise DataError(
-            f"the workers cannot load the encoders ({str(error).splitlines()[0]})"
-        ) from None
+        raise DataError(f"the workers cannot load the encoders ({first_line(error)})") from None
     return ClusterRunner(client, plugin.assignment, plugin.name)

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 
 from mer.pipeline.media.containers import DECODER
 from mer.pipeline.media.stages import STAGES, Problem, Stage
-from mer.pipeline.media.workers import identity
 from mer.pipeline.runtime.columnar import read_small
-from mer.pipeline.runtime.files import publishing, sha256_file, sweep
+from mer.pipeline.runtime.files import identity, publishing, sha256_file, sweep
 
 EXTRACTOR = 1  # raise it when the same recipe would give other features
 # a file changed this shortly before it was hashed may change again within a tick of the clock: not

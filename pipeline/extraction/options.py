@@ -15,7 +15,7 @@ from mer.pipeline.encoders.towers import POOLS
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media.faces import CROPS, FALLBACKS
-from mer.pipeline.runtime.limits import MEDIA_FPS
+from mer.pipeline.runtime.limits import MEDIA_FPS, MEDIA_FPS_LEAST
 from mer.pipeline.runtime.terminal import shown
 
 # Options that came later, as every earlier extraction had them: what a store says of its making
@@ -110,6 +110,8 @@ class ExtractOptions:
             raise DataError(
                 f"--vision-fps {self.vision_fps} is not above 0 and at most {MEDIA_FPS:g}"
             )
+        if self.vision_fps < MEDIA_FPS_LEAST:
+            raise DataError(f"--vision-fps {self.vision_fps} is less than a picture an hour")
         for name, value, known in (
             ("pool", self.vision_pool, POOLS),
             ("crop", self.vision_crop, CROPS),

@@ -122,13 +122,16 @@ class ExtractReport:
     def _done(self) -> str:
         taken = ", ".join(f"{m} of {n:,}" for m, n in self.taken_over.items())
         over = f", {taken} taken over" if taken else ""
+        extracted = plural(self.extracted, "utterance")
+        all_are = f"all {self.utterances:,} utterances are"
+        if self.utterances == 1:
+            all_are = "the one utterance is"
         return {
-            "extracted": f"{self.extracted:,} utterances extracted{over}, {self.reused:,} reused",
-            "nothing": f"nothing to do: all {self.utterances:,} utterances are there",
-            "head": "labels or splits changed: only the head file is written again, all "
-            f"{self.utterances:,} utterances are reused",
-            "dry-run": f"dry run: {self.extracted:,} utterances to extract{over}, "
-            f"{self.reused:,} reused",
+            "extracted": f"{extracted} extracted{over}, {self.reused:,} reused",
+            "nothing": f"nothing to do: {all_are} there",
+            "head": "labels or splits changed: only the head file is written again, "
+            f"{all_are} reused",
+            "dry-run": f"dry run: {extracted} to extract{over}, {self.reused:,} reused",
             "part": "this share of the work is done; the run that finishes last writes the store",
         }[self.action]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mer.pipeline.encoders.modality import Rows
-from mer.pipeline.errors import DataError, UnreadableError
+from mer.pipeline.datasets import takes
+from mer.pipeline.encoders.modality import Lengths, Rows
+from mer.pipeline.errors import DataError, MissingError, UnreadableError
 from mer.pipeline.extraction.decoding import open_decoders
 from mer.pipeline.extraction.fingerprint import Chosen
 from mer.pipeline.extraction.request import Company, Request
 from mer.pipeline.media.stages import AGAIN, Problem, Stage
+from mer.pipeline.runtime.terminal import plural
 
 PROBES_AHEAD = 256
 LONG_CLIP_SECONDS = 3600.0  # the output says how many clips are longer
@@ -49,9 +51,29 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
         raise
     problems |= _empty(request, lengths, problems)
     if len(problems) == len(rows):
+        blank = [row for row, problem in problems.items() if problem == NOTHING]
+        for one in request.keys.chosen:
+            told = lengths[one.name]
+            check_lengths(one, request, rows, Lengths(told, told, ()), blank)
         reasons = [(problems[row].stage, problems[row].reason) for row in range(len(rows))]
         raise UnreadableError(_none_can_be_read(request, problems), reasons)
     return Probed(lengths, problems)
+
+
+def check_lengths(
+    one: Chosen, request: Request, rows: Rows, lengths: Lengths, readable: Sequence[int]
+) -> None:
+    """Raise DataError where what was asked of a modality is in none of the readable rows, with the
+    remedy for this corpus.
+    """
+    try:
+        one.modality.check_lengths(rows, lengths, readable)
+    except MissingError as error:
+        corpus = request.manifest.dataset
+        if not error.prepared or not takes(corpus, error.prepared):
+            raise
+        remedy = f"`mer prepare {corpus} --{error.prepared}` makes a manifest that has it"
+        raise MissingError(error.found, remedy, clip=error.clip) from None
 
 
 def _probe_one(
@@ -120,7 +142,7 @@ def _tell_long_clips(
     if hours:
         longest = max(hours, key=lambda row: hours[row])
         company.progress.note(
-            f"{len(hours):,} clips longer than {LONG_CLIP_SECONDS / 3600:g} h, "
+            f"{plural(len(hours), 'clip')} longer than {LONG_CLIP_SECONDS / 3600:g} h, "
             f"{sum(hours.values()):,.1f} h of {one.name} together, the longest "
             f"{request.manifest.rows[longest].id:.80} ({hours[longest]:.1f} h); if they should "
             "not be, give start and end"

@@ -49,8 +49,10 @@ def publish(settled: Settled, tally: Tally, started: float) -> ExtractReport:
     shards = [shard for shard in shards if len(shard)]
     write_failures(place.failures, failures)
     if not shards:
+        first = failures[0]
         raise DataError(
-            f"{request.manifest.dataset}: no utterance could be extracted; see {place.failures}"
+            f"{request.manifest.dataset}: no utterance could be extracted, first {first.id} "
+            f"({first.stage}: {first.reason}); see {place.failures}"
         )
     done = _report(settled, shards, failures, tally)
     paths = [shard.path for shard in shards]

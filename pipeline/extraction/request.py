@@ -19,6 +19,7 @@ from mer.pipeline.media.stages import Problem
 from mer.pipeline.runtime.files import refuse_link
 from mer.pipeline.runtime.progress import Advance, Silent
 from mer.pipeline.runtime.signals import Stop
+from mer.pipeline.runtime.terminal import amount, plural
 
 HASHING_TOLD_BYTES = 1 << 28  # less than this is hashed without a word
 
@@ -169,9 +170,8 @@ def make_request(
 
     def cold(files: int, size: int) -> AbstractContextManager[Advance]:
         if size > HASHING_TOLD_BYTES:
-            company.progress.note(
-                f"hashing {files:,} files, {size / 1e9:.1f} GB; remembered for the next time"
-            )
+            what = f"{plural(files, 'file')}, {amount(size)}"
+            company.progress.note(f"hashing {what}; remembered for the next time")
         return company.progress.task("hashing", files, "files", brief=True)
 
     # for workers that were started elsewhere

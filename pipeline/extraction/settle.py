@@ -12,10 +12,8 @@ from itertools import combinations
 
 import numpy as np
 
-from mer.pipeline.datasets import takes
 from mer.pipeline.encoders import configured
 from mer.pipeline.encoders.modality import Encoder
-from mer.pipeline.errors import MissingError
 from mer.pipeline.extraction.budget import choose_budgets, fixed_budgets
 from mer.pipeline.extraction.fingerprint import Keys, recipe_key
 from mer.pipeline.extraction.look import Found
@@ -30,13 +28,14 @@ from mer.pipeline.extraction.plan import (
     draft,
     finish_plan,
 )
-from mer.pipeline.extraction.probe import Probed, probe
+from mer.pipeline.extraction.probe import Probed, check_lengths, probe
 from mer.pipeline.extraction.request import Company, Request
 from mer.pipeline.extraction.runner import Assignment, Standing, load_encoders
 from mer.pipeline.extraction.selftest import self_test
 from mer.pipeline.extraction.sound import Unsound, existing, unsound_sources
 from mer.pipeline.media.stages import Problem
 from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store import Header
 
 MEAN_BYTES = 4  # of a value of the mean over an utterance's steps, which is stored in float32
@@ -128,14 +127,7 @@ def measure(
     lengths = {}
     for one in chosen:
         measured = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
-        try:
-            one.modality.check_lengths(rows, measured, readable)
-        except MissingError as error:
-            corpus = request.manifest.dataset
-            if not error.prepared or not takes(corpus, error.prepared):
-                raise
-            remedy = f"`mer prepare {corpus} --{error.prepared}` makes a manifest that has it"
-            raise MissingError(error.found, remedy, clip=error.clip) from None
+        check_lengths(one, request, rows, measured, readable)
         lengths[one.name] = measured
     item_bytes = np.dtype(request.options.dtype).itemsize
     means = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
@@ -295,8 +287,8 @@ def _tell_decoded_again(company: Company, there: Reusable) -> None:
         counted = Counter(again.values()).most_common()
         reasons = ", ".join(f"{count:,} for {why}" for why, count in counted)
         company.progress.note(
-            f"{len(again):,} utterances are decoded again, because an earlier version read "
-            f"them otherwise: {reasons}"
+            f"{plural(len(again), 'utterance is', 'utterances are')} decoded again, which an "
+            f"earlier version read otherwise: {reasons}"
         )
 
 

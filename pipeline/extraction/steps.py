@@ -55,6 +55,7 @@ from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.hold import appear, held, hold, turn
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.signals import Stop
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store import FeatureStore
 
 HERE = Here()
@@ -110,8 +111,8 @@ def extract(
     found = look(request, company.progress)
     if found.leaving:
         company.progress.note(
-            f"{found.leaving:,} utterances of {place.out} are not in this manifest: they leave "
-            "the store"
+            f"{plural(found.leaving, 'utterance')} of {place.out} not in this manifest: taken out "
+            "of the store"
         )
     if found.adding and found.head is not None:
         held = found.head.header.modalities
@@ -200,9 +201,9 @@ def _check_failures(request: Request, done: ExtractReport) -> None:
         return
     first = next(failure for failure in done.failures if not failure.known)
     raise TooManyFailures(
-        f"{done.unexpected:,} utterances failed (--max-failures {allowed}), first {first.id} "
-        f"({first.stage}: {first.reason}); the store holds the other {done.utterances:,}; see "
-        f"{request.place.failures}",
+        f"{plural(done.unexpected, 'utterance')} failed (--max-failures {allowed}), first "
+        f"{first.id} ({first.stage}: {first.reason}); the store holds the other "
+        f"{done.utterances:,}; see {request.place.failures}",
         done,
     )
 

@@ -48,12 +48,12 @@ class Foreign:
     rows: list[dict]  # columns of the store's table, and duration
     dims: dict[str, int]  # modality -> numbers per step
     frames: Callable[[], Iterable[Features]]  # a new pass over the features, in the rows' order
-    layers: dict[str, int] = field(
-        default_factory=dict
-    )  # modality -> layer means of each utterance
+    # modality -> layer means of each utterance
+    layers: dict[str, int] = field(default_factory=dict)
     header: Header | None = None  # of the store that this was exported from
     notes: list[str] = field(default_factory=list)  # lines for the user
     source: dict = field(default_factory=dict)  # for the store's provenance
+    flags: list[int] = field(default_factory=list)  # of each row; empty: none is known
 
 
 def layers_of(modality: str) -> str:

@@ -108,6 +108,14 @@ def _dtype(foreign: Foreign, options: ImportOptions) -> Dtypes:
     return "float16" if set(were.values()) == {"float16"} else "float32"
 
 
+def _layer_dtypes(foreign: Foreign) -> dict[str, str]:
+    """How the layer means of each modality are stored: what is joined as it was, else float16."""
+    dtypes = dict.fromkeys(foreign.dims, "float16")
+    if foreign.kind == "join" and foreign.header:
+        dtypes |= {name: foreign.header.modalities[name].layer_dtype for name in foreign.layers}
+    return dtypes
+
+
 def _infos(foreign: Foreign, options: ImportOptions) -> dict[str, ModalityInfo]:
     """What the store says of each modality: as the exported store did, and what the user adds."""
     kept = foreign.header.modalities if foreign.header else {}
@@ -170,7 +178,7 @@ class Tally:
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self.replaced |= dict.fromkeys(map(layers_of, foreign.layers), 0)
         self._hash = hashlib.sha256()
-        meaning = [
+        meaning: list = [
             foreign.kind,
             foreign.dataset,
             foreign.task,
@@ -179,6 +187,11 @@ class Tally:
             dtype,
             {modality: info.to_dict() for modality, info in infos.items()},
         ]
+        self.layer_dtypes = _layer_dtypes(foreign)
+        # What says nothing is left out, so that earlier imports are known again.
+        wide = [name for name, kind in self.layer_dtypes.items() if kind != "float16"]
+        said = {"layers in float32": wide, "flags": foreign.flags if any(foreign.flags) else []}
+        meaning += [{name: value} for name, value in said.items() if value]
         self._hash.update(canonical(meaning).encode())
 
     def add(self, row: dict, features: Features) -> dict[str, np.ndarray | None]:
@@ -302,6 +315,7 @@ def _write_shards(
 ) -> None:
     """Every row of `foreign` into shards of bounded size, whose paths go into `shards`."""
     rows, pieces = iter(foreign.rows), iter(foreign.frames())
+    flags = iter(foreign.flags or [0] * len(foreign.rows))
     row = next(rows, None)
     while row is not None:
         shards.append(folder / f"shard-{len(shards):05d}.h5")
@@ -312,13 +326,20 @@ def _write_shards(
             dtype=dtype,
             meta={"imported": foreign.kind},
             layers=foreign.layers,
+            layer_dtype=tally.layer_dtypes,
         ) as writer:
             while row is not None and held < SHARD_BYTES:
                 features = tally.add(row, next(pieces))
                 held += sum(x.nbytes for x in features.values() if x is not None)
                 means = {name: features.pop(layers_of(name)) for name in foreign.layers}
                 duration = row.get("duration", float("nan"))
-                writer.add(row["id"], features, duration=duration, layer_means=means)
+                writer.add(
+                    row["id"],
+                    features,
+                    duration=duration,
+                    flags=next(flags),
+                    layer_means=means,
+                )
                 row = next(rows, None)
                 advance(1)
 

@@ -134,4 +134,5 @@ def _copied(out: Path, head: Head) -> Foreign:
         frames=frames,
         header=header,
         source=header.provenance,
+        flags=head.flags.tolist(),
     )

@@ -6,12 +6,14 @@ the user names. A face becomes a square around its box, so that no encoder disto
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,9 @@ import numpy as np
 from mer.pipeline.errors import DataError
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
-from mer.pipeline.runtime.limits import TABLE_BYTES
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.files import identity
+from mer.pipeline.runtime.limits import DETECTOR_BYTES, TABLE_BYTES
+from mer.pipeline.runtime.terminal import amount, first_line, shown
 
 COLUMNS = ("id", "time", "x", "y", "w", "h")
 LANDMARKS = 68  # of OpenFace, in pixels: x_0 … x_67, y_0 … y_67
@@ -29,6 +32,7 @@ MARGIN = 0.25  # of a box's longer side that is added on each side
 # A box stands for pictures that are no further away than this: half a second is a slow blink.
 BOX_SECONDS = 0.5
 SCORE = 0.6  # that a face must have from the detector, of 1
+DETECTED_PIXELS = 320  # on a side of the picture that a detector is tried on
 FALLBACKS = ("centre", "whole", "fail")  # for a picture without a face
 CROPS = ("none", "centre", "left", "right", "side", "faces")
 
@@ -43,6 +47,22 @@ class Box(NamedTuple):
     y: float
     w: float
     h: float
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a source says of an utterance: its boxes, ascending in time."""
+
+    boxes: tuple[Box, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """In the content keys of old stores: it stays as it is. One film has many utterances."""
+        spelled = repr([tuple(box) for box in self.boxes])
+        return hashlib.sha256(spelled.encode()).hexdigest()
+
+
+NOTHING_TOLD = Told()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +84,13 @@ class Crop:
 
     def between(self, begin: float, end: float) -> Crop:
         """With those boxes only that can stand for pictures from `begin` to `end` seconds."""
-        near = (box for box in self.boxes if begin - BOX_SECONDS <= box.time <= end + BOX_SECONDS)
-        return replace(self, boxes=tuple(near))
+        first = bisect_left(self.boxes, begin - BOX_SECONDS, key=_time)
+        behind = bisect_right(self.boxes, end + BOX_SECONDS, key=_time)
+        return replace(self, boxes=self.boxes[first:behind])
+
+
+def _time(box: Box) -> float:
+    return box.time
 
 
 def cut(path: Path, pixels: np.ndarray, time: float, crop: Crop) -> tuple[np.ndarray, bool]:
@@ -109,7 +134,7 @@ def _centre(pixels: np.ndarray) -> np.ndarray:
 def _square(path: Path, pixels: np.ndarray, box: Box) -> np.ndarray:
     """The square around a box and its margin, moved into the picture where it reaches beyond."""
     height, width = pixels.shape[:2]
-    if box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
+    if not _is_seen(box, width, height):
         raise MediaError(
             f"{path}: the box of {box.w:g} x {box.h:g} at ({box.x:g}, {box.y:g}), {box.time:.2f} "
             f"s, lies outside the picture of {width} x {height}",
@@ -123,42 +148,53 @@ def _square(path: Path, pixels: np.ndarray, box: Box) -> np.ndarray:
 
 def _nearest(boxes: Sequence[Box], time: float) -> Box | None:
     """The box nearest in time, the largest where several are; None where none is near."""
-    at = bisect_left(boxes, time, key=lambda box: box.time)
+    at = bisect_left(boxes, time, key=_time)
     around = [boxes[place].time for place in (at - 1, at) if 0 <= place < len(boxes)]
     if not around:
         return None
     nearest = min(around, key=lambda then: abs(then - time))
     if abs(nearest - time) > BOX_SECONDS:
         return None
-    first = bisect_left(boxes, nearest, key=lambda box: box.time)
+    first = bisect_left(boxes, nearest, key=_time)
     same = []
     for box in boxes[first:]:
         if box.time != nearest:
             break
         same.append(box)
-    return max(same, key=lambda box: box.w * box.h)
+    return max(same, key=_area)
+
+
+def _area(box: Box) -> float:
+    return box.w * box.h
+
+
+def _is_seen(box: Box, width: int, height: int) -> bool:
+    """Whether a part of it lies in the picture."""
+    return box.x < width and box.y < height and box.x + box.w > 0 and box.y + box.h > 0
 
 
 # --- a detector
 
 
 def _detected(pixels: np.ndarray, time: float, crop: Crop) -> Box | None:
-    """The largest face that OpenCV's YuNet finds."""
+    """The largest face in the picture that OpenCV's YuNet finds."""
     detector = yunet(crop.model)
     height, width = pixels.shape[:2]
     detector.setInputSize((width, height))
-    _, faces = detector.detect(np.ascontiguousarray(pixels[:, :, ::-1]))
-    if faces is None or not len(faces):
+    _, faces = detector.detect(np.ascontiguousarray(pixels[:, :, ::-1]))  # it takes BGR
+    if faces is None:
         return None
-    x, y, w, h = max((face[:4] for face in faces), key=lambda face: face[2] * face[3])
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0 or not (w > 0 and h > 0):
-        return None
-    return Box(time, float(x), float(y), float(w), float(h))
+    found = []
+    for x, y, w, h in faces[:, :4].tolist():
+        box = Box(time, x, y, w, h)
+        # numbers of a broken model may be no numbers
+        if all(map(math.isfinite, box)) and w > 0 and h > 0 and _is_seen(box, width, height):
+            found.append(box)
+    return max(found, key=_area, default=None)
 
 
-@lru_cache(maxsize=1)
 def yunet(model: str) -> Any:
-    """OpenCV's YuNet with the weights in the file `model`. Raises DataError."""
+    """OpenCV's YuNet with the weights in the file `model`, loaded once. Raises DataError."""
     try:
         import cv2
     except ImportError:
@@ -168,11 +204,37 @@ def yunet(model: str) -> Any:
         ) from None
     if not Path(model).is_file():
         raise DataError(f"--vision-faces {shown(model)}: no such file; it takes YuNet's .onnx file")
+    version = _version(model)
+    if os.stat(model).st_size > DETECTOR_BYTES:
+        raise DataError(
+            f"--vision-faces {shown(model)}: not a YuNet model (more than {amount(DETECTOR_BYTES)})"
+        )
     try:
-        return cv2.FaceDetectorYN.create(model, "", (320, 320), SCORE)
+        return _detector(model, version)
     except cv2.error as error:
-        said = shown(str(error).strip().splitlines()[0])
+        said = first_line(getattr(error, "err", "") or error)
         raise DataError(f"--vision-faces {shown(model)}: not a YuNet model ({said})") from None
+
+
+@lru_cache(maxsize=1)
+def _detector(model: str, version: tuple[int, ...]) -> Any:
+    """Tried on a picture, for a file of another network is loaded without a word. It is handed over
+    as bytes, for a name that is no UTF-8 ends the process. Raises cv2.error.
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # there are as many decoding processes as there are cores
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # it writes to stderr by itself
+    try:
+        weights = np.fromfile(model, np.uint8)
+        none = np.empty(0, np.uint8)
+        black = np.zeros((DETECTED_PIXELS, DETECTED_PIXELS, 3), np.uint8)
+        detector = cv2.FaceDetectorYN.create("onnx", weights, none, black.shape[:2], SCORE)
+        detector.detect(black)
+    finally:
+        logging.setLogLevel(level)
+    return detector
 
 
 # --- boxes in files
@@ -191,7 +253,15 @@ def boxes_for(source: str, id: str, media: str) -> tuple[Box, ...]:
     Raises:
         DataError: There is no such file, or it is no such table.
     """
-    return _told(source, id, media) or ()
+    return (_told(source, id, media) or NOTHING_TOLD).boxes
+
+
+def boxes_digest(source: str, id: str, media: str) -> str:
+    """The sha256 of the boxes of an utterance.
+
+    Arguments and errors are those of `boxes_for`.
+    """
+    return (_told(source, id, media) or NOTHING_TOLD).digest
 
 
 def has_boxes(source: str, id: str, media: str) -> bool:
@@ -202,8 +272,8 @@ def has_boxes(source: str, id: str, media: str) -> bool:
     return _told(source, id, media) is not None
 
 
-def _told(source: str, id: str, media: str) -> tuple[Box, ...] | None:
-    """As `boxes_for`; None where nothing is said of the utterance."""
+def _told(source: str, id: str, media: str) -> Told | None:
+    """None where nothing is said of the utterance."""
     names = (id, Path(media).stem)
     if not Path(source).is_dir():
         table = _table(source, _version(source))
@@ -215,41 +285,47 @@ def _told(source: str, id: str, media: str) -> tuple[Box, ...] | None:
     return None
 
 
-def _version(path: str | Path) -> tuple[int, ...]:
-    """What a file looks like: one that looks the same is not read twice. Raises DataError."""
+def _version(path: str | Path) -> tuple[int, int, int]:
+    """A file that keeps it is not read twice. Raises DataError."""
     try:
-        status = os.stat(path)
+        return identity(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=4)
-def _table(source: str, version: tuple[int, ...]) -> Mapping[str, tuple[Box, ...]]:
+def _table(source: str, version: tuple[int, ...]) -> Mapping[str, Told]:
     table = _read(Path(source), COLUMNS)
     found: dict[str, list[Box]] = {}
-    for line, (id, *numbers) in enumerate(zip(*table, strict=True), start=2):
-        box = _box(source, line, numbers)
-        found.setdefault(str(id), []).append(box)
-    return {id: tuple(sorted(boxes)) for id, boxes in found.items()}
+    for row, (id, *numbers) in enumerate(zip(*table, strict=True)):
+        found.setdefault(str(id), []).append(_box(source, row, numbers))
+    return {id: Told(tuple(sorted(boxes))) for id, boxes in found.items()}
 
 
-def _box(source: str, line: int, numbers: Sequence[Any]) -> Box:
+def _box(source: str, row: int, numbers: Sequence[Any]) -> Box:
     try:
         box = Box(*map(float, numbers))
     except (TypeError, ValueError):
-        raise DataError(f"{source}: line {line}: time, x, y, w or h is no number") from None
+        place = f"{source}: line {_line(source, row)}"
+        raise DataError(f"{place}: time, x, y, w or h is no number") from None
     if not all(map(math.isfinite, box)) or box.w <= 0 or box.h <= 0 or box.time < 0:
         said = ", ".join(f"{number:g}" for number in box)
         raise DataError(
-            f"{source}: line {line}: no box (time, x, y, w, h: {said}); sizes are above 0, times "
-            "from 0"
+            f"{source}: line {_line(source, row)}: no box (time, x, y, w, h: {said}); sizes are "
+            "above 0, times from 0"
         )
     return box
 
 
+def _line(source: str, row: int) -> int:
+    """Where a row below the header begins, as an editor counts: Arrow passes over empty lines."""
+    with open(source, encoding="utf-8-sig") as file:
+        filled = (number for number, line in enumerate(file, start=1) if line.strip("\r\n"))
+        return next(islice(filled, row + 1, None))
+
+
 @lru_cache(maxsize=256)
-def _openface(source: str, version: tuple[int, ...]) -> tuple[Box, ...]:
+def _openface(source: str, version: tuple[int, ...]) -> Told:
     """The boxes around the landmarks in a file of OpenFace's; frames without success are left out.
 
     Raises DataError for what is no such file.
@@ -268,7 +344,7 @@ def _openface(source: str, version: tuple[int, ...]) -> tuple[Box, ...]:
     found = []
     for at in np.flatnonzero(good):
         found.append(Box(float(times[at]), *map(float, low[:, at]), *map(float, sizes[:, at])))
-    return tuple(sorted(found))
+    return Told(tuple(sorted(found)))
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[list]:
@@ -285,6 +361,9 @@ def _read(path: Path, columns: Sequence[str]) -> list[list]:
             header = file.readline().rstrip("\r\n")
         mark = "\t" if "\t" in header else ","
         names = [name.strip().strip('"').strip() for name in header.split(mark)]
+        twice = [name for name in columns if names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path}: two columns are called {twice[0]}")
         absent = [name for name in columns if name not in names]
         if absent:
             raise DataError(
@@ -298,6 +377,6 @@ def _read(path: Path, columns: Sequence[str]) -> list[list]:
     except (OSError, UnicodeDecodeError, pa.ArrowException, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        said = shown(str(error).strip().splitlines()[0])
+        said = first_line(error)
         raise DataError(f"{path}: not a readable table ({said})") from None
     return [[value.strip() for value in table[name].to_pylist()] for name in columns]

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from mer.pipeline.media.readers import (
     pick_track,
 )
 from mer.pipeline.media.stages import Stage
+from mer.pipeline.runtime.files import identity
 from mer.pipeline.runtime.limits import MEDIA_FRAME_PIXELS, MEDIA_FRAMES
 
 # A time stamp that is later than a moment by no more than this is not after it: sums of fractions.
@@ -45,6 +47,7 @@ INDEXED = {"mov", "matroska"}
 # Of packets that are kept from the look at their time stamps until they are decoded, so that a clip
 # is opened and read once.
 KEPT_BYTES = 32 << 20
+FILMS_REMEMBERED = 4096  # by a decoding process: two numbers each
 NO_PICTURES = np.empty((0, 0, 0, 3), np.uint8)
 
 __all__ = ["Picture", "PicturesInfo", "Wanted", "count", "load", "probe", "streams", "take"]
@@ -433,7 +436,20 @@ class _Film:
             ) from None
 
     def extent(self) -> tuple[float, float]:
-        """When the first frame is shown and the last one ends, in seconds on the time line."""
+        """When the first frame is shown and the last one ends, in seconds on the time line.
+
+        Only a small file with an index is read for it each time: then its packets are at hand.
+        """
+        version = identity(self.path)
+        _, size, _ = version
+        if self._indexed and size <= KEPT_BYTES:
+            found = self._extent_of_packets()
+            if found is not None:
+                return found
+        return _extent(self.path, version)
+
+    def read_extent(self) -> tuple[float, float]:
+        """As `extent`, by reading the whole file, which then stands at its end."""
         if self._indexed:
             found = self._extent_of_packets()
             if found is not None:
@@ -500,6 +516,16 @@ class _Film:
                 ) from None
             self.last = frame, pixels
         return Picture(time, shown, self.last[1])
+
+
+@lru_cache(maxsize=FILMS_REMEMBERED)
+def _extent(path: Path, version: tuple[int, int, int]) -> tuple[float, float]:
+    """As `_Film.extent`, remembered: a corpus may have thousands of utterances in one film.
+
+    `version` is the `identity` of the file.
+    """
+    with _Film.opened(path) as film:
+        return film.read_extent()
 
 
 def _picture_stream(container: Any) -> Any:

@@ -23,7 +23,13 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.media import containers
 from mer.pipeline.media.containers import Look
 from mer.pipeline.media.stages import Stage
-from mer.pipeline.runtime.limits import MEDIA_GAP_SECONDS, MEDIA_RATES_HZ, MEDIA_RETRIES
+from mer.pipeline.runtime.limits import (
+    LINE_CHARACTERS,
+    MEDIA_GAP_SECONDS,
+    MEDIA_RATES_HZ,
+    MEDIA_RETRIES,
+)
+from mer.pipeline.runtime.terminal import first_line
 
 BLOCK_SAMPLES = 2**20  # over all channels, decoded at a time
 # Between time stamps and samples: more counts as a delay or gap, below it lie rounding, jitter and
@@ -576,8 +582,8 @@ def _planes(frame) -> np.ndarray:
 
 
 def one_line(error: Exception) -> str:
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return said.strip().splitlines()[0]
+    """What the system or FFmpeg says, without the number and the file before it."""
+    return first_line(getattr(error, "strerror", None) or error, LINE_CHARACTERS)
 
 
 # --- whether this version decodes a file otherwise

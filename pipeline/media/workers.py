@@ -7,10 +7,8 @@ worker that does not answer in time is killed, and the clip counts as failed.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -19,13 +17,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 
 import numpy as np
 
 from mer.pipeline.media import audio as media
 from mer.pipeline.media import pictures
 from mer.pipeline.media.stages import Stage
+from mer.pipeline.runtime.files import identity
+from mer.pipeline.runtime.limits import LINE_CHARACTERS
+from mer.pipeline.runtime.terminal import first_line
 
 # Statuses of a decoder that somebody ended: the kernel for lack of memory, …
 ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
@@ -119,7 +119,8 @@ def decode(job: Job) -> Decoded:
     except OSError as error:
         return Decoded(stage=Stage.OPEN, reason=f"{job.path}: {error.strerror or error}")
     except Exception as error:  # the last net: a decoder's surprise costs one clip, not the run
-        return Decoded(stage=Stage.DECODE, reason=f"{job.path}: {type(error).__name__}: {error}")
+        said = first_line(error, LINE_CHARACTERS)
+        return Decoded(stage=Stage.DECODE, reason=f"{job.path}: {type(error).__name__}: {said}")
 
 
 def _pictures(job: Job, wanted: pictures.Wanted) -> Decoded:
@@ -128,17 +129,6 @@ def _pictures(job: Job, wanted: pictures.Wanted) -> Decoded:
         return Decoded(samples=info.count)
     found, total, flags = pictures.take(job.path, wanted, start=job.start, end=job.end)
     return Decoded(total, flags=flags, pictures=found)
-
-
-def identity(path: str | Path) -> tuple[int, int, int]:
-    """(inode, size, mtime_ns): a file that keeps all three is taken for unchanged.
-
-    Raises OSError, also for what is no regular file, since reading a pipe may never end.
-    """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Decoders:

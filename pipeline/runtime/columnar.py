@@ -24,7 +24,7 @@ from mer.pipeline.runtime.limits import (
     TABLE_ROWS,
     TABLE_VALUES,
 )
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import first_line, shown
 
 FAILURES = (
     pa.ArrowException,
@@ -81,8 +81,7 @@ def reason(error: Exception) -> str:
         return "a number of more than 4,300 digits"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
-    lines = str(error).splitlines()
-    return shown(lines[0] if lines else type(error).__name__, 120)
+    return first_line(error, 120)
 
 
 def holds(kind: pa.DataType, *tests) -> bool:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -157,6 +158,17 @@ def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(path: str | Path) -> tuple[int, int, int]:
+    """(inode, size, mtime_ns): a file that keeps all three is taken for unchanged.
+
+    Raises OSError, also for what is no regular file, since reading a pipe may never end.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def shortened(text: str, most: int = ECHO_CHARACTERS) -> str:

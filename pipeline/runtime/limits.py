@@ -76,6 +76,8 @@ MEDIA_GAP_SECONDS = 24 * 3600.0  # more is a damaged time stamp
 MEDIA_FRAME_PIXELS = 2**26
 MEDIA_FRAMES = 2**20  # pictures of one clip: 73 hours at 4 a second
 MEDIA_FPS = 1_000.0  # moments a second that can be asked for
+# Likewise: a clip counts as lasting for all intervals of its pictures, the last one whole.
+MEDIA_FPS_LEAST = 1 / 3600
 MEDIA_RETRIES = 10_000  # times that FFmpeg may ask to be called again for the next packet
 MEDIA_CHUNKS = 10_000  # chunks, boxes or tags looked at before a file is left to its decoder
 # of a file of frames that are looked at; what is longer is decoded to learn its length
@@ -85,6 +87,7 @@ MEDIA_SCANNED_BYTES = 1 << 28
 
 # of a configuration, vocabulary or tokenizer file; those of XLM-RoBERTa have 17 MB
 CHECKPOINT_TEXT_BYTES = 256 << 20
+DETECTOR_BYTES = 64 << 20  # of the file of a detector of faces; YuNet has less than a megabyte
 
 # --- Run folders, presets and `--set`
 

@@ -17,6 +17,7 @@ from mer.pipeline.runtime.terminal import escape, terminal_columns, wrapped
 # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
 Advance = Callable[..., None]
 LENGTHS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))  # from so many seconds on
+BAR_COLUMNS = 20  # which leaves room for a text on 80 columns
 Show = Callable[..., None]  # (done, text, told=False)
 
 
@@ -143,23 +144,29 @@ class Bars(Lines):
 
     @contextmanager
     def shown(self, what: str, count: Count) -> Iterator[Callable[[], None]]:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (TextColumn(what), BarColumn(), TextColumn("{task.fields[state]}"))
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=count.total or None, state="")
-            yield lambda: bar.update(task, completed=count.done, state=str(count))
+        with _bar(what, count.total) as update:
+            yield lambda: update(count.done, str(count))
 
     @contextmanager
     def follow(self, total: float) -> Iterator[Show]:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        with _bar("", total) as update:
+            yield lambda done, text, told=False: update(done, text)
 
-        columns = (BarColumn(bar_width=20), TextColumn("{task.fields[state]}", markup=False))
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=total or None, state="")
-            yield lambda done, text, told=False: bar.update(task, completed=done, state=text)
+
+@contextmanager
+def _bar(what: str, total: float) -> Iterator[Callable[[float, str], None]]:
+    """A bar behind `what`, until the block ends; call the value with how much is done and the text
+    behind the bar. Both texts may hold names of others, which are neither formats nor markup.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    name = TextColumn("{task.description}", markup=False)
+    state = TextColumn("{task.fields[state]}", markup=False)
+    columns = (*([name] if what else []), BarColumn(BAR_COLUMNS), state)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(what), total=total or None, state="")
+        yield lambda done, text: bar.update(task, completed=done, state=escape(text))
 
 
 def choose(stream: TextIO | None = None) -> Silent:

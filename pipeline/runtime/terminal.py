@@ -188,6 +188,16 @@ def amount(size: float) -> str:
     return f"{size / 1e3:.1f} kB"
 
 
+def first_line(error: BaseException | str, limit: int = SHOWN_CHARACTERS) -> str:
+    r"""What an error says first, for a message; its kind where it says nothing.
+
+    >>> first_line(ValueError("\n no number\nat all")), first_line(RuntimeError(" "))
+    ('no number', 'RuntimeError')
+    """
+    lines = str(error).strip().splitlines()
+    return shown(lines[0] if lines else type(error).__name__, limit)
+
+
 def one_line(message: str) -> str:
     """A message as one line of bounded length: the middle of a longer one is left out, its
     beginning (the place) and its end (the remedy) stay.

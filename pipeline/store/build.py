@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.runtime.terms import check_labelling, check_task
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import ShardRecord, compose
@@ -125,9 +126,8 @@ def _locate(head: Path, ids: list[str], shards: list[Shard]) -> tuple[np.ndarray
         raise DataError(f"{head}: id '{twice}' twice in the table; ids must be unique")
     missing = [id for id in ids if id not in where]
     if missing:
-        raise DataError(
-            f"{head}: {len(missing)} of {len(ids)} utterances are in no shard, first '{missing[0]}'"
-        )
+        count = f"{len(missing):,} of {plural(len(ids), 'utterance is', 'utterances are')}"
+        raise DataError(f"{head}: {count} in no shard, first '{missing[0]}'")
     places = np.array([where[id] for id in ids], "<i8").reshape(-1, 2)
     return places[:, 0].astype("<i4"), np.ascontiguousarray(places[:, 1])
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from mer.pipeline.runtime.terminal import escape
+from mer.pipeline.runtime.terminal import amount, escape, plural
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store.reader import FeatureStore
 
@@ -102,10 +102,10 @@ def render(description: dict) -> str:
     unknown = d["unknown_durations"]
     hours = f"{d['hours']:.2f} h" + (f" ({unknown:,} of unknown duration)" if unknown else "")
     lines = [
-        f"{d['path']}: {d['dataset']}, {d['utterances']:,} utterances, {hours}",
-        f"  {d['task']} task, {len(d['labels'])} labels: {', '.join(d['labels'])}; language "
-        f"{d['language']}; format version {d['version']}",
-        f"  {d['bytes'] / 1e6:,.1f} MB in {d['shards']} shard{'s' * (d['shards'] != 1)}; key "
+        f"{d['path']}: {d['dataset']}, {plural(d['utterances'], 'utterance')}, {hours}",
+        f"  {d['task']} task, {plural(len(d['labels']), 'label')}: {', '.join(d['labels'])}; "
+        f"language {d['language']}; format version {d['version']}",
+        f"  {amount(d['bytes'])} in {plural(d['shards'], 'shard')}; key "
         f"{d['fingerprint'] or 'none (imported)'}",
     ]
     for member in d["members"]:

@@ -90,6 +90,7 @@ class Head:
     shards: list[ShardRecord]
     members: list[MemberRecord]
     flags: np.ndarray  # (N,) uint32
+    content: str = ""  # `content_of` the file, where that was asked for
 
 
 def compose(
@@ -194,11 +195,12 @@ def content(header: Header, data: Mapping[str, np.ndarray]) -> str:
     return arrays.digest({}, {**data, **said})
 
 
-def read_head(path: Path) -> Head:
+def read_head(path: Path, *, with_content: bool = False) -> Head:
     """What a head file says, checked against its own checksum; no shard is touched.
 
     Args:
         path: The head file.
+        with_content: Also `content_of` it, from the same reading.
 
     Raises:
         DataError: There is no such file, or the extraction that makes it is not finished.
@@ -213,13 +215,14 @@ def read_head(path: Path) -> Head:
         header, data = _read_arrays(file)
         table, flags = _decode_index(header, data)
         _check_table(header, table)
+        held = content(header, data) if with_content else ""
         if f"{MEMBERS}/rows" in data:
             members = _decode_members(path, data)
             _check_members(header, table, members)
-            return Head(header, table, [], members, flags)
+            return Head(header, table, [], members, flags, held)
         records = _decode_records(path, data)
         _check_places(header, table, records, path)
-        return Head(header, table, records, [], flags)
+        return Head(header, table, records, [], flags, held)
 
 
 def _read_arrays(file: h5py.File) -> tuple[Header, dict[str, np.ndarray]]:

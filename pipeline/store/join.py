@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.files import folders_for, refuse_link
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import Head, MemberRecord, compose_join, content, content_of
 from mer.pipeline.store.reader import FeatureStore
@@ -111,7 +111,8 @@ def plan(
     header = _header(sources, members, infos, notes)
     flags = np.zeros(len(sources.ids), np.uint32)
     for store, rows in zip(stores, sources.rows, strict=True):
-        flags[rows >= 0] |= store.flags[rows[rows >= 0]]
+        if store.flags_known:  # else its bits mean something else
+            flags[rows >= 0] |= store.flags[rows[rows >= 0]]
     table = pa.table(
         {
             **{name: pa.array(columns[name], COLUMNS.field(name).type) for name in COLUMNS.names},
@@ -230,9 +231,9 @@ def _aligned(stores: Sequence[FeatureStore], allow_disjoint: bool) -> _Sources:
         if not allow_disjoint and others.isdisjoint(names):
             first = next((name for name in ids if name in others), "")
             raise DataError(
-                f"{stores[number].path}: none of its {len(names):,} ids is in the other stores: it "
-                f"has '{shown(names[0] if names else '', 40)}', they have '{shown(first, 40)}'; "
-                "make it with the same ids"
+                f"{stores[number].path}: none of its {plural(len(names), 'id')} is in the other "
+                f"stores: it has '{shown(names[0] if names else '', 40)}', they have "
+                f"'{shown(first, 40)}'; make it with the same ids"
             )
     place = {name: at for at, name in enumerate(ids)}
     rows = np.full((len(stores), len(ids)), -1, np.int64)
@@ -244,12 +245,13 @@ def _aligned(stores: Sequence[FeatureStore], allow_disjoint: bool) -> _Sources:
 def _absences(sources: _Sources, require_all: bool) -> list[str]:
     """A line for each store that does not have every utterance; DataError with `require_all`."""
     notes = []
+    are = ("utterance is", "utterances are")
     for number, rows in enumerate(sources.rows):
         missing = np.flatnonzero(rows < 0)
         if not len(missing):
             continue
         line = (
-            f"{sources.path(number)}: {len(missing):,} of {len(rows):,} utterances are not in it, "
+            f"{sources.path(number)}: {len(missing):,} of {plural(len(rows), *are)} not in it, "
             f"first '{shown(sources.ids[missing[0]], 40)}'"
         )
         if require_all:
@@ -299,7 +301,8 @@ def _conflict(
 
 
 def _kept(path: Path, name: str, count: int) -> str:
-    return f"{path}: {count:,} utterances have another {name}; the first store's is kept"
+    have = plural(count, "utterance has", "utterances have")
+    return f"{path}: {have} another {name}; the first store's is kept"
 
 
 def _durations(sources: _Sources, keep_first: bool, notes: list[str]) -> np.ndarray:

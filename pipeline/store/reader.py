@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.runtime.progress import SILENT, Silent
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store.head import Head, MemberRecord, ShardRecord, content_of, read_head
 from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
@@ -100,6 +101,14 @@ class FeatureStore:
         """Let go of the shards; reading opens them again."""
         self._open = {}
         self._joined = {}
+
+    @property
+    def flags_known(self) -> bool:
+        """Whether `flags` are those of `mer extract`: of a store that was extracted, or joined,
+        its features copied or not. In any other they are another writer's, or none.
+        """
+        made = self.header.recipe or self.members or "joined" in self.header.provenance
+        return bool(made)
 
     def table(self) -> pa.Table:
         """The index: a row per utterance, N rows.
@@ -398,8 +407,8 @@ class FeatureStore:
         otherwise.
         """
         try:
-            store = FeatureStore(record.path, check=False)
-            same = store.content() == record.content
+            head = read_head(record.path, with_content=True)
+            store = FeatureStore(record.path, check=False, head=head)
         except DataError as error:
             raise StoreError(
                 f"{error}; {self.path} was joined from it: put it back, or join again with "
@@ -411,7 +420,7 @@ class FeatureStore:
             raise StoreError(
                 f"{self.path}: names a member by what is no name; join again with --force"
             ) from None
-        if not same or store.members or not self._fits_member(record, store):
+        if head.content != record.content or store.members or not self._fits_member(record, store):
             raise StoreError(
                 f"{record.path}: not what it was when {self.path} was joined from it; put that "
                 "back, or join again with --force"
@@ -568,7 +577,5 @@ def check_file(record: ShardRecord, store: Path) -> None:
             "or an import"
         ) from None
     if size != record.bytes:
-        raise StoreError(
-            f"{record.path}: shard has {size} bytes, {record.bytes} were written; run `mer verify "
-            f"--repair {store}`"
-        )
+        sizes = f"shard has {plural(size, 'byte')}, {record.bytes:,} were written"
+        raise StoreError(f"{record.path}: {sizes}; run `mer verify --repair {store}`")

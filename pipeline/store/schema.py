@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES, JSON_LEVELS
+from mer.pipeline.runtime.terminal import first_line
 from mer.pipeline.runtime.terms import TASKS
 
 FORMAT_VERSION = 2  # as it is written
@@ -277,7 +278,7 @@ def normalise(table: pa.Table | Sequence[Mapping]) -> pa.Table:
         columns = [_normalised(table, field_) for field_ in COLUMNS]
         return pa.Table.from_arrays(columns, schema=COLUMNS)
     except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
-        raise DataError(f"table: {str(error).splitlines()[0]}") from None
+        raise DataError(f"table: {first_line(error)}") from None
 
 
 def _table_of(rows: Sequence[Mapping]) -> pa.Table:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mer.pipeline.errors import DataError, StoreError, StoreVersionError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
     DTYPES,
@@ -72,10 +73,11 @@ class ShardWriter:
         meta: dict | None = None,
         key: str = "",
         layers: Mapping[str, int] | None = None,
-        layer_dtype: str = "float16",
+        layer_dtype: str | Mapping[str, str] = "float16",
     ) -> None:
-        dtypes = dict.fromkeys(modalities, dtype) if isinstance(dtype, str) else dict(dtype)
-        for given in (*dtypes.values(), layer_dtype):
+        dtypes = _by_modality(dtype, modalities)
+        layer_dtypes = _by_modality(layer_dtype, modalities)
+        for given in (*dtypes.values(), *layer_dtypes.values()):
             if given not in DTYPES:
                 raise DataError(f"{path}: dtype '{given}' is not one of {', '.join(DTYPES)}")
         for name, dim in modalities.items():
@@ -95,7 +97,7 @@ class ShardWriter:
         self.path = Path(path)
         self.modalities = {name: int(dim) for name, dim in modalities.items()}
         self.dtypes = dtypes
-        self.layer_dtype = layer_dtype
+        self.layer_dtypes = layer_dtypes
         self.meta = meta or {}
         self.key = key
         self.overflow = dict.fromkeys(modalities, 0)
@@ -211,8 +213,9 @@ class ShardWriter:
             x = np.array(x, np.float16 if x.dtype == np.float16 else np.float32, order="C")
         if not largest(x) < np.inf:
             bad = int((~np.isfinite(x)).sum())
+            odd = ("value that is", "values that are")
             raise DataError(
-                f"{self.path}: {id}: {name} has {bad} values that are NaN or infinite; features "
+                f"{self.path}: {id}: {name} has {plural(bad, *odd)} NaN or infinite; features "
                 "must be finite"
             )
         return x
@@ -251,7 +254,7 @@ class ShardWriter:
             return {}
         means, shape = self._means[name], (self.layers[name], self._width.get(name, 0))
         wide = any(x is not None and x.size and largest(x) > HALF_MAX for x in means)
-        dtype = "float32" if wide else self.layer_dtype
+        dtype = "float32" if wide else self.layer_dtypes[name]
         self._means[name] = [
             np.zeros(shape, dtype) if x is None else x.astype(dtype, copy=False) for x in means
         ]
@@ -265,6 +268,11 @@ class ShardWriter:
             self.close()
         self._frames.clear()
         self._means.clear()
+
+
+def _by_modality(dtype: str | Mapping[str, str], modalities: Iterable[str]) -> dict[str, str]:
+    """A dtype for each modality, of one for all of them or of that already."""
+    return dict.fromkeys(modalities, dtype) if isinstance(dtype, str) else dict(dtype)
 
 
 def compose(
@@ -537,7 +545,8 @@ class Shard:
             )
         if len(self.offsets[name]) != len(self.ids) + 1:
             raise ValueError(
-                f"{name} has {len(self.offsets[name]) - 1} utterances of {len(self.ids)}"
+                f"{name} has {len(self.offsets[name]) - 1:,} of "
+                f"{plural(len(self.ids), 'utterance')}"
             )
         check_offsets(self.offsets[name], x.shape[0])
         self._mapped[name] = self._view(x)

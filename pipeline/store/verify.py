@@ -15,6 +15,7 @@ import pyarrow as pa
 from mer.pipeline.errors import MerError
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.progress import SILENT, Silent
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store.head import MemberRecord, ShardRecord
 from mer.pipeline.store.schema import LAYERS, Damage
 from mer.pipeline.store.shard import Shard
@@ -73,8 +74,9 @@ def _check(store: Verifiable, number: int) -> str | None:
     rows = sorted(set().union(*bad.values()))
     if rows:
         names = ", ".join(name for name in bad if bad[name])
+        differ = ("utterance differs from its checksums", "utterances differ from their checksums")
         return (
-            f"{len(rows)} of {len(shard)} utterances differ from their checksums ({names}; first "
+            f"{len(rows):,} of {plural(len(shard), *differ)} ({names}; first "
             f"'{shard.ids[rows[0]]}')"
         )
     if not whole:

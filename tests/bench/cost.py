@@ -26,6 +26,7 @@ from mer.pipeline.encoders.text import Text
 from mer.pipeline.extraction.options import ExtractOptions
 
 from tests.bench.extract import AUDIO, RATE, TEXT, sentences
+from tests.bench.machine import save
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES
 
@@ -185,9 +186,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench cost", description=__doc__)
     parser.add_argument("--clips", type=int, default=24, help="clips that are timed")
     parser.add_argument("--only", default="", help="families whose name has this")
+    parser.add_argument("--save", action="store_true", help="write tests/bench/results/cost.json")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print("| encoder | layers | core-hours | GB |\n|---|---|---|---|")
+    rows = []
     for size in SIZES:
         if given.only not in size.name:
             continue
@@ -198,3 +201,7 @@ def main(arguments: Sequence[str]) -> None:
                 seconds, stored = measure(size, path, options, given.clips)
                 row = f"{size.name} | {what} | {seconds / 3600:.1f} | {stored / 1e9:.2f}"
                 print(f"| {row} |", flush=True)
+                figures = {"core_hours": round(seconds / 3600, 2), "gb": round(stored / 1e9, 2)}
+                rows.append({"encoder": size.name, "layers": what, **figures})
+    if given.save:
+        print(save("cost", rows, command="python -m tests.bench cost " + " ".join(arguments)))

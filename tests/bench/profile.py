@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mer.fusion import config, data, splits, train
+from mer.fusion import config, data, optim, splits, train
 from mer.fusion.models import model_class
 
 from tests.bench.machine import save
@@ -39,9 +39,7 @@ def measure(store, settings: config.TrainConfig, device: torch.device) -> dict:
         store, spec, settings.data, rows, target, device=device, summary=model.summary
     )
     model.calibrate(part.batches(part.in_order(size)))
-    optimizer = torch.optim.AdamW(
-        train.parameter_groups(model, settings), betas=settings.optim.betas
-    )
+    optimizer = optim.adamw(model, settings)
     small, large = (next(part.batches([rows[:n]])) for n in (size, 4 * size))
 
     def step(batch) -> None:
@@ -49,7 +47,7 @@ def measure(store, settings: config.TrainConfig, device: torch.device) -> dict:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             loss = sum(weights[name] * value for name, value in model.losses(batch, 0.5).items())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip)
+        optim.clip_gradients(list(model.parameters()), settings.optim.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mer.fusion import config, data, splits, train
+from mer.fusion import config, data, optim, splits, train
 from mer.fusion.models import model_class
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
@@ -113,9 +113,7 @@ def measure(
         device=device,
         summary=model.summary,
     )
-    optimizer = torch.optim.AdamW(
-        train.parameter_groups(model, settings), betas=settings.optim.betas
-    )
+    optimizer = optim.adamw(model, settings)
     if settings.data.standardise:
         model.calibrate(part.batches(part.in_order(64)))
     whole, length = part.shuffled, sum(part.n.values())

@@ -2,8 +2,8 @@
 feature extractor and encoder, one clip at a time.
 
 The loop computes the whole window of 30 s, since transformers takes no shorter one: against `clip`
-the ratio is what the shorter window saves, at other features (docs/extraction.md says how far they
-are apart). Weights are random; both sides keep features in float32, ours writes them as well.
+the ratio is what the shorter window saves, at other features (the self-test says how far they are
+apart). Weights are random; both sides keep features in float32, ours writes them as well.
 `python -m tests.bench extract` prints these rows (`--whisper N`: of N clips; 0: not at all).
 """
 

@@ -65,6 +65,66 @@ def test_a_damaged_member_is_mended_as_it_was_made(joined):
     assert mer("verify", head)[0] == 0
 
 
+def flip_frames(head) -> None:
+    """Damage frames inside a store of one file."""
+    with h5py.File(head) as file:
+        place = file["data/text/x"].id.get_offset()
+    raw = bytearray(head.read_bytes())
+    raw[place] ^= 1
+    head.write_bytes(raw)
+
+
+@pytest.mark.parametrize("more", [[], ["--with-provenance"], ["--subset", "train"]])
+def test_a_damaged_store_of_one_file_is_exported_again(joined, more):
+    """It is not extracted again: that would need the manifest, which an export leaves out, and
+    make a store of all utterances with shards of it.
+    """
+    head, out = joined / "text.h5", joined / "one.h5"
+    exported = ["export", head, out, "--to", "single", *more]
+    assert mer(*exported)[0] == 0
+    whole = out.read_bytes()
+    flip_frames(out)
+    remedy = "it was exported: remove it and export it again from the store that it came from"
+    for args in (["verify", out], ["verify", "--repair", out]):
+        code, said = mer(*args)
+        assert code == 5 and f"1 of 1 shard is damaged, and {remedy}" in said
+        assert "run it with --repair" not in said
+    join([out, joined / "audio.h5"], joined / "with-one.h5")
+    code, said = mer("verify", joined / "with-one.h5")
+    assert code == 5 and f"{out} was{remedy.removeprefix('it was')}" in said
+    out.unlink()
+    assert mer(*exported)[0] == 0 and mer("verify", out)[0] == 0
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["audio", "joined"])
+def test_so_is_one_of_what_was_not_extracted(joined, name):
+    out = joined / "one.h5"
+    assert mer("export", joined / f"{name}.h5", out, "--to", "single")[0] == 0
+    raw = bytearray(out.read_bytes())
+    with h5py.File(out) as file:
+        place = file["data/audio/x"].id.get_offset()
+    raw[place] ^= 1
+    out.write_bytes(raw)
+    code, said = mer("verify", out)
+    assert code == 5 and "it was exported: remove it and export it again" in said
+
+
+def test_a_damaged_store_without_a_manifest_file(tmp_path):
+    """As the Python API makes one that is given no `source`."""
+    manifest, _ = corpus.make(tmp_path / "corpus", 4)
+    head, options = tmp_path / "text.h5", corpus.options(audio_encoder="none")
+    extract(manifest, head, options)
+    damage(head, "text")
+    remedy = "it was extracted without a manifest file: remove what is damaged, and extract again"
+    for args in (["verify", head], ["verify", "--repair", head]):
+        code, said = mer(*args)
+        assert code == 5 and remedy in said
+    next(head.with_suffix(".shards").glob("shard-*.h5")).unlink()
+    extract(manifest, head, options)
+    assert mer("verify", head)[0] == 0
+
+
 def test_a_member_that_moved_is_joined_where_it_is(joined):
     head = joined / "joined.h5"
     (joined / "text.h5").rename(joined / "moved.h5")

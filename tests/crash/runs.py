@@ -4,8 +4,10 @@ afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -205,6 +207,43 @@ def fresh(made: Path, folder: Path) -> Path:
     return shutil.copytree(
         made, folder, ignore=shutil.ignore_patterns("feats*", ".mer-files*", "stderr")
     )
+
+
+def kill_at_random_times(
+    run: Nursery,
+    place: Path,
+    made: Callable[[Path], Path],
+    resumed: Callable[[Path], None],
+    *,
+    trials: int,
+    seed: int,
+    **options,
+) -> None:
+    """Kill runs after random parts of the time that an undisturbed one takes.
+
+    Args:
+        run: Starts them.
+        place: A folder for theirs.
+        made: Makes the folder that a run begins with.
+        resumed: Finishes the job of a killed one, and checks what came of it.
+        trials: So many runs.
+        seed: Of the times.
+        options: Of the extraction, beside those of the small corpus.
+    """
+    dice = random.Random(seed)
+    folder = made(place / "timing")
+    started = time.monotonic()
+    assert run(folder, **options)[0] == 0
+    length = time.monotonic() - started
+    for trial in range(trials):
+        folder = made(place / str(trial))
+        victim = run.start(folder, **options)
+        time.sleep(dice.uniform(0, length))
+        with contextlib.suppress(ProcessLookupError):  # it may have been quicker
+            os.kill(victim.pid, signal.SIGKILL)
+        assert victim.wait()[0] in (0, -signal.SIGKILL), victim.stderr
+        resumed(folder)
+        shutil.rmtree(folder)
 
 
 def check(folder: Path, undisturbed: Path) -> None:

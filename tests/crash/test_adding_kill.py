@@ -4,12 +4,10 @@ read, and the same call finishes the job, with the very bytes of a run that was 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import shutil
 import signal
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.store import FeatureStore
 
-from tests.crash.runs import again, check
+from tests.crash.runs import again, check, kill_at_random_times
 
 TRIALS = 50
 
@@ -77,15 +75,6 @@ def test_killed_at_every_publication(run, begun, undisturbed, tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 def test_killed_at_random_times(run, begun, undisturbed, tmp_path):
-    dice, started = random.Random(12), time.monotonic()
-    publications(run, begun, tmp_path / "timing")
-    length = time.monotonic() - started
-    for trial in range(TRIALS):
-        folder = shutil.copytree(begun, tmp_path / str(trial))
-        victim = run.start(folder)
-        time.sleep(dice.uniform(0, length))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim.pid, signal.SIGKILL)
-        victim.wait()
-        added(folder, undisturbed[0])
-        shutil.rmtree(folder)
+    begin = partial(shutil.copytree, begun)
+    resumed = partial(added, made=undisturbed[0])
+    kill_at_random_times(run, tmp_path, begin, resumed, trials=TRIALS, seed=12)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.fusion import checkpoint, evaluate, experiment, report
+from mer.fusion import train as training
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import MerError
 
@@ -34,6 +35,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flips")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "RESAMPLES", 10)
+        patch.setattr(training, "SAVE_SECONDS", 0)
         store = make_store(folder, n=60)
         done = train(store, folder / "done")
         evaluate.evaluate(done, note=quiet)

@@ -4,7 +4,6 @@ never disturbed.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -13,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from mer.pipeline.extraction import runner
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.store import FeatureStore, Shard, ShardWriter
 
-from tests.crash.runs import ROOT, again, check, fresh
+from tests.crash.runs import ROOT, again, check, fresh, kill_at_random_times
 from tests.extract import corpus
 
 
@@ -75,20 +74,13 @@ def test_killed_at_every_publication(run, undisturbed, tmp_path):
 @pytest.mark.timeout(3600)
 def test_killed_at_a_hundred_random_times(run, undisturbed, tmp_path):
     made, _ = undisturbed
-    dice = random.Random(11)
-    started = time.monotonic()
-    run(fresh(made, tmp_path / "timing"))
-    length = time.monotonic() - started
-    for trial in range(100):
-        folder = fresh(made, tmp_path / str(trial))
-        victim = run.start(folder)
-        time.sleep(dice.uniform(0, length))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim.pid, signal.SIGKILL)
-        victim.wait()
+
+    def resumed(folder: Path) -> None:
         again(folder)
         check(folder, made)
-        shutil.rmtree(folder)
+
+    begin = partial(fresh, made)
+    kill_at_random_times(run, tmp_path, begin, resumed, trials=100, seed=11)
 
 
 def test_a_changed_plan_of_an_unfinished_run_is_not_mixed_in(run, undisturbed, tmp_path):

@@ -4,12 +4,9 @@ included. Whisper has windows of its own (here of four seconds), so that clips a
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import shutil
 import signal
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,7 @@ from mer.pipeline.extraction import Share, Workers, extract
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.store import FeatureStore
 
-from tests.crash.runs import again, check, fresh
+from tests.crash.runs import again, check, fresh, kill_at_random_times
 from tests.encoders import checkpoints
 from tests.extract import corpus
 
@@ -70,19 +67,13 @@ def test_killed_between_two_publications(run, whole, options, tmp_path):
 @pytest.mark.timeout(3600)
 def test_killed_at_random_times(run, whole, options, tmp_path):
     made, _ = whole
-    dice, started = random.Random(13), time.monotonic()
-    run(fresh(made, tmp_path / "timing"), **options)
-    length = time.monotonic() - started
-    for trial in range(TRIALS):
-        folder = fresh(made, tmp_path / str(trial))
-        victim = run.start(folder, **options)
-        time.sleep(dice.uniform(0, length))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim.pid, signal.SIGKILL)
-        victim.wait()
+
+    def resumed(folder: Path) -> None:
         again(folder, **options)
         check(folder, made)
-        shutil.rmtree(folder)
+
+    begin = partial(fresh, made)
+    kill_at_random_times(run, tmp_path, begin, resumed, trials=TRIALS, seed=13, **options)
 
 
 @pytest.mark.filterwarnings(

@@ -243,7 +243,7 @@ def test_a_decoder_that_hangs_or_dies_costs_one_clip_and_is_tried_again(
     folder = fresh(made, tmp_path / "x")
     for name, value in in_workers(folder, HANGING % does).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(FailuresError, match="1 utterances failed") as error:
+    with pytest.raises(FailuresError, match="1 utterance failed") as error:
         again(folder, decoders=1, decode_timeout=3.0)
     failure = error.value.report.failures[0]
     assert (failure.id, failure.stage) == ("u005", stage) and "clip5.wav" in failure.reason

@@ -5,12 +5,9 @@ once from a root of mp4 in MELD's shape.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import shutil
 import signal
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,7 @@ import pytest
 from mer.pipeline.datasets import prepare
 from mer.pipeline.store import FeatureStore
 
-from tests.crash.runs import again, check, fresh
+from tests.crash.runs import again, check, fresh, kill_at_random_times
 from tests.datasets.trees import write_meld_csv
 from tests.extract import corpus
 
@@ -78,26 +75,18 @@ def test_killed_between_two_publications(run, filmed, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_a_few_random_times(run, filmed, tmp_path):
-    kill_at_random_times(run, filmed[0], tmp_path, trials=3)
+    kill_and_resume(run, filmed[0], tmp_path, trials=3)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 def test_killed_at_random_times(run, filmed, tmp_path):
-    kill_at_random_times(run, filmed[0], tmp_path, trials=TRIALS)
+    kill_and_resume(run, filmed[0], tmp_path, trials=TRIALS)
 
 
-def kill_at_random_times(run, made: Path, tmp_path: Path, *, trials: int) -> None:
-    dice, started = random.Random(13), time.monotonic()
-    run(fresh(made, tmp_path / "timing"), **SEEN)
-    length = time.monotonic() - started
-    for trial in range(trials):
-        folder = fresh(made, tmp_path / str(trial))
-        victim = run.start(folder, **SEEN)
-        time.sleep(dice.uniform(0, length))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim.pid, signal.SIGKILL)
-        victim.wait()
+def kill_and_resume(run, made: Path, place: Path, *, trials: int) -> None:
+    def resumed(folder: Path) -> None:
         again(folder, **SEEN)
         check(folder, made)
-        shutil.rmtree(folder)
+
+    kill_at_random_times(run, place, partial(fresh, made), resumed, trials=trials, seed=13, **SEEN)

@@ -48,8 +48,8 @@ def test_round_trip(tmp_path):
     manifest.write(tmp_path / "m.parquet")
     again = Manifest.read(tmp_path / "m.parquet")
     assert again == manifest and again.hash == manifest.hash
-    names = pq.read_schema(tmp_path / "m.parquet").names
-    assert [*names, *LATER] == SCHEMA.names
+    before = pa.schema([field for field in SCHEMA if field.name not in LATER])
+    assert pq.read_schema(tmp_path / "m.parquet").remove_metadata() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.parquet"]  # no temporary file is left
 
 
@@ -140,7 +140,7 @@ def test_a_picture_in_another_file(tmp_path):
     manifest.write(tmp_path / "m.parquet")
     again = Manifest.read(tmp_path / "m.parquet")
     assert again == manifest and again.hash == manifest.hash
-    assert pq.read_schema(tmp_path / "m.parquet").names == SCHEMA.names
+    assert pq.read_schema(tmp_path / "m.parquet").remove_metadata() == SCHEMA
     assert manifest.hash != make(tmp_path, (Utterance("1", "a.wav"), Utterance("2"))).hash
 
 

@@ -25,11 +25,18 @@ from mer.pipeline.store import FeatureStore
 from tests.extract import corpus
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
+CODE = Path(encoders.__file__).read_text()
 
 
 def block(number: int) -> str:
     """The first piece of Python under the heading of that number."""
     return re.search("```python\n(.*?)```", PAGE.read_text().split(f"## {number}.")[1], re.S)[1]
+
+
+def line_of_modalities(code: str) -> list[str]:
+    """The names of the classes in the line that registers modalities."""
+    line = r"^MODALITIES: dict\[str, type\[Modality\]\] = .* for kind in \((.*)\)\}$"
+    return re.search(line, code, re.M)[1].split(", ")
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def family(tmp_path, monkeypatch) -> Path:
     loudness = import_module("mer.pipeline.encoders.loudness")
     line = block(5).strip().removesuffix(",")
     added = eval(line, {"Family": Family, "loudness": loudness})
-    monkeypatch.setattr(audio, "FAMILIES", [added, *audio.FAMILIES])
+    monkeypatch.setattr(audio.Audio, "families", [added, *audio.FAMILIES])
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "loudness"}))
@@ -77,9 +84,10 @@ def test_the_pages_modality_is_extracted_like_any_other(tmp_path, monkeypatch):
     module = ModuleType("pace")
     monkeypatch.setitem(sys.modules, "pace", module)
     exec(block(6), vars(module))
-    names = {"Audio": MODALITIES["audio"], "Text": MODALITIES["text"], "Pace": module.Pace}
+    names = {kind.__name__: kind for kind in MODALITIES.values()} | {"Pace": module.Pace}
+    assert line_of_modalities(block(7)) == [*line_of_modalities(CODE), "Pace"]
     registry = eval(block(7).split(" = ")[1], names)
-    assert list(registry) == ["audio", "text", "pace"]
+    assert list(registry) == [*MODALITIES, "pace"]
     monkeypatch.setitem(MODALITIES, "pace", registry["pace"])
     made = type("PaceOptions", (ExtractOptions,), {"pace_encoder": "builtin:pace"})
     options = made(**vars(corpus.options(audio_encoder="none", dtype="float32")))

@@ -198,6 +198,31 @@ def test_what_is_no_image_model_is_told_at_once(tmp_path, made):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("\n  sizes differ\nat all"), "(sizes differ)"),
+        (ValueError(""), "(ValueError)"),
+        (TypeError(" \n "), "(TypeError)"),
+    ],
+)
+def test_what_a_model_says_of_a_picture_is_one_line(raised, expected, made, monkeypatch):
+    encoder = load(made("vit"))
+    monkeypatch.setattr(encoder, "model", lambda **pixels: (_ for _ in ()).throw(raised))
+    with pytest.raises(EncoderError) as caught:
+        encoder._run(encoder.processor(pictures.photographs()[0])[None])
+    assert str(caught.value).endswith(expected)
+
+
+def test_lack_of_memory_is_not_laid_at_the_pictures_door(made, monkeypatch):
+    """Who encodes tries a smaller batch then."""
+    encoder = load(made("vit"))
+    raised = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+    monkeypatch.setattr(encoder, "model", lambda **pixels: (_ for _ in ()).throw(raised))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        encoder._run(encoder.processor(pictures.photographs()[0])[None])
+
+
 def test_a_model_that_masks_at_random_is_refused(tmp_path, monkeypatch):
     small = {**pictures.SMALL, "decoder_hidden_size": 8, "decoder_num_attention_heads": 2}
     small |= {"decoder_num_hidden_layers": 1, "decoder_intermediate_size": 8}

@@ -82,7 +82,7 @@ def test_a_share_counts_its_own_parts_and_leaves_failures_to_the_last(fresh):
         and len(done.failures) == 1
         and "failures.jsonl" not in "\n".join(done.lines())
     )
-    with pytest.raises(FailuresError, match="1 utterances failed"):
+    with pytest.raises(FailuresError, match="1 utterance failed"):
         call(folder, share=(2, 2), progress=Counting())
     shares = [total for what, total in totals if what == "extracting"]
     seconds = FeatureStore(folder / "feats.h5").header.provenance["extract"]["audio_seconds"]

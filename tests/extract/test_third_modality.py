@@ -226,7 +226,7 @@ def test_export_and_training(made, tmp_path):
         run = experiment.train(store, settings, tmp_path / "run", note=lambda line: None)
     assert list((tmp_path / "npy").rglob("*pulse*"))
     told = json.loads((run.path / "run.json").read_text())
-    assert "pulse" in json.dumps(told)
+    assert list(told["spec"]["modalities"]) == ["pulse"]
 
 
 def test_it_is_added_to_a_store_of_the_other_two(made, tmp_path, monkeypatch):

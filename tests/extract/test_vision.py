@@ -149,6 +149,10 @@ def test_no_picture_anywhere_is_one_line(tmp_path):
     with pytest.raises(DataError, match="none of 2 clips has a picture") as caught:
         run(tmp_path, rows("sound.wav", "sound.m4a"))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    with pytest.raises(
+        DataError, match="none of 2 clips has a picture .*sound.wav.*`video` column"
+    ):
+        run(tmp_path, rows("sound.wav", "sound.m4a"), **MUTE)
 
 
 def test_a_damaged_picture_is_a_named_failure_of_its_clip(tmp_path):
@@ -281,6 +285,16 @@ def test_a_picture_beside_its_sound_and_one_with_an_end_are_not_held_against_it(
     assert not {"picture_short", "picture_long"} & {k for k, n in report.counts.items() if n}
     with FeatureStore(tmp_path / "x.h5") as store:
         assert [len(store.features("vision", row)) for row in range(2)] == [12, 4]
+
+
+def test_where_every_box_is_outside_the_line_says_so(tmp_path):
+    corpus.write_film(tmp_path / "film.mkv", 1.0, seed=1)
+    table = tmp_path / "boxes.csv"
+    table.write_text("id,time,x,y,w,h\nfilm.mkv,0.5,640,1,20,20\n")
+    said = r"no utterance could be extracted, first film.mkv \(face: .* lies outside the picture"
+    with pytest.raises(DataError, match=said) as caught:
+        run(tmp_path, rows("film.mkv"), vision_crop="faces", vision_boxes=str(table))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_table_of_boxes_of_another_corpus_is_refused(tmp_path):

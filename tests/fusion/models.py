@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mer.fusion.batch import Batch, DataSpec, FeatureSet
 from mer.fusion.models import build, model_class
@@ -118,3 +119,15 @@ def absent(batch: Batch, modality: str, index: list[int]) -> Batch:
     x, lengths = batch.x[modality].clone(), batch.lengths[modality].clone()
     x[index], lengths[index] = torch.nan, 0
     return replace(batch, x={**batch.x, modality: x}, lengths={**batch.lengths, modality: lengths})
+
+
+class Operators(TorchDispatchMode):
+    """Counts what PyTorch is asked for, the backward pass included."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from mer.fusion import config, evaluate, experiment, figures
+from mer.fusion import config, evaluate, experiment, figures, pictures
 from mer.fusion.records import Bootstrap, Epoch, Scores, SingleMetrics
 
 from tests.fusion.stores import make_store, quiet
@@ -71,18 +71,22 @@ def test_curves_are_means_with_the_range_between_runs():
         [epoch(diagnostics={"edge/homo/a->b": v}) for v in values]
         for values in ((0.1, 0.3, 0.5), (0.3, 0.5))
     ]
-    figure = figures.curves(logs, figures.under("edge/homo/"), "edges")
+    figure = figures.draw(pictures.curves(logs, pictures.under("edge/homo/"), "edges"))
     (line,) = figure.axes[0].lines
     assert line.get_label() == "a → b"
     np.testing.assert_allclose(line.get_xydata(), [[1, 0.2], [2, 0.4], [3, 0.5]])
-    assert figures.curves(logs, figures.under("cosine_"), "none") is None
+    assert pictures.curves(logs, pictures.under("cosine_"), "none") is None
 
 
 def test_what_an_epoch_lacks_is_no_point():
     logs = [[epoch(dev={"wa": v}) for v in (None, 0.5, None, 0.7)]]
-    (line,) = figures.curves(logs, lambda e: e.dev, "dev").axes[0].lines
+    (line,) = figures.draw(pictures.curves(logs, lambda e: e.dev, "dev")).axes[0].lines
     np.testing.assert_allclose(line.get_xydata(), [[2, 0.5], [4, 0.7]])
-    (line,) = figures.curves([[epoch(dev={"wa": 0.5})]], lambda e: e.dev, "dev").axes[0].lines
+    (line,) = (
+        figures.draw(pictures.curves([[epoch(dev={"wa": 0.5})]], lambda e: e.dev, "dev"))
+        .axes[0]
+        .lines
+    )
     assert line.get_marker() == "."  # a line of one point would not be seen
 
 
@@ -113,11 +117,11 @@ def test_names_are_text_never_formulas(tmp_path):
         bootstrap=Bootstrap("utterance", 7),
     )
     with figures.style(**{"svg.fonttype": "none"}):
-        page = figures.element(figures.confusion(found))
+        page = figures.drawn_as(figures.draw(pictures.confusion(found)), "svg")
     texts = {t.text for t in ET.fromstring(page).iter("{http://www.w3.org/2000/svg}text")}
     assert {"$x^$", "a<b & c", "\u9ad8\u5174", "\\frac{"} <= texts
     with figures.style():
-        figures.confusion(found).savefig(tmp_path / "x.png")
+        figures.draw(pictures.confusion(found)).savefig(tmp_path / "x.png")
 
 
 def test_principal_components_of_a_line():

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mer.fusion import checkpoint, config, evaluate, experiment, files, report
-from mer.fusion import figures as pictures
+from mer.fusion import checkpoint, config, evaluate, experiment, files, pictures, report
+from mer.fusion import train as training
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime import limits
@@ -43,6 +43,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "RESAMPLES", 5)
+        patch.setattr(training, "SAVE_SECONDS", 0)
         store = make_store(folder, n=60)
         done = train(store, folder / "done")
         evaluate.evaluate(done, note=quiet)

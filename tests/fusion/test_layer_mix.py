@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import config, data, evaluate, experiment, figures, report
+from mer.fusion import config, data, evaluate, experiment, figures, pictures, report
 from mer.fusion.batch import Block, DataSpec, FeatureSet
 from mer.fusion.checkpoint import Run
 from mer.fusion.modules.layer_mix import LayerMix
@@ -94,6 +94,32 @@ def test_a_summary_is_the_layer_means(tmp_path):
             np.testing.assert_array_equal(x, means[row].reshape(-1))
 
 
+def test_where_layers_are_mixed_no_step_is_read(tmp_path, monkeypatch):
+    """Nor held against its checksum; what is there is as the lengths say, whatever the pooling."""
+    absent = {"audio": [4, 5]}
+    store = make_store(tmp_path, n=20, means={"audio": 3}, absent=absent)
+    steps = store.lengths("audio")
+
+    def unexpected(*_args, **_kwargs):
+        raise AssertionError("steps were read")
+
+    for name in ("packed", "batch", "features", "check"):
+        monkeypatch.setattr(type(store), name, unexpected)
+    rows = np.arange(20)
+    for hz in ("inf", "12.5", "0.5"):
+        chosen = settings("audio", f"data.pool_hz={hz}")
+        spec = spec_of(store, chosen)
+        part = data.batch_source(
+            store, spec, chosen.data, rows, np.zeros(20, np.int64), device="cpu", summary=True
+        )
+        assert part.resident and part.n["audio"].tolist() == (steps > 0).astype(int).tolist()
+        x, lengths = part.read(rows, "audio")
+        assert lengths.tolist() == part.n["audio"].tolist() and lengths.dtype == np.int64
+        np.testing.assert_array_equal(x, store.layer_means("audio")[steps > 0].reshape(18, 24))
+        # each row once, though it was read twice: 3 layers of 8 numbers in float16
+        assert part.checked.bytes == 18 * 3 * 8 * 2 and part.checked.seconds > 0
+
+
 def test_auto_mixes_where_there_are_layers_and_leaves_other_stores_alone(tmp_path):
     plain = make_store(tmp_path / "plain")
     kept = make_store(tmp_path / "kept", means={"audio": 3})
@@ -144,12 +170,12 @@ def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path
     store, run = kept
     child = run.children[0]
     assert child.config.data.layers == "mix"
-    logs = [figures.read_log(one) for one in run.children]
+    logs = [pictures.read_log(one) for one in run.children]
     for entry in logs[0]:
         weights = entry.layers["audio"]
         assert list(weights) == ["0", "1", "2", "3"] and sum(weights.values()) == pytest.approx(1)
     assert max(logs[0][-1].layers["audio"].items(), key=lambda pair: pair[1])[0] == "1"
-    chosen = figures.chosen_layers(run, logs)
+    chosen = pictures.chosen_layers(run.children, logs)
     best = logs[1][run.children[1].result.best_epoch - 1]
     assert chosen["audio"]["1"][1] == best.layers["audio"]["1"] and len(chosen["audio"]["1"]) == 2
     shares = child.model().layer_weights()["audio"]
@@ -170,15 +196,16 @@ def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, model):
     from mer.fusion import train
 
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     store = make_store(tmp_path, means={"audio": 3}, stacks={"audio": (1, 2)})
     chosen = settings(model)
     whole = experiment.train(store, chosen, tmp_path / "whole", note=quiet, device="cpu")
     epoch = train._one_epoch
 
-    def killed(training, model, optimizer, parts, progress):
+    def killed(training, keeper, parts, progress):
         if progress.epoch == 2:
             raise KeyboardInterrupt
-        return epoch(training, model, optimizer, parts, progress)
+        return epoch(training, keeper, parts, progress)
 
     monkeypatch.setattr(train, "_one_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -194,7 +221,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, model)
 def test_other_tasks(tmp_path, task):
     store = make_store(tmp_path, means={"audio": 3}, task=task)
     run = experiment.train(store, settings("concat"), tmp_path / "run", note=quiet, device="cpu")
-    assert run.finished and figures.read_log(run)[-1].layers["audio"].keys() == {"0", "1", "2"}
+    assert run.finished and pictures.read_log(run)[-1].layers["audio"].keys() == {"0", "1", "2"}
 
 
 def test_a_store_without_layers_keeps_the_text_and_the_hash_of_its_runs(tmp_path):
@@ -314,7 +341,7 @@ def test_a_joined_modality_is_there_where_all_of_it_is_and_the_rest_is_counted(t
     chosen = settings("audio", "data.modalities=audio+audio.egemaps")
     run = experiment.train(store, chosen, tmp_path / "run", note=said.append, device="cpu")
     assert any("3 of 96 utterances lack one of them and count as without" in s for s in said), said
-    assert set(figures.read_log(run)[-1].layers) == {"audio"}
+    assert set(pictures.read_log(run)[-1].layers) == {"audio"}
     assert run.spec.modalities == {"audio": 11}
 
 

@@ -58,23 +58,30 @@ def test_the_figures_are_those_of_another_implementation(tmp_path):
 
 def test_no_test_row_is_read(tmp_path, monkeypatch):
     store = make_store(tmp_path, means=KEPT)
-    read, whole = [], type(store).layer_means
+    calls: list[set[int]] = []
+    whole = type(store).layer_means
 
     def recorded(self, modality, rows=None):
-        read.extend(range(len(self)) if rows is None else rows)
+        calls.append(set(range(len(self)) if rows is None else np.asarray(rows).tolist()))
         return whole(self, modality, rows)
 
     monkeypatch.setattr(type(store), "layer_means", recorded)
-    for folds in (None, "speaker"):
-        read.clear()
-        if folds is None:
-            layers.probe(store, ["text"])
-            held = splits.held_out(store.table())
-            assert read and not set(read) & set(held.tolist())
-        else:
-            curves, _ = layers.probe(store, ["text"], folds=folds)
-            # the dev parts of six folds; what a fold holds out is in none of its parts
-            assert curves[0].train + curves[0].dev == len(read) < 6 * len(store)
+    table = store.table()
+    layers.probe(store, ["text"])
+    assert calls and not set().union(*calls) & set(splits.held_out(table).tolist())
+    calls.clear()
+    (curve,), _ = layers.probe(store, ["text"], folds="speaker")
+    target = splits.targets(table, "single", store.header.labels)
+    folds, _ = splits.folds(table, target, "speaker")
+    assert curve.train + curve.dev == sum(map(len, calls))
+    # one fold after the other, each with the same number of reads
+    each, odd = divmod(len(calls), len(folds))
+    assert each > 0 and odd == 0
+    for number, fold in enumerate(folds):
+        read = set().union(*calls[each * number : each * (number + 1)])
+        held = set(splits.held_out(table, fold).tolist())
+        assert read and held and not read & held
+        assert read | held == set(range(len(store)))
 
 
 def test_the_layers_around_the_best_one_that_are_within_the_noise():
@@ -135,11 +142,13 @@ def test_the_command_prints_and_draws(tmp_path, kind):
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert "best: --audio-layer 1" in done.stdout and "best: --text-layer 1" in done.stdout
+    assert done.stdout.count("WF1: F1 averaged over the classes by their size.") == 1
     begin = {"png": b"\x89PNG", "svg": b"<?xml", "html": b"<!doctype html>"}[kind]
     raw = out.read_bytes()
     assert raw.startswith(begin)
     if kind == "html":
         assert b"<svg" in raw and b"--audio-layer 1" in raw
+        assert raw.count(b"WF1: F1 averaged over the classes by their size.") == 1
     again = CliRunner().invoke(main, [*command, "--json", "--modality", "text"])
     found = json.loads(again.stdout)
     assert list(found) == ["text"] and found["text"]["best"] == 1

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mer.fusion.ops.limits as limits
 from mer.fusion.models import REGISTRY, model_class
 from mer.pipeline.errors import DataError
 
 from tests.fusion.models import (
+    Operators,
     absent,
     make_batch,
     make_layered,
@@ -243,18 +243,6 @@ def test_state_dict_round_trip(name, task):
         torch.manual_seed(0)
         found.append((total(m, batch)[1], m.diagnostics()))
     assert found[0] == found[1]
-
-
-class Operators(TorchDispatchMode):
-    """Counts what PyTorch is asked for, the backward pass included."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += 1
-        return function(*args, **(kwargs or {}))
 
 
 def calls(work) -> int:

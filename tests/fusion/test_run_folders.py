@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import checkpoint, config, data, evaluate, experiment, files, report
-from mer.fusion import figures as pictures
+from mer.fusion import checkpoint, config, data, evaluate, experiment, files, pictures, report
 from mer.fusion.checkpoint import Run
 from mer.fusion.records import Subset
 from mer.fusion.typed import tree
@@ -288,7 +287,7 @@ def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
             elif path.name == "metrics.json":
                 assert (
                     report.tables(figures)
-                    and report._summary([(run, figures)])
+                    and report.page([run])
                     and isinstance(report.remarks(figures), list)
                 )
             else:
@@ -343,9 +342,11 @@ def test_unfinished_runs_say_what_helps(folds, tmp_path):
     )
     shutil.rmtree(tmp_path / "cut" / "fold-S0")
     cut = Run.open(tmp_path / "cut")
-    told, left_out = report.evaluated([done, cut])
-    assert told == [done] and left_out == ["1 run left out, not finished training: cut"]
-    assert report.evaluated([cut]) == ([cut], [])
+    told, left_out, lines = report.gather([done.path, cut.path])
+    assert [one.run for one in told] == [done] and [one.path for one in left_out] == [cut.path]
+    assert len(lines) == 1 and lines[0].startswith("1 run left out, ") and "cut" in lines[0]
+    with pytest.raises(DataError, match="cut: the training is not finished"):
+        report.gather([cut.path])
     for call in (
         lambda: report.page([done, cut]),
         lambda: report.compare(done, cut),

@@ -111,6 +111,20 @@ def test_a_group_is_one_row_of_means_and_each_of_its_runs_can_be_asked_for(group
     assert [one.dev["wf1"] for one in each] == dev
 
 
+def test_each_run_is_read_once(group, trained, monkeypatch):
+    read, given = [], files.read_text
+    monkeypatch.setattr(
+        files,
+        "read_text",
+        lambda path, *rest, **more: read.append(path) or given(path, *rest, **more),
+    )
+    found = runs.find([group, trained], each=True)
+    assert [Path(row.run) for row in found] == [*(group / f"seed-{n}" for n in range(3)), trained]
+    assert len(read) == len(set(read)) and trained / files.INFO in read
+    # of the group only who is in it
+    assert [path for path in read if path.parent == group] == [group / files.INFO]
+
+
 def test_only_settings_that_differ_are_columns(search):
     out = mer("runs", search).out
     head = out.splitlines()[1].split()
@@ -409,6 +423,15 @@ def test_the_answer_counts(trained, tmp_path, monkeypatch, answer, left):
     assert done.exit_code == 0 and "for good; go on?" in done.stderr
     assert len(list(run.glob("last.safetensors"))) == left
     assert ("nothing was removed" if left else "freed ") in done.stderr
+
+
+def test_a_question_is_not_broken_inside_a_word(trained, tmp_path, monkeypatch):
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr("mer.cli.somebody_is_there", lambda: True)
+    monkeypatch.setattr("mer.cli.terminal_columns", lambda stream: 30)
+    asked = CliRunner().invoke(main, ["prune", str(run)], input="n\n").stderr.splitlines()
+    assert asked[0].startswith("this removes 1 file, ") and max(map(len, asked)) <= 30
+    assert "for good; go on? [y/N]: n" in " ".join(map(str.strip, asked))
 
 
 def test_a_run_that_may_need_it_is_left_and_named_and_the_others_are_pruned(search, trained):

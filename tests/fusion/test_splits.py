@@ -36,7 +36,7 @@ def test_stored_splits_are_taken_as_they_are():
     plan = splits.assign(t, of(t), DataConfig())
     assert plan.train.tolist() == [0, 3] and plan.dev.tolist() == [1, 5]
     assert splits.held_out(t).tolist() == [2]
-    assert plan.notes == ("1 rows without a split left out",)
+    assert plan.notes == ("1 row without a split left out",)
 
 
 @pytest.mark.parametrize("by", ["dialogue", "speaker", "session"])

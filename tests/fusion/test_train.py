@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import checkpoint, config, data, experiment, splits, train
+from mer.fusion import checkpoint, config, data, experiment, optim, splits, train
 from mer.fusion.train import fit
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
@@ -76,7 +77,7 @@ def test_random_labels_stay_at_chance_on_dev(tmp_path):
     done = run(
         store,
         tmp_path / "run",
-        settings("train.epochs=12", "train.patience=12", "model_args.hidden=64"),
+        settings("train.epochs=15", "train.patience=15", "model_args.hidden=64"),
     )
     last = log(done.path)[-1]
     assert last["train"]["ec"] < 1.05  # it did fit something
@@ -109,7 +110,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("model", ["concat", "drkf"])
 @pytest.mark.parametrize("after", [1, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model, after):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model, after, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     store, cfg = make_store(tmp_path), settings("data.residence=stream", model=model)
     whole = run(store, tmp_path / "whole", cfg)
 
@@ -134,6 +136,7 @@ def test_killed_while_writing_any_file_it_resumes_to_the_same_result(tmp_path, w
     """The rename of that file fails the second time it is written (the first time, where it is
     written once).
     """
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     store, cfg = make_store(tmp_path), settings()
     whole = run(store, tmp_path / "whole", cfg)
     replaced, count = os.replace, []
@@ -152,6 +155,69 @@ def test_killed_while_writing_any_file_it_resumes_to_the_same_result(tmp_path, w
     again = run(store, tmp_path / "cut", cfg)
     assert same(weights(whole.path), weights(again.path)) and log(whole.path) == log(again.path)
     assert not list((tmp_path / "cut").glob(".*"))
+
+
+def saving_at(epochs: set[int], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A `note` that makes it time to save after these epochs, and not after others."""
+    due = {True: 0.0, False: float("inf")}
+    monkeypatch.setattr(train, "SAVE_SECONDS", due[1 in epochs])
+
+    def note(line: str) -> None:
+        if line.startswith("epoch "):
+            monkeypatch.setattr(train, "SAVE_SECONDS", due[int(line.split()[1]) + 1 in epochs])
+
+    return note
+
+
+def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs after which progress is written."""
+    found = []
+    written = checkpoint.save_tensors
+
+    def count(path, tensors, meta):
+        found.append(meta["epoch"])
+        written(path, tensors, meta)
+
+    monkeypatch.setattr(checkpoint, "save_tensors", count)
+    return found
+
+
+def test_short_epochs_are_saved_every_few_seconds_and_at_the_end(tmp_path, monkeypatch):
+    store, cfg = make_store(tmp_path), settings("train.epochs=6", "train.patience=6")
+    whole = run(store, tmp_path / "whole", cfg)
+    with monkeypatch.context() as patch:
+        found = saves(patch)
+        done = run(store, tmp_path / "run", cfg, note=saving_at({3}, patch))
+    assert found == [3, 6]
+    assert same(weights(whole.path), weights(done.path)) and log(whole.path) == log(done.path)
+
+
+@pytest.mark.parametrize("where", [checkpoint.LAST, checkpoint.MODEL])
+@pytest.mark.parametrize("epoch", range(2, 6))
+def test_chosen_weights_of_an_epoch_that_was_not_saved_are_kept(
+    tmp_path, where, epoch, monkeypatch
+):
+    """Killed after the file was written for the first time, at the end of some later epoch, the run
+    goes on to the same end.
+    """
+    store, cfg = make_store(tmp_path), settings("train.epochs=6", "train.patience=6")
+    whole = run(store, tmp_path / "whole", cfg)
+    replaced = os.replace
+
+    def cut(temporary, path):
+        replaced(temporary, path)
+        if Path(path).name == where:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", cut)
+        with pytest.raises(Killed):
+            run(store, tmp_path / "cut", cfg, note=saving_at({epoch}, patch))
+    said = []
+    again = run(store, tmp_path / "cut", cfg, note=said.append)
+    assert f"{tmp_path / 'cut'}: goes on after epoch {epoch}" in said
+    assert again.info.best_epoch == whole.info.best_epoch
+    assert same(weights(whole.path), weights(again.path)) and log(whole.path) == log(again.path)
 
 
 def test_accumulated_batches_equal_one_big_batch(tmp_path):
@@ -321,7 +387,7 @@ def test_decay_spares_norms_biases_and_parameters_with_their_own_rate():
         {"audio": 8, "text": 6}, {"audio": 12.5, "text": None}, "single", ("a", "b")
     )
     model = model_class("drkf")[0](cfg.model_args, spec)
-    groups = train.parameter_groups(model, cfg)
+    groups = optim.parameter_groups(model, cfg)
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all(p.ndim > 1 for g in groups if g["weight_decay"] for p in g["params"])
     theta = dict(model.named_parameters())["temperature.theta"]
@@ -333,17 +399,17 @@ def test_decay_spares_norms_biases_and_parameters_with_their_own_rate():
 
 
 def test_schedule():
-    assert [train.schedule(s, 100, 0.1, "constant") for s in (0, 4, 9, 50, 99)] == [
+    assert [optim.schedule(s, 100, 0.1, "constant") for s in (0, 4, 9, 50, 99)] == [
         0.1,
         0.5,
         1.0,
         1.0,
         1.0,
     ]
-    assert train.schedule(10, 100, 0.1, "cosine") == 1.0
-    assert train.schedule(55, 100, 0.1, "cosine") == pytest.approx(0.5)
-    assert 0 < train.schedule(99, 100, 0.1, "cosine") < 0.001
-    assert train.schedule(0, 1, 0.05, "cosine") == 1.0
+    assert optim.schedule(10, 100, 0.1, "cosine") == 1.0
+    assert optim.schedule(55, 100, 0.1, "cosine") == pytest.approx(0.5)
+    assert 0 < optim.schedule(99, 100, 0.1, "cosine") < 0.001
+    assert optim.schedule(0, 1, 0.05, "cosine") == 1.0
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mer.fusion import checkpoint, config, experiment, files
+from mer.fusion import train as training
 from mer.fusion.batch import DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.models import build
@@ -101,7 +102,8 @@ def test_lines_come_at_a_pace(capsys, monkeypatch):
     assert lines[1].startswith("epoch  11 of 40  at most 0:00:29 left  loss 1.0000  dev WF1 50.0")
 
 
-def test_a_resumed_training_counts_what_was_done(tmp_path):
+def test_a_resumed_training_counts_what_was_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     seen = Recorded()
 
     def stop(line: str) -> None:

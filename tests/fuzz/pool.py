@@ -1,9 +1,10 @@
 """One input at a time in a process of its own, with limits on time and memory; and what became of
 it.
 
-Classes: `ok`; `line`, refused in one line; `long`, in a line longer than LINE; `internal`, an
-internal error, a traceback or no message; `hang`; `crash`, ended by a signal; `wrong`, a wrong
-answer, or something changed that was none of its business; `mutator`, a fault of the harness.
+Classes: `ok`; `line`, refused in one line, or in one for each mistake; `long`, in a line longer
+than LINE; `internal`, an internal error, a traceback, no message or one told twice; `hang`;
+`crash`, ended by a signal; `wrong`, a wrong answer, or something changed that was none of its
+business; `mutator`, a fault of the harness.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ WALL_SECONDS = 40  # likewise: a wait that never ends uses no CPU, a busy machin
 MAKING_SECONDS = 60  # for the mutator itself
 MEMORY = 2 << 30  # bytes of address space above those of the process that has imported everything
 LINE = 300  # characters of a message
+MISTAKES = 8  # messages of one command at most: more are no longer read
 NOTE = 1000  # characters of any other line on stderr
 IMPORTED = (
     "matplotlib.pyplot", "pyarrow.csv", "torch._dynamo", "torchaudio.functional",
@@ -215,17 +217,22 @@ def tell(command: list[str]) -> tuple[int, str, str, str]:
     if error is not None and not isinstance(error, SystemExit):
         detail = f"{type(error).__name__}: {error} at {place(error)}"
         return 1, out, "internal", name + detail
+    return result.exit_code, out, *sort(name, result.exit_code, said)
+
+
+def sort(name: str, code: int, said: str) -> tuple[str, str]:
+    """The class of a command that ended in `code`, by what it said on stderr; independent mistakes
+    are told together, each in a line of its own.
+    """
     lines = [line for line in said.splitlines() if line.startswith("mer: ")]
-    if (
-        "mer: internal error" in said
-        or "Traceback" in said
-        or len(lines) != (result.exit_code != 0)
-    ):
-        return result.exit_code, out, "internal", f"{name}exit {result.exit_code}: {said[-600:]}"
-    if result.exit_code == 0:
+    expected = range(1, MISTAKES + 1) if code else (0,)
+    odd = len(set(lines)) < len(lines) or len(lines) not in expected
+    if "mer: internal error" in said or "Traceback" in said or odd:
+        return "internal", f"{name}exit {code}: {said[-600:]}"
+    if code == 0:
         widest = max(map(len, said.splitlines()), default=0)
-        return 0, out, "long" if widest > NOTE else "ok", name + said[:400]
-    return result.exit_code, out, *weigh(lines[0])
+        return "long" if widest > NOTE else "ok", name + said[:400]
+    return max(map(weigh, lines), key=lambda found: CLASSES.index(found[0]))
 
 
 def weigh(line: str) -> tuple[str, str]:

@@ -14,6 +14,8 @@ import pytest
 
 from mer.pipeline.errors import DataError
 
+from tests.fuzz import pool
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,8 +49,37 @@ FAULTS = {
 }
 
 
+# exit code, stderr → the class of the command
+A, B = "mer: --seeds 'x': no number", "mer: --folds 'y': no column"
+SAID = {
+    "one line": (1, A, "line"),
+    "a note before it": (1, f"3 rows are left out\n{A}", "line"),
+    "two mistakes": (2, f"{A}\n{B}", "line"),
+    "as many as are read": (2, "\n".join(f"mer: {k}" for k in range(8)), "line"),
+    "more than are read": (2, "\n".join(f"mer: {k}" for k in range(9)), "internal"),
+    "a mistake told twice": (2, f"{A}\n{B}\n{A}", "internal"),
+    "no message": (1, "3 rows are left out", "internal"),
+    "nothing at all": (1, "", "internal"),
+    "a traceback": (1, f"Traceback (most recent call last):\n{A}", "internal"),
+    "a bug among them": (2, f"{A}\nmer: internal error: KeyError", "internal"),
+    "a long line alone": (1, "mer: " + "x" * 296, "long"),
+    "a long line first": (2, "mer: " + "x" * 296 + f"\n{A}", "long"),
+    "a long line last": (2, f"{A}\nmer: " + "x" * 296, "long"),
+    "a line of just the length": (1, "mer: " + "x" * 295, "line"),
+    "success": (0, "24 utterances", "ok"),
+    "success that is none": (0, A, "internal"),
+    "success with a long note": (0, "x" * 1001, "long"),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_a_command_said_is_put_in_its_class(name):
+    code, said, expected = SAID[name]
+    found, detail = pool.sort("mer train: ", code, said)
+    assert found == expected, detail
+
+
 def main(folder: Path) -> None:
-    from tests.fuzz import pool
     from tests.fuzz.kinds import KINDS, Case, Kind
     from tests.fuzz.stock import Stock
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -20,11 +19,20 @@ from mer.cli import main
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.extraction import extract
 from mer.pipeline.interchange.joining import join
-from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index, verify_shards
+from mer.pipeline.media.stages import Flag
+from mer.pipeline.store import (
+    FeatureStore,
+    ModalityInfo,
+    ShardWriter,
+    arrays,
+    build_index,
+    verify_shards,
+)
 
 from tests.extract import corpus
 from tests.store.build import read_part
 
+ROOT = Path(__file__).parents[2]
 IDS = [f"u{k}" for k in range(6)]
 DIMS = {"text": 3, "audio": 2, "audio.egemaps": 5, "vision": 4}
 
@@ -63,16 +71,21 @@ def make(
     counts = dict.fromkeys(modalities, 3) if layers else {}
     rows = []
     durations = columns.pop("duration", {})
+    fine = columns.pop("fine", 0)  # added to the layer means, which are float32 then
+    flags = columns.pop("flags", {})
+    recipe = columns.pop("recipe", {})
     for number, shard in enumerate(shards):
         dims = {m: DIMS[m] for m in modalities}
-        with ShardWriter(shard, dims, layers=counts) as writer:
+        wide = "float32" if fine else "float16"
+        with ShardWriter(shard, dims, layers=counts, layer_dtype=wide) as writer:
             for row_id in ids[number::2]:
                 k = int(row_id[1:])
-                given = {m: means(m, k) for m in counts}
+                given = {m: means(m, k) + np.float32(fine) for m in counts}
                 writer.add(
                     row_id,
                     {m: frames(m, k) for m in modalities},
                     duration=durations.get(row_id, k / 2),
+                    flags=flags.get(row_id, 0),
                     layer_means=given,
                 )
     for row_id in ids:
@@ -94,6 +107,7 @@ def make(
         labels=columns.get("labels", ("joy", "anger")),
         modalities={m: ModalityInfo(DIMS[m], 50.0, encoder=f"{m}-encoder") for m in modalities},
         fingerprint=columns.get("fingerprint", path.stem),
+        recipe=recipe,
     )
     return path
 
@@ -209,6 +223,103 @@ def test_a_copy_needs_nothing_else(three, tmp_path):
     assert "joined with --copy: join again" in mer("verify", out)[2]
 
 
+EXTRACTED = {"audio": {"layer": "last"}}  # a recipe, as only `mer extract` gives one
+FINE = 0.0001  # no float16 beside a number of some size
+
+
+@pytest.fixture
+def flagged(tmp_path) -> list[Path]:
+    """Text of another writer, whose flags mean something else, and extracted audio of the last four
+    and a seventh with layer means that only float32 holds.
+    """
+    text = make(tmp_path / "text.h5", ["text"], flags={"u2": 1 << 30})
+    short = {"u3": Flag.short, "u6": Flag.short | Flag.silent}
+    ids = [*IDS[2:], "u6"]
+    extracted = {"flags": short, "fine": FINE, "recipe": EXTRACTED}
+    return [text, make(tmp_path / "audio.h5", ["audio"], ids, **extracted)]
+
+
+def keeps_all(store: FeatureStore, audio: str = "audio") -> None:
+    """The flags and layer means of `flagged`, and their dtypes."""
+    order = [int(row_id[1:]) for row_id in store.table()["id"].to_pylist()]
+    assert order == list(range(7))
+    assert store.flags.tolist() == [0, 0, 0, Flag.short, 0, 0, Flag.short | Flag.silent]
+    infos = store.header.modalities
+    assert infos["text"].layer_dtype == "float16" and infos[audio].layer_dtype == "float32"
+    absent = np.zeros((3, DIMS["audio"]), np.float32)
+    wanted = [means("audio", k) + np.float32(FINE) if k > 1 else absent for k in order]
+    assert np.array_equal(store.layer_means(audio), np.stack(wanted))
+    assert np.array_equal(store.layer_means("text")[:6], [means("text", k) for k in range(6)])
+    assert mer("inspect", store.path, "--flag", "short")[1].split() == ["u3", "u6"]
+    assert json.loads(mer("inspect", store.path, "--flag", "silent", "--json")[1]) == ["u6"]
+    assert json.loads(mer("inspect", store.path, "--json")[1])["flags"]["short"] == 2
+
+
+def test_a_copy_keeps_values_and_flags(flagged, tmp_path):
+    """Also under another name, as one file, and joined again."""
+    store, _, _ = join(flagged, tmp_path / "joined.h5")
+    keeps_all(store)
+    copied, _, written = join(flagged, tmp_path / "copied.h5", copy=True)
+    assert written and not copied.members
+    keeps_all(copied)
+    assert not join(flagged, tmp_path / "copied.h5", copy=True)[2]
+    named = {"audio.h5:audio": "audio.other"}
+    renamed, _, _ = join(flagged, tmp_path / "renamed.h5", renamed=named, copy=True)
+    keeps_all(renamed, "audio.other")
+    for path in (store.path, copied.path):
+        out = tmp_path / f"one-{path.name}"
+        assert mer("export", path, out, "--to", "single")[0] == 0
+        keeps_all(FeatureStore(out))
+    vision = make(tmp_path / "vision.h5", ["vision"], layers=False)
+    for number, inner in enumerate((store, copied)):
+        for copy in (False, True):
+            out = tmp_path / f"again-{number}-{copy}.h5"
+            keeps_all(join([inner.path, vision], out, copy=copy)[0])
+
+
+def test_a_copy_of_other_flags_or_layers_is_another(flagged, tmp_path):
+    text, audio = flagged
+    out = tmp_path / "copied.h5"
+    join(flagged, out, copy=True)
+    ids = [*IDS[2:], "u6"]
+    same = {"fine": FINE, "recipe": EXTRACTED, "fingerprint": "audio"}
+    make(audio, ["audio"], ids, **same, flags={"u3": Flag.short})
+    line = refused(1, "join", text, audio, "--copy", "--out", out)
+    assert "exists already, from other content" in line
+
+
+def test_a_copy_keeps_layers_side_by_side(tmp_path):
+    """A stack of two layers of width 3, and layer means of them in float32."""
+    text = make(tmp_path / "text.h5", ["text"])
+    shard = tmp_path / "audio.shards" / "shard-00000.h5"
+    steps = np.arange(12, dtype=np.float32).reshape(2, 6)
+    layers = np.arange(15, dtype=np.float32).reshape(5, 3) + np.float32(FINE)
+    kinds = {"layers": {"audio": 5}, "layer_dtype": {"audio": "float32"}}
+    with ShardWriter(shard, {"audio": 6}, **kinds) as writer:
+        writer.add("u1", {"audio": steps}, layer_means={"audio": layers})
+    build_index(
+        tmp_path / "audio.h5",
+        [shard],
+        [{"id": "u1"}],
+        dataset="demo",
+        task="single",
+        labels=(),
+        modalities={"audio": ModalityInfo(6, 50.0, stack=(1, 3))},
+    )
+    copied, _, _ = join([text, tmp_path / "audio.h5"], tmp_path / "c.h5", copy=True)
+    info = copied.header.modalities["audio"]
+    assert (info.stack, info.layers, info.layer_dtype) == ((1, 3), 5, "float32")
+    assert np.array_equal(copied.features("audio", 1), steps)
+    assert np.array_equal(copied.layer_means("audio", [1])[0], layers)
+    assert not copied.layer_means("audio", [0, 2]).any()
+
+
+def test_flags_of_another_writer_are_not_named(flagged, tmp_path):
+    line = refused(1, "inspect", flagged[0], "--flag", "short")
+    assert f"{flagged[0]}: was not extracted, so that its flags are another writer's" in line
+    assert json.loads(mer("inspect", flagged[0], "--json")[1])["flags"] == {}
+
+
 def test_a_copy_does_not_write_over_the_shards_of_a_member(three, tmp_path):
     """Its head was renamed, its shards were not."""
     three[0].rename(tmp_path / "renamed.h5")
@@ -217,6 +328,18 @@ def test_a_copy_does_not_write_over_the_shards_of_a_member(three, tmp_path):
     line = refused(1, "join", *stores, "--copy", "--force", "--out", three[0])
     assert "text.shards: holds the shards of" in line
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.h5")} == before
+
+
+def test_the_head_of_a_member_is_read_once(three, tmp_path, monkeypatch):
+    join(three, tmp_path / "joined.h5")
+    read, opened = [], arrays.opened
+    monkeypatch.setattr(
+        arrays, "opened", lambda path, what: read.append(path) or opened(path, what)
+    )
+    store = FeatureStore(tmp_path / "joined.h5")
+    assert [path.name for path in read] == ["joined.h5", *(path.name for path in three)]
+    assert store.member(1) is store.member(1) and len(read) == 4
+    assert store.member(1).content() == store.members[1].content
 
 
 def test_stores_of_one_file_join(three, tmp_path):
@@ -235,7 +358,7 @@ def test_stores_of_one_file_join(three, tmp_path):
     ones[1].write_bytes(raw)
     said = mer("verify", store.path)[2]
     assert "1 file of its members cannot be used" in said
-    assert f"{ones[1]} was written by another program" in said
+    assert f"{ones[1]} was exported: remove it and export it again from the store" in said
 
 
 def test_the_whole_folder_moves(three, tmp_path):
@@ -304,7 +427,7 @@ def test_a_contradiction_is_one_line(tmp_path, column):
         assert "what decides training and testing must agree" in refused(1, *args)
         return
     code, _, err = mer(*args)
-    assert code == 0 and f"1 utterances have another {column}; the first store's is kept" in err
+    assert code == 0 and f"1 utterance has another {column}; the first store's is kept" in err
     row = FeatureStore(tmp_path / "c.h5").table().to_pylist()[4]
     assert row[column] == {"speaker": "s4", "text": "text 4", "duration": 2.0}[column]
 
@@ -421,7 +544,8 @@ def test_a_member_that_cannot_be_used(three, tmp_path, damage):
     join(three, out)
     damage(three)
     message = DAMAGES[damage].format(c=out, audio=three[1])
-    code, _, err = mer(*train(out, tmp_path / "run"))
+    # a mix of layers reads no steps
+    code, _, err = mer(*train(out, tmp_path / "run"), "--set", "data.layers=stored")
     assert code in (1, 5) and message in err.splitlines()[-1]
     code, _, err = mer("export", out, tmp_path / "x", "--to", "npy")
     assert code in (1, 5) and message in err.splitlines()[-1] and not (tmp_path / "x").exists()
@@ -480,22 +604,80 @@ def test_the_fingerprint_is_that_of_the_content(three, tmp_path):
     assert join(three, tmp_path / "d.h5")[0].header.fingerprint != first
 
 
-def test_a_kill_leaves_no_store(three, tmp_path):
-    """Killed at moments all over, a join is there whole or not at all; the next one is."""
-    for copy, waits in (((), (0.3, 0.6)), (("--copy",), (0.5, 0.7))):
-        for wait in waits:
-            out = tmp_path / "k" / "joined.h5"
-            command = [sys.executable, "-m", "mer.cli", "join", *map(str, three), *copy]
-            process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL)
-            time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            if out.exists():
-                holds(FeatureStore(out))
-            assert mer("join", *three, *copy, "--out", out)[0] == 0
+# Runs `mer join` into FOLDER/none-0, then, for every call of a step of publishing that this took,
+# into FOLDER/STEP-COUNT, killed before that call; prints the exit status of each. What is heavy is
+# imported once, each join is a fork.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mer.cli import main
+from mer.pipeline.interchange import joining
+
+folder, asked = Path(sys.argv[1]), sys.argv[2:]
+
+def joined(step, count):
+    calls = {"fsync": 0, "replace": 0}
+
+    def counting(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            if name == step and calls[name] == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+
+    for name in calls:
+        setattr(os, name, counting(name, getattr(os, name)))
+    status = 99
+    try:
+        main([*asked, "--out", str(folder / f"{step}-{count}" / "joined.h5")])
+    except SystemExit as error:
+        status = error.code or 0
+    (folder / "calls").write_text(f"fsync {calls['fsync']} replace {calls['replace']}")
+    os._exit(status)
+
+def forked(step, count):
+    child = os.fork()
+    if child == 0:
+        joined(step, count)
+    _, status = os.waitpid(child, 0)
+    print(step, count, os.waitstatus_to_exitcode(status), flush=True)
+
+forked("none", 0)
+words = (folder / "calls").read_text().split()
+for step, total in zip(words[::2], words[1::2]):
+    for count in range(1, int(total) + 1):
+        forked(step, count)
+"""
+
+
+@pytest.mark.parametrize("copy", [(), ("--copy",)], ids=["links", "copy"])
+def test_a_kill_leaves_no_store(three, tmp_path, copy):
+    """Killed before any step of publishing, a join is there whole or not at all; the same command
+    again finishes it.
+    """
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.h5")}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "k"), "join", *map(str, three), *copy]
+    (tmp_path / "k").mkdir()
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    whole, *killed = (line.split() for line in run.stdout.splitlines() if line[0] != "/")
+    assert run.returncode == 0 and whole == ["none", "0", "0"], run.stderr
+    seen = {"fsync": set(), "replace": set()}
+    for step, count, status in killed:
+        assert int(status) == -signal.SIGKILL, "the kill was meant to happen"
+        folder = tmp_path / "k" / f"{step}-{count}"
+        out = folder / "joined.h5"
+        half = bool(list(folder.rglob("*.tmp-*")))
+        seen[step].add((half, out.exists()))
+        if out.exists():
             holds(FeatureStore(out))
-            assert not list(out.parent.rglob("*.tmp-*"))
-            shutil.rmtree(out.parent)
+        assert mer("join", *three, *copy, "--out", out)[0] == 0
+        holds(FeatureStore(out))
+        assert not list(folder.rglob("*.tmp-*"))
+    # before a rename there is the temporary; the folder is synced when the store is whole
+    assert seen["replace"] == {(True, False)}
+    assert {(True, False), (False, True)} <= seen["fsync"]
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_targets_that_are_not_numbers_agree(tmp_path):

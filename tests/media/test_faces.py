@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,9 @@ def test_boxes_of_a_table(tmp_path):
         ("id,time,x,y,w,h\na,0,0,0,1,0\n", "line 2: no box"),
         ("id,time,x,y,w,h\na,0,0,0,1,1\na,-1,0,0,1,1\n", "line 3: no box"),
         ("id,time,x,y,w,h\na,0,0,0,1,nan\n", "line 2: no box"),
+        ("id,time,x,y,w,h\n\na,0,0,0,1,1\n\r\na,0,0,0,1,-1\n", "line 5: no box"),
+        ("id,time,x,y,w,h\n\n\na,0,0,0,1,?\n", "line 4: time, x, y, w or h is no number"),
+        ("id,time,x,y,w,h,h\na,0,0,0,1,2,3\n", "two columns are called h"),
         ("id,time,x,y,w,h\na,0,zero,0,1,1\n", "line 2: time, x, y, w or h is no number"),
         ("id,time,x,y,w,h\na,0\n", "not a readable table"),
         ("", "no column id"),
@@ -114,9 +118,54 @@ def test_boxes_of_openface(tmp_path):
     assert faces.boxes_for(str(tmp_path), "u1", "other.mp4") == ()
 
 
+@pytest.mark.parametrize("films_of_openface", [False, True])
+def test_boxes_are_spelled_out_once_for_many_rows_of_a_film(
+    films_of_openface, tmp_path, monkeypatch
+):
+    """The digest is in content keys of stores: that of their list of plain tuples."""
+    if films_of_openface:
+        names = [f"{axis}_{n}" for axis in "xy" for n in range(68)]
+        lines = [",".join(["timestamp", "success", *names])]
+        lines += [",".join(map(str, [t / 10, 1, *range(136)])) for t in range(20)]
+        (tmp_path / "film.csv").write_text("\n".join(lines) + "\n")
+        source = str(tmp_path)
+    else:
+        lines = [f"film,{t / 10},{t},2,3,4" for t in range(20)]
+        (tmp_path / "boxes.csv").write_text("\n".join(["id,time,x,y,w,h", *lines]) + "\n")
+        source = str(tmp_path / "boxes.csv")
+    plain = [tuple(box) for box in faces.boxes_for(source, "u", "film.mp4")]
+    assert len(plain) == 20
+    expected = hashlib.sha256(repr(plain).encode()).hexdigest()
+    hashed, sha256 = [], hashlib.sha256
+
+    def counted(data: bytes):
+        hashed.append(data)
+        return sha256(data)
+
+    monkeypatch.setattr(faces.hashlib, "sha256", counted)
+    found = {faces.boxes_digest(source, f"u{row}", "film.mp4") for row in range(50)}
+    assert found == {expected} and len(hashed) == 1
+    monkeypatch.undo()
+    none = hashlib.sha256(b"[]").hexdigest()
+    assert faces.boxes_digest(source, "u", "other.mp4") == none
+
+
+@pytest.mark.parametrize("fps", [0.1, 0.7, 3.0, 4.0, 29.97])
+def test_a_piece_is_sent_the_boxes_that_its_pictures_can_take(fps, tmp_path):
+    """Every picture of a piece has the box that it has among all of them, at the edges, too."""
+    times = sorted({k / 8 for k in range(80)} | {(k + 0.5) / fps + 0.5 for k in range(8)})
+    crop = Crop("boxes", tuple(Box(time, *4 * [1]) for time in times if not 3 < time < 5))
+    for begin, first, end in [(0.0, 0, 3), (0.0, 3, 6), (1.3, 0, 1), (1.3, 5, 7)]:
+        sent = crop.between(begin + first / fps, begin + end / fps)
+        for k in range(first, end):
+            moment = begin + (k + 0.5) / fps
+            assert faces._nearest(sent.boxes, moment) == faces._nearest(crop.boxes, moment)
+        low, high = begin + first / fps - 0.5, begin + end / fps + 0.5
+        assert all(low <= box.time <= high for box in sent.boxes)
+
+
 def test_a_detector_needs_opencv_and_a_model(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    faces.yunet.cache_clear()
     with pytest.raises(DataError, match=r"mer\[faces\]"):
         cut(FILE, picture(), 0, Crop("detector", model=str(tmp_path / "yunet.onnx")))
 

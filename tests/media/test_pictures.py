@@ -14,7 +14,7 @@ from mer.pipeline.extraction.options import ExtractOptions
 from mer.pipeline.media import pictures, readers
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
-from mer.pipeline.runtime.limits import MEDIA_FPS
+from mer.pipeline.runtime.limits import MEDIA_FPS, MEDIA_FPS_LEAST
 
 from tests.media import films
 
@@ -114,6 +114,36 @@ def test_a_clip_is_opened_once_and_closed(tmp_path, monkeypatch):
     assert len(found) == total > 1 and flags == () and len(opened) == 1
     with pytest.raises(AssertionError, match="not open"):
         next(opened[0].demux(video=0))
+
+
+@pytest.mark.parametrize(
+    ("make", "suffix", "kept_bytes"),
+    [(films.avi, "avi", pictures.KEPT_BYTES), (films.plain, "mp4", 0)],
+)
+def test_a_film_of_many_rows_is_read_whole_once(make, suffix, kept_bytes, tmp_path, monkeypatch):
+    """One without an index, and one that is too large for its packets to be kept."""
+    monkeypatch.setattr(pictures, "KEPT_BYTES", kept_bytes)
+    path = make(tmp_path / f"film.{suffix}")
+    read = []
+    whole = pictures._Film.read_extent
+
+    def counted(film):
+        read.append(film.path)
+        return whole(film)
+
+    monkeypatch.setattr(pictures._Film, "read_extent", counted)
+    shown = films.by_ffmpeg(path)
+    for start in (0.0, 0.25, 0.5, 1.0):
+        assert pictures.probe(path, fps=FPS, start=start, end=start + 1.0).count == 4
+        compare(path, shown, FPS, start=start, end=start + 1.0)
+        pieces = [pictures.Wanted(FPS, first, 2) for first in (0, 2)]
+        for piece in pieces:
+            found, total, _ = pictures.take(path, piece, start=start, end=start + 1.0)
+            assert (len(found), total) == (2, 4)
+    assert read == [path]
+    films.plain(path, seconds=1)  # another film in its place
+    assert pictures.probe(path, fps=FPS).count == 4
+    assert read == [path, path]
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -216,6 +246,14 @@ def test_other_files_and_spans(tmp_path):
 def test_rates_out_of_bounds_are_refused(fps):
     with pytest.raises(DataError, match="--vision-fps .* is not above 0 and at most 1000"):
         ExtractOptions(vision_encoder="builtin:tiny-vit", vision_fps=fps)
+
+
+def test_a_rate_of_next_to_nothing_is_refused():
+    """A picture would stand for longer than any clip, and the clip for as long."""
+    assert ExtractOptions(vision_fps=MEDIA_FPS_LEAST).vision_fps
+    for fps in (0.99 * MEDIA_FPS_LEAST, 1e-9, 5e-324):
+        with pytest.raises(DataError, match=f"--vision-fps {fps} is less than a picture an hour"):
+            ExtractOptions(vision_encoder="builtin:tiny-vit", vision_fps=fps)
 
 
 def test_pictures_beyond_the_budget_are_refused(tmp_path, monkeypatch):

@@ -44,8 +44,11 @@ def make_store(
     name: str = "feats",
     key: str = "",
     layers: bool = False,
+    **more,
 ) -> FeatureStore:
-    """n utterances u0.. over `shards` shards; rows of the head in reverse order of writing."""
+    """n utterances u0.. over `shards` shards; rows of the head in reverse order of writing. `more`
+    is for its header.
+    """
     data, means = arrays(n, seed), layer_means(n, seed)
     counts = dict.fromkeys(DIMS, LAYERS) if layers else {}
     paths = []
@@ -68,6 +71,7 @@ def make_store(
         task="single",
         labels=labels,
         fingerprint=key,
+        **more,
     )
 
 

@@ -110,7 +110,7 @@ def test_verify_says_what_is_wrong_and_exits_5(tmp_path):
     code, out, err = mer("verify", tmp_path / "feats.h5")
     assert (code, out) == (5, "") and len(err.splitlines()) == 3
     assert (
-        "shard-00001.h5: shard has 1 bytes" in err
+        "shard-00001.h5: shard has 1 byte, " in err
         and "shard-00002.h5: shard is missing" in err
         and "2 of 3 shards are damaged" in err
     )
@@ -120,7 +120,8 @@ def test_verify_says_what_is_wrong_and_exits_5(tmp_path):
 
 
 def test_repair_is_handed_to_extraction(tmp_path, monkeypatch):
-    store = make_store(tmp_path, key="k" * 64)
+    made = {"recipe": {"text": {}}, "provenance": {"extract": {"manifest": "manifest.parquet"}}}
+    store = make_store(tmp_path, key="k" * 64, **made)
     path = store.shards[1].path
     raw = path.read_bytes()
     path.write_bytes(raw[:-1])

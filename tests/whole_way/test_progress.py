@@ -55,7 +55,7 @@ def test_every_command_counts_to_its_end(desk, counted, tmp_path):
 def test_every_export_counts_to_its_end(desk, counted, tmp_path, to):
     mer("export", desk.features, tmp_path / "out", "--to", to)
     done, total = counted.tasks["exporting"]
-    assert done == total
+    assert done == total > 0
 
 
 def test_hashing_counts_files(desk, counted, tmp_path):

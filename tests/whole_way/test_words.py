@@ -11,6 +11,7 @@ import pytest
 
 from mer.fusion import config, report
 from mer.fusion.batch import DataSpec
+from mer.fusion.checkpoint import Run
 from mer.fusion.metrics import MEANINGS, TITLES
 from mer.fusion.models import REGISTRY, build
 from mer.fusion.tables import glossary, loss_title
@@ -59,7 +60,7 @@ def test_every_short_name_is_explained_once_where_it_is_shown(desk):
         assert [out.count(said) for said in explained] == [1, 1, 1, 1], words
     outcome = mer("runs", desk.folder / "runs")
     assert (outcome.out + outcome.err).count(MEANINGS["wf1"]) == 1
-    page = report.page([report.Run.open(desk.run)] * 2)
+    page = report.page([Run.open(desk.run)] * 2)
     assert page.count(MEANINGS["wf1"]) == 1
     assert glossary(["pearson", "acc2_has0"]) == ""
 

@@ -1,20 +1,16 @@
-"""metrics.json and log.jsonl -> tables for the terminal, one self-contained HTML page, and paired
-comparisons.
+"""metrics.json and log.jsonl -> tables of text, for the terminal and the page, and the paired
+comparison of two runs.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mer.fusion import evaluate, metrics
-from mer.fusion import figures as pictures
-from mer.fusion.checkpoint import AGAIN, CONFIG, Run
-from mer.fusion.files import METRICS, read_text
+from mer.fusion.checkpoint import Run
 from mer.fusion.metrics import HEADLINE, TITLES
 from mer.fusion.records import (
     Bootstrap,
@@ -27,16 +23,13 @@ from mer.fusion.records import (
     defined,
 )
 from mer.fusion.tables import Table, glossary, number, plain
-from mer.pipeline.errors import DataError, Together
-from mer.pipeline.runtime.progress import SILENT, Silent
+from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
-
-NAMED_RUNS = 3  # of those that a report leaves out
 
 # ---- Figures as tables
 
 
-def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
+def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
     if not bounds or len(bounds) != 2 or None in bounds:
         return "–"
     return f"{number(name, bounds[0])} … {number(name, bounds[1])}"
@@ -71,7 +64,7 @@ def _title(found: Metrics, utterances: float | None) -> str:
 def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
     rows = []
     for name in names:
-        interval = _interval(name, found.interval.get(name))
+        interval = interval_text(name, found.interval.get(name))
         rows.append((TITLES[name], number(name, found.metrics[name]), interval))
     columns = ("", "value", _spread(found.bootstrap))
     return Table(_title(found, found.metrics.n), columns, tuple(rows))
@@ -85,7 +78,7 @@ def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
     for name in names:
         mean, sd = number(name, found.metrics[name]), number(name, found.sd.get(name))
         pooled = [number(name, found.pooled.get(name))] if found.pooled else []
-        interval = _interval(name, found.interval.get(name))
+        interval = interval_text(name, found.interval.get(name))
         rows.append((TITLES[name], f"{mean} ± {sd}", *pooled, interval))
     columns = (
         "",
@@ -97,7 +90,7 @@ def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
 
 
 def _runs_table(found: GroupMetrics, names: Sequence[str]) -> Table:
-    rows = [(run.run, str(run.best_epoch), *_numbers(run.metrics, names)) for run in found.runs]
+    rows = [(run.run, str(run.best_epoch), *numbers(run.metrics, names)) for run in found.runs]
     return Table("runs", ("run", "epoch", *_titles(names)), tuple(rows))
 
 
@@ -112,14 +105,14 @@ def _per_class(found: Metrics) -> Table:
 def _heads(found: Metrics, names: Sequence[str]) -> Table:
     rows = []
     for m, figures in (found.unimodal or {}).items():
-        rows.append((f"{m} alone", number("share", None), *_numbers(figures, names)))
+        rows.append((f"{m} alone", number("share", None), *numbers(figures, names)))
     for name, subset in (
         ("heads agree", found.heads_agree),
         ("heads disagree", found.heads_disagree),
     ):
         if subset is not None:
             share = number("share", subset.share)
-            rows.append((name, share, *_numbers(subset.figures, names)))
+            rows.append((name, share, *numbers(subset.figures, names)))
     title = "unimodal heads, and the model where they agree and disagree"
     return Table(title, ("", "share", *_titles(names)), tuple(rows))
 
@@ -148,7 +141,7 @@ def _titles(names: Sequence[str]) -> list[str]:
     return [TITLES[name] for name in names]
 
 
-def _numbers(figures: Figures, names: Sequence[str]) -> list[str]:
+def numbers(figures: Figures, names: Sequence[str]) -> list[str]:
     return [number(name, figures.get(name)) for name in names]
 
 
@@ -159,7 +152,7 @@ def dev_table(run: Run) -> Table:
     rows = []
     for child in children:
         info = child.result
-        rows.append((child.path.name, str(info.best_epoch), *_numbers(info.dev, names)))
+        rows.append((child.path.name, str(info.best_epoch), *numbers(info.dev, names)))
     title = "dev (it chose the epoch, so it flatters)"
     return Table(title, ("run", "epoch", *_titles(names)), tuple(rows))
 
@@ -260,7 +253,7 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
         DataError: They were not tested on the same rows and labels by the same measures, or there
             are no predictions of them.
     """
-    a, b = _predictions(first), _predictions(second)
+    a, b = predictions(first), predictions(second)
     _check_comparable(first, second, a[0], b[0])
     unit, groups = evaluate.unit(a[0].table)
     left, right = evaluate.mean_figures(a), evaluate.mean_figures(b)
@@ -325,7 +318,7 @@ def comparison_table(found: Comparison) -> Table:
     for name, one in found.metrics.items():
         figures = (number(name, one.first), number(name, one.second))
         difference = number(name, one.difference, signed=True)
-        interval = _interval(name, one.interval)
+        interval = interval_text(name, one.interval)
         rows.append((TITLES.get(name, name), *figures, difference, interval))
     names = (Path(found.first).name, Path(found.second).name)
     columns = ("", *names, "difference", _spread(found.bootstrap))
@@ -333,132 +326,14 @@ def comparison_table(found: Comparison) -> Table:
     return Table(title, columns, tuple(rows))
 
 
-def _predictions(run: Run) -> list[evaluate.Predicted]:
-    """The test predictions of each seed, in the order of their ids."""
+def predictions(run: Run) -> list[evaluate.Predicted]:
+    """The test predictions of each seed, in the order of their ids.
+
+    Raises:
+        DataError: There are none, or they are damaged.
+    """
     return [_sorted(p) for p in evaluate.seeds_of(evaluate.read_predictions(run.trained()))]
 
 
 def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
     return p.take(np.argsort(np.array(p.table["id"].to_pylist()), kind="stable"))
-
-
-# ---- HTML
-
-
-def page(runs: Sequence[Run], *, progress: Silent = SILENT) -> str:
-    """One HTML page without any outside reference: a summary of all runs, then tables and pictures
-    of each.
-
-    Args:
-        runs: Evaluated runs.
-        progress: Shows how far it is.
-
-    Returns:
-        The page.
-
-    Raises:
-        DataError: One is not finished, not evaluated, or damaged.
-    """
-    checks = Together()
-    found = [(run, checks.of(partial(_figures_of, run))) for run in runs]
-    checks.settle()
-    body = ["<h1>mer report</h1>", _html_table(_summary(found))]
-    names = [name for _, figures in found for name in figures.metrics.figures]
-    body.append(f"<p>{html.escape(glossary(names))}</p>")
-    with progress.task("drawing", len(found), "runs", brief=True) as advance:
-        for run, figures in found:
-            body += _section(run, figures)
-            advance(1)
-    head = (
-        "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer "
-        f"report</title><style>{STYLE}</style>\n"
-    )
-    return escape(head + "\n".join(body) + "\n</html>\n", breaks=True)
-
-
-def evaluated(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs that a page can be made of, and lines that say how many are left out.
-
-    Args:
-        runs: Opened runs.
-
-    Returns:
-        Those that are finished and have test figures; all of them where none has, so that `page`
-        says of each what it lacks. And a line for each reason that leaves runs out.
-    """
-    told = []
-    left: dict[str, list[str]] = {}
-    for run in runs:
-        if not (run.finished and all(child.finished for child in run.children)):
-            left.setdefault("not finished training", []).append(run.path.name)
-        elif not (run.path / METRICS).exists():
-            left.setdefault("no test figures; `mer evaluate` makes them", []).append(run.path.name)
-        else:
-            told.append(run)
-    if not told:
-        return list(runs), []
-    lines = []
-    for why, names in left.items():
-        more = f" and {len(names) - NAMED_RUNS} more" if len(names) > NAMED_RUNS else ""
-        first = ", ".join(shown(name, 40) for name in names[:NAMED_RUNS])
-        lines.append(f"{plural(len(names), 'run')} left out, {why}: {first}{more}")
-    return told, lines
-
-
-def _figures_of(run: Run) -> SingleMetrics | GroupMetrics:
-    figures = evaluate.stored_metrics(run.trained())
-    if figures is None:
-        raise DataError(
-            f"{run.path}: no test figures yet; run `mer evaluate {run.path}` first, or leave it out"
-        )
-    return figures
-
-
-def _section(run: Run, figures: SingleMetrics | GroupMetrics) -> list[str]:
-    """One run on the page."""
-    config = read_text(run.children[0].path / CONFIG, AGAIN)
-    notes = [f"<p class=note>{html.escape(line)}</p>" for line in remarks(figures)]
-    return [
-        f"<h2>{html.escape(str(run.path))}</h2>",
-        *notes,
-        *map(_html_table, tables(figures)),
-        '<div class="row">',
-        *pictures.inline(run, figures),
-        "</div>",
-        f"<details><summary>configuration</summary><pre>{html.escape(config)}</pre></details>",
-    ]
-
-
-def _summary(found: Sequence[tuple[Run, SingleMetrics | GroupMetrics]]) -> Table:
-    known = set().union(*(figures.metrics.figures for _, figures in found))
-    names = [name for name in TITLES if name in known]
-    rows = []
-    for run, figures in found:
-        cells = _numbers(figures.metrics.figures, names)
-        if isinstance(figures, GroupMetrics):
-            spread = _numbers(figures.sd, names)
-            cells = [f"{mean} ± {sd}" for mean, sd in zip(cells, spread, strict=True)]
-        rows.append((run.path.name, figures.model, f"{figures.dataset} {figures.split}", *cells))
-    return Table("all runs", ("run", "model", "test part", *_titles(names)), tuple(rows))
-
-
-def _html_table(table: Table) -> str:
-    head = _html_row("th", table.columns)
-    rows = "".join(_html_row("td", row) for row in table.rows)
-    return f"<table><caption>{html.escape(table.title)}</caption>{head}{rows}</table>"
-
-
-def _html_row(tag: str, cells: Sequence[str]) -> str:
-    inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-    return f"<tr>{inside}</tr>"
-
-
-STYLE = (
-    "body{font:15px/1.45 sans-serif;max-width:1100px;margin:2em auto;padding:0 "
-    "1em}table{border-collapse:collapse;margin:1em 0}"
-    "caption{text-align:left;font-weight:bold;padding:.3em 0}td,th{border-bottom:1px solid "
-    "#ddd;padding:.2em .8em;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}"
-    ".row{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}.note{color:#a33}"
-    "pre{background:#f6f6f6;padding:1em}"
-)

@@ -1,0 +1,51 @@
+"""Finished runs for people: tables for the terminal, paired comparisons, and the page of
+`mer report` with what papers need of it.
+
+results.py     figures as tables of text; the comparison of two runs
+comparison.py  many runs against one
+gathering.py   which runs a report can be made of, and what it reads of each
+page.py        the page: its parts, written by templates/
+drawing.py     pictures (mer.fusion.pictures) as shapes of an SVG
+export.py      every table as CSV and LaTeX, every picture as PNG, SVG and PDF
+"""
+
+from mer.fusion.report.export import write_figures, write_tables
+from mer.fusion.report.gathering import LeftOut, Told, gather, told
+from mer.fusion.report.page import Report, made_now, page, prepared, rendered
+from mer.fusion.report.results import (
+    compare,
+    comparison_table,
+    dev_table,
+    dev_text,
+    remarks,
+    show,
+    tables,
+    untrained,
+)
+from mer.fusion.tables import Table, glossary, number, plain
+
+__all__ = [
+    "LeftOut",
+    "Report",
+    "Table",
+    "Told",
+    "compare",
+    "comparison_table",
+    "dev_table",
+    "dev_text",
+    "gather",
+    "glossary",
+    "made_now",
+    "number",
+    "page",
+    "plain",
+    "prepared",
+    "remarks",
+    "rendered",
+    "show",
+    "tables",
+    "told",
+    "untrained",
+    "write_figures",
+    "write_tables",
+]

@@ -1,0 +1,86 @@
+"""Dropout drawn from 16 random bits an element, and attention that uses it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mer.fusion.modules.crossmodal import attend
+from mer.fusion.modules.dropout import Dropout, LockedDropout, dropout, keep_mask
+
+N = 1 << 18
+
+
+@pytest.mark.parametrize("p", [1e-5, 0.1, 0.3, 0.5, 0.9, 0.99999])
+def test_the_share_of_zeroes_is_p_and_the_mean_stays(p):
+    """Within 4.5 deviations of a binomial; 1e-5 is rounded to 2^-16."""
+    torch.manual_seed(3)
+    rounded = max(min(round(p * 2**16), 2**16 - 1), 1) / 2**16
+    mask = keep_mask((N,), p, torch.ones(()))
+    zeroes = (mask == 0).double().mean().item()
+    assert abs(zeroes - rounded) <= 4.5 * (rounded * (1 - rounded) / N) ** 0.5
+    assert set(mask.unique().tolist()) <= {0.0, float(torch.tensor(1 / (1 - rounded)))}
+
+
+def test_neighbours_are_independent():
+    """Four elements share a draw: each pair among them is kept together as often as chance has
+    it.
+    """
+    torch.manual_seed(4)
+    kept = (keep_mask((N // 4, 4), 0.5, torch.ones(())) > 0).double()
+    together = kept.T @ kept / len(kept)
+    expected = torch.full((4, 4), 0.25, dtype=torch.float64).fill_diagonal_(0.5)
+    assert (together - expected).abs().max() < 4.5 * 0.5 / len(kept) ** 0.5
+
+
+def test_a_seed_decides_and_another_one_differs():
+    x = torch.ones(7, 5)
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return dropout(x, 0.4)
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 3, 7), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_shape_and_dtype_stay(shape, dtype):
+    y = dropout(torch.ones(shape, dtype=dtype), 0.5)
+    assert y.shape == shape and y.dtype == dtype and bool(((y == 0) | (y == 2)).all())
+
+
+def test_the_gradient_passes_where_the_value_does():
+    x = torch.randn(64, requires_grad=True)
+    torch.manual_seed(0)
+    y = dropout(x, 0.25)
+    y.sum().backward()
+    assert torch.equal(x.grad != 0, y != 0)
+
+
+def test_outside_training_nothing_happens():
+    x = torch.randn(3, 4, 5)
+    for layer in (Dropout(0.5), LockedDropout(0.5)):
+        assert layer.eval()(x) is x and layer.train()(x) is not x
+    assert dropout(x, 0.0) is x
+
+
+def test_one_mask_for_all_steps():
+    y = LockedDropout(0.5)(torch.ones(4, 6, 8))
+    assert torch.equal(y, y[:, :1].expand_as(y)) and 0 < (y == 0).sum() < y.numel()
+
+
+def test_attention_with_a_mask_is_that_of_pytorch_on_average():
+    """Without dropout it is PyTorch's; with it, what is drawn has that as its mean."""
+    torch.manual_seed(5)
+    q, k, v = torch.randn(3, 2, 2, 5, 4).unbind(0)
+    mask = torch.rand(2, 1, 5, 5) < 0.7
+    mask[..., 0] = True
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert torch.equal(attend(q, k, v, mask, 0.0), expected)
+    drawn = torch.stack([attend(q, k, v, mask, 0.3) for _ in range(4000)])
+    error = drawn.std(0) / len(drawn) ** 0.5
+    assert ((drawn.mean(0) - expected).abs() <= 5 * error + 1e-6).all()
+    assert torch.equal(attend(q, k, v, mask, 1e-12), expected) is False
+    torch.testing.assert_close(attend(q, k, v, mask, 1e-12), expected)
