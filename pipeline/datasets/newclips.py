@@ -135,7 +135,12 @@ def _of_table(path: Path, task: str, root: Path | None, columns: Mapping[str, st
         found = of_manifest(Manifest.read(path), root)
     else:
         manifest, findings = table.prepare(
-            path, audio_dir=root, columns=columns, task=task, split="none"
+            path,
+            audio_dir=root,
+            columns=columns,
+            task=task,
+            split="none",
+            folder_option="--root",
         )
         found = of_manifest(manifest)
         found.notes += _told(findings)
@@ -208,7 +213,7 @@ def _of_files(paths: Sequence[Path], words: bool) -> NewClips:
     lonely = [text for text in walked.texts if text not in used]
     found.notes += _passed_over(walked, lonely, words)
     if not clips:
-        where = listed([str(path) for path in paths], 3)
+        where = ", ".join(str(path) for path in paths)
         met = "; ".join(found.notes) or "nothing is there"
         remedy = "name the files, or a table with a text column where there are words alone"
         raise DataError(f"{shown(where, 120)}: no media files ({shown(met, 100)}); {remedy}")
