@@ -1336,17 +1336,23 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
 )
 @DEVICE
 @click.option("--no-test", is_flag=True, help="Do not open the test part.")
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="tensorboard",
+    help="Also write every epoch there, into the run folder; needs mer[tensorboard].",
+)
 @NO_LOCK
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def train(
-    store, features, model, preset, sets, seeds, folds, out, device, no_test, no_lock, as_json
+    store, features, model, preset, sets, seeds, folds, out, device, no_test, log, no_lock, as_json
 ):
     """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the
     end.
 
     The same command goes on with an interrupted run, and does nothing for a finished one.
     """
-    from mer.fusion import config
+    from mer.fusion import config, sinks
     from mer.pipeline.store import FeatureStore
 
     features = the_store(store, features)
@@ -1354,6 +1360,7 @@ def train(
     checks = Together()
     store = checks.of(lambda: FeatureStore(features))
     checks.of(lambda: config.check(model=model, preset=preset, sets=sets))
+    checks.of(lambda: sinks.check(log))
     checks.settle()
     settings = config.load(model=model, preset=preset, sets=sets)
     from mer.fusion import experiment, report
@@ -1378,6 +1385,7 @@ def train(
             command=command_line(click.get_current_context()),
             progress=choose() if together.first else Silent(),
             warn=as_json,  # else what is printed at the end says it
+            log=log,
         )
         if not together.first:
             return
@@ -1663,10 +1671,10 @@ def prune(runs, dry_run, yes):
 
 @main.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("clip", metavar="[CLIP]", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--audio", type=click.Path(path_type=Path), help="The clip, likewise: any file with sound."
+@click.argument(
+    "clips", metavar="[FILE|FOLDER|MANIFEST]...", nargs=-1, type=click.Path(path_type=Path)
 )
+@click.option("--audio", type=click.Path(path_type=Path), help="One clip: any file with sound.")
 @click.option(
     "--video",
     type=click.Path(path_type=Path),
@@ -1677,12 +1685,28 @@ def prune(runs, dry_run, yes):
     "--manifest",
     "manifest_file",
     type=click.Path(path_type=Path),
-    help="Many clips: a manifest made by `mer prepare`.",
+    help="A manifest made by `mer prepare`, or a table, likewise.",
 )
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
-    help="Where the manifest's media are, when not where they were.",
+    help="Where the media of a manifest or table are, when not where it says.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="The column of a table that holds a field (audio, text, video, id, start, end); "
+    "repeatable.",
+)
+@click.option(
+    "--transcribe",
+    metavar="ID|DIR",
+    help="A Whisper checkpoint that finds the words of clips that come without.",
+)
+@click.option(
+    "--language", metavar="CODE", help="What is spoken, for --transcribe.  [default: it finds out]"
 )
 @click.option(
     "--audio-encoder",
@@ -1701,27 +1725,27 @@ def prune(runs, dry_run, yes):
 )
 @DEVICE
 @click.option("--offline", is_flag=True, help="Never touch a network.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per clip.")
-def predict(run, clip, audio, video, text, manifest_file, root, device, offline, as_json, **places):
-    """One clip end to end, or a manifest of clips: class probabilities, the modality the model
-    looked at, whether they disagree.
-    """
-    import tempfile
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write them there: a csv, or JSON lines where the name ends in .jsonl.",
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Everything that is known, as a csv.")
+@click.option("--json", "as_json", is_flag=True, help="Likewise, one JSON object per clip.")
+def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as_json, **given):
+    """Class probabilities, or a value, for new clips: files, folders, a table or a manifest.
 
-    if clip is not None and audio is not None:
-        raise click.UsageError("give the clip once: behind RUN, or with --audio")
-    audio = clip or audio
-    if (manifest_file is None) == (audio is None and text is None and video is None):
-        raise click.UsageError("give either a clip and --text, or --manifest FILE")
-    if offline:
+    A film is taken with its sound and picture. The words of a clip come from a column of the table,
+    a .txt file beside it, --transcribe, or --text. What a clip lacks the model does without, where
+    it has anything that the model reads; the output says what was missing. With --audio, --text and
+    --video one clip is put together, which must lack nothing.
+    """
+    one = check_clips_asked_for(clips, audio, video, text, manifest_file, given)
+    out = checked_out(out, as_csv, as_json)
+    if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from mer.fusion.answer_text import prediction_lines
+    from mer import predicting
     from mer.fusion.checkpoint import Run
-    from mer.fusion.evaluate import predict_rows
-    from mer.fusion.train import pick_device
-    from mer.fusion.typed import tree
-    from mer.pipeline.extraction.clips import encoders_now, extract_clips
-    from mer.pipeline.runtime.progress import choose
 
     group = Run.open(run).trained()
     if len(group.children) != 1:
@@ -1730,69 +1754,107 @@ def predict(run, clip, audio, video, text, manifest_file, root, device, offline,
             f"{group.children[0].path}"
         )
     trained = group.children[0]
-    clips, told = clips_asked_for(audio, video, text, manifest_file, root)
-    like = tree(trained.info.store)
-    beside = {name: places.pop(name) or "" for name in ("vision_boxes", "vision_faces")}
-    given = {name.removesuffix("_encoder"): where for name, where in places.items() if where}
-    with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
-        store, failures = extract_clips(
-            clips,
-            like,
-            Path(folder) / "feats.h5",
-            encoders=encoders_now(like, Path(trained.info.features), given, trained.spec.sources),
-            device=device,
-            offline=offline,
-            wanted=trained.spec.sources,
-            beside=beside,
-            progress=choose() if manifest_file is not None else None,
-        )
-        with store:
-            failed = {failure.id for failure in failures}
-            place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
-            read = [c.id for c in clips if c.id in place and c.id not in failed]
-            rows = [place[name] for name in read]
-            table = predict_rows(trained, store, rows, device=pick_device(device))
-    for row in table.to_pylist():
-        known = told.get(row["id"], {})
-        row |= {key: value for key, value in known.items() if key in row}
-        if as_json:
-            say_json(row)
-            continue
-        for line in prediction_lines(row, trained.spec):
-            say(line)
-    for failure in failures:
+    asked = predicting.Asked(
+        root=root,
+        columns=mapped(given.pop("columns")),
+        transcribe=given.pop("transcribe"),
+        language=given.pop("language"),
+        device=given.pop("device"),
+        offline=given.pop("offline"),
+        places=given,
+    )
+    if one:
+        found = predicting.one(trained, (clips or (audio,))[0], video, text, asked)
+    else:
+        paths = [manifest_file] if manifest_file is not None else [*clips, *filter(None, [audio])]
+        found = predicting.many(trained, paths, asked, note)
+    show_predictions(found.rows, trained.spec, out, as_csv, as_json)
+    for failure in found.failures:
         kind = "known bad" if failure.known else "failed"
         note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")
-    unexpected = sum(not failure.known for failure in failures)
+    unexpected = sum(not failure.known for failure in found.failures)
     if unexpected:
         raise FailuresError(
-            f"{unexpected:,} of {len(clips):,} clips have no prediction; mend them, or leave them "
-            "out of the manifest"
+            f"{unexpected:,} of {plural(found.asked, 'clip')} have no prediction; mend them, or "
+            "leave them out"
         )
 
 
-def clips_asked_for(
-    audio: Path | None, video: Path | None, text: str | None, file: Path | None, root: Path | None
-):
-    """(clips, what is known of each by its id): the clip of --audio, --video and --text, or a
-    manifest's.
+def check_clips_asked_for(clips, audio, video, text, manifest_file, given) -> bool:
+    """Whether one clip is put together from options; UsageError for what does not go together."""
+    of_one = {"--text": text, "--video": video}
+    told = [name for name, value in of_one.items() if value is not None]
+    if clips and audio is not None:
+        raise click.UsageError("give the clip once: behind RUN, or with --audio")
+    if manifest_file is not None and (clips or audio is not None or told):
+        raise click.UsageError("give either clips (and --text for one of them), or --manifest FILE")
+    if manifest_file is None and not clips and audio is None and not told:
+        raise click.UsageError(
+            "no clip: name files, a folder, a table or a manifest behind RUN, or give --audio FILE "
+            "and --text TEXT"
+        )
+    if told and (len(clips) > 1 or any(map(is_of_many, clips))):
+        raise click.UsageError(
+            f"{told[0]} is of one clip, and {shown(clips[0], 80)} "
+            f"{'is not all' if len(clips) > 1 else 'may hold many'}; put the words of many in .txt "
+            "files beside them or in a table"
+        )
+    if given["language"] is not None and given["transcribe"] is None:
+        raise click.UsageError("--language goes with --transcribe")
+    if given["transcribe"] is not None and told:
+        raise click.UsageError(f"--transcribe goes with clips alone; leave {told[0]} out")
+    one = bool(told) or (audio is not None and given["transcribe"] is None)
+    if one and given["columns"]:
+        raise click.UsageError("--column goes with a table")
+    return one
 
-    Labels and targets are printed beside the prediction, and never shown to the model.
+
+def is_of_many(path: Path) -> bool:
+    """Whether a path is a folder, or a table or manifest by its name."""
+    from mer.pipeline.datasets.newclips import is_table
+
+    return path.is_dir() or is_table(path)
+
+
+def checked_out(out: Path | None, as_csv: bool, as_json: bool) -> tuple[Path, bool] | None:
+    """(where predictions are written, whether as JSON lines); said to be wrong before anything is
+    computed.
     """
-    from mer.pipeline.extraction.clips import clips_of
-    from mer.pipeline.manifest import Manifest, Utterance
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json: say one of them")
+    if out is None:
+        return None
+    kinds = {".csv": False, ".jsonl": True, ".ndjson": True, ".json": True}
+    if not (as_csv or as_json or out.suffix.lower() in kinds):
+        raise click.UsageError(f"--out {shown(out, 120)}: end its name in .csv or .jsonl")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        what = "a folder is there" if out.is_dir() else "no such folder"
+        raise click.UsageError(f"--out {shown(out, 160)}: {what}; name a file in one that is there")
+    return out, as_json or (not as_csv and kinds[out.suffix.lower()])
 
-    if file is None:
-        if video is not None and not video.exists():
-            raise DataError(f"--video {shown(video, 240)}: no such file")
-        sound, picture = (
-            str(path.resolve()) if path is not None else None for path in (audio, video)
-        )
-        name = str(audio or video or "text")
-        return [Utterance(id=name, audio=sound, text=text, video=picture)], {}
-    manifest = Manifest.read(file)
-    told = {u.id: {"label": u.label, "targets": u.targets} for u in manifest.rows}
-    return clips_of(manifest, root), told
+
+def show_predictions(rows: list[dict], spec, out: tuple[Path, bool] | None, as_csv, as_json):
+    """Print predictions, or write them where --out says."""
+    from mer.fusion import answer_text
+    from mer.fusion.files import write_text
+
+    if out is not None:
+        path, lines = out
+        text = answer_text.as_csv(rows, spec)
+        if lines:
+            text = "".join(escape_json(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+        write_text(path, text)
+        say(path)
+    elif as_json:
+        for row in rows:
+            say_json(row)
+    elif as_csv:
+        click.echo(answer_text.as_csv(rows, spec), nl=False)
+    elif len(rows) == 1:
+        for line in answer_text.prediction_lines(rows[0], spec):
+            say(line)
+    elif rows:
+        say_laid_out(answer_text.table(rows, spec, terminal_columns(sys.stdout)))
 
 
 # --- doctor

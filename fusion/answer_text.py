@@ -1,23 +1,37 @@
-"""One row of predictions as text."""
+"""Rows of predictions as text: one in words, many as a table or csv."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mer.fusion.batch import DataSpec
+from mer.fusion.tables import Table, plain
+from mer.pipeline.runtime.cells import guarded
+from mer.pipeline.runtime.terminal import plural, shown
+
+BETWEEN = ";"  # several labels, or modalities, in a cell of a csv
+ID_CHARACTERS = 60  # of a name in the table; the csv has all
+# What stands in a csv before and behind the scores.
+BEFORE = ("id", "file", "pred")
+BEHIND = ("modalities", "missing", "text_from", "text")
+LAST = ("label", "targets", "model", "seed")
 
 
 def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
     """What `mer predict` prints for a clip.
 
     Args:
-        row: Of the table that `mer.fusion.evaluate.predict_rows` makes.
+        row: Of the table that `mer.fusion.evaluate.predict_rows` makes, perhaps with `modalities`,
+            `missing` and `text_from`.
         spec: What the model answers.
 
     Returns:
-        The decision, every score, what each modality alone says, the [CLS] attention share and the
-        disagreement, as far as the model has them; one line each.
+        The decision, every score, what each modality alone says, the [CLS] attention share, the
+        disagreement, and what the clip had, as far as that is known; one line each.
     """
     lines = [f"{row['id']}: {_decision(row['pred'], ', ') or 'none'}"]
     if spec.task != "regression":
@@ -34,6 +48,95 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
         lines.append("  attention      " + "  ".join(said) + f"  (dominant: {dominant})")
     if row.get("disagreement") is not None:
         lines.append(f"  disagreement   {row['disagreement']:.3f}")
+    if row.get("missing"):
+        lines.append(
+            f"  missing        {', '.join(row['missing'])}; predicted from "
+            f"{' and '.join(row['modalities'])} alone"
+        )
+    if row.get("text_from"):
+        lines.append(f"  words          {row['text_from']}: {row['text']}")
+    return lines
+
+
+def table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, width: int | None) -> str:
+    """Many predictions as aligned text.
+
+    Args:
+        rows: As `prediction_lines` takes them.
+        spec: What the model answers.
+        width: Of the terminal; None: of none. Where the score of every class does not fit, the
+            highest stands alone.
+
+    Returns:
+        The table.
+    """
+    whole = _table(rows, spec, tuple(spec.labels) if spec.task != "regression" else ())
+    if width is None or max(map(len, whole.splitlines())) <= width or spec.task == "regression":
+        return whole
+    return _table(rows, spec, ()) + "\nthe scores of all classes: --csv or --json"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, labels: tuple[str, ...]) -> str:
+    highest = () if labels or spec.task == "regression" else ("p",)
+    words = any(row["text_from"] for row in rows)
+    columns = ("id", "predicted", *highest, *labels, "from", *(("words",) if words else ()))
+    cells = []
+    for row in rows:
+        scores = [row[f"p_{name}"] for name in labels]
+        if highest:
+            scores = [max(row[f"p_{name}"] for name in spec.labels)]
+        cells.append(
+            (
+                shown(row["id"], ID_CHARACTERS),
+                _decision(row["pred"], ", ") or "none",
+                *(f"{score:.3f}" for score in scores),
+                "+".join(row["modalities"]),
+                *((row["text_from"] or "–",) if words else ()),
+            )
+        )
+    left = {"predicted", "from", "words"} - set(labels)
+    return plain(Table(plural(len(rows), "clip"), columns, tuple(cells)), left=left)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
+    """Predictions as a csv with a header: numbers as they are, several labels with ; between."""
+    scores = ["value"] if spec.task == "regression" else [f"p_{name}" for name in spec.labels]
+    known = (*BEFORE, *scores, *BEHIND)
+    others = []
+    for name in rows[0] if rows else ():
+        kept = name.startswith(("attention_", "pred_")) or name == "disagreement"
+        if kept and any(row[name] is not None for row in rows):
+            others.append(name)
+    last = [name for name in LAST if not rows or name in rows[0]]
+    heads = [*known, *others, *last]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(guarded, heads))
+    for row in rows:
+        writer.writerow(_cell(row[name]) for name in heads)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A cell of a csv: text is kept from being run as a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        value = BETWEEN.join(map(str, value))
+    return guarded(value) if isinstance(value, str) else value
+
+
+def missing_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many clips lack which modality, and from what they are predicted."""
+    kinds = Counter((tuple(row["missing"]), tuple(row["modalities"])) for row in rows)
+    lines = []
+    for (missing, there), count in kinds.items():
+        if missing:
+            first = next(row["id"] for row in rows if tuple(row["missing"]) == missing)
+            lines.append(
+                f"{count:,} of {plural(len(rows), 'clip')} without {' and '.join(missing)}, "
+                f"predicted from {' and '.join(there)} alone (first: {shown(first, 80)})"
+            )
     return lines
 
 

@@ -224,6 +224,17 @@ class Run:
                 child.verified(name)
         return self
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The modalities that its model reads: all that it was given features of, or fewer.
+
+        Raises:
+            DataError: The configuration is damaged.
+        """
+        config = self.config
+        model: FusionModel = build(config.model, config.model_args, self.spec)
+        return tuple(m for m in self.spec.modalities if m in model.core.modalities)
+
     def model(self, device: torch.device | str = "cpu") -> FusionModel:
         """The model with the weights that dev chose, in eval mode.
 

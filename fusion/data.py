@@ -203,6 +203,9 @@ def steps(
     """
     each: dict[str, np.ndarray] = {}
     for one in spec.read_from(modality):
+        if _lacks(store, one):
+            each[one.name] = np.zeros(len(store), dtype=np.int64)
+            continue
         factor = pool_factor(store.header.modalities[one.name].frame_rate, config.pool_hz)
         n = -(-np.asarray(store.lengths(one.name), dtype=np.int64) // factor)
         each[one.name] = np.minimum(n, 1) if summary else n
@@ -221,6 +224,14 @@ def steps(
             )
     joined = np.max(list(each.values()), axis=0)
     return np.where(present, joined, 0)
+
+
+def _lacks(store: FeatureStore, one: FeatureSet) -> bool:
+    """Whether a store has nothing of a set of features, which is then absent in every row: so are
+    the stores of new clips. Those that a run is evaluated on are checked beforehand
+    (`mer.fusion.checkpoint.check_store`).
+    """
+    return one.name not in store.header.modalities
 
 
 def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[str]:
@@ -347,6 +358,8 @@ class BatchSource:
         """Of one feature set: its steps, or its means and deviations, or the means of its layers
         (then no step is read); and their lengths.
         """
+        if _lacks(self.store, one):
+            return self._nothing(one, len(rows))
         if one.means:
             return self._read_means(rows, one)
         started = time.perf_counter()
@@ -373,6 +386,15 @@ class BatchSource:
             self.checked.seconds += time.perf_counter() - started
             counted[rows] = True
         return [means.reshape(len(means), one.means * one.width)], present.astype(np.int64)
+
+    def _nothing(self, one: FeatureSet, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """What `_read_set` gives where a set is absent in so many rows."""
+        stored = one.width * max(len(one.stack), 1)
+        widths = [stored]
+        if self.summary:
+            widths = [one.means * one.width] if one.means else [stored, stored]
+        pieces = [np.zeros((0, width), dtype=np.float32) for width in widths]
+        return pieces, np.zeros(rows, dtype=np.int64)
 
     def make_resident(self) -> BatchSource:
         for m in self.spec.modalities:

@@ -239,6 +239,28 @@ def predict_rows(
         return _predict(run, model, part, advance)
 
 
+def modalities_of(
+    run: Run, store: FeatureStore, rows: Sequence[int] | np.ndarray
+) -> list[tuple[str, ...]]:
+    """What a run's model has of some rows, and reads.
+
+    Args:
+        run: One finished training.
+        store: As for `predict_rows`; what it has nothing of is absent in every row.
+        rows: Their numbers.
+
+    Returns:
+        For each row the modalities, in the model's order.
+    """
+    kind = model_class(run.config.model)[0]
+    spec = run.spec
+    there = {}
+    for m in run.reads:
+        n = data.steps(store, spec, run.config.data, m, summary=kind.summary)
+        there[m] = n[np.asarray(rows, dtype=np.int64)] > 0
+    return [tuple(m for m in there if there[m][at]) for at in range(len(rows))]
+
+
 def read_predictions(run: Run) -> Predicted:
     """The test predictions of an earlier evaluate, held against the checksum that metrics.json has.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mer.fusion import checkpoint, files, splits, typed
+from mer.fusion import checkpoint, files, sinks, splits, typed
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
@@ -62,6 +62,7 @@ def train(
     command: str | None = None,
     progress: Silent | None = None,
     warn: bool = True,
+    log: Sequence[str] = (),
 ) -> Run:
     """Train one model, or one for every seed and fold. What is finished is not trained again.
 
@@ -82,6 +83,7 @@ def train(
         progress: Shows how far each training is; None: `note` is told every epoch.
         warn: Say which features come from encoders that nobody trained; the tables of
             mer.fusion.report say it, too.
+        log: Names of `mer.fusion.sinks` that are told every epoch of every training.
 
     Returns:
         The finished run.
@@ -89,7 +91,9 @@ def train(
     Raises:
         DataError: The folder holds another run, the options do not fit the store, or a training
             failed.
+        DependencyError: A package that `log` needs is missing.
     """
+    sinks.check(log)
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
     config = settled(store, config)
@@ -128,6 +132,7 @@ def train(
                 processes=processes,
                 command=command,
                 watch=Watch(note, progress),
+                log=log,
             )
 
     if not grouped:

@@ -14,7 +14,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, optim, splits, typed
+from mer.fusion import checkpoint, data, files, infer, metrics, optim, sinks, splits, typed
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
@@ -34,6 +34,7 @@ from mer.fusion.models import build, model_class
 from mer.fusion.models.base import FusionModel
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
+from mer.fusion.sinks import Sink
 from mer.fusion.splits import Fold, Split
 from mer.fusion.tables import loss_title
 from mer.fusion.watch import Watch, chosen, rising
@@ -91,6 +92,7 @@ class Training:
     store_key: str
     command: str | None
     watch: Watch
+    sinks: Sequence[Sink] = ()
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -110,6 +112,7 @@ def fit(
     processes: Processes = ALONE,
     command: str | None = None,
     watch: Watch | None = None,
+    log: Sequence[str] = (),
 ) -> Run:
     """Train one model into a folder, or go on from its last finished epoch.
 
@@ -127,6 +130,7 @@ def fit(
         processes: Those that train together.
         command: What was typed, for run.json.
         watch: Told how far it is; None: `note` is told every epoch.
+        log: Names of `mer.fusion.sinks` that are told every epoch, besides log.jsonl.
 
     Returns:
         The finished run.
@@ -160,7 +164,8 @@ def fit(
     there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
     if there is not None and there.finished:
         processes.agree(there.sound)
-        note(f"{folder}: already trained")
+        late = f"; nothing is added for --log {', '.join(log)}" if log else ""
+        note(f"{folder}: already trained{late}")
         return there
     for line in (*split.notes, *read_notes(training)):
         note(line)
@@ -180,8 +185,6 @@ def fit(
         note(f"{folder}: goes on after epoch {progress.epoch}")
     else:
         _learn_scale(training, model, parts["train"])
-    if training.processes.first:
-        _write_log(training.folder, progress)
     explained = rising(model, config.train.epochs)
     if explained is not None:
         note(explained)
@@ -192,13 +195,17 @@ def fit(
         metric=metric,
     )
     keeper = Keeper(training.folder, model, optimizer)
-    with deterministic(training.device), announcements(note), told:
-        while _goes_on(progress, config):
-            progress = _one_epoch(training, keeper, parts, progress)
-            if not said:  # by now each row has been read once
-                note(checked_line(parts))
-                said = True
-    return _finish(training, info, progress)
+    with sinks.opened(log, folder) as listening:
+        training = replace(training, sinks=listening if processes.first else ())
+        for sink in training.sinks:
+            sink.begin(info, config, progress.log)
+        with deterministic(training.device), announcements(note), told:
+            while _goes_on(progress, config):
+                progress = _one_epoch(training, keeper, parts, progress)
+                if not said:  # by now each row has been read once
+                    note(checked_line(parts))
+                    said = True
+        return _finish(training, info, progress)
 
 
 def _goes_on(progress: Progress, config: TrainConfig) -> bool:
@@ -343,21 +350,10 @@ def _one_epoch(
     progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
     if processes.first:
         progress = keeper.keep(progress, last=not _goes_on(progress, config))
-        files.append_line(training.folder / checkpoint.LOG, json.dumps(typed.tree(entry)))
+    for sink in training.sinks:
+        sink.epoch(entry)
     watch.epoch(entry, best, progress.best_epoch, progress.best[training.metric])
     return progress
-
-
-def _log(progress: Progress) -> bytes:
-    """The content of log.jsonl."""
-    return "".join(json.dumps(typed.tree(entry)) + "\n" for entry in progress.log).encode()
-
-
-def _write_log(folder: Path, progress: Progress) -> None:
-    """log.jsonl as far as the training was saved, whatever is there: each epoch is appended to it
-    as it ends, so that a kill can leave it epochs ahead, or one short.
-    """
-    files.write_bytes(folder / checkpoint.LOG, _log(progress))
 
 
 def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
@@ -365,7 +361,7 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
     folder = training.folder
     seconds = sum(entry.seconds for entry in progress.log)
     rows = len(training.split.train) * len(progress.log)
-    log = _log(progress)
+    log = sinks.json_lines(progress.log)
     first = training.processes.first
     done = FinishedInfo(
         **{name: getattr(info, name) for name in typed.hints(SingleInfo)} | {"finished": True},
@@ -380,7 +376,8 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
     if first:
         if files.digest(folder / checkpoint.MODEL) != progress.model_sha256:
             raise _not_the_weights(folder)
-        files.write_bytes(folder / checkpoint.LOG, log)
+        for sink in training.sinks:
+            sink.end(done)
         files.write_json(folder / checkpoint.INFO, typed.tree(done))
     best, epochs, most = done.best_epoch, progress.epoch, training.config.train.epochs
     training.note(chosen(best, epochs, most, training.metric, done.dev[training.metric]))

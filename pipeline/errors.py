@@ -5,7 +5,7 @@ Anything else that escapes is a bug of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 T = TypeVar("T")
@@ -37,10 +37,13 @@ class MissingError(DataError):
 
 
 class UnreadableError(DataError):
-    """No row can be read. `stage` and `reason` are those of the first."""
+    """No row can be read. `problems` has the (stage, reason) of each row, `stage` and `reason` are
+    those of the first.
+    """
 
-    def __init__(self, message: str, stage: str, reason: str):
-        self.stage, self.reason = stage, reason
+    def __init__(self, message: str, problems: Sequence[tuple[str, str]]):
+        self.problems = tuple(problems)
+        self.stage, self.reason = self.problems[0]
         super().__init__(message)
 
 

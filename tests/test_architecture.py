@@ -16,6 +16,7 @@ FILES = sorted(
     [
         ROOT / "cli.py",
         ROOT / "commands.py",
+        ROOT / "predicting.py",
         *(p for room in ("pipeline", "fusion", "manifests") for p in (ROOT / room).rglob("*.py")),
     ]
 )

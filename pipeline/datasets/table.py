@@ -44,6 +44,7 @@ def prepare(
     seed: int = 0,
     name: str | None = None,
     language: str = "en",
+    folder_option: str = "--audio-dir",
 ) -> tuple[Manifest, Findings]:
     """The manifest of a table.
 
@@ -58,6 +59,7 @@ def prepare(
         seed: Of the split by group.
         name: Of the corpus, by default the table's.
         language: Code, for the default encoders.
+        folder_option: What messages call `audio_dir`.
 
     Returns:
         The manifest, and what was found.
@@ -74,7 +76,7 @@ def prepare(
         _check_option(what, value)
     findings = Findings(name)
     table = read(source, columns, findings, several=task == "multi")
-    root = Path(audio_dir) if audio_dir is not None else source.parent
+    root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
@@ -107,9 +109,9 @@ def prepare(
             )
         )
     _check_ids(table, ids)
-    rows = look(rows, root, _info(name, language), findings)
+    rows = look(rows, root.folder, _info(name, language), findings)
     made = {"table": source.name, "columns": dict(columns), "split": split, "seed": seed}
-    manifest = Manifest(name, task, labelling.names, tuple(rows), root, language, made)
+    manifest = Manifest(name, task, labelling.names, tuple(rows), root.folder, language, made)
     return manifest, findings
 
 
@@ -149,10 +151,18 @@ def _info(name: str, language: str) -> CorpusInfo:
     )
 
 
+@dataclass(frozen=True)
+class _Root:
+    """What the paths of a table are relative to, and the option that says so."""
+
+    folder: Path
+    option: str
+
+
 # --- what the table has and lacks
 
 
-def _check_content(table: Table, root: Path) -> None:
+def _check_content(table: Table, root: _Root) -> None:
     """Raises DataError for a table without a field, a row, or anything to encode."""
     source = table.source
     if not table.data and table.names:
@@ -168,8 +178,8 @@ def _check_content(table: Table, root: Path) -> None:
             f"{source}: neither audio nor text; {remedy} (found "
             f"{listed(table.names)}{_near(table)})"
         )
-    if {"audio", "video"} & set(table.data) and not root.is_dir():
-        raise DataError(f"{root}: no such folder (--audio-dir)")
+    if {"audio", "video"} & set(table.data) and not root.folder.is_dir():
+        raise DataError(f"{root.folder}: no such folder ({root.option})")
 
 
 def _other_case(field: str, names: Sequence[str]) -> str | None:
@@ -369,14 +379,14 @@ def _video_times(table: Table) -> list[tuple[float | None, float | None]]:
 
 
 def _media(
-    table: Table, field: str, ids: list[str | None], root: Path, findings: Findings
+    table: Table, field: str, ids: list[str | None], root: _Root, findings: Findings
 ) -> list[str | None]:
     """Paths of the field, audio or video, relative to `root`, which they may not leave.
 
     A name without an extension is looked up among the media files there. Backslashes of Windows are
     read as slashes where only that names a file, which is counted.
     """
-    folders = _Folders(os.path.abspath(root))
+    folders = _Folders(os.path.abspath(root.folder))
     out: list[str | None] = []
     for i, value in enumerate(table.column(field)):
         if value is None:
@@ -391,7 +401,7 @@ def _media(
         if not found:
             raise DataError(
                 f"{table.at(i)} has {field} '{shown(value)}', which is not a file within "
-                f"{folders.base} (--audio-dir)"
+                f"{folders.base} ({root.option})"
             )
         if len(found) > 1:
             names = [os.path.basename(path) for path in found[:4]]

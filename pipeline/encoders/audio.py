@@ -32,6 +32,7 @@ from mer.pipeline.encoders.modality import (
     Modality,
     ReadItem,
     Rows,
+    Streams,
     problem_of,
 )
 from mer.pipeline.errors import DataError
@@ -116,6 +117,10 @@ class Audio(Modality):
 
     def file(self, u: Utterance) -> str | None:
         return u.audio or None
+
+    def found_in(self, u: Utterance, streams: Mapping[str, Streams]) -> bool:
+        file = self.file(u)
+        return file is not None and (file not in streams or streams[file][0])
 
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
         return (digest, self.span(u)) if digest else self.absent

@@ -99,11 +99,17 @@ class Checkpoint:
 
 
 def resolve(
-    kind: str, encoder: str, *, offline: bool = False, sha256: Callable[[Path], str] = sha256_file
+    kind: str,
+    encoder: str,
+    *,
+    offline: bool = False,
+    sha256: Callable[[Path], str] = sha256_file,
+    also: tuple[str, ...] = (),
 ) -> Checkpoint:
     """The files of `encoder`, downloaded if need be.
 
-    `sha256` hashes a file (a caller may remember hashes). Raises EncoderError.
+    `sha256` hashes a file (a caller may remember hashes). `also` are patterns of files that are
+    downloaded besides, and belong to no hash. Raises EncoderError.
     """
     if encoder.startswith(tiny.PREFIX):
         config = tiny.config(kind, encoder)
@@ -126,7 +132,7 @@ def resolve(
                 "a hub id"
             )
         name, _, revision = encoder.partition("@")
-        folder = _snapshot(kind, name, revision or None, offline)
+        folder = _snapshot(kind, name, revision or None, offline, also)
         revision = folder.name  # the hub's cache names a snapshot by its commit
     folder = _transformer(kind, folder)
     config = _json(kind, folder / "config.json", required=True)
@@ -202,7 +208,16 @@ def _json(kind: str, path: Path, *, required: bool, of: type = dict) -> Any:
     return content
 
 
-def _snapshot(kind: str, name: str, revision: str | None, offline: bool) -> Path:
+def _instead(kind: str) -> str:
+    """What could be named instead of a checkpoint of the hub."""
+    if kind not in tiny.NAMES:
+        return "; or name a directory"
+    return f"; or name a directory with --{kind}-encoder, or {tiny.NAMES[kind]} to try things out"
+
+
+def _snapshot(
+    kind: str, name: str, revision: str | None, offline: bool, also: tuple[str, ...] = ()
+) -> Path:
     """The hub's local snapshot of the files an encoder needs.
 
     A `.bin` is fetched only where no safetensors exist.
@@ -213,7 +228,7 @@ def _snapshot(kind: str, name: str, revision: str | None, offline: bool) -> Path
     what = f"{kind} encoder {name}" + (f"@{revision}" if revision else "")
     try:
         for weights in (SAFE, PICKLED):
-            wanted = (*CONFIGURATION, *PIECES, *weights)
+            wanted = (*CONFIGURATION, *PIECES, *also, *weights)
             within = (f"{FIRST_MODULE}/{pattern}" for pattern in wanted)
             folder = Path(
                 snapshot_download(
@@ -233,8 +248,7 @@ def _snapshot(kind: str, name: str, revision: str | None, offline: bool) -> Path
                 if offline
                 else " and the hub cannot be reached"
             )
-            + f"; or name a directory with --{kind}-encoder, or {tiny.NAMES[kind]} to try "
-            "things out"
+            + _instead(kind)
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise EncoderError(f"{what}: cannot be downloaded ({first_line(error)})") from None

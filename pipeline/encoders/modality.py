@@ -31,6 +31,8 @@ from mer.pipeline.runtime.files import sha256_file
 if TYPE_CHECKING:
     import torch
 
+# whether a file has sound, and whether it has a picture
+Streams = tuple[bool, bool]
 NONE = ("", "none")  # values of an encoder option that ask for no features of the modality
 NOTHING = np.empty(0, np.float32)  # what was read where there is a problem
 # (inode, size, mtime_ns) of a file when it was hashed
@@ -250,6 +252,12 @@ class Modality(ABC):
     def file(self, u: Utterance) -> str | None:
         """The media file it is read from, relative to the manifest's root; None: from no file."""
         return None
+
+    def found_in(self, u: Utterance, streams: Mapping[str, Streams]) -> bool:
+        """Whether an utterance has something of this modality, where `streams` says what is in some
+        of the files; what is in others is not known, and then it has.
+        """
+        return self.has(u)
 
     @abstractmethod
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from mer.pipeline.encoders.modality import (
     Modality,
     ReadItem,
     Rows,
+    Streams,
     problem_of,
 )
 from mer.pipeline.encoders.towers import default_pool, is_hierarchy, layers_of
@@ -102,6 +103,10 @@ class Vision(Modality):
 
     def file(self, u: Utterance) -> str | None:
         return u.video or u.audio or None
+
+    def found_in(self, u: Utterance, streams: Mapping[str, Streams]) -> bool:
+        file = self.file(u)
+        return file is not None and (file not in streams or streams[file][1])
 
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
         if not digest:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mer.pipeline.datasets.newclips import of_manifest
 from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.encoders.modality import Modality
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError, MissingError, UnreadableError
 from mer.pipeline.extraction.options import ExtractOptions
-from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.outcome import Failure, count_lines
 from mer.pipeline.extraction.recipes import LAYER_MEANS, differences, part
 from mer.pipeline.extraction.request import Here
 from mer.pipeline.extraction.steps import extract
@@ -59,6 +60,8 @@ def extract_clips(
 ) -> tuple[FeatureStore, list[Failure]]:
     """Extract clips into a store of their own, by the recipe of another store.
 
+    Each modality must be there, if not in every clip; see `extract_many` for what need not be.
+
     Args:
         clips: paths absolute or relative to the working directory.
         like: the other store, as a run's `store` entry describes it: dataset, task, labels,
@@ -82,42 +85,114 @@ def extract_clips(
             modalities.
         KeyMismatchError: an encoder is not the recipe's own.
     """
-    groups = _groups(like, wanted)
-    kinds = dict.fromkeys(name for group in groups for name in group.infos)
+    kinds = dict.fromkeys(name for group in _groups(like, wanted) for name in group.infos)
     _check_given(clips, kinds)
     _check_spelling(clips)
+    places = Places(encoders or {}, device, offline, beside or {})
+    made = _made(clips, like, out, places, progress=progress, wanted=wanted, decoders=0)
+    assert made.store is not None  # else it was an error
+    return made.store, made.failures
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where clips are encoded, and by what: as `extract_clips` has it."""
+
+    encoders: Mapping[str, str | None]
+    device: str = "auto"
+    offline: bool = False
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The store of clips (None: none of them could be read), the failures, one for each clip that
+    has one, and lines on what was noted of the others.
+    """
+
+    store: FeatureStore | None
+    failures: list[Failure]
+    lines: list[str]
+
+
+def extract_many(
+    clips: Sequence[Utterance],
+    like: dict,
+    out: Path,
+    places: Places,
+    *,
+    wanted: Collection[str],
+    progress: Silent | None = None,
+) -> Extracted:
+    """Extract many clips as `extract_clips` does, of which some or all may lack a modality.
+
+    Args:
+        clips: As there, each with one of the modalities.
+        like: As there.
+        out: As there.
+        places: Where they are encoded, and by what.
+        wanted: The modalities of that store that a clip has, and no others.
+        progress: Is told how far the extraction is.
+
+    Returns:
+        What came of it: clips that cannot be read are no error, even where all are such.
+
+    Raises:
+        DataError: As there.
+        KeyMismatchError: As there.
+    """
+    return _made(clips, like, out, places, progress=progress, wanted=wanted, decoders=-1)
+
+
+def _made(
+    clips: Sequence[Utterance],
+    like: dict,
+    out: Path,
+    places: Places,
+    *,
+    progress: Silent | None,
+    wanted: Collection[str] | None,
+    decoders: int,
+) -> Extracted:
+    """The store of clips. With `decoders` 0 they are decoded in this process, and it is an error
+    where none can be read.
+    """
+    groups = _groups(like, wanted)
+    kinds = dict.fromkeys(name for group in groups for name in group.infos)
     asked = []
     on_faces = [group for group in groups if group.on_faces]
-    told = [name for name, value in (beside or {}).items() if value]
+    told = [name for name, value in places.beside.items() if value]
     if told and not on_faces:
         raise DataError(
             f"--{told[0].replace('_', '-')}: the run does not look at faces; leave it out"
         )
     for group in groups:
-        given = {m: (encoders or {}).get(name) for m, name in group.names.items()}
-        options = replace(_options(group.infos, group.recipe, given), device=device)
-        places = beside if beside and group in on_faces else {}
-        asked.append(replace(options, offline=offline, **places))
+        given = {m: places.encoders.get(name) for m, name in group.names.items()}
+        options = _options(group.infos, group.recipe, given)
+        options = replace(options, device=places.device, offline=places.offline, decoders=decoders)
+        asked.append(replace(options, **(places.beside if group in on_faces else {})))
     failures: dict[str, Failure] = {}
-    stores = []
+    stores: list[FeatureStore] = []
+    renamed: dict[tuple[int, str], str] = {}
+    lines: list[str] = []
     as_it_is = len(groups) == 1 and all(m == name for m, name in groups[0].names.items())
     for number, (group, options) in enumerate(zip(groups, asked, strict=True)):
         mine = _clips_for(clips, group, kinds, number)
         place = out if as_it_is else out.with_name(f"{number}-{out.name}")
-        store, failed = _extracted(mine, like, group, place, options, progress)
-        stores.append(store)
+        store, failed, noted = _extracted(mine, like, group, place, options, progress)
+        if store is not None:
+            renamed |= {(len(stores), m): name for m, name in group.names.items()}
+            stores.append(store)
+        lines += noted
         for failure in failed:
             failures.setdefault(failure.id, failure)
     found = [failures[clip.id] for clip in clips if clip.id in failures]
-    if as_it_is:
-        return stores[0], found
-    renamed: dict[tuple[int, str], str] = {}
-    for number, group in enumerate(groups):
-        renamed |= {(number, m): name for m, name in group.names.items()}
+    if as_it_is or not stores:
+        return Extracted(stores[0] if stores else None, found, lines)
     # Sound and picture may come from files that do not last equally long, and one clip may have
     # sound alone, another words alone.
     write(plan(stores, renamed, keep_first=KEEPABLE, allow_disjoint=True).head, out)
-    return FeatureStore(out), found
+    return Extracted(FeatureStore(out), found, lines)
 
 
 def _groups(like: dict, wanted: Collection[str] | None) -> list[Group]:
@@ -180,8 +255,10 @@ def _extracted(
     out: Path,
     options: ExtractOptions,
     progress: Silent | None,
-) -> tuple[FeatureStore, list[Failure]]:
-    """The store of one group. Raises KeyMismatchError when its recipe came out as another one."""
+) -> tuple[FeatureStore | None, list[Failure], list[str]]:
+    """The store of one group, the failures, and what was noted. Raises KeyMismatchError when its
+    recipe came out as another one.
+    """
     manifest = Manifest(
         like["dataset"],
         like["task"],
@@ -200,6 +277,8 @@ def _extracted(
             "or in the manifest"
         ) from None
     except UnreadableError as error:
+        if options.decoders:
+            return None, _failures(clips, error), []
         if len(clips) > 1:
             raise
         hint = "; name the file that has its sound with --audio FILE" if _is_mute(error) else ""
@@ -214,7 +293,16 @@ def _extracted(
         raise KeyMismatchError(
             f"not the run's own encoders ({what}); name the right ones with {known}"
         )
-    return store, done.failures
+    return store, done.failures, count_lines(done.counts, done.flagged)
+
+
+def _failures(clips: Sequence[Utterance], error: UnreadableError) -> list[Failure]:
+    """Of clips of which none can be read."""
+    found = []
+    for clip, (stage, reason) in zip(clips, error.problems, strict=True):
+        known = clip.known_bad is not None
+        found.append(Failure(clip.id, clip.audio or clip.video, stage, reason, known))
+    return found
 
 
 def _is_mute(error: UnreadableError) -> bool:
@@ -301,16 +389,8 @@ def _check_spelling(clips: Sequence[Utterance]) -> None:
 
 
 def clips_of(manifest: Manifest, root: Path | None = None) -> list[Utterance]:
-    """The manifest's utterances with absolute paths and without labels, which belong to another
-    corpus's label set.
-    """
-    root = root or manifest.root
-    found = []
-    for u in manifest.rows:
-        audio = u.audio and str((root / u.audio).resolve())
-        video = u.video and str((root / u.video).resolve())
-        found.append(replace(u, audio=audio, video=video, label=None, targets=None))
-    return found
+    """A manifest's utterances as `extract_clips` takes them."""
+    return of_manifest(manifest, root).clips
 
 
 def encoders_now(

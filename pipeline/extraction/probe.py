@@ -55,8 +55,8 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
         for one in request.keys.chosen:
             told = lengths[one.name]
             check_lengths(one, request, rows, Lengths(told, told, ()), blank)
-        first = problems[0]
-        raise UnreadableError(_none_can_be_read(request, problems), first.stage, first.reason)
+        reasons = [(problems[row].stage, problems[row].reason) for row in range(len(rows))]
+        raise UnreadableError(_none_can_be_read(request, problems), reasons)
     return Probed(lengths, problems)
 
 

@@ -50,7 +50,7 @@ KEPT_BYTES = 32 << 20
 FILMS_REMEMBERED = 4096  # by a decoding process: two numbers each
 NO_PICTURES = np.empty((0, 0, 0, 3), np.uint8)
 
-__all__ = ["Picture", "PicturesInfo", "Wanted", "count", "load", "probe", "take"]
+__all__ = ["Picture", "PicturesInfo", "Wanted", "count", "load", "probe", "streams", "take"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,24 @@ def _probe(film: _Film, fps: float, start: float | None, end: float | None) -> P
             Stage.TOO_LONG,
         )
     return PicturesInfo(count(seconds, fps), first, last)
+
+
+def streams(path: str | os.PathLike) -> tuple[bool, bool]:
+    """Whether a file has sound, and whether it has a picture; nothing is decoded.
+
+    Args:
+        path: A media file.
+
+    Returns:
+        (sound, picture); covers of albums are no pictures.
+
+    Raises:
+        MediaError: The file cannot be read or is cut off.
+    """
+    with _Film.opened(Path(path)) as film:
+        if film.container is None:  # of a kind that holds nothing but sound
+            return True, False
+        return bool(film.container.streams.audio), film.stream is not None
 
 
 def load(

@@ -41,6 +41,7 @@ class Job:
         what: "probe" asks how many samples there are, "load" for the waveform, and "changed" why
             this version decodes the file otherwise than the first, which is the `reason`. "count"
             and "pictures" ask the same of the picture as "probe" and "load" of the sound.
+            "streams" asks which of the two there are.
         path: The file.
         channel: As for `media.load`.
         start: As for `media.load`, in seconds.
@@ -72,6 +73,7 @@ class Decoded:
         stage: Where it failed, if it did.
         reason: One line that says why; for "changed" its answer.
         pictures: Those that were wanted, one behind the other, for "pictures".
+        streams: Whether there is sound, and whether there is a picture, for "streams".
     """
 
     samples: int = 0
@@ -80,6 +82,7 @@ class Decoded:
     stage: Stage | None = None
     reason: str | None = None
     pictures: np.ndarray | None = None
+    streams: tuple[bool, bool] | None = None
 
 
 def decode(job: Job) -> Decoded:
@@ -98,6 +101,8 @@ def decode(job: Job) -> Decoded:
             )
         if job.what == "changed":
             return Decoded(reason=media.changed(job.path))
+        if job.what == "streams":
+            return Decoded(streams=pictures.streams(job.path))
         if job.pictures is not None:
             return _pictures(job, job.pictures)
         if job.what == "probe":

@@ -170,3 +170,54 @@ def save(model, folder: Path, pickled: bool) -> None:
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
     else:
         model.save_pretrained(folder)
+
+
+def transcriber(folder: Path, *, languages: tuple[str, ...] = ("en", "pl"), **changes) -> Path:
+    """A Whisper checkpoint with windows of two seconds and all that transcribing takes: decoder,
+    tokenizer (one token a byte), generation settings. No `languages`: it knows English alone.
+    """
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # one stands for each byte
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokens = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in languages)]
+    tokens += ["<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+    special = {token: number for number, token in enumerate(tokens, start=len(vocabulary))}
+    end, start = special["<|endoftext|>"], special["<|startoftranscript|>"]
+    settings = {
+        "vocab_size": len(vocabulary) + len(special),
+        "init_std": 0.5,  # so that other sound gives other words
+        "tie_word_embeddings": False,
+        "max_target_positions": 16,
+        "pad_token_id": end,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "decoder_start_token_id": start,
+    }
+    whisper(folder, form="generation", **settings | changes)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary | {"<|endoftext|>": end}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    added = {token: number for token, number in special.items() if number != end}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    named = {"additional_special_tokens": list(special), "model_max_length": 16}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        named[key] = "<|endoftext|>"
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(named | {"tokenizer_class": "WhisperTokenizer"})
+    )
+    generation = {
+        "decoder_start_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "bos_token_id": end,
+        "max_length": 16,
+        "no_timestamps_token_id": special["<|notimestamps|>"],
+        "is_multilingual": bool(languages),
+    }
+    if languages:
+        generation["lang_to_id"] = {f"<|{code}|>": special[f"<|{code}|>"] for code in languages}
+        generation["task_to_id"] = {
+            task: special[f"<|{task}|>"] for task in ("translate", "transcribe")
+        }
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder

@@ -1,0 +1,199 @@
+"""What `mer predict` does between its command line and its output. Beside cli.py the only place
+that sees both rooms: features are made by `mer.pipeline`, answers by `mer.fusion`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mer.fusion.answer_text import missing_lines
+from mer.fusion.checkpoint import Run
+from mer.fusion.evaluate import modalities_of, predict_rows
+from mer.fusion.train import pick_device
+from mer.fusion.typed import tree
+from mer.pipeline.datasets.newclips import GIVEN, gather
+from mer.pipeline.errors import DataError
+from mer.pipeline.extraction.clips import Places, encoders_now, extract_clips
+from mer.pipeline.extraction.given import Hearing, make_ready
+from mer.pipeline.extraction.outcome import Failure
+from mer.pipeline.extraction.presence import kinds_of
+from mer.pipeline.manifest import Utterance
+from mer.pipeline.media.stages import Stage
+from mer.pipeline.runtime.progress import SILENT, Silent, choose
+from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.store import FeatureStore
+
+WORDS = "text"  # the modality that clips come without most often
+ENCODED = ("audio", "vision", "text")
+BESIDE = ("vision_boxes", "vision_faces")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `mer predict` that decide what is predicted. `places` has those that say where
+    encoders and faces are, by name.
+    """
+
+    root: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    transcribe: str | None = None
+    language: str | None = None
+    device: str = "auto"
+    offline: bool = False
+    places: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A row for each clip that has a prediction, a failure for each that has none, and how many
+    were asked for.
+    """
+
+    rows: list[dict[str, Any]]
+    failures: list[Failure]
+    asked: int
+
+
+def one(
+    run: Run, audio: Path | None, video: Path | None, text: str | None, asked: Asked
+) -> Predicted:
+    """Predict the clip that is put together from sound, picture and words.
+
+    Args:
+        run: One finished training.
+        audio: The file with its sound.
+        video: The file with its picture, if that is another one.
+        text: What is said.
+        asked: Where it is done, and by which encoders.
+
+    Returns:
+        Its prediction.
+
+    Raises:
+        DataError: It lacks what the run reads, or cannot be read.
+        KeyMismatchError: An encoder is not the run's own.
+    """
+    if video is not None and not video.exists():
+        raise DataError(f"--video {shown(video, 240)}: no such file")
+    sound, picture = (str(path.resolve()) if path is not None else None for path in (audio, video))
+    clip = Utterance(id=str(audio or video or WORDS), audio=sound, text=text, video=picture)
+    places = _places(run, asked)
+    with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
+        store, failures = extract_clips(
+            [clip],
+            tree(run.info.store),
+            Path(folder) / "feats.h5",
+            encoders=places.encoders,
+            device=places.device,
+            offline=places.offline,
+            wanted=run.spec.sources,
+            beside=places.beside,
+        )
+        with store:
+            clips = [] if failures else [clip]
+            rows = _rows(run, store, clips, {clip.id: GIVEN} if text else {}, asked.device, SILENT)
+    return Predicted(rows, [*failures, *_unanswered(clips, rows)], 1)
+
+
+def many(run: Run, paths: Sequence[Path], asked: Asked, note: Callable[[str], None]) -> Predicted:
+    """Predict files, folders, or the rows of a table or manifest.
+
+    Args:
+        run: One finished training.
+        paths: As `mer.pipeline.datasets.newclips.gather` takes them.
+        asked: The options.
+        note: Told what the user should know, line by line.
+
+    Returns:
+        The predictions, in the order of the clips.
+
+    Raises:
+        DataError: There is no clip, or an option does not fit the run.
+        EncoderError: A checkpoint cannot be used.
+        KeyMismatchError: An encoder is not the run's own.
+    """
+    like, progress = tree(run.info.store), choose()
+    features = [one.name for m in run.reads for one in run.spec.read_from(m)]
+    words = WORDS in kinds_of(like, features).values()
+    if asked.transcribe is not None and not words:
+        raise DataError("--transcribe: the run reads no words; leave it out")
+    new = gather(paths, words=words, task=run.spec.task, root=asked.root, columns=asked.columns)
+    for line in new.notes:
+        note(line)
+    hearing = Hearing(asked.transcribe, asked.language) if asked.transcribe is not None else None
+    with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
+        out = Path(folder) / "feats.h5"
+        places = _places(run, asked)
+        ready = make_ready(new, like, features, out, places, hearing=hearing, progress=progress)
+        for line in ready.notes:
+            note(line)
+        rows = []
+        if ready.store is not None:
+            with ready.store as store:
+                rows = _rows(run, store, ready.clips, ready.words_from, asked.device, progress)
+    for row in rows:  # what a table says of a clip, which the model was not shown
+        told = new.told.get(row["id"], {})
+        row |= {key: value for key, value in told.items() if key in row}
+    for line in missing_lines(rows) if len(rows) > 1 else ():
+        note(line)
+    return Predicted(rows, [*ready.failures, *_unanswered(ready.clips, rows)], new.asked)
+
+
+def _places(run: Run, asked: Asked) -> Places:
+    """Where clips are encoded, and by what."""
+    there = {m: asked.places.get(f"{m}_encoder") for m in ENCODED}
+    given = {m: where for m, where in there.items() if where}
+    store = tree(run.info.store)
+    encoders = encoders_now(store, Path(run.info.features), given, run.spec.sources)
+    beside = {name: asked.places.get(name) or "" for name in BESIDE}
+    return Places(encoders, asked.device, asked.offline, beside)
+
+
+def _rows(
+    run: Run,
+    store: FeatureStore,
+    clips: Sequence[Utterance],
+    words_from: Mapping[str, str],
+    device: str,
+    progress: Silent,
+) -> list[dict[str, Any]]:
+    """A row for each clip of which the model has anything, with what it had."""
+    place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
+    had = modalities_of(run, store, [place[u.id] for u in clips])
+    answerable = [(u, there) for u, there in zip(clips, had, strict=True) if there]
+    if not answerable:
+        return []
+    rows = [place[u.id] for u, _ in answerable]
+    table = predict_rows(run, store, rows, device=pick_device(device), progress=progress)
+    found = []
+    for row, (clip, there) in zip(table.to_pylist(), answerable, strict=True):
+        read = WORDS in there
+        had_by_clip = {
+            "file": clip.audio or clip.video,
+            "modalities": list(there),
+            "missing": [m for m in run.reads if m not in there],
+            "text_from": words_from.get(clip.id) if read else None,
+            "text": clip.text if read else None,
+            "model": run.info.model,
+            "seed": run.single.seed,
+        }
+        found.append({**row, **had_by_clip})
+    return found
+
+
+def _unanswered(clips: Sequence[Utterance], rows: Sequence[Mapping[str, Any]]) -> list[Failure]:
+    """The failures of clips of which nothing was left for the model, such as words without a
+    token.
+    """
+    answered = {row["id"] for row in rows}
+    why = "its encoders make nothing of it, so that the model has nothing to read"
+    found = []
+    for u in clips:
+        if u.id not in answered:
+            path, known = u.audio or u.video, u.known_bad is not None
+            found.append(Failure(u.id, path, Stage.EMPTY, why, known))
+    return found
