@@ -7,18 +7,21 @@ again or, for a large model, over some of its batches, evenly spaced by length (
 `data_share` is the time in which the loop orders rows and waits for its next batch, as a share of
 all; the rest is the model, its losses, the gradients, clipping and the optimizer. `--residence
 stream` measures reading from the store instead of the tensors kept on the device. With `--presets`
-nothing is written.
+nothing is written. `--plain` sets an epoch of `concat` beside the loop that anybody would write for
+the same MLP: features in one tensor, fused AdamW, nothing logged.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mer.fusion import config, data, optim, splits, train
 from mer.fusion.models import model_class
@@ -145,6 +148,61 @@ def measure(
     }
 
 
+def plain_epoch(
+    mlp: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, batch_size: int
+) -> None:
+    """An epoch as a page of a tutorial has it."""
+    for index in torch.randperm(len(x)).split(batch_size):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(mlp(x[index]), y[index]).backward()
+        nn.utils.clip_grad_norm_(mlp.parameters(), 1.0)
+        optimizer.step()
+
+
+def beside_a_plain_loop(store: FeatureStore, device: torch.device, rounds: int = 5) -> dict:
+    """CPU seconds of an epoch of `concat` and of a plain loop over the same MLP, by turns; medians,
+    and their ratio.
+    """
+    settings = config.load(preset="concat")
+    spec = data.spec(store, settings.data)
+    target = splits.targets(store.table(), store.header.task, store.header.labels)
+    model = model_class("concat")[0](settings.model_args, spec).to(device)
+    rows = np.arange(len(store))
+    part = data.batch_source(
+        store, spec, settings.data, rows, target, device=device, summary=model.summary
+    )
+    model.calibrate(part.batches(part.in_order(64)))
+    ours = optim.adamw(model, settings)
+    x = torch.cat([packed[:-1] for packed in part.packed.values()], 1)
+    x = (x - x.mean(0)) / x.std(0)
+    hidden, p = settings.model_args.hidden, settings.model_args.dropout
+    mlp = nn.Sequential(
+        nn.Dropout(p), nn.Linear(x.shape[1], hidden), nn.GELU(), nn.Dropout(p),
+        nn.Linear(hidden, spec.outputs),
+    ).to(device)  # fmt: skip
+    theirs = torch.optim.AdamW(mlp.parameters(), lr=settings.optim.lr, fused=True)
+    size = settings.train.batch_size
+    sides = {
+        "plain": lambda: plain_epoch(mlp, theirs, x, part.target, size),
+        "concat": lambda: train.run_epoch(model, ours, part, settings, 1, 10**6),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):  # the first one warms up
+        for name, epoch in sides.items():
+            started = time.process_time()
+            epoch()
+            spent[name].append(time.process_time() - started)
+    seconds = {name: float(np.median(times[1:])) for name, times in spent.items()}
+    return {
+        "preset": "concat",
+        "peer": "plain loop, fused AdamW",
+        "rows": len(store),
+        "threads": torch.get_num_threads(),
+        **{f"{name}_cpu_seconds": round(value, 3) for name, value in seconds.items()},
+        "ratio": round(seconds["concat"] / seconds["plain"], 2),
+    }
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench train", description=__doc__.splitlines()[0]
@@ -161,8 +219,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--presets", default="", help="of all of them; measured and shown, not written"
     )
+    parser.add_argument("--plain", action="store_true", help="concat beside a plain loop, alone")
     options = parser.parse_args(argv)
     device, rows, stores = train.pick_device(options.device), [], {}
+    if options.plain:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            corpus(Path(folder) / "meld", options.utterances) as store,
+        ):
+            row = beside_a_plain_loop(store, device)
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+        command = " ".join(["python -m tests.bench train", *argv])
+        print(save("train-plain", [row], command=command))
+        return
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for name in options.presets.split(",") if options.presets else config.presets():
             shape = shape_of(name)
