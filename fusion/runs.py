@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 import re
@@ -38,6 +39,7 @@ Figures = dict[str, float | None]
 State = Literal["finished", "training", "unfinished", "damaged"]
 # columns that are shown whatever they hold, and those that are shown where they differ
 ALWAYS = ("run", "state", "date", "model", "dev", "test", "size")
+MOVE_AWAY = "move it away"  # a log of openings that cannot be read
 WHERE_THEY_DIFFER = ("store", "key", "seeds", "folds", "opened", "mer", "device")
 COLUMNS = (*ALWAYS[:4], *WHERE_THEY_DIFFER, *ALWAYS[4:], "epoch", "parameters", "command")
 TO_THE_LEFT = frozenset({"run", "state", "date", "model", "store", "command"})
@@ -373,10 +375,21 @@ def _openings(path: Path, told: Told) -> int:
 
 
 def _lines(path: Path) -> int:
-    """Lines of a file that are not empty; 0 where there is no such file."""
+    """Lines of a log that are not empty, each a JSON object; 0 where there is no such file."""
     if not path.is_file():
         return 0
-    return sum(1 for line in files.read_text(path, "move it away").splitlines() if line.strip())
+    found = 0
+    for place, line in enumerate(files.read_text(path, MOVE_AWAY).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            sound = isinstance(json.loads(line), dict)
+        except (ValueError, RecursionError):
+            sound = False
+        if not sound:
+            raise DataError(f"{path}: line {place} is damaged; {MOVE_AWAY}")
+        found += 1
+    return found
 
 
 def _mean(figures: Sequence[Figures]) -> tuple[Figures, Figures]:

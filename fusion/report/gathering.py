@@ -56,7 +56,10 @@ def told(run: Run) -> Told:
     children = run.children
     logs = [pictures.read_log(child) for child in children]
     config = files.read_text(children[0].path / files.CONFIG, AGAIN)
-    return Told(run, tuple(children), found, tuple(logs), config, runs.read(run.path))
+    row = runs.read(run.path)
+    if row.state == "damaged":
+        raise DataError(f"{run.path}: {row.why}")
+    return Told(run, tuple(children), found, tuple(logs), config, row)
 
 
 def gather(
