@@ -281,11 +281,14 @@ def datasets(as_json):
 @click.option(
     "--labels",
     metavar="NAME",
-    help="Label set of the corpus, e.g. sentiment; for a table its classes in order, A,B,C.",
+    help="Label set of the corpus, e.g. sentiment; for a table or folder its classes in order, "
+    "A,B,C.",
 )
 @click.option("--size", type=click.IntRange(min=1), help="synthetic: utterances. [default: 600]")
 @click.option(
-    "--seed", type=click.IntRange(min=0), help="synthetic and table: random seed. [default: 0]"
+    "--seed",
+    type=click.IntRange(min=0),
+    help="synthetic, table and folder: random seed. [default: 0]",
 )
 @click.option(
     "--vision",
@@ -325,16 +328,40 @@ def datasets(as_json):
 @click.option(
     "--split",
     type=click.Choice(["auto", "none"]),
-    help="table without a split: make one by group, or leave it open for folds.",
+    help="table or folder without a split: make one by group, or leave it open for folds.",
 )
-@click.option("--name", help="table: name of the corpus. [default: the file's]")
-@click.option("--language", help="table: language code, for the default encoders. [default: en]")
+@click.option(
+    "--pattern",
+    help="folder: what the files' names say, as '{speaker}_{sentence}_{emotion}.wav'; fields may "
+    "have a form: {speaker:2} characters, {emotion:letters}, {number:digits}, {level:hi|lo}, "
+    "{rest:any}. Folders count: '{emotion}/{speaker}_{number}'.",
+)
+@click.option(
+    "--map",
+    "mapping",
+    multiple=True,
+    metavar="CODE=CLASS",
+    help="folder: the class that a label in the names stands for; without a class such files are "
+    "left out; repeatable. [default: the names are the classes]",
+)
+@click.option(
+    "--partial",
+    is_flag=True,
+    default=None,
+    help="folder: leave out, and count, files that the pattern does not fit.",
+)
+@click.option("--name", help="table, folder: name of the corpus. [default: the file's]")
+@click.option(
+    "--language", help="table, folder: language code, for the default encoders. [default: en]"
+)
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
-def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **options):
-    """Build and check the manifest of DATASET (`mer datasets`), or of your own table; print what
-    was found against what is expected.
+def prepare(
+    dataset, root, out, labels, as_json, source, audio_dir, columns, pattern, mapping, **options
+):
+    """Build and check the manifest of DATASET (`mer datasets`), or of your own table or folder;
+    print what was found against what is expected.
     """
-    from mer.pipeline.datasets import default_root
+    from mer.pipeline.datasets import OWN, default_root
     from mer.pipeline.datasets import prepare as build
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -346,12 +373,22 @@ def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **o
             "table", audio_dir, labels=labels, source=source, columns=mapped(columns), **given
         )
         folder = default_root(manifest.dataset)
+    elif dataset == "folder":
+        if root is None or pattern is None or source is not None or audio_dir is not None:
+            raise click.UsageError("folder takes --root DIR and --pattern '{speaker}_{emotion}'")
+        folder, classes = root, parted("--map", "CODE=CLASS", mapping)
+        manifest, report = build(
+            "folder", root, labels=labels, pattern=pattern, mapping=classes, **given
+        )
     else:
+        if pattern is not None or mapping:
+            raise click.UsageError("--pattern and --map go with `mer prepare folder`")
         if source is not None or audio_dir is not None or columns:
             raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
         folder = root if root is not None else default_root(dataset)
         manifest, report = build(dataset, folder, labels=labels, **given)
-    out = out if out is not None else manifest_path(folder, labels if dataset != "table" else None)
+    named = labels if dataset not in OWN else None
+    out = out if out is not None else manifest_path(folder, named)
     try:
         manifest.write(out)
     except OSError as error:
@@ -368,10 +405,15 @@ def prepare(dataset, root, out, labels, as_json, source, audio_dir, columns, **o
 
 def mapped(columns: tuple[str, ...]) -> dict[str, str]:
     """--column FIELD=NAME as a dict."""
-    bad = [column for column in columns if "=" not in column]
+    return parted("--column", "FIELD=NAME", columns)
+
+
+def parted(option: str, form: str, given: tuple[str, ...]) -> dict[str, str]:
+    """What an option was given, again and again, as NAME=VALUE; a value may be empty."""
+    bad = [pair for pair in given if "=" not in pair]
     if bad:
-        raise click.UsageError(f"--column {bad[0]}: expected FIELD=NAME")
-    return dict(column.split("=", 1) for column in columns)
+        raise click.UsageError(f"{option} {bad[0]}: expected {form}")
+    return dict(pair.split("=", 1) for pair in given)
 
 
 # --- extraction: extract, fingerprint

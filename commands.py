@@ -214,12 +214,16 @@ def _begin(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
 def complete_corpora(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of corpora; of `mer prepare` also `table`. Reads no more than the names of files."""
+    """Names of corpora; of `mer prepare` also what is for one's own files. Reads no more than the
+    names of files.
+    """
     from mer import manifests
 
     folder = Path(manifests.__file__).parent
     names = {path.stem for path in folder.glob("*.toml")}
-    return _begin(names | ({"table"} if ctx.command.name == "prepare" else set()), incomplete)
+    return _begin(
+        names | ({"table", "folder"} if ctx.command.name == "prepare" else set()), incomplete
+    )
 
 
 def complete_models(

@@ -1,4 +1,5 @@
-"""Corpora: each is one file, one line in `DATASETS`, one TOML in `manifests/` (docs/adding.md).
+"""Corpora: each is one TOML in `manifests/` (docs/adding.md). One whose files say it all by their
+names needs no more; another has a file here and a line in `DATASETS`.
 
 A corpus module offers `prepare(root, info, *, labels=None, **options) -> (Manifest, Findings)`. It
 fills the findings with what only it can know (missing files, known-bad clips, orphans, repairs);
@@ -21,13 +22,20 @@ from mer.pipeline.runtime.terminal import did_you_mean
 
 __all__ = ["DATASETS", "Findings", "default_root", "overview", "prepare", "takes"]
 
-DATASETS = {  # name -> module; adding a corpus is one line here
+BY_NAMES = "mer.pipeline.datasets.filenames"  # reads a corpus by its TOML alone
+DATASETS = {  # name -> module; one that has a module of its own is a line here
     "synthetic": "mer.pipeline.datasets.synthetic",
     "meld": "mer.pipeline.datasets.meld",
     "iemocap": "mer.pipeline.datasets.iemocap",
     "m3ed": "mer.pipeline.datasets.m3ed",
     "mosi": "mer.pipeline.datasets.mosi",
     "mosei": "mer.pipeline.datasets.mosei",
+}
+DATASETS |= {name: BY_NAMES for name in corpora.names() if name not in DATASETS}
+# what is no corpus of its own, but anyone's: name -> (module, what `root` is called there)
+OWN = {
+    "table": ("mer.pipeline.datasets.table", "audio_dir"),
+    "folder": ("mer.pipeline.datasets.folder", "root"),
 }
 
 
@@ -43,11 +51,11 @@ def prepare(
     """The manifest of a corpus.
 
     Args:
-        name: One of `DATASETS`; or `table`, which is anyone's file.
+        name: One of `DATASETS`; or one of `OWN`, anyone's files.
         root: Where its media are, by default `default_root(name)`; of a table its audio folder.
-        labels: Which of the corpus's label sets, by default its first; of a table its classes,
+        labels: Which of the corpus's label sets, by default its first; of `OWN` its classes,
             separated by commas.
-        options: The corpus's own (synthetic: size, seed), or those of `table.prepare`.
+        options: The corpus's own (synthetic: size, seed), or those of the module in `OWN`.
 
     Returns:
         The manifest, and what was found against what was expected.
@@ -55,21 +63,20 @@ def prepare(
     Raises:
         DataError: The corpus is not known or not there, or its files are not as they should be.
     """
-    if name == "table":
-        from mer.pipeline.datasets import table
-
-        return complete(*table.prepare(audio_dir=root, labels=labels, **options))
+    if name in OWN:
+        module, folder = OWN[name]
+        made = import_module(module).prepare(labels=labels, **{folder: root}, **options)
+        return complete(*made)
     if name not in DATASETS:
         raise DataError(
-            f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, 'table'))}; known: "
-            f"{', '.join(DATASETS)}, and table, for your own "
-            "files (see `mer prepare table --help`)"
+            f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, *OWN))}; known: "
+            f"{', '.join(DATASETS)}, and table and folder, for your own files"
         )
+    taken = _options(name)
+    if unknown := [option for option in options if option not in taken]:
+        told = f"; it takes {', '.join(taken)}" if taken else ""
+        raise DataError(f"{name} takes no option {', '.join(unknown)}{told}")
     module = import_module(DATASETS[name])
-    known = _options(name)
-    if unknown := [option for option in options if option not in known]:
-        taken = f"; it takes {', '.join(known)}" if known else ""
-        raise DataError(f"{name} takes no option {', '.join(unknown)}{taken}")
     root = Path(root) if root is not None else default_root(name)
     info = corpora.corpus(name)
     manifest, findings = module.prepare(root, info, labels=labels, **options)

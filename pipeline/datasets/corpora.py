@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from mer import manifests
+from mer.pipeline.datasets.pattern import Pattern
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean
 
@@ -20,6 +21,8 @@ HERE = Path(manifests.__file__).parent
 # for a corpus in English that names none (docs/extraction.md says why these)
 ENGLISH_ENCODERS = {"audio": "facebook/wav2vec2-large-robust", "text": "roberta-large"}
 ENGLISH_LAYERS = {"audio": "12"}  # of those encoders; of the others the last
+# for one in another language that names none: checkpoints that were trained on many
+OTHER_ENCODERS = {"audio": "facebook/wav2vec2-xls-r-300m", "text": "xlm-roberta-base"}
 NEEDED = ("audio", "text")  # what every corpus names an encoder for
 LAYER_OF = "_layer"  # ends the keys of [encoders] that say which layer
 
@@ -40,6 +43,48 @@ class LabelSet:
     expected: dict[str, dict[str, int]] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)  # expected utterances of each session
     note: str = ""
+    # of a corpus by file names: the files that it takes, field -> what the field may hold
+    where: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    column: str = ""  # of a corpus with a table: the column that holds these labels
+
+
+@dataclass(frozen=True)
+class FileRules:
+    """What the names of a corpus's files say (mer.pipeline.datasets.filenames).
+
+    `id` and `speaker` are templates over the fields of the patterns; without `id` an utterance is
+    called as the part of its path that the pattern is held against. `words` spells out what a
+    field's codes mean, `texts` is what a sentence's code stands for; a `text` template writes the
+    transcript from the fields.
+    """
+
+    patterns: tuple[Pattern, ...]  # the first that fits a path is taken
+    id: str = ""
+    speaker: str = "{speaker}"
+    label: str = "emotion"  # the field with the label
+    where: dict[str, tuple[str, ...]] = field(default_factory=dict)  # as of LabelSet
+    words: dict[str, dict[str, str]] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()  # fields that become tags, `level=strong`
+    text: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableRules:
+    """The tables that come with a corpus (mer.pipeline.datasets.corpustable): what they are called,
+    the template over their columns that gives an utterance's id, and which column holds what.
+    """
+
+    names: tuple[str, ...]
+    id: str
+    text: str = ""
+    speaker: str = ""
+    dialogue: str = ""
+    label: str = ""  # where a label set names no column of its own
+    split: str = ""
+    splits: dict[str, str] = field(default_factory=dict)  # what it says, or a table's name -> split
+    missing: str = ""  # template of the path that a missing file is named by
+    optional: bool = False  # files without it still have labels, by their names
 
 
 @dataclass(frozen=True)
@@ -48,7 +93,8 @@ class CorpusInfo:
     `layers` maps it to the layer of that encoder that is kept, where it is not the last.
 
     `folds` names the columns of the manifest that leave-one-group-out folds may use, best first.
-    `restricted`: do not pass features on without reading `licence`.
+    `restricted`: do not pass features on without reading `licence`. `fixed_sentences`: the same
+    sentences are said in every emotion, so that text carries none.
     """
 
     name: str
@@ -69,6 +115,10 @@ class CorpusInfo:
     # split -> ids, where a corpus is split by video and may say so
     videos: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cite: str = ""
+    modalities: tuple[str, ...] = ("audio", "text")  # that its release has
+    fixed_sentences: bool = False
+    files: FileRules | None = None
+    table: TableRules | None = None
 
     def label_set(self, name: str | None = None) -> LabelSet:
         """The set of that name, by default the first; raises DataError with the known names."""
@@ -104,10 +154,15 @@ def parse(name: str, data: dict) -> CorpusInfo:
     """
     data = dict(data)
     sets = {key: _label_set(key, value) for key, value in data.pop("labels", {}).items()}
-    encoders, layers = _encoders(name, data.pop("encoders", {}))
+    encoders, layers = _encoders(name, data.pop("encoders", None), data.get("language", ""))
+    if "modalities" in data:
+        data["modalities"] = tuple(data["modalities"])
     data["folds"] = tuple(data.get("folds", ()))
     data["videos"] = {split: tuple(ids) for split, ids in data.get("videos", {}).items()}
     try:
+        for key, read in (("files", _file_rules), ("table", _table_rules)):
+            if key in data:
+                data[key] = read(data[key])
         return CorpusInfo(
             name=name,
             label_sets=sets,
@@ -119,8 +174,30 @@ def parse(name: str, data: dict) -> CorpusInfo:
         raise DataError(f"manifests/{name}.toml: {error}") from None
 
 
-def _encoders(name: str, data: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Modality → encoder, and → layer, from the table `[encoders]`."""
+def _file_rules(data: dict) -> FileRules:
+    data = dict(data)
+    data["patterns"] = tuple(Pattern(text) for text in data["patterns"])
+    data["tags"] = tuple(data.get("tags", ()))
+    data["where"] = _allowed(data.get("where", {}))
+    return FileRules(**data)
+
+
+def _table_rules(data: dict) -> TableRules:
+    return TableRules(**{**data, "names": tuple(data["names"])})
+
+
+def _allowed(where: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(values) for name, values in where.items()}
+
+
+def _encoders(
+    name: str, data: dict[str, str] | None, language: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Modality → encoder, and → layer, from the table `[encoders]`; without one by language."""
+    if data is None:
+        if language == "en":
+            return dict(ENGLISH_ENCODERS), dict(ENGLISH_LAYERS)
+        return dict(OTHER_ENCODERS), {}
     for modality in NEEDED:
         if modality not in data:
             raise DataError(f"manifests/{name}.toml: [encoders] has no {modality}")
@@ -139,6 +216,7 @@ def _encoders(name: str, data: dict[str, str]) -> tuple[dict[str, str], dict[str
 def _label_set(name: str, data: dict) -> LabelSet:
     data = dict(data)
     labels = tuple(data.pop("order"))
+    data["where"] = _allowed(data.get("where", {}))
     return LabelSet(
         name=name,
         labels=labels,

@@ -13,29 +13,13 @@ from unicodedata import normalize
 
 from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.pattern import MEDIA
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, Utterance
 from mer.pipeline.media.containers import other_content
 from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.terminal import listed, shown
 
-MEDIA = (
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".opus",
-    ".mp3",
-    ".m4a",
-    ".aac",
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mov",
-    ".aiff",
-    ".aif",
-    ".au",
-)
 MISSING = "missing"  # what is wrong with a file that is not there
 SEARCHED = 10_000  # entries that are looked through for a hint
 SEARCH_LEVELS = 6  # folders below a root

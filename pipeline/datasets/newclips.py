@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mer.pipeline.datasets import table
-from mer.pipeline.datasets.files import MEDIA, hidden
+from mer.pipeline.datasets.files import hidden
 from mer.pipeline.datasets.findings import Findings, some
+from mer.pipeline.datasets.pattern import MEDIA
 from mer.pipeline.datasets.tablefile import PARQUET, SUFFIXES
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.files import MEDIA, hidden, look
+from mer.pipeline.datasets.files import hidden, look
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.pattern import MEDIA
 from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_TIMES, Table, read
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
@@ -249,7 +250,7 @@ class _Labelling:
 
 
 def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _Labelling:
-    names = _given_names(given)
+    names = given_names("table", given)
     none = [None] * len(table)
     if "label" not in table.data:
         findings.warnings.append(
@@ -275,11 +276,11 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
     return _Labelling(names, values, none)
 
 
-def _given_names(given: str | None) -> tuple[str, ...]:
-    """The classes of --labels."""
+def given_names(where: str, given: str | None) -> tuple[str, ...]:
+    """The classes of --labels; none where it was not given. Raises DataError."""
     names = tuple(map(strip, given.split(","))) if given else ()
     if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"table: --labels {shown(given)}: a label is empty or there twice")
+        raise DataError(f"{where}: --labels {shown(given)}: a label is empty or there twice")
     return names
 
 

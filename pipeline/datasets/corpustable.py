@@ -1,0 +1,188 @@
+"""The table that comes with a corpus's files: transcripts, labels, splits, by the rules of a TOML
+(`[table]`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet, TableRules
+from mer.pipeline.datasets.files import elsewhere, folders
+from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.pattern import MEDIA, fill
+from mer.pipeline.datasets.textfiles import place, read_csv
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Utterance
+from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terms import SPLIT_ALIASES
+
+DEPTH = 4  # folders below the root
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: its cells by column, and where it stands."""
+
+    id: str
+    cells: Mapping[str, str]
+    source: Path
+    row: int
+
+    @property
+    def at(self) -> str:
+        """The file and the line, to begin a message with."""
+        return f"{self.source}: {place(self.source, self.row)}"
+
+    def cell(self, column: str) -> str:
+        """A cell without blanks at its ends; empty where no column is meant."""
+        return strip(self.cells[column]) if column else ""
+
+
+def read_lines(
+    root: Path, info: CorpusInfo, chosen: LabelSet, findings: Findings
+) -> dict[str, Line] | None:
+    """id -> line of the tables of a corpus.
+
+    Args:
+        root: The corpus's folder; the tables lie in it or a few folders below.
+        info: The corpus, with rules for its table.
+        chosen: The label set, whose column has to be there.
+        findings: Told when there is no table and it can do without.
+
+    Returns:
+        The lines in their order; None where an optional table is absent.
+
+    Raises:
+        DataError: The table is absent, lacks a column, or names an utterance twice.
+    """
+    rules = info.table
+    assert rules is not None
+    sources = _sources(root, rules.names)
+    if not sources:
+        _tell_absent(root, info, rules, findings)
+        return None
+    lines: dict[str, Line] = {}
+    for source in sources:
+        for row, cells in enumerate(read_csv(source, _columns(rules, chosen))):
+            line = Line(_id(rules.id, cells), cells, source, row)
+            if line.id in lines:
+                first = lines[line.id]
+                raise DataError(
+                    f"{line.at}: '{shown(line.id, 60)}' is there twice, first in "
+                    f"{first.source.name}, {place(first.source, first.row)}"
+                )
+            lines[line.id] = line
+    return lines
+
+
+def with_lines(
+    rows: Iterable[Utterance],
+    lines: Mapping[str, Line],
+    info: CorpusInfo,
+    chosen: LabelSet,
+    findings: Findings,
+) -> list[Utterance]:
+    """A row for each line, with what its file's name says where the line does not.
+
+    Args:
+        rows: What the names of the files say, labels as the corpus has them.
+        lines: Of the tables.
+        info: The corpus, with rules for its table.
+        chosen: The label set.
+        findings: Files without a line, and lines of other labels, are added to these; that a line
+            has no file is found by `look`.
+
+    Returns:
+        The rows in the order of the lines.
+    """
+    rules = info.table
+    assert rules is not None
+    by_id = {u.id: u for u in rows}
+    findings.orphans += [u.audio or u.id for id, u in by_id.items() if id not in lines]
+    out = []
+    for line in lines.values():
+        base = by_id.get(line.id)
+        if base is None:
+            base = Utterance(line.id, audio=fill(rules.missing or rules.id, line.cells))
+        u = replace(
+            base,
+            text=(line.cells[rules.text] or None) if rules.text else base.text,
+            speaker=line.cell(rules.speaker) or base.speaker,
+            dialogue=line.cell(rules.dialogue) or base.dialogue,
+            split=_split(line, rules) if rules.split or rules.splits else base.split,
+        )
+        column = chosen.column or rules.label
+        label = line.cell(column) if column else (u.label or "")
+        if chosen.task == "regression":
+            out.append(replace(u, label=None, targets=_target(line, label)))
+        elif label in chosen.source:
+            out.append(replace(u, label=chosen.source[label]))
+        else:
+            findings.dropped[f"label {shown(label, 40) or '(none)'}"].append(shown(u.id))
+    return out
+
+
+def _sources(root: Path, names: Sequence[str]) -> list[Path]:
+    """The shallowest file of each of these names that is there."""
+    found: dict[str, Path] = {}
+    for folder in folders(root, DEPTH):
+        for name in names:
+            if name not in found and (folder / name).is_file():
+                found[name] = folder / name
+    return [found[name] for name in names if name in found]
+
+
+def _tell_absent(root: Path, info: CorpusInfo, rules: TableRules, findings: Findings) -> None:
+    """Say that there is no table; raises DataError where the corpus is nothing without it."""
+    names = " or ".join(rules.names)
+    if rules.optional:
+        findings.warnings.append(f"no {names} below {root}: the utterances have no text")
+        return
+    hint = elsewhere(root, rules.names) or f"; to get it: {info.obtain}"
+    where = f"{DEPTH} levels of {shown(root.absolute(), 100)}"
+    raise DataError(f"{info.name}: no {names} within {where}{hint}")
+
+
+def _columns(rules: TableRules, chosen: LabelSet) -> list[str]:
+    """The columns that have to be there."""
+    named = (rules.text, rules.speaker, rules.dialogue, rules.split, chosen.column or rules.label)
+    return list(dict.fromkeys([*fields_of(rules.id), *filter(None, named)]))
+
+
+def fields_of(template: str) -> list[str]:
+    """The fields of a template, `{video_id}/{clip_id}`."""
+    pieces = template.split("{")[1:]
+    return [piece.partition("}")[0] for piece in pieces]
+
+
+def _id(template: str, cells: Mapping[str, str]) -> str:
+    """The id of a line; the ending of a media file is no part of it."""
+    id = strip(fill(template, cells))
+    stem, suffix = os.path.splitext(id)
+    return stem if suffix.lower() in MEDIA else id
+
+
+def _split(line: Line, rules: TableRules) -> str:
+    word = line.cell(rules.split) if rules.split else line.source.name
+    split = rules.splits.get(word, word).lower()
+    if split not in SPLIT_ALIASES:
+        raise DataError(f"{line.at} has split '{shown(word)}', expected train, dev or test")
+    return SPLIT_ALIASES[split]
+
+
+def _target(line: Line, cell: str) -> tuple[float, ...] | None:
+    """The one target of a regression; None for an empty cell."""
+    if not cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{line.at} has '{shown(cell, 40)}' where a number belongs")
+    return (value,)

@@ -1,0 +1,220 @@
+"""Corpora whose files say it all by their names: what the patterns of a TOML (`[files]`) read from
+each path, joined with the table that comes with some (`[table]`).
+
+Files of one utterance, a wav and the film it was cut from, make one row: the sound is its audio,
+the film its video.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mer.pipeline.datasets.corpora import CorpusInfo, FileRules, LabelSet
+from mer.pipeline.datasets.corpustable import read_lines, with_lines
+from mer.pipeline.datasets.files import folders, hidden, look, require_root
+from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.pattern import MEDIA, fill
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terms import SPLIT_ALIASES
+
+DEPTH = 8  # folders below the root
+FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+FIXED = (
+    "the same sentences are said in every emotion: text carries no emotion here, and what a model "
+    "with text reaches, it reaches by sound and picture"
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A media file whose name was read: its path below the root, and what its fields hold."""
+
+    path: str
+    id: str
+    fields: Mapping[str, str]
+
+    @property
+    def is_film(self) -> bool:
+        return os.path.splitext(self.path)[1].lower() in FILMS
+
+
+def prepare(
+    root: Path, info: CorpusInfo, *, labels: str | None = None
+) -> tuple[Manifest, Findings]:
+    """The manifest of a corpus under `root` by the rules of its TOML."""
+    require_root(root, info)
+    chosen = info.label_set(labels)
+    rules = info.files
+    assert rules is not None
+    findings = Findings(info.name, expected=chosen.expected)
+    named, others = read_names(media_below(root), rules)
+    findings.orphans = others
+    named = _wanted(named, rules.where, findings)
+    named = _wanted(named, chosen.where, findings)
+    utterances = join_files(named, root, findings)
+    rows = [row_of(files, rules) for files in utterances.values()]
+    lines = read_lines(root, info, chosen, findings) if info.table is not None else None
+    if lines is None:
+        rows = labelled(rows, chosen, findings)
+    else:
+        rows = with_lines(rows, lines, info, chosen, findings)
+    if info.fixed_sentences:
+        findings.warnings.append(FIXED)
+    rows = look(rows, root, info, findings)
+    source = {"labels": chosen.name}
+    return Manifest(
+        info.name, chosen.task, chosen.labels, tuple(rows), root, info.language, source
+    ), findings
+
+
+def media_below(root: Path) -> list[str]:
+    """The media files below a folder, hidden ones left out, as paths relative to it."""
+    found = []
+    for folder in folders(root, DEPTH):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{folder}: {error.strerror}") from None
+        for entry in entries:
+            if hidden(entry.name) or os.path.splitext(entry.name)[1].lower() not in MEDIA:
+                continue
+            if entry.is_file():
+                found.append(os.path.relpath(entry.path, root))
+    return found
+
+
+def read_names(paths: Iterable[str], rules: FileRules) -> tuple[list[Named], list[str]]:
+    """The files that a pattern fits, with what it reads, and the others."""
+    named, others = [], []
+    for path in paths:
+        for pattern in rules.patterns:
+            fields = pattern.match(path)
+            if fields is not None:
+                stem = os.path.splitext(path)[0]
+                tail = "/".join(stem.split("/")[-pattern.levels :])
+                id = fill(rules.id, fields) if rules.id else tail
+                named.append(Named(path, id, fields))
+                break
+        else:
+            others.append(path)
+    return named, others
+
+
+def _wanted(
+    named: Iterable[Named], where: Mapping[str, Sequence[str]], findings: Findings
+) -> list[Named]:
+    """The files whose fields hold what they may; the others are counted."""
+    kept = []
+    for file in named:
+        other = next((name for name in where if file.fields[name] not in where[name]), None)
+        if other is None:
+            kept.append(file)
+        else:
+            what = f"{other} {shown(file.fields[other], 40)}"
+            findings.dropped[f"files of {what}"].append(shown(file.path))
+    return kept
+
+
+def join_files(
+    named: Iterable[Named], root: Path, findings: Findings
+) -> dict[str, tuple[Named, Named | None]]:
+    """id -> the file that is heard, and the one that is seen where that is another.
+
+    Of several sounds the one whose ending stands first in MEDIA is taken, wav before mp3. A file
+    that lies there twice under one name, as archives that were packed twice have it, is counted.
+    """
+    of_id: dict[str, list[Named]] = defaultdict(list)
+    for file in named:
+        of_id[file.id].append(file)
+    out: dict[str, tuple[Named, Named | None]] = {}
+    for id, files in of_id.items():
+        once = _without_copies(files, root, findings)
+        order = sorted(once, key=lambda file: MEDIA.index(os.path.splitext(file.path)[1].lower()))
+        sounds = [file for file in order if not file.is_film]
+        films = [file for file in order if file.is_film]
+        heard = (sounds or films)[0]
+        seen = films[0] if films and sounds else None
+        for file in once:
+            if file not in (heard, seen):
+                findings.dropped["another file of the same utterance"].append(shown(file.path))
+        out[id] = heard, seen
+    return out
+
+
+def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> list[Named]:
+    """The files of an utterance without those that are there twice."""
+    first: dict[str, Named] = {}
+    for file in files:
+        name = os.path.basename(file.path).lower()
+        if name not in first:
+            first[name] = file
+            continue
+        sizes = [os.path.getsize(root / path) for path in (first[name].path, file.path)]
+        if sizes[0] != sizes[1]:
+            raise DataError(
+                f"{root}: {shown(first[name].path, 90)} and {shown(file.path, 90)} are both "
+                f"'{shown(file.id, 40)}', and not of one size; keep one of them"
+            )
+        findings.dropped["copies of a file"].append(shown(file.path))
+    return list(first.values())
+
+
+def row_of(files: tuple[Named, Named | None], rules: FileRules) -> Utterance:
+    """The row of an utterance, its label as the corpus has it."""
+    heard, seen = files
+    fields = heard.fields
+    return Utterance(
+        id=heard.id,
+        audio=heard.path,
+        text=_text(fields, rules),
+        split=_split(fields, rules, heard.path),
+        label=fields.get(rules.label),
+        speaker=_speaker(fields, rules),
+        dialogue=fields.get("dialogue"),
+        session=_word(fields, rules, "session"),
+        tags=tuple(f"{name}={_word(fields, rules, name)}" for name in rules.tags if name in fields),
+        video=None if seen is None else seen.path,
+    )
+
+
+def _word(fields: Mapping[str, str], rules: FileRules, name: str) -> str | None:
+    """What a field holds, spelled out."""
+    value = fields.get(name)
+    return None if value is None else rules.words.get(name, {}).get(value, value)
+
+
+def _speaker(fields: Mapping[str, str], rules: FileRules) -> str | None:
+    return fill(rules.speaker, fields) if "speaker" in fields else None
+
+
+def _text(fields: Mapping[str, str], rules: FileRules) -> str | None:
+    if rules.text:
+        return fill(rules.text, fields)
+    return rules.texts.get(fields.get("sentence", "")) or fields.get("text")
+
+
+def _split(fields: Mapping[str, str], rules: FileRules, path: str) -> str:
+    word = _word(fields, rules, "split") or ""
+    if word.lower() not in SPLIT_ALIASES:
+        raise DataError(
+            f"{shown(path, 120)}: split '{shown(word, 40)}', expected train, dev (or valid) or test"
+        )
+    return SPLIT_ALIASES[word.lower()]
+
+
+def labelled(rows: Iterable[Utterance], chosen: LabelSet, findings: Findings) -> list[Utterance]:
+    """Rows with the classes of a label set; those whose label it does not have are counted."""
+    out = []
+    for u in rows:
+        label = chosen.source.get(u.label or "")
+        if label is None:
+            findings.dropped[f"label {shown(u.label, 40)}"].append(shown(u.id))
+        else:
+            out.append(replace(u, label=label))
+    return out

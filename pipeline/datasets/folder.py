@@ -1,0 +1,204 @@
+"""Anyone's folder of media whose names say what they are: `{speaker}_{sentence}_{emotion}.wav`.
+
+The labels of the names are mapped to classes with --map. What a pattern does not fit is an error
+with a count, since half a corpus is easily taken for the whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mer.pipeline.datasets.corpora import CorpusInfo, FileRules
+from mer.pipeline.datasets.filenames import (
+    FIXED,
+    Named,
+    join_files,
+    media_below,
+    read_names,
+    row_of,
+)
+from mer.pipeline.datasets.files import look
+from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.pattern import Pattern
+from mer.pipeline.datasets.table import SHARES, given_names, split_groups
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest, Utterance
+from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.terminal import listed, shown
+
+LABEL_FIELDS = ("label", "emotion")  # the first of them that the pattern has
+# fields that are columns of the manifest; the others become tags
+COLUMNS = ("id", "speaker", "sentence", "session", "dialogue", "split", *LABEL_FIELDS)
+GROUPS = ("dialogue", "speaker")  # what a split is made by, the first that every file has
+LEFT_OUT = ""  # --map CODE=: utterances of that code are left out
+
+
+def prepare(
+    root: str | os.PathLike | None = None,
+    *,
+    pattern: str = "",
+    mapping: Mapping[str, str] | None = None,
+    partial: bool = False,
+    labels: str | None = None,
+    split: str = "auto",
+    seed: int = 0,
+    name: str | None = None,
+    language: str = "en",
+) -> tuple[Manifest, Findings]:
+    """The manifest of a folder.
+
+    Args:
+        root: The folder; media files at any place below it are taken.
+        pattern: What their names say, as of `mer.pipeline.datasets.pattern`. Fields that are
+            columns of a manifest fill those; others become tags, `level=high`.
+        mapping: What a name says -> class; to "": such files are left out. Empty: names say the
+            classes themselves.
+        partial: Leave out files that the pattern does not fit, instead of an error.
+        labels: Comma-separated classes in order, by default those that are there, sorted.
+        split: auto (the pattern's `{split}`, else one by dialogue or speaker) or none (left open).
+        seed: Of the split.
+        name: Of the corpus, by default the folder's.
+        language: Code, for the default encoders.
+
+    Returns:
+        The manifest, and what was found.
+
+    Raises:
+        DataError: The pattern cannot be read or fits not all files, a label is not in the map, or
+            two files have one id.
+    """
+    if root is None or not pattern:
+        raise DataError("folder: name it and say how its files are called: --root DIR --pattern P")
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{shown(root, 200)}: no such folder (--root)")
+    mapping = mapping or {}
+    name = strip(name if name is not None else root.absolute().name) or "folder"
+    findings = Findings(name)
+    rules = _rules(Pattern(pattern))
+    named = _fitting(root, rules, findings, partial=partial)
+    named = _mapped(named, rules, mapping, findings)
+    utterances = join_files(named, root, findings)
+    rows = [row_of(files, rules) for files in utterances.values()]
+    classes = _classes(rows, labels, mapping)
+    rows = _split(rows, split, seed, findings)
+    _warn_of_sentences(utterances.values(), rules, findings)
+    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    rows = look(rows, root, info, findings)
+    made = {"pattern": pattern, "map": dict(mapping), "split": split, "seed": seed}
+    return Manifest(name, "single", classes, tuple(rows), root, language, made), findings
+
+
+def _rules(pattern: Pattern) -> FileRules:
+    """What the fields of a pattern are."""
+    label = next((field for field in LABEL_FIELDS if field in pattern.names), "")
+    others = [field for field in pattern.names if field not in COLUMNS]
+    tags = ["sentence", *others] if "sentence" in pattern.names else others
+    id = "{id}" if "id" in pattern.names else ""
+    return FileRules((pattern,), id=id, label=label, tags=tuple(tags))
+
+
+def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool) -> list[Named]:
+    """The files that the pattern fits; raises DataError where it does not fit all of them."""
+    paths = media_below(root)
+    (pattern,) = rules.patterns
+    named, others = read_names(paths, rules)
+    what = f"{len(named):,} of {len(paths):,} media files below {shown(root, 80)}"
+    text = shown(pattern.text, 80)
+    if not named:
+        first = f"; the first is {shown(others[0], 60)}" if others else ""
+        raise DataError(f"pattern '{text}' fits none of {len(paths):,} media files{first}")
+    if others and not partial:
+        raise DataError(
+            f"pattern '{text}' fits {what}, not {listed(others, 2)}; mend it, or leave the others "
+            "out with --partial"
+        )
+    findings.dropped["files that the pattern does not fit"] += map(shown, others)
+    if not others:
+        del findings.dropped["files that the pattern does not fit"]
+    return named
+
+
+def _mapped(
+    named: Sequence[Named], rules: FileRules, mapping: Mapping[str, str], findings: Findings
+) -> list[Named]:
+    """The files with the classes of a map; raises DataError for labels that it does not have."""
+    if not mapping:
+        return list(named)
+    if not rules.label:
+        fields = " or ".join(f"{{{field}}}" for field in LABEL_FIELDS)
+        raise DataError(f"--map: the pattern has no {fields} to map")
+    given = Counter(file.fields[rules.label] for file in named)
+    if unknown := [label for label in given if label not in mapping]:
+        told = [f"{shown(label, 30)} ({given[label]:,} files)" for label in unknown]
+        raise DataError(
+            f"--map has no class for {listed(told, 4)}; add --map {shown(unknown[0], 30)}=CLASS, "
+            "or with nothing behind the = to leave them out"
+        )
+    kept = []
+    for file in named:
+        code = file.fields[rules.label]
+        if mapping[code] == LEFT_OUT:
+            findings.dropped[f"label {shown(code, 40)}"].append(shown(file.path))
+        else:
+            fields = {**file.fields, rules.label: mapping[code]}
+            kept.append(replace(file, fields=fields))
+    if unused := [code for code in mapping if code not in given]:
+        findings.warnings.append(f"--map names labels that no file has: {listed(unused, 5)}")
+    return kept
+
+
+def _classes(
+    rows: Sequence[Utterance], labels: str | None, mapping: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The classes in order; raises DataError for rows of another one."""
+    there = Counter(u.label for u in rows if u.label is not None)
+    names = given_names("folder", labels)
+    if not names:
+        return tuple(sorted({*there, *mapping.values()} - {LEFT_OUT}))
+    if other := [label for label in there if label not in names]:
+        told = [f"{shown(label, 30)} ({there[label]:,} files)" for label in other]
+        raise DataError(f"--labels has not {listed(told, 4)}; add them, or map them with --map")
+    return names
+
+
+def _split(rows: Sequence[Utterance], split: str, seed: int, findings: Findings) -> list[Utterance]:
+    """The rows with their splits: as named, left open, or made by group."""
+    if split == "none":
+        return [replace(u, split="") for u in rows]
+    if any(u.split for u in rows):
+        return list(rows)
+    by = next((field for field in GROUPS if all(getattr(u, field) for u in rows)), None)
+    if by is None:
+        findings.warnings.append(
+            f"no speaker in the names: each file is its own group in the split (seed {seed})"
+        )
+        groups = [u.id for u in rows]
+    else:
+        groups = [getattr(u, by) for u in rows]
+        count = len(set(groups))
+        if count < len(SHARES):
+            raise DataError(
+                f"folder: only {count} {by}s, too few for train, dev and test; --split none leaves "
+                "it open, for `mer train --folds`"
+            )
+        findings.warnings.append(f"split by {by} with seed {seed} ({count:,} {by}s)")
+    splits = split_groups(groups, seed)
+    return [replace(u, split=part) for u, part in zip(rows, splits, strict=True)]
+
+
+def _warn_of_sentences(
+    utterances: Sequence[tuple[Named, Named | None]], rules: FileRules, findings: Findings
+) -> None:
+    """Say so where most sentences are said with several labels."""
+    labels: dict[str, set[str]] = {}
+    for heard, _ in utterances:
+        if "sentence" in heard.fields and rules.label:
+            labels.setdefault(heard.fields["sentence"], set()).add(heard.fields[rules.label])
+    several = sum(len(found) > 1 for found in labels.values())
+    if labels and 2 * several > len(labels):
+        findings.warnings.append(FIXED)
