@@ -148,18 +148,21 @@ def join_files(
 
 
 def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> list[Named]:
-    """The files of an utterance without those that are there twice."""
+    """The files of an utterance without those that are there twice. Raises DataError for two files
+    of one kind that are not the same.
+    """
     first: dict[str, Named] = {}
     for file in files:
-        name = os.path.basename(file.path).lower()
-        if name not in first:
-            first[name] = file
+        suffix = os.path.splitext(file.path)[1].lower()
+        if suffix not in first:
+            first[suffix] = file
             continue
-        sizes = [os.path.getsize(root / path) for path in (first[name].path, file.path)]
-        if sizes[0] != sizes[1]:
+        there = first[suffix]
+        one_name = os.path.basename(there.path) == os.path.basename(file.path)
+        if not one_name or os.path.getsize(root / there.path) != os.path.getsize(root / file.path):
             raise DataError(
-                f"{root}: {shown(first[name].path, 90)} and {shown(file.path, 90)} are both "
-                f"'{shown(file.id, 40)}', and not of one size; keep one of them"
+                f"{shown(root, 60)}: {shown(there.path, 70)} and {shown(file.path, 70)} are both "
+                f"'{shown(file.id, 40)}', and not the same file; keep one of them"
             )
         findings.dropped["copies of a file"].append(shown(file.path))
     return list(first.values())
@@ -168,39 +171,28 @@ def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> l
 def row_of(files: tuple[Named, Named | None], rules: FileRules) -> Utterance:
     """The row of an utterance, its label as the corpus has it."""
     heard, seen = files
-    fields = heard.fields
+    fields = {name: _word(rules, name, value) for name, value in heard.fields.items()}
+    text = fields.get("text") or rules.texts.get(fields.get("sentence", ""))
     return Utterance(
         id=heard.id,
         audio=heard.path,
-        text=_text(fields, rules),
-        split=_split(fields, rules, heard.path),
+        text=fill(rules.text, fields) if rules.text else text,
+        split=_split(fields.get("split", ""), heard.path),
         label=fields.get(rules.label),
-        speaker=_speaker(fields, rules),
+        speaker=fill(rules.speaker, fields) if "speaker" in fields else None,
         dialogue=fields.get("dialogue"),
-        session=_word(fields, rules, "session"),
-        tags=tuple(f"{name}={_word(fields, rules, name)}" for name in rules.tags if name in fields),
+        session=fields.get("session"),
+        tags=tuple(f"{name}={fields[name]}" for name in rules.tags if name in fields),
         video=None if seen is None else seen.path,
     )
 
 
-def _word(fields: Mapping[str, str], rules: FileRules, name: str) -> str | None:
+def _word(rules: FileRules, name: str, value: str) -> str:
     """What a field holds, spelled out."""
-    value = fields.get(name)
-    return None if value is None else rules.words.get(name, {}).get(value, value)
+    return rules.words.get(name, {}).get(value, value)
 
 
-def _speaker(fields: Mapping[str, str], rules: FileRules) -> str | None:
-    return fill(rules.speaker, fields) if "speaker" in fields else None
-
-
-def _text(fields: Mapping[str, str], rules: FileRules) -> str | None:
-    if rules.text:
-        return fill(rules.text, fields)
-    return rules.texts.get(fields.get("sentence", "")) or fields.get("text")
-
-
-def _split(fields: Mapping[str, str], rules: FileRules, path: str) -> str:
-    word = _word(fields, rules, "split") or ""
+def _split(word: str, path: str) -> str:
     if word.lower() not in SPLIT_ALIASES:
         raise DataError(
             f"{shown(path, 120)}: split '{shown(word, 40)}', expected train, dev (or valid) or test"

@@ -74,6 +74,22 @@ def test_the_pages_corpus_is_prepared_like_any_other(toy):
         assert part in done.stdout
 
 
+def test_the_pages_corpus_by_names_needs_its_toml_only(tmp_path, monkeypatch):
+    toml = re.search("```toml\n(.*?)```", PAGE.read_text().split("## 0.")[1], re.S)[1]
+    here = tmp_path / "manifests"
+    here.mkdir()
+    (here / "names.toml").write_text(toml)
+    monkeypatch.setattr(corpora, "HERE", here)
+    monkeypatch.setitem(datasets.DATASETS, "names", datasets.BY_NAMES)
+    corpora.corpus.cache_clear()
+    for name in ("ann_s1_CAL", "ann_s2_ANG", "ann_s3_CAL", "b_s1_ANG", "b_s2_CAL", "b_s3_ANG"):
+        write_wav(tmp_path / "root" / f"{name}.wav")
+    manifest, found = datasets.prepare("names", tmp_path / "root")
+    corpora.corpus.cache_clear()
+    assert not found.unexpected and {u.speaker for u in manifest.rows} == {"ann", "ben"}
+    assert {u.text for u in manifest.rows} == {"Hello.", None}
+
+
 def test_its_mistakes_are_one_line(toy):
     (toy / "texts.tsv").write_text("hello\n")
     with pytest.raises(DataError, match="texts.tsv: line 1 is not"):

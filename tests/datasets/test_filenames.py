@@ -1,0 +1,124 @@
+"""Corpora by the names of their files: every one of them on a tree of its release's layout, whole
+releases by their design, and what a tree may lack or have twice.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from mer.pipeline.datasets import BY_NAMES, DATASETS, corpora, prepare
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
+
+from tests.datasets.byname import TREES, WHOLE, write_tree
+from tests.datasets.trees import write_wav
+
+NAMES = [name for name, module in DATASETS.items() if module == BY_NAMES]
+
+
+def test_every_corpus_by_names_has_a_tree():
+    assert set(NAMES) <= set(TREES)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_tree_in_the_releases_layout_is_read(name, tmp_path):
+    for number, tree in enumerate(TREES[name]):
+        root = write_tree(tmp_path / str(number), tree.files, tree.tables)
+        manifest, found = prepare(name, root, labels=tree.labels)
+        assert {u.id: (u.label, u.speaker, u.text) for u in manifest.rows} == tree.rows
+        assert {u.id: u.split for u in manifest.rows if u.split} == tree.split
+        assert not found.missing and not found.unreadable and not found.orphans
+        manifest.write(tmp_path / "manifest.parquet")
+        assert Manifest.read(tmp_path / "manifest.parquet").rows == manifest.rows
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_file_of_another_name_is_counted(name, tmp_path):
+    tree = TREES[name][0]
+    root = write_tree(tmp_path / "root", tree.files, tree.tables)
+    other = write_wav(root / "elsewhere" / "one more x.wav")
+    manifest, found = prepare(name, root, labels=tree.labels)
+    assert len(manifest) == len(tree.rows) and found.orphans == [str(other.relative_to(root))]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_release_has_the_published_counts(name, tmp_path):
+    root = write_tree(tmp_path / "root", WHOLE[name]())
+    for labels in corpora.corpus(name).label_sets:
+        _, found = prepare(name, root, labels=labels)
+        assert found.expected and not found.unexpected
+
+
+def test_sound_and_film_of_one_utterance_are_one_row(tmp_path):
+    tree = TREES["ravdess"][0]
+    manifest, found = prepare("ravdess", write_tree(tmp_path / "root", tree.files))
+    both, alone = (next(u for u in manifest.rows if u.speaker == who) for who in ("12", "03"))
+    assert both.audio.endswith("03-01-06-01-02-01-12.wav")
+    assert both.video.endswith("01-01-06-01-02-01-12.mp4") and alone.video is None
+    assert both.tags == ("channel=speech", "intensity=normal", "sentence=02", "repetition=01")
+    assert {what: len(names) for what, names in found.dropped.items()} == {
+        "files of modality 02": 1,
+        "files of channel 02": 1,
+    }
+
+
+def test_a_film_alone_is_heard_as_well(tmp_path):
+    root = write_tree(tmp_path / "root", ["Actor_12/01-01-06-01-02-01-12.mp4"])
+    (row,) = prepare("ravdess", root)[0].rows
+    assert row.audio == "Actor_12/01-01-06-01-02-01-12.mp4" and row.video is None
+
+
+def test_an_archive_that_was_packed_twice_is_counted_once(tmp_path):
+    root = write_tree(tmp_path / "root", ["Actor_03/03-01-08-01-01-01-03.wav"])
+    shutil.copytree(root / "Actor_03", root / "again" / "Actor_03")
+    manifest, found = prepare("ravdess", root)
+    assert len(manifest) == 1
+    assert found.dropped["copies of a file"] == ["again/Actor_03/03-01-08-01-01-01-03.wav"]
+    write_wav(root / "again" / "Actor_03" / "03-01-08-01-01-01-03.wav", samples=99)
+    with pytest.raises(DataError, match="are both '01-08-01-01-01-03', and not the same file"):
+        prepare("ravdess", root)
+
+
+def test_of_two_sounds_the_wav_is_taken(tmp_path):
+    manifest, found = prepare("cremad", write_tree(tmp_path / "r", TREES["cremad"][0].files))
+    assert manifest.rows[0].audio == "AudioWAV/1001_DFA_ANG_XX.wav"
+    dropped = found.dropped["another file of the same utterance"]
+    assert dropped == ["AudioMP3/1001_DFA_ANG_XX.mp3"]
+
+
+def test_fixed_sentences_are_warned_of(tmp_path):
+    for name in ("ravdess", "savee"):
+        _, found = prepare(name, write_tree(tmp_path / name, TREES[name][0].files))
+        told = any("text carries no emotion" in warning for warning in found.warnings)
+        assert told == corpora.corpus(name).fixed_sentences
+
+
+def test_labels_outside_the_set_are_counted(tmp_path):
+    root = write_tree(tmp_path / "r", ["wav/03a01Fa.wav", "wav/03a01Xa.wav"])
+    manifest, found = prepare("emodb", root)
+    assert len(manifest) == 1 and found.dropped["label X"] == ["03a01Xa"]
+
+
+def test_a_line_without_a_file_is_missing_and_a_file_without_a_line_an_orphan(tmp_path):
+    tree = TREES["nemo"][0]
+    root = write_tree(tmp_path / "r", tree.files, tree.tables)
+    (root / "samples" / "EB0_anger_15.wav").rename(root / "samples" / "EB0_anger_16.wav")
+    manifest, found = prepare("nemo", root)
+    assert len(manifest) == 2 and found.missing == ["EB0_anger_15"]
+    assert found.orphans == ["samples/EB0_anger_16.wav"]
+
+
+def test_a_line_that_is_there_twice_is_named(tmp_path):
+    tree = TREES["nemo"][0]
+    twice = tree.tables["data.tsv"] + tree.tables["data.tsv"].splitlines(keepends=True)[1]
+    root = write_tree(tmp_path / "r", tree.files, {"data.tsv": twice})
+    with pytest.raises(DataError, match="line 4: 'EB0_anger_15' is there twice, first in data.tsv"):
+        prepare("nemo", root)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_folder_says_where_to_get_the_corpus(name, tmp_path):
+    with pytest.raises(DataError, match="to get it"):
+        prepare(name, tmp_path)

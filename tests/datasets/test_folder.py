@@ -1,0 +1,177 @@
+"""`mer prepare folder`: patterns, label maps, and what is wrong with either in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mer.cli import main
+from mer.pipeline.datasets import prepare
+from mer.pipeline.datasets.pattern import Pattern
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
+
+from tests.datasets.byname import write_tree
+
+DATA = os.environ.get("MER_TEST_DATA")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fields"),
+    [
+        ("{speaker}_{emotion}", "a/ann_joy.wav", {"speaker": "ann", "emotion": "joy"}),
+        ("{speaker}_{emotion}", "ann_joy_1.wav", None),  # a field holds no separator
+        ("{speaker}_{emotion:any}", "ann_a_1.wav", {"speaker": "ann", "emotion": "a_1"}),
+        ("{speaker}_{emotion}", "ann.b_joy.WAV", {"speaker": "ann.b", "emotion": "joy"}),
+        ("{emotion}/{who}-{n}", "x/joy/ann-1.flac", {"emotion": "joy", "who": "ann", "n": "1"}),
+        ("{emotion}/{speaker}-{n}", "ann-1.flac", None),  # no folder
+        ("{who:2}{n:3}{emotion:1}*", "03a01Wa.wav", {"who": "03", "n": "a01", "emotion": "W"}),
+        ("{emotion:letters}{n:digits}", "sa03.wav", {"emotion": "sa", "n": "03"}),
+        ("{emotion:letters}{n:digits}", "ß٣.wav", {"emotion": "ß", "n": "٣"}),
+        ("{emotion:a|ab}{n:digits}", "ab1.wav", {"emotion": "ab", "n": "1"}),
+        ("{a}_{b}.wav", "x_y.mp3", None),  # another ending
+        ("{a}_{b}.WAV", "x_y.wav", {"a": "x", "b": "y"}),
+        ("{s}/{s}_{e}", "ann/ann_joy.wav", {"s": "ann", "e": "joy"}),
+        ("{s}/{s}_{e}", "ann/ben_joy.wav", None),  # a field that is there twice holds one thing
+        ("{a} ({b:digits})", "x.[1] (2).wav", {"a": "x.[1]", "b": "2"}),
+        ("{a}^{b}", "x^y.wav", {"a": "x", "b": "y"}),
+        ("{a}]{b}", "x]y.wav", {"a": "x", "b": "y"}),
+    ],
+)
+def test_what_a_pattern_reads(pattern, path, fields):
+    assert Pattern(pattern).match(path) == fields
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("{a}{b}", "nothing between a and b"),
+        ("x.wav", "no field"),
+        ("{a", "without its other half"),
+        ("a}_{b}", "without its other half"),
+        ("{A}", "is no field"),
+        ("{}", "is no field"),
+        ("{a:0}", "a form is"),
+        ("{a:999}", "a form is"),
+        ("{a:word}", "a form is"),
+        ("/{a}", "empty"),
+        ("{a}/", "empty"),
+        ("{a}" + "x" * 500, "more than 500 characters"),
+    ],
+)
+def test_a_pattern_that_cannot_be_read_says_why(pattern, why):
+    with pytest.raises(DataError, match=why) as caught:
+        Pattern(pattern)
+    assert len(str(caught.value)) <= 300
+
+
+def run(root: Path, *options: str):
+    out = str(root.parent / "m.parquet")
+    return CliRunner().invoke(
+        main, ["prepare", "folder", "--root", str(root), "--out", out, *options]
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Four people say two sentences in three emotions."""
+    names = [
+        f"{who}/{who}_s{sentence}_{emotion}_hi.wav"
+        for who in ("ann", "ben", "cat", "dan")
+        for sentence in (1, 2)
+        for emotion in ("ANG", "HAP", "NEU")
+    ]
+    return write_tree(tmp_path / "mine", names)
+
+
+def test_fields_become_columns_and_tags(root):
+    done = run(root, "--pattern", "{speaker}_{sentence}_{emotion}_{level}.wav")
+    assert done.exit_code == 0, done.stderr
+    manifest = Manifest.read(root.parent / "m.parquet")
+    assert manifest.labels == ("ANG", "HAP", "NEU") and len(manifest) == 24
+    row = manifest.rows[0]
+    assert (row.id, row.speaker, row.tags) == ("ann_s1_ANG_hi", "ann", ("sentence=s1", "level=hi"))
+    assert {u.split for u in manifest.rows} == {"train", "dev", "test"}
+    for who in ("ann", "ben", "cat", "dan"):
+        assert len({u.split for u in manifest.rows if u.speaker == who}) == 1
+    assert "text carries no emotion" in done.stdout
+
+
+def test_a_map_names_classes_and_leaves_out(root):
+    options = ("--map", "ANG=anger", "--map", "HAP=joy", "--map", "NEU=", "--labels", "joy,anger")
+    done = run(root, "--pattern", "{speaker}_{sentence}_{emotion}_{level}", *options)
+    assert done.exit_code == 0, done.stderr
+    manifest = Manifest.read(root.parent / "m.parquet")
+    assert manifest.labels == ("joy", "anger") and len(manifest) == 16
+    assert "left out: label NEU: 8: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--pattern", "{speaker}_s1_{emotion}_{level}"), "fits 12 of 24 media files below"),
+        (("--pattern", "{speaker}-{emotion}"), "fits none of 24 media files"),
+        (
+            ("--pattern", "{speaker}_{n}_{emotion}_{level}", "--map", "ANG=anger"),
+            "--map has no class for HAP (8 files), NEU (8 files)",
+        ),
+        (
+            ("--pattern", "{speaker}_{n}_{emotion}_{level}", "--labels", "ANG,HAP"),
+            "--labels has not NEU (8 files)",
+        ),
+        (
+            ("--pattern", "{speaker}_{n}_{word}_{level}", "--map", "ANG=anger"),
+            "--map: the pattern has no {label} or {emotion} to map",
+        ),
+        (("--pattern", "{id:any}_{emotion}_{level}", "--root", "/no/such"), "no such folder"),
+        (("--pattern", "{n}_{id}_{emotion}_{level}"), "are both 's1'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_counts(root, options, said):
+    done = run(root, *options)
+    assert done.exit_code == 1 and not done.stdout
+    assert said in done.stderr.replace("\n  ", " ") and len(done.stderr.strip()) <= 300
+
+
+def test_partial_leaves_out_and_counts(root):
+    done = run(root, "--pattern", "{speaker}_s1_{emotion}_{level}", "--partial")
+    assert done.exit_code == 0, done.stderr
+    assert "left out: files that the pattern does not fit: 12: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prepare", "folder", "--root", "."),
+        ("prepare", "folder", "--pattern", "{a}"),
+        ("prepare", "meld", "--pattern", "{a}"),
+        ("prepare", "meld", "--map", "a=b"),
+        ("prepare", "folder", "--root", ".", "--pattern", "{a}", "--map", "x"),
+    ],
+)
+def test_options_that_do_not_go_together_are_usage(words):
+    assert CliRunner().invoke(main, list(words)).exit_code == 2
+
+
+def test_two_speakers_are_too_few_for_a_split(tmp_path):
+    root = write_tree(tmp_path / "two", ["a_x.wav", "a_y.wav", "b_x.wav", "b_y.wav"])
+    done = run(root, "--pattern", "{speaker}_{emotion}")
+    assert done.exit_code == 1 and "--split none leaves it open" in done.stderr
+
+
+@pytest.mark.skipif(not DATA, reason="MER_TEST_DATA is not set: no real nEMO clips")
+def test_nemo_is_the_same_by_its_toml_and_by_a_pattern():
+    root = Path(DATA) / "nemo-mini"
+    by_toml, _ = prepare("nemo", root)
+    pattern = "{speaker}_{emotion}_{sentence}.wav"
+    by_pattern, _ = prepare("folder", root, pattern=pattern, split="none")
+    both = [
+        {u.id: (u.label, u.speaker, u.audio) for u in manifest.rows}
+        for manifest in (by_toml, by_pattern)
+    ]
+    assert both[0] == both[1] and len(both[0]) == 212
+    assert {*by_toml.labels} == {*by_pattern.labels}
+    assert all(u.text for u in by_toml.rows)
