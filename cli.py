@@ -56,6 +56,7 @@ NO_LOCK = click.option(
 )
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 BY_GROUP = click.Choice(["session", "speaker", "dialogue"])
+BY_FOLD = click.Choice([*BY_GROUP.choices, "published"])
 
 
 def check_pair() -> None:
@@ -331,6 +332,25 @@ def datasets(as_json):
     help="table or folder without a split: make one by group, or leave it open for folds.",
 )
 @click.option(
+    "--fold-lists",
+    type=click.Path(path_type=Path),
+    help="table: JSON with published folds, lists of ids; or name columns of the table with "
+    "--column fold=NAME.",
+)
+@click.option(
+    "--speaker-independent",
+    is_flag=True,
+    default=None,
+    help="table, emobox: refuse folds in which a speaker is in train and in test.",
+)
+@click.option(
+    "--meta",
+    type=click.Path(path_type=Path),
+    help="emobox: the folder of a corpus's lists, data/NAME of that repository; --root is where "
+    "the media are.",
+)
+@click.option("--fold", help="emobox: this fold alone, as the split. [default: all, as folds]")
+@click.option(
     "--pattern",
     help="folder: what the files' names say, as '{speaker}_{sentence}_{emotion}.wav'; fields may "
     "have a form: {speaker:2} characters, {emotion:letters}, {number:digits}, {level:hi|lo}, "
@@ -352,7 +372,9 @@ def datasets(as_json):
 )
 @click.option("--name", help="table, folder: name of the corpus. [default: the file's]")
 @click.option(
-    "--language", help="table, folder: language code, for the default encoders. [default: en]"
+    "--language",
+    help="table, folder, emobox: language code, for the default encoders. [default: en; of "
+    "emobox the corpus's]",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def prepare(
@@ -369,10 +391,24 @@ def prepare(
         if source is None or root is not None:
             beside = " and --audio-dir, not --root" if root is not None else ""
             raise click.UsageError(f"table takes --from FILE{beside}")
+        folds, others = fold_columns(columns)
         manifest, report = build(
-            "table", audio_dir, labels=labels, source=source, columns=mapped(columns), **given
+            "table",
+            audio_dir,
+            labels=labels,
+            source=source,
+            columns=mapped(others),
+            folds=folds,
+            **given,
         )
         folder = default_root(manifest.dataset)
+    elif dataset == "emobox":
+        if root is None or options["meta"] is None:
+            raise click.UsageError(
+                "emobox takes --meta DIR, of the lists, and --root DIR, of media"
+            )
+        manifest, report = build("emobox", root, labels=labels, **given)
+        folder = default_root(f"emobox-{manifest.dataset}")
     elif dataset == "folder":
         if root is None or pattern is None or source is not None or audio_dir is not None:
             raise click.UsageError("folder takes --root DIR and --pattern '{speaker}_{emotion}'")
@@ -401,6 +437,13 @@ def prepare(
         for line in report.lines():
             say(line)
         say(f"wrote {out}")
+
+
+def fold_columns(columns: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """(the columns that --column fold=NAME names, the other pairs)."""
+    of_folds = [column for column in columns if column.partition("=")[0] == "fold"]
+    others = tuple(column for column in columns if column not in of_folds)
+    return [column.partition("=")[2] for column in of_folds if "=" in column], others
 
 
 def mapped(columns: tuple[str, ...]) -> dict[str, str]:
@@ -1276,7 +1319,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
 )
 @click.option(
     "--folds",
-    type=BY_GROUP,
+    type=BY_FOLD,
     help="Score on the dev part of each fold that `mer train --folds` would make.",
 )
 @click.option(
@@ -1368,8 +1411,8 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
 )
 @click.option(
     "--folds",
-    type=BY_GROUP,
-    help="Leave one group out in turn.",
+    type=BY_FOLD,
+    help="Leave one group out in turn; published: the folds that came with the corpus.",
 )
 @click.option(
     "--out",

@@ -222,7 +222,8 @@ def complete_corpora(
     folder = Path(manifests.__file__).parent
     names = {path.stem for path in folder.glob("*.toml")}
     return _begin(
-        names | ({"table", "folder"} if ctx.command.name == "prepare" else set()), incomplete
+        names | ({"table", "folder", "emobox"} if ctx.command.name == "prepare" else set()),
+        incomplete,
     )
 
 

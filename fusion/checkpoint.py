@@ -441,7 +441,8 @@ def store_key(store: FeatureStore) -> str:
     h = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     table = store.table()
     lengths = [c for c in table.column_names if c.startswith("n_")]
-    for name in ("id", "split", "label", "targets", "dialogue", "speaker", "session", *lengths):
+    groups = ("dialogue", "speaker", "session")
+    for name in ("id", "split", "label", "targets", *groups, *lengths, "folds"):
         if name in table.column_names:
             # the JSON of [name, values], never whole in memory
             h.update(f"[{json.dumps(name)}, [".encode())

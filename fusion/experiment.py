@@ -73,7 +73,8 @@ def train(
             command began before.
         seeds: How many, from `train.seed` on: s, s + 1, ...
         folds: session, speaker or dialogue: leave one of them out in turn, with a dev part carved
-            from the rest.
+            from the rest. published: the folds that came with the corpus; dev is carved where
+            they have none.
         runs: Where new run folders go.
         device: Where to train.
         note: Told what the user should know, line by line.

@@ -113,8 +113,8 @@ def probe(
     Args:
         store: With layer means.
         modalities: Which feature sets; none named: all that have layer means.
-        folds: session, speaker or dialogue: as `mer train --folds` would, on the dev part of each
-            fold together.
+        folds: session, speaker, dialogue or published: as `mer train --folds` would, on the dev
+            part of each fold together.
         progress: Is told how far it is.
 
     Returns:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from mer.fusion.batch import DataSpec
 from mer.fusion.metrics import Measures, jsonable
-from mer.fusion.splits import FOLDS, Fold
+from mer.fusion.splits import FOLDS, PUBLISHED, Fold
 from mer.fusion.typed import added, convert, optional, rest, tree
 
 T = TypeVar("T")
@@ -141,8 +141,8 @@ class SingleInfo(RunInfo):
             return "spec and store differ in their task or labels"
         if store.origins is not None and not store.origins.keys() >= spec.sources.keys():
             return "store.origins lacks a modality that the model reads"
-        if self.fold is not None and self.fold.by not in FOLDS:
-            return f"fold.by is {self.fold.by}, expected one of {', '.join(FOLDS)}"
+        if self.fold is not None and self.fold.by not in (*FOLDS, PUBLISHED):
+            return f"fold.by is {self.fold.by}, expected one of {', '.join((*FOLDS, PUBLISHED))}"
         return None
 
     def _is_read(self, modality: str) -> bool:

@@ -18,19 +18,22 @@ import pyarrow as pa
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import plural, shown
-from mer.pipeline.runtime.terms import SPLITS
+from mer.pipeline.runtime.terms import PUBLISHED, SPLITS, fold_of
 
 GROUPS = ("dialogue", "speaker", "session")
 FOLDS = ("session", "speaker", "dialogue")  # the one to suggest first
 FEWEST_FOLDS = 3  # one group each for train, dev and test
 MOST_FOLDS = 20  # more groups than this are bundled ...
 BUNDLES = 10  # ... into this many folds
+MOST_DIGITS = 20  # of the number that a published fold is called by
 CARVINGS = 64  # candidate dev sets, of which the one with the most train-like labels is taken
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Leave-out fold: `held` are the values of column `by` that form its test part."""
+    """Leave-out fold: `held` are the values of column `by` that form its test part. Of a published
+    fold, `by` is PUBLISHED and `held` its name: the rows say what they are in it.
+    """
 
     name: str
     by: str
@@ -117,7 +120,12 @@ def assign(
     Raises:
         DataError: There is nothing to train on, or nothing to carve dev by.
     """
-    train, dev, notes = _stored(table) if fold is None else _outside(table, fold)
+    if fold is None:
+        train, dev, notes = _stored(table)
+    elif fold.by == PUBLISHED:
+        train, dev, notes = _published(table, fold)
+    else:
+        train, dev, notes = _outside(table, fold)
     known = labelled(target)
     unlabelled = int((~known[train]).sum() + (~known[dev]).sum())
     if unlabelled:
@@ -154,6 +162,46 @@ def _outside(table: pa.Table, fold: Fold) -> tuple[np.ndarray, np.ndarray, list[
     missing = sum(v is None for v in value)
     notes = [f"{plural(missing, 'row')} without a {fold.by} left out"] if missing else []
     return np.flatnonzero(np.array(inside)), np.array([], dtype=np.int64), notes
+
+
+def _published(table: pa.Table, fold: Fold) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The train and dev rows of a published fold, and notes: who of its speakers is tested, too."""
+    parts = _parts(table, fold.name)
+    train, dev, test = (np.flatnonzero(parts == part) for part in ("train", "dev", "test"))
+    notes = []
+    if outside := int((parts == "").sum()):
+        notes.append(f"{plural(outside, 'row')} in no part of fold {fold.name} left out")
+    speaker = np.array(_values(table, "speaker"), dtype=object)
+    known = {*speaker[train], *speaker[dev]} - {None}
+    shared = known & set(speaker[test])
+    if shared:
+        count = int(np.isin(speaker[test], list(shared)).sum())
+        notes.append(
+            f"fold {fold.name} is not speaker-independent: {plural(len(shared), 'speaker')} of its "
+            f"test part ({plural(count, 'row')}) are in train, too"
+        )
+    return train, dev, notes
+
+
+def _parts(table: pa.Table, name: str) -> np.ndarray:
+    """(N,) what each row is in a published fold: train, dev, test or ""."""
+    if "folds" not in table.column_names:
+        return np.full(len(table), "", dtype=object)
+    parts = []
+    for entries in table["folds"].to_pylist():
+        mine = dict(map(fold_of, entries))
+        parts.append(mine.get(name, ""))
+    return np.array(parts, dtype=object)
+
+
+def published(table: pa.Table) -> list[str]:
+    """The names of the folds that came with the corpus, numbers in their order."""
+    if "folds" not in table.column_names:
+        return []
+    names: set[str] = set()
+    for entries in table["folds"].to_pylist():
+        names.update(fold_of(entry)[0] for entry in entries)
+    return sorted(names, key=lambda name: (not name.isdecimal(), name.zfill(MOST_DIGITS), name))
 
 
 def label_notes(
@@ -208,6 +256,8 @@ def held_out(table: pa.Table, fold: Fold | None = None) -> np.ndarray:
     """The test rows, labelled or not."""
     if fold is None:
         return np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == "test")
+    if fold.by == PUBLISHED:
+        return np.flatnonzero(_parts(table, fold.name) == "test")
     return np.flatnonzero(np.isin(np.array(_values(table, fold.by), dtype=object), list(fold.held)))
 
 
@@ -220,15 +270,18 @@ def folds(
     Args:
         table: The store's.
         target: Of all its rows, as `targets` gives it.
-        by: session, speaker or dialogue.
+        by: session, speaker or dialogue; or PUBLISHED, the folds that came with the corpus.
         seed: Draws the bundles.
 
     Returns:
         The folds, and notes.
 
     Raises:
-        DataError: There are fewer than three labelled groups.
+        DataError: There are fewer than three labelled groups, or no published folds; one of these
+            has nothing to train on or to test.
     """
+    if by == PUBLISHED:
+        return _published_folds(table, target), ()
     size = _sizes(table, target, by)
     if len(size) < FEWEST_FOLDS:
         enough = (g for g in FOLDS if g != by and len(_sizes(table, target, g)) >= FEWEST_FOLDS)
@@ -248,6 +301,27 @@ def folds(
     bundles = _bundles(size, seed)
     made = [Fold(f"{k:02d}", by, tuple(sorted(held))) for k, held in enumerate(bundles, start=1)]
     return made, tuple(notes)
+
+
+def _published_folds(table: pa.Table, target: np.ndarray) -> list[Fold]:
+    names = published(table)
+    if not names:
+        by = group_column(table, np.arange(len(table)), FOLDS)
+        remedy = f", or --folds {by} makes some" if by else ""
+        raise DataError(
+            "--folds published: the store has none; they come with a table's fold column (`mer "
+            f"prepare table --help`) or `mer prepare emobox`{remedy}"
+        )
+    known = labelled(target)
+    for name in names:
+        parts = _parts(table, name)
+        for part in ("train", "test"):
+            if not known[parts == part].any():
+                raise DataError(
+                    f"--folds published: fold '{shown(name, 60)}' has no labelled {part} rows in "
+                    "the store; prepare it again, or leave that fold out"
+                )
+    return [Fold(name, PUBLISHED, (name,)) for name in names]
 
 
 def _bundles(size: dict[str, int], seed: int) -> list[list[str]]:
@@ -298,7 +372,8 @@ def _counts(split: np.ndarray) -> str:
 def _carve_by(table: pa.Table, train: np.ndarray, config: DataConfig, fold: Fold | None) -> str:
     """The unit dev is carved by.
 
-    In speaker folds that is the speaker: dev then measures what test will, a voice never heard.
+    In speaker folds, and published ones, that is the speaker: dev then measures what test will, a
+    voice never heard. Where a published fold has no groups at all it is the utterance.
     """
     if config.dev_by != "auto":
         if config.dev_by != "utterance" and not _complete(table, config.dev_by, train):
@@ -307,9 +382,10 @@ def _carve_by(table: pa.Table, train: np.ndarray, config: DataConfig, fold: Fold
                 "there is only one"
             )
         return config.dev_by
-    by = group_column(
-        table, train, ("speaker", *GROUPS) if fold is not None and fold.by == "speaker" else GROUPS
-    )
+    speakers_first = fold is not None and fold.by in ("speaker", PUBLISHED)
+    by = group_column(table, train, ("speaker", *GROUPS) if speakers_first else GROUPS)
+    if by is None and fold is not None and fold.by == PUBLISHED:
+        return "utterance"
     if by is None:
         raise DataError(
             "the store has no dev split, and no dialogue, speaker or session column to carve one "
@@ -348,6 +424,8 @@ def _carve(
     share = f"{groups} of {plural(len(names), 'group')}, {plural(dev, 'row')}"
     rest = plural(len(train) - dev, "row remains", "rows remain")
     note = f"dev carved from train by {by}: {share}; {rest} (seed {config.split_seed})"
+    if by == "utterance":
+        note += "; a voice may be in both"
     return train[~best], train[best], note
 
 

@@ -1,7 +1,7 @@
 """A corpus as a table: one `Utterance` per row, written as Parquet with its provenance in the
 file's metadata.
 
-Schema (version 1; docs/manifest.md): see `SCHEMA`. The metadata key `mer` holds a JSON object with
+Schema (version 2; docs/manifest.md): see `SCHEMA`. The metadata key `mer` holds a JSON object with
 `format`, `version`, `dataset`, `task`, `labels`, `language`, `root` and `source`.
 """
 
@@ -36,9 +36,10 @@ from mer.pipeline.runtime.columnar import (
 from mer.pipeline.runtime.files import publishing
 from mer.pipeline.runtime.limits import MANIFEST_METADATA_BYTES
 from mer.pipeline.runtime.terminal import listed, shown
-from mer.pipeline.runtime.terms import check_labelling, check_task
+from mer.pipeline.runtime.terms import check_folds, check_labelling, check_task
 
-VERSION = 1
+VERSION = 2  # as it is written where a row has published folds; version 1 has no such column
+VERSIONS = (1, 2)  # as they are read
 BYTES = (
     pa.types.is_binary,
     pa.types.is_large_binary,
@@ -75,10 +76,13 @@ SCHEMA = pa.schema(
         # seconds into `video`; both null: `start` and `end` hold there, too
         pa.field("video_start", pa.float64()),
         pa.field("video_end", pa.float64()),
+        # published folds, "1=train": the fold's name and what the row is in it (train, dev, test)
+        pa.field("folds", pa.list_(pa.string())),
     ]
 )
 # Columns that came later: a manifest in which no row has one is written, and hashed, as before.
-LATER = ("video", "video_start", "video_end")
+LATER = ("video", "video_start", "video_end", "folds")
+LISTED = ("tags", "folds")  # null and empty are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class Utterance:
     video: str | None = None
     video_start: float | None = None
     video_end: float | None = None
+    folds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ class Manifest:
                 where, u.id, u.split, u.label, u.targets, task=self.task, labels=self.labels
             )
             _check_values(where, u, self.task)
+            check_folds(where, u.id, u.folds)
 
     def check_names(self) -> None:
         """Raises DataError for labels that are empty or there twice, and for names with blanks at
@@ -167,7 +173,7 @@ class Manifest:
     @property
     def _columns(self) -> list[str]:
         """The columns that it is written with."""
-        used = {name for name in LATER for u in self.rows if getattr(u, name) is not None}
+        used = {name for name in LATER for u in self.rows if getattr(u, name) not in (None, ())}
         return [name for name in SCHEMA.names if name not in LATER or used]
 
     def with_root(self, root: str | os.PathLike) -> Manifest:
@@ -205,7 +211,7 @@ class Manifest:
             root = root.relative_to(path.resolve().parent)
         meta = {
             "format": "mer-manifest",
-            "version": VERSION,
+            "version": VERSION if "folds" in self._columns else 1,
             "dataset": self.dataset,
             "task": self.task,
             "labels": list(self.labels),
@@ -273,7 +279,7 @@ class Manifest:
             raise DataError(f"{path}: {said}" if said.startswith("manifest of") else said) from None
         except FAILURES as error:
             raise DataError(
-                f"{path}: not a manifest of version {VERSION} ({reason(error)}); see "
+                f"{path}: not a manifest of version 1 to {VERSION} ({reason(error)}); see "
                 "docs/manifest.md"
             ) from None
 
@@ -342,7 +348,8 @@ def _metadata(raw: bytes | None, path: Path) -> dict:
         _check_metadata(meta)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{path}: not a manifest of version {VERSION} ({reason(error)}); see docs/manifest.md"
+            f"{path}: not a manifest of version 1 to {VERSION} ({reason(error)}); see "
+            "docs/manifest.md"
         ) from None
     return meta
 
@@ -352,10 +359,11 @@ def _check_version(meta: dict, path: Path) -> None:
     if meta.get("format") != "mer-manifest":
         what = f"format '{shown(meta.get('format'), 20)}', expected 'mer-manifest'"
         raise DataError(f"{path}: {what}; run `mer prepare` again")
-    if meta.get("version") != VERSION:
+    if meta.get("version") not in VERSIONS:
         found = shown(meta.get("version"), 20)
+        known = " and ".join(map(str, VERSIONS))
         raise DataError(
-            f"{path}: manifest version {found}, this mer reads {VERSION}; run `mer prepare` again"
+            f"{path}: manifest version {found}, this mer reads {known}; run `mer prepare` again"
         )
 
 
@@ -415,9 +423,11 @@ def _alike(target: pa.DataType) -> tuple:
 
 def _utterances(columns: list[list]) -> Iterable[Utterance]:
     """Columns in the schema's order as rows."""
-    targets, tags = SCHEMA.names.index("targets"), SCHEMA.names.index("tags")
+    targets = SCHEMA.names.index("targets")
+    listed = [SCHEMA.names.index(name) for name in LISTED]
     for values in zip(*columns, strict=True):
         row = list(values)
         row[targets] = None if row[targets] is None else tuple(row[targets])
-        row[tags] = tuple(row[tags] or ())
+        for at in listed:
+            row[at] = tuple(row[at] or ())
         yield Utterance(*row)

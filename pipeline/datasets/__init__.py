@@ -13,7 +13,7 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-from mer.pipeline.datasets import corpora
+from mer.pipeline.datasets import corpora, folds
 from mer.pipeline.datasets.findings import Findings, class_gaps, count, overlaps
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
@@ -36,6 +36,7 @@ DATASETS |= {name: BY_NAMES for name in corpora.names() if name not in DATASETS}
 OWN = {
     "table": ("mer.pipeline.datasets.table", "audio_dir"),
     "folder": ("mer.pipeline.datasets.folder", "root"),
+    "emobox": ("mer.pipeline.datasets.emobox", "root"),
 }
 
 
@@ -70,7 +71,7 @@ def prepare(
     if name not in DATASETS:
         raise DataError(
             f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, *OWN))}; known: "
-            f"{', '.join(DATASETS)}, and table and folder, for your own files"
+            f"{', '.join(DATASETS)}; and {', '.join(OWN)}, for your own files and lists"
         )
     taken = _options(name)
     if unknown := [option for option in options if option not in taken]:
@@ -97,6 +98,7 @@ def _options(name: str) -> list[str]:
 def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings]:
     """Add what is counted and warned of the same way for every corpus."""
     findings.counts = count(manifest)
+    findings.folds = folds.counted(manifest.rows)
     findings.warnings += warn_near_duplicates(manifest.labels)
     findings.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
     findings.warnings += class_gaps(manifest, findings.counts)

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 
+from mer.pipeline.datasets import folds
+from mer.pipeline.datasets.folds import FoldCounts
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.runtime.terms import SPLITS
@@ -36,6 +38,7 @@ class Findings:
     orphans: list[str] = field(default_factory=list)  # media files without a row
     repairs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    folds: dict[str, FoldCounts] = field(default_factory=dict)  # published ones, by name
     # "train/test" -> texts, long_texts, speakers
     overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -76,6 +79,7 @@ class Findings:
         cut += [*self.repairs.values(), *self.dropped.values()]
         if any(len(names) > SHOWN for names in cut):
             lines.append("the whole lists: the same command with --json")
+        lines += folds.lines(self.folds)
         lines += _told_overlaps(self.overlaps)
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
@@ -99,6 +103,7 @@ class Findings:
             "orphans": self.orphans,
             "repairs": self.repairs,
             "dropped": self.dropped,
+            "folds": {name: asdict(fold) for name, fold in self.folds.items()},
             "overlaps": self.overlaps,
             "warnings": self.warnings,
         }

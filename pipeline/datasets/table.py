@@ -19,6 +19,7 @@ from pathlib import Path
 from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import hidden, look
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.folds import check_speakers, counted, from_columns, from_json
 from mer.pipeline.datasets.pattern import MEDIA
 from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_TIMES, Table, read
 from mer.pipeline.errors import DataError
@@ -45,6 +46,9 @@ def prepare(
     seed: int = 0,
     name: str | None = None,
     language: str = "en",
+    folds: Sequence[str] = (),
+    fold_lists: str | os.PathLike | None = None,
+    speaker_independent: bool = False,
     folder_option: str = "--audio-dir",
 ) -> tuple[Manifest, Findings]:
     """The manifest of a table.
@@ -60,6 +64,9 @@ def prepare(
         seed: Of the split by group.
         name: Of the corpus, by default the table's.
         language: Code, for the default encoders.
+        folds: The columns that name folds; none: `fold`, if there is one.
+        fold_lists: A JSON file of folds instead, as of `folds.from_json`.
+        speaker_independent: Refuse folds in which a speaker is trained on and tested.
         folder_option: What messages call `audio_dir`.
 
     Returns:
@@ -76,14 +83,16 @@ def prepare(
     for what, value in (("--name", name), ("--language", language), ("--labels", labels)):
         _check_option(what, value)
     findings = Findings(name)
-    table = read(source, columns, findings, several=task == "multi")
+    table = read(source, columns, findings, several=task == "multi", folds=folds)
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
     labelling = _labels(table, labels, task, findings)
     times = _times(table)
-    splits = _splits(table, split, seed, findings)
+    _check_ids(table, ids)
+    entries = _folds(table, ids, fold_lists)
+    splits = _splits(table, "none" if entries and not _has_split(table) else split, seed, findings)
     audio = _media(table, "audio", ids, root, findings)
     video = _media(table, "video", ids, root, findings)
     seen = _video_times(table)
@@ -107,9 +116,11 @@ def prepare(
                 video=video[i],
                 video_start=seen[i][0],
                 video_end=seen[i][1],
+                folds=entries.get(ids[i] or "", ()),
             )
         )
-    _check_ids(table, ids)
+    if speaker_independent:
+        check_speakers(str(source), counted(rows))
     rows = look(rows, root.folder, _info(name, language), findings)
     made = {"table": source.name, "columns": dict(columns), "split": split, "seed": seed}
     manifest = Manifest(name, task, labelling.names, tuple(rows), root.folder, language, made)
@@ -463,7 +474,21 @@ def _listing(folder: str) -> dict[str, list[str]]:
     return stems | {name: [name] for name in names}
 
 
-# --- splits
+# --- splits and folds
+
+
+def _has_split(table: Table) -> bool:
+    return any(table.column("split"))
+
+
+def _folds(
+    table: Table, ids: Sequence[str | None], lists: str | os.PathLike | None
+) -> dict[str, tuple[str, ...]]:
+    """What each row is in the published folds; nothing where there are none."""
+    names = [id or "" for id in ids]
+    if lists is not None:
+        return from_json(Path(lists), names)
+    return from_columns(str(table.source), names, table.folds) if table.folds else {}
 
 
 def _splits(table: Table, split: str, seed: int, findings: Findings) -> list[str]:

@@ -61,7 +61,9 @@ FIELDS = (
     "video",
     "video_start",
     "video_end",
+    "fold",
 )
+FOLD = "fold"  # several columns may be this field: `Table.folds`
 TIMES = ("start", "end", "duration")  # seconds
 VIDEO_TIMES = ("video_start", "video_end")  # likewise, in `video`
 PARQUET = ".parquet"
@@ -102,10 +104,22 @@ class Table:
         """(N,) values of a field, None where it has no column."""
         return self.data.get(field) or [None] * len(self)
 
+    @property
+    def folds(self) -> Columns:
+        """Column -> cells, of the columns that name folds."""
+        prefix = fold_field("")
+        fields = [field for field in self.data if field.startswith(prefix)]
+        return {field.removeprefix(prefix): self.data[field] for field in fields}
+
     def row_name(self, row: int) -> str:
         """A row's id, or its number where it has none."""
         given = self.data["id"][row] if "id" in self.data else None
         return shown(strip(given)) if given else f"row{row + 1}"
+
+
+def fold_field(column: str) -> str:
+    """The field that a column of folds is read as: there may be several."""
+    return f"{FOLD} {column}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,12 @@ class _Wanted:
 
 
 def read(
-    source: Path, columns: Mapping[str, str], findings: Findings, *, several: bool = False
+    source: Path,
+    columns: Mapping[str, str],
+    findings: Findings,
+    *,
+    several: bool = False,
+    folds: Sequence[str] = (),
 ) -> Table:
     """Read the fields that a table has.
 
@@ -136,6 +155,7 @@ def read(
             objects.
         findings: Blanks that were cut off, and what is odd, are added to these.
         several: A label may be a list.
+        folds: The columns that name folds; none: `fold`, if there is one.
 
     Returns:
         The table.
@@ -146,7 +166,10 @@ def read(
     """
     suffix = source.suffix.lower()
     _check_file(source, suffix)
-    wanted = _Wanted({field: columns.get(field, field) for field in FIELDS}, several)
+    columns = {**columns, **{fold_field(name): name for name in folds}}
+    fields = {field: columns.get(field, field) for field in FIELDS if field != FOLD}
+    fields |= {fold_field(name): name for name in folds or (FOLD,)}
+    wanted = _Wanted(fields, several)
     if suffix in EXPECTED:
         names, raw = _read_delimited(source, EXPECTED[suffix], wanted, findings)
     elif suffix == PARQUET:
@@ -156,7 +179,8 @@ def read(
     for field, column in columns.items():
         if column not in raw:
             raise DataError(
-                f"{source}: no column '{shown(column)}' (for {field}); found {listed(names)}"
+                f"{source}: no column '{shown(column)}' (for {field.split()[0]}); found "
+                f"{listed(names)}"
             )
     data = {field: raw[column] for field, column in wanted.column_of.items() if column in raw}
     return _without_blanks(Table(source, names, columns, data), findings)
@@ -182,7 +206,8 @@ def _check_file(source: Path, suffix: str) -> None:
 def _without_blanks(table: Table, findings: Findings) -> Table:
     """Names without blanks at their ends. What is cut is counted, by the row's id."""
     data = dict(table.data)
-    for field in (*NAMES, "split", *TIMES, *VIDEO_TIMES):
+    folds = [fold_field(column) for column in table.folds]
+    for field in (*NAMES, "split", *TIMES, *VIDEO_TIMES, *folds):
         if field not in data:
             continue
         given = data[field]

@@ -28,7 +28,7 @@ from mer.pipeline.media.stages import Problem, Stage
 from mer.pipeline.runtime.files import leftovers, publishing, shortened, sweep
 from mer.pipeline.runtime.hold import appear
 from mer.pipeline.store import ModalityInfo, Shard, build_index
-from mer.pipeline.store.schema import COLUMNS
+from mer.pipeline.store.schema import EVERY
 
 
 def publish(settled: Settled, tally: Tally, started: float) -> ExtractReport:
@@ -250,7 +250,7 @@ def write_head(
     table = []
     for u in manifest.rows:
         if u.id not in failed:
-            table.append({name: getattr(u, name) for name in COLUMNS.names})
+            table.append({name: getattr(u, name) for name in EVERY.names})
     build_index(
         request.place.out,
         shards,

@@ -26,6 +26,7 @@ FIELDS = {
     "position": ("position", "segment"),
     "duration": ("duration",),
     "tags": ("tags",),
+    "folds": ("folds",),
 }
 SUFFIX = "_features"  # behind a modality in the columns of `mer export --to parquet`
 # Modality -> names its features go by elsewhere, bare or with SUFFIX behind.

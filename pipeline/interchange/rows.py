@@ -14,7 +14,7 @@ from mer.pipeline.interchange.values import cell, listed_values, number, spelled
 from mer.pipeline.runtime.cells import name_cell, text_cell, warn_near_duplicates
 from mer.pipeline.runtime.limits import IMPORT_ROWS
 from mer.pipeline.runtime.terminal import shown
-from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
+from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS, check_folds
 from mer.pipeline.store import Header
 
 # What foreign files call the splits, beside what corpora and tables call them.
@@ -67,6 +67,7 @@ def interpret(
     table.set_splits()
     notes = table.set_names()
     table.set_tags()
+    notes += table.set_folds()
     table.set_numbers()
     rows = table.rows
     if task == "single":
@@ -161,11 +162,28 @@ class _Table:
         return notes
 
     def set_tags(self) -> None:
-        for row, value in self.given("tags"):
-            tags = []
-            for tag in listed_values(self.path, value):
-                tags.append(cell(self.path, row["id"], "tags", tag, name_cell))
-            row["tags"] = [tag for tag in tags if tag is not None]
+        for row, entries in self._lists("tags"):
+            row["tags"] = entries
+
+    def set_folds(self) -> list[str]:
+        """Set published folds; a column of something else is left aside, which a line says."""
+        found = list(self._lists("folds"))
+        try:
+            for row, entries in found:
+                check_folds(str(self.path), row["id"], entries)
+        except DataError as error:
+            return [f"folds left aside: {error}"]
+        for row, entries in found:
+            row["folds"] = entries
+        return []
+
+    def _lists(self, name: str) -> Iterator[tuple[dict, list[str]]]:
+        """Each row with the entries of its cell of a column; nothing where there is none."""
+        for row, value in self.given(name):
+            entries = []
+            for entry in listed_values(self.path, value):
+                entries.append(cell(self.path, row["id"], name, entry, name_cell))
+            yield row, [entry for entry in entries if entry is not None]
 
     def set_numbers(self) -> None:
         for row, value in self.given("position"):

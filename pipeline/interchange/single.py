@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mer.pipeline.interchange.copying import Copy, new_file
 from mer.pipeline.store import arrays, head, shard
-from mer.pipeline.store.schema import COLUMNS, LAYERS, Header
+from mer.pipeline.store.schema import LAYERS, Header, columns_of
 
 
 def write(copy: Copy, out: Path) -> bool:
@@ -41,7 +41,7 @@ def write(copy: Copy, out: Path) -> bool:
         columns[f"n_{modality}"] = table[f"n_{modality}"].to_numpy()
     record = head.ShardRecord(out, 0, "", str(attrs["identity"]), head.EMBEDDED)
     head_attrs, everything = head.compose(
-        header, table.select(COLUMNS.names), columns, [""], [record]
+        header, table.select(columns_of(table.column_names)), columns, [""], [record]
     )
     for name, array in data.items():
         everything[f"{head.EMBEDDED}/{name}"] = array

@@ -26,6 +26,38 @@ SPLIT_ALIASES = {
     "": "",
 }
 
+PARTS = ("train", "dev", "test")  # what a row may be in a published fold
+PUBLISHED = "published"  # how `--folds` calls the folds that came with a corpus
+BETWEEN = "="  # the name of a fold and the row's part in it: "1=test"
+
+
+def fold_entry(name: str, part: str) -> str:
+    """What a row's `folds` says of one fold."""
+    return f"{name}{BETWEEN}{part}"
+
+
+def fold_of(entry: str) -> tuple[str, str]:
+    """(name of the fold, the row's part in it) of one entry of a row's `folds`."""
+    name, _, part = entry.rpartition(BETWEEN)
+    return name, part
+
+
+def check_folds(where: str, id: str, entries: Sequence[str]) -> None:
+    """Raise DataError, beginning with `where`, unless a row's `folds` names each fold once, by a
+    name without blanks at its ends, and a part in it.
+    """
+    names = set()
+    for entry in entries:
+        name, part = fold_of(entry)
+        if not name or name != name.strip() or part not in PARTS:
+            raise DataError(
+                f"{where}: {shown(id)} has fold '{shown(entry, 60)}'; expected NAME=train, "
+                "NAME=dev or NAME=test"
+            )
+        if name in names:
+            raise DataError(f"{where}: {shown(id)} is twice in fold '{shown(name, 60)}'")
+        names.add(name)
+
 
 def check_task(where: str, task: str) -> None:
     """Raise DataError, beginning with `where`, unless `task` is one of TASKS."""

@@ -17,16 +17,19 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import HEADER_BYTES
-from mer.pipeline.runtime.terms import SPLITS
+from mer.pipeline.runtime.terms import SPLITS, check_folds
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
-    COLUMNS,
+    EVERY,
+    FOLDS_VERSION,
     FORMAT_VERSION,
     HEAD_FORMAT,
+    LATER,
     Header,
     blob,
     canonical,
     column_arrays,
+    columns_of,
     decode_column,
     demand,
     encode_column,
@@ -104,7 +107,7 @@ def compose(
 
     Args:
         header: What the store says of itself.
-        rows: The columns of schema.COLUMNS, N rows.
+        rows: Columns as of `schema.normalise`, N rows.
         columns: The store's own numbers, (N,) each: those that `counted` names.
         names: Paths of the shards relative to the head file; "" for one inside it.
         records: What tells each shard from another.
@@ -117,7 +120,7 @@ def compose(
     data["shard/bytes"] = np.array([record.bytes for record in records], "<i8")
     data["shard/sha256"] = np.array([record.sha256 for record in records], HEX)
     data["shard/identity"] = np.array([record.identity for record in records], HEX)
-    return _sealed(data)
+    return _sealed(data, _version(rows))
 
 
 def compose_join(
@@ -131,7 +134,7 @@ def compose_join(
 
     Args:
         header: What the store says of itself.
-        rows: The columns of schema.COLUMNS, N rows.
+        rows: Columns as of `schema.normalise`, N rows.
         columns: duration, flags and n_<modality>, (N,) each.
         names: Paths of the members' head files relative to this one.
         members: What each of them gives.
@@ -144,15 +147,20 @@ def compose_join(
     data[f"{MEMBERS}/content"] = np.array([member.content for member in members], HEX)
     data[f"{MEMBERS}/modalities"] = blob(canonical([member.modalities for member in members]))
     data[f"{MEMBERS}/rows"] = np.stack([member.rows for member in members]).astype("<i8")
-    return _sealed(data)
+    return _sealed(data, _version(rows))
+
+
+def _version(rows: pa.Table) -> int:
+    """Of the format that a head with these columns is of: the first that has all of them."""
+    return FOLDS_VERSION if "folds" in rows.column_names else FORMAT_VERSION
 
 
 def _index(
     header: Header, rows: pa.Table, columns: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The header and the index as arrays."""
-    data = {"header": blob(replace(header, version=FORMAT_VERSION).to_json())}
-    for name in COLUMNS.names:
+    data = {"header": blob(replace(header, version=_version(rows)).to_json())}
+    for name in columns_of(rows.column_names):
         for key, values in encode_column(name, rows[name].combine_chunks()).items():
             data[f"index/{key}"] = values
     for name, dtype in counted(header, joined=not PLACES.keys() <= columns.keys()).items():
@@ -160,9 +168,11 @@ def _index(
     return data
 
 
-def _sealed(data: dict[str, np.ndarray]) -> tuple[dict[str, str | int], dict[str, np.ndarray]]:
+def _sealed(
+    data: dict[str, np.ndarray], version: int
+) -> tuple[dict[str, str | int], dict[str, np.ndarray]]:
     """Attributes that tell these arrays from others, and the arrays."""
-    attrs: dict[str, str | int] = {"format": HEAD_FORMAT, "version": FORMAT_VERSION}
+    attrs: dict[str, str | int] = {"format": HEAD_FORMAT, "version": version}
     return {**attrs, "identity": arrays.digest(attrs, data)}, data
 
 
@@ -233,7 +243,7 @@ def _read_arrays(file: h5py.File) -> tuple[Header, dict[str, np.ndarray]]:
     data = {"header": arrays.read(file, "header", "u1", limit=HEADER_BYTES)}
     header = Header.from_json(data["header"].tobytes().decode())
     dtypes: dict[str, str] = {}
-    for name in COLUMNS.names:
+    for name in columns_of(name for name in LATER.names if f"index/{name}" in file):
         for key, dtype in column_arrays(name).items():
             dtypes[f"index/{key}"] = dtype
     joined = MEMBERS in file
@@ -260,7 +270,8 @@ def _decode_index(header: Header, data: Mapping[str, np.ndarray]) -> tuple[pa.Ta
         for name, values in data.items()
         if name.startswith("index/")
     }
-    columns = {name: decode_column(name, COLUMNS.field(name).type, index) for name in COLUMNS.names}
+    there = columns_of(name.partition("/")[0] for name in index)
+    columns = {name: decode_column(name, EVERY.field(name).type, index) for name in there}
     steps = [f"n_{modality}" for modality in header.modalities]
     for name in ("duration", *steps, *PLACES):
         if name in index:
@@ -327,6 +338,9 @@ def _check_table(header: Header, table: pa.Table) -> None:
     demand(
         pc.all(pc.is_in(table["split"], pa.array(SPLITS))).as_py(), "its index has an unknown split"
     )
+    if "folds" in table.column_names:
+        for id, entries in zip(table["id"].to_pylist(), table["folds"].to_pylist(), strict=True):
+            demand(entries is not None and _are_folds(id, entries), "its index has an unknown fold")
     if header.task == "single":
         known = pc.is_in(table["label"], pa.array([*header.labels, None], pa.string()))
         demand(pc.all(known).as_py(), "its index has a label that its header does not name")
@@ -337,6 +351,15 @@ def _check_table(header: Header, table: pa.Table) -> None:
             pc.all(pc.fill_null(pc.equal(lengths, wanted), True)).as_py(),
             f"its index has targets that are not {wanted} numbers",
         )
+
+
+def _are_folds(id: str, entries: list) -> bool:
+    """Whether a row's folds are what a writer makes."""
+    try:
+        check_folds("", id, entries)
+    except (DataError, AttributeError):  # a null has no name
+        return False
+    return True
 
 
 def _check_places(header: Header, table: pa.Table, records: list[ShardRecord], path: Path) -> None:

@@ -21,7 +21,15 @@ from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import Head, MemberRecord, compose_join, content, content_of
 from mer.pipeline.store.reader import FeatureStore
-from mer.pipeline.store.schema import COLUMNS, Header, ModalityInfo, canonical, is_modality
+from mer.pipeline.store.schema import (
+    COLUMNS,
+    EVERY,
+    Header,
+    ModalityInfo,
+    canonical,
+    columns_of,
+    is_modality,
+)
 
 # Durations of one clip from two decoders differ by the padding of its codec.
 DURATION_SECONDS = 0.5
@@ -52,7 +60,10 @@ class _Sources:
         """A column of one store for each of the N utterances; None where it has no such row or says
         nothing.
         """
-        values = self.stores[number].table()[name].to_pylist()
+        table = self.stores[number].table()
+        if name not in table.column_names:
+            return [None] * len(self.ids)
+        values = table[name].to_pylist()
         return [
             None if row < 0 or _unknown(values[row]) else values[row] for row in self.rows[number]
         ]
@@ -101,11 +112,14 @@ def plan(
     sources = _aligned(stores, allow_disjoint)
     notes = _absences(sources, require_all)
     columns: dict[str, list] = {"id": sources.ids}
-    for name in COLUMNS.names:
+    known = columns_of({name for store in stores for name in store.table().column_names})
+    for name in known:
         if name != "id":
             columns[name] = _merged(sources, name, name in keep_first, notes)
     columns["split"] = [split or "" for split in columns["split"]]
-    columns["tags"] = [tags or [] for tags in columns["tags"]]
+    for name in ("tags", "folds"):
+        if name in columns:
+            columns[name] = [entries or [] for entries in columns[name]]
     durations = _durations(sources, "duration" in keep_first, notes)
     members, infos, lengths = _members(sources, names)
     header = _header(sources, members, infos, notes)
@@ -115,7 +129,7 @@ def plan(
             flags[rows >= 0] |= store.flags[rows[rows >= 0]]
     table = pa.table(
         {
-            **{name: pa.array(columns[name], COLUMNS.field(name).type) for name in COLUMNS.names},
+            **{name: pa.array(columns[name], EVERY.field(name).type) for name in known},
             "duration": pa.array(durations),
             **{f"n_{name}": pa.array(steps) for name, steps in lengths.items()},
         }
@@ -151,7 +165,7 @@ def write(head: Head, out: Path, *, force: bool = False) -> bool:
     columns = {"duration": head.table["duration"].to_numpy(), "flags": head.flags}
     for modality in head.header.modalities:
         columns[f"n_{modality}"] = head.table[f"n_{modality}"].to_numpy()
-    rows = head.table.select(COLUMNS.names)
+    rows = head.table.select(columns_of(head.table.column_names))
     attrs, data = compose_join(head.header, rows, columns, names, head.members)
     if os.path.lexists(out) and _is_there(out, content(head.header, data), force):
         return False

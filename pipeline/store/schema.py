@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 
@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES, JSON_LEVELS
 from mer.pipeline.runtime.terminal import first_line
-from mer.pipeline.runtime.terms import TASKS
+from mer.pipeline.runtime.terms import TASKS, check_folds
 
 FORMAT_VERSION = 2  # as it is written
-VERSIONS = (1, 2)  # as they are read
+FOLDS_VERSION = 3  # as the head of a store is written whose rows have published folds
+VERSIONS = (1, 2, 3)  # as they are read
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
 DTYPES = ("float16", "float32")
@@ -45,6 +46,15 @@ COLUMNS = pa.schema(
         pa.field("tags", pa.list_(pa.string())),
     ]
 )
+# Columns that a head has only where a row says something in them; a table then has them, too.
+LATER = pa.schema([pa.field("folds", pa.list_(pa.string()))])
+EVERY = pa.schema([*COLUMNS, *LATER])
+
+
+def columns_of(names: Iterable[str]) -> list[str]:
+    """The caller's columns of a table, or of a head, that has columns of these names."""
+    there = set(names)
+    return [*COLUMNS.names, *(name for name in LATER.names if name in there)]
 
 
 @dataclass(frozen=True)
@@ -265,10 +275,10 @@ def blob(text: str) -> np.ndarray:
 
 
 def normalise(table: pa.Table | Sequence[Mapping]) -> pa.Table:
-    """The caller's rows with exactly the columns of COLUMNS.
+    """The caller's rows with exactly the columns of COLUMNS, and those of LATER that say something.
 
     Columns that are absent are null, the split "" and the tags empty. Raises DataError for a row
-    without an id and for values of another type.
+    without an id, for values of another type and for folds that are not NAME=PART.
     """
     try:
         if not isinstance(table, pa.Table):
@@ -276,15 +286,23 @@ def normalise(table: pa.Table | Sequence[Mapping]) -> pa.Table:
         if "id" not in table.column_names or table["id"].null_count:
             raise DataError("table: every row needs an 'id'")
         columns = [_normalised(table, field_) for field_ in COLUMNS]
-        return pa.Table.from_arrays(columns, schema=COLUMNS)
+        rows = pa.Table.from_arrays(columns, schema=COLUMNS)
+        for field_ in LATER:
+            column = _normalised(table, field_)
+            if pc.any(pc.greater(pc.list_value_length(column), 0)).as_py():
+                rows = rows.append_column(field_, column)
     except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
         raise DataError(f"table: {first_line(error)}") from None
+    if "folds" in rows.column_names:
+        for id, entries in zip(rows["id"].to_pylist(), rows["folds"].to_pylist(), strict=True):
+            check_folds("table", id, entries)
+    return rows
 
 
 def _table_of(rows: Sequence[Mapping]) -> pa.Table:
     """Rows as a table, with what is absent as null."""
     columns = {}
-    for field_ in COLUMNS:
+    for field_ in EVERY:
         columns[field_.name] = pa.array([row.get(field_.name) for row in rows], field_.type)
     return pa.table(columns)
 
@@ -296,7 +314,7 @@ def _normalised(table: pa.Table, field_: pa.Field) -> pa.Array:
     column = table[name].cast(kind) if known else pa.nulls(len(table), kind)
     if name == "split":
         column = pc.fill_null(column, "")
-    elif name == "tags":
+    elif name in ("tags", *LATER.names):
         column = pc.if_else(pc.is_null(column), pa.scalar([], kind), column)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -342,7 +360,7 @@ def encode_column(name: str, column: pa.Array) -> dict[str, np.ndarray]:
             out[f"{name}/x"] = flat.to_numpy(zero_copy_only=False).astype("<f4")
     else:
         out[f"{name}/x"] = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
-    if COLUMNS.field(name).nullable:
+    if EVERY.field(name).nullable:
         out[f"{name}/valid"] = pc.is_valid(column).to_numpy(zero_copy_only=False).astype("u1")
     return out
 
@@ -372,7 +390,7 @@ def decode_column(name: str, kind: pa.DataType, arrays: Mapping[str, np.ndarray]
 
 def column_arrays(name: str) -> dict[str, str]:
     """The arrays that hold a column, with their element types."""
-    field_ = COLUMNS.field(name)
+    field_ = EVERY.field(name)
     if pa.types.is_string(field_.type):
         parts = {"x": "u1", "offsets": "<i8"}
     elif pa.types.is_list(field_.type):

@@ -11,8 +11,8 @@ import h5py
 import pytest
 
 from mer.pipeline.interchange.joining import join
-from mer.pipeline.store import FORMAT_VERSION, FeatureStore
-from mer.pipeline.store.schema import COLUMNS
+from mer.pipeline.store import FeatureStore
+from mer.pipeline.store.schema import COLUMNS, FOLDS_VERSION, VERSIONS
 
 from tests.store.build import DIMS, assert_holds, make_store
 
@@ -56,10 +56,11 @@ def test_the_tables_name_every_array(tmp_path):
         assert len(found) > 8 and [path for path in found if not known(path)] == []
 
 
-@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+@pytest.mark.parametrize("version", VERSIONS)
 def test_stores_of_every_version_are_read(version):
     store = FeatureStore(PAST / f"v{version}" / "kept.h5")
     assert store.header.version == version
     assert bool(store.header.modalities["audio"].layers) == (version > 1)
+    assert ("folds" in store.table().column_names) == (version >= FOLDS_VERSION)
     assert_holds(store, n=6)
     store.verify()
