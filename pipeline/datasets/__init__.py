@@ -30,6 +30,7 @@ DATASETS = {  # name -> module; one that has a module of its own is a line here
     "m3ed": "mer.pipeline.datasets.m3ed",
     "mosi": "mer.pipeline.datasets.mosi",
     "mosei": "mer.pipeline.datasets.mosei",
+    "msp_improv": "mer.pipeline.datasets.msp_improv",
 }
 DATASETS |= {name: BY_NAMES for name in corpora.names() if name not in DATASETS}
 # what is no corpus of its own, but anyone's: name -> (module, what `root` is called there)
@@ -65,8 +66,8 @@ def prepare(
         DataError: The corpus is not known or not there, or its files are not as they should be.
     """
     if name in OWN:
-        module, folder = OWN[name]
-        made = import_module(module).prepare(labels=labels, **{folder: root}, **options)
+        own, folder = OWN[name]
+        made = import_module(own).prepare(labels=labels, **{folder: root}, **options)
         return complete(*made)
     if name not in DATASETS:
         raise DataError(

@@ -46,6 +46,7 @@ class LabelSet:
     # of a corpus by file names: the files that it takes, field -> what the field may hold
     where: dict[str, tuple[str, ...]] = field(default_factory=dict)
     column: str = ""  # of a corpus with a table: the column that holds these labels
+    language: str = ""  # where it is not the corpus's
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class FileRules:
     `id` and `speaker` are templates over the fields of the patterns; without `id` an utterance is
     called as the part of its path that the pattern is held against. `words` spells out what a
     field's codes mean, `texts` is what a sentence's code stands for; a `text` template writes the
-    transcript from the fields.
+    transcript from the fields; `transcripts` is a folder with a `.txt` for each utterance.
     """
 
     patterns: tuple[Pattern, ...]  # the first that fits a path is taken
@@ -67,6 +68,7 @@ class FileRules:
     tags: tuple[str, ...] = ()  # fields that become tags, `level=strong`
     text: str = ""
     texts: dict[str, str] = field(default_factory=dict)
+    transcripts: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,16 @@ class TableRules:
     names: tuple[str, ...]
     id: str
     text: str = ""
-    speaker: str = ""
+    speaker: str = ""  # a template, "{show}/{speaker}"
+    nobody: tuple[str, ...] = ()  # what it says where the speaker is not known
     dialogue: str = ""
+    session: str = ""
     label: str = ""  # where a label set names no column of its own
     split: str = ""
     splits: dict[str, str] = field(default_factory=dict)  # what it says, or a table's name -> split
     missing: str = ""  # template of the path that a missing file is named by
     optional: bool = False  # files without it still have labels, by their names
+    zeros: bool = True  # False: 0001 and 1 are one name, which some programs make of the other
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,8 @@ def _file_rules(data: dict) -> FileRules:
 
 
 def _table_rules(data: dict) -> TableRules:
-    return TableRules(**{**data, "names": tuple(data["names"])})
+    lists = {key: tuple(data.get(key, ())) for key in ("names", "nobody")}
+    return TableRules(**{**data, **lists})
 
 
 def _allowed(where: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:

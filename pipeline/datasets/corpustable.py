@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +16,16 @@ from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet, TableRules
 from mer.pipeline.datasets.files import elsewhere, folders
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.pattern import MEDIA, fill
-from mer.pipeline.datasets.textfiles import place, read_csv
+from mer.pipeline.datasets.textfiles import place, read_csv, read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.columnar import reason
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
 
 DEPTH = 4  # folders below the root
+LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,13 @@ def read_lines(
     """
     rules = info.table
     assert rules is not None
-    sources = _sources(root, rules.names)
+    sources = find_tables(root, rules.names)
     if not sources:
         _tell_absent(root, info, rules, findings)
         return None
     lines: dict[str, Line] = {}
     for source in sources:
-        for row, cells in enumerate(read_csv(source, _columns(rules, chosen))):
+        for row, cells in enumerate(_read(source, _columns(rules, chosen))):
             line = Line(_id(rules.id, cells), cells, source, row)
             if line.id in lines:
                 first = lines[line.id]
@@ -102,18 +106,20 @@ def with_lines(
     """
     rules = info.table
     assert rules is not None
-    by_id = {u.id: u for u in rows}
-    findings.orphans += [u.audio or u.id for id, u in by_id.items() if id not in lines]
+    by_id = {_key(u.id, rules): u for u in rows}
+    named = {_key(id, rules) for id in lines}
+    findings.orphans += [u.audio or u.id for key, u in by_id.items() if key not in named]
     out = []
     for line in lines.values():
-        base = by_id.get(line.id)
+        base = by_id.get(_key(line.id, rules))
         if base is None:
             base = Utterance(line.id, audio=fill(rules.missing or rules.id, line.cells))
         u = replace(
             base,
             text=(line.cells[rules.text] or None) if rules.text else base.text,
-            speaker=line.cell(rules.speaker) or base.speaker,
+            speaker=_speaker(line, rules) or base.speaker,
             dialogue=line.cell(rules.dialogue) or base.dialogue,
+            session=line.cell(rules.session) or base.session,
             split=_split(line, rules) if rules.split or rules.splits else base.split,
         )
         column = chosen.column or rules.label
@@ -127,7 +133,7 @@ def with_lines(
     return out
 
 
-def _sources(root: Path, names: Sequence[str]) -> list[Path]:
+def find_tables(root: Path, names: Sequence[str]) -> list[Path]:
     """The shallowest file of each of these names that is there."""
     found: dict[str, Path] = {}
     for folder in folders(root, DEPTH):
@@ -150,8 +156,36 @@ def _tell_absent(root: Path, info: CorpusInfo, rules: TableRules, findings: Find
 
 def _columns(rules: TableRules, chosen: LabelSet) -> list[str]:
     """The columns that have to be there."""
-    named = (rules.text, rules.speaker, rules.dialogue, rules.split, chosen.column or rules.label)
-    return list(dict.fromkeys([*fields_of(rules.id), *filter(None, named)]))
+    named = (rules.text, rules.dialogue, rules.session, rules.split, chosen.column or rules.label)
+    of_templates = (*fields_of(rules.id), *fields_of(rules.speaker))
+    return list(dict.fromkeys([*of_templates, *filter(None, named)]))
+
+
+def _read(source: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a csv; or of JSON, an object of objects by id, whose column `id` that is."""
+    if source.suffix.lower() != ".json":
+        return read_csv(source, columns)
+    try:
+        value = json.loads(read_text(source))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: not JSON ({reason(error)})") from None
+    if not isinstance(value, dict) or not all(isinstance(row, dict) for row in value.values()):
+        raise DataError(f"{source}: expected an object of objects")
+    rows = []
+    for id, row in value.items():
+        cells = {name: _cell(cell) for name, cell in row.items() if not isinstance(cell, list)}
+        cells["id"] = id
+        if absent := [name for name in columns if name not in cells]:
+            raise DataError(f"{source}: {shown(id, 60)} has no {', '.join(absent)}")
+        rows.append(cells)
+    return rows
+
+
+def _cell(value: object) -> str:
+    """A value of JSON as text, as JSON spells it; null is empty."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def fields_of(template: str) -> list[str]:
@@ -165,6 +199,16 @@ def _id(template: str, cells: Mapping[str, str]) -> str:
     id = strip(fill(template, cells))
     stem, suffix = os.path.splitext(id)
     return stem if suffix.lower() in MEDIA else id
+
+
+def _key(id: str, rules: TableRules) -> str:
+    """By what a line and a file are held to be of one utterance."""
+    return id if rules.zeros else LEADING_ZEROS.sub("", id)
+
+
+def _speaker(line: Line, rules: TableRules) -> str:
+    speaker = strip(fill(rules.speaker, line.cells))
+    return "" if speaker in rules.nobody else speaker
 
 
 def _split(line: Line, rules: TableRules) -> str:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mer.pipeline.datasets.corpora import CorpusInfo, FileRules, LabelSet
-from mer.pipeline.datasets.corpustable import read_lines, with_lines
+from mer.pipeline.datasets.corpustable import Line, read_lines, with_lines
 from mer.pipeline.datasets.files import folders, hidden, look, require_root
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.pattern import MEDIA, fill
+from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
 
 DEPTH = 8  # folders below the root
@@ -44,10 +45,21 @@ class Named:
         return os.path.splitext(self.path)[1].lower() in FILMS
 
 
+# Reads what a table says: (root, corpus, label set, findings) -> id -> line, or None without one.
+Reader = Callable[[Path, CorpusInfo, LabelSet, Findings], dict[str, Line] | None]
+
+
 def prepare(
     root: Path, info: CorpusInfo, *, labels: str | None = None
 ) -> tuple[Manifest, Findings]:
     """The manifest of a corpus under `root` by the rules of its TOML."""
+    return prepare_with(read_lines, root, info, labels)
+
+
+def prepare_with(
+    read: Reader, root: Path, info: CorpusInfo, labels: str | None
+) -> tuple[Manifest, Findings]:
+    """As `prepare`, with another reader of what comes beside the files."""
     require_root(root, info)
     chosen = info.label_set(labels)
     rules = info.files
@@ -59,17 +71,20 @@ def prepare(
     named = _wanted(named, chosen.where, findings)
     utterances = join_files(named, root, findings)
     rows = [row_of(files, rules) for files in utterances.values()]
-    lines = read_lines(root, info, chosen, findings) if info.table is not None else None
+    lines = read(root, info, chosen, findings) if info.table is not None else None
     if lines is None:
         rows = labelled(rows, chosen, findings)
     else:
         rows = with_lines(rows, lines, info, chosen, findings)
+    if rules.transcripts:
+        rows = with_transcripts(rows, root, rules.transcripts, findings)
     if info.fixed_sentences:
         findings.warnings.append(FIXED)
     rows = look(rows, root, info, findings)
+    language = chosen.language or info.language
     source = {"labels": chosen.name}
     return Manifest(
-        info.name, chosen.task, chosen.labels, tuple(rows), root, info.language, source
+        info.name, chosen.task, chosen.labels, tuple(rows), root, language, source
     ), findings
 
 
@@ -104,6 +119,28 @@ def read_names(paths: Iterable[str], rules: FileRules) -> tuple[list[Named], lis
         else:
             others.append(path)
     return named, others
+
+
+def with_transcripts(
+    rows: Iterable[Utterance], root: Path, name: str, findings: Findings
+) -> list[Utterance]:
+    """Rows with the transcripts of a folder of that name, a text file for each utterance; those
+    without one are counted.
+    """
+    folder = next((folder for folder in folders(root, DEPTH) if folder.name == name), None)
+    if folder is None:
+        findings.warnings.append(f"no folder {name} below {root}: the utterances have no text")
+        return list(rows)
+    out, without = [], []
+    for u in rows:
+        path = folder / f"{u.id}.txt"
+        text = " ".join(read_text(path).split()) if path.is_file() else ""
+        if not text:
+            without.append(u.id)
+        out.append(replace(u, text=text or None))
+    if without:
+        findings.warnings.append(f"{len(without):,} without a transcript: {listed(without, 3)}")
+    return out
 
 
 def _wanted(

@@ -52,7 +52,7 @@ class Findings:
         """Differences from the expected counts, one line each."""
         lines = []
         for split, wanted in self.expected.items():
-            found = self.counts.get(split, {})
+            found = self.counts.get(split, {}) if split else self._together()
             labels = dict.fromkeys([*wanted, *found])
             if UNLABELLED not in wanted:
                 labels.pop(UNLABELLED, None)
@@ -61,6 +61,13 @@ class Findings:
                 if here != there:
                     lines.append(f"{split or 'all'} {label}: {here:,} found, {there:,} expected")
         return lines
+
+    def _together(self) -> dict[str, int]:
+        """Utterances by label, whatever their split."""
+        total: Counter[str] = Counter()
+        for found in self.counts.values():
+            total.update(found)
+        return total
 
     def lines(self) -> list[str]:
         """For people: a table of counts, then one line for each finding."""

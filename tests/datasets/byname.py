@@ -48,6 +48,7 @@ def write_tree(root: Path, files: Iterable[str], tables: dict[str, str] | None =
 
 
 KIDS, DOGS = "Kids are talking by the door.", "Dogs are sitting by the door."
+MER = "name,discrete,valence\n"
 TREES: dict[str, list[Tree]] = {
     "ravdess": [
         Tree(
@@ -156,6 +157,160 @@ TREES: dict[str, list[Tree]] = {
             },
         )
     ],
+    "esd": [
+        Tree(
+            files=(
+                "0011/Angry/0011_000351.wav",
+                "0020/Surprise/0020_001750.wav",
+                "0001/Happy/0001_000701.wav",
+            ),
+            rows={
+                "0011_000351": ("angry", "0011", None),
+                "0020_001750": ("surprise", "0020", None),
+            },
+        ),
+        Tree(  # as it is published for voice conversion
+            files=(
+                "0001/Happy/train/0001_000721.wav",
+                "0001/Happy/evaluation/0001_000701.wav",
+                "0011/Sad/test/0011_001071.wav",
+            ),
+            rows={"0001_000721": ("happy", "0001", None), "0001_000701": ("happy", "0001", None)},
+            labels="mandarin",
+            split={"0001_000721": "train", "0001_000701": "dev"},
+        ),
+    ],
+    "msp_improv": [
+        Tree(
+            files=(
+                "Audio/session1/S01A/S/MSP-IMPROV-S01A-F01-S-FM01.wav",
+                "Audio/session1/S01A/P/MSP-IMPROV-S01A-M01-P-FM02.wav",
+                "Audio/session6/S20H/R/MSP-IMPROV-S20H-F06-R-MF07.wav",
+            ),
+            tables={
+                "Evalution.txt": "UTD-IMPROV-S01A-F01-S-FM01.avi; N; A:3.000000; V:3.5; D:2; N:4;\n"
+                "  WORKER00000001; Neutral; Neutral; A:3; V:3; D:3; N:4;\n\n"
+                "UTD-IMPROV-S01A-M01-P-FM02.avi; X; A:2.0; V:3.0; D:2.5; N:4.0;\n"
+                "UTD-IMPROV-S20H-F06-R-MF07.avi; H; A:2.0; V:4.5; D:2.5; N:NaN;\n"
+            },
+            rows={
+                "MSP-IMPROV-S01A-F01-S-FM01": ("neutral", "F01", None),
+                "MSP-IMPROV-S20H-F06-R-MF07": ("happy", "F06", None),
+            },
+        )
+    ],
+    "msp_podcast": [
+        Tree(
+            files=(
+                "Audios/MSP-PODCAST_0001_0008.wav",
+                "Audios/MSP-PODCAST_0002_0033_0001.wav",
+                "Audios/MSP-PODCAST_0003_0001.wav",
+                "Audios/MSP-PODCAST_0004_0001.wav",
+            ),
+            tables={
+                "Labels/labels_consensus.csv": "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,"
+                "Gender,Split_Set\n"
+                "MSP-PODCAST_0001_0008.wav,N,4.2,3.8,4.0,127,Male,Train\n"
+                "MSP-PODCAST_0002_0033_0001.wav,H,4.2,5.8,4.0,Unknown,Unknown,Development\n"
+                "MSP-PODCAST_0003_0001.wav,X,4.2,3.8,4.0,12,Female,Test1\n"
+                "MSP-PODCAST_0004_0001.wav,U,4.2,3.8,4.0,12,Female,Test2\n",
+                "Transcripts/MSP-PODCAST_0001_0008.txt": "Well,\nyes.\n",
+            },
+            rows={
+                "MSP-PODCAST_0001_0008": ("neutral", "127", "Well, yes."),
+                "MSP-PODCAST_0002_0033_0001": ("happy", None, None),
+                "MSP-PODCAST_0004_0001": ("surprise", "12", None),
+            },
+            split={"MSP-PODCAST_0001_0008": "train", "MSP-PODCAST_0002_0033_0001": "dev"},
+        )
+    ],
+    "ch_sims": [
+        Tree(
+            files=("Raw/video_0001/0001.mp4", "Raw/video_0001/0002.mp4", "Raw/video_0002/0010.mp4"),
+            tables={
+                "label.csv": "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\n"
+                "video_0001,0001,我不想嫁给李茶,-1.0,-0.8,-0.8,-1.0,Negative,train\n"
+                "video_0001,0002,你好,0.0,0.2,0.0,0.0,Neutral,valid\n"
+                "video_0002,0010,好,0.8,0.6,0.2,1.0,Positive,test\n"
+            },
+            rows={
+                "video_0001/0001": (None, None, "我不想嫁给李茶"),
+                "video_0001/0002": (None, None, "你好"),
+                "video_0002/0010": (None, None, "好"),
+            },
+            split={
+                "video_0001/0001": "train",
+                "video_0001/0002": "dev",
+                "video_0002/0010": "test",
+            },
+        )
+    ],
+    "ch_sims_v2": [
+        Tree(  # numbers that went through a program that drops zeros
+            files=("ch-simsv2s/Raw/aqgy3/0001.mp4", "ch-simsv2s/Raw/aqgy3/0012.mp4"),
+            tables={
+                "ch-simsv2s/meta.csv": "video_id,clip_id,text,label,label_T,label_A,label_V,"
+                "annotation,mode\naqgy3,1,早,0.4,0.2,0.0,0.4,Positive,train\n"
+                "aqgy3,12,不,-0.4,0.2,0.0,0.4,Negative,test\n"
+            },
+            rows={"aqgy3/0001": (None, None, "早"), "aqgy3/0012": (None, None, "不")},
+            split={"aqgy3/0001": "train", "aqgy3/0012": "test"},
+        )
+    ],
+    "mer2023": [
+        Tree(
+            files=(
+                "mer2023train/train/sample_00000001.avi",
+                "test1/sample_00003374.avi",
+                "test2/sample_00004000.mp4",
+            ),
+            tables={
+                "mer2023train/train-label.csv": f"{MER}sample_00000001,happy,2.1\n",
+                "test-labels/test1-label.csv": f"{MER}sample_00003374,worried,-2\n",
+                "test-labels/test2-label.csv": f"{MER}sample_00004000,sad,-2\n",
+            },
+            rows={
+                "sample_00000001": ("happy", None, None),
+                "sample_00003374": ("worried", None, None),
+                "sample_00004000": ("sad", None, None),
+            },
+            split={"sample_00000001": "train", "sample_00003374": "test"},
+        )
+    ],
+    "mer2024": [
+        Tree(
+            files=(
+                "video-labeled/sample_00000000.mp4",
+                "audio-labeled_16k/sample_00000000.wav",
+                "video-labeled/samplenew3_00000001.mp4",
+            ),
+            tables={
+                "label-disdim.csv": "name,discrete,valence\nsample_00000000,angry,-3.0\n"
+                "samplenew3_00000001,neutral,0.0\n"
+            },
+            rows={
+                "sample_00000000": ("angry", None, None),
+                "samplenew3_00000001": ("neutral", None, None),
+            },
+            split={"sample_00000000": "train", "samplenew3_00000001": "train"},
+        )
+    ],
+    "mustard": [
+        Tree(
+            files=("mmsd_raw_data/utterances_final/1_60.mp4", "utterances_final/2_99.mp4"),
+            tables={
+                "data/sarcasm_data.json": '{"1_60": {"utterance": "It\'s just a privilege.", '
+                '"speaker": "SHELDON", "context": ["a", "b"], "context_speakers": ["X"], '
+                '"show": "BBT", "sarcasm": true}, "2_99": {"utterance": "No.", "speaker": '
+                '"CHANDLER", "context": [], "context_speakers": [], "show": "FRIENDS", '
+                '"sarcasm": false}}'
+            },
+            rows={
+                "1_60": ("sarcastic", "BBT/SHELDON", "It's just a privilege."),
+                "2_99": ("sincere", "FRIENDS/CHANDLER", "No."),
+            },
+        )
+    ],
     "aesdd": [
         Tree(
             files=("anger/a03 (3).wav", "sadness/s01 (5)a.wav", "happiness/h20 (6).wav"),
@@ -211,9 +366,20 @@ def emovo() -> list[str]:
     ]
 
 
+def esd() -> list[str]:
+    emotions = ("Neutral", "Angry", "Happy", "Sad", "Surprise")
+    return [
+        f"{speaker:04}/{emotion}/{speaker:04}_{350 * place + number:06}.wav"
+        for speaker in range(1, 21)
+        for place, emotion in enumerate(emotions)
+        for number in range(1, 351)
+    ]
+
+
 WHOLE: dict[str, Callable[[], list[str]]] = {
     "ravdess": ravdess,
     "tess": tess,
     "savee": savee,
     "emovo": emovo,
+    "esd": esd,
 }

@@ -283,6 +283,22 @@ def test_counts_of_the_tomls_are_those_of_emobox():
         assert sum(expected.values()) == published_rows[corpus] + more.get(corpus, 0), corpus
 
 
+@real
+@pytest.mark.parametrize("corpus", ["savee", "emodb", "aesdd"])
+def test_a_corpus_by_names_has_the_labels_and_speakers_of_its_lists(corpus, tmp_path):
+    rows = clips_of(corpus)
+    root = write_tree(tmp_path / "media", [row["wav"].removeprefix("downloads/") for row in rows])
+    by_lists, _ = prepare("emobox", root, meta=DATA / corpus)
+    by_names, findings = prepare(corpus, root)
+    assert not findings.orphans and not findings.dropped
+    speakers = {u.audio: u.speaker for u in by_lists.rows}
+    assert {u.audio: u.speaker.removeprefix("speaker") for u in by_names.rows} == speakers
+    labels = {u.audio: u.label for u in by_lists.rows}
+    pairs = {(labels[u.audio], u.label) for u in by_names.rows}
+    assert len(pairs) == len(by_lists.labels) == len(by_names.labels)
+    assert corpus == "aesdd" or not findings.unexpected
+
+
 def silence(path: Path, seconds: float, rate: int = 16_000) -> None:
     """A wav of zeros that takes no room on the disk."""
     size = 2 * round(seconds * rate)
@@ -296,8 +312,15 @@ def silence(path: Path, seconds: float, rate: int = 16_000) -> None:
 
 
 @real
-@pytest.mark.slow
-@pytest.mark.parametrize("corpus", WHOLE)
+@pytest.mark.parametrize(
+    "corpus",
+    [
+        pytest.param(
+            corpus, marks=pytest.mark.slow if corpus == "savee" else pytest.mark.exhaustive
+        )
+        for corpus in WHOLE
+    ],
+)
 def test_the_whole_way_on_clips_of_the_right_lengths(corpus, tmp_path):
     """prepare, extract, train: each fold trains and tests as many rows as EmoBox's, and the figures
     are the means of what each fold's own predictions say.

@@ -19,7 +19,7 @@ NAMES = [name for name, module in DATASETS.items() if module == BY_NAMES]
 
 
 def test_every_corpus_by_names_has_a_tree():
-    assert set(NAMES) <= set(TREES)
+    assert {*NAMES, "msp_improv"} == set(TREES)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -31,7 +31,8 @@ def test_a_tree_in_the_releases_layout_is_read(name, tmp_path):
         assert {u.id: u.split for u in manifest.rows if u.split} == tree.split
         assert not found.missing and not found.unreadable and not found.orphans
         manifest.write(tmp_path / "manifest.parquet")
-        assert Manifest.read(tmp_path / "manifest.parquet").rows == manifest.rows
+        again = Manifest.read(tmp_path / "manifest.parquet")
+        assert [u.id for u in again.rows] == [u.id for u in manifest.rows]
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -43,7 +44,10 @@ def test_a_file_of_another_name_is_counted(name, tmp_path):
     assert len(manifest) == len(tree.rows) and found.orphans == [str(other.relative_to(root))]
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "esd" else ()) for name in WHOLE],
+)
 def test_a_whole_release_has_the_published_counts(name, tmp_path):
     root = write_tree(tmp_path / "root", WHOLE[name]())
     for labels in corpora.corpus(name).label_sets:
@@ -108,6 +112,58 @@ def test_a_line_without_a_file_is_missing_and_a_file_without_a_line_an_orphan(tm
     manifest, found = prepare("nemo", root)
     assert len(manifest) == 2 and found.missing == ["EB0_anger_15"]
     assert found.orphans == ["samples/EB0_anger_16.wav"]
+
+
+def test_values_of_a_regression_are_those_of_the_chosen_column(tmp_path):
+    tree = TREES["ch_sims"][0]
+    root = write_tree(tmp_path / "r", tree.files, tree.tables)
+    for labels, values in (("sentiment", (-1.0, 0.0, 0.8)), ("text", (-0.8, 0.2, 0.6))):
+        manifest, _ = prepare("ch_sims", root, labels=labels)
+        assert manifest.task == "regression"
+        assert [u.targets[0] for u in manifest.rows] == pytest.approx(values)
+    tree = TREES["msp_improv"][0]
+    manifest, _ = prepare(
+        "msp_improv", write_tree(tmp_path / "i", tree.files, tree.tables), labels="valence"
+    )
+    assert [u.targets for u in manifest.rows] == [(3.5,), (3.0,), (4.5,)]
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path):
+    tree = TREES["ch_sims"][0]
+    root = write_tree(tmp_path / "r", tree.files)
+    (root / "label.csv").write_text(tree.tables["label.csv"].replace("-1.0", "n/a", 1))
+    with pytest.raises(DataError, match="label.csv: line 2 has 'n/a' where a number belongs"):
+        prepare("ch_sims", root)
+
+
+def test_languages_are_those_of_the_label_set(tmp_path):
+    for tree, language in zip(TREES["esd"], ("en", "zh"), strict=True):
+        root = write_tree(tmp_path / language, tree.files)
+        assert prepare("esd", root, labels=tree.labels)[0].language == language
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "said"),
+    [
+        ("mustard", "[]", "expected an object of objects"),
+        ("mustard", "{", "not JSON"),
+        ("mustard", '{"1_60": {"utterance": "x"}}', "1_60 has no show, speaker, sarcasm"),
+        ("msp_improv", "UTD-IMPROV-S01A-F01-S-FM01.avi N A:3", "line 1 begins like a clip's"),
+        ("mer2024", "name,valence\na,1\n", "no column discrete"),
+        (
+            "msp_podcast",
+            "FileName,EmoClass,SpkrID,Split_Set\na.wav,N,1,Testing9\n",
+            "split 'Testing9'",
+        ),
+    ],
+)
+def test_tables_that_are_not_as_published_are_one_line(name, table, said, tmp_path):
+    tree = TREES[name][0]
+    place = next(iter(tree.tables))
+    root = write_tree(tmp_path / "r", tree.files, {place: table})
+    with pytest.raises(DataError, match=said) as caught:
+        prepare(name, root)
+    assert len(str(caught.value)) <= 300
 
 
 def test_a_line_that_is_there_twice_is_named(tmp_path):
