@@ -247,24 +247,23 @@ def main(ctx: click.Context):
 
 
 @main.command()
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=commands.complete_corpora)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per corpus.")
-def datasets(as_json):
-    """Known corpora: what they hold, their licence, how to get each, and what is found on this
-    disk.
+def datasets(name, as_json):
+    """Known corpora: size, language, modalities, task, licence, and what is found on this disk.
+    With NAME all that is known of one.
     """
-    from mer.pipeline.datasets import overview
+    from mer.pipeline.datasets import overview, pages
 
-    found = overview()
+    found = overview(name)
     if as_json:
         say_json(found, indent=1)
         return
-    for c in found:
-        say(f"{c['name']}: {c['title']}")
-        labels = "; ".join(f"{name}: {', '.join(classes)}" for name, classes in c["labels"].items())
-        for what, value in {**c, "labels": labels}.items():
-            if what in ("here", "size", "labels", "licence", "obtain"):
-                say(f"  {what:<9}{value}")
-    say("table: your own CSV, TSV, JSONL or Parquet: `mer prepare table --from FILE`")
+    for corpus in found:
+        for line in pages.in_list(corpus) if name is None else pages.page(corpus):
+            say(line)
+    for line in pages.OWN if name is None else ():
+        say(line)
 
 
 @main.command()

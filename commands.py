@@ -29,7 +29,7 @@ GROUPS = {
 }
 OTHERS = "Others"
 EXAMPLES = {
-    "datasets": "mer datasets",
+    "datasets": "mer datasets meld",
     "prepare": "mer prepare meld --root /data/MELD.Raw",
     "extract": "mer extract --dataset synthetic --out feats.h5",
     "fingerprint": "mer fingerprint --dataset synthetic --out feats.h5",

@@ -1,5 +1,5 @@
-"""`python -m docs` writes docs/cli.md from the commands' own help; tests/test_docs.py holds the
-page to it.
+"""`python -m docs` writes docs/cli.md from the commands' own help, and the table of corpora in
+docs/datasets.md from their TOMLs; tests/test_docs.py holds the pages to it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ _MER_COMPLETE=bash_source mer > ~/.mer-complete.bash
 echo 'source ~/.mer-complete.bash' >> ~/.bashrc
 ```
 """
+# around the table of corpora in docs/datasets.md
+BEGIN = "<!-- the table is written by `python -m docs` -->"
+END = "<!-- end of the table -->"
 
 
 def page() -> str:
@@ -64,5 +67,17 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def with_corpora(text: str) -> str:
+    """The page on corpora with the table of all of them as it is now."""
+    from mer.pipeline.datasets import overview, pages
+
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{pages.table(overview())}\n\n{END}{after}"
+
+
 if __name__ == "__main__":
-    (Path(__file__).parent / "cli.md").write_text(page())
+    here = Path(__file__).parent
+    (here / "cli.md").write_text(page())
+    corpora = here / "datasets.md"
+    corpora.write_text(with_corpora(corpora.read_text()))

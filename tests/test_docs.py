@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from mer.cli import main
+from mer.pipeline.datasets import DATASETS
 
-from docs.__main__ import page
+from docs.__main__ import page, with_corpora
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -20,6 +21,12 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 def test_cli_page_is_current():
     assert (ROOT / "docs" / "cli.md").read_text() == page(), "run `python -m docs`"
+
+
+def test_the_table_of_corpora_is_current():
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    assert text == with_corpora(text), "run `python -m docs`"
+    assert text.count("\n| [") >= len(DATASETS)
 
 
 def commands(text: str) -> list[str]:

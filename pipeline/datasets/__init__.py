@@ -31,6 +31,7 @@ DATASETS = {  # name -> module; one that has a module of its own is a line here
     "mosi": "mer.pipeline.datasets.mosi",
     "mosei": "mer.pipeline.datasets.mosei",
     "msp_improv": "mer.pipeline.datasets.msp_improv",
+    "ur_funny": "mer.pipeline.datasets.ur_funny",
 }
 DATASETS |= {name: BY_NAMES for name in corpora.names() if name not in DATASETS}
 # what is no corpus of its own, but anyone's: name -> (module, what `root` is called there)
@@ -108,32 +109,47 @@ def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings
     return manifest, findings
 
 
-def overview() -> list[dict]:
-    """Every known corpus, with its licence, how to get it, and what is under its default root."""
-    out = []
-    for name in DATASETS:
-        info, root = corpora.corpus(name), default_root(name)
-        here = f"nothing at {root}"
-        if info.built_in:
-            here = "built in"
-        elif (root / "manifest.parquet").exists():
-            here = f"prepared: {root / 'manifest.parquet'}"
-        elif root.is_dir():
-            here = f"{root}, not prepared yet: `mer prepare {name}`"
-        out.append(
-            {
-                "name": name,
-                "title": info.title,
-                "here": here,
-                "size": info.size,
-                "language": info.language,
-                "licence": info.licence,
-                "obtain": info.obtain,
-                "labels": {key: list(value.labels) for key, value in info.label_sets.items()},
-                "folds": list(info.folds),
-                **{f"{modality}_encoder": id for modality, id in info.encoders.items()},
-                **{f"{modality}_layer": layer for modality, layer in info.layers.items()},
-                "cite": info.cite,
-            }
-        )
-    return out
+def overview(only: str | None = None) -> list[dict]:
+    """Every known corpus, or one of them: what it holds, its licence, how to get it, and what is
+    under its default root. Raises DataError for an unknown name.
+    """
+    names = list(DATASETS) if only is None else [corpora.corpus(only).name]
+    return [_described(corpora.corpus(name)) for name in names]
+
+
+def _described(info: corpora.CorpusInfo) -> dict:
+    """One corpus of the overview."""
+    root = default_root(info.name)
+    manifests = sorted(root.glob("manifest*.parquet")) if root.is_dir() else []
+    here = f"nothing at {root}"
+    if info.built_in:
+        here = "built in"
+    elif manifests:
+        here = f"prepared: {', '.join(map(str, manifests))}"
+    elif root.is_dir():
+        here = f"{root}, not prepared yet: `mer prepare {info.name}`"
+    sets = info.label_sets
+    expected = {}
+    for key, value in sets.items():
+        expected[key] = {split or "all": counts for split, counts in value.expected.items()}
+    return {
+        "name": info.name,
+        "title": info.title,
+        "here": here,
+        "size": info.size,
+        "language": info.language,
+        "modalities": list(info.modalities),
+        "tasks": {key: value.task for key, value in sets.items()},
+        "licence": info.licence,
+        "restricted": info.restricted,
+        "obtain": info.obtain,
+        "labels": {key: list(value.labels) for key, value in sets.items()},
+        "notes": {key: value.note for key, value in sets.items() if value.note},
+        "expected": expected,
+        "folds": list(info.folds),
+        "fixed_sentences": info.fixed_sentences,
+        "known_bad": info.known_bad,
+        **{f"{modality}_encoder": id for modality, id in info.encoders.items()},
+        **{f"{modality}_layer": layer for modality, layer in info.layers.items()},
+        "cite": info.cite,
+    }

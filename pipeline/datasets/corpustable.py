@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet, TableRules
 from mer.pipeline.datasets.files import elsewhere, folders
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.pattern import MEDIA, fill
+from mer.pipeline.datasets.pattern import MEDIA, fields_of, fill
 from mer.pipeline.datasets.textfiles import place, read_csv, read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
@@ -67,9 +68,12 @@ def read_lines(
     rules = info.table
     assert rules is not None
     sources = find_tables(root, rules.names)
-    if not sources:
-        _tell_absent(root, info, rules, findings)
+    if not sources and rules.optional:
+        names = " or ".join(rules.names)
+        findings.warnings.append(f"no {names} below {root}: the utterances have no text")
         return None
+    if not sources:
+        tell_absent(root, info, rules.names)
     lines: dict[str, Line] = {}
     for source in sources:
         for row, cells in enumerate(_read(source, _columns(rules, chosen))):
@@ -143,15 +147,11 @@ def find_tables(root: Path, names: Sequence[str]) -> list[Path]:
     return [found[name] for name in names if name in found]
 
 
-def _tell_absent(root: Path, info: CorpusInfo, rules: TableRules, findings: Findings) -> None:
-    """Say that there is no table; raises DataError where the corpus is nothing without it."""
-    names = " or ".join(rules.names)
-    if rules.optional:
-        findings.warnings.append(f"no {names} below {root}: the utterances have no text")
-        return
-    hint = elsewhere(root, rules.names) or f"; to get it: {info.obtain}"
+def tell_absent(root: Path, info: CorpusInfo, names: Sequence[str]) -> NoReturn:
+    """Raise DataError: none of these tables is there, without which the corpus is nothing."""
+    hint = elsewhere(root, names) or f"; to get it: {info.obtain}"
     where = f"{DEPTH} levels of {shown(root.absolute(), 100)}"
-    raise DataError(f"{info.name}: no {names} within {where}{hint}")
+    raise DataError(f"{info.name}: no {' or '.join(names)} within {where}{hint}")
 
 
 def _columns(rules: TableRules, chosen: LabelSet) -> list[str]:
@@ -186,12 +186,6 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def fields_of(template: str) -> list[str]:
-    """The fields of a template, `{video_id}/{clip_id}`."""
-    pieces = template.split("{")[1:]
-    return [piece.partition("}")[0] for piece in pieces]
 
 
 def _id(template: str, cells: Mapping[str, str]) -> str:

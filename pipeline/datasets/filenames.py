@@ -17,7 +17,7 @@ from mer.pipeline.datasets.corpora import CorpusInfo, FileRules, LabelSet
 from mer.pipeline.datasets.corpustable import Line, read_lines, with_lines
 from mer.pipeline.datasets.files import folders, hidden, look, require_root
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.pattern import MEDIA, fill
+from mer.pipeline.datasets.pattern import MEDIA, fill, has_fields
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
@@ -216,7 +216,7 @@ def row_of(files: tuple[Named, Named | None], rules: FileRules) -> Utterance:
         text=fill(rules.text, fields) if rules.text else text,
         split=_split(fields.get("split", ""), heard.path),
         label=fields.get(rules.label),
-        speaker=fill(rules.speaker, fields) if "speaker" in fields else None,
+        speaker=fill(rules.speaker, fields) if has_fields(rules.speaker, fields) else None,
         dialogue=fields.get("dialogue"),
         session=fields.get("session"),
         tags=tuple(f"{name}={fields[name]}" for name in rules.tags if name in fields),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,9 +145,9 @@ def _mapped(
         if mapping[code] == LEFT_OUT:
             findings.dropped[f"label {shown(code, 40)}"].append(shown(file.path))
         else:
-            fields = {**file.fields, rules.label: mapping[code]}
-            kept.append(replace(file, fields=fields))
-    if unused := [code for code in mapping if code not in given]:
+            kept.append(replace(file, fields={**file.fields, rules.label: mapping[code]}))
+    unused = [code for code in mapping if code not in given]
+    if unused:
         findings.warnings.append(f"--map names labels that no file has: {listed(unused, 5)}")
     return kept
 
@@ -192,7 +192,7 @@ def _split(rows: Sequence[Utterance], split: str, seed: int, findings: Findings)
 
 
 def _warn_of_sentences(
-    utterances: Sequence[tuple[Named, Named | None]], rules: FileRules, findings: Findings
+    utterances: Iterable[tuple[Named, Named | None]], rules: FileRules, findings: Findings
 ) -> None:
     """Say so where most sentences are said with several labels."""
     labels: dict[str, set[str]] = {}

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
-from mer.pipeline.datasets.corpustable import Line, find_tables
+from mer.pipeline.datasets.corpustable import Line, find_tables, tell_absent
 from mer.pipeline.datasets.filenames import prepare_with
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.textfiles import read_text
@@ -37,10 +37,7 @@ def _read(
     assert info.table is not None
     sources = find_tables(root, info.table.names)
     if not sources:
-        names = " or ".join(info.table.names)
-        raise DataError(
-            f"{info.name}: no {names} below {shown(root, 100)}; to get it: {info.obtain}"
-        )
+        tell_absent(root, info, info.table.names)
     lines: dict[str, Line] = {}
     for number, text in enumerate(read_text(sources[0]).split("\n")):
         if not text.startswith("UTD-"):

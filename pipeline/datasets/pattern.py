@@ -35,6 +35,7 @@ MEDIA = (  # what names of media files end in, the best first
 )
 PIECE = re.compile(r"\{([^{}]*)\}|(\*)|([^{}*]+)")
 FIELD = re.compile(r"([a-z][a-z0-9_]*)(?::(.+))?", re.DOTALL)
+IN_TEMPLATE = re.compile(r"\{(\w+)\}")
 LETTERS, DIGITS, ANY = "letters", "digits", "any"
 KINDS = {LETTERS: r"[^\W\d_]+", DIGITS: r"\d+", ANY: r"[^/]+"}
 MOST_CHARACTERS = 500  # of a pattern
@@ -159,12 +160,22 @@ class Pattern:
         return DataError(f"pattern '{shown(self.text, 100)}': {why}")
 
 
+def fields_of(template: str) -> list[str]:
+    """The fields of a template, `{speaker}-{number}`."""
+    return IN_TEMPLATE.findall(template)
+
+
+def has_fields(template: str, fields: Mapping[str, str]) -> bool:
+    """Whether all fields of a template are there."""
+    return all(name in fields for name in fields_of(template))
+
+
 def fill(template: str, fields: Mapping[str, str]) -> str:
     """A template, `{speaker}-{number}`, with what the fields hold. Raises DataError for a field
     that is not there.
     """
     try:
-        return re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], template)
+        return IN_TEMPLATE.sub(lambda match: fields[match[1]], template)
     except KeyError as error:
         raise DataError(
             f"'{shown(template, 100)}': no field {error}; there are {', '.join(fields)}"

@@ -7,10 +7,13 @@ they must give are the sources' own, in the TOMLs.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+
+import numpy as np
 
 from tests.datasets.trees import write_wav
 
@@ -26,12 +29,14 @@ class Tree:
 
     files: tuple[str, ...]
     rows: dict[str, tuple[str | None, str | None, str | None]]
-    tables: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, str | bytes] = field(default_factory=dict)
     labels: str | None = None
     split: dict[str, str] = field(default_factory=dict)  # id -> split, of those that have one
 
 
-def write_tree(root: Path, files: Iterable[str], tables: dict[str, str] | None = None) -> Path:
+def write_tree(
+    root: Path, files: Iterable[str], tables: dict[str, str | bytes] | None = None
+) -> Path:
     """Short clips under these names; all wavs are one file with many names."""
     root.mkdir(parents=True, exist_ok=True)
     sound = write_wav(root.parent / f"{root.name}-sound.wav", samples=800)
@@ -41,9 +46,10 @@ def write_tree(root: Path, files: Iterable[str], tables: dict[str, str] | None =
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name in files:
         os.link(film if name.endswith(FILMS) else sound, root / name)
-    for name, text in (tables or {}).items():
+    for name, content in (tables or {}).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
+        raw = content if isinstance(content, bytes) else content.encode()
+        (root / name).write_bytes(raw)
     return root
 
 
@@ -293,6 +299,23 @@ TREES: dict[str, list[Tree]] = {
                 "samplenew3_00000001": ("neutral", None, None),
             },
             split={"sample_00000000": "train", "samplenew3_00000001": "train"},
+        )
+    ],
+    "ur_funny": [
+        Tree(
+            files=("urfunny2_videos/1.mp4", "urfunny2_videos/23.mp4"),
+            tables={
+                "humor_label_sdk.pkl": pickle.dumps({1: 1, 23: np.int64(0)}),
+                "language_sdk.pkl": pickle.dumps(
+                    {
+                        1: {"punchline_sentence": "they fly", "context_sentences": ["a", "b"]},
+                        23: {"punchline_sentence": "so it is", "context_sentences": []},
+                    }
+                ),
+                "data_folds.pkl": pickle.dumps({"train": [1], "dev": [], "test": [23]}),
+            },
+            rows={"1": ("humorous", None, "they fly"), "23": ("serious", None, "so it is")},
+            split={"1": "train", "23": "test"},
         )
     ],
     "mustard": [

@@ -34,6 +34,36 @@ def test_datasets_lists_every_corpus_and_what_is_here(mer, tmp_path):
     assert found["synthetic"]["audio_encoder"] == "builtin:tiny-wav2vec2"
 
 
+def test_datasets_of_a_name_is_its_page(mer, tmp_path):
+    (tmp_path / "data" / "nemo").mkdir(parents=True)
+    (tmp_path / "data" / "nemo" / "manifest.parquet").touch()
+    (tmp_path / "data" / "nemo" / "manifest-emotion.parquet").touch()
+    text = mer("datasets", "nemo").stdout
+    for part in (
+        "nemo: nEMO: Polish",
+        "prepared: data/nemo/manifest-emotion.parquet, data/nemo/manifest.parquet",
+        "modalities audio, text",
+        "emotion: neutral, anger, fear, happiness, sadness, surprised (one class)",
+        "text carries no emotion",
+        "--folds speaker",
+        "CC BY-NC-SA 4.0",
+        "https://github.com/amu-cai/nEMO",
+        "mer prepare nemo --root DIR",
+    ):
+        assert part in text
+    (found,) = json.loads(mer("datasets", "meld", "--json").stdout)
+    assert found["expected"]["emotion"]["train"]["neutral"] == 4710
+    assert found["tasks"] == {"emotion": "single", "sentiment": "single"}
+    done = mer("datasets", "melt")
+    assert done.exit_code == 1 and "did you mean 'meld'?" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_corpus_has_a_page(mer, name):
+    done = mer("datasets", name)
+    assert done.exit_code == 0 and done.stdout.startswith(f"{name}: ")
+
+
 def test_prepare_synthetic_where_extract_looks_for_it(mer, tmp_path):
     done = mer("prepare", "synthetic", "--size", 12, "--seed", 3)
     assert done.exit_code == 0 and done.stdout.endswith("wrote data/synthetic/manifest.parquet\n")

@@ -4,6 +4,8 @@ releases by their design, and what a tree may lack or have twice.
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 
 import pytest
@@ -19,7 +21,7 @@ NAMES = [name for name, module in DATASETS.items() if module == BY_NAMES]
 
 
 def test_every_corpus_by_names_has_a_tree():
-    assert {*NAMES, "msp_improv"} == set(TREES)
+    assert {*NAMES, "msp_improv", "ur_funny"} == set(TREES)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -33,6 +35,14 @@ def test_a_tree_in_the_releases_layout_is_read(name, tmp_path):
         manifest.write(tmp_path / "manifest.parquet")
         again = Manifest.read(tmp_path / "manifest.parquet")
         assert [u.id for u in again.rows] == [u.id for u in manifest.rows]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_groups_that_folds_go_by_are_there(name, tmp_path):
+    tree = TREES[name][0]
+    manifest, _ = prepare(name, write_tree(tmp_path / "r", tree.files, tree.tables))
+    for by in corpora.corpus(name).folds:
+        assert all(getattr(u, by) for u in manifest.rows), by
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -164,6 +174,30 @@ def test_tables_that_are_not_as_published_are_one_line(name, table, said, tmp_pa
     with pytest.raises(DataError, match=said) as caught:
         prepare(name, root)
     assert len(str(caught.value)) <= 300
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("made-by-a-pickle",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (pickle.dumps({1: Hostile()}), "wants to run posix.mkdir"),
+        (pickle.dumps([1, 2]), "expected a dictionary by id"),
+        (pickle.dumps({1: "yes"}), "1 has label 'yes'"),
+        (pickle.dumps({1: 1})[:-3], "not a readable pickle of data"),
+        (b"no pickle", "not a readable pickle of data"),
+    ],
+)
+def test_pickles_are_read_as_data(content, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree = TREES["ur_funny"][0]
+    tables = tree.tables | {"humor_label_sdk.pkl": content}
+    with pytest.raises(DataError, match=said):
+        prepare("ur_funny", write_tree(tmp_path / "r", tree.files, tables))
+    assert not (tmp_path / "made-by-a-pickle").exists()
 
 
 def test_a_line_that_is_there_twice_is_named(tmp_path):
