@@ -21,7 +21,8 @@ from mer.pipeline.runtime.terms import TASKS, check_folds
 
 FORMAT_VERSION = 2  # as it is written
 FOLDS_VERSION = 3  # as the head of a store is written whose rows have published folds
-VERSIONS = (1, 2, 3)  # as they are read
+VERSIONS = (1, 2, 3)  # as heads are read
+SHARD_VERSIONS = (1, 2)  # as shards are
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
 DTYPES = ("float16", "float32")

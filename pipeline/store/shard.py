@@ -20,6 +20,7 @@ from mer.pipeline.store.schema import (
     HALF_MAX,
     LAYERS,
     SHARD_FORMAT,
+    SHARD_VERSIONS,
     VERSIONS,
     blob,
     canonical,
@@ -619,8 +620,10 @@ def check_format(file: h5py.Group, path: Path, expected: str, what: str) -> None
             f"{path}: HDF5, but not a mer {what}; features made elsewhere come in with `mer import`"
         )
     version = arrays.attribute(file, "version")
-    if version not in VERSIONS:
+    known = SHARD_VERSIONS if expected == SHARD_FORMAT else VERSIONS
+    if version not in known:
+        *others, last = known
         raise StoreVersionError(
             f"{path}: {what} of format version {version}, this mer reads "
-            f"{' and '.join(map(str, VERSIONS))}; use a mer that fits"
+            f"{', '.join(map(str, others))} and {last}; use a mer that fits"
         )
