@@ -7,6 +7,7 @@ the film its video.
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -196,7 +197,7 @@ def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> l
             continue
         there = first[suffix]
         one_name = os.path.basename(there.path) == os.path.basename(file.path)
-        if not one_name or os.path.getsize(root / there.path) != os.path.getsize(root / file.path):
+        if not (one_name and filecmp.cmp(root / there.path, root / file.path, shallow=False)):
             raise DataError(
                 f"{shown(root, 60)}: {shown(there.path, 70)} and {shown(file.path, 70)} are both "
                 f"'{shown(file.id, 40)}', and not the same file; keep one of them"

@@ -21,14 +21,14 @@ from mer.pipeline.datasets.filenames import (
     read_names,
     row_of,
 )
-from mer.pipeline.datasets.files import look
+from mer.pipeline.datasets.files import cut_blanks, look
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.pattern import Pattern
 from mer.pipeline.datasets.table import SHARES, given_names, split_groups
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 
 LABEL_FIELDS = ("label", "emotion")  # the first of them that the pattern has
 # fields that are columns of the manifest; the others become tags
@@ -84,6 +84,9 @@ def prepare(
     named = _mapped(named, rules, mapping, findings)
     utterances = join_files(named, root, findings)
     rows = [row_of(files, rules) for files in utterances.values()]
+    rows = cut_blanks(rows, findings)
+    if not rows:
+        raise DataError(f"--map leaves none of {shown(root, 100)}'s files; map a label to a class")
     classes = _classes(rows, labels, mapping)
     rows = _split(rows, split, seed, findings)
     _warn_of_sentences(utterances.values(), rules, findings)
@@ -132,16 +135,16 @@ def _mapped(
     if not rules.label:
         fields = " or ".join(f"{{{field}}}" for field in LABEL_FIELDS)
         raise DataError(f"--map: the pattern has no {fields} to map")
-    given = Counter(file.fields[rules.label] for file in named)
+    given = Counter(strip(file.fields[rules.label]) for file in named)
     if unknown := [label for label in given if label not in mapping]:
-        told = [f"{shown(label, 30)} ({given[label]:,} files)" for label in unknown]
+        told = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
         raise DataError(
             f"--map has no class for {listed(told, 4)}; add --map {shown(unknown[0], 30)}=CLASS, "
             "or with nothing behind the = to leave them out"
         )
     kept = []
     for file in named:
-        code = file.fields[rules.label]
+        code = strip(file.fields[rules.label])
         if mapping[code] == LEFT_OUT:
             findings.dropped[f"label {shown(code, 40)}"].append(shown(file.path))
         else:
@@ -161,7 +164,7 @@ def _classes(
     if not names:
         return tuple(sorted({*there, *mapping.values()} - {LEFT_OUT}))
     if other := [label for label in there if label not in names]:
-        told = [f"{shown(label, 30)} ({there[label]:,} files)" for label in other]
+        told = [f"{shown(label, 30)} ({plural(there[label], 'file')})" for label in other]
         raise DataError(f"--labels has not {listed(told, 4)}; add them, or map them with --map")
     return names
 

@@ -159,7 +159,7 @@ def from_json(path: Path, ids: Iterable[str]) -> Entries:
             nothing to test.
     """
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(read_text(path), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({reason(error)})") from None
     if isinstance(value, list):
@@ -178,6 +178,19 @@ def from_json(path: Path, ids: Iterable[str]) -> Entries:
         for id, part in inside.items():
             entries[id].append(fold_entry(strip(name), part))
     return {id: tuple(found) for id, found in entries.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a name that is there twice, the first of which would be
+    lost.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(
+            name for name, times in Counter(name for name, _ in pairs).items() if times > 1
+        )
+        raise ValueError(f"'{shown(twice, 40)}' is there twice")
+    return made
 
 
 def _parts(path: Path, name: str, fold: Any) -> dict[str, list[str]]:

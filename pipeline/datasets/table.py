@@ -82,6 +82,8 @@ def prepare(
     name = strip(name if name is not None else source.stem) or "table"
     for what, value in (("--name", name), ("--language", language), ("--labels", labels)):
         _check_option(what, value)
+    if folds and fold_lists is not None:
+        raise DataError("table: folds by --column fold=… and by --fold-lists; give one of them")
     findings = Findings(name)
     table = read(source, columns, findings, several=task == "multi", folds=folds)
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)

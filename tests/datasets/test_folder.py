@@ -15,6 +15,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 
 from tests.datasets.byname import write_tree
+from tests.datasets.trees import write_wav
 
 DATA = os.environ.get("MER_TEST_DATA")
 
@@ -154,6 +155,30 @@ def test_partial_leaves_out_and_counts(root):
 )
 def test_options_that_do_not_go_together_are_usage(words):
     assert CliRunner().invoke(main, list(words)).exit_code == 2
+
+
+def test_blanks_in_names_are_cut_and_counted(tmp_path):
+    root = write_tree(tmp_path / "r", ["a_joy .wav", "b_joy.wav", "c _sad.wav"])
+    done = run(root, "--pattern", "{speaker}_{emotion}", "--split", "none")
+    assert done.exit_code == 0, done.stderr
+    manifest = Manifest.read(tmp_path / "m.parquet")
+    assert manifest.labels == ("joy", "sad") and {u.speaker for u in manifest.rows} == set("abc")
+    assert "repaired: blanks at an end of label, cut off: 1" in done.stdout
+
+
+def test_files_of_one_name_and_size_are_not_taken_for_one(tmp_path):
+    root = write_tree(tmp_path / "r", ["a/x.wav"])
+    write_wav(root / "b" / "x.wav", samples=800, seed=1)
+    assert os.path.getsize(root / "a" / "x.wav") == os.path.getsize(root / "b" / "x.wav")
+    done = run(root, "--pattern", "{n}")
+    assert done.exit_code == 1 and "not the same file" in " ".join(done.stderr.split())
+    assert run(root, "--pattern", "{emotion}/{n}", "--split", "none").exit_code == 0
+
+
+def test_a_map_that_leaves_nothing_says_so(root):
+    maps = [part for code in ("ANG", "HAP", "NEU") for part in ("--map", f"{code}=")]
+    done = run(root, "--pattern", "{speaker}_{n}_{emotion}_{level}", *maps)
+    assert done.exit_code == 1 and "--map leaves none of" in done.stderr
 
 
 def test_two_speakers_are_too_few_for_a_split(tmp_path):

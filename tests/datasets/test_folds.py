@@ -132,6 +132,16 @@ def test_lists_that_cannot_be_are_one_line_with_counts(lists, said, tmp_path):
     assert said in " ".join(done.stderr.split()) and len(done.stderr.strip()) <= 300
 
 
+def test_what_would_be_lost_without_a_word_is_refused(tmp_path):
+    table = write_table(tmp_path, fold=list("112233"))
+    lists = tmp_path / "folds.json"
+    lists.write_text('{"a": ["u1"], "a": ["u2"]}')
+    done = run(table, "--fold-lists", str(lists))
+    assert done.exit_code == 1 and "'a' is there twice" in " ".join(done.stderr.split())
+    done = run(table, "--fold-lists", str(lists), "--column", "fold=fold")
+    assert done.exit_code == 1 and "give one of them" in done.stderr
+
+
 def test_one_name_alone_is_no_fold(tmp_path):
     done = run(write_table(tmp_path, fold=["1"] * 6))
     assert done.exit_code == 1
