@@ -320,7 +320,12 @@ def datasets(as_json):
 @click.option(
     "--task",
     type=click.Choice(["single", "multi", "regression"]),
-    help="table: what the labels are. [default: single]",
+    help="table: what the labels are. [default: single, or regression with --targets]",
+)
+@click.option(
+    "--targets",
+    metavar="A,B,C",
+    help="table: columns of numbers to learn, such as valence,arousal,dominance.",
 )
 @click.option(
     "--split",

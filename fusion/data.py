@@ -545,7 +545,7 @@ def batch_source(
         spec,
         config,
         np.asarray(rows, dtype=np.int64),
-        torch.from_numpy(target),
+        torch.from_numpy(spec.scaled(target)),
         device,
         n,
         summary,

@@ -143,6 +143,7 @@ def fit(
     spec, metric = check_config(store, config)
     key = checkpoint.store_key(store)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
+    spec = replace(spec, scale=splits.scale(target[split.train], spec.task))
     training = Training(
         store,
         config,
@@ -409,7 +410,7 @@ def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
     """By whose definitions the targets of `store` are scored (fusion.metrics)."""
     if store.header.task != "regression":
         return "mosi"
-    return metrics.measures_of(store.header.dataset, target)
+    return metrics.measures_of(store.header.dataset, target, store.header.labels)
 
 
 def spec_of(store: FeatureStore, config: TrainConfig) -> DataSpec:
@@ -438,9 +439,11 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
         DataError: The configuration cannot be trained on such a store.
     """
     spec, loop = spec_of(store, config), config.train
-    metric = metrics.HEADLINE[spec.task] if loop.select_metric == "auto" else loop.select_metric
     target = splits.targets(store.table(), spec.task, spec.labels)
     known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
+    metric = loop.select_metric
+    if metric == "auto":
+        metric = metrics.headline(spec.task, known)
     if metric not in (*known, "loss"):
         guess = did_you_mean(metric, (*known, "loss"))
         raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss{guess}")
@@ -707,7 +710,7 @@ def _dev_score(
 
 def _rank(metric: str, dev: dict[str, float]) -> tuple[float, float]:
     """Larger is better; on small dev sets many epochs tie, and the smaller dev loss decides."""
-    value = -dev[metric] if metric in metrics.LOWER_IS_BETTER else dev[metric]
+    value = -dev[metric] if metrics.lower_is_better(metric) else dev[metric]
     return (
         value if math.isfinite(value) else -math.inf,
         -dev["loss"] if math.isfinite(dev["loss"]) else -math.inf,

@@ -29,7 +29,7 @@ class UnimodalConfig:
     hidden: int = 256  # of the MLP
     dropout: float = 0.3  # before it and inside it
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FusionConfig:
     positions: str = "sinusoidal"  # sinusoidal | learned
     max_positions: int = 2800
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
 
 
 class Pooled(FusionModel):

@@ -14,6 +14,7 @@ from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.runtime.terms import SPLITS
 
 UNLABELLED = "(none)"
+RATED = "(rated)"  # what a row with several targets counts as
 SHOWN = 8  # names listed before "and N more"
 # Words from which an identical sentence on both sides of a split is more than small talk.
 LONG_TEXT = 4
@@ -134,7 +135,7 @@ def count(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Utterances by split and label.
 
     Multi-label rows count once per label and once as `(none)` when no label is set; regression rows
-    count by sign.
+    count by sign, with several targets as rated.
 
     Args:
         manifest: The manifest of a corpus.
@@ -164,7 +165,7 @@ def _labels(manifest: Manifest, u: Utterance) -> list[str]:
     if u.targets is None:
         return [UNLABELLED]
     if manifest.task == "regression":
-        return [_sign(u.targets[0])]
+        return [_sign(u.targets[0]) if len(u.targets) == 1 else RATED]
     pairs = zip(manifest.labels, u.targets, strict=True)
     return [label for label, target in pairs if target > 0] or [UNLABELLED]
 
