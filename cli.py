@@ -1873,8 +1873,13 @@ def doctor(as_json: bool):
     """
     from mer.pipeline.doctor import examine
 
+    def kernels() -> str:
+        from mer.fusion.ops.toolchain import launcher_obstacle  # imports torch, as its room does
+
+        return launcher_obstacle()
+
     bad = False
-    for finding in examine(check_pair):
+    for finding in examine(check_pair, kernels):
         bad |= finding.state == "bad"
         if as_json:
             say_json({"state": finding.state, "what": finding.what, "detail": finding.detail})
