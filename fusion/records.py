@@ -410,3 +410,4 @@ class Comparison:
     bootstrap: Bootstrap
     metrics: dict[str, Difference]
     verdict: str
+    contexts: tuple[str, ...] = ("none", "none")  # the kind of conversation context of each
