@@ -61,8 +61,8 @@ def check(table: pa.Table, asked: ContextSpec, where: str) -> None:
     if without:
         some = plural(len(without), "utterance of a dialogue has", "utterances of dialogues have")
         raise DataError(
-            f"{wanted}: {some} no position (first: {shown(ids[without[0]].as_py(), 60)}); give "
-            f"its table a position column, {WITHOUT}"
+            f"{wanted}: {some} no position (first: {shown(ids[without[0]].as_py(), 40)}); prepare "
+            f"it with --column position=NAME, {WITHOUT}"
         )
     _check_positions(table, np.arange(len(table)), wanted, by_split=True)
 
