@@ -18,7 +18,8 @@ from mer.cli import main
 from mer.fusion import checkpoint, config, context, data, evaluate, experiment, files, report, runs
 from mer.fusion.batch import OTHER, SAME, UNKNOWN, ContextSpec
 from mer.fusion.checkpoint import Run
-from mer.fusion.models import REGISTRY
+from mer.fusion.models import REGISTRY, baselines
+from mer.fusion.models.base import FusionModel
 from mer.fusion.splits import assign, targets
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, ShardWriter, build_index
@@ -469,6 +470,15 @@ def test_dialogues_are_numbered_anew_in_each_split(tmp_path):
 )
 def test_refused_settings(tmp_path, asked, says):
     assert says in refused(tmp_path, turns(), asked)
+
+
+def test_refused_a_model_that_reads_no_neighbours(tmp_path, monkeypatch):
+    class Deaf(FusionModel):
+        def __init__(self, config, spec):
+            super().__init__(config, spec)
+
+    monkeypatch.setattr(baselines, "Concat", Deaf)
+    assert "concat reads no neighbours" in refused(tmp_path, turns())
 
 
 def test_evaluating_on_a_store_without_an_order_is_refused(tmp_path):
