@@ -116,9 +116,9 @@ def _as_dialogues(found: NewClips) -> NewClips:
     its place.
     """
     folders: dict[str, list[str]] = {}
-    for one in (*found.clips, *found.unusable):
-        folders.setdefault(os.path.dirname(one.id), []).append(one.id)
-    place = {}
+    for name in (*(u.id for u in found.clips), *(one.id for one in found.unusable)):
+        folders.setdefault(os.path.dirname(name), []).append(name)
+    place: dict[str, tuple[str, int]] = {}
     for folder, ids in folders.items():
         place |= {name: (folder or ".", at) for at, name in enumerate(sorted(ids, key=_natural))}
     turns = []
