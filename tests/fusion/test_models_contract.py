@@ -578,9 +578,8 @@ def test_context_masked_neighbours_are_never_read(name, task):
 
 
 @every_model
-@every_task
-def test_context_is_seen_and_a_row_does_not_depend_on_its_batch(name, task):
-    spec = with_turns(make_spec(ALL, task))
+def test_context_is_seen_and_a_row_does_not_depend_on_its_batch(name):
+    spec = with_turns(make_spec(ALL))
     model, batch = make_model(name, spec).eval(), pooled(spec, name)
     with torch.no_grad():
         together = model(batch)
@@ -613,9 +612,8 @@ def test_context_who_speaks_and_how_far_away_matter(name):
 
 
 @every_model
-@every_task
-def test_context_state_dict_round_trip(name, task):
-    spec = with_turns(make_spec(ALL, task))
+def test_context_state_dict_round_trip(name):
+    spec = with_turns(make_spec(ALL))
     model, batch = make_model(name, spec), pooled(spec, name)
     model.calibrate([batch])
     other = make_model(name, spec, seed=9)
@@ -654,9 +652,8 @@ def test_context_without_one_a_model_is_what_it_was(name):
 
 
 @every_model
-@every_task
-def test_context_layers_are_mixed_for_neighbours_too(name, task):
-    spec = with_turns(make_layered_spec(ALL, task))
+def test_context_layers_are_mixed_for_neighbours_too(name):
+    spec = with_turns(make_layered_spec(ALL))
     model = make_layered(name, spec)
     found = []
     for padding in (0.0, torch.nan):
