@@ -22,6 +22,7 @@ from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
 from mer.fusion.modules.orl import Adapter, adapter_of
 from mer.fusion.modules.pooling import Standardise, masked_mean_std
+from mer.fusion.typed import added
 from mer.pipeline.errors import DataError
 
 
@@ -31,6 +32,11 @@ class UnimodalConfig:
     dropout: float = 0.3  # before it and inside it
     label_smoothing: float = 0.0
     regression_loss: str = "l1"  # l1 | mse
+    # with data.context: width of what is taken from neighbours, dropout on their features, and the
+    # share of them that is hidden in training
+    context_hidden: int = added(64)
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class FusionConfig:
     max_positions: int = 2800
     label_smoothing: float = 0.0
     regression_loss: str = "l1"  # l1 | mse
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
 
 class Pooled(FusionModel):
@@ -76,9 +84,14 @@ class Pooled(FusionModel):
         self.dropout = Dropout(config.dropout)
         own, taken = sum(self.widths.values()), 0
         if spec.context is not None:
-            taken = config.hidden
+            taken = config.context_hidden
             self.turns = TurnAttention(
-                own, self.widths, taken, spec.context, dropout=config.dropout
+                own,
+                self.widths,
+                taken,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
             )
         self.head = mlp(
             own + taken,
@@ -164,7 +177,11 @@ class FusionEncoderModel(FusionModel):
         self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
         if spec.context is not None:
             self.turns = TurnTokens(
-                self.turn_widths(), config.d, spec.context, dropout=config.feature_dropout
+                self.turn_widths(),
+                config.d,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
             )
 
     def forward(self, batch: Batch) -> Prediction:

@@ -50,6 +50,7 @@ from mer.fusion.modules.dictionary import Matches
 from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.graph_distillation import GDUnit
 from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
+from mer.fusion.typed import added
 from mer.pipeline.errors import DataError
 
 # The published orders: of modalities everywhere (L, V, A), and of the streams a memory transformer
@@ -117,6 +118,9 @@ class DMDConfig:
     hidden_dropout: float | None = None  # inside the transformers' feed-forward part
     residual_dropout: float | None = None
     output_dropout: float | None = None  # in the heads
+    # with data.context: on the features of neighbours, and the share of them hidden in training
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
     graph_width_homo: int = 64  # node code per half
     graph_width_hetero: int = 32
@@ -325,7 +329,12 @@ class DMD(FusionModel):
         if self.spec.context is not None:
             taken = config.width
             self.turns = TurnAttention(
-                fused, self.turn_widths(), taken, self.spec.context, dropout=config.dropout
+                fused,
+                self.turn_widths(),
+                taken,
+                self.spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
             )
         self.fused_head = self._head(fused + taken, outputs)
         sizes = {

@@ -49,6 +49,7 @@ from mer.fusion.modules.orl import (
     ramp,
 )
 from mer.fusion.modules.pooling import Standardise, masked_mean
+from mer.fusion.typed import added
 from mer.pipeline.errors import DataError
 
 
@@ -103,6 +104,10 @@ class DRKFConfig:
     ed_natural: bool = False
     # multi-label: overlap of label sets from which two utterances carry the same emotion
     ed_jaccard: float = 1.0
+
+    # with data.context: on the features of neighbours, and the share of them hidden in training
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
     label_smoothing: float = 0.0  # of the classification terms
     regression_loss: str = "l1"  # l1 | mse
@@ -229,7 +234,11 @@ class DRKF(FusionModel):
         self.temperature = Temperature(config.tau, low=config.tau_low, high=config.tau_high)
         if spec.context is not None:
             self.turns = TurnTokens(
-                self.turn_widths(), config.d, spec.context, dropout=config.feature_dropout
+                self.turn_widths(),
+                config.d,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
             )
         self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}

@@ -20,12 +20,22 @@ HEADS = (4, 2, 1)  # of the attention: the first that divides its width
 class TurnTokens(nn.Module):
     """c_k = LN(sum_m Linear_m(x_k,m) + o_k + s_k): one token (B, W, d) per neighbour, from its
     modalities that are there, its place o_k and whether it has the same speaker s_k.
+
+    `dropout` is on the features of the neighbours; in training each neighbour is hidden with
+    probability `hidden`, as is good against overfitting, and for turns whose neighbours fail.
     """
 
     def __init__(
-        self, widths: Mapping[str, int], d: int, spec: ContextSpec, *, dropout: float
+        self,
+        widths: Mapping[str, int],
+        d: int,
+        spec: ContextSpec,
+        *,
+        dropout: float,
+        hidden: float,
     ) -> None:
         super().__init__()
+        self.hidden = hidden
         self.standardise = nn.ModuleDict({m: Standardise(n) for m, n in widths.items()})
         self.linear = nn.ModuleDict({m: nn.Linear(n, d) for m, n in widths.items()})
         self.reach = spec.width
@@ -38,10 +48,12 @@ class TurnTokens(nn.Module):
     def forward(self, context: Context) -> tuple[Tensor, Tensor]:
         """Tokens (B, W, d), zero where there is nobody, and which are there (B, W) bool."""
         there = torch.stack([context.there[m] for m in self.linear]).any(0)
+        if self.training and self.hidden:
+            there = there & (torch.rand(there.shape, device=there.device) >= self.hidden)
         offset = context.offset.where(there, 0) + self.reach
         total = self.place[offset] + self.speaker[context.speaker.where(there, UNKNOWN)]
         for m, linear in self.linear.items():
-            mask = context.there[m]
+            mask = context.there[m] & there
             x = zero_padding(context.x[m], mask).to(cast(nn.Linear, linear).weight.dtype)
             total = total + zero_padding(linear(self.dropout(self.standardise[m](x))), mask)
         return zero_padding(self.norm(total), there), there
@@ -60,9 +72,10 @@ class TurnAttention(nn.Module):
         spec: ContextSpec,
         *,
         dropout: float,
+        hidden: float,
     ) -> None:
         super().__init__()
-        self.tokens = TurnTokens(widths, d, spec, dropout=dropout)
+        self.tokens = TurnTokens(widths, d, spec, dropout=dropout, hidden=hidden)
         self.nobody = nn.Parameter(0.02 * torch.randn(d))
         self.heads = next(heads for heads in HEADS if d % heads == 0)
         self.query, self.key_value = nn.Linear(own, d), nn.Linear(d, 2 * d)
