@@ -104,7 +104,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
     known = (*BEFORE, *scores, *BEHIND)
     others = []
     for name in rows[0] if rows else ():
-        kept = name.startswith(("attention_", "pred_")) or name == "disagreement"
+        kept = name.startswith(("attention_", "pred_")) or name in ("disagreement", "turns")
         if kept and any(row[name] is not None for row in rows):
             others.append(name)
     last = [name for name in LAST if not rows or name in rows[0]]

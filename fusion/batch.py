@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,6 +46,35 @@ class Block:
 
 
 @dataclass(frozen=True)
+class ContextSpec:
+    """Which neighbours in its dialogue an utterance is seen with: up to `width` turns before it
+    (past), or as many on either side (both).
+    """
+
+    kind: Literal["past", "both"]
+    width: int
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The place of each neighbour, counted in turns from the utterance's own.
+
+        >>> ContextSpec("past", 2).offsets, ContextSpec("both", 2).offsets
+        ((-2, -1), (-2, -1, 1, 2))
+        """
+        before = range(-self.width, 0)
+        return (*before, *range(1, self.width + 1)) if self.kind == "both" else (*before,)
+
+    @property
+    def title(self) -> str:
+        """As tables name it.
+
+        >>> ContextSpec("past", 8).title
+        'past 8'
+        """
+        return f"{self.kind} {self.width}"
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a model must know of a store before it sees a batch.
 
@@ -55,7 +85,7 @@ class DataSpec:
     the features of its name as they are stored.
     `scale` is (mean, deviation) of each of several targets over the rows that train: a batch brings
     them less their mean, in deviations, whatever scales they are rated on. One target stays as it
-    is stored.
+    is stored. `context` says which neighbours a row is seen with; None: each utterance alone.
     """
 
     modalities: dict[str, int]
@@ -64,6 +94,7 @@ class DataSpec:
     labels: tuple[str, ...]
     sets: dict[str, tuple[FeatureSet, ...]] = added({})
     scale: tuple[tuple[float, float], ...] = added(())
+    context: ContextSpec | None = added(None)
 
     def read_from(self, modality: str) -> tuple[FeatureSet, ...]:
         """The sets of the store that a modality is read from."""
@@ -137,19 +168,63 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class Context:
+    """The neighbours of each row of a batch in its dialogue, one slot for every place of
+    `ContextSpec.offsets`, in that order.
+
+    `x[m]` (B, W, D_m): a neighbour as one step, laid out as those of `Batch.x[m]`: the mean of its
+    steps, or what a pooled model is given of it. `there[m]` (B, W) bool: it is there and has the
+    modality; elsewhere `x[m]` is not to be read. `offset` (B, W) int64 is its place, counted in
+    turns from the row's own, `speaker` (B, W) int64 one of UNKNOWN, SAME, OTHER; without a
+    neighbour both say nothing.
+    """
+
+    x: dict[str, Tensor]
+    there: dict[str, Tensor]
+    offset: Tensor
+    speaker: Tensor
+
+    def split(self, sizes: list[int]) -> Iterator[Context]:
+        """Those of consecutive groups of `sizes` rows, views of this one."""
+        x = {m: t.split(sizes) for m, t in self.x.items()}
+        there = {m: t.split(sizes) for m, t in self.there.items()}
+        pairs = zip(self.offset.split(sizes), self.speaker.split(sizes), strict=True)
+        for i, (offset, speaker) in enumerate(pairs):
+            here = {m: t[i] for m, t in there.items()}
+            yield Context({m: t[i] for m, t in x.items()}, here, offset, speaker)
+
+    def to(self, device: torch.device | str) -> Context:
+        return Context(
+            _moved(self.x, device),
+            _moved(self.there, device),
+            self.offset.to(device, non_blocking=True),
+            self.speaker.to(device, non_blocking=True),
+        )
+
+
+# Whether a neighbour is spoken by the speaker of the utterance itself.
+UNKNOWN, SAME, OTHER = 0, 1, 2
+
+
+def _moved(tensors: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
+
+
+@dataclass(frozen=True)
 class Batch:
     """`x[m]` (B, T_m, D_m) float, zero beyond `lengths[m]` (B,) int64; a length of 0 says the
     modality is absent for that row. Where layers are mixed, D_m is their sum as `DataSpec.blocks`
     lays them out, until `mer.fusion.models.layered` has mixed them.
 
     `target`: single (B,) int64; multi (B, C) float; regression (B, K) float. Unlabelled: -1 / NaN.
-    `row` (B,) int64 indexes the store's table.
+    `row` (B,) int64 indexes the store's table. `context`: None where each row is seen alone.
     """
 
     x: dict[str, Tensor]
     lengths: dict[str, Tensor]
     target: Tensor
     row: Tensor
+    context: Context | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
@@ -163,19 +238,18 @@ class Batch:
         """Consecutive batches of `sizes` rows, views of this one."""
         x = {m: t.split(sizes) for m, t in self.x.items()}
         lengths = {m: t.split(sizes) for m, t in self.lengths.items()}
-        pairs = zip(self.target.split(sizes), self.row.split(sizes), strict=True)
-        for i, (target, row) in enumerate(pairs):
+        around = [None] * len(sizes) if self.context is None else self.context.split(sizes)
+        parts = zip(self.target.split(sizes), self.row.split(sizes), around, strict=True)
+        for i, (target, row, context) in enumerate(parts):
             part = {m: t[i] for m, t in x.items()}
-            yield Batch(part, {m: t[i] for m, t in lengths.items()}, target, row)
+            yield Batch(part, {m: t[i] for m, t in lengths.items()}, target, row, context)
 
     def to(self, device: torch.device | str) -> Batch:
-        def move(d: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v.to(device, non_blocking=True) for k, v in d.items()}
-
         return replace(
             self,
-            x=move(self.x),
-            lengths=move(self.lengths),
+            x=_moved(self.x, device),
+            lengths=_moved(self.lengths, device),
             target=self.target.to(device),
             row=self.row.to(device),
+            context=None if self.context is None else self.context.to(device),
         )

@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mer.fusion import config as configs
-from mer.fusion import files, metrics, typed
+from mer.fusion import context, files, metrics, typed
 from mer.fusion.batch import DataSpec, FeatureSet
 from mer.fusion.config import TrainConfig
 from mer.fusion.files import AGAIN, CONFIG, HOLD, INFO, LOG, MODEL, SPLIT
@@ -343,12 +343,24 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
             f"{store.path}: not the kind of store {run.path} was trained on: "
             f"{'; '.join(shown(line, DIFFERENCE_CHARACTERS) for line in differs[:3])}{more}"
         )
-    if store_key(store) != run.info.store_key:
+    if run.spec.context is not None:
+        context.check(store.table(), run.spec.context, str(store.path))
+    if not same_rows(run, store):
         return [
             f"{store.path} has other clips, labels or splits than the run was trained on (same "
             f"recipe; dataset {now.dataset})"
         ]
     return []
+
+
+def same_rows(run: Run, store: FeatureStore) -> bool:
+    """Whether a store has the clips, labels and splits that a run was trained on; for one with
+    context, in the same order of turns.
+    """
+    turns = run.info.turns_key
+    if turns is not None and turns != context.key(store.table()):
+        return False
+    return store_key(store) == run.info.store_key
 
 
 def _recipe_unknown(store: StoreInfo) -> bool:

@@ -306,8 +306,11 @@ def of_features(
         checkpoint.check_store(run, store)
         table = store.table()
         every = splits.targets(table, spec.task, spec.labels)
-        rows = splits.assign(table, every, run.config.data, run.fold).dev
-        part = data.batch_source(store, spec, run.config.data, rows, every[rows], device=device)
+        split = splits.assign(table, every, run.config.data, run.fold)
+        rows = split.dev
+        part = data.batch_source(
+            store, spec, run.config.data, rows, every[rows], device=device, pool=split.dev_pool
+        )
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
                 seen = model.mixed(batch)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mer.fusion import files, metrics, typed
+from mer.fusion.config import DataConfig
 from mer.fusion.tables import PLAIN, Table, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.cells import guarded
@@ -44,6 +45,7 @@ COLUMNS = (*ALWAYS[:4], *WHERE_THEY_DIFFER, *ALWAYS[4:], "epoch", "parameters", 
 TO_THE_LEFT = frozenset({"run", "state", "date", "model", "store", "command"})
 LARGEST_FIRST = ("date", "size", "parameters")
 KEY_CHARACTERS = 8  # of a store's key: enough to tell those of one path apart
+CONTEXT, WIDTH = "data.context", "data.context_width"  # settings that every table names
 SHORTEST_COMMAND = 20  # characters of a terminal's line that are worth a beginning of the command
 
 
@@ -324,7 +326,17 @@ def _settings(path: Path, told: Told) -> dict[str, Any]:
         tree = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise files.damaged(where, error, files.AGAIN) from None
-    return {key: _of_json(value) for key, value in _leaves(tree) if key != "model"}
+    settings = {key: _of_json(value) for key, value in _leaves(tree) if key != "model"}
+    return {**settings, **_context(settings)}
+
+
+def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the context, which config.toml leaves out at their defaults. Where there is
+    none its width is no setting.
+    """
+    kind = settings.get(CONTEXT, DataConfig.context)
+    width = {WIDTH: settings.get(WIDTH, DataConfig.context_width)} if kind != "none" else {}
+    return {CONTEXT: kind, **width}
 
 
 def _of_json(value: Any) -> Any:
@@ -741,10 +753,10 @@ def _head(name: str, names: Collection[str], rows: Sequence[RunRow], metric: str
 def common(rows: Sequence[RunRow], names: Collection[str]) -> str:
     """What all rows share and no column says, as one line; empty where there is nothing."""
     said = []
-    for name in ("store", "mer", "seeds", "folds", "device"):
+    for name in ("store", CONTEXT, WIDTH, "mer", "seeds", "folds", "device"):
         values = {cell(row, name) for row in rows if row.kind}
         if name not in names and len(values) == 1 and (value := values.pop()):
-            said.append(f"{name} {value}")
+            said.append(f"{name.rpartition('.')[2]} {value}")
     return f"the same in all: {', '.join(said)}" if said and len(rows) > 1 else ""
 
 

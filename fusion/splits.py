@@ -40,12 +40,15 @@ class Fold:
 @dataclass(frozen=True)
 class Split:
     """Store rows (int64) to train on and to choose with; `notes` say how they came about and what
-    was left out.
+    was left out. `train_pool` and `dev_pool` are all rows of these parts, also those without a
+    label: neighbours in a dialogue are among them.
     """
 
     train: np.ndarray
     dev: np.ndarray
     notes: tuple[str, ...]
+    train_pool: np.ndarray
+    dev_pool: np.ndarray
 
 
 def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
@@ -135,6 +138,7 @@ def assign(
     unlabelled = int((~known[train]).sum() + (~known[dev]).sum())
     if unlabelled:
         notes.append(f"{plural(unlabelled, 'row')} without a label left out of train and dev")
+    train_pool, dev_pool = train, dev
     train, dev = train[known[train]], dev[known[dev]]
     if not len(train):
         raise DataError("the store has no labelled training rows")
@@ -142,9 +146,24 @@ def assign(
         by = _carve_by(table, train, config, fold)
         train, dev, note = _carve(table, train, target, by, config)
         notes.append(note)
+        train_pool, dev_pool = _pools(table, train_pool, train, dev, by)
     if labels:
         notes += label_notes(target, train, dev, labels)
-    return Split(train, dev, tuple(notes))
+    return Split(train, dev, tuple(notes), train_pool, dev_pool)
+
+
+def _pools(
+    table: pa.Table, rows: np.ndarray, train: np.ndarray, dev: np.ndarray, by: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """All of `rows` that go with the training rows and with dev, which was carved from them: an
+    unlabelled one goes with its group. Where single utterances were carved it goes with neither.
+    """
+    if by == "utterance":
+        return train, dev
+    value = _values(table, by)
+    groups = {value[row] for row in dev}
+    chosen = np.array([value[row] in groups for row in rows], dtype=bool)
+    return rows[~chosen], rows[chosen]
 
 
 def _stored(table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -22,6 +22,15 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+def context_words(title: str | None) -> str:
+    """The kind of conversation context in the title of a table.
+
+    >>> context_words(None), context_words("past 8")
+    ('without context', 'context past 8')
+    """
+    return "without context" if title in (None, "none") else f"context {title}"
+
+
 def glossary(names: Iterable[str]) -> str:
     """What the short names of figures stand for, as one line; empty where none needs it.
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, optim, sinks, splits, typed
+from mer.fusion import checkpoint, context, data, files, infer, metrics, optim, sinks, splits, typed
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
@@ -99,6 +99,11 @@ class Training:
         """The rows of each part."""
         return {"train": self.split.train, "dev": self.split.dev}
 
+    @property
+    def pools(self) -> dict[str, np.ndarray]:
+        """The rows of each part, also those without a label: neighbours are among them."""
+        return {"train": self.split.train_pool, "dev": self.split.dev_pool}
+
 
 def fit(
     store: FeatureStore,
@@ -157,7 +162,9 @@ def fit(
         metric,
         target,
         measures_of(store, target),
-        identity(config, key, None if fold is None else [fold.by, *fold.held]),
+        identity(
+            config, key, None if fold is None else [fold.by, *fold.held], *turns_key(store, config)
+        ),
         key,
         command,
         watch or Watch(note),
@@ -241,6 +248,7 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
             training.target[split.train], store.header.task, store.header.labels
         ),
         parameters=sum(map(torch.numel, model.parameters())),
+        turns_key=next(iter(turns_key(store, config)), None),
         device=str(training.device),
         **(beginning(training.command) if there is None else beginning_of(there)),
         finished=False,
@@ -295,7 +303,12 @@ def _parts(training: Training, summary: bool) -> dict[str, data.BatchSource]:
             device=training.device,
             room=room,
             summary=summary,
+            pool=training.pools[name],
         )
+        if part.neighbours is not None:
+            asked = training.spec.context
+            assert asked is not None
+            training.note(context.note(part.neighbours, asked, name))
         if part.resident:
             room -= part.nbytes()
         else:
@@ -451,6 +464,8 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
         raise DataError(
             f"train.class_weight = {loop.class_weight}: a regression has no classes; use none"
         )
+    if spec.context is not None:
+        context.check(store.table(), spec.context, str(store.path))
     # it says itself what it needs; tens of milliseconds
     build(config.model, config.model_args, spec)
     return spec, metric
@@ -872,6 +887,13 @@ def identity(config: TrainConfig, key: str, *more: Any) -> str:
     return hashlib.sha256(
         json.dumps([to_tree(config), key, *more], sort_keys=True).encode()
     ).hexdigest()
+
+
+def turns_key(store: FeatureStore, config: TrainConfig) -> list[str]:
+    """What belongs to the identity of a run with context beside the key of its store; nothing for
+    others, which no order of turns changes.
+    """
+    return [] if config.data.context == "none" else [context.key(store.table())]
 
 
 def _mix(*numbers: int) -> int:

@@ -452,14 +452,14 @@ def _table_of(
     id: str,
 ) -> PageTable:
     title = metrics.title(metric)
-    head = ["run", "dev", title, "95 % interval"]
+    head = ["run", "context", "dev", title, "95 % interval"]
     if reference is not None and differences:
         head += [f"minus {reference.name}", "95 % interval of that"]
     rows, links = [], []
     for one in sorted(some, key=partial(_rank, metric=metric)):
         row = one.told.row
         dev = number(metric, row.dev.get(metric))
-        cells = [one.name, dev, number(metric, _value(one, metric))]
+        cells = [one.name, _context(one), dev, number(metric, _value(one, metric))]
         cells.append(interval_text(metric, one.told.found.interval.get(metric)))
         if len(head) > len(cells):
             cells += _spelled(metric, differences.get(one.id))
@@ -468,6 +468,11 @@ def _table_of(
     return PageTable(
         f"{id}-table", id, Table(f"{title} of every run", tuple(head), tuple(rows)), tuple(links)
     )
+
+
+def _context(one: Named) -> str:
+    """The kind of conversation context that a run has seen."""
+    return one.told.found.context or "none"
 
 
 def _spelled(metric: str, pair: Paired | None) -> list[str]:
@@ -490,8 +495,9 @@ def _overview(named: Sequence[Named]) -> PageTable:
         if isinstance(found, GroupMetrics):
             spread = numbers(found.sd, names)
             cells = [f"{mean} ± {sd}" for mean, sd in zip(cells, spread, strict=True)]
-        rows.append((one.name, found.model, f"{found.dataset} {found.split}", *cells))
-    heads = ("run", "model", "test part", *map(metrics.title, names))
+        part = f"{found.dataset} {found.split}"
+        rows.append((one.name, found.model, _context(one), part, *cells))
+    heads = ("run", "model", "context", "test part", *map(metrics.title, names))
     table = Table("all runs", heads, tuple(rows))
     return PageTable("all-runs-table", "all-runs", table, tuple(one.id for one in named))
 
@@ -542,6 +548,7 @@ def _facts(one: Told) -> dict[str, str]:
         "date": runs.cell(row, "date"),
         "mer": " ".join([row.mer, *(f"{name} {versions[name]}" for name in known)]).strip(),
         "model": row.model,
+        "context": one.found.context or "none",
         "parameters": "" if row.parameters is None else f"{row.parameters:,}",
         "device": row.device,
         "store": row.store,

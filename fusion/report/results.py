@@ -22,7 +22,7 @@ from mer.fusion.records import (
     SingleMetrics,
     defined,
 )
-from mer.fusion.tables import Table, glossary, number, plain
+from mer.fusion.tables import Table, context_words, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 
@@ -55,7 +55,8 @@ def _title(found: Metrics, utterances: float | None) -> str:
     said = (
         "an unknown number of utterances" if utterances is None else plural(utterances, "utterance")
     )
-    title = f"{found.model} on {found.dataset} {found.split}, {said}"
+    title = f"{found.model} on {found.dataset} {found.split}, {said}, "
+    title += context_words(found.context)
     if found.measures in metrics.CORPUS:
         title += f", measures of {metrics.CORPUS[found.measures]}"
     return title
@@ -153,7 +154,9 @@ def dev_table(run: Run) -> Table:
     for child in children:
         info = child.result
         rows.append((child.path.name, str(info.best_epoch), *numbers(info.dev, names)))
-    title = "dev (it chose the epoch, so it flatters)"
+    asked = children[0].spec.context
+    seen = context_words(None if asked is None else asked.title)
+    title = f"dev (it chose the epoch, so it flatters), {seen}"
     return Table(title, ("run", "epoch", *_titles(names)), tuple(rows))
 
 
@@ -281,8 +284,15 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             bootstrap=evaluate.bootstrap_of(unit, groups),
             metrics=differences,
             verdict=_verdict(metric, *interval[metric]),
+            contexts=(context_of(first), context_of(second)),
         )
     )
+
+
+def context_of(run: Run) -> str:
+    """The kind of context that a run has seen, as tables name it."""
+    asked = run.children[0].spec.context
+    return "none" if asked is None else asked.title
 
 
 def _check_comparable(
@@ -322,7 +332,11 @@ def comparison_table(found: Comparison) -> Table:
         rows.append((metrics.title(name), *figures, difference, interval))
     names = (Path(found.first).name, Path(found.second).name)
     columns = ("", *names, "difference", _spread(found.bootstrap))
-    title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}"
+    title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}, "
+    if len(set(found.contexts)) > 1:  # two tasks, as a model that sees more has it easier
+        title += f"context {found.contexts[1]} against {found.contexts[0]}"
+    else:
+        title += context_words(found.contexts[0])
     return Table(title, columns, tuple(rows))
 
 

@@ -24,8 +24,8 @@ LONG_TEXT = 4
 class Findings:
     """What `mer prepare` found: nothing of it stays unsaid.
 
-    `counts` and `expected`: split -> label -> utterances. `repairs` and `dropped`: what -> ids of
-    the rows (or names of the files).
+    `counts` and `expected`: split -> label -> utterances. `repairs`, `dropped` and `unlabelled`
+    (kept, as turns of their dialogues): what -> ids of the rows (or names of the files).
     """
 
     dataset: str
@@ -37,6 +37,7 @@ class Findings:
     orphans: list[str] = field(default_factory=list)  # media files without a row
     repairs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    unlabelled: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     # "train/test" -> texts, long_texts, speakers
     overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -73,8 +74,10 @@ class Findings:
             lines += _counted(f"repaired: {what}", names)
         for what, names in self.dropped.items():
             lines += _counted(f"left out: {what}", names)
+        for what, names in self.unlabelled.items():
+            lines += _counted(f"kept without a label, neither trained on nor scored: {what}", names)
         cut = [self.missing, self.orphans, list(self.unreadable)]
-        cut += [*self.repairs.values(), *self.dropped.values()]
+        cut += [*self.repairs.values(), *self.dropped.values(), *self.unlabelled.values()]
         if any(len(names) > SHOWN for names in cut):
             lines.append("the whole lists: the same command with --json")
         lines += _told_overlaps(self.overlaps)
@@ -100,6 +103,7 @@ class Findings:
             "orphans": self.orphans,
             "repairs": self.repairs,
             "dropped": self.dropped,
+            "unlabelled": self.unlabelled,
             "overlaps": self.overlaps,
             "warnings": self.warnings,
         }

@@ -29,6 +29,7 @@ from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
 MANY_LABELS = 50  # more classes than this look like numbers or free text
 TARGET = "target "  # a column of --targets is the field of this and its name
+POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
 NUMBER_CHARACTERS = 400  # of a time or target; float() takes longer by the square of them
 # float() takes "1_0" and "infinity" as well.
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -99,6 +100,7 @@ def prepare(
     audio = _media(table, "audio", ids, root, findings)
     video = _media(table, "video", ids, root, findings)
     seen = _video_times(table)
+    positions = [_position(table, i) for i in range(len(table))]
     named = [table.column(field) for field in ("text", "speaker", "dialogue", "session")]
     rows = []
     for i, (text, speaker, dialogue, session) in enumerate(zip(*named, strict=True)):
@@ -114,6 +116,7 @@ def prepare(
                 speaker=speaker,
                 dialogue=dialogue,
                 session=session,
+                position=positions[i],
                 start=start,
                 end=end,
                 video=video[i],
@@ -390,6 +393,20 @@ def _number(table: Table, value: str | None, row: int, field: str) -> float | No
         hint = "; a decimal comma? write a point" if DECIMAL_COMMA.fullmatch(text) else ""
         raise DataError(f"{table.at(row)} has {field} '{shown(text)}', expected a number{hint}")
     return number
+
+
+def _position(table: Table, row: int) -> int | None:
+    """The place of a row in its dialogue."""
+    value = table.column("position")[row]
+    if value is None:
+        return None
+    text = strip(value)
+    if not POSITION.fullmatch(text):
+        raise DataError(
+            f"{table.at(row)} has position '{shown(text)}', expected the number of a turn in its "
+            "dialogue: 0, 1, 2, …"
+        )
+    return int(text.partition(".")[0])
 
 
 # --- times, in seconds

@@ -55,6 +55,7 @@ FIELDS = (
     "speaker",
     "dialogue",
     "session",
+    "position",
     "start",
     "end",
     "duration",
@@ -62,6 +63,8 @@ FIELDS = (
     "video_start",
     "video_end",
 )
+# Read only where the user names its column: tables use this word for much else.
+NAMED_ONLY = frozenset({"position"})
 TIMES = ("start", "end", "duration")  # seconds
 VIDEO_TIMES = ("video_start", "video_end")  # likewise, in `video`
 PARQUET = ".parquet"
@@ -146,7 +149,8 @@ def read(
     """
     suffix = source.suffix.lower()
     _check_file(source, suffix)
-    column_of = {field: field for field in FIELDS} | dict(columns)
+    read_here = [field for field in FIELDS if field not in NAMED_ONLY]
+    column_of = {field: field for field in read_here} | dict(columns)
     wanted = _Wanted(column_of, several)
     if suffix in EXPECTED:
         names, raw = _read_delimited(source, EXPECTED[suffix], wanted, findings)
