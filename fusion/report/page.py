@@ -492,7 +492,7 @@ def _overview(named: Sequence[Named]) -> PageTable:
             cells = [f"{mean} ± {sd}" for mean, sd in zip(cells, spread, strict=True)]
         rows.append((one.name, found.model, f"{found.dataset} {found.split}", *cells))
     heads = ("run", "model", "test part", *(TITLES[name] for name in names))
-    table = Table("all runs", heads, tuple(rows))
+    table = Table("test figures of every run", heads, tuple(rows))
     return PageTable("all-runs-table", "all-runs", table, tuple(one.id for one in named))
 
 
@@ -578,7 +578,7 @@ def _left_out(left: Sequence[LeftOut]) -> PageTable:
     rows = []
     for one in left:
         rows.append((one.path.name or str(one.path), one.why, _reason(one)))
-    table = Table("runs left out", ("run", "why", "what is said"), tuple(rows))
+    table = Table("why each run is left out", ("run", "why", "what is said"), tuple(rows))
     return PageTable("left-out-table", "left-out", table)
 
 
