@@ -16,7 +16,7 @@ import numpy as np
 
 from mer.fusion import pictures
 from mer.fusion.pictures import Bars, Curves, Dot, Intervals, Layers, Line, Matrix, Picture
-from mer.pipeline.runtime.terminal import escape
+from mer.pipeline.runtime.terminal import escape, plural
 
 WIDTH = 360.0
 LETTER, WIDE_LETTER, LINE = 6.4, 11.5, 13.0  # pixels of the 11-pixel type
@@ -267,12 +267,12 @@ def _drawn(line: Line, x: Scale, y: Scale, unit: float) -> list[Mark]:
 
 def _told_curves(picture: Curves, unit: float) -> str:
     epochs = max(epoch for line in picture.lines for epoch in line.epochs)
-    said = [f"{picture.label or 'value'} over {epochs} epochs."]
+    said = [f"{picture.label or 'value'} over {plural(epochs, 'epoch')}."]
     for line in picture.lines[:MOST_TOLD]:
         ends = told(unit * line.mean[0]), told(unit * line.mean[-1])
         said.append(f"{line.name}: from {ends[0]} to {ends[1]}.")
     if len(picture.lines) > MOST_TOLD:
-        said.append(f"And {len(picture.lines) - MOST_TOLD} more lines.")
+        said.append(f"And {plural(len(picture.lines) - MOST_TOLD, 'more line')}.")
     if picture.chosen:
         said.append(f"Dev chose epoch {', '.join(map(str, picture.chosen))}.")
     return " ".join(said)
@@ -427,7 +427,9 @@ def _intervals(picture: Intervals) -> Scene:
         marks += _row(row, x, top + step * place, unit, _spelled(row, picture))
         said.append(f"{row.name}: {_spelled(row, picture)}.")
     more = len(said) - MOST_TOLD
-    said = said[:MOST_TOLD] + ([f"And {more} more runs, all in the table."] if more > 0 else [])
+    said = said[:MOST_TOLD] + (
+        [f"And {plural(more, 'more run')}, all in the table."] if more > 0 else []
+    )
     return Scene(picture.title, " ".join(said), WIDTH, bottom + 2.8 * LINE, tuple(marks))
 
 

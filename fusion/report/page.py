@@ -371,7 +371,7 @@ def _of_values(some: Sequence[Named], metric: str, total: int) -> Intervals:
         low, high = _bounds(one.told.found.interval.get(metric))
         rows.append(Dot(one.name, _value(one, metric), low, high, _seeds(one, metric)))
     line = _chance(some, metric)
-    part = f", the {len(some)} best on dev of {total} runs" if total > len(some) else ""
+    part = f", the {len(some)} best on dev of {plural(total, 'run')}" if total > len(some) else ""
     return Intervals(
         name="figures",
         title=f"{TITLES.get(metric, metric)} on the test part{part}",
@@ -566,7 +566,7 @@ def _encoders(one: Told) -> Iterator[str]:
         if of.revision:
             words.append(f"revision {of.revision[:REVISION_CHARACTERS]}")
         if used.means:
-            words.append(f"mix of {used.means} layers")
+            words.append(f"mix of {plural(used.means, 'layer')}")
         elif of.layer:
             words.append(f"layer {of.layer}")
         if of.trained is False:

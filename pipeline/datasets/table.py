@@ -23,7 +23,7 @@ from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip, text_cell
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
@@ -232,7 +232,8 @@ def _warn_of_gap(table: Table, field: str, findings: Findings) -> None:
     gaps = [i for i, value in enumerate(table.data.get(field, ())) if value is None]
     if gaps:
         findings.warnings.append(
-            f"{len(gaps):,} rows have no {field}, the first on {table.place(gaps[0])}"
+            f"{plural(len(gaps), 'row has', 'rows have')} no {field}, "
+            f"the first on {table.place(gaps[0])}"
         )
 
 
@@ -270,7 +271,7 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
         return _Labelling(names, none, [_indicators(row, names) for row in parts])
     if len(names) > MANY_LABELS:
         findings.warnings.append(
-            f"{len(names):,} different labels; numbers are meant? then --task regression"
+            f"{plural(len(names), 'different label')}; numbers are meant? then --task regression"
         )
     return _Labelling(names, values, none)
 
