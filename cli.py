@@ -1521,10 +1521,11 @@ def report(runs, out, against, metric, tables, figures):
     )
     write_text(out, report.rendered(made))
     if tables:
-        note(f"wrote {len(report.write_tables(made.all_tables(), tables))} files to {tables}")
+        written = report.write_tables(made.all_tables(), tables)
+        note(f"wrote {plural(len(written), 'file')} to {tables}")
     if figures:
         written = report.write_figures(made.all_pictures(), figures, progress=progress)
-        note(f"wrote {len(written)} files to {figures}")
+        note(f"wrote {plural(len(written), 'file')} to {figures}")
     say(out)
 
 

@@ -91,6 +91,15 @@ class Matrix:
         return counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)
 
 
+def counted_as(count: float) -> str:
+    """A count of a confusion matrix, whole but where it is a mean over seeds.
+
+    >>> counted_as(2.0), counted_as(5 / 3)
+    ('2', '1.7')
+    """
+    return f"{count:.0f}" if count == int(count) else f"{count:.1f}"
+
+
 @dataclass(frozen=True)
 class Layers:
     """The weights of the layers that are mixed, of one feature set: by layer, one of each run."""
@@ -395,6 +404,8 @@ def confusion(found: SingleMetrics | GroupMetrics) -> Matrix | None:
     if not counts:
         return None
     title = f"{found.model} on {found.dataset} {found.split}"
+    if any(count != int(count) for row in counts for count in row):
+        title += ", counts averaged over the seeds"
     return Matrix("confusion", title, found.labels, counts)
 
 

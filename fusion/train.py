@@ -40,7 +40,7 @@ from mer.fusion.tables import loss_title
 from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import amount, did_you_mean, shown
+from mer.pipeline.runtime.terminal import amount, did_you_mean, plural, shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -405,7 +405,7 @@ def read_notes(training: Training) -> list[str]:
     notes = data.join_notes(store, spec, rows)
     for name, one in spec.sources.items():
         if one.means or one.stack:
-            what = f"{one.means} layer means" if one.means else f"{len(one.stack)} layers"
+            what = plural(one.means, "layer mean") if one.means else plural(len(one.stack), "layer")
             notes.append(f"{name}: {what} mixed by learned weights (data.layers)")
     if others := data.unread(store, spec):
         notes.append(f"not read: {shown(', '.join(others), 120)} (name them in data.modalities)")

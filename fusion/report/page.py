@@ -371,7 +371,7 @@ def _of_values(some: Sequence[Named], metric: str, total: int) -> Intervals:
         low, high = _bounds(one.told.found.interval.get(metric))
         rows.append(Dot(one.name, _value(one, metric), low, high, _seeds(one, metric)))
     line = _chance(some, metric)
-    part = f", the {len(some)} best on dev of {total} runs" if total > len(some) else ""
+    part = f", the {len(some)} best on dev of {plural(total, 'run')}" if total > len(some) else ""
     return Intervals(
         name="figures",
         title=f"{metrics.title(metric)} on the test part{part}",
@@ -498,7 +498,7 @@ def _overview(named: Sequence[Named]) -> PageTable:
         part = f"{found.dataset} {found.split}"
         rows.append((one.name, found.model, _context(one), part, *cells))
     heads = ("run", "model", "context", "test part", *map(metrics.title, names))
-    table = Table("all runs", heads, tuple(rows))
+    table = Table("test figures of every run", heads, tuple(rows))
     return PageTable("all-runs-table", "all-runs", table, tuple(one.id for one in named))
 
 
@@ -573,7 +573,7 @@ def _encoders(one: Told) -> Iterator[str]:
         if of.revision:
             words.append(f"revision {of.revision[:REVISION_CHARACTERS]}")
         if used.means:
-            words.append(f"mix of {used.means} layers")
+            words.append(f"mix of {plural(used.means, 'layer')}")
         elif of.layer:
             words.append(f"layer {of.layer}")
         if of.trained is False:
@@ -585,7 +585,7 @@ def _left_out(left: Sequence[LeftOut]) -> PageTable:
     rows = []
     for one in left:
         rows.append((one.path.name or str(one.path), one.why, _reason(one)))
-    table = Table("runs left out", ("run", "why", "what is said"), tuple(rows))
+    table = Table("why each run is left out", ("run", "why", "what is said"), tuple(rows))
     return PageTable("left-out-table", "left-out", table)
 
 

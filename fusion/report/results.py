@@ -74,7 +74,7 @@ def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
 def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
     count = len(found.folds) or len(found.seeds)
     several = found.folds and len(found.seeds) > 1
-    seeds = f", {len(found.seeds)} seeds each" if several else ""
+    seeds = f", {plural(len(found.seeds), 'seed')} each" if several else ""
     rows = []
     for name in names:
         mean, sd = number(name, found.metrics[name]), number(name, found.sd.get(name))

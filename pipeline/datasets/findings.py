@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLITS
 
 UNLABELLED = "(none)"
@@ -63,7 +63,7 @@ class Findings:
 
     def lines(self) -> list[str]:
         """For people: a table of counts, then one line for each finding."""
-        lines = [f"{self.dataset}: {self.utterances:,} utterances", *_table(self.counts)]
+        lines = [f"{self.dataset}: {plural(self.utterances, 'utterance')}", *_table(self.counts)]
         if self.expected:
             lines.append(self._compared())
         lines += _counted("files missing", self.missing)
@@ -127,10 +127,11 @@ def _told_overlaps(found: Mapping[str, Mapping[str, int]]) -> list[str]:
         if pair in clean:
             continue
         left, right = pair.split("/")
+        repeated = plural(number["texts"], f"{right} utterance has", f"{right} utterances have")
         lines.append(
-            f"overlap {pair}: {number['texts']:,} {right} utterances have a text that {left} has "
-            f"({number['long_texts']:,} of {LONG_TEXT} or more words), {number['speakers']:,} "
-            "speakers are in both"
+            f"overlap {pair}: {repeated} a text that {left} has ({number['long_texts']:,} with a "
+            f"text of at least {LONG_TEXT} words), "
+            f"{plural(number['speakers'], 'speaker is', 'speakers are')} in both"
         )
     return lines
 
@@ -196,9 +197,9 @@ def class_gaps(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[st
     absent = [label for label in manifest.labels if label not in total]
     if manifest.task == "single" and len(total) == 1:
         ((label, number),) = total.items()
+        all_are = plural(number, "labelled utterance is", "labelled utterances are")
         lines.append(
-            f"a single class: all {number:,} labelled utterances are '{shown(label, 40)}', so "
-            "there is nothing to learn"
+            f"a single class: all {all_are} '{shown(label, 40)}', so there is nothing to learn"
         )
     elif absent:
         lines.append(f"no utterance is of class {listed(absent)}")

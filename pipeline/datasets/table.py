@@ -248,7 +248,8 @@ def _warn_of_gap(table: Table, field: str, findings: Findings) -> None:
     gaps = [i for i, value in enumerate(table.data.get(field, ())) if value is None]
     if gaps:
         findings.warnings.append(
-            f"{len(gaps):,} rows have no {field}, the first on {table.place(gaps[0])}"
+            f"{plural(len(gaps), 'row has', 'rows have')} no {field}, "
+            f"the first on {table.place(gaps[0])}"
         )
 
 
@@ -336,7 +337,7 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
         return _Labelling(names, none, [_indicators(row, names) for row in parts])
     if len(names) > MANY_LABELS:
         findings.warnings.append(
-            f"{len(names):,} different labels; numbers are meant? then --task regression"
+            f"{plural(len(names), 'different label')}; numbers are meant? then --task regression"
         )
     return _Labelling(names, values, none)
 

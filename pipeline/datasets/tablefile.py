@@ -44,7 +44,7 @@ from mer.pipeline.runtime.columnar import (
     to_list,
 )
 from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 
 FIELDS = (
     "id",
@@ -302,7 +302,8 @@ def _read_spaced(source: Path, form: Dialect, keep: list[str]) -> Columns:
             for i, row in enumerate(rows):
                 if len(row) != len(form.header):
                     raise DataError(
-                        f"{source}: {place(source, i)}: Expected {len(form.header)} columns, got "
+                        f"{source}: {place(source, i)}: Expected "
+                        f"{plural(len(form.header), 'column')}, got "
                         f"{len(row)}; mend that line"
                     )
                 for name, column in cells.items():
@@ -318,7 +319,7 @@ def _warn_of_line_breaks(source: Path, cells: Columns, findings: Findings) -> No
     for name, values in cells.items():
         breaks = [i for i, value in enumerate(values) if "\n" in value]
         if breaks:
-            what = f"{len(breaks):,} cells of {shown(name)} hold a line break"
+            what = f"{plural(len(breaks), 'cell')} of {shown(name)} with a line break"
             findings.warnings.append(
                 f"{what}, the first on {place(source, breaks[0])}: if that is not meant, a quote "
                 "is not closed"
@@ -340,7 +341,7 @@ def _decimal_points(cells: Columns, wanted: _Wanted, findings: Findings) -> None
             if value and DECIMAL_COMMA.fullmatch(strip(value)):
                 column[i] = value.replace(",", ".")
         findings.warnings.append(
-            f"{commas:,} cells of {field} have a decimal comma, read as a point"
+            f"{plural(commas, 'cell')} of {field} with a decimal comma, read as a point"
         )
 
 

@@ -247,7 +247,11 @@ def _order_of_numbers(
         return list(range(len(names) or high + 1))
     if _negative_ones_are_classes(there, names, unlabelled):
         return sorted(there)
-    what = f"{len(names)} names of --labels do not say which" if names else "nothing says which"
+    what = (
+        f"{plural(len(names), 'name')} in --labels cannot say which"
+        if names
+        else "nothing says which"
+    )
     raise DataError(
         f"{path}: labels are the numbers {listed(sorted(there))}, where {low} may be a class or "
         f"mean none, and {what}; give --labels a name for each class, and --unlabelled=-1 if -1 "
