@@ -223,11 +223,9 @@ def _matrix(picture: Matrix) -> Figure:
     shares, counts = 100 * picture.shares, np.array(picture.counts)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for (row, column), share in np.ndenumerate(shares):
-        count = (
-            f"\n({pictures.counted_as(counts[row, column])})"
-            if len(labels) <= COUNTED_CLASSES
-            else ""
-        )
+        count = ""
+        if len(labels) <= COUNTED_CLASSES:
+            count = f"\n({pictures.counted_as(float(counts[row, column]))})"
         axes.text(
             column,
             row,
