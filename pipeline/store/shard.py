@@ -472,7 +472,7 @@ class Shard:
         """
         return self._mapped[f"{modality}/{LAYERS}"]
 
-    def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, store: Path) -> None:
+    def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, remedy: str) -> None:
         """Hold frames against their checksums.
 
         Args:
@@ -480,34 +480,33 @@ class Shard:
             x: The frames of the utterances [start, stop), as `frames` gives them.
             start: The first row.
             stop: The row behind the last.
-            store: The head file, for the message.
+            remedy: What mends it, for the message.
 
         Raises:
             StoreError: They do not match.
         """
         bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
-            raise self._mismatch(modality, bad, store)
+            raise self._mismatch(modality, bad, remedy)
 
-    def check_layer_means(self, modality: str, rows: np.ndarray, *, store: Path) -> None:
+    def check_layer_means(self, modality: str, rows: np.ndarray, *, remedy: str) -> None:
         """Hold layer means against their checksums.
 
         Args:
             modality: One of `modalities` that has layer means.
             rows: (k,) of the shard.
-            store: The head file, for the message.
+            remedy: What mends it, for the message.
 
         Raises:
             StoreError: They do not match.
         """
         bad = next(self.differing_layer_means(modality, rows), None)
         if bad is not None:
-            raise self._mismatch(f"the layer means of {modality}", bad, store)
+            raise self._mismatch(f"the layer means of {modality}", bad, remedy)
 
-    def _mismatch(self, what: str, row: int, store: Path) -> StoreError:
+    def _mismatch(self, what: str, row: int, remedy: str) -> StoreError:
         return StoreError(
-            f"{self.path}: {what} of '{self.ids[row]}' does not match its checksum; run "
-            f"`mer verify --repair {store}`"
+            f"{self.path}: {what} of '{self.ids[row]}' does not match its checksum; {remedy}"
         )
 
     def mismatches(self, modality: str) -> Iterator[int]:
