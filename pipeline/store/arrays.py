@@ -118,9 +118,9 @@ REMEDY = {
 
 
 @contextmanager
-def opened(path: Path, what: str) -> Iterator[h5py.File]:
-    """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes
-    a StoreError.
+def opened(path: Path, what: str, remedy: str = "") -> Iterator[h5py.File]:
+    """A file to read, `what` naming it to the user, `remedy` what mends it; whatever its bytes
+    provoke in the block becomes a StoreError.
     """
     try:
         # Reading a pipe would wait for a writer without end.
@@ -143,7 +143,7 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
         reason = shortened(first_line, ECHO_CHARACTERS // 2)
         raise StoreError(
             f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; "
-            f"{REMEDY[what]}"
+            f"{remedy or REMEDY[what]}"
         ) from None
 
 

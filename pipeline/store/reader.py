@@ -15,7 +15,6 @@ import pyarrow as pa
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import plural
-from mer.pipeline.store import arrays
 from mer.pipeline.store.head import Head, MemberRecord, ShardRecord, content_of, read_head
 from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
@@ -497,10 +496,7 @@ class FeatureStore:
         """A shard, which is the one that the head was built over; StoreError otherwise."""
         record = self.shards[number]
         check_file(record, self.path, self.remedy)
-        try:
-            shard = Shard(record.path, record.group)
-        except StoreError as error:
-            raise StoreError(str(error).replace(arrays.REMEDY["shard"], self.remedy)) from None
+        shard = Shard(record.path, record.group, remedy=self.remedy)
         if shard.identity != record.identity:
             raise StoreError(
                 f"{record.path}: not the shard that {self.path.name} was built over; {self.remedy}"

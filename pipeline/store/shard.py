@@ -376,6 +376,7 @@ class Shard:
     Args:
         path: The file.
         group: Where in the file it lies: a store of a single file holds its one shard in a group.
+        remedy: What mends it where it cannot be read, for the message.
 
     Raises:
         DataError: There is no such file.
@@ -383,11 +384,12 @@ class Shard:
         StoreVersionError: It is of a format version that this code does not read.
     """
 
-    def __init__(self, path: str | os.PathLike, group: str = "/") -> None:
+    def __init__(self, path: str | os.PathLike, group: str = "/", *, remedy: str = "") -> None:
         self.path = Path(path)
         self._group = group
+        self._remedy = remedy
         self._mapped: dict[str, np.ndarray] = {}
-        with arrays.opened(self.path, "shard") as root:
+        with arrays.opened(self.path, "shard", self._remedy) as root:
             self.bytes = self.path.stat().st_size
             file = arrays.group_of(root, group)
             check_format(file, self.path, SHARD_FORMAT, "shard")
@@ -450,7 +452,7 @@ class Shard:
         Raises:
             StoreError: The means do not match their checksum.
         """
-        with arrays.opened(self.path, "shard") as file:
+        with arrays.opened(self.path, "shard", self._remedy) as file:
             kind = self.modalities[modality]
             size = 4 * len(self) * kind["dim"]
             pooled = arrays.read(

@@ -167,5 +167,5 @@ def test_a_store_that_cannot_be_repaired_is_not_told_to_be(tmp_path):
         with pytest.raises(StoreError) as raised:
             store = FeatureStore(tmp_path / "audio.h5")
             for row in range(len(store)):
-                store.features("audio", row)
+                store.features("audio", row, check=True)
         assert "import it again" in str(raised.value) and "--repair" not in str(raised.value)
