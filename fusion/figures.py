@@ -223,11 +223,9 @@ def _matrix(picture: Matrix) -> Figure:
     shares, counts = 100 * picture.shares, np.array(picture.counts)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for (row, column), share in np.ndenumerate(shares):
-        count = (
-            f"\n({pictures.counted_as(counts[row, column])})"
-            if len(labels) <= COUNTED_CLASSES
-            else ""
-        )
+        count = ""
+        if len(labels) <= COUNTED_CLASSES:
+            count = f"\n({pictures.counted_as(float(counts[row, column]))})"
         axes.text(
             column,
             row,
@@ -313,8 +311,11 @@ def of_features(
         checkpoint.check_store(run, store)
         table = store.table()
         every = splits.targets(table, spec.task, spec.labels)
-        rows = splits.assign(table, every, run.config.data, run.fold).dev
-        part = data.batch_source(store, spec, run.config.data, rows, every[rows], device=device)
+        split = splits.assign(table, every, run.config.data, run.fold)
+        rows = split.dev
+        part = data.batch_source(
+            store, spec, run.config.data, rows, every[rows], device=device, pool=split.dev_pool
+        )
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
                 seen = model.mixed(batch)

@@ -147,13 +147,13 @@ def key(picture: Picture) -> str:
 
 def percent(metric: str) -> bool:
     """Whether a figure is shown as a percentage."""
-    return metric not in PLAIN
+    return metrics.kind_of(metric) not in PLAIN
 
 
 def titled(metric: str) -> str:
     """A figure as an axis names it."""
     unit = " (%)" if percent(metric) else ""
-    return f"{metrics.TITLES.get(metric, metric)}{unit}"
+    return f"{metrics.title(metric)}{unit}"
 
 
 # ---- What a run has
@@ -199,7 +199,7 @@ def of_results(
         curves(
             logs,
             lambda entry: {metric: entry.dev.get(metric)},
-            f"dev {metrics.TITLES.get(metric, metric)}",
+            f"dev {metrics.title(metric)}",
             name="dev",
             label=titled(metric),
             percent=percent(metric),
@@ -413,7 +413,7 @@ def unimodal(found: Metrics) -> Bars | None:
     """The headline figure of each modality's own head beside the whole model's."""
     if found.unimodal is None:
         return None
-    metric = metrics.HEADLINE[found.task]
+    metric = metrics.headline(found.task, found.metrics.figures)
     values = {m: figures.get(metric) for m, figures in found.unimodal.items()}
     values["all"] = found.metrics.figures.get(metric)
     title, label = "each modality alone, and all", titled(metric)

@@ -14,6 +14,7 @@ from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLITS
 
 UNLABELLED = "(none)"
+RATED = "(rated)"  # what a row with several targets counts as
 SHOWN = 8  # names listed before "and N more"
 # Words from which an identical sentence on both sides of a split is more than small talk.
 LONG_TEXT = 4
@@ -23,8 +24,8 @@ LONG_TEXT = 4
 class Findings:
     """What `mer prepare` found: nothing of it stays unsaid.
 
-    `counts` and `expected`: split -> label -> utterances. `repairs` and `dropped`: what -> ids of
-    the rows (or names of the files).
+    `counts` and `expected`: split -> label -> utterances. `repairs`, `dropped` and `unlabelled`
+    (kept, as turns of their dialogues): what -> ids of the rows (or names of the files).
     """
 
     dataset: str
@@ -37,6 +38,7 @@ class Findings:
     orphans: list[str] = field(default_factory=list)  # media files without a row
     repairs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    unlabelled: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     # "train/test" -> texts, long_texts, speakers
     overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -75,8 +77,10 @@ class Findings:
             lines += _counted(f"repaired: {what}", names)
         for what, names in self.dropped.items():
             lines += _counted(f"left out: {what}", names)
+        for what, names in self.unlabelled.items():
+            lines += _counted(f"kept without a label, neither trained on nor scored: {what}", names)
         cut = [self.missing, self.orphans, list(self.unreadable)]
-        cut += [*self.repairs.values(), *self.dropped.values()]
+        cut += [*self.repairs.values(), *self.dropped.values(), *self.unlabelled.values()]
         if any(len(names) > SHOWN for names in cut):
             lines.append("the whole lists: the same command with --json")
         lines += _told_overlaps(self.overlaps)
@@ -102,6 +106,7 @@ class Findings:
             "orphans": self.orphans,
             "repairs": self.repairs,
             "dropped": self.dropped,
+            "unlabelled": self.unlabelled,
             "overlaps": self.overlaps,
             "warnings": self.warnings,
         }
@@ -138,7 +143,7 @@ def count(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Utterances by split and label.
 
     Multi-label rows count once per label and once as `(none)` when no label is set; regression rows
-    count by sign.
+    count by sign, with several targets as rated.
 
     Args:
         manifest: The manifest of a corpus.
@@ -168,7 +173,7 @@ def _labels(manifest: Manifest, u: Utterance) -> list[str]:
     if u.targets is None:
         return [UNLABELLED]
     if manifest.task == "regression":
-        return [_sign(u.targets[0])]
+        return [_sign(u.targets[0]) if len(u.targets) == 1 else RATED]
     pairs = zip(manifest.labels, u.targets, strict=True)
     return [label for label, target in pairs if target > 0] or [UNLABELLED]
 

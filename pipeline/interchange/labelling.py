@@ -62,7 +62,7 @@ def set_targets(
                 "of them, or none"
             )
     if task == "regression":
-        return _check_one_target(path, given, names, notes)
+        return _check_targets(path, given, names, notes)
     return _check_target_per_label(path, given, names)
 
 
@@ -71,18 +71,22 @@ def _targets_of(path: Path, row_id: str, value: object) -> list[float] | None:
     return None if all(map(math.isnan, values)) else values
 
 
-def _check_one_target(
+def _check_targets(
     path: Path, given: list[dict], names: tuple[str, ...], notes: list[str]
 ) -> tuple[str, ...]:
-    width = max((len(row["targets"]) for row in given), default=1)
-    if width != 1:
-        raise DataError(
-            f"{path}: targets have {width} values each; a regression task has one, a multi "
-            "task one per label"
-        )
-    if given:
-        values = [row["targets"][0] for row in given]
-        notes.append(f"targets from {min(values):g} to {max(values):g}")
+    """The names of one target, or of several that --labels or an exported header names."""
+    width = len(names) or 1
+    for row in given:
+        if len(row["targets"]) != width:
+            found = f"{shown(row['id'], 40)} has {plural(len(row['targets']), 'target')}"
+            raise DataError(
+                f"{path}: {found}, expected {width}; name each target of a regression with "
+                "--labels (valence,arousal)"
+            )
+    for place, name in enumerate(names or ("targets",)):
+        values = [row["targets"][place] for row in given]
+        if values:
+            notes.append(f"{shown(name, 40)} from {min(values):g} to {max(values):g}")
     return names or ("sentiment",)
 
 

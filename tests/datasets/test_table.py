@@ -428,3 +428,34 @@ def test_a_row_with_two_labels_is_one_utterance(tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert "t: 3 utterances" in done.output
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_positions_are_read_where_their_column_is_named(tmp_path, suffix):
+    turns = ("0", "2", " 10 ", "3.0")
+    rows = [{**row, "turn": turn} for row, turn in zip(ROWS, turns, strict=True)]
+    path = write(tmp_path, suffix, rows)
+    found = prepare("table", source=path, columns={"position": "turn"})[0].rows
+    assert [u.position for u in found] == [0, 2, 10, 3]
+    assert {u.position for u in prepare("table", source=path)[0].rows} == {None}
+    # tables use the word for much else
+    odd = [{**row, "position": "left wing"} for row in ROWS]
+    path = write(tmp_path, suffix, odd, name="odd")
+    assert {u.position for u in prepare("table", source=path)[0].rows} == {None}
+    with pytest.raises(DataError, match="position 'left wing', expected the number of a turn"):
+        prepare("table", source=path, columns={"position": "position"})
+
+
+@pytest.mark.parametrize("turn", ["-1", "1.5", "1e3", "²", "1_0", "9" * 12, "inf"])
+def test_a_position_that_is_no_number_of_a_turn(tmp_path, turn):
+    rows = [{**row, "turn": turn} for row in ROWS]
+    with pytest.raises(DataError, match="expected the number of a turn") as error:
+        prepare("table", source=write(tmp_path, "csv", rows), columns={"position": "turn"})
+    assert len(str(error.value).removeprefix(str(tmp_path))) < 300
+
+
+def test_an_empty_position_is_none(tmp_path):
+    rows = [{**row, "turn": ""} for row in ROWS]
+    path = write(tmp_path, "csv", rows)
+    found = prepare("table", source=path, columns={"position": "turn"})[0].rows
+    assert {u.position for u in found} == {None}
