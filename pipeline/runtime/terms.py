@@ -95,5 +95,7 @@ def check_labelling(
             f"{where}: {shown(id)} has unknown label '{shown(label)}'; known: {listed(labels)}"
         )
     wanted = targets_of(task, labels)
+    if task == "regression" and targets is not None and len(targets) == 1:
+        return  # one target of which more names are given is the first of them
     if task != "single" and targets is not None and len(targets) != wanted:
         raise DataError(f"{where}: {shown(id)} has {len(targets)} targets, expected {wanted}")

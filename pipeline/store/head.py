@@ -224,8 +224,9 @@ def read_head(path: Path, *, with_content: bool = False) -> Head:
         check_format(file, path, HEAD_FORMAT, "store")
         header, data = _read_arrays(file)
         table, flags = _decode_index(header, data)
-        _check_table(header, table)
         held = content(header, data) if with_content else ""
+        header = _one_name_of_one_target(header, table)
+        _check_table(header, table)
         if f"{MEMBERS}/rows" in data:
             members = _decode_members(path, data)
             _check_members(header, table, members)
@@ -325,6 +326,16 @@ def _check_members(header: Header, table: pa.Table, members: list[MemberRecord])
             steps = table[f"n_{name}"].to_numpy()
             there = (steps >= 0) & ((steps == 0) | (member.rows >= 0))
             demand(bool(there.all()), f"its index has steps of {name} that no member has")
+
+
+def _one_name_of_one_target(header: Header, table: pa.Table) -> Header:
+    """The header, of a regression with one number per row by the first of its names alone: several
+    names of one target were taken before there were several targets.
+    """
+    if header.task != "regression" or len(header.labels) < 2:
+        return header
+    lengths = pc.unique(pc.drop_null(pc.list_value_length(table["targets"]))).to_pylist()
+    return replace(header, labels=header.labels[:1]) if lengths == [1] else header
 
 
 def _check_table(header: Header, table: pa.Table) -> None:

@@ -21,6 +21,7 @@ from mer.fusion.config import load
 from mer.fusion.evaluate import evaluate
 from mer.fusion.losses.supervised import same_emotion, task_loss
 from mer.fusion.report.results import compare
+from mer.pipeline.store import FeatureStore, build_index
 
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
@@ -237,3 +238,24 @@ def test_columns_of_a_table_are_targets(tmp_path):
 def test_what_is_no_target_is_one_line(tmp_path, options, said):
     done = prepared(tmp_path, *options)
     assert done.exit_code and said in done.output and len(done.output) < 300
+
+
+def test_one_target_with_several_names_is_the_first(tmp_path):
+    """What was made before there were several targets stays readable."""
+    store = make_store(tmp_path, task="regression", labels=("score", "another"))
+    rows = store.table().to_pylist()
+    build_index(
+        tmp_path / "old.h5",
+        [tmp_path / "feats.shards" / "shard-00000.h5"],
+        [{name: row[name] for name in ("id", "split", "dialogue", "targets")} for row in rows],
+        dataset="toy",
+        task="regression",
+        labels=("score", "another"),
+        modalities=store.header.modalities,
+    )
+    old = FeatureStore(tmp_path / "old.h5")
+    assert old.header.labels == ("score",)
+    run = experiment.train(
+        old, settings("train.epochs=1", model="concat"), tmp_path / "r", note=quiet
+    )
+    assert evaluate(run, note=quiet).measures == "sims"
