@@ -30,6 +30,7 @@ from mer.fusion.train import (
     identity,
     settled,
     spec_of,
+    turns_key,
 )
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
@@ -111,7 +112,11 @@ def train(
         for line in notes:
             note(line)
     key = checkpoint.store_key(store)
-    wanted = identity(config, key, seeds, folds) if grouped else identity(config, key, None)
+    turns = turns_key(store, config)
+    if grouped:
+        wanted = identity(config, key, seeds, folds, *turns)
+    else:
+        wanted = identity(config, key, None, *turns)
     stem = f"{store.header.dataset}-{config.model}"
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
     if warn:
@@ -138,6 +143,7 @@ def train(
         children=tuple(member.name for member in members),
         features=str(Path(store.path).resolve()),
         store=checkpoint.describe_store(store),
+        turns_key=next(iter(turns), None),
         finished=False,
         **beginning(command),
     )

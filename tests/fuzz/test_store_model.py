@@ -143,7 +143,7 @@ class Store(RuleBasedStateMachine):
         }
         if any(lengths[name] != len(raw) for name, raw in self.listed.items()):
             with pytest.raises(
-                StoreError, match=r"shard-\d{5}\.h5: shard (is missing|has \d+ bytes?)"
+                StoreError, match=r"shard-\d{5}\.h5: shard (is missing|has [\d,]+ bytes?)"
             ):
                 FeatureStore(self.head)
         store = FeatureStore(self.head, check=False)
