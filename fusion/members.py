@@ -233,7 +233,7 @@ class _Board:
         self.say(f"{name}: done", True)
 
     def say(self, text: str, told: bool) -> None:
-        so_far = f"{self.finished} of {len(self.share)} runs done  "
+        so_far = f"{self.finished} of {plural(len(self.share), 'run')} done  "
         self.show(sum(self.share.values()), so_far + text, told=told)
 
 
