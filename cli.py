@@ -1419,6 +1419,12 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
     help="Leave one group out in turn; published: the folds that came with the corpus.",
 )
 @click.option(
+    "--jobs",
+    type=int,
+    metavar="N",
+    help="Train N runs of --seeds or --folds at a time; by default one per core, where it pays.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Run folder; by default runs/<dataset>-<model>-<n>.",
@@ -1434,7 +1440,20 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
 @NO_LOCK
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def train(
-    store, features, model, preset, sets, seeds, folds, out, device, no_test, log, no_lock, as_json
+    store,
+    features,
+    model,
+    preset,
+    sets,
+    seeds,
+    folds,
+    jobs,
+    out,
+    device,
+    no_test,
+    log,
+    no_lock,
+    as_json,
 ):
     """Train a fusion model on a store; dev chooses the epoch, the test part is scored once at the
     end.
@@ -1475,6 +1494,7 @@ def train(
             progress=choose() if together.first else Silent(),
             warn=as_json,  # else what is printed at the end says it
             log=log,
+            jobs=jobs,
         )
         if not together.first:
             return

@@ -5,9 +5,9 @@ folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ import torch
 from mer.fusion import checkpoint, files, sinks, splits, typed
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
+from mer.fusion.members import Member, Setting, alone_in, finished, train_at_once, train_member
+from mer.fusion.models import build, model_class
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import GroupInfo
 from mer.fusion.splits import Fold
@@ -25,27 +27,23 @@ from mer.fusion.train import (
     check_config,
     check_folder,
     explain,
-    fit,
     identity,
     settled,
+    spec_of,
     turns_key,
 )
-from mer.fusion.watch import Watch
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
 
 MOST_SEEDS = 10_000
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training of a group: the name of its folder, its fold and its configuration."""
-
-    name: str
-    fold: Fold | None
-    config: TrainConfig
+MOST_JOBS = 1_000
+# Multiplications and additions of a training: two of each weight for a step of a sequence, forward
+# and twice backward; what a core does of them in half a minute, against which seconds to start a
+# process are little.
+PASSES = 6
+SEQUENCE_STEPS = 32
+OPERATIONS_THAT_PAY = 1e12
 
 
 def train(
@@ -64,6 +62,7 @@ def train(
     progress: Silent | None = None,
     warn: bool = True,
     log: Sequence[str] = (),
+    jobs: int | None = None,
 ) -> Run:
     """Train one model, or one for every seed and fold. What is finished is not trained again.
 
@@ -86,6 +85,8 @@ def train(
         warn: Say which features come from encoders that nobody trained; the tables of
             mer.fusion.report say it, too.
         log: Names of `mer.fusion.sinks` that are told every epoch of every training.
+        jobs: How many runs over seeds and folds train at a time, each in a process; None: as many
+            as the processor has cores where that pays (`jobs_that_pay`).
 
     Returns:
         The finished run.
@@ -96,6 +97,9 @@ def train(
         DependencyError: A package that `log` needs is missing.
     """
     sinks.check(log)
+    grouped = seeds > 1 or folds is not None
+    if jobs is not None:
+        _check_jobs(jobs, grouped, processes)
     if not 1 <= seeds <= MOST_SEEDS:
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
     config = settled(store, config)
@@ -109,7 +113,6 @@ def train(
         for line in notes:
             note(line)
     key = checkpoint.store_key(store)
-    grouped = seeds > 1 or folds is not None
     turns = turns_key(store, config)
     if grouped:
         wanted = identity(config, key, seeds, folds, *turns)
@@ -120,37 +123,25 @@ def train(
     if warn:
         _name_untrained(store, note)
 
-    def fit_into(place: Path, one: TrainConfig, fold: Fold | None) -> Run:
-        split = splits.assign(table, target, one.data, fold, labels=store.header.labels)
-        if grouped and place.is_symlink():
-            raise DataError(f"{place}: a link where a run folder should be; remove it")
-        if not grouped:
-            processes.agree(lambda: check_folder(place, one, key, wanted))
-        with _alone_in(place, processes, note, lock):
-            return fit(
-                store,
-                one,
-                place,
-                split=split,
-                fold=fold,
-                device=device,
-                note=note,
-                processes=processes,
-                command=command,
-                watch=Watch(note, progress),
-                log=log,
-            )
+    setting = Setting(device=str(device), command=command, log=tuple(log), lock=lock)
 
+    train_into = partial(
+        train_member, store, setting=setting, note=note, progress=progress, processes=processes
+    )
     if not grouped:
-        return fit_into(folder, config, None)
-    jobs = _jobs(config, seeds, parts)
+        processes.agree(lambda: check_folder(folder, config, key, wanted))
+        return train_into(Member("", None, config), folder)
+    members = _members(config, seeds, parts)
+    if jobs is None:
+        jobs = 1 if processes.size > 1 else jobs_that_pay(store, members, torch.device(device))
+    jobs = min(jobs, len(members))
     info = GroupInfo(
         identity=wanted,
         store_key=key,
         model=config.model,
         seeds=seeds,
         folds=folds,
-        children=tuple(job.name for job in jobs),
+        children=tuple(member.name for member in members),
         features=str(Path(store.path).resolve()),
         store=checkpoint.describe_store(store),
         turns_key=next(iter(turns), None),
@@ -158,16 +149,21 @@ def train(
         **beginning(command),
     )
     processes.agree(lambda: _check_group(folder, info, config))
-    with _alone_in(folder, processes, note, lock):
+    with alone_in(folder, processes, note, lock):
         # again: another one may just have begun
         there = processes.agree(lambda: _check_group(folder, info, config))
         if processes.first and there is None:
             files.write_json(folder / checkpoint.INFO, typed.tree(info))
         if there is not None:
             info = replace(info, **beginning_of(there))
-        for number, job in enumerate(jobs, start=1):
-            note(f"[{number}/{len(jobs)}] {job.name}")
-            fit_into(folder / job.name, job.config, job.fold)
+        left = _left(members, folder) if jobs > 1 else []
+        for number, member in enumerate(members, start=1):
+            if member not in left:
+                note(f"[{number}/{len(members)}] {member.name}")
+                train_into(member, _no_link(folder / member.name))
+        if left:
+            path = Path(store.path).resolve()
+            train_at_once(path, left, folder, setting, jobs=jobs, note=note, progress=progress)
         done = replace(info, finished=True)
         if processes.first and not (there and there.finished):
             files.write_json(folder / checkpoint.INFO, typed.tree(done))
@@ -185,43 +181,63 @@ def _name_untrained(store: FeatureStore, note: Note) -> None:
         )
 
 
-def _jobs(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> list[Job]:
+def _check_jobs(jobs: int, grouped: bool, processes: Processes) -> None:
+    """Raise DataError for a `--jobs` that cannot be meant."""
+    if not 1 <= jobs <= MOST_JOBS:
+        raise DataError(f"--jobs {jobs}: expected at least 1 and at most {MOST_JOBS:,}")
+    if jobs > 1 and processes.size > 1:
+        raise DataError(
+            f"--jobs {jobs}: under torchrun all processes train one run; leave out one of the two"
+        )
+    if jobs > 1 and not grouped:
+        raise DataError(f"--jobs {jobs}: there is one run to train; add --seeds or --folds")
+
+
+def jobs_that_pay(store: FeatureStore, members: Sequence[Member], device: torch.device) -> int:
+    """How many runs to train at a time: on a CPU as many as there are cores, where training them
+    takes far longer than starting as many processes. It follows from the store, the configuration
+    and the machine, not from how long anything takes here: the number of threads rounds.
+    """
+    cores = torch.get_num_threads()
+    if device.type != "cpu" or cores == 1:
+        return 1
+    config = members[0].config
+    kind, arguments = model_class(config.model)[0], config.model_args
+    model = build(config.model, arguments, spec_of(store, config))
+    size = sum(p.numel() for p in model.parameters())
+    steps = 1 if kind.summary else SEQUENCE_STEPS
+    epochs = len(members) * config.train.epochs * len(store)
+    return cores if PASSES * size * steps * epochs >= OPERATIONS_THAT_PAY else 1
+
+
+def _members(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> list[Member]:
     """Every fold with every seed."""
-    jobs = []
+    found = []
     for fold in folds:
         for seed in range(config.train.seed, config.train.seed + seeds):
             name = [f"fold-{_plain(fold.name)}"] if fold else []
             name += [f"seed-{seed}"] if seeds > 1 else []
             one = replace(config, train=replace(config.train, seed=seed))
-            jobs.append(Job("-".join(name), fold, one))
-    if len({job.name for job in jobs}) < len(jobs):
+            found.append(Member("-".join(name), fold, one))
+    if len({member.name for member in found}) < len(found):
         by = next(fold.by for fold in folds if fold)
         raise DataError(
             f"--folds {by}: two groups have the same name once written as a folder name; rename "
             "them"
         )
-    return jobs
+    return found
 
 
-@contextmanager
-def _alone_in(folder: Path, processes: Processes, note: Note, lock: bool) -> Iterator[None]:
-    """Hold a run folder, so that a second training into it is refused; a finished run is only
-    looked at.
-    """
-    with ExitStack() as stack:
+def _left(members: Sequence[Member], folder: Path) -> list[Member]:
+    """Those that are not trained yet."""
+    return [one for one in members if not finished(_no_link(folder / one.name))]
 
-        def enter() -> str | None:
-            done = (folder / checkpoint.INFO).exists() and Run.open(folder).finished
-            if done:
-                return None
-            left_behind = stack.enter_context(hold(folder / checkpoint.HOLD, lock=lock))
-            files.tidy(folder)
-            return left_behind
 
-        left_behind = processes.agree(enter)
-        if left_behind:
-            note(f"{folder}: {left_behind}")
-        yield
+def _no_link(place: Path) -> Path:
+    """The folder of a run of a group, which must not lead elsewhere."""
+    if place.is_symlink():
+        raise DataError(f"{place}: a link where a run folder should be; remove it")
+    return place
 
 
 def _check_group(folder: Path, info: GroupInfo, config: TrainConfig) -> Run | None:

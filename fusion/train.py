@@ -93,6 +93,7 @@ class Training:
     command: str | None
     watch: Watch
     sinks: Sequence[Sink] = ()
+    among: int = 1
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -118,6 +119,7 @@ def fit(
     command: str | None = None,
     watch: Watch | None = None,
     log: Sequence[str] = (),
+    among: int = 1,
 ) -> Run:
     """Train one model into a folder, or go on from its last finished epoch.
 
@@ -136,6 +138,7 @@ def fit(
         command: What was typed, for run.json.
         watch: Told how far it is; None: `note` is told every epoch.
         log: Names of `mer.fusion.sinks` that are told every epoch, besides log.jsonl.
+        among: How many trainings share this machine's memory.
 
     Returns:
         The finished run.
@@ -168,6 +171,7 @@ def fit(
         key,
         command,
         watch or Watch(note),
+        among=among,
     )
     there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
     if there is not None and there.finished:
@@ -289,7 +293,7 @@ def _split_json(training: Training) -> bytes:
 
 def _parts(training: Training, summary: bool) -> dict[str, data.BatchSource]:
     """The training and dev rows, on the device where they fit in half of its free memory."""
-    room = data.free_bytes(training.device) // 2
+    room = data.free_bytes(training.device) // (2 * training.among)
     if training.device.type == "cpu":
         room //= training.processes.size  # they share it
     parts = {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 
 import torch
@@ -47,6 +47,7 @@ from mer.fusion.modules.orl import (
     active_blocks,
     adapter_of,
     ramp,
+    twice,
 )
 from mer.fusion.modules.pooling import Standardise, masked_mean
 from mer.fusion.typed import added
@@ -319,10 +320,13 @@ class DRKF(FusionModel):
         for m, h in seen.h.items():
             if not seen.complete and not seen.present[m].any():
                 continue
-            g = self.augment(m, h, progress)
-            # so that reconstruction does not move what it reconstructs
-            apart = config.w_rec and config.rec_stop == "both"
-            restored = self.augment(m, h.detach(), progress) if apart else g
+            if config.w_rec and config.rec_stop == "both":
+                # so that reconstruction does not move what it reconstructs
+                g, restored = twice(
+                    partial(self.augment, m, progress=progress), h, self.autoencoder[m]
+                )
+            else:
+                g = restored = self.augment(m, h, progress)
             views[m] = Augmented(masked_mean(g, seen.mask[m]), restored)
         return views
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mer.fusion.modules.dropout import Dropout, dropout
+from mer.fusion.losses.precision import widened
+from mer.fusion.modules.dropout import Dropout, keep_mask, plus_dropout
 
 
 def sinusoids(steps: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -59,30 +62,69 @@ def all_real(x: Tensor, mask: Tensor | None) -> Tensor:
 @dataclass(frozen=True)
 class Allowed:
     """Which keys a query may see: `mask` bool, broadcastable to (B, 1, Tq, Tk), with at least one
-    key for every query, and `any` (…, 1), False for those queries whose keys are not meant.
+    key for every query, and `any` (…, 1), False for those queries whose keys are not meant; None
+    where all are, which a CPU finds out and a GPU would have to be waited for.
     """
 
     mask: Tensor
-    any: Tensor
+    any: Tensor | None
 
     @classmethod
     def of(cls, mask: Tensor) -> Allowed:
         some = mask.any(-1, keepdim=True)
+        if mask.device.type == "cpu" and bool(some.all()):
+            return cls(mask, None)
         return cls(mask | ~some, some)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
     """softmax(q k' / sqrt(d)) v, weights dropped with probability `p`: (B, H, Tq, d), (B, H, Tk, d)
-    twice, mask broadcastable to (B, H, Tq, Tk) -> (B, H, Tq, d).
+    twice, bool mask broadcastable to (B, H, Tq, Tk) -> (B, H, Tq, d).
 
-    With dropout PyTorch computes it in these steps on a CPU, too, but draws the mask slowly.
+    With dropout PyTorch computes it in such steps on a CPU, too, but draws the mask slowly.
     """
     if p == 0 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return dropout(scores.softmax(-1), p) @ v
+    with torch.autocast("cpu", enabled=False):  # of a few numbers per head
+        return _Attend.apply(widened(q), widened(k), widened(v), mask, p)
+
+
+class _Attend(torch.autograd.Function):
+    """`apply(q, k, v, mask, p)`, see `attend`.
+
+    Beside what autograd does for these steps this saves: hidden keys are an addend, because filling
+    by a mask takes as long as the rest, and twice, though no gradient passes there; and products
+    whose result has a few columns are computed transposed, as many rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q, k, v, mask, p):
+        shape = q.shape[:2]
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q * q.shape[3] ** -0.5, k, v))
+        share = torch.bmm(q, k.transpose(1, 2))
+        if mask is not None:
+            hidden = share.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+            share.unflatten(0, shape).add_(hidden)
+        share = share.softmax(-1)
+        kept = keep_mask(share.shape, p, share)
+        dropped = share * kept
+        ctx.save_for_backward(q, k, v, share, kept, dropped)
+        y = torch.bmm(v.transpose(1, 2), dropped.transpose(1, 2))
+        return y.transpose(1, 2).unflatten(0, shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad):
+        shape = grad.shape[:2]
+        q, k, v, share, kept, dropped = ctx.saved_tensors
+        grad = grad.reshape(-1, *grad.shape[2:])
+        to_v = torch.bmm(grad.transpose(1, 2), dropped)
+        to_share = torch.bmm(grad, v.transpose(1, 2)).mul_(kept)
+        to_scores = torch._softmax_backward_data(to_share, share, -1, share.dtype)
+        to_q = torch.bmm(k.transpose(1, 2), to_scores.transpose(1, 2)).mul_(q.shape[2] ** -0.5)
+        to_k = torch.bmm(q.transpose(1, 2), to_scores)
+        found = (x.transpose(1, 2).unflatten(0, shape) for x in (to_q, to_k, to_v))
+        return *found, None, None
 
 
 class Attention(nn.Module):
@@ -112,7 +154,7 @@ class Attention(nn.Module):
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         mask = None if allowed is None else allowed.mask
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
-        if allowed is not None:
+        if allowed is not None and allowed.any is not None:
             y = y * allowed.any
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -153,10 +195,13 @@ class CrossModalLayer(nn.Module):
         else:
             k = self.norm1(key)
             attended = self.attention(query, k, k if value is key else self.norm1(value), allowed)
-        x = x + self.residual_dropout(attended)
-        return x + self.residual_dropout(
-            self.fc2(self.hidden_dropout(F.relu(self.fc1(self.norm2(x)))))
-        )
+        x = self.residual(x, attended)
+        hidden = self.hidden_dropout(F.relu(self.fc1(self.norm2(x))))
+        return self.residual(x, self.fc2(hidden))
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, y dropped out."""
+        return plus_dropout(x, y, self.residual_dropout.p, self.training)
 
 
 class CrossModalEncoder(nn.Module):
@@ -200,7 +245,7 @@ class CrossModalEncoder(nn.Module):
         self.register_buffer("positions", sinusoids(64, width), persistent=False)
 
     def embed(self, x: Tensor) -> Tensor:
-        """sqrt(d) x + position."""
+        """sqrt(d) x + position, before dropout."""
         if len(self.positions) < x.shape[1]:
             # the table outlives this pass, and a later one may train
             with torch.inference_mode(False):
@@ -210,7 +255,7 @@ class CrossModalEncoder(nn.Module):
         position = self.positions[: x.shape[1]].to(x.dtype)
         if self.zero_positions:
             position = position * (x[..., :1] != 0)
-        return self.dropout(math.sqrt(x.shape[2]) * x + position)
+        return torch.add(position, x, alpha=math.sqrt(x.shape[2]))
 
     def allowed(
         self, x: Tensor, source: Tensor, mask: Tensor | None, source_mask: Tensor | None
@@ -236,14 +281,15 @@ class CrossModalEncoder(nn.Module):
         if source is None:
             allowed, key, value = self.allowed(x, x, mask, mask), None, None
         else:
-            allowed, key = self.allowed(x, source, mask, source_mask), self.embed(source)
+            allowed, seen = self.allowed(x, source, mask, source_mask), self.embed(source)
+            key = self.dropout(seen)
             # Keys and values are dropped out independently, as in MulT; without dropout they are
             # one tensor and cost one layer norm.
             if value is not None or (self.training and self.dropout.p):
-                value = self.embed(source if value is None else value)
+                value = self.dropout(seen if value is None else self.embed(value))
             else:
                 value = key
-        x = self.embed(x)
+        x = self.dropout(self.embed(x))
         for layer in self.layers:
             x = layer(x, key, value, allowed)
         return self.norm(x)

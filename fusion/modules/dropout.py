@@ -35,6 +35,13 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     return x * keep_mask(x.shape, p, x)
 
 
+def plus_dropout(x: Tensor, y: Tensor, p: float, training: bool = True) -> Tensor:
+    """x + dropout(y), of tensors of one shape, in one pass."""
+    if not training or p == 0 or y.device.type != "cpu" or x.dtype != y.dtype:
+        return x + dropout(y, p, training)
+    return torch.addcmul(x, y, keep_mask(y.shape, p, y))
+
+
 def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     """A mask of `shape` in dtype and place of `like`: 0 with probability `p`, else the reciprocal
     of the probability to be kept.
@@ -45,7 +52,9 @@ def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     elements = torch.Size(shape).numel()
     draws = torch.empty(-(-elements // PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
     levels = draws.view(torch.int16)[:elements].view(shape)
-    return (levels >= dropped - LEVELS // 2).to(like.dtype).mul_(LEVELS / (LEVELS - dropped))
+    # compared in place: making numbers of truth values takes longer than drawing them
+    kept = levels.ge_(dropped - LEVELS // 2)
+    return kept.to(like.dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 class Dropout(nn.Module):

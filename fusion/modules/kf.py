@@ -20,7 +20,7 @@ class FusionEncoder(nn.Module):
 
     Padded steps are never attended to; positions start anew in every modality, so that they depend
     on nothing but the step itself; a modality that a row lacks takes its [SEP] with it. As only
-    [CLS] is read, the last layer computes only its row.
+    [CLS] is read, the last layer computes only its row, and no keys and values.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FusionEncoder(nn.Module):
         x, keys = self.dropout(torch.cat(parts, 1)), torch.cat(real, 1)
         for block in self.blocks[:-1]:
             x = block(x, keys)
-        z = self.norm(self.blocks[-1](x, keys, rows=1)[:, 0])
+        z = self.norm(self.blocks[-1](x, keys, first=True)[:, 0])
         return z, self.share(x, keys, h) if attention else None
 
     def positions(self, x: Tensor) -> Tensor:
@@ -128,23 +128,43 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(d, ffn), nn.GELU(), nn.Linear(ffn, d))
         self.dropout = LockedDropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor, *, rows: int | None = None) -> Tensor:
-        """x (B, S, d), keys (B, S) bool.
-
-        Only the first `rows` positions are computed and returned (None: all).
-        """
+    def forward(self, x: Tensor, keys: Tensor, *, first: bool = False) -> Tensor:
+        """x (B, S, d), keys (B, S) bool -> (B, S, d); `first`: of position 0 alone, (B, 1, d)."""
         y = self.norm_attention(x)
-        q, (k, v) = self.split(self.query(y[:, :rows]), 1)[0], self.split(self.key_value(y), 2)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None])
-        x = x[:, :rows] + self.dropout(self.out(a.transpose(1, 2).flatten(2)))
+        if first:
+            x, a = x[:, :1], self.seen_first(y, self.first_row(y, keys))
+        else:
+            q, (k, v) = self.split(self.query(y), 1)[0], self.split(self.key_value(y), 2)
+            a = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None, None])
+        x = x + self.dropout(self.out(a.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
 
     def attention_row(self, x: Tensor, keys: Tensor) -> Tensor:
         """(B, S) attention of position 0 over all positions, mean over heads."""
-        y = self.norm_attention(x)
-        q, (k, _) = self.split(self.query(y[:, :1]), 1)[0], self.split(self.key_value(y), 2)
-        scores = (q @ k.transpose(2, 3))[:, :, 0] / math.sqrt(q.shape[-1])
-        return scores.masked_fill(~keys[:, None], -torch.inf).softmax(2).mean(1)
+        return self.first_row(self.norm_attention(x), keys).mean(1)
+
+    def first_row(self, y: Tensor, keys: Tensor) -> Tensor:
+        """(B, heads, S) attention of position 0 of y (B, S, d).
+
+        No key is computed: q'(W y_t + b) is (W'q)'y_t and a number that is the same for all t,
+        which a softmax does not see. For one query that is a product of d numbers per step and head
+        instead of one of d x d per step.
+        """
+        q = self.query(y[:, 0]).unflatten(1, (self.heads, -1)).transpose(0, 1)
+        key = self.key_value.weight.chunk(2)[0].unflatten(0, (self.heads, -1))
+        looked_for = torch.bmm(q * q.shape[2] ** -0.5, key.to(q.dtype)).transpose(0, 1)
+        scores = torch.bmm(looked_for, y.transpose(1, 2).to(q.dtype))
+        return scores.masked_fill(~keys[:, None], -torch.inf).softmax(2)
+
+    def seen_first(self, y: Tensor, share: Tensor) -> Tensor:
+        """(B, heads, 1, d / heads) the values of y (B, S, d), weighed by `share` (B, heads, S).
+
+        As the shares sum to 1 it is the value of the weighted mean: again without one per step.
+        """
+        mean = torch.bmm(share.to(y.dtype), y).transpose(0, 1)
+        value = self.key_value.weight.chunk(2)[1].unflatten(0, (self.heads, -1)).transpose(1, 2)
+        bias = self.key_value.bias.chunk(2)[1].unflatten(0, (self.heads, 1, -1))
+        return (torch.bmm(mean, value.to(mean.dtype)) + bias).transpose(0, 1)[:, :, None]
 
     def split(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
         """(B, S, n d) to n tensors (B, heads, S, d / heads)."""

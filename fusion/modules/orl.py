@@ -5,11 +5,13 @@ temperature (docs/papers/drkf.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.pooling import Standardise, zero_padding
@@ -73,6 +75,55 @@ def chain(widths: tuple[int, ...], activation) -> nn.Sequential:
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
+
+
+class _Twice(torch.autograd.Function):
+    """`apply(call, h, *parameters)` -> two outputs of the same values, see `twice`."""
+
+    @staticmethod
+    def forward(ctx: Any, call, h, *parameters):
+        with torch.enable_grad():
+            inner = h.detach().requires_grad_()
+            outer = call(inner)
+        ctx.set_materialize_grads(False)
+        ctx.graph = inner, outer, parameters
+        return outer.detach(), outer.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, through, stopped):
+        inner, outer, parameters = ctx.graph
+        both = [g for g in (through, stopped) if g is not None]
+        if not both:
+            return None, None, *(None for _ in parameters)
+        to_h = None
+        if through is not None:
+            (to_h,) = torch.autograd.grad(outer, inner, through, retain_graph=True)
+        to_parameters = torch.autograd.grad(
+            outer, parameters, sum(both), retain_graph=True, allow_unused=True
+        )
+        return None, to_h, *to_parameters
+
+
+def twice(call: Callable[[Tensor], Tensor], h: Tensor, layers: nn.Module) -> tuple[Tensor, Tensor]:
+    """`call(h)` and `call(h.detach())`, computed once.
+
+    The parameters get the gradients of both, h that of the first alone. Beside the forward pass
+    this saves the second product of each layer's backward pass, that for the parameters.
+
+    Args:
+        call: What is computed by `layers`.
+        h: It needs a gradient.
+        layers: All parameters that `call` has.
+
+    Returns:
+        The same numbers twice; what `call` draws at random is drawn once.
+    """
+    parameters = [p for p in layers.parameters() if p.requires_grad]
+    if not torch.is_grad_enabled() or not h.requires_grad:
+        found = call(h)
+        return found, found
+    return _Twice.apply(call, h, *parameters)
 
 
 class Temperature(nn.Module):

@@ -15,7 +15,18 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import checkpoint, config, context, data, evaluate, experiment, files, report, runs
+from mer.fusion import (
+    checkpoint,
+    config,
+    context,
+    data,
+    evaluate,
+    experiment,
+    files,
+    report,
+    runs,
+    train,
+)
 from mer.fusion.batch import OTHER, SAME, UNKNOWN, ContextSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.models import REGISTRY, baselines
@@ -382,18 +393,18 @@ def test_the_order_of_turns_belongs_to_the_key_of_runs_with_context_alone(tmp_pa
 def test_a_resumed_run_with_context_is_the_uninterrupted_one(tmp_path, monkeypatch):
     store = store_of(tmp_path, turns())
     whole = fitted(store, tmp_path / "whole", "drkf", "past", "train.epochs=3")
-    kept = experiment.fit.__globals__["_one_epoch"]
+    kept = train._one_epoch
 
     def killed(training, keeper, parts, progress):
         if progress.epoch == 2:
             raise KeyboardInterrupt
         return kept(training, keeper, parts, progress)
 
-    monkeypatch.setitem(experiment.fit.__globals__, "_one_epoch", killed)
-    monkeypatch.setitem(experiment.fit.__globals__, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(train, "_one_epoch", killed)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fitted(store, tmp_path / "cut", "drkf", "past", "train.epochs=3")
-    monkeypatch.setitem(experiment.fit.__globals__, "_one_epoch", kept)
+    monkeypatch.setattr(train, "_one_epoch", kept)
     again = fitted(store, tmp_path / "cut", "drkf", "past", "train.epochs=3")
     a, b = (checkpoint.load_tensors(run.path / "model.safetensors")[0] for run in (whole, again))
     assert all(torch.equal(a[name], b[name]) for name in a)

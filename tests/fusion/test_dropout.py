@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from mer.fusion.modules.crossmodal import attend
-from mer.fusion.modules.dropout import Dropout, LockedDropout, dropout, keep_mask
+from mer.fusion.modules.dropout import (
+    Dropout,
+    LockedDropout,
+    dropout,
+    keep_mask,
+    plus_dropout,
+)
 
 N = 1 << 18
 
@@ -84,3 +90,39 @@ def test_attention_with_a_mask_is_that_of_pytorch_on_average():
     assert ((drawn.mean(0) - expected).abs() <= 5 * error + 1e-6).all()
     assert torch.equal(attend(q, k, v, mask, 1e-12), expected) is False
     torch.testing.assert_close(attend(q, k, v, mask, 1e-12), expected)
+
+
+NOTHING = 1e-6  # a probability that 16 bits round to none: attention's own steps, nothing dropped
+
+
+@pytest.mark.parametrize(("width", "steps"), [(5, (7, 7)), (16, (7, 4)), (3, (1, 6))])
+@pytest.mark.parametrize("kind", ["none", "keys", "pairs"])
+def test_attention_is_that_of_pytorch_with_its_gradients(width, steps, kind):
+    """Of what is computed with dropout, where nothing is dropped."""
+    g = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()
+
+    queries, keys = steps
+    inputs = [random(2, 3, queries, width), random(2, 3, keys, width), random(2, 3, keys, width)]
+    shape = {"none": None, "keys": (2, 1, 1, keys), "pairs": (2, 1, queries, keys)}[kind]
+    mask = None if shape is None else torch.rand(shape, generator=g) > 0.4
+    if mask is not None:
+        mask[..., 0] = True  # every query has a key
+    weights = torch.randn(2, 3, queries, width, generator=g, dtype=torch.float64)
+    ours = attend(*inputs, mask, NOTHING)
+    theirs = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_sum_with_what_is_dropped_out_is_the_two_steps():
+    x, y = torch.randn(4, 50), torch.randn(4, 50)
+    torch.manual_seed(0)
+    at_once = plus_dropout(x, y, 0.3)
+    torch.manual_seed(0)
+    torch.testing.assert_close(at_once, x + dropout(y, 0.3))
+    assert torch.equal(plus_dropout(x, y, 0.3, training=False), x + y)

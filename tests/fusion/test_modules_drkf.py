@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 
 from mer.fusion.modules import kf, orl, pooling
 from mer.fusion.modules.dropout import LockedDropout
-from mer.fusion.modules.kf import FusionEncoder, label_pairs, sample_pairs, sinusoids
-from mer.fusion.modules.orl import Adapter, ResidualAutoencoder, Temperature, active_blocks, ramp
+from mer.fusion.modules.kf import Block, FusionEncoder, label_pairs, sample_pairs, sinusoids
+from mer.fusion.modules.orl import (
+    Adapter,
+    ResidualAutoencoder,
+    Temperature,
+    active_blocks,
+    ramp,
+    twice,
+)
 from mer.fusion.modules.pooling import Moments, Standardise, masked_mean, masked_mean_std
 from mer.pipeline.errors import DataError
 
@@ -78,6 +85,36 @@ def test_fewer_active_blocks_leave_the_others_untrained():
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
+def test_one_pass_for_both_has_the_gradients_of_two(used):
+    """The input gets that of the first alone, the parameters those of both."""
+    torch.manual_seed(0)
+    model = ResidualAutoencoder(8, (4, 2), 3).double()
+    h = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 2, 5, 8, dtype=torch.float64)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return model(x)[0]
+
+    gradients = []
+    for views in (twice(call, h, model), (call(h), call(h.detach()))):
+        terms = zip(views, weights, used, strict=True)
+        total = sum((view * weight).sum() for view, weight, uses in terms if uses)
+        inputs = [h, *model.parameters()]
+        found = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
+        again = torch.autograd.grad(total, inputs, allow_unused=True)
+        for a, b in zip(found, again, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+        gradients.append(found)
+    assert (gradients[0][0] is None) == (not used[0])
+    for ours, theirs in zip(*gradients, strict=True):
+        if ours is not None or theirs is not None:
+            torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        once, again = twice(call, h, model)
+    assert torch.equal(once, call(h)) and torch.equal(once, again)
 
 
 def test_schedules():
@@ -156,6 +193,21 @@ def test_reading_cls_alone_equals_the_whole_last_layer(positions):
     # [cls] 6 audio [sep] 4 text [sep]
     spans = torch.stack([row[:, 1:7].sum(1), row[:, 8:12].sum(1)], 1)
     assert torch.allclose(share, spans / spans.sum(1, keepdim=True))
+
+
+def test_the_first_row_has_the_gradients_of_the_whole_layer():
+    """No key and no value of it is computed; one row has nothing but its first step."""
+    torch.manual_seed(0)
+    block = Block(8, 2, 16, 0.0).double()
+    x = torch.randn(3, 6, 8, dtype=torch.float64, requires_grad=True)
+    keys = torch.arange(6) < torch.tensor([[6], [1], [4]])
+    weights = torch.randn(3, 1, 8, dtype=torch.float64)
+    inputs = [x, *block.parameters()]
+    first, whole = block(x, keys, first=True), block(x, keys)[:, :1]
+    torch.testing.assert_close(first, whole)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), inputs) for y in (first, whole))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_positions_start_anew_in_every_modality():

@@ -1,0 +1,161 @@
+"""Runs of a group at the same time: what they are does not depend on it, and an end, of whatever
+kind, leaves neither processes nor folders that are held.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mer.fusion import config, experiment, members
+from mer.fusion.checkpoint import HOLD, MODEL, Run
+from mer.fusion.parallel import Processes
+from mer.pipeline.errors import DataError
+
+from tests.fusion.stores import make_store, quiet
+
+SHORT = config.load(model="concat", sets=["train.epochs=3", "model_args.hidden=8"])
+LONG = replace(SHORT, train=replace(SHORT.train, epochs=1_000_000, patience=1_000_000))
+
+
+@pytest.fixture
+def one_thread():
+    """Of each run, one by one, too: their number may change how sums are rounded."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def started(monkeypatch) -> list:
+    """The processes that are started."""
+    found: list = []
+    start = members._start
+
+    def recorded(threads):
+        found.append(start(threads))
+        return found[-1]
+
+    monkeypatch.setattr(members, "_start", recorded)
+    return found
+
+
+def stopped(started: list, folder) -> None:
+    """All processes have ended, in order or before they could do anything, and hold nothing."""
+    assert all(worker.process.poll() in (0, -signal.SIGTERM) for worker in started)
+    held = [path.read_text() for path in folder.glob(f"**/{HOLD}")]
+    assert held and not any(held)
+
+
+def test_at_once_after_a_failure_is_one_by_one(tmp_path, one_thread, started):
+    store, folder = make_store(tmp_path), tmp_path / "together"
+    alone = experiment.train(store, SHORT, tmp_path / "alone", seeds=3, note=quiet, jobs=1)
+    assert not started
+
+    def occupy(line: str) -> None:
+        """When the processes are to be started somebody else trains in a folder of the group."""
+        if line.startswith("3 runs in 2 processes of 1 thread"):
+            other = config.load(model="text", sets=["train.epochs=1"])
+            experiment.train(store, other, folder / "seed-1", note=quiet)
+
+    with pytest.raises(DataError, match="^seed-1: .*holds another run") as caught:
+        experiment.train(store, SHORT, folder, seeds=3, note=occupy, jobs=2)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= 300
+    stopped(started, folder)
+    assert not Run.open(folder).finished
+
+    shutil.rmtree(folder / "seed-1")
+    said: list[str] = []
+    done = experiment.train(store, SHORT, folder, seeds=3, note=said.append, jobs=2)
+    assert done.finished and any(line.startswith("seed-2: epoch") for line in said)
+    for ours, theirs in zip(done.children, alone.children, strict=True):
+        assert ours.info.identity == theirs.info.identity
+        assert (ours.path / MODEL).read_bytes() == (theirs.path / MODEL).read_bytes()
+    before = len(started)
+    experiment.train(store, SHORT, folder, seeds=3, note=said.append, jobs=2)
+    assert sum("already trained" in line for line in said) >= 3 and len(started) == before
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named(tmp_path, started):
+    store, folder = make_store(tmp_path), tmp_path / "run"
+
+    def kill(line: str) -> None:
+        if line.startswith("seed-1: epoch"):
+            next(worker for worker in started if worker.name == "seed-1").process.kill()
+
+    with pytest.raises(DataError, match=r"^seed-1: .* ended by signal 9.*same command goes on"):
+        experiment.train(store, LONG, folder, seeds=2, note=kill, jobs=2)
+    assert all(worker.process.poll() is not None for worker in started)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_of_them(tmp_path, started):
+    store, folder = make_store(tmp_path), tmp_path / "run"
+
+    def interrupt(line: str) -> None:
+        if ": epoch" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(store, LONG, folder, seeds=2, note=interrupt, jobs=2)
+    stopped(started, folder)
+
+
+@pytest.mark.slow
+def test_a_process_ends_when_nobody_listens_any_more():
+    """As after a kill of the one that started it."""
+    with members._started(1, 1) as (worker,):
+        worker.connection.close()
+        assert worker.process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("seeds", "jobs", "processes", "said"),
+    [
+        (2, 0, Processes(), "--jobs 0: expected at least 1"),
+        (1, 2, Processes(), "--jobs 2: there is one run to train; add --seeds or --folds"),
+        (2, 2, Processes(0, 2), "--jobs 2: under torchrun all processes train one run"),
+    ],
+)
+def test_jobs_that_cannot_be_meant_are_one_line(tmp_path, seeds, jobs, processes, said):
+    store = make_store(tmp_path)
+    with pytest.raises(DataError, match=said):
+        experiment.train(
+            store, SHORT, tmp_path / "x", seeds=seeds, jobs=jobs, processes=processes, note=quiet
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_processes_are_started_only_for_trainings_that_last(tmp_path, monkeypatch):
+    store, cpu = make_store(tmp_path), torch.device("cpu")
+
+    def jobs(model: str, seeds: int, device: torch.device = cpu, **sets) -> int:
+        settings = config.load(model=model, sets=[f"{k}={v}" for k, v in sets.items()])
+        found = experiment._members(settings, seeds, [None])
+        return experiment.jobs_that_pay(store, found, device)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert jobs("concat", 5) == 1
+    assert jobs("drkf", 5) == 4
+    assert jobs("drkf", 5, torch.device("cuda")) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert jobs("drkf", 5) == 1
+
+
+def test_the_bar_shows_all_of_them():
+    shown: list[tuple[float, str, bool]] = []
+    board = members._Board(["a", "b"], lambda done, text, told: shown.append((done, text, told)))
+    board.at("a", 0.5, "epoch 1 of 2", False)
+    board.at("b", 0.25, "epoch 1 of 4", True)
+    board.done("a")
+    assert shown == [
+        (0.5, "0 of 2 runs done  a: epoch 1 of 2", False),
+        (0.75, "0 of 2 runs done  b: epoch 1 of 4", True),
+        (1.25, "1 of 2 runs done  a: done", True),
+    ]
