@@ -1406,6 +1406,121 @@ def train(
 
 
 @main.command()
+@click.argument("store", metavar="[FEATS.H5]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--features",
+    metavar="FEATS.H5",
+    type=click.Path(path_type=Path),
+    help="The store, if it is not named as an argument.",
+)
+@click.option(
+    "--model",
+    "models",
+    metavar="NAME",
+    multiple=True,
+    default=("drkf",),
+    shell_complete=commands.complete_models,
+    help="Repeatable: every model gets the same number of trials.  [default: drkf]",
+)
+@click.option(
+    "--trials", default=20, show_default=True, metavar="N", help="Configurations per model."
+)
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Train each with K seeds; their mean is what counts.",
+)
+@click.option(
+    "--space",
+    "spaces",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A TOML space of your own, in place of the model's; repeatable, one per model.",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="The same in every trial, for example data.modalities=audio.",
+)
+@click.option(
+    "--search",
+    "method",
+    default="random",
+    show_default=True,
+    type=click.Choice(["random", "tpe"]),
+    help="At random, or by TPE, which learns from earlier trials; needs mer[tune].",
+)
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the search.")
+@click.option(
+    "--jobs",
+    "processes",
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Trials that are trained at the same time, each in a process of its own.",
+)
+@click.option(
+    "--folds", type=BY_GROUP, help="Leave one group out in turn; the mean over dev parts."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where trials and presets go; by default runs/tune-<dataset>.",
+)
+@DEVICE
+@NO_LOCK
+@click.option("--json", "as_json", is_flag=True, help="All trials as one JSON array.")
+def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, **given):
+    """Search for a model's best configuration on dev; the test part is never opened.
+
+    Every model gets the same number of trials. The same command goes on with a search that was
+    interrupted, and with more --trials it adds some. The best configuration of each model is
+    written as a preset for `mer train --preset`.
+    """
+    from mer.fusion import config, space
+    from mer.pipeline.store import FeatureStore
+
+    features = the_store(store, features)
+    # what is wrong with this or the settings is said before torch is loaded
+    checks = Together()
+    store = checks.of(lambda: FeatureStore(features))
+    for name in models:
+        checks.of(partial(config.check, model=name, sets=sets))
+    checks.settle()
+    bases = [config.load(model=name, sets=sets) for name in models]
+    fixed = [text.partition("=")[0].strip() for text in sets]
+    searched = [one.without(fixed) for one in space.spaces_of(models, spaces)]
+    from mer.fusion import experiment, tables, tuning
+    from mer.fusion.train import pick_device
+    from mer.pipeline.runtime.progress import choose
+
+    with store:
+        found = tuning.tune(
+            store,
+            bases,
+            searched,
+            out or Path("runs") / f"tune-{experiment.plain_name(store.header.dataset)}",
+            **given,
+            device=pick_device(device),
+            note=note,
+            progress=choose(),
+            lock=not no_lock,
+            command=command_line(click.get_current_context()),
+        )
+    if as_json:
+        say_json(tuning.as_json(found))
+        return
+    say_laid_out(tables.plain(tuning.table(found, given["seeds"])))
+    for line in tuning.lines(found, features):
+        say(line)
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--features",

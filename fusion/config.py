@@ -79,6 +79,9 @@ class LoopConfig:
     epochs: int = 40
     batch_size: int = 32
     patience: int = 8  # epochs without a better dev score before stopping
+    # epochs that follow then, over which the learning rate falls to 0; 0: none, the training stops
+    # at whatever rate the schedule has reached
+    cooldown: int = typed.added(0)
     # dev metric that chooses the epoch; auto: wf1 (single), weighted_f1 (multi), mae (regression)
     select_metric: str = "auto"
     # weight of a sample's classification loss: 1/n_c, 1/sqrt(n_c)
@@ -210,7 +213,11 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
             f"{where}: unknown model '{shown(name)}'{did_you_mean(str(name), REGISTRY)}; known: "
             f"{', '.join(REGISTRY)}"
         )
-    config = TrainConfig(model=name)
+    return filled(TrainConfig(model=name), tree, where)
+
+
+def filled(config: TrainConfig, tree: Mapping[str, Any], where: str) -> TrainConfig:
+    """`config` with what the tables of `tree` name replaced; `where` opens the error messages."""
     tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in TABLES if t in tree}
     return replace(config, **tables)
 
@@ -396,6 +403,7 @@ def _check(config: TrainConfig) -> None:
         (1 <= t.epochs < COUNT, "train.epochs", t.epochs, "at least 1 and below 2^31"),
         (1 <= t.batch_size < COUNT, "train.batch_size", t.batch_size, "at least 1 and below 2^31"),
         (1 <= t.patience < COUNT, "train.patience", t.patience, "at least 1 and below 2^31"),
+        (0 <= t.cooldown < COUNT, "train.cooldown", t.cooldown, "at least 0 and below 2^31"),
         (0 <= t.seed < SEEDS, "train.seed", t.seed, "at least 0 and below 2^62"),
         (0 <= d.split_seed < SEEDS, "data.split_seed", d.split_seed, "at least 0 and below 2^62"),
     ]

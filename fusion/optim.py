@@ -84,6 +84,16 @@ def schedule(step: int, steps: int, warmup: float, shape: str) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
+def cooldown(step: int, first: int, end: int) -> float:
+    """Factor on the schedule at `step`, in a training that ends before step `end`: linear from 1,
+    which it is until step `first`, to 0.
+
+    >>> [cooldown(step, 4, 8) for step in (3, 4, 6, 7)]
+    [1.0, 1.0, 0.5, 0.25]
+    """
+    return 1.0 if step < first else (end - step) / (end - first)
+
+
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> Tensor:
     """Scale the gradients so that together they are at most `longest` (Pascanu et al. 2013).

@@ -238,6 +238,7 @@ class Progress:
     best: Figures
     thresholds: tuple[float, ...] | None
     log: tuple[Epoch, ...]
+    cooling: int = added(0)  # the epoch after which the learning rate falls to 0; 0: not yet
     identity: str | None = optional()
     model_sha256: str | None = optional()
 

@@ -49,6 +49,10 @@ CHOSEN = "chosen."  # before the names of weights in last.safetensors that dev c
 SAVE_SECONDS = 5.0  # of training that a kill may cost, beside the epoch that it stops
 
 
+class DivergedError(DataError):
+    """A training whose loss is no longer finite."""
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The device of a `--device`.
 
@@ -210,8 +214,18 @@ def fit(
 
 def _goes_on(progress: Progress, config: TrainConfig) -> bool:
     """Whether there is another epoch to train."""
-    since_best = progress.epoch - progress.best_epoch
-    return progress.epoch < config.train.epochs and since_best < config.train.patience
+    if progress.cooling:
+        return progress.epoch < _end(progress, config)
+    return progress.epoch < config.train.epochs and not _patience_ended(progress, config)
+
+
+def _patience_ended(progress: Progress, config: TrainConfig) -> bool:
+    return progress.epoch - progress.best_epoch >= config.train.patience
+
+
+def _end(progress: Progress, config: TrainConfig) -> int:
+    """The last epoch of a training whose learning rate falls."""
+    return min(progress.cooling + config.train.cooldown, config.train.epochs)
 
 
 def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleInfo:
@@ -330,8 +344,14 @@ def _one_epoch(
     torch.manual_seed(_mix(config.train.seed, epoch))
     batches = -(-len(split.train) // config.train.batch_size)
     steps = config.train.epochs * -(-batches // config.optim.accumulate)
+    fall = None
+    if progress.cooling:
+        per_epoch = steps // config.train.epochs
+        fall = (progress.cooling * per_epoch, _end(progress, config) * per_epoch)
     watch = training.watch
-    pass_ = run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes, watch)
+    pass_ = run_epoch(
+        model, optimizer, parts["train"], config, epoch, steps, processes, watch, fall
+    )
     dev, thresholds = processes.agree(
         lambda: _dev_score(
             infer.infer(model, parts["dev"]),
@@ -348,6 +368,9 @@ def _one_epoch(
             progress, best_epoch=epoch, best_rank=rank, best={**dev}, thresholds=thresholds
         )
     progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
+    more = config.train.cooldown and not progress.cooling and epoch < config.train.epochs
+    if more and _patience_ended(progress, config):
+        progress = replace(progress, cooling=epoch)
     if processes.first:
         progress = keeper.keep(progress, last=not _goes_on(progress, config))
     for sink in training.sinks:
@@ -380,7 +403,8 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
             sink.end(done)
         files.write_json(folder / checkpoint.INFO, typed.tree(done))
     best, epochs, most = done.best_epoch, progress.epoch, training.config.train.epochs
-    training.note(chosen(best, epochs, most, training.metric, done.dev[training.metric]))
+    figure = done.dev[training.metric]
+    training.note(chosen(best, epochs, most, training.metric, figure, cooling=progress.cooling))
     return Run(folder, done)
 
 
@@ -537,6 +561,7 @@ def run_epoch(
     steps: int,
     processes: Processes = ALONE,
     watch: Watch | None = None,
+    fall: tuple[int, int] | None = None,
 ) -> Pass:
     """One pass over the training rows.
 
@@ -549,6 +574,7 @@ def run_epoch(
         steps: Of the whole training.
         processes: Those that train together.
         watch: Told of every step.
+        fall: The steps between which the learning rate falls to 0, whatever its schedule.
 
     Returns:
         What it has shown.
@@ -572,6 +598,7 @@ def run_epoch(
         step = done + number
         for g in optimizer.param_groups:
             factor = optim.schedule(step, steps, settings.warmup, settings.schedule)
+            factor *= 1.0 if fall is None else optim.cooldown(step, *fall)
             g["lr"] = g["peak"] * factor
         batches = list(enumerate(group, start=number * settings.accumulate))
         samples = sum(len(index) for index in group)
@@ -621,11 +648,11 @@ def _add_gradient(
 
 
 def _check_finite(epoch: int, means: dict[str, float], gradient: float) -> None:
-    """Raise DataError when a loss term or the gradient's norm is no longer finite."""
+    """Raise DivergedError when a loss term or the gradient's norm is no longer finite."""
     if math.isfinite(means["total"]) and math.isfinite(gradient):
         return
     bad = [name for name, value in means.items() if not math.isfinite(value)] or ["gradient"]
-    raise DataError(
+    raise DivergedError(
         f"epoch {epoch}: the loss is no longer finite ({'; '.join(map(loss_title, bad))}); lower "
         "optim.lr or optim.clip and train again"
     )
@@ -823,6 +850,8 @@ def _check_progress(progress: Progress, config: TrainConfig, spec: DataSpec) -> 
     epoch, best, epochs = progress.epoch, progress.best_epoch, config.train.epochs
     if not 1 <= best <= epoch <= epochs:
         raise ValueError(f"best epoch {best} of {epoch} of {epochs}")
+    if not 0 <= progress.cooling <= epoch or (progress.cooling and not config.train.cooldown):
+        raise ValueError(f"cooling since epoch {progress.cooling} of {epoch}")
     if len(progress.log) != epoch or len(progress.best_rank) != 2 or progress.step < 1:
         raise ValueError("its log, rank or step do not fit its epoch")
     if spec.task == "multi" and len(progress.thresholds or ()) != len(spec.labels):
