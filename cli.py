@@ -1521,12 +1521,18 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--features",
     metavar="FEATS.H5",
     type=click.Path(path_type=Path),
     help="The store; by default the one it was trained on.",
+)
+@click.option(
+    "--ensemble",
+    "together",
+    is_flag=True,
+    help="Score the mean of the probabilities of several runs, or of a run over seeds.",
 )
 @click.option(
     "--split", default="test", show_default=True, type=click.Choice(["train", "dev", "test"])
@@ -1545,27 +1551,34 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
 )
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def evaluate(run, features, split, predictions, figures, device, as_json):
+def evaluate(runs, features, together, split, predictions, figures, device, as_json):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
     of the test part.
     """
-    from mer.fusion import report
+    from mer.fusion import ensemble, report
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
+    from mer.fusion.records import GroupMetrics, SingleMetrics
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
     from mer.pipeline.runtime.progress import choose
 
-    opened = Run.open(run)
-    found = evaluate(
-        opened,
-        features,
-        split,
-        device=pick_device(device),
-        predictions=predictions,
-        note=note,
-        progress=choose(),
-    )
+    if len(runs) > 1 and not together:
+        raise click.UsageError("several runs: score them one by one, or together with --ensemble")
+    if together and figures:
+        raise click.UsageError("--figures draws a run; leave out --ensemble")
+    opened = Run.open(runs[0])
+    asked = {
+        "device": pick_device(device),
+        "predictions": predictions,
+        "note": note,
+        "progress": choose(),
+    }
+    found: SingleMetrics | GroupMetrics
+    if together:
+        found = ensemble.score(list(map(Run.open, runs)), features, split, **asked)
+    else:
+        found = evaluate(opened, features, split, **asked)
     if figures:
         from mer.fusion import figures as pictures
 
@@ -1789,6 +1802,14 @@ def prune(runs, dry_run, yes):
 @click.argument(
     "clips", metavar="[FILE|FOLDER|MANIFEST]...", nargs=-1, type=click.Path(path_type=Path)
 )
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Another run on the same features; probabilities are averaged. Repeatable.",
+)
 @click.option("--audio", type=click.Path(path_type=Path), help="One clip: any file with sound.")
 @click.option(
     "--video",
@@ -1847,7 +1868,9 @@ def prune(runs, dry_run, yes):
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Everything that is known, as a csv.")
 @click.option("--json", "as_json", is_flag=True, help="Likewise, one JSON object per clip.")
-def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as_json, **given):
+def predict(
+    run, clips, others, audio, video, text, manifest_file, root, out, as_csv, as_json, **given
+):
     """Class probabilities, or a value, for new clips: files, folders, a table or a manifest.
 
     A film is taken with its sound and picture. The words of a clip come from a column of the table,
@@ -1860,15 +1883,17 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer import predicting
+    from mer.fusion import ensemble
     from mer.fusion.checkpoint import Run
 
     group = Run.open(run).trained()
-    if len(group.children) != 1:
-        raise click.UsageError(
-            f"{run} holds {len(group.children)} runs; name one of them, e.g. "
-            f"{group.children[0].path}"
-        )
-    trained = group.children[0]
+    trained = group.children
+    if others or len(trained) > 1:
+        trained = ensemble.members([group, *map(Run.open, others)])
+        ensemble.check_alike(trained)
+        note(f"{ensemble.title(trained)}: probabilities are averaged")
+    if any(one.result.scaling is not None for one in trained):
+        note("probabilities are calibrated by the temperature fitted on dev")
     asked = predicting.Asked(
         root=root,
         columns=mapped(given.pop("columns")),
@@ -1883,7 +1908,7 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
     else:
         paths = [manifest_file] if manifest_file is not None else [*clips, *filter(None, [audio])]
         found = predicting.many(trained, paths, asked, note)
-    show_predictions(found.rows, trained.spec, out, as_csv, as_json)
+    show_predictions(found.rows, trained[0].spec, out, as_csv, as_json)
     for failure in found.failures:
         kind = "known bad" if failure.known else "failed"
         note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")

@@ -70,6 +70,9 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float = 1.0  # of the gradient's norm; inf: none
     accumulate: int = 1  # batches per step
+    # of an exponential moving average of the weights, which dev then scores and the run keeps;
+    # 0: none. With n steps in an epoch 1 - 1/n averages over about an epoch
+    ema: float = typed.added(0.0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class LoopConfig:
     select_metric: str = "auto"
     # weight of a sample's classification loss: 1/n_c, 1/sqrt(n_c)
     class_weight: Literal["none", "balanced", "sqrt"] = "none"
+    # probability with which a training row loses each of its modalities, never all of them
+    modality_dropout: float = typed.added(0.0)
+    # temperature: one number fitted on dev that makes probabilities mean what they say
+    calibrate: Literal["none", "temperature"] = typed.added("none")
     # auto: bf16 autocast on CUDA, fp32 elsewhere
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
@@ -400,6 +407,8 @@ def _check(config: TrainConfig) -> None:
         (0 <= o.warmup <= 1, "optim.warmup", o.warmup, "a share between 0 and 1"),
         (o.clip > 0, "optim.clip", o.clip, "above 0 (inf: none)"),
         (1 <= o.accumulate < COUNT, "optim.accumulate", o.accumulate, "at least 1 and below 2^31"),
+        (0 <= o.ema < 1, "optim.ema", o.ema, "at least 0 and below 1"),
+        (0 <= t.modality_dropout < 1, "train.modality_dropout", t.modality_dropout, "in [0, 1)"),
         (1 <= t.epochs < COUNT, "train.epochs", t.epochs, "at least 1 and below 2^31"),
         (1 <= t.batch_size < COUNT, "train.batch_size", t.batch_size, "at least 1 and below 2^31"),
         (1 <= t.patience < COUNT, "train.patience", t.patience, "at least 1 and below 2^31"),

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -58,8 +59,7 @@ def run(
     """
     if jobs == 1:
         while (task := ready()) is not None:
-            mine = task
-            done(mine, work(mine, lambda said, mine=mine: heard(mine, said)))
+            done(task, work(task, partial(heard, task)))
         return
     with _processes(work, jobs) as there:
         while True:

@@ -196,7 +196,7 @@ def _space(model: str, tree: Mapping[str, Any], where: str) -> Space:
                     f"{where}: {path} decides what is measured, so it must be the same for all; "
                     f"give it with --set {path}=VALUE"
                 )
-            if key not in typed.hints(type(getattr(base, table))):
+            if key not in _hints(base, table):
                 configs.filled(base, {table: {key: value}}, where)  # says what is known
             if isinstance(value, list):
                 drawn[path] = _choice(value, f"{where}: {path}")
@@ -233,12 +233,7 @@ def _between(
     kinds = _kinds(base, table, key)
     if not kinds & {int, float}:
         raise DataError(f"{where}: no number, so it has no bounds; list its values")
-    ends = [value.get(name) for name in ("low", "high")]
-    for name, end in zip(("low", "high"), ends, strict=True):
-        if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-            said = "missing" if end is None else f"{shown(end, 40)}, which is no finite number"
-            raise DataError(f"{where}: {name} is {said}")
-    low, high = ends
+    low, high = (_end(value, name, where) for name in ("low", "high"))
     whole = float not in kinds
     if whole and not (isinstance(low, int) and isinstance(high, int)):
         raise DataError(f"{where}: bounds {low} and {high} of a whole number; write whole numbers")
@@ -255,9 +250,24 @@ def _between(
     return Between(low, high, log, whole)
 
 
+def _end(value: Mapping[str, Any], name: str, where: str) -> int | float:
+    """One of the bounds."""
+    end = value.get(name)
+    if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
+        said = "missing" if end is None else f"{shown(end, 40)}, which is no finite number"
+        raise DataError(f"{where}: {name} is {said}")
+    return end
+
+
+def _hints(base: TrainConfig, table: str) -> dict[str, Any]:
+    """The types of a table's settings."""
+    kind: Any = type(getattr(base, table))
+    return typed.hints(kind)
+
+
 def _kinds(base: TrainConfig, table: str, key: str) -> set[Any]:
     """The types that a setting may have."""
-    hint = typed.hints(type(getattr(base, table)))[key]
+    hint = _hints(base, table)[key]
     return set(typing.get_args(hint)) or {hint}
 
 

@@ -26,12 +26,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, optim, sinks, splits, typed
+from mer.fusion import (
+    calibration,
+    checkpoint,
+    data,
+    files,
+    infer,
+    metrics,
+    optim,
+    sinks,
+    splits,
+    typed,
+)
+from mer.fusion.averaging import WeightAverage
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
-from mer.fusion.models import build, model_class
+from mer.fusion.models import build, reads_summary
 from mer.fusion.models.base import FusionModel
+from mer.fusion.modules.modality_dropout import drop_modalities
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
 from mer.fusion.sinks import Sink
@@ -46,6 +59,7 @@ from mer.pipeline.store import FeatureStore
 Note = Callable[[str], None]
 START_AGAIN = "delete it and train again"  # what helps against damaged progress
 CHOSEN = "chosen."  # before the names of weights in last.safetensors that dev chose
+AVERAGE = "average."  # before those of the moving average
 SAVE_SECONDS = 5.0  # of training that a kill may cost, beside the epoch that it stops
 
 
@@ -184,7 +198,8 @@ def fit(
     said = all(part.resident for part in parts.values())
     if said:
         note(checked_line(parts))
-    progress = _resume(training, model, optimizer)
+    keeper = Keeper(training.folder, model, optimizer, config.optim.ema)
+    progress = _resume(training, keeper)
     if progress.epoch:
         note(f"{folder}: goes on after epoch {progress.epoch}")
     else:
@@ -198,7 +213,6 @@ def fit(
         done=progress.epoch,
         metric=metric,
     )
-    keeper = Keeper(training.folder, model, optimizer)
     with sinks.opened(log, folder) as listening:
         training = replace(training, sinks=listening if processes.first else ())
         for sink in training.sinks:
@@ -350,22 +364,38 @@ def _one_epoch(
         fall = (progress.cooling * per_epoch, _end(progress, config) * per_epoch)
     watch = training.watch
     pass_ = run_epoch(
-        model, optimizer, parts["train"], config, epoch, steps, processes, watch, fall
+        model,
+        optimizer,
+        parts["train"],
+        config,
+        epoch,
+        steps,
+        processes,
+        watch,
+        fall,
+        keeper.average,
     )
-    dev, thresholds = processes.agree(
-        lambda: _dev_score(
-            infer.infer(model, parts["dev"]),
-            training.target[split.dev],
-            training.spec,
-            training.measures,
-        )
-    )
+    target = training.target[split.dev]
+
+    def scored() -> tuple[dict[str, float], tuple[float, ...] | None, calibration.Scaling | None]:
+        with keeper.chosen_weights():
+            answers = infer.infer(model, parts["dev"])
+        dev, thresholds = _dev_score(answers, target, training.spec, training.measures)
+        wanted = config.train.calibrate == "temperature"
+        return dev, thresholds, calibration.fit(answers.scores, target) if wanted else None
+
+    dev, thresholds, scaling = processes.agree(scored)
     entry = pass_.entry(epoch, dev)
     rank = _rank(training.metric, dev)
     best = not progress.best_epoch or rank > progress.best_rank
     if best:
         progress = replace(
-            progress, best_epoch=epoch, best_rank=rank, best={**dev}, thresholds=thresholds
+            progress,
+            best_epoch=epoch,
+            best_rank=rank,
+            best={**dev},
+            thresholds=thresholds,
+            scaling=scaling,
         )
     progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
     more = config.train.cooldown and not progress.cooling and epoch < config.train.epochs
@@ -392,6 +422,7 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
         epochs=progress.epoch,
         dev=metrics.jsonable(progress.best),
         thresholds=progress.thresholds,
+        scaling=progress.scaling,
         utterances_per_second=round(rows / seconds, 1) if seconds else 0.0,
         model_sha256=progress.model_sha256 if first else None,
         log_sha256=hashlib.sha256(log).hexdigest() if first else None,
@@ -405,6 +436,8 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
     best, epochs, most = done.best_epoch, progress.epoch, training.config.train.epochs
     figure = done.dev[training.metric]
     training.note(chosen(best, epochs, most, training.metric, figure, cooling=progress.cooling))
+    if progress.scaling is not None:
+        training.note(str(progress.scaling))
     return Run(folder, done)
 
 
@@ -438,12 +471,12 @@ def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
 
 def spec_of(store: FeatureStore, config: TrainConfig) -> DataSpec:
     """What the model of `config` is built for."""
-    return data.spec(store, config.data, summary=model_class(config.model)[0].summary)
+    return data.spec(store, config.data, summary=reads_summary(config.model, config.model_args))
 
 
 def settled(store: FeatureStore, config: TrainConfig) -> TrainConfig:
     """The configuration with `data.layers` decided, where the store leaves a choice."""
-    summary = model_class(config.model)[0].summary
+    summary = reads_summary(config.model, config.model_args)
     layers = data.layers_of(store, config.data, summary=summary)
     return replace(config, data=replace(config.data, layers=layers))
 
@@ -471,6 +504,11 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     if loop.class_weight != "none" and spec.task == "regression":
         raise DataError(
             f"train.class_weight = {loop.class_weight}: a regression has no classes; use none"
+        )
+    if loop.calibrate != "none" and spec.task != "single":
+        raise DataError(
+            f"train.calibrate = {loop.calibrate}: for one label per utterance; the task here is "
+            f"{spec.task}, use none"
         )
     # it says itself what it needs; tens of milliseconds
     build(config.model, config.model_args, spec)
@@ -562,6 +600,7 @@ def run_epoch(
     processes: Processes = ALONE,
     watch: Watch | None = None,
     fall: tuple[int, int] | None = None,
+    average: WeightAverage | None = None,
 ) -> Pass:
     """One pass over the training rows.
 
@@ -575,6 +614,7 @@ def run_epoch(
         processes: Those that train together.
         watch: Told of every step.
         fall: The steps between which the learning rate falls to 0, whatever its schedule.
+        average: Takes in the weights after every step.
 
     Returns:
         What it has shown.
@@ -607,11 +647,14 @@ def run_epoch(
         for batch_number, _ in processes.share(batches):
             if settings.accumulate > 1:  # then another process may have computed the batch before
                 torch.manual_seed(_mix(loop.seed, epoch, batch_number))
-            _add_gradient(model, feed.next(), weights, progress, samples, loop.precision, sums)
+            batch = drop_modalities(feed.next(), loop.modality_dropout, model.core.modalities)
+            _add_gradient(model, batch, weights, progress, samples, loop.precision, sums)
         processes.add_gradients(parameters)
         norm += optim.clip_gradients(parameters, settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update()
         if watch is not None:
             watch.step(samples)
     means, gradient = sums.means(processes), float(norm) / len(groups)
@@ -752,25 +795,41 @@ class Keeper:
     they are not those of its own epoch: killed in between, the next call has in it all it needs.
     """
 
-    def __init__(self, folder: Path, model: FusionModel, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, folder: Path, model: FusionModel, optimizer: torch.optim.Optimizer, ema: float = 0.0
+    ) -> None:
         self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.average = WeightAverage(model, ema) if ema else None
         self._chosen: dict[str, Tensor] | None = None  # not written yet
         self._saved = time.monotonic()
 
     def keep(self, progress: Progress, *, last: bool) -> Progress:
         """What an epoch has come to; the progress, with the sha256 of weights that were written."""
         if progress.best_epoch == progress.epoch:
-            self._chosen = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self._chosen = self.state()
         if last or time.monotonic() - self._saved >= SAVE_SECONDS:
             progress = self._save(progress)
             self._chosen, self._saved = None, time.monotonic()
         return progress
+
+    def chosen_weights(self) -> contextlib.AbstractContextManager[None]:
+        """The model has the weights that dev scores, until the block ends: its own, or their moving
+        average.
+        """
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the model's state with these weights."""
+        with self.chosen_weights():
+            return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def _save(self, progress: Progress) -> Progress:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, p in self.model.named_parameters():
             moments = self.optimizer.state.get(p, {})
             tensors.update({f"optim.{key}.{name}": value for key, value in moments.items()})
+        if self.average is not None:
+            tensors |= {f"{AVERAGE}{k}": v for k, v in self.average.weights.items()}
         weights = None
         if self._chosen is not None:
             weights = checkpoint.pack(self._chosen, {"epoch": progress.best_epoch})
@@ -783,8 +842,9 @@ class Keeper:
         return progress
 
 
-def _resume(training: Training, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Progress so far; loads model and optimizer in place when there is some."""
+def _resume(training: Training, keeper: Keeper) -> Progress:
+    """Progress so far; loads model, average and optimizer in place when there is some."""
+    model, optimizer = keeper.model, keeper.optimizer
     folder, path = training.folder, training.folder / checkpoint.LAST
     fresh = Progress(
         epoch=0,
@@ -813,9 +873,11 @@ def _resume(training: Training, model: nn.Module, optimizer: torch.optim.Optimiz
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     checkpoint.fill(model, weights, f"{path}: does not fit this run's model")
     _fill_optimizer(model, optimizer, tensors, path)
+    if keeper.average is not None:
+        _fill_average(keeper.average, tensors, progress.step, path)
     best = {k.removeprefix(CHOSEN): v for k, v in tensors.items() if k.startswith(CHOSEN)}
     if progress.best_epoch == progress.epoch:
-        best = model.state_dict()
+        best = keeper.state()
     if not best:
         remedy = f"delete {path} and train again"
         if files.digest(folder / checkpoint.MODEL, remedy) != progress.model_sha256:
@@ -843,6 +905,21 @@ def _fill_optimizer(
                     f"{path}: damaged checkpoint ({key} of {name} does not fit); {START_AGAIN}"
                 )
             optimizer.state[p][key] = value.to(p.device)
+
+
+def _fill_average(
+    average: WeightAverage, tensors: dict[str, Tensor], steps: int, path: Path
+) -> None:
+    """Load the moving average of the weights; raises DataError for one that does not fit."""
+    found = {}
+    for name, like in average.weights.items():
+        value = tensors.get(f"{AVERAGE}{name}")
+        if value is None or (value.shape, value.dtype) != (like.shape, like.dtype):
+            raise DataError(
+                f"{path}: damaged checkpoint (average of {name} does not fit); {START_AGAIN}"
+            )
+        found[name] = value
+    average.fill(found, steps)
 
 
 def _check_progress(progress: Progress, config: TrainConfig, spec: DataSpec) -> None:

@@ -76,6 +76,11 @@ def model_class(name: str) -> tuple[Any, Any]:
     return getattr(module, model), getattr(module, config)
 
 
+def reads_summary(name: str, args: Any) -> bool:
+    """Whether a model with these arguments reads nothing but mean and deviation of a sequence."""
+    return model_class(name)[0].reads_summary(args)
+
+
 def build(name: str, args: Any, spec: DataSpec) -> Any:
     """A model of the registry: a `FusionModel` of base.py, which imports this module. Where the
     spec has layers to mix, they are mixed before it.

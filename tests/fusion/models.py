@@ -43,6 +43,9 @@ SMALL = {
     },
 }
 
+# Options that make another model of one of the registry; the contract is held for them, too.
+VARIANTS = {"concat attentive": {"pooling": "attentive", "attention": 4}}
+
 
 def make_spec(modalities=("audio", "text"), task="single") -> DataSpec:
     labels = ("sentiment",) if task == "regression" else LABELS
@@ -65,7 +68,9 @@ def make_layered_spec(modalities=("audio", "text"), task="single") -> DataSpec:
 def make_layered(name: str, spec: DataSpec, *, seed: int = 0):
     """A model behind the mix of its layers, its weights not all equal."""
     torch.manual_seed(seed)
-    model = build(name, model_class(name)[1](**SMALL.get(name, {})), spec)
+    kind = name.partition(" ")[0]
+    args = SMALL.get(name, {}) | VARIANTS.get(name, {})
+    model = build(kind, model_class(kind)[1](**args), spec)
     for mix_name, weight in model.named_parameters():
         if mix_name.startswith("mix."):
             weight.data.normal_()
@@ -100,8 +105,8 @@ def make_batch(
 
 def make_model(name: str, spec: DataSpec, *, seed: int = 0, **args):
     torch.manual_seed(seed)
-    model, config = model_class(name)
-    return model(config(**(SMALL.get(name, {}) | args)), spec)
+    model, config = model_class(name.partition(" ")[0])
+    return model(config(**(SMALL.get(name, {}) | VARIANTS.get(name, {}) | args)), spec)
 
 
 def total(model, batch: Batch, progress: float = 1.0):
