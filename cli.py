@@ -1529,6 +1529,12 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     help="The store; by default the one it was trained on.",
 )
 @click.option(
+    "--robustness",
+    "robust",
+    is_flag=True,
+    help="Also without each modality, and with each of another utterance.",
+)
+@click.option(
     "--ensemble",
     "together",
     is_flag=True,
@@ -1551,7 +1557,7 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
 )
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def evaluate(runs, features, together, split, predictions, figures, device, as_json):
+def evaluate(runs, features, together, robust, split, predictions, figures, device, as_json):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
     of the test part.
     """
@@ -1565,8 +1571,8 @@ def evaluate(runs, features, together, split, predictions, figures, device, as_j
 
     if len(runs) > 1 and not together:
         raise click.UsageError("several runs: score them one by one, or together with --ensemble")
-    if together and figures:
-        raise click.UsageError("--figures draws a run; leave out --ensemble")
+    if together and (figures or robust):
+        raise click.UsageError("--figures and --robustness are of a run; leave out --ensemble")
     opened = Run.open(runs[0])
     asked = {
         "device": pick_device(device),
@@ -1586,7 +1592,20 @@ def evaluate(runs, features, together, split, predictions, figures, device, as_j
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {plural(len(written), 'file')} to {figures}")
+    if robust:
+        from mer.fusion import robustness, tables
+
+        store = features or opened.info.features
+        dropped = robustness.robustness(
+            opened, store, split, device=asked["device"], progress=asked["progress"]
+        )
+        if as_json:
+            say_json({**tree(found), "robustness": tree(dropped)})
+            return
     say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    if robust:
+        say("")
+        say_laid_out(tables.plain(robustness.table(dropped)))
 
 
 @main.command()

@@ -67,9 +67,18 @@ class OptimConfig:
     weight_decay: float = 0.01  # not on biases, norms and other one-dimensional parameters
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.05  # share of all steps
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # plateau: constant, times `plateau_factor` whenever the dev loss has not improved for more than
+    # `plateau_patience` epochs (ReduceLROnPlateau)
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    plateau_factor: float = typed.added(0.5)
+    plateau_patience: int = typed.added(5)
     clip: float = 1.0  # of the gradient's norm; inf: none
+    # of each number of the gradient, after every batch; inf: none
+    clip_value: float = typed.added(math.inf)
     accumulate: int = 1  # batches per step
+    # mean: over their rows; sum: of the batches' means, and the last, smaller group of an epoch
+    # takes no step
+    accumulate_as: Literal["mean", "sum"] = typed.added("mean")
     # of an exponential moving average of the weights, which dev then scores and the run keeps;
     # 0: none. With n steps in an epoch 1 - 1/n averages over about an epoch
     ema: float = typed.added(0.0)
@@ -406,6 +415,14 @@ def _check(config: TrainConfig) -> None:
         (all(0 <= b < 1 for b in o.betas), "optim.betas", o.betas, "two numbers in [0, 1)"),
         (0 <= o.warmup <= 1, "optim.warmup", o.warmup, "a share between 0 and 1"),
         (o.clip > 0, "optim.clip", o.clip, "above 0 (inf: none)"),
+        (0 < o.plateau_factor < 1, "optim.plateau_factor", o.plateau_factor, "between 0 and 1"),
+        (
+            0 <= o.plateau_patience < COUNT,
+            "optim.plateau_patience",
+            o.plateau_patience,
+            "at least 0 and below 2^31",
+        ),
+        (o.clip_value > 0, "optim.clip_value", o.clip_value, "above 0 (inf: none)"),
         (1 <= o.accumulate < COUNT, "optim.accumulate", o.accumulate, "at least 1 and below 2^31"),
         (0 <= o.ema < 1, "optim.ema", o.ema, "at least 0 and below 1"),
         (0 <= t.modality_dropout < 1, "train.modality_dropout", t.modality_dropout, "in [0, 1)"),

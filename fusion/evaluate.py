@@ -338,6 +338,18 @@ def _part(
 def predict_split(
     run: Run, store: FeatureStore, split: str, device: torch.device | str, progress: Silent
 ) -> pa.Table:
+    """What a run answers of a split, as `predict_rows` describes it."""
+    rows = _rows_of(run, store, split)
+    return predict_rows(run, store, rows, device=device, progress=progress)
+
+
+def part_of(run: Run, store: FeatureStore, split: str, device: torch.device | str) -> BatchSource:
+    """The rows of a split, as the run's model is given them."""
+    return _part(run, store, _rows_of(run, store, split), device)
+
+
+def _rows_of(run: Run, store: FeatureStore, split: str) -> np.ndarray:
+    """The rows of a split; that the test part is opened is logged first."""
     table = store.table()
     if split == "test":
         rows = splits.held_out(table, run.fold)
@@ -350,7 +362,7 @@ def predict_split(
     if not len(rows):
         remedy = "; evaluate another split, or train with --folds" if split == "test" else ""
         raise DataError(f"{store.path}: no {split} rows{remedy}")
-    return predict_rows(run, store, rows, device=device, progress=progress)
+    return rows
 
 
 def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:

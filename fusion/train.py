@@ -41,7 +41,7 @@ from mer.fusion import (
 from mer.fusion.averaging import WeightAverage
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
-from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
+from mer.fusion.config import OptimConfig, TrainConfig, differences, to_toml, to_tree
 from mer.fusion.models import build, reads_summary
 from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.modality_dropout import drop_modalities
@@ -158,6 +158,14 @@ def fit(
             store, or the loss is no longer finite.
     """
     processes.check(config.optim.accumulate)
+    batches = -(-len(split.train) // config.train.batch_size)
+    if not steps_of(batches, config.optim):
+        raise DataError(
+            f"optim.accumulate = {config.optim.accumulate}, but an epoch has {batches} batches: "
+            "summed, a smaller group takes no step; use a smaller train.batch_size or fewer batches"
+        )
+    if processes.size > 1 and config.optim.clip_value < math.inf:
+        raise DataError("optim.clip_value clips after every batch in turn: train in one process")
     spec, metric = check_config(store, config)
     key = checkpoint.store_key(store)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
@@ -357,7 +365,12 @@ def _one_epoch(
     epoch = progress.epoch + 1
     torch.manual_seed(_mix(config.train.seed, epoch))
     batches = -(-len(split.train) // config.train.batch_size)
-    steps = config.train.epochs * -(-batches // config.optim.accumulate)
+    steps = config.train.epochs * steps_of(batches, config.optim)
+    plateau = 1.0
+    if config.optim.schedule == "plateau":
+        losses = [one.dev["loss"] for one in progress.log]
+        known = [math.inf if loss is None else loss for loss in losses]
+        plateau = optim.plateau(known, config.optim.plateau_factor, config.optim.plateau_patience)
     fall = None
     if progress.cooling:
         per_epoch = steps // config.train.epochs
@@ -374,6 +387,7 @@ def _one_epoch(
         watch,
         fall,
         keeper.average,
+        plateau,
     )
     target = training.target[split.dev]
 
@@ -601,6 +615,7 @@ def run_epoch(
     watch: Watch | None = None,
     fall: tuple[int, int] | None = None,
     average: WeightAverage | None = None,
+    plateau: float = 1.0,
 ) -> Pass:
     """One pass over the training rows.
 
@@ -615,6 +630,7 @@ def run_epoch(
         watch: Told of every step.
         fall: The steps between which the learning rate falls to 0, whatever its schedule.
         average: Takes in the weights after every step.
+        plateau: Factor on the learning rate that earlier epochs have led to.
 
     Returns:
         What it has shown.
@@ -628,6 +644,7 @@ def run_epoch(
     groups = [
         order[at : at + settings.accumulate] for at in range(0, len(order), settings.accumulate)
     ]
+    groups = groups[: steps_of(len(order), settings)]
     ordered = time.perf_counter() - started
     parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     sums, norm = Sums(), torch.zeros((), device=part.device)
@@ -638,17 +655,21 @@ def run_epoch(
         step = done + number
         for g in optimizer.param_groups:
             factor = optim.schedule(step, steps, settings.warmup, settings.schedule)
-            factor *= 1.0 if fall is None else optim.cooldown(step, *fall)
+            factor *= plateau if fall is None else plateau * optim.cooldown(step, *fall)
             g["lr"] = g["peak"] * factor
         batches = list(enumerate(group, start=number * settings.accumulate))
         samples = sum(len(index) for index in group)
+        summed = settings.accumulate_as == "sum"
         progress = step / max(steps - 1, 1)
         weights = model.weights(progress)
         for batch_number, _ in processes.share(batches):
             if settings.accumulate > 1:  # then another process may have computed the batch before
                 torch.manual_seed(_mix(loop.seed, epoch, batch_number))
             batch = drop_modalities(feed.next(), loop.modality_dropout, model.core.modalities)
-            _add_gradient(model, batch, weights, progress, samples, loop.precision, sums)
+            whole = len(batch) if summed else samples
+            _add_gradient(model, batch, weights, progress, whole, loop.precision, sums)
+            if settings.clip_value < math.inf:
+                torch.nn.utils.clip_grad_value_(parameters, settings.clip_value)
         processes.add_gradients(parameters)
         norm += optim.clip_gradients(parameters, settings.clip)
         optimizer.step()
@@ -671,6 +692,13 @@ def run_epoch(
     )
 
 
+def steps_of(batches: int, settings: OptimConfig) -> int:
+    """Steps in an epoch of so many batches."""
+    if settings.accumulate_as == "sum":
+        return batches // settings.accumulate
+    return -(-batches // settings.accumulate)
+
+
 def _add_gradient(
     model: FusionModel,
     batch: Batch,
@@ -680,7 +708,7 @@ def _add_gradient(
     precision: str,
     sums: Sums,
 ) -> None:
-    """Add the gradient of one batch of a step of `samples` rows, and its loss terms to `sums`."""
+    """Add the gradient of one batch, as its share of `samples` rows, and its terms to `sums`."""
     device = batch.row.device.type
     autocast = precision == "bf16" or (precision == "auto" and device == "cuda")
     with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
