@@ -140,6 +140,7 @@ def robustness(
         return {name: figures(name, index)[metric] - whole for name in conditions[1:]}
 
     name, groups = evaluate.unit(table)
+    drawn = metrics.bootstrap(drops, groups, resamples=evaluate.RESAMPLES)
     made = Robustness(
         run=run.path.name,
         split=split,
@@ -148,7 +149,7 @@ def robustness(
         bootstrap=evaluate.bootstrap_of(name, groups),
         figures={name: {**figures(name, slice(None))} for name in conditions},
         drop={**drops(slice(None))},
-        interval=metrics.bootstrap(drops, groups, resamples=evaluate.RESAMPLES),
+        interval={key: tuple(bounds) for key, bounds in drawn.items()},
     )
     told = metrics.jsonable(typed.tree(made))
     stem = "" if split == "test" else f"-{split}"

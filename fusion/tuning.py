@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mer.fusion import checkpoint, files, jobs, metrics, prune, typed
+from mer.fusion import checkpoint, files, jobs, metrics, prune, splits, typed
 from mer.fusion import config as configs
 from mer.fusion.config import TrainConfig
 from mer.fusion.experiment import MOST_SEEDS, train
@@ -107,6 +107,7 @@ class Task:
     lock: bool
     command: str | None
     number: int
+    runs: int  # over seeds and folds
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,11 @@ def tune(
         for number_ in range(trials):
             if method == "random" or number_ < AT_RANDOM:
                 _checked(store, search, number_)
+    parts = 1
     if folds is not None:
+        target = splits.targets(store.table(), store.header.task, store.header.labels)
+        made, _ = splits.folds(store.table(), target, folds, seed=bases[0].data.split_seed)
+        parts = len(made)
         note(
             "dev parts of folds are test parts of other folds: say that the configuration was "
             "chosen on them when you quote figures of these folds"
@@ -253,7 +258,8 @@ def tune(
         for search in searches:
             search.folder.mkdir(exist_ok=True)
             _read_done(search)
-        task = _Tasks(store, searches, seeds, folds, str(device), lock, command, note)
+        runs = seeds * parts
+        task = _Tasks(store, searches, seeds, folds, runs, str(device), lock, command, note)
         with progress.follow(trials * len(searches)) as show:
             task.show = show
             jobs.run(_trained, task.ready, task.heard, task.done, jobs=processes)
@@ -344,12 +350,14 @@ class _Tasks:
         searches: Sequence[Search],
         seeds: int,
         folds: str | None,
+        runs: int,
         device: str,
         lock: bool,
         command: str | None,
         note: Note,
     ) -> None:
         self.store, self.searches, self.seeds, self.folds = store, searches, seeds, folds
+        self.runs = runs
         self.device, self.lock, self.command, self.note = device, lock, command, note
         self.show: Callable[..., None] = lambda done, text, told=False: None
         self._running: dict[Path, tuple[Search, int, Settings]] = {}
@@ -380,6 +388,7 @@ class _Tasks:
             self.lock,
             self.command,
             number_,
+            self.runs,
         )
 
     def heard(self, task: Task, said: tuple[float, str]) -> None:
@@ -436,7 +445,7 @@ def _trained(task: Task, tell: jobs.Heard) -> Told:
                 note=lambda line: None,
                 lock=task.lock,
                 command=task.command,
-                progress=_Relay(tell),
+                progress=_Relay(tell, task.runs),
                 warn=False,
             )
         except DivergedError as error:
@@ -451,21 +460,22 @@ def _trained(task: Task, tell: jobs.Heard) -> Told:
 
 
 class _Relay(Silent):
-    """Progress of a training, handed on as its share and its words."""
+    """Progress of the runs of a trial, handed on as the share of the trial and words."""
 
-    def __init__(self, tell: jobs.Heard) -> None:
-        self.tell = tell
+    def __init__(self, tell: jobs.Heard, runs: int) -> None:
+        self.tell, self.runs, self.begun = tell, runs, 0
 
     def follow(self, total: float) -> Any:
-        """See `Silent.follow`; the share is of one run of a trial."""
-        last = -1.0
+        """See `Silent.follow`."""
+        last, before = -1.0, self.begun
+        self.begun += 1
 
         def show(done: float, text: str, told: bool = False) -> None:
             nonlocal last
             share = done / total
             if told or share - last >= 0.01:  # a hundred messages a run at most
                 last = share
-                self.tell((share, text))
+                self.tell(((before + share) / self.runs, text))
 
         return nullcontext(show)
 

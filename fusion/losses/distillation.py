@@ -44,10 +44,10 @@ def kl_to_label(
         weight = class_weights.to(rows.dtype)[target.clamp(min=0)].where(target >= 0, 0)
         return (rows * weight).sum() / weight.sum().clamp(min=torch.finfo(rows.dtype).tiny)
     label = target.nan_to_num().to(logits.dtype)
-    weight = None
+    present = None
     if class_weights is not None:
-        weight = class_weights.to(logits.dtype).where(label > 0.5, 1)
-    rows = bernoulli_kl(smooth(label, smoothing, 2), logits, weight)
+        present = class_weights.to(logits.dtype).where(label > 0.5, 1)
+    rows = bernoulli_kl(smooth(label, smoothing, 2), logits, present)
     return mean_over(rows, ~target.isnan().any(1))
 
 
