@@ -62,7 +62,8 @@ def check_alike(runs: Sequence[Run]) -> None:
     for one in runs[1:]:
         stores = first.info.store, one.info.store
         kinds = [(store.modalities, store.recipe, store.origins) for store in stores]
-        if kinds[0] != kinds[1] or first.spec.sources != one.spec.sources:
+        asked = first.spec.sources, first.spec.context
+        if kinds[0] != kinds[1] or asked != (one.spec.sources, one.spec.context):
             raise DataError(
                 f"{one.path}: reads other features than {first.path}; clips can be predicted by "
                 "each alone"
@@ -100,7 +101,7 @@ def mean_table(tables: Sequence[pa.Table], runs: Sequence[Run]) -> pa.Table:
         thresholds = np.mean([run.result.thresholds or () for run in runs], axis=0)
     pred = infer.decide(scores, spec.task, thresholds)
     columns["pred"] = evaluate.named(pred, spec.task, spec.labels)
-    for place, name in enumerate(_score_names(spec)):
+    for place, name in enumerate(spec.score_columns):
         columns[name] = scores[:, place]
     for name in columns:
         if name == "disagreement" or name.startswith("attention_"):
@@ -110,12 +111,8 @@ def mean_table(tables: Sequence[pa.Table], runs: Sequence[Run]) -> pa.Table:
     return pa.table(columns)
 
 
-def _score_names(spec: DataSpec) -> list[str]:
-    return ["value"] if spec.task == "regression" else [f"p_{name}" for name in spec.labels]
-
-
 def _scores(table: pa.Table, spec: DataSpec) -> np.ndarray:
-    return np.stack([table[name].to_numpy() for name in _score_names(spec)], axis=1)
+    return np.stack([table[name].to_numpy() for name in spec.score_columns], axis=1)
 
 
 def _mean_where_known(columns: Sequence[pa.ChunkedArray]) -> pa.Array:

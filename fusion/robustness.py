@@ -65,11 +65,16 @@ class Altered:
 
 
 def without(modality: str) -> Change:
-    """The modality is missing from every row."""
+    """The modality is missing from every row, and from its neighbours in a dialogue."""
 
     def change(batch: Batch, index: np.ndarray) -> Batch:
         x = {**batch.x, modality: batch.x[modality] * 0}
-        return replace(batch, x=x, lengths={**batch.lengths, modality: batch.lengths[modality] * 0})
+        lengths = {**batch.lengths, modality: batch.lengths[modality] * 0}
+        context = batch.context
+        if context is not None:
+            there = {**context.there, modality: torch.zeros_like(context.there[modality])}
+            context = replace(context, there=there)
+        return replace(batch, x=x, lengths=lengths, context=context)
 
     return change
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel, standardiser_of
+from mer.fusion.modules.context import TurnAttention, TurnTokens
 from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
@@ -36,7 +37,12 @@ class UnimodalConfig:
     hidden: int = 256  # of the MLP
     dropout: float = 0.3  # before it and inside it
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
+    # with data.context: width of what is taken from neighbours, dropout on their features, and the
+    # share of them that is hidden in training
+    context_hidden: int = added(64)
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
     # of the steps: their mean and deviation, or both weighted by attention over the steps
     pooling: Literal["statistics", "attentive"] = added("statistics")
     attention: int = added(128)  # width of that attention
@@ -60,7 +66,9 @@ class FusionConfig:
     positions: str = "sinusoidal"  # sinusoidal | learned
     max_positions: int = 2800
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
 
 class Pooled(FusionModel):
@@ -91,8 +99,19 @@ class Pooled(FusionModel):
                 {m: AttentiveStatistics(n, config.attention) for m, n in scales.items()}
             )
         self.dropout = Dropout(config.dropout)
+        own, taken = sum(self.widths.values()), 0
+        if spec.context is not None:
+            taken = config.context_hidden
+            self.turns = TurnAttention(
+                own,
+                scales,
+                taken,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
+            )
         self.head = mlp(
-            sum(self.widths.values()),
+            own + taken,
             config.hidden,
             spec.outputs,
             dropout=config.dropout,
@@ -112,7 +131,8 @@ class Pooled(FusionModel):
                 mask = batch.mask(m)
                 x = zero_padding(batch.x[m], mask)
                 pooled.append(self.attend[m](self.standardise[m](x), mask))
-        return Prediction(self.head(self.dropout(torch.cat(pooled, 1))))
+        x = self.with_turns(torch.cat(pooled, 1), batch)
+        return Prediction(self.head(self.dropout(x)))
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         return {"ec": self.task_loss(self(batch).logits, batch.target)}
@@ -136,6 +156,11 @@ class Pooled(FusionModel):
         if not self.summary:
             return super().statistics(batch, modality)
         return self.pool(batch, modality)[batch.lengths[modality] > 0]
+
+    def as_turns(self, batch: Batch, modality: str) -> Tensor:
+        if not self.summary:
+            return super().as_turns(batch, modality)
+        return self.statistics(batch, modality)
 
 
 class Concat(Pooled):
@@ -180,6 +205,14 @@ class FusionEncoderModel(FusionModel):
             max_positions=config.max_positions,
         )
         self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
+        if spec.context is not None:
+            self.turns = TurnTokens(
+                self.turn_widths(),
+                config.d,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
+            )
 
     def forward(self, batch: Batch) -> Prediction:
         logits, share = self.classify(batch, attention=True)
@@ -194,7 +227,7 @@ class FusionEncoderModel(FusionModel):
     def classify(self, batch: Batch, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         mask = {m: batch.mask(m) for m in self.spec.modalities}
         h = {m: self.adapter[m](batch.x[m], mask[m]) for m in mask}
-        z, share = self.fe(h, mask, attention=attention)
+        z, share = self.fe(h, mask, attention=attention, turns=self.seen_turns(batch))
         return self.ec(z), share
 
     def standardisers(self) -> dict[str, list[Standardise]]:
