@@ -538,7 +538,7 @@ def test_layers_float64_and_autocast(name):
 
 def pooled(spec, name):
     """The batch and, for pooled models, its neighbours as they are given them."""
-    summary = model_class(name)[0].summary
+    summary = name in ("audio", "text", "vision", "concat")
     batch = make_batch(spec, summary=summary)
     return with_context(batch, spec)
 
