@@ -1936,8 +1936,9 @@ def predict(
         dialogue=given.pop("dialogue"),
         places=given,
     )
-    if one and trained.spec.context is not None:
-        note(f"without context: one clip (the run was trained with {trained.spec.context.title})")
+    context = trained[0].spec.context
+    if one and context is not None:
+        note(f"without context: one clip (the run was trained with {context.title})")
     if one:
         found = predicting.one(trained, (clips or (audio,))[0], video, text, asked)
     else:
