@@ -1825,7 +1825,7 @@ def prune(runs, dry_run, yes):
 @main.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument(
-    "clips", metavar="[FILE|FOLDER|MANIFEST]...", nargs=-1, type=click.Path(path_type=Path)
+    "clips", metavar="[FILE|FOLDER|TABLE|MANIFEST]...", nargs=-1, type=click.Path(path_type=Path)
 )
 @click.option(
     "--with",
@@ -1886,7 +1886,9 @@ def prune(runs, dry_run, yes):
     metavar="FILE|DIR",
     help="Where the faces are, of a run that was trained on faces: as for extract.",
 )
-@click.option("--vision-faces", metavar="FILE", help="Or the detector's model, likewise.")
+@click.option(
+    "--vision-faces", metavar="FILE", help="Or the model of the detector that finds them."
+)
 @click.option(
     "--text-encoder", metavar="DIR", help="Where the run's text encoder is now, if it was a folder."
 )
@@ -1897,8 +1899,10 @@ def prune(runs, dry_run, yes):
     type=click.Path(path_type=Path),
     help="Write them there: a csv, or JSON lines where the name ends in .jsonl.",
 )
-@click.option("--csv", "as_csv", is_flag=True, help="Everything that is known, as a csv.")
-@click.option("--json", "as_json", is_flag=True, help="Likewise, one JSON object per clip.")
+@click.option(
+    "--csv", "as_csv", is_flag=True, help="Print a csv, as --out does: every score of every clip."
+)
+@click.option("--json", "as_json", is_flag=True, help="Likewise, a JSON object per clip.")
 def predict(
     run, clips, others, audio, video, text, manifest_file, root, out, as_csv, as_json, **given
 ):
@@ -1920,10 +1924,16 @@ def predict(
 
     group = Run.open(run).trained()
     trained = group.children
+    if len({child.fold for child in trained}) > 1:
+        raise click.UsageError(
+            f"{run} holds {len(trained)} runs over folds; name one of them, e.g. "
+            f"{group.best().path}, the best on dev"
+        )
     if others or len(trained) > 1:
         trained = ensemble.members([group, *map(Run.open, others)])
         ensemble.check_alike(trained)
-        note(f"{ensemble.title(trained)}: probabilities are averaged")
+        alone = f" (the best on dev alone: {group.best().path})" if len(group.children) > 1 else ""
+        note(f"{ensemble.title(trained)}: probabilities are averaged{alone}")
     if any(one.result.scaling is not None for one in trained):
         note("probabilities are calibrated by the temperature fitted on dev")
     asked = predicting.Asked(
@@ -1950,9 +1960,9 @@ def predict(
         note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")
     unexpected = sum(not failure.known for failure in found.failures)
     if unexpected:
+        has = plural(found.asked, "clip has", "clips have")
         raise FailuresError(
-            f"{unexpected:,} of {plural(found.asked, 'clip')} have no prediction; mend them, or "
-            "leave them out"
+            f"{unexpected:,} of {has} no prediction; mend what failed, or leave it out"
         )
 
 
