@@ -24,14 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
+from mer.fusion import calibration, checkpoint, data, files, infer, metrics, splits, typed
 from mer.fusion.batch import Batch
+from mer.fusion.calibration import Scaling
 from mer.fusion.checkpoint import Run
 from mer.fusion.data import BatchSource
 from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.metrics import Measures
-from mer.fusion.models import model_class
+from mer.fusion.models import reads_summary
 from mer.fusion.models.base import FusionModel
 from mer.fusion.records import (
     Bootstrap,
@@ -165,17 +166,17 @@ def evaluate(
             stem = f"-{split}-{store.header.dataset}"
         results = []
         for child in run.children:
-            table = _predict_split(child, store, split, device, progress)
-            figures = _describe_predictions(child, table, split, device=device, store=store)
+            table = predict_split(child, store, split, device, progress)
+            figures = describe(child, table, split, device=device, store=store)
             results.append(Evaluated(child, table, figures))
             if group:
-                _write(child.path, stem, figures, table)
+                write(child.path, stem, figures, table)
     found: SingleMetrics | GroupMetrics = results[0].metrics
     if group:
         found, table = _aggregate(run, results)
-    _write(run.path, stem, found, table)
+    write(run.path, stem, found, table)
     if predictions is not None:
-        _write_parquet(table, Path(predictions))
+        write_parquet(table, Path(predictions))
     return found
 
 
@@ -256,11 +257,11 @@ def modalities_of(
     Returns:
         For each row the modalities, in the model's order.
     """
-    kind = model_class(run.config.model)[0]
-    spec = run.spec
+    config, spec = run.config, run.spec
+    summary = reads_summary(config.model, config.model_args)
     there = {}
     for m in run.reads:
-        n = data.steps(store, spec, run.config.data, m, summary=kind.summary)
+        n = data.steps(store, spec, config.data, m, summary=summary)
         there[m] = n[np.asarray(rows, dtype=np.int64)] > 0
     return [tuple(m for m in there if there[m][at]) for at in range(len(rows))]
 
@@ -337,15 +338,31 @@ def _part(
 ) -> BatchSource:
     spec = run.spec
     target = splits.targets(store.table(), spec.task, spec.labels)[rows]
-    summary = model_class(run.config.model)[0].summary
+    config = run.config
+    summary = reads_summary(config.model, config.model_args)
     return data.batch_source(
-        store, spec, run.config.data, rows, target, device=device, summary=summary, pool=pool
+        store, spec, config.data, rows, target, device=device, summary=summary, pool=pool
     )
 
 
-def _predict_split(
+def predict_split(
     run: Run, store: FeatureStore, split: str, device: torch.device | str, progress: Silent
 ) -> pa.Table:
+    """What a run answers of a split, as `predict_rows` describes it."""
+    rows, pool = _rows_of(run, store, split)
+    return predict_rows(run, store, rows, device=device, progress=progress, pool=pool)
+
+
+def part_of(run: Run, store: FeatureStore, split: str, device: torch.device | str) -> BatchSource:
+    """The rows of a split, as the run's model is given them."""
+    rows, pool = _rows_of(run, store, split)
+    return _part(run, store, rows, device, pool)
+
+
+def _rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a split, and those that their neighbours are among; that the test part is opened
+    is logged first.
+    """
     table = store.table()
     if split == "test":
         rows = pool = splits.held_out(table, run.fold)
@@ -360,7 +377,7 @@ def _predict_split(
     if not len(rows):
         remedy = "; evaluate another split, or train with --folds" if split == "test" else ""
         raise DataError(f"{store.path}: no {split} rows{remedy}")
-    return predict_rows(run, store, rows, device=device, progress=progress, pool=pool)
+    return rows, pool
 
 
 def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
@@ -405,9 +422,12 @@ def _predict(run: Run, model: FusionModel, part: BatchSource, advance: Advance) 
     truth = "label" if task == "single" else "targets"
     columns[truth] = source[truth]
     pred = infer.decide(out.scores, task, run.result.thresholds)
-    columns["pred"] = _named(pred, task, labels)
+    columns["pred"] = named(pred, task, labels)
+    scaling, scores = run.result.scaling, out.scores
+    if scaling is not None:
+        scores = calibration.scaled(scores, scaling.temperature)
     names = spec.score_columns
-    columns.update({name: out.scores[:, column] for column, name in enumerate(names)})
+    columns.update({name: scores[:, column] for column, name in enumerate(names)})
     nothing = pa.nulls(len(part), pa.float32())
     for place, m in enumerate(spec.modalities):
         columns[f"attention_{m}"] = nothing if out.attention is None else out.attention[:, place]
@@ -417,11 +437,11 @@ def _predict(run: Run, model: FusionModel, part: BatchSource, advance: Advance) 
         head = (out.unimodal or {}).get(m)
         if head is not None:
             alone = infer.decide(head, task, [0.5] * len(labels))
-            columns[f"pred_{m}"] = _named(alone, task, labels)
+            columns[f"pred_{m}"] = named(alone, task, labels)
     return pa.table(columns)
 
 
-def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
+def named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
     if task == "single":
         return pa.array([labels[c] for c in pred], pa.string())
     if task == "multi":
@@ -433,7 +453,7 @@ def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
 
 
 def _decisions(column: pa.ChunkedArray, task: str, labels: Sequence[str]) -> np.ndarray:
-    """Inverse of `_named`."""
+    """Inverse of `named`."""
     index = {name: c for c, name in enumerate(labels)}
     values = column.to_pylist()
     if task == "single":
@@ -451,10 +471,18 @@ def _null_nan(values: np.ndarray) -> pa.Array:
     return pa.array(values, pa.float32(), mask=np.isnan(values))
 
 
-def _describe_predictions(
-    run: Run, table: pa.Table, split: str, *, device: torch.device | str, store: FeatureStore
+def describe(
+    run: Run,
+    table: pa.Table,
+    split: str,
+    *,
+    device: torch.device | str,
+    store: FeatureStore,
+    together: bool = False,
 ) -> SingleMetrics:
-    """The content of metrics.json for one run."""
+    """The content of metrics.json for one run, or where it stands `together` with others whose
+    predictions these are the mean of: then without what its model alone would be asked.
+    """
     spec, info = run.spec, run.result
     every = splits.targets(store.table(), spec.task, spec.labels)
     measures = measures_of(store, every)
@@ -463,7 +491,7 @@ def _describe_predictions(
     stored = store.header.modalities
     heads = _heads(p, spec.modalities)
     agree, disagree = _where_heads_agree(p, heads)
-    answered = p.table["disagreement"].null_count < len(p.table)
+    answered = p.table["disagreement"].null_count < len(p.table) and not together
     untrained = [name for name in spec.sources if not stored[name].trained]
     alone: dict[str, Figures] = {}
     for m, pred in heads.items():
@@ -495,7 +523,7 @@ def _describe_predictions(
             attention=_attention(p, spec.modalities),
             discrimination=discrimination(run, p, store, device) if answered else None,
             inconsistent=_inconsistent(p),
-            calibration=_calibration(p),
+            calibration=_calibration(p, None if together else info.scaling),
         )
     )
 
@@ -560,12 +588,17 @@ def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:
     return {m: float(np.mean(column.to_numpy())) for m, column in columns.items()}
 
 
-def _calibration(p: Predicted) -> Calibration | None:
+def _calibration(p: Predicted, scaling: Scaling | None) -> Calibration | None:
     """How well the probability of the chosen class is calibrated."""
     if p.task != "single":
         return None
     scores = np.stack([p.table[f"p_{label}"].to_numpy() for label in p.labels], axis=1)
-    return Calibration(metrics.ece(scores.max(1, initial=0), p.pred == p.true))
+    right = p.pred == p.true
+    before = None
+    if scaling is not None:  # 1 / T undoes what T has done
+        plain = calibration.scaled(scores, 1 / scaling.temperature)
+        before = metrics.ece(plain.max(1, initial=0), right)
+    return Calibration(metrics.ece(scores.max(1, initial=0), right), before)
 
 
 def _inconsistent(p: Predicted) -> TwoWay | None:
@@ -827,14 +860,14 @@ def _mean_tree(trees: list[Any]) -> Any:
     return made
 
 
-def _write(folder: Path, stem: str, found: Metrics, table: pa.Table) -> None:
+def write(folder: Path, stem: str, found: Metrics, table: pa.Table) -> None:
     """Write predictions, and the metrics with their sha256."""
-    sha256 = _write_parquet(table, folder / f"predictions{stem}.parquet")
+    sha256 = write_parquet(table, folder / f"predictions{stem}.parquet")
     sealed = replace(found, predictions_sha256=sha256)
     files.write_json(folder / f"metrics{stem}.json", typed.tree(sealed))
 
 
-def _write_parquet(table: pa.Table, path: Path) -> str:
+def write_parquet(table: pa.Table, path: Path) -> str:
     """Returns the sha256 of the file."""
     made = io.BytesIO()  # a full disk is then met by us, not inside Arrow
     pq.write_table(table, made, compression="zstd")

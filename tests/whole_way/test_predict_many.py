@@ -109,14 +109,21 @@ def test_names_that_are_mistyped_are_told(desk, clips):
     assert "no such file" in said and "words without" not in said
 
 
-def test_of_several_seeds_the_best_on_dev_is_named(desk, clips):
+def test_of_several_seeds_the_mean_is_predicted_and_the_best_on_dev_named(desk, clips):
     group = desk.folder / "several"
     mer("train", desk.features, "--model", "concat", "--seeds", "2", "--set", "train.epochs=2",
         "--no-test", "--out", group)  # fmt: skip
     infos = [json.loads((group / f"seed-{seed}" / "run.json").read_text()) for seed in (0, 1)]
     best = max(infos, key=lambda info: info["dev"][info["select_metric"]])
-    said = mer("predict", group, clips, code=2).err
-    assert f"{group}/seed-{best['seed']}, the best on dev" in said.replace("\n", " ")
+    found = mer("predict", group, clips / "1.wav", "--json")
+    said = found.err.replace("\n", " ")
+    assert "mean of 2 runs of concat: probabilities are averaged" in said
+    assert f"the best on dev alone: {group}/seed-{best['seed']}" in said
+    each = [mer("predict", group / f"seed-{s}", clips / "1.wav", "--json").out for s in (0, 1)]
+    together, *alone = (json.loads(text) for text in (found.out, *each))
+    for label in LABELS:
+        mean = sum(one[f"p_{label}"] for one in alone) / 2
+        assert abs(together[f"p_{label}"] - mean) < 1e-6
 
 
 def test_a_csv_has_numbers_that_people_can_read(desk, clips):
