@@ -1,5 +1,5 @@
 """Layer mix against last layer, and conversation context against none, on real weights, by the
-commands a user has: `MER_TEST_DATA=DIR python -m tests.bench real --out OUT [--only NAME]`.
+commands a user has: `MER_TEST_DATA=DIR python -m tests.bench real --out OUT [--only meld|nemo|context]`.
 
 MELD's transcripts through all-MiniLM-L6-v2 (`text`), and nEMO's clips through Whisper-base
 (`audio`, leave one speaker out). For each `mer prepare`, `mer extract` (the last layer's steps and
@@ -117,7 +117,7 @@ def contexts(name: str, data: Path, out: Path, seeds: int) -> list[dict]:
             "corpus": name,
             "model": model,
             "context": found.get("context", "none"),
-            "settings": list(sets),
+            "settings": list(sets),  # beside the preset
             "n": found["n"],
             "bootstrap": found["bootstrap"],
             **{k: figures(found, k) for k in SHOWN},
@@ -225,24 +225,26 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    of_contexts = {f"{name}-context": name for name in sorted(CONTEXTS)}
-    parser.add_argument("--only", choices=[*sorted(CORPORA), *of_contexts])
+    parser.add_argument("--only", choices=[*sorted(CORPORA), "context"])
     args = parser.parse_args(argv)
     if args.data is None:
         sys.exit("real: name the folder of the data by --data or MER_TEST_DATA")
     args.out.mkdir(parents=True, exist_ok=True)
-    names = [args.only] if args.only else [*sorted(CORPORA), *of_contexts]
-    rows = []
-    for name in names:
-        if name in CORPORA:
-            rows.append(run(name, args.data, args.out, args.seeds))
-            print(line(rows[-1]))
-        else:
-            found = contexts(of_contexts[name], args.data, args.out, args.seeds)
-            rows += found
-            print("\n".join(map(context_line, found)))
     command = f"python -m tests.bench real --out OUT --seeds {args.seeds}"
-    print(save("real", rows, command=command, folder=args.out))
+    if args.only != "context":
+        names = [args.only] if args.only else sorted(CORPORA)
+        rows = [run(name, args.data, args.out, args.seeds) for name in names]
+        for row in rows:
+            print(line(row))
+        print(save("real", rows, command=command, folder=args.out))
+    if args.only in (None, "context"):
+        rows = []
+        for name in sorted(CONTEXTS):
+            rows += contexts(name, args.data, args.out, args.seeds)
+        for row in rows:
+            print(context_line(row))
+        command += " --only context"
+        print(save("real-context", rows, command=command, folder=args.out))
 
 
 if __name__ == "__main__":
