@@ -1,5 +1,6 @@
 """Layer mix against last layer, and conversation context against none, on real weights, by the
-commands a user has: `MER_TEST_DATA=DIR python -m tests.bench real --out OUT [--only meld|nemo|context]`.
+commands a user has: `MER_TEST_DATA=DIR python -m tests.bench real --out OUT`, perhaps with `--only
+meld|nemo|context`.
 
 MELD's transcripts through all-MiniLM-L6-v2 (`text`), and nEMO's clips through Whisper-base
 (`audio`, leave one speaker out). For each `mer prepare`, `mer extract` (the last layer's steps and
