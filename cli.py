@@ -320,7 +320,12 @@ def datasets(as_json):
 @click.option(
     "--task",
     type=click.Choice(["single", "multi", "regression"]),
-    help="table: what the labels are. [default: single]",
+    help="table: what the labels are. [default: single, or regression with --targets]",
+)
+@click.option(
+    "--targets",
+    metavar="A,B,C",
+    help="table: columns of numbers to learn, such as valence,arousal,dominance.",
 )
 @click.option(
     "--split",
@@ -1516,10 +1521,11 @@ def report(runs, out, against, metric, tables, figures):
     )
     write_text(out, report.rendered(made))
     if tables:
-        note(f"wrote {len(report.write_tables(made.all_tables(), tables))} files to {tables}")
+        written = report.write_tables(made.all_tables(), tables)
+        note(f"wrote {plural(len(written), 'file')} to {tables}")
     if figures:
         written = report.write_figures(made.all_pictures(), figures, progress=progress)
-        note(f"wrote {len(written)} files to {figures}")
+        note(f"wrote {plural(len(written), 'file')} to {figures}")
     say(out)
 
 
@@ -1880,8 +1886,13 @@ def doctor(as_json: bool):
     """
     from mer.pipeline.doctor import examine
 
+    def kernels() -> str:
+        from mer.fusion.ops.toolchain import launcher_obstacle  # imports torch, as its room does
+
+        return launcher_obstacle()
+
     bad = False
-    for finding in examine(check_pair):
+    for finding in examine(check_pair, kernels):
         bad |= finding.state == "bad"
         if as_json:
             say_json({"state": finding.state, "what": finding.what, "detail": finding.detail})

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mer.fusion.typed import added
+from mer.pipeline.runtime.terms import targets_of
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,11 @@ class DataSpec:
     `modalities` maps name to feature width D, in the fixed order audio, text, vision (those that
     are present). `frame_rates` maps name to steps per second (None for tokens and for
     utterance-level vectors). `task` is single | multi | regression; `labels` names the classes (for
-    regression: the one target). `sets` names what a modality is read from where that is not just
-    the features of its name as they are stored. `context` says which neighbours a row is seen with;
-    None: each utterance alone.
+    regression: the targets). `sets` names what a modality is read from where that is not just
+    the features of its name as they are stored.
+    `scale` is (mean, deviation) of each of several targets over the rows that train: a batch brings
+    them less their mean, in deviations, whatever scales they are rated on. One target stays as it
+    is stored. `context` says which neighbours a row is seen with; None: each utterance alone.
     """
 
     modalities: dict[str, int]
@@ -89,6 +93,7 @@ class DataSpec:
     task: str
     labels: tuple[str, ...]
     sets: dict[str, tuple[FeatureSet, ...]] = added({})
+    scale: tuple[tuple[float, float], ...] = added(())
     context: ContextSpec | None = added(None)
 
     def read_from(self, modality: str) -> tuple[FeatureSet, ...]:
@@ -133,8 +138,33 @@ class DataSpec:
 
     @property
     def outputs(self) -> int:
-        """Width of the prediction: C classes, C labels, or 1."""
-        return 1 if self.task == "regression" else len(self.labels)
+        """Width of the prediction: C classes, C labels, or K targets."""
+        return targets_of(self.task, self.labels)
+
+    @property
+    def score_columns(self) -> list[str]:
+        """What a table of predictions calls the numbers that a model answers."""
+        if self.task != "regression":
+            return [f"p_{name}" for name in self.labels]
+        return [f"value_{name}" for name in self.labels] if self.outputs > 1 else ["value"]
+
+    def alike(self, other: DataSpec) -> bool:
+        """Whether models of both read and answer the same; scales are those of their own rows."""
+        return replace(self, scale=()) == replace(other, scale=())
+
+    def scaled(self, target: np.ndarray) -> np.ndarray:
+        """Targets (N, K) as a batch brings them."""
+        if not self.scale:
+            return target
+        mean, deviation = np.array(self.scale, dtype=np.float64).T
+        return ((target - mean) / deviation).astype(target.dtype)
+
+    def unscaled(self, scores: np.ndarray) -> np.ndarray:
+        """Answers (N, K) of a model as the targets are rated."""
+        if not self.scale:
+            return scores
+        mean, deviation = np.array(self.scale, dtype=np.float64).T
+        return scores * deviation + mean
 
 
 @dataclass(frozen=True)
@@ -186,7 +216,7 @@ class Batch:
     modality is absent for that row. Where layers are mixed, D_m is their sum as `DataSpec.blocks`
     lays them out, until `mer.fusion.models.layered` has mixed them.
 
-    `target`: single (B,) int64; multi (B, C) float; regression (B, 1) float. Unlabelled: -1 / NaN.
+    `target`: single (B,) int64; multi (B, C) float; regression (B, K) float. Unlabelled: -1 / NaN.
     `row` (B,) int64 indexes the store's table. `context`: None where each row is seen alone.
     """
 

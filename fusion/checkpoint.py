@@ -124,7 +124,7 @@ class Run:
             return [self]
         runs = [Run.open(self.path / name) for name in self.info.children]
         for run in runs:
-            if isinstance(run.info, GroupInfo) or run.spec != runs[0].spec:
+            if isinstance(run.info, GroupInfo) or not run.spec.alike(runs[0].spec):
                 raise DataError(
                     f"{run.path / INFO}: not a run of the group that {self.path / INFO} names; "
                     f"{AGAIN}"
@@ -193,7 +193,11 @@ class Run:
     @property
     def measures(self) -> metrics.Measures:
         """By whose definitions a regression is scored (fusion.metrics)."""
-        return self.single.measures or metrics.measures_of(self.info.store.dataset, None)
+        return self.single.measures or metrics.measures_of(
+            self.info.store.dataset,
+            None,
+            self.spec.labels if self.spec.task == "regression" else (),
+        )
 
     @property
     def spec(self) -> DataSpec:

@@ -60,7 +60,8 @@ def spec(store: FeatureStore, config: DataConfig, *, summary: bool = False) -> D
             sets[m] = found
         widths[m] = sum(one.width for one in found)
         rates[m] = _rate(store, names, config)
-    made = DataSpec(widths, rates, header.task, tuple(header.labels), sets, context.spec(config))
+    labels, around = tuple(header.labels), context.spec(config)
+    made = DataSpec(widths, rates, header.task, labels, sets, context=around)
     for m in made.modalities:
         steps(store, made, config, m, summary=summary)
     return made
@@ -568,7 +569,7 @@ def batch_source(
         spec,
         config,
         np.asarray(rows, dtype=np.int64),
-        torch.from_numpy(target),
+        torch.from_numpy(spec.scaled(target)),
         device,
         n,
         summary,

@@ -229,8 +229,9 @@ def predict_rows(
     Returns:
         One row per row, in their order: id, dialogue, position, speaker, session, tags, turns (how
         many neighbours it was seen with; null: the run has no context), label or targets (null:
-        unlabelled), pred, p_<label>... (regression: value), attention_<modality>,
-        disagreement, pred_<modality>. Columns that the model has no answer for are null.
+        unlabelled), pred, p_<label>... (regression: value; of several targets value_<target>...),
+        attention_<modality>, disagreement, pred_<modality>. Columns that the model has no answer
+        for are null.
 
     Raises:
         DataError: The run is damaged.
@@ -405,7 +406,7 @@ def _predict(run: Run, model: FusionModel, part: BatchSource, advance: Advance) 
     columns[truth] = source[truth]
     pred = infer.decide(out.scores, task, run.result.thresholds)
     columns["pred"] = _named(pred, task, labels)
-    names = ["value"] if task == "regression" else [f"p_{name}" for name in labels]
+    names = spec.score_columns
     columns.update({name: out.scores[:, column] for column, name in enumerate(names)})
     nothing = pa.nulls(len(part), pa.float32())
     for place, m in enumerate(spec.modalities):
@@ -426,6 +427,8 @@ def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
     if task == "multi":
         names = np.array(labels, dtype=object)
         return pa.array([names[row].tolist() for row in pred], pa.list_(pa.string()))
+    if pred.ndim == 2:
+        return pa.array(pred.tolist(), pa.list_(pa.float64()))
     return pa.array(pred, pa.float64())
 
 
@@ -436,7 +439,8 @@ def _decisions(column: pa.ChunkedArray, task: str, labels: Sequence[str]) -> np.
     if task == "single":
         return np.array([index[v] for v in values], dtype=np.int64)
     if task != "multi":
-        return np.array(values, dtype=float)
+        width = max(len(labels), 1)
+        return np.array(values, dtype=float).reshape((-1, width) if width > 1 else -1)
     holds = np.zeros((len(values), len(labels)), dtype=bool)
     for row, names in zip(holds, values, strict=True):
         row[:] = [name in names for name in labels]
@@ -525,7 +529,9 @@ def _where_heads_agree(
     """The model where the unimodal heads agree, and where they do not; None without two heads."""
     if len(heads) < 2:
         return None, None
-    differ = _heads_differ(list(heads.values()), p.task)
+    of_dimensions = p.measures == "ccc" and len(p.true)
+    middle = p.true.mean(0) if of_dimensions else 0.0
+    differ = _heads_differ(list(heads.values()), p.task, middle)
     found = []
     for rows in (~differ, differ):
         share = float(rows.mean()) if len(rows) else float("nan")
@@ -533,9 +539,13 @@ def _where_heads_agree(
     return found[0], found[1]
 
 
-def _heads_differ(heads: list[np.ndarray], task: str) -> np.ndarray:
-    """(N,) bool: not all unimodal heads say the same. Regression: they differ in sign."""
-    heads = [h > 0 for h in heads] if task == "regression" else heads
+def _heads_differ(
+    heads: list[np.ndarray], task: str, middle: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """(N,) bool: not all unimodal heads say the same. Regression: they are not on one side of the
+    `middle`, which is 0, or of dimensions the mean target.
+    """
+    heads = [h > middle for h in heads] if task == "regression" else heads
     rows = [h != heads[0] for h in heads[1:]]
     return np.any([row if row.ndim == 1 else row.any(1) for row in rows], axis=0)
 

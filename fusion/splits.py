@@ -18,7 +18,7 @@ import pyarrow as pa
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import plural, shown
-from mer.pipeline.runtime.terms import SPLITS
+from mer.pipeline.runtime.terms import SPLITS, targets_of
 
 GROUPS = ("dialogue", "speaker", "session")
 FOLDS = ("session", "speaker", "dialogue")  # the one to suggest first
@@ -52,12 +52,12 @@ class Split:
 
 
 def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
-    """single: (N,) int64 class, -1 unlabelled; multi: (N, C) float32; regression: (N, 1) float32;
-    NaN unlabelled.
+    """single: (N,) int64 class, -1 unlabelled; multi: (N, C) float32; regression: (N, K) float32
+    of K targets; NaN unlabelled.
     """
     if task == "single":
         return _classes(table["label"].to_pylist(), labels)
-    width = 1 if task == "regression" else len(labels)
+    width = targets_of(task, labels)
     out = np.full((len(table), width), np.nan, dtype=np.float32)
     for row, value in enumerate(table["targets"].to_pylist()):
         if value is not None:
@@ -86,6 +86,19 @@ def _classes(column: list[str | None], labels: Sequence[str]) -> np.ndarray:
 def labelled(target: np.ndarray) -> np.ndarray:
     """(N,) bool."""
     return target >= 0 if target.ndim == 1 else ~np.isnan(target).any(1)
+
+
+def scale(target: np.ndarray, task: str) -> tuple[tuple[float, float], ...]:
+    """(mean, deviation) of each of several targets over their labelled rows; () of anything else.
+
+    A target that does not vary has the deviation 1.
+    """
+    if task != "regression" or target.shape[1] < 2:
+        return ()
+    known = target[labelled(target)].astype(np.float64)
+    if not len(known):
+        return ()
+    return tuple((float(x.mean()), float(x.std()) or 1.0) for x in known.T)
 
 
 def label_counts(target: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, int]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from mer.fusion.metrics import MEANINGS
+from mer.fusion.metrics import MEANINGS, kind_of
 from mer.pipeline.runtime.terminal import escape
 
 # printed as they are; everything else as a percentage
-PLAIN = frozenset({"mae", "pearson", "ece", "loss"})
+PLAIN = frozenset({"ccc", "mae", "pearson", "ece", "loss"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def glossary(names: Iterable[str]) -> str:
     >>> glossary(["wa", "pearson", "mae"])
     'WA: weighted accuracy, the share of right answers; MAE: mean absolute error.'
     """
-    said = [MEANINGS[name] for name in dict.fromkeys(names) if name in MEANINGS]
+    said = [MEANINGS[name] for name in dict.fromkeys(map(kind_of, names)) if name in MEANINGS]
     return f"{'; '.join(said)}." if said else ""
 
 
@@ -87,13 +87,13 @@ def loss_title(name: str) -> str:
 
 
 def number(name: str, value: float | None, *, signed: bool = False) -> str:
-    """As it is printed: percentages with one decimal, MAE, Pearson, ECE and losses with three; an
-    undefined figure is a dash.
+    """As it is printed: percentages with one decimal; CCC, MAE, Pearson, ECE and losses with three;
+    an undefined figure is a dash.
     """
     if value is None or not math.isfinite(value):
         return "–"
     sign = "+" if signed else ""
-    return f"{value:{sign}.3f}" if name in PLAIN else f"{100 * value:{sign}.1f}"
+    return f"{value:{sign}.3f}" if kind_of(name) in PLAIN else f"{100 * value:{sign}.1f}"
 
 
 def plain(table: Table, *, left: Collection[str] = ()) -> str:

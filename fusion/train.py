@@ -40,7 +40,7 @@ from mer.fusion.tables import loss_title
 from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import amount, did_you_mean, shown
+from mer.pipeline.runtime.terminal import amount, did_you_mean, plural, shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -148,6 +148,7 @@ def fit(
     spec, metric = check_config(store, config)
     key = checkpoint.store_key(store)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
+    spec = replace(spec, scale=splits.scale(target[split.train], spec.task))
     training = Training(
         store,
         config,
@@ -404,7 +405,7 @@ def read_notes(training: Training) -> list[str]:
     notes = data.join_notes(store, spec, rows)
     for name, one in spec.sources.items():
         if one.means or one.stack:
-            what = f"{one.means} layer means" if one.means else f"{len(one.stack)} layers"
+            what = plural(one.means, "layer mean") if one.means else plural(len(one.stack), "layer")
             notes.append(f"{name}: {what} mixed by learned weights (data.layers)")
     if others := data.unread(store, spec):
         notes.append(f"not read: {shown(', '.join(others), 120)} (name them in data.modalities)")
@@ -422,7 +423,7 @@ def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
     """By whose definitions the targets of `store` are scored (fusion.metrics)."""
     if store.header.task != "regression":
         return "mosi"
-    return metrics.measures_of(store.header.dataset, target)
+    return metrics.measures_of(store.header.dataset, target, store.header.labels)
 
 
 def spec_of(store: FeatureStore, config: TrainConfig) -> DataSpec:
@@ -451,9 +452,11 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
         DataError: The configuration cannot be trained on such a store.
     """
     spec, loop = spec_of(store, config), config.train
-    metric = metrics.HEADLINE[spec.task] if loop.select_metric == "auto" else loop.select_metric
     target = splits.targets(store.table(), spec.task, spec.labels)
     known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
+    metric = loop.select_metric
+    if metric == "auto":
+        metric = metrics.headline(spec.task, known)
     if metric not in (*known, "loss"):
         guess = did_you_mean(metric, (*known, "loss"))
         raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss{guess}")
@@ -722,7 +725,7 @@ def _dev_score(
 
 def _rank(metric: str, dev: dict[str, float]) -> tuple[float, float]:
     """Larger is better; on small dev sets many epochs tie, and the smaller dev loss decides."""
-    value = -dev[metric] if metric in metrics.LOWER_IS_BETTER else dev[metric]
+    value = -dev[metric] if metrics.lower_is_better(metric) else dev[metric]
     return (
         value if math.isfinite(value) else -math.inf,
         -dev["loss"] if math.isfinite(dev["loss"]) else -math.inf,

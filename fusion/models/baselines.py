@@ -31,7 +31,7 @@ class UnimodalConfig:
     hidden: int = 256  # of the MLP
     dropout: float = 0.3  # before it and inside it
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
     # with data.context: width of what is taken from neighbours, dropout on their features, and the
     # share of them that is hidden in training
     context_hidden: int = added(64)
@@ -57,7 +57,7 @@ class FusionConfig:
     positions: str = "sinusoidal"  # sinusoidal | learned
     max_positions: int = 2800
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
     context_dropout: float = added(0.5)
     turn_dropout: float = added(0.3)
 

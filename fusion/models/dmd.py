@@ -135,7 +135,7 @@ class DMDConfig:
     orthogonality: Literal["squared", "absolute", "hinge"] = "squared"
     margin: float = 0.15
     label_smoothing: float = 0.0  # of the task terms, classification only
-    regression_loss: Literal["l1", "mse"] = "l1"
+    regression_loss: Literal["l1", "mse", "ccc"] = "l1"
 
     weight_heads: float = 1.0  # every unimodal head's task loss
     weight_shared: float = 1.0  # the shared branch's task loss

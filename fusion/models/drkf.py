@@ -110,7 +110,7 @@ class DRKFConfig:
     turn_dropout: float = added(0.3)
 
     label_smoothing: float = 0.0  # of the classification terms
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
 
     w_ec: float = 1.0  # emotion classification on z
     w_uni: float = 0.2  # emotion classification from each modality alone (published: none)
@@ -128,7 +128,7 @@ class DRKFConfig:
             "mi_direction": ("both", "first"),
             "rec_stop": ("both", "target", "none"),
             "kl_target": ("label", "posterior", "off"),
-            "regression_loss": ("l1", "mse"),
+            "regression_loss": ("l1", "mse", "ccc"),
         }
         for field, values in known.items():
             if getattr(self, field) not in values:

@@ -23,7 +23,7 @@ from mer.pipeline.datasets.findings import Findings, shared_texts, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.limits import TABLE_BYTES
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 FILMS = Path("dialog", "avi", "DivX")
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
@@ -197,7 +197,7 @@ def _check_sessions(
         for session, n in expected.items():
             if counts[session] != n:
                 findings.warnings.append(
-                    f"{session}: {counts[session]:,} utterances {what}, {n:,} expected"
+                    f"{session}: {plural(counts[session], 'utterance')} {what}, {n:,} expected"
                 )
 
 
@@ -211,11 +211,15 @@ def _check_texts(rows: list[Utterance], findings: Findings) -> None:
     """
     silent = [u.id for u in rows if u.text is None]
     if silent:
-        findings.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
+        findings.warnings.append(
+            f"{plural(len(silent), 'utterance has', 'utterances have')} no transcript: "
+            f"{some(silent)}"
+        )
     noise = [u.id for u in rows if _is_noise(u.text)]
     if noise:
-        what = "transcripts are nothing but noise marks such as [LAUGHTER]; they are kept as text"
-        findings.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
+        what = "nothing but noise marks such as [LAUGHTER], kept as text"
+        number = plural(len(noise), "transcript is", "transcripts are")
+        findings.warnings.append(f"{number} {what}: {some(noise)}")
     labelled = [u for u in rows if u.label is not None]
     sessions = {u.session for u in labelled}
     for session in sorted(filter(None, sessions)):

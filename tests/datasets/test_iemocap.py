@@ -63,8 +63,8 @@ def test_text_with_colons_missing_text_and_noise(root):
         rows["Ses01F_impro01_M012"].text == "[LAUGHTER]"
         and rows["Ses05M_impro03_M001"].text is None
     )
-    assert any(w.startswith("1 utterances have no transcript: Ses") for w in report.warnings)
-    assert any(w.startswith("1 transcripts are nothing but noise marks") for w in report.warnings)
+    assert any(w.startswith("1 utterance has no transcript: Ses") for w in report.warnings)
+    assert any(w.startswith("1 transcript is nothing but noise marks") for w in report.warnings)
 
 
 def test_kinds_positions_and_wavs(root):

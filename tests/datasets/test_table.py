@@ -60,7 +60,7 @@ def test_crlf_and_an_empty_cell(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"id,text,label,split\r\n1,,x,train\r\n2,hi,,dev\r\n")
     manifest, report = prepare("table", source=tmp_path / "t.csv")
     assert [(u.text, u.label) for u in manifest.rows] == [(None, "x"), ("hi", None)]
-    assert "1 rows have no label, the first on line 3" in report.warnings and report.counts[
+    assert "1 row has no label, the first on line 3" in report.warnings and report.counts[
         "dev"
     ] == {"(none)": 1}
 
@@ -72,7 +72,7 @@ def test_a_quote_that_is_not_closed_swallows_rows_and_that_is_said(tmp_path):
     manifest, report = prepare("table", source=tmp_path / "t.csv")
     assert len(manifest) == 2
     assert (
-        "1 cells of text hold a line break, the first on line 3: if that is not meant, a quote is "
+        "1 cell of text with a line break, the first on line 3: if that is not meant, a quote is "
         "not closed" in report.warnings
     )
 
