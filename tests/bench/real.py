@@ -9,8 +9,8 @@ every layer's mean), `mer layers`, `mer train` twice (`data.layers` stored and m
 OUT already is not made again.
 
 Context: the same store of MELD (`text`), and CMU-MOSI's vectors (`concat`), each with
-`data.context` none, past and both under one recipe (CONTEXTS), whose width and epochs were chosen
-on dev with other seeds; five seeds, `mer compare` with none.
+`data.context` none, past and both under one recipe (CONTEXTS), chosen on dev with other seeds but
+for MELD's width, of which no other was tried; five seeds, `mer compare` with none.
 """
 
 from __future__ import annotations
