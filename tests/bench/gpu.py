@@ -22,34 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.machine import describe
-
-ROOT = Path(__file__).parents[2]
-END_SECONDS = 3  # what a part is given to end by itself, after its own time
-LEAST_SECONDS = 5  # with less a part is not begun
-LOG_BYTES = 4000  # of a part that failed, in the summary
-
-
-@dataclass(frozen=True)
-class Part:
-    """`share` of the minutes; those of all parts are 1."""
-
-    name: str
-    share: float
-
+from tests.bench.parts import Part, replace, run_all, table
 
 PARTS = (
     Part("parity", 0.20),
@@ -59,9 +35,6 @@ PARTS = (
     Part("contrastive", 0.20),
     Part("tiles", 0.06),
 )
-
-
-# ---- The parent: starts the parts and writes down what came of them
 
 
 def main(argv: list[str]) -> None:
@@ -90,100 +63,20 @@ def main(argv: list[str]) -> None:
     if not options.tiny and not has_gpu():
         raise SystemExit("no CUDA device here; --tiny is a dry run on the CPU")
     parts = [part for part in PARTS if part.name in wanted]
-    run_all(parts, options.out, 60 * options.minutes, tiny=options.tiny, command=" ".join(argv))
+    head = {"command": " ".join(["python -m tests.bench gpu", *argv]), "machine": describe()}
+
+    def tell(told: list[dict]) -> None:
+        write_summary(options.out, {**head, "parts": told})
+
+    tiny = ["--tiny"] if options.tiny else []
+    run_all("gpu", parts, options.out, 60 * options.minutes, tell, *tiny)
+    print(f"wrote {options.out / 'summary.md'}")
 
 
 def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def run_all(parts: list[Part], out: Path, seconds: float, *, tiny: bool, command: str) -> None:
-    begun, told = time.monotonic(), []
-    head = {"command": f"python -m tests.bench gpu {command}", "machine": describe()}
-    with import_name() as paths:
-        for number, part in enumerate(parts):
-            # by its place among all, so that what others left over is used
-            spent = time.monotonic() - begun
-            weight = part.share / sum(other.share for other in parts[number:])
-            limit = (seconds - spent) * weight
-            told.append(one(part, out, limit, tiny, paths) | {"limit_s": round(limit, 1)})
-            write_summary(out, {**head, "parts": told})
-            print(line(told[-1]), flush=True)
-    print(f"wrote {out / 'summary.md'}")
-
-
-def one(part: Part, out: Path, limit: float, tiny: bool, paths: str) -> dict:
-    """Run a part for at most `limit` seconds; what it had written by then stays."""
-    said = {"part": part.name}
-    if limit < LEAST_SECONDS:
-        return said | {"ended": "not begun: no time left", "seconds": 0.0}
-    (out / f"{part.name}.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.bench", "gpu", "--out", str(out)]
-    command += ["--part", part.name, "--seconds", str(limit - END_SECONDS)]
-    command += ["--tiny"] if tiny else []
-    begun, log = time.monotonic(), out / f"{part.name}.log"
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "svg"}
-    with log.open("wb") as file:
-        child = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = child.wait(limit)
-            ended = "done" if code == 0 else f"failed (exit {code})"
-        except subprocess.TimeoutExpired:
-            ended = f"stopped after {limit:.0f} s; what it had written is kept"
-        finally:
-            end(child)
-    said |= {"ended": ended, "seconds": round(time.monotonic() - begun, 1)}
-    if ended.startswith("failed"):
-        said["log"] = log.read_text(errors="replace")[-LOG_BYTES:]
-    path = out / f"{part.name}.json"
-    return said | {"rows": json.loads(path.read_text()) if path.exists() else []}
-
-
-def end(child: subprocess.Popen) -> None:
-    """End the part and all that it has started."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    child.wait()
-
-
-@contextmanager
-def import_name() -> Iterator[str]:
-    """A search path on which this tree is called `mer`, with the version that it would have when it
-    is installed.
-    """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    folder = Path(tempfile.mkdtemp(prefix="mer-name-"))
-    try:
-        (folder / "mer").symlink_to(ROOT, target_is_directory=True)
-        about = folder / f"mer-{project['version']}.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: mer\nVersion: {project['version']}\n"
-        )
-        others = [path for path in [os.environ.get("PYTHONPATH", "")] if path]
-        yield os.pathsep.join([str(folder), str(ROOT), *others])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-# ---- The summary
-
-
-def line(said: dict) -> str:
-    rows = len(said.get("rows", []))
-    return f"{said['part']:12} {said['seconds']:6.1f} s  {said['ended']}, {rows} rows"
 
 
 def write_summary(out: Path, found: dict) -> None:
@@ -203,30 +96,3 @@ def write_summary(out: Path, found: dict) -> None:
         if "log" in said:
             text += ["", "```text", said["log"].strip(), "```"]
     replace(out / "summary.md", "\n".join(text) + "\n")
-
-
-def table(rows: list[dict]) -> list[str]:
-    """A table of rows that have the same columns."""
-    cells = [[str(value).replace("|", "\\|") for value in row.values()] for row in rows]
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *cells]
-    return [" ".join(f"| {' | '.join(line)} |".split()) for line in lines]
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file so that it is never half there."""
-    half = path.with_name(f".{path.name}.half")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
-
-
-def keeper(path: Path) -> Callable[[dict], None]:
-    """Tells rows to whoever runs a part, one by one: they are kept if it is ended."""
-    rows: list[dict] = []
-
-    def keep(row: dict) -> None:
-        rows.append(row)
-        print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-        replace(path, json.dumps(rows))
-
-    return keep

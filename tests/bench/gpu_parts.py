@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 
-from tests.bench.gpu import ROOT, keeper
+from tests.bench.parts import ROOT, keeper
 
 RATE = 16_000  # samples per second
 FRAMES_HZ = 49.95

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import gpu
+from tests.bench import gpu, parts
 
 ROOT = Path(__file__).parents[2]
 # what only decoding, the command line and the tests need
@@ -47,16 +47,16 @@ def test_shares_are_all_of_the_time():
 def test_what_a_part_leaves_goes_to_those_behind_it(monkeypatch, tmp_path):
     clock, limits = [100.0], []
 
-    def one(part, out, limit, tiny, paths):
+    def one(bench, part, out, limit, paths, *flags):
         limits.append(limit)
         clock[0] += min(limit, 10)
         return {"part": part.name, "ended": "done", "seconds": 10.0, "rows": [{"x": 1}]}
 
-    monkeypatch.setattr(gpu, "one", one)
-    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
-    parts = [gpu.Part("a", 0.5), gpu.Part("b", 0.25), gpu.Part("c", 0.25)]
-    gpu.run_all(parts, tmp_path, 100, tiny=True, command="--tiny")
-    assert limits == [50, 45, 80]
+    monkeypatch.setattr(parts, "one", one)
+    monkeypatch.setattr(parts.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(gpu, "PARTS", tuple(map(gpu.Part, "abc", (0.5, 0.25, 0.25))))
+    gpu.main(["--out", str(tmp_path), "--minutes", str(100 / 60), "--parts", "a,b,c", "--tiny"])
+    assert limits == pytest.approx([50, 45, 80])
     found = json.loads((tmp_path / "summary.json").read_text())
     assert [said["part"] for said in found["parts"]] == ["a", "b", "c"]
     assert found["parts"][1]["limit_s"] == 45
@@ -76,22 +76,22 @@ def test_what_a_part_leaves_goes_to_those_behind_it(monkeypatch, tmp_path):
 def test_a_part_that_fails_or_hangs_keeps_what_it_had_written(
     does, ended, rows, monkeypatch, tmp_path
 ):
-    """The parent gives `-m tests.bench gpu --out DIR ...`: DIR is the fifth word."""
+    """The parent calls `-m tests.bench gpu --out DIR ...`: DIR is the fifth word."""
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\necho told\necho '[{{\"x\": 1}}]' > $5/drkf.json\n{does}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(gpu.sys, "executable", str(program))
+    monkeypatch.setattr(parts.sys, "executable", str(program))
     begun = time.monotonic()
-    said = gpu.one(gpu.Part("drkf", 1), tmp_path, 6, True, "")
+    said = parts.one("gpu", parts.Part("drkf", 1), tmp_path, 6, "")
     assert said["ended"] == ended and len(said["rows"]) == rows
     assert time.monotonic() - begun < 30
     assert ("told" in said.get("log", "")) == ended.startswith("failed")
-    late = gpu.one(gpu.Part("drkf", 1), tmp_path, 2, True, "")
+    late = parts.one("gpu", parts.Part("drkf", 1), tmp_path, 2, "")
     assert late["ended"] == "not begun: no time left"
 
 
 def test_the_tree_has_its_name_and_version():
-    with gpu.import_name() as paths:
+    with parts.import_name() as paths:
         folder = Path(paths.split(os.pathsep)[0])
         assert (folder / "mer" / "cli.py").samefile(ROOT / "cli.py")
         (found,) = metadata.distributions(name="mer", path=[str(folder)])
