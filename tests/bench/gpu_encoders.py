@@ -57,7 +57,8 @@ class Sides:
         from transformers import AutoModel
 
         self.modality, self.encoder, self.folder = modality, encoder, folder
-        self.name, self.device = NAMES[modality], encoder.device
+        large = encoder.width == LARGE_TEXT["hidden_size"]
+        self.name, self.device = NAMES[modality] if large else "dry run", encoder.device
         self.noise = np.random.default_rng(0).standard_normal(NOISE).astype(np.float32) * 0.1
         self.words = encoder.model.config.vocab_size if modality == "text" else 0
         half = torch.float16 if self.device.type == "cuda" else torch.float32

@@ -129,7 +129,7 @@ def test_a_dry_run_from_a_plain_copy_of_the_tree(tmp_path):
             shutil.copy(source, tree / name)
     site.mkdir()
     (site / "sitecustomize.py").write_text(ABSENT)
-    command = [sys.executable, "-m", "tests.bench", "gpu", "--out", str(out), "--minutes", "10"]
+    command = [sys.executable, "-m", "tests.bench", "gpu", "--out", str(out), "--minutes", "60"]
     environment = {**os.environ, "PYTHONPATH": str(site), "MER_COMMIT": "abc1234"}
     done = subprocess.run(
         [*command, "--tiny"], cwd=tree, env=environment, capture_output=True, text=True
