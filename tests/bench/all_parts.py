@@ -24,7 +24,7 @@ def run(part: str, out: Path, *, tiny: bool) -> None:
 def startup(keep: Keep, tiny: bool) -> None:
     from tests.bench import startup as bench
 
-    for row in bench.rows(1 if tiny else 3):
+    for row in bench.rows(1 if tiny else 2):
         keep(
             {
                 "what": f"`{row['command']}`",

@@ -106,7 +106,7 @@ COMMANDS = ["first", "update", "repair", "share"]
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> Path:
-    """A store of twelve clips: the cases are many, and what is computed is not what they are about."""
+    """A store of twelve clips: the cases are many, and not about what is computed."""
     folder = tmp_path_factory.mktemp("few")
     manifest, file = corpus.make(folder, 12)
     extract(manifest, folder / "feats.h5", corpus.options(), source=file)
