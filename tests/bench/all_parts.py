@@ -94,9 +94,7 @@ def steps(keep: Keep, tiny: bool) -> None:
 
     device, count = torch.device("cpu"), 32 if tiny else 512
     with tempfile.TemporaryDirectory() as folder:
-        for preset in ("drkf", "dmd-mosi-unaligned", "dhmd-mosi-unaligned"):
-            if preset not in config.presets():
-                continue
+        for preset in ("drkf", "dmd-mosi", "dhmd-mosi"):
             shape = bench.SHAPES[bench.shape_of(preset)]
             with bench.corpus(Path(folder) / preset, count, shape) as store:
                 row = bench.measure(
