@@ -77,11 +77,8 @@ NEEDLESS = {
 }
 
 
-def test_commands_import_nothing_that_they_do_not_need(tmp_path):
-    """Each in a process of its own; matplotlib where a picture is asked for shows that the list
-    would be seen.
-    """
-    make_store(tmp_path, n=60, means={"audio": 3})
+def imported(command: str, names: tuple[str, ...], folder: Path) -> list[str]:
+    """Which of the modules a command has imported, in a process of its own."""
     code = (
         "import sys\nfrom mer.cli import main\n"
         "status = 0\n"
@@ -89,20 +86,42 @@ def test_commands_import_nothing_that_they_do_not_need(tmp_path):
         "print('\\n#', *sorted(set(sys.argv[1].split(',')) & sys.modules.keys()))\n"
         "sys.exit(status)\n"
     )
+    asked = [sys.executable, "-c", code, ",".join(names), *command.split()]
+    done = subprocess.run(asked, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()[1:]
 
-    def imported(command: str, names: tuple[str, ...]) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", code, ",".join(names), *command.split()],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()[-1].split()[1:]
 
-    found = {command: imported(command, names) for command, names in NEEDLESS.items()}
+def test_commands_import_nothing_that_they_do_not_need(tmp_path):
+    """Each in a process of its own; matplotlib where a picture is asked for shows that the list
+    would be seen.
+    """
+    make_store(tmp_path, n=60, means={"audio": 3})
+    found = {command: imported(command, names, tmp_path) for command, names in NEEDLESS.items()}
     assert not any(found.values()), found
-    assert imported("evaluate run --figures .", MODELS) == ["matplotlib"]
+    assert imported("evaluate run --figures .", MODELS, tmp_path) == ["matplotlib"]
+
+
+def test_encoders_are_loaded_without_what_they_do_not_need(tmp_path):
+    """Of a clip of 16 kHz: no compiler, nothing of SciPy or scikit-learn, whether they are
+    installed or not, and no processes of dask.
+    """
+    needless = ("sklearn", "scipy", "matplotlib", "pandas", "dask", "distributed", *COMPILER)
+    extract = "extract --dataset synthetic --size 12"
+    assert imported(extract, (*needless, "transformers"), tmp_path) == ["transformers"]
+    mer(
+        "train",
+        "feats.h5",
+        "--model",
+        "concat",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        "run",
+        cwd=tmp_path,
+    )
+    clip = next((tmp_path / "data").rglob("*.wav")).relative_to(tmp_path)
+    assert imported(f"predict run {clip} --text hello", (*needless, "av"), tmp_path) == []
 
 
 def test_version():

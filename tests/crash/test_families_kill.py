@@ -79,7 +79,9 @@ def test_killed_at_random_times(run, whole, options, tmp_path):
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-@pytest.mark.parametrize("ways", [(Workers(2),), (Share(2, 2), Share(1, 2))])
+@pytest.mark.parametrize(
+    "ways", [pytest.param((Workers(2),), marks=pytest.mark.slow), (Share(2, 2), Share(1, 2))]
+)
 def test_workers_and_shares_make_the_same_bytes(whole, options, tmp_path, ways):
     made, _ = whole
     folder = fresh(made, tmp_path / "x")

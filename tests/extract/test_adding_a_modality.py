@@ -201,6 +201,7 @@ def test_stopped_it_goes_on_and_the_old_store_is_read_meanwhile(folder, monkeypa
     assert not (folder / "audio.shards" / ".work").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )

@@ -205,6 +205,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(made, tmp_path, monkeypatch):
     assert corpus.digests(tmp_path / "other.shards") == corpus.digests(tmp_path / "feats.shards")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
