@@ -79,6 +79,7 @@ class TableRules:
 
     names: tuple[str, ...]
     id: str
+    header: tuple[str, ...] = ()  # all columns, of a table that may lack the line that names them
     text: str = ""
     speaker: str = ""  # a template, "{show}/{speaker}"
     nobody: tuple[str, ...] = ()  # what it says where the speaker is not known
@@ -188,7 +189,7 @@ def _file_rules(data: dict) -> FileRules:
 
 
 def _table_rules(data: dict) -> TableRules:
-    lists = {key: tuple(data.get(key, ())) for key in ("names", "nobody")}
+    lists = {key: tuple(data.get(key, ())) for key in ("names", "header", "nobody")}
     return TableRules(**{**data, **lists})
 
 
