@@ -1,6 +1,6 @@
 """Run + store -> predictions.parquet and metrics.json.
 
-The only place that opens the test split, and it keeps a log of that.
+The only place that opens the test split, and it keeps a log of that (ledger.py).
 
 Every figure is computed from the columns of predictions.parquet, so that it can be checked,
 compared and pooled without the store.
@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mer.fusion import checkpoint, data, files, infer, metrics, splits, typed
+from mer.fusion import checkpoint, data, files, infer, ledger, metrics, splits, typed
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
+from mer.fusion.config import to_tree
 from mer.fusion.data import BatchSource
 from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
 from mer.fusion.losses.supervised import same_emotion
@@ -163,9 +164,14 @@ def evaluate(
         stem = "" if split == "test" else f"-{split}"
         if checkpoint.store_key(store) != run.info.store_key:
             stem = f"-{split}-{store.header.dataset}"
-        results = []
+        results, contents = [], []
+        once = _once(note)
         for child in run.children:
-            table = _predict_split(child, store, split, device, progress)
+            rows = _rows_of(child, store, split)
+            if split == "test":
+                _check_unseen(child, store, rows)
+                contents.append(_note_opening(child, store, rows, once))
+            table = predict_rows(child, store, rows, device=device, progress=progress)
             figures = _describe_predictions(child, table, split, device=device, store=store)
             results.append(Evaluated(child, table, figures))
             if group:
@@ -176,7 +182,24 @@ def evaluate(
     _write(run.path, stem, found, table)
     if predictions is not None:
         _write_parquet(table, Path(predictions))
+    if split == "test":
+        scored = found.n if isinstance(found, GroupMetrics) else len(table) - found.unlabelled
+        by = ledger.seen(contents, scored, [path.resolve()], _tried(run.children))
+        for line in (by.line(), *by.troubles):
+            note(line)
     return found
+
+
+def _once(note: Note) -> Note:
+    """The same, but each line one time only."""
+    told: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            note(line)
+
+    return say
 
 
 def stored_metrics(run: Run) -> SingleMetrics | GroupMetrics | None:
@@ -335,14 +358,11 @@ def _part(
     )
 
 
-def _predict_split(
-    run: Run, store: FeatureStore, split: str, device: torch.device | str, progress: Silent
-) -> pa.Table:
+def _rows_of(run: Run, store: FeatureStore, split: str) -> np.ndarray:
+    """The rows of a part; DataError where there are none."""
     table = store.table()
     if split == "test":
         rows = splits.held_out(table, run.fold)
-        _log_test(run, store, len(rows))
-        _check_unseen(run, store, rows)
     else:
         target = splits.targets(table, run.spec.task, run.spec.labels)
         assigned = splits.assign(table, target, run.config.data, run.fold)
@@ -350,7 +370,7 @@ def _predict_split(
     if not len(rows):
         remedy = "; evaluate another split, or train with --folds" if split == "test" else ""
         raise DataError(f"{store.path}: no {split} rows{remedy}")
-    return predict_rows(run, store, rows, device=device, progress=progress)
+    return rows
 
 
 def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
@@ -370,17 +390,91 @@ def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
         )
 
 
-def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
-    """Append to test_log.jsonl before the split is read: how often it was opened is part of the
-    result.
+def _note_opening(
+    run: Run, store: FeatureStore, rows: np.ndarray, note: Note, what: str = ledger.FIGURES
+) -> str:
+    """Note in the run's log and in the ledger that the test part is opened, before it is read; how
+    often that was is part of the result. Returns what stands for the rows.
     """
-    entry = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "store": str(Path(store.path).resolve()),
-        "fingerprint": store.header.fingerprint,
-        "rows": rows,
-    }
-    files.append_line(run.path / TEST_LOG, json.dumps(entry))
+    header = store.header
+    table = store.table().take(pa.array(rows))
+    p = _labelled(table, header.task, header.labels)
+    content = ledger.content_of(header.task, header.labels, *p)
+    opening = ledger.Opening(
+        id=ledger.new_id(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        store=str(Path(store.path).resolve()),
+        fingerprint=header.fingerprint,
+        rows=len(rows),
+        content=content,
+        configuration=configuration(run),
+        training=run.info.identity,
+        run=str(run.path.resolve()),
+        model=run.info.model,
+        dataset=header.dataset,
+        seed=run.single.seed,
+        fold=None if run.fold is None else run.fold.name,
+        what=what,
+    )
+    ledger.record(opening, log=run.path / TEST_LOG, store=Path(store.path).resolve(), note=note)
+    return content
+
+
+def _labelled(table: pa.Table, task: str, labels: Sequence[str]) -> tuple[list[str], list[Any]]:
+    """(ids, references) of the rows that have one."""
+    kept = pa.array(splits.labelled(splits.targets(table, task, labels)))
+    table = table.filter(kept)
+    truth = table["label" if task == "single" else "targets"]
+    return table["id"].to_pylist(), truth.to_pylist()
+
+
+def configuration(run: Run) -> str:
+    """What stands for what was tried: a sha256 of the settings without the seed, and of the store
+    that they were trained on.
+    """
+    settings = to_tree(run.config)
+    settings["train"].pop("seed")
+    text = json.dumps([settings, run.info.store_key], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seen(children: Sequence[Run], p: Predicted) -> ledger.Seen:
+    """Who has seen the rows on which evaluated runs were tested.
+
+    Args:
+        children: Single trainings, those of groups among them, that share their test rows.
+        p: The test predictions of one of them, or of its group.
+
+    Returns:
+        The counts, by the ledgers of all stores on which these runs are known to be evaluated.
+    """
+    stores: list[Path] = []
+    for child in children:
+        stores += [Path(child.info.features)] if ledger.is_path(child.info.features) else []
+        stores += ledger.stores_of(child.path / TEST_LOG)
+    return ledger.seen(_contents(p), len(seeds_of(p)[0].true), stores, _tried(children))
+
+
+def _tried(children: Iterable[Run]) -> list[tuple[str, str]]:
+    """(configuration, training) of each."""
+    return [(configuration(child), child.info.identity) for child in children]
+
+
+def _contents(p: Predicted) -> list[str]:
+    """What stands for the rows of a predictions table; of a run over folds, for those of each."""
+    folds = [None] * len(p.table)
+    if "fold" in p.table.column_names:
+        folds = p.table["fold"].to_pylist()
+    first = np.full(len(p.table), True)
+    if "seed" in p.table.column_names:
+        seed = p.table["seed"].to_numpy()
+        first = seed == seed.min(initial=seed[0] if len(seed) else 0)
+    found = []
+    for fold in dict.fromkeys(folds):
+        rows = first & np.array([one == fold for one in folds], dtype=bool)
+        part = p.table.filter(pa.array(rows))
+        found.append(ledger.content_of(p.task, p.labels, *_labelled(part, p.task, p.labels)))
+    return found
 
 
 def _predict(run: Run, model: FusionModel, part: BatchSource, advance: Advance) -> pa.Table:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from mer.fusion.batch import DataSpec
+from mer.fusion.ledger import Seen
 from mer.fusion.metrics import Measures, jsonable
 from mer.fusion.splits import FOLDS, Fold
 from mer.fusion.typed import added, convert, optional, rest, tree
@@ -407,3 +408,4 @@ class Comparison:
     bootstrap: Bootstrap
     metrics: dict[str, Difference]
     verdict: str
+    seen: Seen

@@ -24,7 +24,7 @@ from mer.fusion.records import GroupMetrics
 from mer.fusion.report.comparison import Drawn, Paired, drawn, paired
 from mer.fusion.report.drawing import Scene, scene
 from mer.fusion.report.gathering import LeftOut, Told, told
-from mer.fusion.report.results import interval_text, numbers, remarks, tables
+from mer.fusion.report.results import interval_text, numbers, predictions, remarks, tables
 from mer.fusion.tables import Table, glossary, number
 from mer.pipeline.errors import DataError, MerError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
@@ -304,6 +304,9 @@ def _compared(
             f"{plural(others - 1, 'run')} tested on other rows or labels than {reference.name}: no "
             "difference is given."
         )
+    tested = _tested_alike(some, draws, reference)
+    by, doubts = _seen(tested)
+    troubles += doubts
     best = sorted(some, key=lambda one: -_on_dev(one, metric))[:MOST_ROWS]
     shown_runs = sorted(best, key=partial(_rank, metric=metric))
     end = f"-{place}" if sets > 1 else ""
@@ -314,7 +317,7 @@ def _compared(
         id=f"comparison{end}",
         title=f"{first.dataset} {first.split}, {TITLES.get(metric, metric)}",
         notes=tuple(troubles),
-        explained=tuple(_explained(some, metric, reference, differences, against is not None)),
+        explained=(*_explained(some, metric, reference, differences, against is not None), *by),
         tables=(_table_of(some, metric, differences, reference, f"comparison{end}"),),
         pictures=tuple(_pictured(one, f"comparison{end}") for one in made),
     )
@@ -350,6 +353,28 @@ def _differences(
         if one is not reference and mine is not None and mine.rows == base.rows:
             found[one.id] = paired(base, mine)
     return found
+
+
+def _tested_alike(
+    some: Sequence[Named], draws: Mapping[str, Drawn], reference: Named | None
+) -> list[Named]:
+    """The runs that share their test rows with the reference; without one, the first run."""
+    if reference is None:
+        return list(some[:1])
+    rows = draws[reference.id].rows
+    alike = [one for one in some if one.id in draws and draws[one.id].rows == rows]
+    return [reference, *(one for one in alike if one is not reference)]
+
+
+def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
+    """(how many have seen the test rows of these runs, what of the ledgers cannot be read)."""
+    children = [child for one in tested for child in one.told.children]
+    try:
+        found = evaluate.seen(children, predictions(tested[0].told.run)[0])
+    except MerError as error:
+        return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
+    line = found.line()
+    return [f"{line[0].upper()}{line[1:]}."], list(found.troubles)
 
 
 def _chance(some: Sequence[Named], metric: str) -> float | None:

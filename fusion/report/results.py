@@ -281,6 +281,7 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             bootstrap=evaluate.bootstrap_of(unit, groups),
             metrics=differences,
             verdict=_verdict(metric, *interval[metric]),
+            seen=evaluate.seen([*first.children, *second.children], a[0]),
         )
     )
 
