@@ -1558,7 +1558,8 @@ def compare(run_a, run_b, metric, fail_if, as_json):
             f"{run_b} is {found.verdict.replace('undecided', 'neither better nor worse')} by "
             f"{found.metric}"
         )
-        say(found.seen.line())
+        for line in report.caveats(found):
+            say(line)
     for line in found.seen.troubles:
         note(line)
     if fail_if == found.verdict:

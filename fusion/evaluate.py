@@ -24,12 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mer.fusion import checkpoint, data, files, infer, ledger, metrics, splits, typed
+from mer.fusion import checkpoint, data, files, infer, intervals, ledger, metrics, splits, typed
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import to_tree
 from mer.fusion.data import BatchSource
 from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
+from mer.fusion.intervals import Sampled
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.metrics import Measures
 from mer.fusion.models import model_class
@@ -75,6 +76,7 @@ UNREADABLE = (
 )
 UNITS = ("dialogue", "session", "speaker")
 FEWEST_UNITS = 8  # below this a bootstrap over groups means little
+FEW_GROUPS = 25  # below this an interval is rough, however it is widened
 RESAMPLES = 1000
 PAIR_SEED = 0
 UNEQUAL = "inconsistent"  # the tag of utterances whose voice and words are known to disagree
@@ -562,7 +564,7 @@ def _describe_predictions(
             untrained_encoders=tuple(untrained),
             unlabelled=len(table) - len(p.table),
             metrics=p.scores(),
-            interval=_interval(p.figures, groups),
+            interval=_intervals([p], groups),
             bootstrap=bootstrap_of(name, groups),
             thresholds=info.thresholds,
             unseen=_unseen(info, p),
@@ -578,9 +580,37 @@ def _describe_predictions(
     )
 
 
-def _interval(statistic: metrics.Statistic, groups: np.ndarray) -> dict[str, Any]:
-    """95 % interval of every figure, resampling whole groups."""
-    return metrics.bootstrap(statistic, groups, resamples=RESAMPLES)
+def _intervals(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Any]:
+    """95 % interval of every figure, averaged over the seeds."""
+    return {name: intervals.interval(one) for name, one in sampled(by_seed, groups).items()}
+
+
+def sampled(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Sampled]:
+    """Every figure of every seed, and its draws: the same for all that share their groups, so that
+    the draws of two runs on the same rows are paired.
+
+    Args:
+        by_seed: The predictions of each seed, their rows in the same order.
+        groups: (N,) that of each row.
+    """
+    count = intervals.effective(groups)
+    values = [p.figures() for p in by_seed]
+    draws = [_drawn(p, groups) for p in by_seed]
+    found = {}
+    for name in values[0]:
+        each = np.array([one[name] for one in values])
+        found[name] = Sampled(each, np.stack([one[name] for one in draws], axis=1), count)
+    return found
+
+
+def _drawn(p: Predicted, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """(resamples,) every figure of one seed under each draw of whole groups."""
+    if p.task == "single":
+        return metrics.resampled_classification(
+            p.true, p.pred, len(p.labels), groups, resamples=RESAMPLES
+        )
+    drawn = metrics.resampled(p.figures, groups, resamples=RESAMPLES)
+    return dict(zip(p.figures(), drawn.T, strict=True))
 
 
 def bootstrap_of(unit_name: str, groups: np.ndarray) -> Bootstrap:
@@ -764,7 +794,7 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
         metrics=Scores(figures={**means}),
         sd={**deviations},
         pooled={**mean_figures(by_seed)} if info.folds else None,
-        interval=_interval(lambda index: mean_figures(by_seed, index), groups),
+        interval=_intervals(by_seed, groups),
         bootstrap=bootstrap_of(name, groups),
         runs=tuple(rows),
         confusion=_mean_confusion(by_seed),

@@ -388,12 +388,16 @@ class GroupMetrics(Metrics):
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of both runs, and the second minus the first with its 95 % interval."""
+    """One figure of both runs, and the second minus the first with its 95 % interval and the p
+    value of no difference; `p_holm` by Holm over all figures of the comparison.
+    """
 
     first: float | None
     second: float | None
     difference: float | None
     interval: tuple[float | None, ...]
+    p: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mer.fusion import evaluate, metrics, pictures, runs
 from mer.fusion.checkpoint import Run
+from mer.fusion.intervals import Paired, holm
 from mer.fusion.metrics import HEADLINE, LOWER_IS_BETTER, TITLES
 from mer.fusion.pictures import Dot, Intervals, Picture
 from mer.fusion.records import GroupMetrics
-from mer.fusion.report.comparison import Drawn, Paired, drawn, paired
+from mer.fusion.report.comparison import Drawn, drawn, paired
 from mer.fusion.report.drawing import Scene, scene
 from mer.fusion.report.gathering import LeftOut, Told, told
-from mer.fusion.report.results import interval_text, numbers, predictions, remarks, tables
+from mer.fusion.report.results import (
+    few_groups,
+    interval_text,
+    numbers,
+    p_text,
+    predictions,
+    remarks,
+    tables,
+)
 from mer.fusion.tables import Table, glossary, number
 from mer.pipeline.errors import DataError, MerError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
@@ -265,6 +274,11 @@ def _several(one: Named) -> bool:
     return isinstance(one.told.found, GroupMetrics)
 
 
+def _one_seed(one: Named) -> bool:
+    found = one.told.found
+    return not isinstance(found, GroupMetrics) or len(found.seeds) < 2
+
+
 def _on_dev(one: Named, metric: str) -> float:
     """The dev figure of what is pictured, else of what chose the epoch; large for a good one."""
     row = one.told.row
@@ -465,8 +479,13 @@ def _explained(
         if len(differences) > 1:
             yield (
                 "Each interval is of one comparison alone: of twenty runs that do not differ, "
-                "about one leaves out 0."
+                "about one leaves out 0. p is by Holm over all differences shown."
             )
+        if any(_one_seed(one) for one in some if one is reference or one.id in differences):
+            yield (
+                "Of a run with one seed the interval does not say how much another seed changes."
+            )
+    yield from (f"{line[0].upper()}{line[1:]}." for line in few_groups(bootstrap))
 
 
 def _table_of(
@@ -479,7 +498,8 @@ def _table_of(
     title = TITLES.get(metric, metric)
     head = ["run", "dev", title, "95 % interval"]
     if reference is not None and differences:
-        head += [f"minus {reference.name}", "95 % interval of that"]
+        head += [f"minus {reference.name}", "95 % interval of that", "p (Holm)"]
+    together = dict(zip(differences, holm([one.p for one in differences.values()]), strict=True))
     rows, links = [], []
     for one in sorted(some, key=partial(_rank, metric=metric)):
         row = one.told.row
@@ -487,7 +507,7 @@ def _table_of(
         cells = [one.name, dev, number(metric, _value(one, metric))]
         cells.append(interval_text(metric, one.told.found.interval.get(metric)))
         if len(head) > len(cells):
-            cells += _spelled(metric, differences.get(one.id))
+            cells += [*_spelled(metric, differences.get(one.id)), p_text(together.get(one.id))]
         rows.append(tuple(cells))
         links.append(one.id)
     return PageTable(
