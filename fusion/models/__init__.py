@@ -18,9 +18,10 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
                                       optimizer's, by name
 - `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D)
                                       (`mer.fusion.data.summarise`), are all it needs
-- `diagnostics() -> dict`             floats worth logging from the last `losses` call (temperature,
-                                      MI bounds in nats,
-                                      raw/augmented cosine, ...), detached
+- `diagnostics() -> dict`             floats worth logging (temperature, MI bounds in nats,
+                                      raw/augmented cosine, ...)
+- `observed() -> dict`                those of them that are of the last `losses` call, detached and
+                                      on their device; the log has their means over the epoch
 
 A model sees one layer of features. Where several are kept, `layered` mixes them into that one and
 hands the batch on, so that no model knows of it.

@@ -61,6 +61,9 @@ class Layered(FusionModel):
     def diagnostics(self) -> dict[str, float]:
         return self.inner.diagnostics()
 
+    def observed(self) -> dict[str, Tensor | float]:
+        return self.inner.observed()
+
     def mixed(self, batch: Batch) -> Batch:
         x = dict(batch.x)
         for m, blocks in self.blocks.items():
