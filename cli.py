@@ -1428,12 +1428,25 @@ def train(
     type=click.Path(path_type=Path),
     help="Draw the run and its model as PNG and SVG.",
 )
+@click.option(
+    "--robustness",
+    is_flag=True,
+    help="Also without each modality, with noise, where heads disagree, by speaker, calibration.",
+)
+@click.option(
+    "--against",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="With --robustness: the difference from that run where the heads agree and disagree.",
+)
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def evaluate(run, features, split, predictions, figures, device, as_json):
+def evaluate(run, features, split, predictions, figures, robustness, against, device, as_json):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
     of the test part.
     """
+    if against is not None and not robustness:
+        raise click.UsageError("--against goes with --robustness")
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
@@ -1442,6 +1455,8 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
     from mer.pipeline.runtime.progress import choose
 
     opened = Run.open(run)
+    if against is not None:
+        Run.open(against).trained()  # said before anything is scored
     found = evaluate(
         opened,
         features,
@@ -1458,7 +1473,24 @@ def evaluate(run, features, split, predictions, figures, device, as_json):
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {plural(len(written), 'file')} to {figures}")
+    if robustness:
+        from mer.fusion import robustness as holding
+
+        measured = holding.measure(
+            opened,
+            features,
+            split,
+            against=against,
+            device=pick_device(device),
+            note=note,
+            progress=choose(),
+        )
+        if as_json:
+            say_json({**tree(found), "robustness": tree(measured)})
+            return
     say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
+    for table in holding.tables(measured) if robustness else ():
+        say_laid_out("\n" + report.plain(table))
 
 
 @main.command()

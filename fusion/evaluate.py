@@ -167,12 +167,12 @@ def evaluate(
         if checkpoint.store_key(store) != run.info.store_key:
             stem = f"-{split}-{store.header.dataset}"
         results, contents = [], []
-        once = _once(note)
+        tell = once(note)
         for child in run.children:
-            rows = _rows_of(child, store, split)
+            rows = rows_of(child, store, split)
             if split == "test":
-                _check_unseen(child, store, rows)
-                contents.append(_note_opening(child, store, rows, once))
+                check_unseen(child, store, rows)
+                contents.append(note_opening(child, store, rows, tell))
             table = predict_rows(child, store, rows, device=device, progress=progress)
             figures = _describe_predictions(child, table, split, device=device, store=store)
             results.append(Evaluated(child, table, figures))
@@ -192,7 +192,7 @@ def evaluate(
     return found
 
 
-def _once(note: Note) -> Note:
+def once(note: Note) -> Note:
     """The same, but each line one time only."""
     told: set[str] = set()
 
@@ -239,6 +239,7 @@ def predict_rows(
     *,
     device: torch.device | str = "cpu",
     progress: Silent = SILENT,
+    change: infer.Change | None = None,
 ) -> pa.Table:
     """Predict some rows of a store.
 
@@ -248,6 +249,7 @@ def predict_rows(
         rows: Their numbers; labels are not read.
         device: Where to predict.
         progress: Shows how far it is.
+        change: Made to every batch before the model sees it; None: as it is.
 
     Returns:
         One row per row, in their order: id, dialogue, speaker, session, tags, label or targets
@@ -261,7 +263,7 @@ def predict_rows(
     part = _part(run, store, np.asarray(rows, dtype=np.int64), device)
     what = f"predicting with {run.path.name}"
     with progress.task(what, len(part), "utterances", brief=True) as advance:
-        return _predict(run, model, part, advance)
+        return _predict(run, model, part, advance, change)
 
 
 def modalities_of(
@@ -352,6 +354,7 @@ def _groups(table: pa.Table, by: str) -> int:
 def _part(
     run: Run, store: FeatureStore, rows: np.ndarray, device: torch.device | str
 ) -> BatchSource:
+    """The rows as the run's model reads them."""
     spec = run.spec
     target = splits.targets(store.table(), spec.task, spec.labels)[rows]
     summary = model_class(run.config.model)[0].summary
@@ -360,7 +363,7 @@ def _part(
     )
 
 
-def _rows_of(run: Run, store: FeatureStore, split: str) -> np.ndarray:
+def rows_of(run: Run, store: FeatureStore, split: str) -> np.ndarray:
     """The rows of a part; DataError where there are none."""
     table = store.table()
     if split == "test":
@@ -375,7 +378,7 @@ def _rows_of(run: Run, store: FeatureStore, split: str) -> np.ndarray:
     return rows
 
 
-def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
+def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
     """Raise DataError when test rows were used in training."""
     path = run.verified(checkpoint.SPLIT)
     used = files.read_json(path, SplitIds, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
@@ -392,7 +395,7 @@ def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
         )
 
 
-def _note_opening(
+def note_opening(
     run: Run, store: FeatureStore, rows: np.ndarray, note: Note, what: str = ledger.FIGURES
 ) -> str:
     """Note in the run's log and in the ledger that the test part is opened, before it is read; how
@@ -479,10 +482,16 @@ def _contents(p: Predicted) -> list[str]:
     return found
 
 
-def _predict(run: Run, model: FusionModel, part: BatchSource, advance: Advance) -> pa.Table:
+def _predict(
+    run: Run,
+    model: FusionModel,
+    part: BatchSource,
+    advance: Advance,
+    change: infer.Change | None,
+) -> pa.Table:
     """The columns that `predict_rows` describes."""
     spec, task, labels = run.spec, run.spec.task, run.spec.labels
-    out = infer.infer(model, part, advance)
+    out = infer.infer(model, part, advance, change)
     source = part.store.table().take(pa.array(out.rows))
     known = ("id", "dialogue", "speaker", "session", "tags")
     columns: dict[str, Any] = {name: source[name] for name in known}
@@ -645,6 +654,12 @@ def _where_heads_agree(
     return found[0], found[1]
 
 
+def where_heads_differ(p: Predicted, modalities: Iterable[str]) -> np.ndarray | None:
+    """(N,) bool: not all unimodal heads say the same; None for a model without two of them."""
+    heads = _heads(p, modalities)
+    return _heads_differ(list(heads.values()), p.task) if len(heads) > 1 else None
+
+
 def _heads_differ(heads: list[np.ndarray], task: str) -> np.ndarray:
     """(N,) bool: not all unimodal heads say the same. Regression: they differ in sign."""
     heads = [h > 0 for h in heads] if task == "regression" else heads
@@ -764,7 +779,7 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
     info = run.info
     assert isinstance(info, GroupInfo)
     first = results[0].metrics
-    whole = pa.concat_tables([_with_origin(one) for one in results])
+    whole = pa.concat_tables([_of_child(one.run, one.table) for one in results])
     p = from_table(whole, first.task, first.labels, first.measures or "mosi")
     by_seed = seeds_of(p)
     name, groups = unit(by_seed[0].table)
@@ -814,12 +829,12 @@ def _unseen_of(results: list[SingleMetrics]) -> tuple[str, ...]:
     return tuple(sorted(set().union(*(one.unseen or () for one in results))))
 
 
-def _with_origin(one: Evaluated) -> pa.Table:
+def _of_child(run: Run, table: pa.Table) -> pa.Table:
     """A run's predictions with its fold and its seed as columns."""
-    fold, size = one.run.fold, len(one.table)
+    fold, size = run.fold, len(table)
     folds = pa.array([fold.name if fold else None] * size, pa.string())
-    seeds = pa.array([one.run.single.seed] * size, pa.int64())
-    return one.table.append_column("fold", folds).append_column("seed", seeds)
+    seeds = pa.array([run.single.seed] * size, pa.int64())
+    return table.append_column("fold", folds).append_column("seed", seeds)
 
 
 def _row(one: Evaluated) -> GroupRow:
@@ -882,6 +897,14 @@ def _mean_subset(subsets: list[Subset]) -> Subset:
         figures=figures,
         without=len(subsets) - len(there),
     )
+
+
+def of_children(run: Run, tables: Sequence[pa.Table], measures: Measures) -> list[Predicted]:
+    """The predictions of each seed of a run, from those of its children; the rows in one order."""
+    children = run.children
+    parts = [_of_child(child, table) for child, table in zip(children, tables, strict=True)]
+    spec = children[0].spec
+    return seeds_of(from_table(pa.concat_tables(parts), spec.task, spec.labels, measures))
 
 
 def seeds_of(p: Predicted) -> list[Predicted]:

@@ -113,6 +113,14 @@ def difference(first: Sampled, second: Sampled, level: float = LEVEL) -> Paired:
     return Paired(value, low, high, _p_value(value, spread))
 
 
+def from_zero(gap: Sampled, level: float = LEVEL) -> Paired:
+    """A difference that was taken seed by seed, of the same trainings."""
+    value = float(np.mean(gap.values))
+    spread = _spread([gap], [1.0])
+    low, high = _bounds(spread, level)
+    return Paired(value, low, high, _p_value(value, spread))
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's correction: what each p value is when that of the smallest is to hold for all of them.
     Undefined ones stay NaN and do not count.

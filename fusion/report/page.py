@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mer.fusion import evaluate, metrics, pictures, runs
+from mer.fusion import evaluate, metrics, pictures, robustness, runs
 from mer.fusion.checkpoint import Run
 from mer.fusion.intervals import Paired, holm
 from mer.fusion.metrics import HEADLINE, LOWER_IS_BETTER, TITLES
@@ -27,6 +27,7 @@ from mer.fusion.report.drawing import Scene, scene
 from mer.fusion.report.gathering import LeftOut, Told, told
 from mer.fusion.report.results import (
     few_groups,
+    interval_head,
     interval_text,
     numbers,
     p_text,
@@ -496,7 +497,7 @@ def _table_of(
     id: str,
 ) -> PageTable:
     title = TITLES.get(metric, metric)
-    head = ["run", "dev", title, "95 % interval"]
+    head = ["run", "dev", title, interval_head(some[0].told.found.bootstrap)]
     if reference is not None and differences:
         head += [f"minus {reference.name}", "95 % interval of that", "p (Holm)"]
     together = dict(zip(differences, holm([one.p for one in differences.values()]), strict=True))
@@ -638,7 +639,10 @@ def _reason(one: LeftOut) -> str:
 def _section(one: Named, file: str) -> Part:
     found = one.told.found
     made = []
-    for number_, table in enumerate(tables(found), start=1):
+    every = tables(found)
+    for measured in one.told.robust:
+        every += robustness.tables(measured)
+    for number_, table in enumerate(every, start=1):
         made.append(PageTable(f"{one.id}-table-{number_}", f"{file}-table-{number_}", table))
     drawn_here = pictures.of_results(one.told.children, found, one.told.logs)
     path = one.told.run.path

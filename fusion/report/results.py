@@ -36,7 +36,7 @@ def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
     return f"{number(name, bounds[0])} … {number(name, bounds[1])}"
 
 
-def _spread(bootstrap: Bootstrap) -> str:
+def interval_head(bootstrap: Bootstrap) -> str:
     """The head of a column of intervals."""
     return f"95 % interval ({bootstrap.groups} {bootstrap.unit}s)"
 
@@ -67,7 +67,7 @@ def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
     for name in names:
         interval = interval_text(name, found.interval.get(name))
         rows.append((TITLES[name], number(name, found.metrics[name]), interval))
-    columns = ("", "value", _spread(found.bootstrap))
+    columns = ("", "value", interval_head(found.bootstrap))
     return Table(_title(found, found.metrics.n), columns, tuple(rows))
 
 
@@ -85,7 +85,7 @@ def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
         "",
         f"mean ± sd over {count} {found.over}{seeds}",
         *(["pooled"] if found.pooled else []),
-        _spread(found.bootstrap),
+        interval_head(found.bootstrap),
     )
     return Table(_title(found, found.n), columns, tuple(rows))
 
@@ -328,7 +328,7 @@ def comparison_table(found: Comparison) -> Table:
         p = (p_text(one.p), p_text(one.p_holm))
         rows.append((TITLES.get(name, name), *figures, difference, interval, *p))
     names = (Path(found.first).name, Path(found.second).name)
-    columns = ("", *names, "difference", _spread(found.bootstrap), "p", "p (Holm)")
+    columns = ("", *names, "difference", interval_head(found.bootstrap), "p", "p (Holm)")
     title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}"
     return Table(title, columns, tuple(rows))
 
