@@ -1,6 +1,7 @@
 """Run + store -> robustness.json: where a model holds, and where it does not.
 
-Without each modality it reads; with noise on each, at three levels; where its unimodal heads agree
+Without each modality it reads; with that of another utterance in its place; with noise on each, at
+three levels; where its unimodal heads agree
 and where they disagree, also against another run (what ED does for DRKF is the difference from the
 same run with `model_args.w_ed=0`); how well its probabilities are calibrated; by speaker; and what
 it confuses. All of it is of one part, test or dev; on test it is an opening that the ledger knows.
@@ -38,8 +39,9 @@ from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
 
 LEVELS = (0.25, 0.5, 1.0)  # of noise, in deviations of each number
-NOISE_SEED = 0
+SEED = 0  # of what is drawn
 BINS = 10  # of the calibration curve
+NAMES = {"without": "without", "swapped": "another utterance's", "noise": "noise on"}
 FEWEST_OF_A_SPEAKER = 5  # utterances from which a speaker has a figure
 MOST_SPEAKERS = 5  # in a table, those with the worst figures
 MOST_CONFUSIONS = 8  # in a table
@@ -51,7 +53,7 @@ class Altered:
     they are. `n` rows, those with something left to read; `p_holm` over all such entries.
     """
 
-    what: Literal["without", "noise"]
+    what: Literal["without", "swapped", "noise"]
     modality: str
     level: float | None = optional()
     n: int
@@ -352,6 +354,24 @@ def without(modality: str) -> Callable[[Batch], Batch]:
     return change
 
 
+def swapped(modality: str) -> Callable[[Batch], Batch]:
+    """A change that gives every utterance a modality of another one of its batch, which is of about
+    the same length; one without it stays without.
+    """
+
+    def change(batch: Batch) -> Batch:
+        there = torch.nonzero(batch.lengths[modality] > 0).flatten().cpu().numpy()
+        drawn = np.random.default_rng(SEED).permutation(there)
+        partner = np.arange(len(batch))
+        partner[drawn] = np.roll(drawn, 1)  # one cycle: nobody keeps its own, but in a batch of one
+        index = torch.from_numpy(partner).to(batch.row.device)
+        x = batch.x | {modality: batch.x[modality][index]}
+        lengths = batch.lengths | {modality: batch.lengths[modality][index]}
+        return replace(batch, x=x, lengths=lengths)
+
+    return change
+
+
 def noisy(modality: str, level: float, deviation: Tensor, seed: int) -> Callable[[Batch], Batch]:
     """A change that moves every utterance by an offset of its own, which follows from its row."""
 
@@ -381,15 +401,18 @@ def _altered(
         if len(kept):
             some = [[p.take(kept) for p in each] for each in (whole, altered)]
             made.append(("without", m, None, len(kept), *_paired(some[0], some[1], metric)))
+    for m in reads:
+        altered = measured.predict(lambda place, m=m: swapped(m))  # type: ignore[misc]
+        n = len(whole[0].true)
+        made.append(("swapped", m, None, n, *_paired(whole, altered, metric)))
     for number_, m in enumerate(reads):
         for level in LEVELS:
-            seed = NOISE_SEED + number_
+            seed = SEED + number_
 
             def change(place: int, m=m, level=level, seed=seed) -> Callable[[Batch], Batch]:
                 return noisy(m, level, moments[place].deviation(m), seed)
 
             altered = measured.predict(change)
-            n = len(whole[0].true)
             made.append(("noise", m, level, n, *_paired(whole, altered, metric)))
     together = intervals.holm([pair.p for *_, pair in made])
     return tuple(
@@ -549,9 +572,9 @@ def _altered_table(found: Robustness) -> Table:
     metric = found.metric
     rows = [("as it is", number(metric, found.value), "", "", "", f"{found.n:,}")]
     for one in found.altered:
-        name = f"without {one.modality}"
+        name = f"{NAMES[one.what]} {one.modality}"
         if one.level is not None:
-            name = f"noise on {one.modality}, {one.level:g} sd"
+            name += f", {one.level:g} sd"
         rows.append((name, *_cells(metric, one), f"{one.n:,}"))
     title = f"{found.model} on {found.dataset} {found.split}, when a modality fails"
     groups = f"{found.bootstrap.groups} {found.bootstrap.unit}s"

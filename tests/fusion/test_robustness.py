@@ -71,12 +71,8 @@ def test_figures_are_those_of_altered_predictions(made, measured):
     assert measured.n == len(test) == 24 and measured.seeds == 2 and measured.metric == "wf1"
     assert measured.value == pytest.approx(wf1(run, store, test, None))
     found = {(one.what, one.modality, one.level): one for one in measured.altered}
-    levels = (None, *robustness.LEVELS)
-    assert found.keys() == {
-        ("without" if level is None else "noise", m, level)
-        for m in ("audio", "text")
-        for level in levels
-    }
+    kinds = [("without", None), ("swapped", None), *(("noise", k) for k in robustness.LEVELS)]
+    assert found.keys() == {(what, m, level) for what, level in kinds for m in ("audio", "text")}
     # without their voice the two rows that have no words have nothing
     rest = np.array([row for row in test if row not in (16, 17)])
     silent = found["without", "audio", None]
@@ -99,6 +95,18 @@ def test_a_modality_that_is_taken_away_is_absent():
     found = robustness.without("audio")(batch)
     assert found.lengths["audio"].tolist() == [0, 0] and not found.x["audio"].any()
     assert torch.equal(found.x["text"], batch.x["text"])
+
+
+def test_a_modality_of_another_utterance():
+    """Nobody keeps its own, each is given once, and who has none gets none."""
+    x = torch.arange(6.0).reshape(6, 1, 1)
+    lengths = torch.tensor([1, 1, 0, 1, 1, 1])
+    batch = Batch({"audio": x}, {"audio": lengths}, torch.zeros(6), torch.arange(6))
+    found = robustness.swapped("audio")(batch)
+    given = found.x["audio"].flatten().tolist()
+    assert sorted(given) == [0, 1, 2, 3, 4, 5] and given[2] == 2
+    assert all(mine != own for own, mine in enumerate(given) if own != 2)
+    assert torch.equal(found.lengths["audio"], lengths)
 
 
 def test_noise_is_an_offset_of_the_utterance_of_the_size_that_is_named():
@@ -226,7 +234,7 @@ def test_from_the_command_line(tmp_path):
     assert "concat on toy dev, when a modality fails" in told.stdout
     assert "noise on audio, 0.25 sd" in told.stdout
     as_json = call("evaluate", run.path, "--robustness", "--split", "dev", "--json")
-    assert len(json.loads(as_json.stdout)["robustness"]["altered"]) == 8
+    assert len(json.loads(as_json.stdout)["robustness"]["altered"]) == 10
     assert call("evaluate", run.path, "--against", run.path).exit_code == 2
     gone = call("evaluate", run.path, "--robustness", "--against", tmp_path / "none")
     assert gone.exit_code == 1 and "not a run folder" in gone.stderr
