@@ -16,15 +16,20 @@ $(VENV)/.created:
 	@echo "== making $(VENV)"
 	@$(PYTHON) -m venv $(VENV) && touch $@
 
+# CI compiles only what it imports: 14,000 modules take pip a minute
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL_OPTIONS)
+# worksteal: the last files are shared out test by test, so that no process waits for the other
+PYTEST      = $(BIN)/python -m pytest -n 2 --dist worksteal
+
 $(VENV)/.installed: requirements.txt pyproject.toml $(VENV)/.created
 	@echo "== installing mer and its pinned requirements into $(VENV) (about 3 minutes and 5.3 GB on disk the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PIP_INSTALL) -r requirements.txt
+	@$(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.test-installed: requirements-test.txt $(VENV)/.installed
 	@echo "== installing what only the tests need"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@$(PIP_INSTALL) -r requirements-test.txt
 	@touch $@
 
 install: $(VENV)/.installed ## the virtual environment with mer in it
@@ -38,15 +43,15 @@ demo: $(VENV)/.installed    ## extract and train on the built-in synthetic corpu
 
 test: $(VENV)/.test-installed ## the default tests: CPU, offline, a few minutes
 	@echo "== tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(PYTEST)
 
-test-slow: $(VENV)/.test-installed ## the slow tests
-	@echo "== slow tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not exhaustive and not gpu"
+test-slow: $(VENV)/.test-installed ## the slow tests; with SAMPLE=2/4 the second of four parts, by name
+	@echo "== slow tests$(if $(SAMPLE),: part $(SAMPLE))"
+	@$(PYTEST) -m "slow and not exhaustive and not gpu" $(if $(SAMPLE),-vv --slow-sample $(SAMPLE))
 
 test-all: $(VENV)/.test-installed ## everything that needs no GPU, the exhaustive sets included
 	@echo "== all tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" --timeout 3600
+	@$(PYTEST) -m "not gpu" --timeout 3600
 
 lint: $(VENV)/.test-installed ## format, lint rules and types, as CI checks them
 	@echo "== ruff format, ruff check, mypy"

@@ -320,7 +320,12 @@ def datasets(as_json):
 @click.option(
     "--task",
     type=click.Choice(["single", "multi", "regression"]),
-    help="table: what the labels are. [default: single]",
+    help="table: what the labels are. [default: single, or regression with --targets]",
+)
+@click.option(
+    "--targets",
+    metavar="A,B,C",
+    help="table: columns of numbers to learn, such as valence,arousal,dominance.",
 )
 @click.option(
     "--split",
@@ -1548,10 +1553,11 @@ def report(runs, out, against, metric, tables, figures):
     )
     write_text(out, report.rendered(made))
     if tables:
-        note(f"wrote {len(report.write_tables(made.all_tables(), tables))} files to {tables}")
+        written = report.write_tables(made.all_tables(), tables)
+        note(f"wrote {plural(len(written), 'file')} to {tables}")
     if figures:
         written = report.write_figures(made.all_pictures(), figures, progress=progress)
-        note(f"wrote {len(written)} files to {figures}")
+        note(f"wrote {plural(len(written), 'file')} to {figures}")
     say(out)
 
 
@@ -1733,8 +1739,14 @@ def prune(runs, dry_run, yes):
     "columns",
     multiple=True,
     metavar="FIELD=NAME",
-    help="The column of a table that holds a field (audio, text, video, id, start, end); "
-    "repeatable.",
+    help="The column of a table that holds a field (audio, text, video, id, start, end, dialogue, "
+    "position); repeatable.",
+)
+@click.option(
+    "--dialogue",
+    is_flag=True,
+    help="For a run with context: the clips of each folder are one conversation, in the order of "
+    "their names.",
 )
 @click.option(
     "--transcribe",
@@ -1774,7 +1786,8 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
     A film is taken with its sound and picture. The words of a clip come from a column of the table,
     a .txt file beside it, --transcribe, or --text. What a clip lacks the model does without, where
     it has anything that the model reads; the output says what was missing. With --audio, --text and
-    --video one clip is put together, which must lack nothing.
+    --video one clip is put together, which must lack nothing. A run with context sees the turns of
+    a dialogue that a table or manifest names, or --dialogue; the output says whether it did.
     """
     one = check_clips_asked_for(clips, audio, video, text, manifest_file, given)
     out = checked_out(out, as_csv, as_json)
@@ -1797,8 +1810,11 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
         language=given.pop("language"),
         device=given.pop("device"),
         offline=given.pop("offline"),
+        dialogue=given.pop("dialogue"),
         places=given,
     )
+    if one and trained.spec.context is not None:
+        note(f"without context: one clip (the run was trained with {trained.spec.context.title})")
     if one:
         found = predicting.one(trained, (clips or (audio,))[0], video, text, asked)
     else:
@@ -1842,6 +1858,8 @@ def check_clips_asked_for(clips, audio, video, text, manifest_file, given) -> bo
     one = bool(told) or (audio is not None and given["transcribe"] is None)
     if one and given["columns"]:
         raise click.UsageError("--column goes with a table")
+    if one and given["dialogue"]:
+        raise click.UsageError("--dialogue goes with a folder of clips")
     return one
 
 
@@ -1904,8 +1922,13 @@ def doctor(as_json: bool):
     """
     from mer.pipeline.doctor import examine
 
+    def kernels() -> str:
+        from mer.fusion.ops.toolchain import launcher_obstacle  # imports torch, as its room does
+
+        return launcher_obstacle()
+
     bad = False
-    for finding in examine(check_pair):
+    for finding in examine(check_pair, kernels):
         bad |= finding.state == "bad"
         if as_json:
             say_json({"state": finding.state, "what": finding.what, "detail": finding.detail})

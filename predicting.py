@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mer.fusion.answer_text import missing_lines
+from mer.fusion.batch import ContextSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.evaluate import modalities_of, predict_rows
 from mer.fusion.train import pick_device
 from mer.fusion.typed import tree
-from mer.pipeline.datasets.newclips import GIVEN, gather
+from mer.pipeline.datasets.newclips import GIVEN, NewClips, gather
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction.clips import Places, encoders_now, extract_clips
 from mer.pipeline.extraction.given import Hearing, make_ready
@@ -24,7 +27,7 @@ from mer.pipeline.extraction.presence import kinds_of
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.progress import SILENT, Silent, choose
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
 
 WORDS = "text"  # the modality that clips come without most often
@@ -35,7 +38,8 @@ BESIDE = ("vision_boxes", "vision_faces")
 @dataclass(frozen=True)
 class Asked:
     """The options of `mer predict` that decide what is predicted. `places` has those that say where
-    encoders and faces are, by name.
+    encoders and faces are, by name. `dialogue`: the clips of each folder are one conversation, in
+    the order of their names.
     """
 
     root: Path | None = None
@@ -44,6 +48,7 @@ class Asked:
     language: str | None = None
     device: str = "auto"
     offline: bool = False
+    dialogue: bool = False
     places: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -93,7 +98,7 @@ def one(
             wanted=run.spec.sources,
             beside=places.beside,
         )
-        with store:
+        with store:  # one clip has no neighbours
             clips = [] if failures else [clip]
             rows = _rows(run, store, clips, {clip.id: GIVEN} if text else {}, asked.device, SILENT)
     return Predicted(rows, [*failures, *_unanswered(clips, rows)], 1)
@@ -121,9 +126,21 @@ def many(run: Run, paths: Sequence[Path], asked: Asked, note: Callable[[str], No
     words = WORDS in kinds_of(like, features).values()
     if asked.transcribe is not None and not words:
         raise DataError("--transcribe: the run reads no words; leave it out")
-    new = gather(paths, words=words, task=run.spec.task, root=asked.root, columns=asked.columns)
+    if asked.dialogue and run.spec.context is None:
+        raise DataError("--dialogue: the run sees each clip without context; leave it out")
+    new = gather(
+        paths,
+        words=words,
+        task=run.spec.task,
+        root=asked.root,
+        columns=asked.columns,
+        dialogue=asked.dialogue,
+    )
     for line in new.notes:
         note(line)
+    turns = _turns(run, new)
+    if run.spec.context is not None:
+        note(_context_line(run.spec.context, new, turns))
     hearing = Hearing(asked.transcribe, asked.language) if asked.transcribe is not None else None
     with tempfile.TemporaryDirectory(prefix="mer-predict-") as folder:
         out = Path(folder) / "feats.h5"
@@ -134,7 +151,9 @@ def many(run: Run, paths: Sequence[Path], asked: Asked, note: Callable[[str], No
         rows = []
         if ready.store is not None:
             with ready.store as store:
-                rows = _rows(run, store, ready.clips, ready.words_from, asked.device, progress)
+                rows = _rows(
+                    run, store, ready.clips, ready.words_from, asked.device, progress, turns
+                )
     for row in rows:  # what a table says of a clip, which the model was not shown
         told = new.told.get(row["id"], {})
         row |= {key: value for key, value in told.items() if key in row}
@@ -160,15 +179,19 @@ def _rows(
     words_from: Mapping[str, str],
     device: str,
     progress: Silent,
+    turns: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row for each clip of which the model has anything, with what it had."""
+    """A row for each clip of which the model has anything, with what it had. `turns`: the clips of
+    a dialogue are seen with each other.
+    """
     place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
     had = modalities_of(run, store, [place[u.id] for u in clips])
     answerable = [(u, there) for u, there in zip(clips, had, strict=True) if there]
     if not answerable:
         return []
     rows = [place[u.id] for u, _ in answerable]
-    table = predict_rows(run, store, rows, device=pick_device(device), progress=progress)
+    pool = np.array(rows if turns else [], dtype=np.int64)
+    table = predict_rows(run, store, rows, device=pick_device(device), progress=progress, pool=pool)
     found = []
     for row, (clip, there) in zip(table.to_pylist(), answerable, strict=True):
         read = WORDS in there
@@ -183,6 +206,41 @@ def _rows(
         }
         found.append({**row, **had_by_clip})
     return found
+
+
+def _turns(run: Run, new: NewClips) -> bool:
+    """Whether clips are seen with their neighbours: the run was trained so, and they are turns of
+    dialogues, in an order.
+
+    Raises DataError for dialogues without one.
+    """
+    asked = run.spec.context
+    in_dialogues = [u for u in new.clips if u.dialogue]
+    if asked is None or not in_dialogues:
+        return False
+    without = [u for u in in_dialogues if u.position is None]
+    if without:
+        raise DataError(
+            f"the run sees clips with their neighbours (context {asked.title}), and of "
+            f"{plural(len(without), 'clip')} of a dialogue the position is not known (first: "
+            f"{shown(without[0].id, 40)}); name its column with --column position=NAME, or leave "
+            "the dialogues out"
+        )
+    return True
+
+
+def _context_line(asked: ContextSpec, new: NewClips, turns: bool) -> str:
+    """Whether the clips are seen with their neighbours, and which way out there is."""
+    if turns:
+        names = {u.dialogue for u in new.clips if u.dialogue}
+        alone = sum(not u.dialogue for u in new.clips)
+        rest = f"; {plural(alone, 'clip')} of none, without context" if alone else ""
+        return f"context {asked.title}: clips of {plural(len(names), 'dialogue')}{rest}"
+    return (
+        f"without context, although the run was trained with context {asked.title}: the clips name "
+        "no dialogue (a manifest or a table with --column dialogue=… --column position=…, or "
+        "--dialogue where each folder is one)"
+    )
 
 
 def _unanswered(clips: Sequence[Utterance], rows: Sequence[Mapping[str, Any]]) -> list[Failure]:

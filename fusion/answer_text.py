@@ -33,13 +33,13 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
         The decision, every score, what each modality alone says, the [CLS] attention share, the
         disagreement, and what the clip had, as far as that is known; one line each.
     """
-    lines = [f"{row['id']}: {_decision(row['pred'], ', ') or 'none'}"]
+    lines = [f"{row['id']}: {_decision(row['pred'], ', ', spec) or 'none'}"]
     if spec.task != "regression":
         ranked = sorted(((row[f"p_{name}"], name) for name in spec.labels), reverse=True)
         lines.append("  probability    " + "  ".join(f"{name} {p:.3f}" for p, name in ranked))
     alone = _known(row, "pred_", spec)
     if alone:
-        said = (f"{m} {_decision(pred, ',')}" for m, pred in alone.items())
+        said = (f"{m} {_decision(pred, ',', spec)}" for m, pred in alone.items())
         lines.append("  each alone     " + "  ".join(said))
     share = _known(row, "attention_", spec)
     if share:
@@ -88,7 +88,7 @@ def _table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, labels: tuple[str,
         cells.append(
             (
                 shown(row["id"], ID_CHARACTERS),
-                _decision(row["pred"], ", ") or "none",
+                _decision(row["pred"], ", ", spec) or "none",
                 *(f"{score:.3f}" for score in scores),
                 "+".join(row["modalities"]),
                 *((row["text_from"] or "–",) if words else ()),
@@ -100,11 +100,11 @@ def _table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, labels: tuple[str,
 
 def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
     """Predictions as a csv with a header: numbers as they are, several labels with ; between."""
-    scores = ["value"] if spec.task == "regression" else [f"p_{name}" for name in spec.labels]
+    scores = spec.score_columns
     known = (*BEFORE, *scores, *BEHIND)
     others = []
     for name in rows[0] if rows else ():
-        kept = name.startswith(("attention_", "pred_")) or name == "disagreement"
+        kept = name.startswith(("attention_", "pred_")) or name in ("disagreement", "turns")
         if kept and any(row[name] is not None for row in rows):
             others.append(name)
     last = [name for name in LAST if not rows or name in rows[0]]
@@ -146,8 +146,11 @@ def _known(row: Mapping[str, Any], prefix: str, spec: DataSpec) -> dict[str, Any
     return {m: value for m, value in values.items() if value is not None}
 
 
-def _decision(pred: Any, between: str) -> str:
-    """A class, labels, or a value."""
+def _decision(pred: Any, between: str, spec: DataSpec) -> str:
+    """A class, labels, a value, or the values of several targets."""
     if isinstance(pred, float):
         return f"{pred:+.2f}"
+    if spec.task == "regression":
+        pairs = zip(spec.labels, pred, strict=True)
+        return between.join(f"{name} {value:+.2f}" for name, value in pairs)
     return between.join(pred) if isinstance(pred, list) else pred

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mer.fusion.typed import added
+from mer.pipeline.runtime.terms import targets_of
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,46 @@ class Block:
 
 
 @dataclass(frozen=True)
+class ContextSpec:
+    """Which neighbours in its dialogue an utterance is seen with: up to `width` turns before it
+    (past), or as many on either side (both).
+    """
+
+    kind: Literal["past", "both"]
+    width: int
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The place of each neighbour, counted in turns from the utterance's own.
+
+        >>> ContextSpec("past", 2).offsets, ContextSpec("both", 2).offsets
+        ((-2, -1), (-2, -1, 1, 2))
+        """
+        before = range(-self.width, 0)
+        return (*before, *range(1, self.width + 1)) if self.kind == "both" else (*before,)
+
+    @property
+    def title(self) -> str:
+        """As tables name it.
+
+        >>> ContextSpec("past", 8).title
+        'past 8'
+        """
+        return f"{self.kind} {self.width}"
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a model must know of a store before it sees a batch.
 
     `modalities` maps name to feature width D, in the fixed order audio, text, vision (those that
     are present). `frame_rates` maps name to steps per second (None for tokens and for
     utterance-level vectors). `task` is single | multi | regression; `labels` names the classes (for
-    regression: the one target). `sets` names what a modality is read from where that is not just
+    regression: the targets). `sets` names what a modality is read from where that is not just
     the features of its name as they are stored.
+    `scale` is (mean, deviation) of each of several targets over the rows that train: a batch brings
+    them less their mean, in deviations, whatever scales they are rated on. One target stays as it
+    is stored. `context` says which neighbours a row is seen with; None: each utterance alone.
     """
 
     modalities: dict[str, int]
@@ -58,6 +93,8 @@ class DataSpec:
     task: str
     labels: tuple[str, ...]
     sets: dict[str, tuple[FeatureSet, ...]] = added({})
+    scale: tuple[tuple[float, float], ...] = added(())
+    context: ContextSpec | None = added(None)
 
     def read_from(self, modality: str) -> tuple[FeatureSet, ...]:
         """The sets of the store that a modality is read from."""
@@ -101,8 +138,76 @@ class DataSpec:
 
     @property
     def outputs(self) -> int:
-        """Width of the prediction: C classes, C labels, or 1."""
-        return 1 if self.task == "regression" else len(self.labels)
+        """Width of the prediction: C classes, C labels, or K targets."""
+        return targets_of(self.task, self.labels)
+
+    @property
+    def score_columns(self) -> list[str]:
+        """What a table of predictions calls the numbers that a model answers."""
+        if self.task != "regression":
+            return [f"p_{name}" for name in self.labels]
+        return [f"value_{name}" for name in self.labels] if self.outputs > 1 else ["value"]
+
+    def alike(self, other: DataSpec) -> bool:
+        """Whether models of both read and answer the same; scales are those of their own rows."""
+        return replace(self, scale=()) == replace(other, scale=())
+
+    def scaled(self, target: np.ndarray) -> np.ndarray:
+        """Targets (N, K) as a batch brings them."""
+        if not self.scale:
+            return target
+        mean, deviation = np.array(self.scale, dtype=np.float64).T
+        return ((target - mean) / deviation).astype(target.dtype)
+
+    def unscaled(self, scores: np.ndarray) -> np.ndarray:
+        """Answers (N, K) of a model as the targets are rated."""
+        if not self.scale:
+            return scores
+        mean, deviation = np.array(self.scale, dtype=np.float64).T
+        return scores * deviation + mean
+
+
+@dataclass(frozen=True)
+class Context:
+    """The neighbours of each row of a batch in its dialogue, one slot for every place of
+    `ContextSpec.offsets`, in that order.
+
+    `x[m]` (B, W, D_m): a neighbour as one step, laid out as those of `Batch.x[m]`: the mean of its
+    steps, or what a pooled model is given of it. `there[m]` (B, W) bool: it is there and has the
+    modality; elsewhere `x[m]` is not to be read. `offset` (B, W) int64 is its place, counted in
+    turns from the row's own, `speaker` (B, W) int64 one of UNKNOWN, SAME, OTHER; without a
+    neighbour both say nothing.
+    """
+
+    x: dict[str, Tensor]
+    there: dict[str, Tensor]
+    offset: Tensor
+    speaker: Tensor
+
+    def split(self, sizes: list[int]) -> Iterator[Context]:
+        """Those of consecutive groups of `sizes` rows, views of this one."""
+        x = {m: t.split(sizes) for m, t in self.x.items()}
+        there = {m: t.split(sizes) for m, t in self.there.items()}
+        pairs = zip(self.offset.split(sizes), self.speaker.split(sizes), strict=True)
+        for i, (offset, speaker) in enumerate(pairs):
+            here = {m: t[i] for m, t in there.items()}
+            yield Context({m: t[i] for m, t in x.items()}, here, offset, speaker)
+
+    def to(self, device: torch.device | str) -> Context:
+        return Context(
+            _moved(self.x, device),
+            _moved(self.there, device),
+            self.offset.to(device, non_blocking=True),
+            self.speaker.to(device, non_blocking=True),
+        )
+
+
+# Whether a neighbour is spoken by the speaker of the utterance itself.
+UNKNOWN, SAME, OTHER = 0, 1, 2
+
+
+def _moved(tensors: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -111,14 +216,15 @@ class Batch:
     modality is absent for that row. Where layers are mixed, D_m is their sum as `DataSpec.blocks`
     lays them out, until `mer.fusion.models.layered` has mixed them.
 
-    `target`: single (B,) int64; multi (B, C) float; regression (B, 1) float. Unlabelled: -1 / NaN.
-    `row` (B,) int64 indexes the store's table.
+    `target`: single (B,) int64; multi (B, C) float; regression (B, K) float. Unlabelled: -1 / NaN.
+    `row` (B,) int64 indexes the store's table. `context`: None where each row is seen alone.
     """
 
     x: dict[str, Tensor]
     lengths: dict[str, Tensor]
     target: Tensor
     row: Tensor
+    context: Context | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
@@ -132,19 +238,18 @@ class Batch:
         """Consecutive batches of `sizes` rows, views of this one."""
         x = {m: t.split(sizes) for m, t in self.x.items()}
         lengths = {m: t.split(sizes) for m, t in self.lengths.items()}
-        pairs = zip(self.target.split(sizes), self.row.split(sizes), strict=True)
-        for i, (target, row) in enumerate(pairs):
+        around = [None] * len(sizes) if self.context is None else self.context.split(sizes)
+        parts = zip(self.target.split(sizes), self.row.split(sizes), around, strict=True)
+        for i, (target, row, context) in enumerate(parts):
             part = {m: t[i] for m, t in x.items()}
-            yield Batch(part, {m: t[i] for m, t in lengths.items()}, target, row)
+            yield Batch(part, {m: t[i] for m, t in lengths.items()}, target, row, context)
 
     def to(self, device: torch.device | str) -> Batch:
-        def move(d: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v.to(device, non_blocking=True) for k, v in d.items()}
-
         return replace(
             self,
-            x=move(self.x),
-            lengths=move(self.lengths),
+            x=_moved(self.x, device),
+            lengths=_moved(self.lengths, device),
             target=self.target.to(device),
             row=self.row.to(device),
+            context=None if self.context is None else self.context.to(device),
         )

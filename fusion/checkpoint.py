@@ -31,7 +31,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mer.fusion import config as configs
-from mer.fusion import files, metrics, typed
+from mer.fusion import context, files, metrics, typed
 from mer.fusion.batch import DataSpec, FeatureSet
 from mer.fusion.config import TrainConfig
 from mer.fusion.files import AGAIN, CONFIG, HOLD, INFO, LOG, MODEL, SPLIT
@@ -124,7 +124,7 @@ class Run:
             return [self]
         runs = [Run.open(self.path / name) for name in self.info.children]
         for run in runs:
-            if isinstance(run.info, GroupInfo) or run.spec != runs[0].spec:
+            if isinstance(run.info, GroupInfo) or not run.spec.alike(runs[0].spec):
                 raise DataError(
                     f"{run.path / INFO}: not a run of the group that {self.path / INFO} names; "
                     f"{AGAIN}"
@@ -193,7 +193,11 @@ class Run:
     @property
     def measures(self) -> metrics.Measures:
         """By whose definitions a regression is scored (fusion.metrics)."""
-        return self.single.measures or metrics.measures_of(self.info.store.dataset, None)
+        return self.single.measures or metrics.measures_of(
+            self.info.store.dataset,
+            None,
+            self.spec.labels if self.spec.task == "regression" else (),
+        )
 
     @property
     def spec(self) -> DataSpec:
@@ -339,12 +343,24 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
             f"{store.path}: not the kind of store {run.path} was trained on: "
             f"{'; '.join(shown(line, DIFFERENCE_CHARACTERS) for line in differs[:3])}{more}"
         )
-    if store_key(store) != run.info.store_key:
+    if run.spec.context is not None:
+        context.check(store.table(), run.spec.context, str(store.path))
+    if not same_rows(run, store):
         return [
             f"{store.path} has other clips, labels or splits than the run was trained on (same "
             f"recipe; dataset {now.dataset})"
         ]
     return []
+
+
+def same_rows(run: Run, store: FeatureStore) -> bool:
+    """Whether a store has the clips, labels and splits that a run was trained on; for one with
+    context, in the same order of turns.
+    """
+    turns = run.info.turns_key
+    if turns is not None and turns != context.key(store.table()):
+        return False
+    return store_key(store) == run.info.store_key
 
 
 def _recipe_unknown(store: StoreInfo) -> bool:

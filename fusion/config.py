@@ -28,6 +28,7 @@ from mer.pipeline.runtime.terminal import did_you_mean, initials, listed, shown
 T = TypeVar("T")
 SEEDS = 1 << 62  # with room for the seeds of a group
 LARGE = 1e30  # what fits into fp32, with room for products
+CONTEXT_WIDTH = 256  # turns on each side at most: beyond it a batch is mostly neighbours
 COUNT = 1 << 31  # beyond it a whole number is no size, count or seed that torch takes
 PRESETS = Path(__file__).parent / "presets"
 
@@ -53,6 +54,10 @@ class DataConfig:
     # auto: the first of these three the store has
     dev_by: Literal["auto", "dialogue", "speaker", "session", "utterance"] = "auto"
     split_seed: int = 0  # which groups become dev; the same for every training seed
+    # turns of its dialogue that an utterance is seen with: none; past: those before it; both: also
+    # those after it, another task
+    context: Literal["none", "past", "both"] = typed.added("none")
+    context_width: int = typed.added(8)  # how many at most, on each side
 
     def __post_init__(self) -> None:
         if not isinstance(self.modalities, str):  # a list in TOML
@@ -397,6 +402,12 @@ def _check(config: TrainConfig) -> None:
         (1 <= t.batch_size < COUNT, "train.batch_size", t.batch_size, "at least 1 and below 2^31"),
         (1 <= t.patience < COUNT, "train.patience", t.patience, "at least 1 and below 2^31"),
         (0 <= t.seed < SEEDS, "train.seed", t.seed, "at least 0 and below 2^62"),
+        (
+            1 <= d.context_width <= CONTEXT_WIDTH,
+            "data.context_width",
+            d.context_width,
+            f"at least 1 and at most {CONTEXT_WIDTH}",
+        ),
         (0 <= d.split_seed < SEEDS, "data.split_seed", d.split_seed, "at least 0 and below 2^62"),
     ]
     for f in dataclasses.fields(config.model_args):

@@ -6,6 +6,8 @@ otherwise a thread reads ahead. For a model that looks at nothing but mean and d
 sequence is reduced to them once, when it is read. Where the layers of such a model are mixed, the
 utterance mean of every layer takes the place of the mean. A modality may be joined from several
 feature sets: side by side in each step, a set of one step per utterance repeated over the others'.
+With `data.context` a batch also brings the neighbours of each row (`mer.fusion.context`), one step
+each, which are always kept in memory.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mer.fusion import context
 from mer.fusion.batch import Batch, DataSpec, FeatureSet
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
@@ -57,7 +60,8 @@ def spec(store: FeatureStore, config: DataConfig, *, summary: bool = False) -> D
             sets[m] = found
         widths[m] = sum(one.width for one in found)
         rates[m] = _rate(store, names, config)
-    made = DataSpec(widths, rates, header.task, tuple(header.labels), sets)
+    labels, around = tuple(header.labels), context.spec(config)
+    made = DataSpec(widths, rates, header.task, labels, sets, context=around)
     for m in made.modalities:
         steps(store, made, config, m, summary=summary)
     return made
@@ -324,6 +328,8 @@ class BatchSource:
     offset: dict[str, Tensor] = field(default_factory=dict)
     length: dict[str, Tensor] = field(default_factory=dict)
     checked: Checked = field(default_factory=Checked)
+    neighbours: context.Neighbours | None = None  # None: each row alone
+    around: context.Around | None = None  # the same, read
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -338,7 +344,9 @@ class BatchSource:
 
     def nbytes(self) -> int:
         """What residence takes: float32."""
-        return sum(4 * (int(self.n[m].sum()) + 1) * self.width(m) for m in self.spec.modalities)
+        turns = 0 if self.neighbours is None else len(self.neighbours.pool) + 1
+        rows = {m: int(self.n[m].sum()) + 1 + turns for m in self.spec.modalities}
+        return sum(4 * rows[m] * self.width(m) for m in self.spec.modalities)
 
     def read(self, rows: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
         """(packed (sum T, D) float32, lengths (B,)) of `rows` of the store, pooled or summarised,
@@ -396,6 +404,15 @@ class BatchSource:
         pieces = [np.zeros((0, width), dtype=np.float32) for width in widths]
         return pieces, np.zeros(rows, dtype=np.int64)
 
+    def read_neighbours(self) -> BatchSource:
+        """Read what batches show of neighbours, as far as there are any; into memory, wherever the
+        part itself is.
+        """
+        if self.neighbours is not None:
+            widths = {m: self.width(m) for m in self.spec.modalities}
+            self.around = context.around(self.neighbours, widths, self.read)
+        return self
+
     def make_resident(self) -> BatchSource:
         for m in self.spec.modalities:
             total = int(self.n[m].sum())
@@ -409,6 +426,8 @@ class BatchSource:
             self.offset[m] = torch.from_numpy(np.cumsum(self.n[m]) - self.n[m]).to(self.device)
             self.length[m] = torch.from_numpy(self.n[m]).to(self.device)
         self.target = self.target.to(self.device)
+        if self.around is not None:
+            self.around = self.around.to(self.device)
         return self
 
     def batch(self, index: np.ndarray) -> Batch:
@@ -473,7 +492,8 @@ class BatchSource:
             )
             lengths[m] = n
         row = torch.from_numpy(self.rows[index]).to(self.device, non_blocking=True)
-        return Batch(x, lengths, self.target.index_select(0, at), row)
+        turns = None if self.around is None else self.around.gather(at)
+        return Batch(x, lengths, self.target.index_select(0, at), row, turns)
 
     def _assemble(self, index: np.ndarray) -> Batch:
         x, lengths = {}, {}
@@ -483,8 +503,9 @@ class BatchSource:
             padded[np.arange(padded.shape[1]) < n[:, None]] = packed
             x[m] = torch.from_numpy(padded)
             lengths[m] = torch.from_numpy(np.asarray(n, dtype=np.int64))
-        target = self.target[torch.from_numpy(index)]
-        return Batch(x, lengths, target, torch.from_numpy(self.rows[index]))
+        at = torch.from_numpy(index)
+        turns = None if self.around is None else self.around.gather(at)
+        return Batch(x, lengths, self.target[at], torch.from_numpy(self.rows[index]), turns)
 
 
 @dataclass(frozen=True)
@@ -522,6 +543,7 @@ def batch_source(
     device: torch.device | str,
     room: int | None = None,
     summary: bool = False,
+    pool: np.ndarray | None = None,
 ) -> BatchSource:
     """Rows of a store, ready to be asked for batches.
 
@@ -534,6 +556,8 @@ def batch_source(
         device: Where batches go.
         room: Bytes that a resident part may take; None: half of what is free.
         summary: Each sequence as its mean and deviation, which is all that some models look at.
+        pool: The rows among which neighbours are, if the spec asks for any: those of the same part,
+            labelled or not. None: `rows`.
 
     Returns:
         The part, its features on the device if there is room.
@@ -545,11 +569,15 @@ def batch_source(
         spec,
         config,
         np.asarray(rows, dtype=np.int64),
-        torch.from_numpy(target),
+        torch.from_numpy(spec.scaled(target)),
         device,
         n,
         summary,
     )
+    if spec.context is not None:
+        pool = made.rows if pool is None else np.asarray(pool, dtype=np.int64)
+        made.neighbours = context.neighbours(store.table(), made.rows, pool, spec.context)
+        made.read_neighbours()
     room = free_bytes(device) // 2 if room is None else room
     if config.residence == "device" or (config.residence == "auto" and made.nbytes() <= room):
         made.make_resident()

@@ -164,16 +164,16 @@ def evaluate(
         for line in checkpoint.check_store(run.children[0], store):
             note(line)
         stem = "" if split == "test" else f"-{split}"
-        if checkpoint.store_key(store) != run.info.store_key:
+        if not checkpoint.same_rows(run, store):
             stem = f"-{split}-{store.header.dataset}"
         results, contents = [], []
         tell = once(note)
         for child in run.children:
-            rows = rows_of(child, store, split)
+            rows, pool = rows_of(child, store, split)
             if split == "test":
                 check_unseen(child, store, rows)
                 contents.append(note_opening(child, store, rows, tell))
-            table = predict_rows(child, store, rows, device=device, progress=progress)
+            table = predict_rows(child, store, rows, device=device, progress=progress, pool=pool)
             figures = _describe_predictions(child, table, split, device=device, store=store)
             results.append(Evaluated(child, table, figures))
             if group:
@@ -239,6 +239,7 @@ def predict_rows(
     *,
     device: torch.device | str = "cpu",
     progress: Silent = SILENT,
+    pool: np.ndarray | None = None,
     change: infer.Change | None = None,
 ) -> pa.Table:
     """Predict some rows of a store.
@@ -249,18 +250,21 @@ def predict_rows(
         rows: Their numbers; labels are not read.
         device: Where to predict.
         progress: Shows how far it is.
+        pool: The rows that a run with context finds neighbours among; None: `rows`.
         change: Made to every batch before the model sees it; None: as it is.
 
     Returns:
-        One row per row, in their order: id, dialogue, speaker, session, tags, label or targets
-        (null: unlabelled), pred, p_<label>... (regression: value), attention_<modality>,
-        disagreement, pred_<modality>. Columns that the model has no answer for are null.
+        One row per row, in their order: id, dialogue, position, speaker, session, tags, turns (how
+        many neighbours it was seen with; null: the run has no context), label or targets (null:
+        unlabelled), pred, p_<label>... (regression: value; of several targets value_<target>...),
+        attention_<modality>, disagreement, pred_<modality>. Columns that the model has no answer
+        for are null.
 
     Raises:
         DataError: The run is damaged.
     """
     model = run.model(device)
-    part = _part(run, store, np.asarray(rows, dtype=np.int64), device)
+    part = _part(run, store, np.asarray(rows, dtype=np.int64), device, pool)
     what = f"predicting with {run.path.name}"
     with progress.task(what, len(part), "utterances", brief=True) as advance:
         return _predict(run, model, part, advance, change)
@@ -352,30 +356,38 @@ def _groups(table: pa.Table, by: str) -> int:
 
 
 def _part(
-    run: Run, store: FeatureStore, rows: np.ndarray, device: torch.device | str
+    run: Run,
+    store: FeatureStore,
+    rows: np.ndarray,
+    device: torch.device | str,
+    pool: np.ndarray | None = None,
 ) -> BatchSource:
     """The rows as the run's model reads them."""
     spec = run.spec
     target = splits.targets(store.table(), spec.task, spec.labels)[rows]
     summary = model_class(run.config.model)[0].summary
     return data.batch_source(
-        store, spec, run.config.data, rows, target, device=device, summary=summary
+        store, spec, run.config.data, rows, target, device=device, summary=summary, pool=pool
     )
 
 
-def rows_of(run: Run, store: FeatureStore, split: str) -> np.ndarray:
-    """The rows of a part; DataError where there are none."""
+def rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a part, and those among which they find neighbours; DataError where there are
+    none.
+    """
     table = store.table()
     if split == "test":
-        rows = splits.held_out(table, run.fold)
+        rows = pool = splits.held_out(table, run.fold)
     else:
         target = splits.targets(table, run.spec.task, run.spec.labels)
         assigned = splits.assign(table, target, run.config.data, run.fold)
-        rows = assigned.train if split == "train" else assigned.dev
+        training = split == "train"
+        rows = assigned.train if training else assigned.dev
+        pool = assigned.train_pool if training else assigned.dev_pool
     if not len(rows):
         remedy = "; evaluate another split, or train with --folds" if split == "test" else ""
         raise DataError(f"{store.path}: no {split} rows{remedy}")
-    return rows
+    return rows, pool
 
 
 def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
@@ -493,13 +505,15 @@ def _predict(
     spec, task, labels = run.spec, run.spec.task, run.spec.labels
     out = infer.infer(model, part, advance, change)
     source = part.store.table().take(pa.array(out.rows))
-    known = ("id", "dialogue", "speaker", "session", "tags")
+    known = ("id", "dialogue", "position", "speaker", "session", "tags")
     columns: dict[str, Any] = {name: source[name] for name in known}
+    turns = part.neighbours
+    columns["turns"] = pa.nulls(len(part), pa.int32()) if turns is None else turns.count
     truth = "label" if task == "single" else "targets"
     columns[truth] = source[truth]
     pred = infer.decide(out.scores, task, run.result.thresholds)
     columns["pred"] = _named(pred, task, labels)
-    names = ["value"] if task == "regression" else [f"p_{name}" for name in labels]
+    names = spec.score_columns
     columns.update({name: out.scores[:, column] for column, name in enumerate(names)})
     nothing = pa.nulls(len(part), pa.float32())
     for place, m in enumerate(spec.modalities):
@@ -520,6 +534,8 @@ def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
     if task == "multi":
         names = np.array(labels, dtype=object)
         return pa.array([names[row].tolist() for row in pred], pa.list_(pa.string()))
+    if pred.ndim == 2:
+        return pa.array(pred.tolist(), pa.list_(pa.float64()))
     return pa.array(pred, pa.float64())
 
 
@@ -530,7 +546,8 @@ def _decisions(column: pa.ChunkedArray, task: str, labels: Sequence[str]) -> np.
     if task == "single":
         return np.array([index[v] for v in values], dtype=np.int64)
     if task != "multi":
-        return np.array(values, dtype=float)
+        width = max(len(labels), 1)
+        return np.array(values, dtype=float).reshape((-1, width) if width > 1 else -1)
     holds = np.zeros((len(values), len(labels)), dtype=bool)
     for row, names in zip(holds, values, strict=True):
         row[:] = [name in names for name in labels]
@@ -577,6 +594,7 @@ def _describe_predictions(
             bootstrap=bootstrap_of(name, groups),
             thresholds=info.thresholds,
             unseen=_unseen(info, p),
+            context=spec.context.title if spec.context is not None else None,
             measures=measures if spec.task == "regression" else None,
             unimodal=alone or None,
             heads_agree=agree,
@@ -646,7 +664,7 @@ def _where_heads_agree(
     """The model where the unimodal heads agree, and where they do not; None without two heads."""
     if len(heads) < 2:
         return None, None
-    differ = _heads_differ(list(heads.values()), p.task)
+    differ = _differ(p, heads)
     found = []
     for rows in (~differ, differ):
         share = float(rows.mean()) if len(rows) else float("nan")
@@ -657,12 +675,23 @@ def _where_heads_agree(
 def where_heads_differ(p: Predicted, modalities: Iterable[str]) -> np.ndarray | None:
     """(N,) bool: not all unimodal heads say the same; None for a model without two of them."""
     heads = _heads(p, modalities)
-    return _heads_differ(list(heads.values()), p.task) if len(heads) > 1 else None
+    return _differ(p, heads) if len(heads) > 1 else None
 
 
-def _heads_differ(heads: list[np.ndarray], task: str) -> np.ndarray:
-    """(N,) bool: not all unimodal heads say the same. Regression: they differ in sign."""
-    heads = [h > 0 for h in heads] if task == "regression" else heads
+def _differ(p: Predicted, heads: dict[str, np.ndarray]) -> np.ndarray:
+    """`_heads_differ`, by the middle of the targets where those are dimensions."""
+    of_dimensions = p.measures == "ccc" and len(p.true)
+    middle = p.true.mean(0) if of_dimensions else 0.0
+    return _heads_differ(list(heads.values()), p.task, middle)
+
+
+def _heads_differ(
+    heads: list[np.ndarray], task: str, middle: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """(N,) bool: not all unimodal heads say the same. Regression: they are not on one side of the
+    `middle`, which is 0, or of dimensions the mean target.
+    """
+    heads = [h > middle for h in heads] if task == "regression" else heads
     rows = [h != heads[0] for h in heads[1:]]
     return np.any([row if row.ndim == 1 else row.any(1) for row in rows], axis=0)
 
@@ -715,7 +744,8 @@ def discrimination(
     spec = run.spec
     place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
     rows = np.array([place[name] for name in p.table["id"].to_pylist()], dtype=np.int64)
-    part = _part(run, store, rows, device)
+    # pairs of two utterances stand in no dialogue
+    part = _part(run, store, rows, device, pool=np.zeros(0, dtype=np.int64))
     same, _ = same_emotion(torch.from_numpy(p.true), task=spec.task)
     first, second, differs = _pairs(same.numpy(), np.random.default_rng(PAIR_SEED))
     model = run.model(device)
@@ -765,7 +795,7 @@ def _pairs(same: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 def _mixed(a: Batch, b: Batch, m: str, n: str) -> Batch:
-    """Modality m of batch a with modality n of batch b; other modalities absent."""
+    """Modality m of batch a with modality n of batch b; other modalities and context absent."""
     x = {k: v[:, :1] * 0 for k, v in a.x.items()} | {m: a.x[m], n: b.x[n]}
     lengths = {k: v * 0 for k, v in a.lengths.items()} | {m: a.lengths[m], n: b.lengths[n]}
     return Batch(x, lengths, a.target, a.row)
@@ -806,6 +836,7 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
         folds=_folds_of(rows),
         n=len(by_seed[0].table),
         unlabelled=unlabelled // info.seeds,
+        context=first.context,
         metrics=Scores(figures={**means}),
         sd={**deviations},
         pooled={**mean_figures(by_seed)} if info.folds else None,

@@ -28,6 +28,7 @@ from mer.fusion.train import (
     fit,
     identity,
     settled,
+    turns_key,
 )
 from mer.fusion.watch import Watch
 from mer.pipeline.errors import DataError
@@ -108,7 +109,11 @@ def train(
             note(line)
     key = checkpoint.store_key(store)
     grouped = seeds > 1 or folds is not None
-    wanted = identity(config, key, seeds, folds) if grouped else identity(config, key, None)
+    turns = turns_key(store, config)
+    if grouped:
+        wanted = identity(config, key, seeds, folds, *turns)
+    else:
+        wanted = identity(config, key, None, *turns)
     stem = f"{store.header.dataset}-{config.model}"
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
     if warn:
@@ -147,6 +152,7 @@ def train(
         children=tuple(job.name for job in jobs),
         features=str(Path(store.path).resolve()),
         store=checkpoint.describe_store(store),
+        turns_key=next(iter(turns), None),
         finished=False,
         **beginning(command),
     )

@@ -53,6 +53,7 @@ MOST_POINTS = 400  # per modality in a scatter plot
 SHOWN_ATOMS = 64  # of a dictionary, those used most
 MOST_TICKS = 26  # layers that are numbered on an axis
 MOST_CHARACTERS = 40  # of a run's name beside its row
+THRESHOLD = 1e-3  # up to which a logarithmic axis is linear, so that it also shows 0
 COUNTED_CLASSES = 12  # of a confusion matrix whose cells have counts below the percentages
 
 
@@ -176,6 +177,8 @@ def _curves(picture: Curves) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if picture.log:
         _logarithmic(axes)
+        if min(min(line.low or line.mean) for line in picture.lines) >= 0:
+            axes.set_ylim(bottom=-0.3 * THRESHOLD)  # room for a line at 0, and no tick below it
     if picture.share:  # from 0, with room for a line that lies there
         top = axes.get_ylim()[1]
         axes.set_ylim(-0.03 * top, top)
@@ -202,9 +205,9 @@ def _logarithmic(axes: Any) -> None:
     """A logarithmic axis that also shows 0 and what is below."""
     from matplotlib.ticker import SymmetricalLogLocator
 
-    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_yscale("symlog", linthresh=THRESHOLD)
     axes.yaxis.set(
-        major_locator=SymmetricalLogLocator(base=10, linthresh=1e-3, subs=(1, 3)),
+        major_locator=SymmetricalLogLocator(base=10, linthresh=THRESHOLD, subs=(1, 3)),
         major_formatter="{x:g}",
     )
 
@@ -220,7 +223,9 @@ def _matrix(picture: Matrix) -> Figure:
     shares, counts = 100 * picture.shares, np.array(picture.counts)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for (row, column), share in np.ndenumerate(shares):
-        count = f"\n({counts[row, column]:.0f})" if len(labels) <= COUNTED_CLASSES else ""
+        count = ""
+        if len(labels) <= COUNTED_CLASSES:
+            count = f"\n({pictures.counted_as(float(counts[row, column]))})"
         axes.text(
             column,
             row,
@@ -306,8 +311,11 @@ def of_features(
         checkpoint.check_store(run, store)
         table = store.table()
         every = splits.targets(table, spec.task, spec.labels)
-        rows = splits.assign(table, every, run.config.data, run.fold).dev
-        part = data.batch_source(store, spec, run.config.data, rows, every[rows], device=device)
+        split = splits.assign(table, every, run.config.data, run.fold)
+        rows = split.dev
+        part = data.batch_source(
+            store, spec, run.config.data, rows, every[rows], device=device, pool=split.dev_pool
+        )
         with torch.inference_mode():
             for batch in part.batches(part.in_order(infer.BATCH)):
                 seen = model.mixed(batch)

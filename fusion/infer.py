@@ -28,9 +28,10 @@ Change = Callable[[Batch], Batch]
 class Answers:
     """What a model says of the rows of a part, in the order of `rows` (N,).
 
-    `scores` (N, C): probabilities (single: rows sum to 1; multi: one per label), or the value
-    (N, 1). `unimodal[m]` the same from one modality; `attention` (N, M) in the order of the model's
-    modalities; `disagreement` (N,). `loss`: the task's own loss over the labelled rows.
+    `scores` (N, C): probabilities (single: rows sum to 1; multi: one per label), or the values
+    (N, K) of K targets. `unimodal[m]` the same from one modality; `attention` (N, M) in the order
+    of the modalities of the model; `disagreement` (N,). `loss`: the task's own loss over the
+    labelled rows.
     """
 
     rows: np.ndarray
@@ -76,11 +77,12 @@ def infer(
     heads = [p.unimodal for p in kept if p.unimodal is not None]
     unimodal = {}
     for m in heads[0] if heads else ():
-        unimodal[m] = _scores(join([head[m] for head in heads]), task)
+        alone = _scores(join([head[m] for head in heads]), task)
+        unimodal[m] = part.spec.unscaled(alone)
     attention = join_if_any([p.attention for p in kept])
     disagreement = join_if_any([p.disagreement for p in kept])
     loss = float(task_loss(logits, part.target.cpu(), task=task))
-    scores = _scores(logits, task)
+    scores = part.spec.unscaled(_scores(logits, task))
     return Answers(part.rows, scores, unimodal if heads else None, attention, disagreement, loss)
 
 
@@ -99,10 +101,13 @@ def _scores(logits: Tensor, task: str) -> np.ndarray:
 
 
 def decide(scores: np.ndarray, task: str, thresholds: Sequence[float] | None) -> np.ndarray:
-    """single (N,) int class; multi (N, C) bool; regression (N,) value."""
+    """single (N,) int class; multi (N, C) bool; regression (N,) value, or (N, K) of K
+    targets."""
     if task == "single":
         return scores.argmax(1) if len(scores) else np.zeros(0, dtype=np.int64)
-    return scores >= np.asarray(thresholds) if task == "multi" else scores[:, 0]
+    if task == "multi":
+        return scores >= np.asarray(thresholds)
+    return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
 def score(
@@ -114,6 +119,8 @@ def score(
         return metrics.classification(target, pred, labels)
     if task == "multi":
         return metrics.multilabel(target, pred.astype(float), labels, [0.5] * len(labels))
+    if measures == "ccc":
+        return metrics.dimensional(target, pred, labels)
     return metrics.REGRESSIONS[measures](target[:, 0], pred)
 
 
@@ -127,8 +134,8 @@ def figures(
 
 def names_of_figures(task: str, labels: Sequence[str], measures: str = "mosi") -> list[str]:
     """Names of the task's figures that are one number."""
-    target = np.zeros((0, 1 if task == "regression" else len(labels)), dtype=np.int64)
+    target = np.zeros((0, max(len(labels), 1)), dtype=np.int64)
     if task == "single":
         target = target[:, 0]
-    pred = target[:, 0] if task == "regression" else target
+    pred = target[:, 0] if task == "regression" and target.shape[1] == 1 else target
     return list(figures(pred, target, task, labels, measures))

@@ -28,6 +28,7 @@ from mer.fusion.train import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
+from mer.pipeline.runtime.terms import targets_of
 from mer.pipeline.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -176,9 +177,10 @@ def _curve(
     rows = np.concatenate([one.rows for one in answers])
     truth = np.concatenate([one.target for one in answers])
     scores = np.concatenate([one.scores for one in answers], axis=2)
-    metric = metrics.HEADLINE[header.task]
     measures = measures_of(store, target)
-    sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
+    known = infer.names_of_figures(header.task, header.labels, measures)
+    metric = metrics.headline(header.task, known)
+    sign = -1 if metrics.lower_is_better(metric) else 1
 
     def figure(pred: np.ndarray, index: np.ndarray | slice = slice(None)) -> float:
         all_ = infer.figures(pred[index], truth[index], header.task, header.labels, measures)
@@ -258,11 +260,11 @@ def _fitted(
 
 def _scores(x: Tensor, y: Tensor, seen: Tensor, task: str, store: FeatureStore) -> np.ndarray:
     """(strengths, N, C): the answers of a linear model for each strength of its penalty."""
-    outputs = 1 if task == "regression" else len(store.header.labels)
+    outputs = targets_of(task, store.header.labels)
     weight = torch.zeros(x.shape[1], outputs, requires_grad=True)
     bias = torch.zeros(outputs, requires_grad=True)
     if task == "regression":
-        bias.data += y.mean()
+        bias.data += y.mean(0)
     answers = []
     for strength in STRENGTHS:
         _minimise(x, y, weight, bias, task, strength)
@@ -303,7 +305,7 @@ def _decided(scores: np.ndarray, task: str) -> np.ndarray:
 
 def lines(curve: Curve, option: str) -> list[str]:
     """The curve as text, and what to extract."""
-    title = metrics.TITLES[curve.metric]
+    title = metrics.title(curve.metric)
     made = [
         f"{curve.name}: dev {title} of a linear probe on the utterance means of each layer "
         f"({curve.train:,} train, {curve.dev:,} dev; 95 % interval over "
@@ -347,7 +349,7 @@ def draw(curves: Sequence[Curve]) -> Figure:
         axis.plot(at, [one.figure for one in curve.layers], ".-", color=colour)
         axis.axvspan(curve.first - 0.3, curve.last + 0.3, color="#7f7f7f", alpha=0.1, linewidth=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylabel(f"dev {metrics.TITLES[curve.metric]}")
+        axis.set_ylabel(f"dev {metrics.title(curve.metric)}")
         axis.set_title(f"{curve.name}: best {curve.best}", loc="left", fontsize=9)
     axes[-1, 0].set_xlabel("layer")
     figure.suptitle("linear probe on the utterance means of each layer")

@@ -8,7 +8,8 @@ WF1   sum_c n_c/N F1_c, with n_c the reference count. macro_f1: mean F1 over the
       reference or prediction.
       (The same conventions as scikit-learn's accuracy, balanced accuracy and f1_score.)
 
-Regression has two conventions, both as MMSA defines them (`measures_of` says which is whose).
+Regression has three conventions, the first two as MMSA defines them (`measures_of` says which is
+whose).
 
 "mosi", for [-3, 3] (CMU-MOSI, MOSEI): acc2_has0 compares >= 0 with >= 0 on all samples; acc2_non0
 compares > 0 with > 0 where the reference is not 0; acc7 and acc5 clip to +-3 and +-2, round half to
@@ -18,18 +19,22 @@ even and compare; F1 is WF1 of the two.
 Pearson among them. sims_acc2, sims_acc3 and sims_acc5 compare the bins that end, each with its
 upper end, at 0 (so that 0 counts as negative), at -0.1 and 0.1, and at -0.7, -0.1, 0.1 and 0.7; the
 ends are compared in float32, in which labels are stored. sims_f1 is WF1 of the two of sims_acc2.
+
+"ccc", for dimensions such as valence, arousal and dominance on whatever scale: of each target the
+concordance correlation coefficient (Lin 1989), Pearson's and the mean absolute error, as
+ccc_valence, pearson_valence and mae_valence; ccc, pearson and mae are their means over the targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from mer.fusion import intervals
 
-Measures = Literal["mosi", "sims"]
+Measures = Literal["mosi", "sims", "ccc"]
 NAN = float("nan")
 TITLES = {  # as printed, in this order
     "wa": "WA",
@@ -39,6 +44,7 @@ TITLES = {  # as printed, in this order
     "subset_accuracy": "subset accuracy",
     "micro_f1": "micro-F1",
     "weighted_f1": "weighted F1",
+    "ccc": "CCC",
     "mae": "MAE",
     "pearson": "Pearson",
     "acc2_has0": "Acc-2 (has 0)",
@@ -63,13 +69,64 @@ MEANINGS = {
     "macro_f1": "macro-F1: F1 averaged over the classes, each alike",
     "micro_f1": "micro-F1: F1 of all labels counted together",
     "weighted_f1": "weighted F1: F1 averaged over the labels by their size",
+    "ccc": "CCC: concordance correlation coefficient, 1 where answers equal the targets",
     "mae": "MAE: mean absolute error",
 }
 # the figure that chooses an epoch, decides a comparison and is pictured, unless another is named
 HEADLINE = {"single": "wf1", "multi": "weighted_f1", "regression": "mae"}
+# what decides where there is such a figure, whatever the task
+DECIDES = "ccc"
 CORPUS = {"mosi": "CMU-MOSI", "sims": "CH-SIMS"}  # whose measures they are
+MOSI_LIMIT = 3  # of the ratings of CMU-MOSI and MOSEI, either way
+OF_EACH_TARGET = ("ccc", "pearson", "mae")
 SIMS_ENDS = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}  # inner ends of the bins
 LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
+
+
+def headline(task: str, known: Collection[str]) -> str:
+    """The figure that chooses an epoch, decides a comparison and is pictured, unless another is
+    named.
+
+    Args:
+        task: single, multi or regression.
+        known: The figures that there are.
+
+    Returns:
+        Its name.
+    """
+    return DECIDES if DECIDES in known else HEADLINE[task]
+
+
+def kind_of(name: str) -> str:
+    """What a figure is, without the target that it is of.
+
+    >>> kind_of("ccc_valence"), kind_of("mae"), kind_of("acc2_has0")
+    ('ccc', 'mae', 'acc2_has0')
+    """
+    kind, _, target = name.partition("_")
+    return kind if target and kind in OF_EACH_TARGET else name
+
+
+def title(name: str) -> str:
+    """A figure as it is printed.
+
+    >>> title("ua"), title("ccc_valence")
+    ('UA', 'CCC of valence')
+    """
+    kind = kind_of(name)
+    if kind == name:
+        return TITLES.get(name, name)
+    return f"{TITLES[kind]} of {name.removeprefix(f'{kind}_')}"
+
+
+def in_order(known: Collection[str]) -> list[str]:
+    """Those of the figures that have a title, as they are printed: a mean before what it is of."""
+    return [name for kind in TITLES for name in known if kind_of(name) == kind]
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether less of a figure is better."""
+    return kind_of(name) in LOWER_IS_BETTER
 
 
 def confusion(true: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
@@ -237,31 +294,80 @@ def sims(true: np.ndarray, pred: np.ndarray) -> dict[str, Any]:
     }
 
 
+def dimensional(true: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """CCC, Pearson and mean absolute error of each target, and their means over the targets.
+
+    Args:
+        true: (N, K), or (N,) for one target.
+        pred: Of the same shape.
+        names: Of the K targets.
+
+    Returns:
+        `n`, the means, and where there are several targets the figures of each.
+    """
+    shape = (-1, len(names))
+    true = np.asarray(true, dtype=np.float64).reshape(shape)
+    pred = np.asarray(pred, dtype=np.float64).reshape(shape)
+    pairs = list(zip(true.T, pred.T, strict=True))
+    of_each = {
+        "ccc": [ccc(x, y) for x, y in pairs],
+        "pearson": [pearson(x, y) for x, y in pairs],
+        "mae": [float(np.abs(x - y).mean()) if len(x) else NAN for x, y in pairs],
+    }
+    found: dict[str, Any] = {"n": len(true)}
+    found.update({kind: float(np.mean(values)) for kind, values in of_each.items()})
+    if len(names) > 1:
+        for kind, values in of_each.items():
+            found.update({f"{kind}_{name}": v for name, v in zip(names, values, strict=True)})
+    return found
+
+
+def ccc(x: np.ndarray, y: np.ndarray) -> float:
+    """Lin's concordance correlation coefficient (Biometrics 45, 1989), with moments over N:
+    2 cov(x, y) / (var x + var y + (mean x - mean y)^2). NaN for fewer than two samples, and where
+    both are the same constant.
+
+    >>> ccc(np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0]))
+    0.5714285714285714
+    """
+    if len(x) < 2:
+        return NAN
+    dx, dy = x - x.mean(), y - y.mean()
+    whole = float((dx @ dx + dy @ dy) / len(x) + (x.mean() - y.mean()) ** 2)
+    return float(2 * (dx @ dy) / len(x) / whole) if whole else NAN
+
+
 def _bins(values: np.ndarray, ends: Sequence[float]) -> np.ndarray:
     """(N,) number of the bin; a value at an end belongs to the bin below it."""
     return np.searchsorted(np.array(ends, np.float32), values.astype(np.float32), side="left")
 
 
-def measures_of(dataset: str, target: np.ndarray | None) -> Measures:
-    """By whose definitions a corpus of regression targets is scored: "sims" or "mosi".
+def measures_of(dataset: str, target: np.ndarray | None, labels: Sequence[str] = ()) -> Measures:
+    """By whose definitions a corpus of regression targets is scored: "ccc", "sims" or "mosi".
 
-    A corpus that is named after one of them has its measures; SIMS only if its targets are within
-    [-1, 1]. Of another name, targets within [-1, 1] on both sides of 0 are scored as SIMS's.
+    Several targets are scored by CCC. A corpus that is named after MOSI, MOSEI or SIMS has its
+    measures; SIMS only if its targets are within [-1, 1]. Of another name, targets within [-1, 1]
+    on both sides of 0 are scored as SIMS's, and targets beyond [-3, 3] by CCC.
 
     Args:
         dataset: The name of the corpus.
         target: All its targets, NaN where there is none; None: unknown.
+        labels: Names of its targets.
 
     Returns:
         Whose measures.
     """
     name = dataset.lower()
+    if len(labels) > 1:
+        return "ccc"
     known = np.zeros(0) if target is None else target[np.isfinite(target)]
     within = not len(known) or np.abs(known).max() <= 1
     if "sims" in name:
         return "sims" if within else "mosi"
     if "mosi" in name or "mosei" in name or not len(known):
         return "mosi"
+    if np.abs(known).max() > MOSI_LIMIT:
+        return "ccc"
     return "sims" if within and known.min() < 0 else "mosi"
 
 

@@ -97,6 +97,15 @@ class Matrix:
         return counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)
 
 
+def counted_as(count: float) -> str:
+    """A count of a confusion matrix, whole but where it is a mean over seeds.
+
+    >>> counted_as(2.0), counted_as(5 / 3)
+    ('2', '1.7')
+    """
+    return f"{count:.0f}" if count == int(count) else f"{count:.1f}"
+
+
 @dataclass(frozen=True)
 class Layers:
     """The weights of the layers that are mixed, of one feature set: by layer, one of each run."""
@@ -144,13 +153,13 @@ def key(picture: Picture) -> str:
 
 def percent(metric: str) -> bool:
     """Whether a figure is shown as a percentage."""
-    return metric not in PLAIN
+    return metrics.kind_of(metric) not in PLAIN
 
 
 def titled(metric: str) -> str:
     """A figure as an axis names it."""
     unit = " (%)" if percent(metric) else ""
-    return f"{metrics.TITLES.get(metric, metric)}{unit}"
+    return f"{metrics.title(metric)}{unit}"
 
 
 # ---- What a run has
@@ -196,7 +205,7 @@ def of_results(
         curves(
             logs,
             lambda entry: {metric: entry.dev.get(metric)},
-            f"dev {metrics.TITLES.get(metric, metric)}",
+            f"dev {metrics.title(metric)}",
             name="dev",
             label=titled(metric),
             percent=percent(metric),
@@ -410,6 +419,8 @@ def confusion(found: SingleMetrics | GroupMetrics) -> Matrix | None:
     if not counts:
         return None
     title = f"{found.model} on {found.dataset} {found.split}"
+    if any(count != int(count) for row in counts for count in row):
+        title += ", counts averaged over the seeds"
     return Matrix("confusion", title, found.labels, counts)
 
 
@@ -417,7 +428,7 @@ def unimodal(found: Metrics) -> Bars | None:
     """The headline figure of each modality's own head beside the whole model's."""
     if found.unimodal is None:
         return None
-    metric = metrics.HEADLINE[found.task]
+    metric = metrics.headline(found.task, found.metrics.figures)
     values = {m: figures.get(metric) for m, figures in found.unimodal.items()}
     values["all"] = found.metrics.figures.get(metric)
     title, label = "each modality alone, and all", titled(metric)

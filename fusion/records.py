@@ -79,7 +79,8 @@ class StoreInfo:
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """What run.json says of any run. `identity` names the command that asked for it, `store_key`
-    the store's features, labels and splits (checkpoint.py); `date` is when it began, `command` what
+    the store's features, labels and splits (checkpoint.py), `turns_key` the order of its turns
+    (context.py; None: the run sees each utterance alone); `date` is when it began, `command` what
     was typed then (None: the Python API, or an earlier mer).
     """
 
@@ -92,6 +93,7 @@ class RunInfo:
     features: str
     store: StoreInfo
     finished: bool
+    turns_key: str | None = optional()
     date: str | None = optional()
     command: str | None = optional()
     versions: dict[str, str] | None = optional()
@@ -334,6 +336,7 @@ class Metrics:
     interval: dict[str, tuple[float | None, ...] | None]  # 95 %, by figure
     bootstrap: Bootstrap
     unseen: tuple[str, ...] | None = optional()  # labels that nobody in training had
+    context: str | None = optional()  # turns that utterances were seen with; None: each alone
     measures: Measures | None = optional()
     unimodal: dict[str, Figures] | None = optional()
     heads_agree: Subset | None = optional()
@@ -413,3 +416,4 @@ class Comparison:
     metrics: dict[str, Difference]
     verdict: str
     seen: Seen
+    contexts: tuple[str, ...] = ("none", "none")  # the kind of conversation context of each

@@ -8,7 +8,8 @@ it confuses. All of it is of one part, test or dev; on test it is an opening tha
 
 Noise is an offset of the utterance, the same on all its steps: normal, with a deviation of so many
 of each number's own over the utterance means of the part. So a model that reads steps cannot
-average it out, and one that reads means and deviations sees as much of it.
+average it out, and one that reads means and deviations sees as much of it. Of a run with context
+the neighbours keep theirs, but when a modality is missing, which they then lack as well.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run, check_store
 from mer.fusion.evaluate import Note, Predicted, sampled, unit
 from mer.fusion.intervals import Paired
-from mer.fusion.metrics import HEADLINE, LOWER_IS_BETTER, TITLES
+from mer.fusion.metrics import headline, lower_is_better
 from mer.fusion.records import Bootstrap, defined
 from mer.fusion.tables import Table, number
 from mer.fusion.train import measures_of
@@ -124,6 +125,7 @@ class Robustness:
     split: str
     task: str
     metric: str
+    context: str = "none"
     n: int
     seeds: int
     value: float | None
@@ -143,26 +145,30 @@ class Robustness:
 
 @dataclass(frozen=True)
 class Measured:
-    """A run on some rows of a store: by child, the rows and the predictions of them as they are."""
+    """A run on some rows of a store: of each child the rows, and those among which they find
+    neighbours.
+    """
 
     run: Run
     store: FeatureStore
     rows: list[np.ndarray]
+    pools: list[np.ndarray]
     device: torch.device | str
     progress: Silent
 
     def predict(self, change: Callable[[int], Callable[[Batch], Batch]]) -> list[Predicted]:
         """By seed, under a change for each child."""
         tables = []
-        for place, (child, rows) in enumerate(zip(self.run.children, self.rows, strict=True)):
+        for place, child in enumerate(self.run.children):
             tables.append(
                 evaluate.predict_rows(
                     child,
                     self.store,
-                    rows,
+                    self.rows[place],
                     device=self.device,
                     progress=self.progress,
                     change=change(place),
+                    pool=self.pools[place],
                 )
             )
         target = splits.targets(
@@ -260,14 +266,15 @@ def _opened(
     """A run and its rows; an opening of test is noted first."""
     for line in check_store(run.children[0], store):
         note(line)
-    rows, tell = [], evaluate.once(note)
+    rows, pools, tell = [], [], evaluate.once(note)
     for child in run.children:
-        mine = evaluate.rows_of(child, store, split)
+        mine, pool = evaluate.rows_of(child, store, split)
         if split == "test":
             evaluate.check_unseen(child, store, mine)
             evaluate.note_opening(child, store, mine, tell, ledger.ROBUSTNESS)
         rows.append(mine)
-    return Measured(run, store, rows, device, progress)
+        pools.append(pool)
+    return Measured(run, store, rows, pools, device, progress)
 
 
 def _check_same(run: Run, other: Run, mine: Predicted, theirs: Predicted) -> None:
@@ -283,7 +290,7 @@ def _found(
 ) -> Robustness:
     """All but what is said of the heads."""
     run, header, first = measured.run, measured.store.header, whole[0]
-    metric = HEADLINE[first.task]
+    metric = headline(first.task, first.figures())
     name, groups = unit(first.table)
     confidence, right = _confidence(whole)
     return Robustness(
@@ -293,6 +300,7 @@ def _found(
         split=split,
         task=first.task,
         metric=metric,
+        context=_context(run),
         n=len(first.true),
         seeds=len(whole),
         value=_value(whole, metric),
@@ -305,6 +313,12 @@ def _found(
         speakers=_speakers(whole, metric),
         confused=_confused(whole),
     )
+
+
+def _context(run: Run) -> str:
+    """The kind of conversation context, as tables name it."""
+    asked = run.children[0].spec.context
+    return "none" if asked is None else asked.title
 
 
 def _value(by_seed: Sequence[Predicted], metric: str) -> float:
@@ -344,12 +358,16 @@ def _as_it_is(place: int) -> Callable[[Batch], Batch]:
 
 
 def without(modality: str) -> Callable[[Batch], Batch]:
-    """A change that takes a modality away, as if no utterance had it."""
+    """A change that takes a modality away, as if no utterance had it, nor any of its neighbours."""
 
     def change(batch: Batch) -> Batch:
         x = batch.x | {modality: batch.x[modality][:, :1] * 0}
         lengths = batch.lengths | {modality: batch.lengths[modality] * 0}
-        return replace(batch, x=x, lengths=lengths)
+        turns = batch.context
+        if turns is not None and modality in turns.there:
+            nobody = turns.there | {modality: torch.zeros_like(turns.there[modality])}
+            turns = replace(turns, there=nobody)
+        return replace(batch, x=x, lengths=lengths, context=turns)
 
     return change
 
@@ -539,7 +557,7 @@ def _speakers(whole: Sequence[Predicted], metric: str) -> tuple[Speaker, ...]:
             found.append(Speaker(name, len(rows), value))
     if len(found) < 2:
         return ()
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(metric) else 1
     return tuple(sorted(found, key=lambda one: (sign * (one.value or 0), one.name)))
 
 
@@ -577,8 +595,10 @@ def _altered_table(found: Robustness) -> Table:
             name += f", {one.level:g} sd"
         rows.append((name, *_cells(metric, one), f"{one.n:,}"))
     title = f"{found.model} on {found.dataset} {found.split}, when a modality fails"
+    if found.context != "none":
+        title += f", context {found.context}"
     groups = f"{found.bootstrap.groups} {found.bootstrap.unit}s"
-    heads = ("", _title(metric), "difference", f"95 % interval ({groups})", "p (Holm)", "n")
+    heads = ("", metrics.title(metric), "difference", f"95 % interval ({groups})", "p (Holm)", "n")
     return Table(title, heads, tuple(rows) if found.altered else ())
 
 
@@ -602,10 +622,10 @@ def _heads_table(found: Robustness) -> Table:
         cells = _cells(found.metric, one) if found.against else _cells(found.metric, one)[:1]
         rows.append((name, *cells, f"{one.n:,}"))
     title = "where the unimodal heads agree and disagree"
-    heads: tuple[str, ...] = ("", _title(found.metric), "n")
+    heads: tuple[str, ...] = ("", metrics.title(found.metric), "n")
     if found.against:
         title += f", minus {shown(Path(found.against).name, 60)}"
-        heads = ("", _title(found.metric), "difference", "95 % interval", "p (Holm)", "n")
+        heads = ("", metrics.title(found.metric), "difference", "95 % interval", "p (Holm)", "n")
     return Table(title, heads, tuple(rows))
 
 
@@ -631,7 +651,7 @@ def _speakers_table(found: Robustness) -> Table:
         rows = [*rows[:MOST_SPEAKERS], rows[-1]]
     spread = number(found.metric, float(np.std(values, ddof=1)) if len(values) > 1 else None)
     title = f"{plural(len(some), 'speaker')}, the worst and the best; deviation {spread}"
-    return Table(title, ("speaker", _title(found.metric), "n"), tuple(rows))
+    return Table(title, ("speaker", metrics.title(found.metric), "n"), tuple(rows))
 
 
 def _confused_table(found: Robustness) -> Table:
@@ -640,7 +660,3 @@ def _confused_table(found: Robustness) -> Table:
         rows.append((one.reference, one.answer, number("share", one.share), f"{one.n:.1f}"))
     heads = ("reference", "taken for", "% of the reference", "utterances")
     return Table("what is confused", heads, tuple(rows))
-
-
-def _title(metric: str) -> str:
-    return TITLES.get(metric, metric)

@@ -23,8 +23,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mer.fusion import files, typed
-from mer.fusion.metrics import HEADLINE, LOWER_IS_BETTER, TITLES
+from mer.fusion import files, metrics, typed
+from mer.fusion.config import DataConfig
 from mer.fusion.tables import PLAIN, Table, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.cells import guarded
@@ -45,6 +45,7 @@ COLUMNS = (*ALWAYS[:4], *WHERE_THEY_DIFFER, *ALWAYS[4:], "epoch", "parameters", 
 TO_THE_LEFT = frozenset({"run", "state", "date", "model", "store", "command"})
 LARGEST_FIRST = ("date", "size", "parameters")
 KEY_CHARACTERS = 8  # of a store's key: enough to tell those of one path apart
+CONTEXT, WIDTH = "data.context", "data.context_width"  # settings that every table names
 SHORTEST_COMMAND = 20  # characters of a terminal's line that are worth a beginning of the command
 
 
@@ -325,7 +326,17 @@ def _settings(path: Path, told: Told) -> dict[str, Any]:
         tree = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise files.damaged(where, error, files.AGAIN) from None
-    return {key: _of_json(value) for key, value in _leaves(tree) if key != "model"}
+    settings = {key: _of_json(value) for key, value in _leaves(tree) if key != "model"}
+    return {**settings, **_context(settings)}
+
+
+def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the context, which config.toml leaves out at their defaults. Where there is
+    none its width is no setting.
+    """
+    kind = settings.get(CONTEXT, DataConfig.context)
+    width = {WIDTH: settings.get(WIDTH, DataConfig.context_width)} if kind != "none" else {}
+    return {CONTEXT: kind, **width}
 
 
 def _of_json(value: Any) -> Any:
@@ -488,7 +499,8 @@ def metric_of(row: RunRow, part: str, metric: str | None = None) -> str:
         return metric
     chosen = row.select_metric
     if part == "test" and chosen not in row.test:
-        return HEADLINE.get(row.task, "wf1")
+        known = row.task if row.task in metrics.HEADLINE else "single"
+        return metrics.headline(known, row.test)
     return chosen
 
 
@@ -637,7 +649,7 @@ def _worse(row: RunRow, part: str, metric: str | None) -> tuple[str, float]:
     """Small for a good figure; figures of one name stay together."""
     name, value = metric_of(row, part, metric), _figure(row, part, metric)
     assert value is not None
-    return name, value if name in LOWER_IS_BETTER else -value
+    return name, value if metrics.lower_is_better(name) else -value
 
 
 def _key(row: RunRow, name: str, metric: str | None) -> tuple[float, list[tuple[int, str]]]:
@@ -709,7 +721,7 @@ def table(
         for name in names:
             said = cell(row, name, metric)
             if said and mixed.get(name):
-                said += f" {_titled(metric_of(row, name, metric))}"
+                said += f" {metrics.title(metric_of(row, name, metric))}"
             line.append(said or "–")
         cells.append(tuple(line))
     left = {head for head, name in zip(heads, names, strict=True) if name in TO_THE_LEFT}
@@ -732,23 +744,19 @@ def _head(name: str, names: Collection[str], rows: Sequence[RunRow], metric: str
     """The head of a column: the shortest end of a setting's name that no other column has."""
     if name in ("dev", "test"):
         of = {metric_of(row, name, metric) for row in rows if cell(row, name, metric)}
-        return f"{name} {_titled(of.pop())}" if len(of) == 1 else name
+        return f"{name} {metrics.title(of.pop())}" if len(of) == 1 else name
     short = name.rpartition(".")[2]
     alike = [other for other in names if other.rpartition(".")[2] == short]
     return short if len(alike) == 1 else name
 
 
-def _titled(metric: str) -> str:
-    return TITLES.get(metric, metric)
-
-
 def common(rows: Sequence[RunRow], names: Collection[str]) -> str:
     """What all rows share and no column says, as one line; empty where there is nothing."""
     said = []
-    for name in ("store", "mer", "seeds", "folds", "device"):
+    for name in ("store", CONTEXT, WIDTH, "mer", "seeds", "folds", "device"):
         values = {cell(row, name) for row in rows if row.kind}
         if name not in names and len(values) == 1 and (value := values.pop()):
-            said.append(f"{name} {value}")
+            said.append(f"{name.rpartition('.')[2]} {value}")
     return f"the same in all: {', '.join(said)}" if said and len(rows) > 1 else ""
 
 

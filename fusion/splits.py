@@ -18,7 +18,7 @@ import pyarrow as pa
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import plural, shown
-from mer.pipeline.runtime.terms import SPLITS
+from mer.pipeline.runtime.terms import SPLITS, targets_of
 
 GROUPS = ("dialogue", "speaker", "session")
 FOLDS = ("session", "speaker", "dialogue")  # the one to suggest first
@@ -40,21 +40,24 @@ class Fold:
 @dataclass(frozen=True)
 class Split:
     """Store rows (int64) to train on and to choose with; `notes` say how they came about and what
-    was left out.
+    was left out. `train_pool` and `dev_pool` are all rows of these parts, also those without a
+    label: neighbours in a dialogue are among them.
     """
 
     train: np.ndarray
     dev: np.ndarray
     notes: tuple[str, ...]
+    train_pool: np.ndarray
+    dev_pool: np.ndarray
 
 
 def targets(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray:
-    """single: (N,) int64 class, -1 unlabelled; multi: (N, C) float32; regression: (N, 1) float32;
-    NaN unlabelled.
+    """single: (N,) int64 class, -1 unlabelled; multi: (N, C) float32; regression: (N, K) float32
+    of K targets; NaN unlabelled.
     """
     if task == "single":
         return _classes(table["label"].to_pylist(), labels)
-    width = 1 if task == "regression" else len(labels)
+    width = targets_of(task, labels)
     out = np.full((len(table), width), np.nan, dtype=np.float32)
     for row, value in enumerate(table["targets"].to_pylist()):
         if value is not None:
@@ -83,6 +86,19 @@ def _classes(column: list[str | None], labels: Sequence[str]) -> np.ndarray:
 def labelled(target: np.ndarray) -> np.ndarray:
     """(N,) bool."""
     return target >= 0 if target.ndim == 1 else ~np.isnan(target).any(1)
+
+
+def scale(target: np.ndarray, task: str) -> tuple[tuple[float, float], ...]:
+    """(mean, deviation) of each of several targets over their labelled rows; () of anything else.
+
+    A target that does not vary has the deviation 1.
+    """
+    if task != "regression" or target.shape[1] < 2:
+        return ()
+    known = target[labelled(target)].astype(np.float64)
+    if not len(known):
+        return ()
+    return tuple((float(x.mean()), float(x.std()) or 1.0) for x in known.T)
 
 
 def label_counts(target: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, int]:
@@ -122,6 +138,7 @@ def assign(
     unlabelled = int((~known[train]).sum() + (~known[dev]).sum())
     if unlabelled:
         notes.append(f"{plural(unlabelled, 'row')} without a label left out of train and dev")
+    train_pool, dev_pool = train, dev
     train, dev = train[known[train]], dev[known[dev]]
     if not len(train):
         raise DataError("the store has no labelled training rows")
@@ -129,9 +146,24 @@ def assign(
         by = _carve_by(table, train, config, fold)
         train, dev, note = _carve(table, train, target, by, config)
         notes.append(note)
+        train_pool, dev_pool = _pools(table, train_pool, train, dev, by)
     if labels:
         notes += label_notes(target, train, dev, labels)
-    return Split(train, dev, tuple(notes))
+    return Split(train, dev, tuple(notes), train_pool, dev_pool)
+
+
+def _pools(
+    table: pa.Table, rows: np.ndarray, train: np.ndarray, dev: np.ndarray, by: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """All of `rows` that go with the training rows and with dev, which was carved from them: an
+    unlabelled one goes with its group. Where single utterances were carved it goes with neither.
+    """
+    if by == "utterance":
+        return train, dev
+    value = _values(table, by)
+    groups = {value[row] for row in dev}
+    chosen = np.array([value[row] in groups for row in rows], dtype=bool)
+    return rows[~chosen], rows[chosen]
 
 
 def _stored(table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from mer.fusion.metrics import MEANINGS
+from mer.fusion.metrics import MEANINGS, kind_of
 from mer.pipeline.runtime.terminal import escape
 
 # printed as they are; everything else as a percentage
-PLAIN = frozenset({"mae", "pearson", "ece", "loss"})
+PLAIN = frozenset({"ccc", "mae", "pearson", "ece", "loss"})
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,22 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+def context_words(title: str | None) -> str:
+    """The kind of conversation context in the title of a table.
+
+    >>> context_words(None), context_words("past 8")
+    ('without context', 'context past 8')
+    """
+    return "without context" if title in (None, "none") else f"context {title}"
+
+
 def glossary(names: Iterable[str]) -> str:
     """What the short names of figures stand for, as one line; empty where none needs it.
 
     >>> glossary(["wa", "pearson", "mae"])
     'WA: weighted accuracy, the share of right answers; MAE: mean absolute error.'
     """
-    said = [MEANINGS[name] for name in dict.fromkeys(names) if name in MEANINGS]
+    said = [MEANINGS[name] for name in dict.fromkeys(map(kind_of, names)) if name in MEANINGS]
     return f"{'; '.join(said)}." if said else ""
 
 
@@ -78,13 +87,13 @@ def loss_title(name: str) -> str:
 
 
 def number(name: str, value: float | None, *, signed: bool = False) -> str:
-    """As it is printed: percentages with one decimal, MAE, Pearson, ECE and losses with three; an
-    undefined figure is a dash.
+    """As it is printed: percentages with one decimal; CCC, MAE, Pearson, ECE and losses with three;
+    an undefined figure is a dash.
     """
     if value is None or not math.isfinite(value):
         return "–"
     sign = "+" if signed else ""
-    return f"{value:{sign}.3f}" if name in PLAIN else f"{100 * value:{sign}.1f}"
+    return f"{value:{sign}.3f}" if kind_of(name) in PLAIN else f"{100 * value:{sign}.1f}"
 
 
 def plain(table: Table, *, left: Collection[str] = ()) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, data, files, infer, metrics, optim, sinks, splits, typed
+from mer.fusion import checkpoint, context, data, files, infer, metrics, optim, sinks, splits, typed
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
@@ -40,7 +40,7 @@ from mer.fusion.tables import loss_title
 from mer.fusion.watch import Watch, chosen, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import amount, did_you_mean, shown
+from mer.pipeline.runtime.terminal import amount, did_you_mean, plural, shown
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -99,6 +99,11 @@ class Training:
         """The rows of each part."""
         return {"train": self.split.train, "dev": self.split.dev}
 
+    @property
+    def pools(self) -> dict[str, np.ndarray]:
+        """The rows of each part, also those without a label: neighbours are among them."""
+        return {"train": self.split.train_pool, "dev": self.split.dev_pool}
+
 
 def fit(
     store: FeatureStore,
@@ -143,6 +148,7 @@ def fit(
     spec, metric = check_config(store, config)
     key = checkpoint.store_key(store)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
+    spec = replace(spec, scale=splits.scale(target[split.train], spec.task))
     training = Training(
         store,
         config,
@@ -156,7 +162,9 @@ def fit(
         metric,
         target,
         measures_of(store, target),
-        identity(config, key, None if fold is None else [fold.by, *fold.held]),
+        identity(
+            config, key, None if fold is None else [fold.by, *fold.held], *turns_key(store, config)
+        ),
         key,
         command,
         watch or Watch(note),
@@ -240,6 +248,7 @@ def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleI
             training.target[split.train], store.header.task, store.header.labels
         ),
         parameters=sum(map(torch.numel, model.parameters())),
+        turns_key=next(iter(turns_key(store, config)), None),
         device=str(training.device),
         **(beginning(training.command) if there is None else beginning_of(there)),
         finished=False,
@@ -294,7 +303,12 @@ def _parts(training: Training, summary: bool) -> dict[str, data.BatchSource]:
             device=training.device,
             room=room,
             summary=summary,
+            pool=training.pools[name],
         )
+        if part.neighbours is not None:
+            asked = training.spec.context
+            assert asked is not None
+            training.note(context.note(part.neighbours, asked, name))
         if part.resident:
             room -= part.nbytes()
         else:
@@ -391,7 +405,7 @@ def read_notes(training: Training) -> list[str]:
     notes = data.join_notes(store, spec, rows)
     for name, one in spec.sources.items():
         if one.means or one.stack:
-            what = f"{one.means} layer means" if one.means else f"{len(one.stack)} layers"
+            what = plural(one.means, "layer mean") if one.means else plural(len(one.stack), "layer")
             notes.append(f"{name}: {what} mixed by learned weights (data.layers)")
     if others := data.unread(store, spec):
         notes.append(f"not read: {shown(', '.join(others), 120)} (name them in data.modalities)")
@@ -409,7 +423,7 @@ def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
     """By whose definitions the targets of `store` are scored (fusion.metrics)."""
     if store.header.task != "regression":
         return "mosi"
-    return metrics.measures_of(store.header.dataset, target)
+    return metrics.measures_of(store.header.dataset, target, store.header.labels)
 
 
 def spec_of(store: FeatureStore, config: TrainConfig) -> DataSpec:
@@ -438,9 +452,11 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
         DataError: The configuration cannot be trained on such a store.
     """
     spec, loop = spec_of(store, config), config.train
-    metric = metrics.HEADLINE[spec.task] if loop.select_metric == "auto" else loop.select_metric
     target = splits.targets(store.table(), spec.task, spec.labels)
     known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
+    metric = loop.select_metric
+    if metric == "auto":
+        metric = metrics.headline(spec.task, known)
     if metric not in (*known, "loss"):
         guess = did_you_mean(metric, (*known, "loss"))
         raise DataError(f"train.select_metric = {metric}: dev has {', '.join(known)}, loss{guess}")
@@ -448,6 +464,8 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
         raise DataError(
             f"train.class_weight = {loop.class_weight}: a regression has no classes; use none"
         )
+    if spec.context is not None:
+        context.check(store.table(), spec.context, str(store.path))
     # it says itself what it needs; tens of milliseconds
     build(config.model, config.model_args, spec)
     return spec, metric
@@ -745,7 +763,7 @@ def _dev_score(
 
 def _rank(metric: str, dev: dict[str, float]) -> tuple[float, float]:
     """Larger is better; on small dev sets many epochs tie, and the smaller dev loss decides."""
-    value = -dev[metric] if metric in metrics.LOWER_IS_BETTER else dev[metric]
+    value = -dev[metric] if metrics.lower_is_better(metric) else dev[metric]
     return (
         value if math.isfinite(value) else -math.inf,
         -dev["loss"] if math.isfinite(dev["loss"]) else -math.inf,
@@ -907,6 +925,13 @@ def identity(config: TrainConfig, key: str, *more: Any) -> str:
     return hashlib.sha256(
         json.dumps([to_tree(config), key, *more], sort_keys=True).encode()
     ).hexdigest()
+
+
+def turns_key(store: FeatureStore, config: TrainConfig) -> list[str]:
+    """What belongs to the identity of a run with context beside the key of its store; nothing for
+    others, which no order of turns changes.
+    """
+    return [] if config.data.context == "none" else [context.key(store.table())]
 
 
 def _mix(*numbers: int) -> int:

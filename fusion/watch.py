@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mer.fusion.metrics import TITLES
+from mer.fusion import metrics
 from mer.fusion.models.base import FusionModel
 from mer.fusion.records import Epoch
 from mer.fusion.tables import number
@@ -63,7 +63,7 @@ class Watch:
 
     def epoch(self, entry: Epoch, best: bool, best_epoch: int, best_figure: float | None) -> None:
         """An epoch has been trained and scored; `best` says that it is the one so far."""
-        title = TITLES.get(self._metric, self._metric)
+        title = metrics.title(self._metric)
         figure = number(self._metric, entry.dev[self._metric])
         so_far = number(self._metric, best_figure)
         compared = ", best so far" if best else f" (best {so_far}, epoch {best_epoch})"
@@ -94,7 +94,7 @@ def chosen(epoch: int, epochs: int, most: int, metric: str, figure: float | None
     >>> chosen(39, 40, 40, "mae", 0.5)
     'chose epoch 39 of 40 (dev MAE 0.500)'
     """
-    said = f"chose epoch {epoch} of {epochs} (dev {TITLES.get(metric, metric)} "
+    said = f"chose epoch {epoch} of {epochs} (dev {metrics.title(metric)} "
     said += f"{number(metric, figure)})"
     early = f", stopped early: {plural(epochs - epoch, 'epoch')} without a better one"
     return said + (early if epochs < most else "")

@@ -45,11 +45,12 @@ class Finding:
     detail: str
 
 
-def examine(pair: Callable[[], None]) -> Iterator[Finding]:
+def examine(pair: Callable[[], None], kernels: Callable[[], str]) -> Iterator[Finding]:
     """Look at this machine.
 
     Args:
         pair: Raises MerError when torch and torchaudio do not fit together.
+        kernels: What keeps the GPU kernels from being compiled, with its remedy; "" if nothing.
 
     Yields:
         The findings, quick ones first.
@@ -68,7 +69,7 @@ def examine(pair: Callable[[], None]) -> Iterator[Finding]:
     except MerError as error:
         yield Finding("bad", "torch pair", str(error))
         return  # importing either would end in the words of the dynamic linker
-    yield from accelerator()
+    yield from accelerator(kernels)
     yield from decoders()
     yield models()
     yield disk()
@@ -99,8 +100,8 @@ def packages() -> Iterator[Finding]:
         )
 
 
-def accelerator() -> Iterator[Finding]:
-    """The GPUs, and whether the CPU computes in bfloat16."""
+def accelerator(kernels: Callable[[], str]) -> Iterator[Finding]:
+    """The GPUs, what the kernels for them need, and whether the CPU computes in bfloat16."""
     try:
         torch = import_module("torch")
         import_module("torchaudio")
@@ -115,18 +116,27 @@ def accelerator() -> Iterator[Finding]:
                 f"CUDA {torch.version.cuda}"
             )
             yield Finding("ok", f"cuda:{number}", detail)
+        yield _launcher(kernels(), "training takes the chunked path, which is slower")
     else:
         yield Finding(
             "note",
             "gpu",
             "none: extraction and training run on the CPU, where full-size encoders are slow",
         )
+        yield _launcher(kernels(), "of no account without a GPU")
     flags = _cpu_flags()
     half = [name for name in ("amx_bf16", "avx512_bf16") if name in flags]
     advice = "no instructions for it: --precision fp32 is as fast"
     if half:
         advice = f"{half[0]}: --precision bf16 pays"
     yield Finding("ok", "cpu bf16", advice)
+
+
+def _launcher(obstacle: str, otherwise: str) -> Finding:
+    """Whether the C compiler and Python's headers are there that GPU kernels are started with."""
+    if obstacle:
+        return Finding("note", "C compiler", f"{obstacle} ({otherwise})")
+    return Finding("ok", "C compiler", "works with Python's headers, as GPU kernels need")
 
 
 def decoders() -> Iterator[Finding]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.slow_sample"]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # tiny tensors: a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -24,7 +24,8 @@ def task_loss(
     """The loss of the task itself over the labelled rows; 0 where no row has a label.
 
     single: cross-entropy, weighted mean with `class_weights` (C,). multi: binary cross-entropy,
-    `class_weights` (C,) weighs the positives. regression: absolute (`l1`) or squared (`mse`) error.
+    `class_weights` (C,) weighs the positives. regression: absolute (`l1`) or squared (`mse`) error,
+    or 1 - CCC over the rows of the batch, averaged over the targets (`ccc`; Lin 1989).
     """
     logits = widened(logits)
     if class_weights is not None:
@@ -46,6 +47,8 @@ def task_loss(
         return total / weight.where(target >= 0, 0).sum().clamp(min=torch.finfo(logits.dtype).tiny)
     labelled = ~target.isnan().any(1)
     known = target.nan_to_num().to(logits.dtype)
+    if task == "regression" and regression == "ccc":
+        return _discordance(logits, known, labelled)
     if task == "multi":
         rows = F.binary_cross_entropy_with_logits(
             logits,
@@ -56,16 +59,33 @@ def task_loss(
     elif regression in ("l1", "mse"):
         rows = ((logits - known).abs() if regression == "l1" else (logits - known).square()).mean(1)
     else:
-        raise DataError(f"regression loss {regression!r}: known are l1, mse")
+        raise DataError(f"regression loss {regression!r}: known are l1, mse, ccc")
     return rows.where(labelled, 0).sum() / labelled.sum().clamp(min=1)
+
+
+def _discordance(logits: Tensor, known: Tensor, labelled: Tensor) -> Tensor:
+    """1 - CCC of each target over the labelled rows, averaged over the targets; of one row, which
+    has no correlation, its squared error.
+    """
+    rows = labelled[:, None].to(logits.dtype)
+    n = rows.sum().clamp(min=1)
+    x, y = logits.where(rows > 0, 0), known * rows
+    mean_x, mean_y = x.sum(0) / n, y.sum(0) / n
+    dx, dy = (x - mean_x) * rows, (y - mean_y) * rows
+    apart = (mean_x - mean_y).square()
+    whole = (dx.square() + dy.square()).sum(0) / n + apart
+    smallest = torch.finfo(logits.dtype).eps
+    concordance = 2 * (dx * dy).sum(0) / n / whole.clamp(min=smallest)
+    terms = torch.where(labelled.sum() < 2, apart, 1 - concordance)
+    return terms.mean() * labelled.any()
 
 
 def same_emotion(target: Tensor, *, task: str, jaccard: float = 1.0) -> tuple[Tensor, Tensor]:
     """(same (B, B), labelled (B,)), both bool: do rows i and j carry the same emotion?
 
     single: equal labels. multi: overlap |A and B| / |A or B| of the label sets of at least
-    `jaccard` (1: equal sets; two empty sets are equal). regression: the same integer bin, so that
-    everything within half a point of 0 is neutral.
+    `jaccard` (1: equal sets; two empty sets are equal). regression: the same integer bin of every
+    target, so that everything within half a point of 0 is neutral.
 
     >>> same_emotion(torch.tensor([0, 1, 0]), task="single")[0].int().tolist()
     [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
@@ -75,8 +95,8 @@ def same_emotion(target: Tensor, *, task: str, jaccard: float = 1.0) -> tuple[Te
     labelled = ~target.isnan().any(1)
     known = target.nan_to_num()
     if task == "regression":
-        bins = known[:, 0].round()
-        return bins[:, None] == bins[None], labelled
+        bins = known.round()
+        return (bins[:, None] == bins[None]).all(2), labelled
     sets = known.gt(0.5).float()
     both = sets @ sets.T
     either = sets.sum(1)[:, None] + sets.sum(1)[None] - both

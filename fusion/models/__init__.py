@@ -18,6 +18,9 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
                                       optimizer's, by name
 - `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D)
                                       (`mer.fusion.data.summarise`), are all it needs
+- `turns`                             what reads the neighbours of an utterance, where the spec has
+                                      a `context` (`mer.fusion.modules.context`); None: it sees each
+                                      utterance alone, and `data.context` is refused
 - `diagnostics() -> dict`             floats worth logging (temperature, MI bounds in nats,
                                       raw/augmented cosine, ...)
 - `observed() -> dict`                those of them that are of the last `losses` call, detached and
@@ -86,6 +89,10 @@ def build(name: str, args: Any, spec: DataSpec) -> Any:
     """
     try:
         model = model_class(name)[0](args, spec)
+        if spec.context is not None and model.turns is None:
+            raise DataError(
+                f"data.context = {spec.context.kind}: {name} reads no neighbours; leave it out"
+            )
         return import_module(LAYERED).Layered(model) if spec.mixes else model
     except (
         RuntimeError,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses import task_loss
 from mer.fusion.models import Prediction
-from mer.fusion.modules.pooling import Moments, Standardise
+from mer.fusion.modules.context import TurnAttention, TurnTokens
+from mer.fusion.modules.pooling import Moments, Standardise, masked_mean
 from mer.pipeline.errors import DataError
 
 
@@ -26,16 +27,21 @@ class FusionModel(nn.Module):
     `lr_scale` maps parameter names to factors on the learning rate; such parameters are not decayed
     either. `summary`: the model looks at nothing but mean and deviation of a sequence, and its
     batches may bring just those.
+
+    `turns` reads the neighbours of an utterance, where the spec has a context; `calibrate` sets the
+    scale of their features, too.
     """
 
     lr_scale: dict[str, float] = {}
     summary = False
+    turns: TurnTokens | TurnAttention | None
     class_weights: Tensor | None
     modalities: tuple[str, ...]
 
     def __init__(self, config, spec: DataSpec) -> None:
         super().__init__()
         self.config, self.spec, self.modalities = config, spec, tuple(spec.modalities)
+        self.turns = None
         self.register_buffer(
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )
@@ -79,12 +85,18 @@ class FusionModel(nn.Module):
         """
         targets = self.standardisers()
         moments = {m: Moments() for m in targets}
+        scales = {} if self.turns is None else dict(self.turns.standardise.items())
+        turns = {m: Moments() for m in scales}
         for batch in batches:
             for m in targets:
                 moments[m].update(self.statistics(batch, m))
+            for m in turns:
+                turns[m].update(self.as_turns(batch, m))
         for m, layers in targets.items():
             for standardise in layers:
                 standardise.set(moments[m])
+        for m, moment in turns.items():
+            standardiser_of(scales, m).set(moment)
 
     def standardisers(self) -> dict[str, list[Standardise]]:
         """The `Standardise` of each modality, set by what `statistics` returns for it."""
@@ -95,6 +107,27 @@ class FusionModel(nn.Module):
         model says otherwise.
         """
         return batch.x[modality][batch.mask(modality)]
+
+    def as_turns(self, batch: Batch, modality: str) -> Tensor:
+        """(N, D) the rows that have the modality as their neighbours see them: one step each."""
+        mask = batch.mask(modality)
+        return masked_mean(batch.x[modality], mask)[mask.any(1)]
+
+    def seen_turns(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Tokens of the neighbours (B, W, d) and which are there (B, W); None: each row alone."""
+        if batch.context is None or not isinstance(self.turns, TurnTokens):
+            return None
+        return self.turns(batch.context)
+
+    def with_turns(self, x: Tensor, batch: Batch) -> Tensor:
+        """x (B, n) of each row, and beside it what the row takes from its neighbours."""
+        if not isinstance(self.turns, TurnAttention):
+            return x
+        return torch.cat([x, self.turns(x, batch.context)], 1)
+
+    def turn_widths(self) -> dict[str, int]:
+        """How many numbers a neighbour has of each modality that the model reads."""
+        return {m: self.spec.modalities[m] for m in self.modalities}
 
     def diagnostics(self) -> dict[str, float]:
         """Floats worth logging: of the last `losses` call, or of what the model keeps."""

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel, standardiser_of
+from mer.fusion.modules.context import TurnAttention, TurnTokens
 from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
 from mer.fusion.modules.orl import Adapter, adapter_of
 from mer.fusion.modules.pooling import Standardise, masked_mean_std
+from mer.fusion.typed import added
 from mer.pipeline.errors import DataError
 
 
@@ -29,7 +31,12 @@ class UnimodalConfig:
     hidden: int = 256  # of the MLP
     dropout: float = 0.3  # before it and inside it
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
+    # with data.context: width of what is taken from neighbours, dropout on their features, and the
+    # share of them that is hidden in training
+    context_hidden: int = added(64)
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,9 @@ class FusionConfig:
     positions: str = "sinusoidal"  # sinusoidal | learned
     max_positions: int = 2800
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
 
 class Pooled(FusionModel):
@@ -73,8 +82,19 @@ class Pooled(FusionModel):
             self.widths[m] = sum(block.width for block in spec.blocks(m, summary=True))
         self.standardise = nn.ModuleDict({m: Standardise(n) for m, n in self.widths.items()})
         self.dropout = Dropout(config.dropout)
+        own, taken = sum(self.widths.values()), 0
+        if spec.context is not None:
+            taken = config.context_hidden
+            self.turns = TurnAttention(
+                own,
+                self.widths,
+                taken,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
+            )
         self.head = mlp(
-            sum(self.widths.values()),
+            own + taken,
             config.hidden,
             spec.outputs,
             dropout=config.dropout,
@@ -85,7 +105,8 @@ class Pooled(FusionModel):
         for m in self.modalities:
             present = batch.lengths[m][:, None] > 0
             pooled.append(self.standardise[m](self.pool(batch, m)).where(present, 0))
-        return Prediction(self.head(self.dropout(torch.cat(pooled, 1))))
+        x = self.with_turns(torch.cat(pooled, 1), batch)
+        return Prediction(self.head(self.dropout(x)))
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         return {"ec": self.task_loss(self(batch).logits, batch.target)}
@@ -107,6 +128,9 @@ class Pooled(FusionModel):
 
     def statistics(self, batch: Batch, modality: str) -> Tensor:
         return self.pool(batch, modality)[batch.lengths[modality] > 0]
+
+    def as_turns(self, batch: Batch, modality: str) -> Tensor:
+        return self.statistics(batch, modality)
 
 
 class Concat(Pooled):
@@ -151,6 +175,14 @@ class FusionEncoderModel(FusionModel):
             max_positions=config.max_positions,
         )
         self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
+        if spec.context is not None:
+            self.turns = TurnTokens(
+                self.turn_widths(),
+                config.d,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
+            )
 
     def forward(self, batch: Batch) -> Prediction:
         logits, share = self.classify(batch, attention=True)
@@ -165,7 +197,7 @@ class FusionEncoderModel(FusionModel):
     def classify(self, batch: Batch, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         mask = {m: batch.mask(m) for m in self.spec.modalities}
         h = {m: self.adapter[m](batch.x[m], mask[m]) for m in mask}
-        z, share = self.fe(h, mask, attention=attention)
+        z, share = self.fe(h, mask, attention=attention, turns=self.seen_turns(batch))
         return self.ec(z), share
 
     def standardisers(self) -> dict[str, list[Standardise]]:

@@ -12,6 +12,7 @@
                          modules/crossmodal.py
     h_m -> hetero heads  as the homo heads, with a GD-Unit of their own
     h_m, C_fus -> y      gated, concatenated, residual MLP
+                         (with data.context, which is ours, beside what they take from neighbours)
 
 What the authors' code (github.com/mdswyz/DMD, commit 516d4e1) does differently, and what is right,
 is in PUBLISHED below; every entry is one switch of `DMDConfig.as_published`. docs/papers/dmd.md
@@ -42,12 +43,14 @@ from mer.fusion.losses.reconstruction import masked_mse
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel, standardiser_of, summed
+from mer.fusion.modules.context import TurnAttention
 from mer.fusion.modules.crossmodal import CrossModalEncoder
 from mer.fusion.modules.decoupling import Decoupled, Decoupling
 from mer.fusion.modules.dictionary import Matches
 from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.graph_distillation import GDUnit
 from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
+from mer.fusion.typed import added
 from mer.pipeline.errors import DataError
 
 # The published orders: of modalities everywhere (L, V, A), and of the streams a memory transformer
@@ -115,6 +118,9 @@ class DMDConfig:
     hidden_dropout: float | None = None  # inside the transformers' feed-forward part
     residual_dropout: float | None = None
     output_dropout: float | None = None  # in the heads
+    # with data.context: on the features of neighbours, and the share of them hidden in training
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
 
     graph_width_homo: int = 64  # node code per half
     graph_width_hetero: int = 32
@@ -129,7 +135,7 @@ class DMDConfig:
     orthogonality: Literal["squared", "absolute", "hinge"] = "squared"
     margin: float = 0.15
     label_smoothing: float = 0.0  # of the task terms, classification only
-    regression_loss: Literal["l1", "mse"] = "l1"
+    regression_loss: Literal["l1", "mse", "ccc"] = "l1"
 
     weight_heads: float = 1.0  # every unimodal head's task loss
     weight_shared: float = 1.0  # the shared branch's task loss
@@ -319,7 +325,18 @@ class DMD(FusionModel):
         config, names, hetero = self.config, self.modalities, self.specific_width
         self.gate = nn.ModuleDict({n: nn.Linear(hetero, hetero) for n in names})
         self.shared_gate = nn.Linear(self.shared_width, self.shared_width)
-        self.fused_head = self._head(len(names) * hetero + self.shared_width, outputs)
+        fused, taken = len(names) * hetero + self.shared_width, 0
+        if self.spec.context is not None:
+            taken = config.width
+            self.turns = TurnAttention(
+                fused,
+                self.turn_widths(),
+                taken,
+                self.spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
+            )
+        self.fused_head = self._head(fused + taken, outputs)
         sizes = {
             "homo": (config.width, config.graph_width_homo),
             "hetero": (hetero, config.graph_width_hetero),
@@ -471,7 +488,7 @@ class DMD(FusionModel):
             aligned=torch.stack([self.align[m](x) for m, x in shared.vectors.items()]),
             last=torch.stack(list(specific.last.values())),
             shared_logits=self.shared_head(shared.in_common).logits,
-            logits=self.fused_head(torch.cat(gated, 1)).logits,
+            logits=self.fused_head(self.with_turns(torch.cat(gated, 1), batch)).logits,
             unused=unused,
             matches={space: found for space, found in matches.items() if found is not None},
         )

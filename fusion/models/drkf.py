@@ -37,6 +37,7 @@ from mer.fusion.losses import (
 )
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel
+from mer.fusion.modules.context import TurnTokens
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder, sample_pairs
@@ -49,6 +50,7 @@ from mer.fusion.modules.orl import (
     ramp,
 )
 from mer.fusion.modules.pooling import Standardise, masked_mean
+from mer.fusion.typed import added
 from mer.pipeline.errors import DataError
 
 
@@ -104,8 +106,12 @@ class DRKFConfig:
     # multi-label: overlap of label sets from which two utterances carry the same emotion
     ed_jaccard: float = 1.0
 
+    # with data.context: on the features of neighbours, and the share of them hidden in training
+    context_dropout: float = added(0.5)
+    turn_dropout: float = added(0.3)
+
     label_smoothing: float = 0.0  # of the classification terms
-    regression_loss: str = "l1"  # l1 | mse
+    regression_loss: str = "l1"  # l1 | mse | ccc
 
     w_ec: float = 1.0  # emotion classification on z
     w_uni: float = 0.2  # emotion classification from each modality alone (published: none)
@@ -123,7 +129,7 @@ class DRKFConfig:
             "mi_direction": ("both", "first"),
             "rec_stop": ("both", "target", "none"),
             "kl_target": ("label", "posterior", "off"),
-            "regression_loss": ("l1", "mse"),
+            "regression_loss": ("l1", "mse", "ccc"),
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
@@ -154,6 +160,7 @@ class DRKFConfig:
 class Encoded:
     """A batch after the adapters, by modality: H_m, what the fusion encoder reads (the same, or its
     own adapters' output), mean H_m (B, d), masks (B, T_m), and which rows have the modality (B,).
+    `turns`: tokens of the neighbours (B, W, d) and which are there (B, W).
     """
 
     h: dict[str, Tensor]
@@ -161,6 +168,7 @@ class Encoded:
     mean: dict[str, Tensor]
     mask: dict[str, Tensor]
     present: dict[str, Tensor]
+    turns: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def complete(self) -> bool:
@@ -225,6 +233,14 @@ class DRKF(FusionModel):
             }
         )
         self.temperature = Temperature(config.tau, low=config.tau_low, high=config.tau_high)
+        if spec.context is not None:
+            self.turns = TurnTokens(
+                self.turn_widths(),
+                config.d,
+                spec.context,
+                dropout=config.context_dropout,
+                hidden=config.turn_dropout,
+            )
         self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
 
@@ -232,7 +248,7 @@ class DRKF(FusionModel):
 
     def forward(self, batch: Batch) -> Prediction:
         seen = self.encode(batch)
-        z, share = self.fe(seen.x, seen.mask, attention=True)
+        z, share = self.fe(seen.x, seen.mask, attention=True, turns=seen.turns)
         alone = {m: self.unimodal[m](mean) for m, mean in seen.mean.items()}
         return Prediction(self.ec(z), alone, share, self.disagreement(z, seen))
 
@@ -245,7 +261,8 @@ class DRKF(FusionModel):
         x, mask = seen.x, seen.mask
         values, valid = [], []
         for m, n in self.pairs:
-            pair = z if len(x) == 2 else self.fe({m: x[m], n: x[n]}, {m: mask[m], n: mask[n]})[0]
+            whole = len(x) == 2 and seen.turns is None  # ED learns from pairs, not from dialogues
+            pair = z if whole else self.fe({m: x[m], n: x[n]}, {m: mask[m], n: mask[n]})[0]
             values.append(1 - self.same_emotion_logit(pair).float().sigmoid())
             valid.append(seen.present[m] & seen.present[n])
         value, known = torch.stack(values), torch.stack(valid)
@@ -266,7 +283,7 @@ class DRKF(FusionModel):
         config = self.config
         self.last = {"ramp": self.ramp(progress), "ae_blocks": float(self.blocks(progress))}
         seen = self.encode(batch)
-        z, _ = self.fe(seen.x, seen.mask)
+        z, _ = self.fe(seen.x, seen.mask, turns=seen.turns)
         terms = {"ec": self.task_loss(self.ec(z), batch.target)}
         augmented = self.augmented_views(seen, progress)
         for m in self.spec.modalities:
@@ -291,7 +308,8 @@ class DRKF(FusionModel):
         h = self.adapt(self.adapter, batch, mask)
         x = h if self.fe_adapter is None else self.adapt(self.fe_adapter, batch, mask)
         present = {m: mask[m].any(1) for m in mask}
-        return Encoded(h, x, {m: masked_mean(h[m], mask[m]) for m in h}, mask, present)
+        mean = {m: masked_mean(h[m], mask[m]) for m in h}
+        return Encoded(h, x, mean, mask, present, self.seen_turns(batch))
 
     def augmented_views(self, seen: Encoded, progress: float) -> dict[str, Augmented]:
         """G_m of the modalities that a row has, as far as a term asks for it."""
@@ -427,7 +445,8 @@ class DRKF(FusionModel):
             truth.append(is_same.flatten())
             known.append(valid.flatten())
         if config.ed_natural and len(self.pairs) == 1:
-            logits.append(self.same_emotion_logit(z))
+            pair = z if seen.turns is None else self.fe(seen.x, seen.mask)[0]
+            logits.append(self.same_emotion_logit(pair))
             truth.append(torch.ones_like(labelled))
             known.append(labelled & torch.stack(list(seen.present.values())).all(0))
         logit, same_label, valid = torch.cat(logits), torch.cat(truth), torch.cat(known)

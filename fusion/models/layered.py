@@ -65,14 +65,24 @@ class Layered(FusionModel):
         return self.inner.observed()
 
     def mixed(self, batch: Batch) -> Batch:
-        x = dict(batch.x)
+        masks = {m: batch.mask(m) for m in self.blocks}
+        mixed = replace(batch, x=self._mixed_steps(batch.x, masks))
+        context = batch.context
+        if context is None:
+            return mixed
+        turns = replace(context, x=self._mixed_steps(context.x, context.there))
+        return replace(mixed, context=turns)
+
+    def _mixed_steps(self, steps: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The steps (B, T, D_m) of each modality, of which the mask (B, T) is True."""
+        x = dict(steps)
         for m, blocks in self.blocks.items():
-            mask = batch.mask(m)
+            mask = masks[m]
             parts = zero_padding(x[m], mask).split([block.numbers for block in blocks], -1)
             mixes = cast(nn.ModuleList, self.mix[m])
             done = [mix(part) for mix, part in zip(mixes, parts, strict=True)]
             x[m] = zero_padding(torch.cat(done, -1), mask)
-        return replace(batch, x=x)
+        return x
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:

@@ -56,9 +56,15 @@ class FusionEncoder(nn.Module):
         self.dropout = LockedDropout(dropout)
 
     def forward(
-        self, h: dict[str, Tensor], mask: dict[str, Tensor], *, attention: bool = False
+        self,
+        h: dict[str, Tensor],
+        mask: dict[str, Tensor],
+        *,
+        attention: bool = False,
+        turns: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """h[m] (B, T_m, d), mask[m] (B, T_m): any subset of the modalities.
+        """h[m] (B, T_m, d), mask[m] (B, T_m): any subset of the modalities; `turns`: tokens (B, W,
+        d) of neighbours, and which are there (B, W).
 
         Returns z (B, d) and, if asked for, the share (B, M) of the last layer's [CLS] attention
         (mean over heads) that falls on each modality of `h`; rows sum to 1.
@@ -73,6 +79,9 @@ class FusionEncoder(nn.Module):
                 (self.sep + self.modality[name]).expand(b, 1, d).to(x.dtype),
             ]
             real += [mask[name], mask[name].any(1, keepdim=True)]
+        if turns is not None:
+            parts.append(turns[0].to(first.dtype))
+            real.append(turns[1])
         x, keys = self.dropout(torch.cat(parts, 1)), torch.cat(real, 1)
         for block in self.blocks[:-1]:
             x = block(x, keys)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mer.fusion.ops.cpu.chunked import compute_dtype
 from mer.fusion.ops.cpu.dense import equation
 from mer.fusion.ops.function import Contrastive, Settings, contrastive_op, encode, values
-from mer.fusion.ops.paths import Impl, LabelMode, as_terms, path_of_layout
+from mer.fusion.ops.paths import Impl, LabelMode, as_terms, mendable, path_of_layout
 from mer.fusion.ops.terms import Term, lay_out
 
 Precision = Literal["auto", "ieee", "tf32", "fast"]
@@ -82,7 +82,7 @@ def contrastive_terms(
         return losses
     layout = lay_out(terms, tuple(int(view.shape[0]) for view in views))
     path = path_of_layout(views, layout, impl, label_mode)
-    _announce(path, impl, len(terms))
+    _announce(path, impl, len(terms), mendable(views, impl))
     if path == "eager":
         return equation(layout, views, tau, flat, label_mode)
     settings = Settings(layout, label_mode, precision, path)
@@ -92,10 +92,11 @@ def contrastive_terms(
 
 
 @lru_cache(maxsize=64)
-def _announce(path: str, impl: str, terms: int) -> None:
+def _announce(path: str, impl: str, terms: int, obstacle: str) -> None:
     """Once for each kind of call."""
     noun = "term" if terms == 1 else "terms"
-    log.info("contrastive loss: %d %s on path %s (impl=%s)", terms, noun, path, impl)
+    why = f", not on the GPU kernels: {obstacle}" if obstacle else ""
+    log.info("contrastive loss: %d %s on path %s (impl=%s)%s", terms, noun, path, impl, why)
 
 
 # --- arguments

@@ -13,6 +13,7 @@ from torch import Tensor
 import mer.fusion.ops.cpu.strips as strips
 import mer.fusion.ops.limits as limits
 from mer.fusion.ops.terms import Term, TermLayout, lay_out
+from mer.fusion.ops.toolchain import launcher_obstacle
 from mer.pipeline.errors import DependencyError
 
 Impl = Literal["auto", "eager", "chunked", "triton"]
@@ -86,6 +87,15 @@ def kernel_path(rows: int, d: int) -> str:
     return "mid" if fits else "large"
 
 
+def mendable(views: Sequence[Tensor], impl: Impl) -> str:
+    """What keeps the kernels from a GPU that could run them, and its remedy; empty if nothing does,
+    or nothing that an installation would mend.
+    """
+    if impl != "auto" or views[0].device.type != "cuda" or not _triton_obstacle():
+        return ""
+    return launcher_obstacle() if _triton_obstacle() == launcher_obstacle() else ""
+
+
 @lru_cache(maxsize=1)
 def _triton_obstacle() -> str:
     if importlib.util.find_spec("triton") is None:
@@ -99,7 +109,7 @@ def _triton_obstacle() -> str:
             f"{torch.cuda.get_device_name()} is not an NVIDIA GPU of compute capability 8.0 or "
             "later"
         )
-    return ""
+    return launcher_obstacle()
 
 
 def _interpreting() -> bool:

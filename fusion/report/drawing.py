@@ -16,11 +16,12 @@ import numpy as np
 
 from mer.fusion import pictures
 from mer.fusion.pictures import Bars, Curves, Dot, Intervals, Layers, Line, Matrix, Picture
-from mer.pipeline.runtime.terminal import escape
+from mer.pipeline.runtime.terminal import escape, plural
 
 WIDTH = 360.0
 LETTER, WIDE_LETTER, LINE = 6.4, 11.5, 13.0  # pixels of the 11-pixel type
 EDGE = 8.0
+NAME_HEIGHT = 17.0  # of a run's name and figure, above its dot
 CELL = 36.0  # of a confusion matrix, where there are many classes
 COUNTED_CLASSES = 12  # of a confusion matrix whose cells have counts below the percentages
 THRESHOLD = 1e-3  # up to which a logarithmic axis is linear, so that it also shows 0
@@ -135,7 +136,7 @@ def _path(points: Iterable[tuple[float, float]], look: str, end: str = "") -> Ma
 
 def pixels(text: str) -> float:
     """About how wide a text is, rather too wide."""
-    wide = sum(east_asian_width(letter) in "WF" for letter in text)
+    wide = sum(east_asian_width(letter) in "WF" or letter in "mwMW@%" for letter in text)
     return LETTER * (len(text) - wide) + WIDE_LETTER * wide
 
 
@@ -209,7 +210,9 @@ def _curves(picture: Curves) -> Scene:
     epochs = [epoch for line in picture.lines for epoch in line.epochs] + list(picture.chosen)
     low, high = _range(ends)
     low = min(-0.03 * high, low) if picture.share else low
-    top, bottom, left, right = 16.0, 186.0, 50.0, WIDTH - EDGE
+    if picture.log and min(ends) >= 0:  # with room for a line at 0, and no tick below it
+        low = -0.3 * THRESHOLD
+    top, bottom, left, right = 16.0, 186.0, 56.0, WIDTH - EDGE
     bent = _bent if picture.log else (lambda value: value)
     y = Scale(low, high, bottom, top, bent)
     first, last = min(epochs), max(epochs)
@@ -264,12 +267,12 @@ def _drawn(line: Line, x: Scale, y: Scale, unit: float) -> list[Mark]:
 
 def _told_curves(picture: Curves, unit: float) -> str:
     epochs = max(epoch for line in picture.lines for epoch in line.epochs)
-    said = [f"{picture.label or 'value'} over {epochs} epochs."]
+    said = [f"{picture.label or 'value'} over {plural(epochs, 'epoch')}."]
     for line in picture.lines[:MOST_TOLD]:
         ends = told(unit * line.mean[0]), told(unit * line.mean[-1])
         said.append(f"{line.name}: from {ends[0]} to {ends[1]}.")
     if len(picture.lines) > MOST_TOLD:
-        said.append(f"And {len(picture.lines) - MOST_TOLD} more lines.")
+        said.append(f"And {plural(len(picture.lines) - MOST_TOLD, 'more line')}.")
     if picture.chosen:
         said.append(f"Dev chose epoch {', '.join(map(str, picture.chosen))}.")
     return " ".join(said)
@@ -345,7 +348,11 @@ def _cell(
         _text(*middle, f"{100 * share:.0f}", "middle strong" if row == column else "middle"),
     ]
     if counted:
-        marks.append(_text(middle[0], middle[1] + LINE - 1, f"({count:.0f})", "middle small"))
+        marks.append(
+            _text(
+                middle[0], middle[1] + LINE - 1, f"({pictures.counted_as(count)})", "middle small"
+            )
+        )
     return marks
 
 
@@ -353,7 +360,11 @@ def _told_matrix(picture: Matrix) -> str:
     said = []
     for row, name in enumerate(picture.labels):
         total = sum(picture.counts[row])
-        right = f"{100 * picture.shares[row, row]:.0f} % of {total:.0f} found" if total else "none"
+        right = (
+            f"{100 * picture.shares[row, row]:.0f} % of {pictures.counted_as(total)} found"
+            if total
+            else "none"
+        )
         said.append(f"{name}: {right}.")
     return " ".join(said)
 
@@ -404,16 +415,21 @@ def _intervals(picture: Intervals) -> Scene:
     marks = _below(x, ticks(low, high, 7), top, bottom, picture.label)
     if picture.line is not None:
         at = x(unit * picture.line)
-        marks.append(_rule(at, top - 6, at, bottom, "chance"))
-        half = pixels(picture.line_name) / 2
+        for place in range(len(picture.rows)):  # not through names and figures
+            start = top + step * place
+            marks.append(_rule(at, start + NAME_HEIGHT, at, start + step, "chance"))
+        name = fitted(picture.line_name, WIDTH - 2 * EDGE)
+        half = pixels(name) / 2
         centre = min(max(at, half + 2), WIDTH - half - 2)
-        marks.append(_text(centre, 12, picture.line_name, "middle"))
+        marks.append(_text(centre, 12, name, "middle"))
     said = []
     for place, row in enumerate(picture.rows):
         marks += _row(row, x, top + step * place, unit, _spelled(row, picture))
         said.append(f"{row.name}: {_spelled(row, picture)}.")
     more = len(said) - MOST_TOLD
-    said = said[:MOST_TOLD] + ([f"And {more} more runs, all in the table."] if more > 0 else [])
+    said = said[:MOST_TOLD] + (
+        [f"And {plural(more, 'more run')}, all in the table."] if more > 0 else []
+    )
     return Scene(picture.title, " ".join(said), WIDTH, bottom + 2.8 * LINE, tuple(marks))
 
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mer.fusion import evaluate, metrics, pictures, robustness, runs
 from mer.fusion.checkpoint import Run
 from mer.fusion.intervals import Paired, holm
-from mer.fusion.metrics import HEADLINE, LOWER_IS_BETTER, TITLES
+from mer.fusion.metrics import headline, in_order, lower_is_better
 from mer.fusion.pictures import Dot, Intervals, Picture
 from mer.fusion.records import GroupMetrics
 from mer.fusion.report.comparison import Drawn, drawn, paired
@@ -287,7 +287,7 @@ def _on_dev(one: Named, metric: str) -> float:
     value = row.dev.get(name)
     if value is None:
         return -math.inf
-    return -value if name in LOWER_IS_BETTER else value
+    return -value if lower_is_better(name) else value
 
 
 def _compared(
@@ -301,7 +301,7 @@ def _compared(
     """The runs of one test part: their figures, and their differences from one of them."""
     first = some[0].told.found
     known = first.metrics.figures
-    metric = asked if asked in known else HEADLINE[first.task]
+    metric = asked if asked in known else headline(first.task, known)
     draws: dict[str, Drawn] = {}
     troubles = []
     for one in some:
@@ -330,7 +330,7 @@ def _compared(
         made.append(_of_differences(shown_runs, differences, reference, metric))
     return Part(
         id=f"comparison{end}",
-        title=f"{first.dataset} {first.split}, {TITLES.get(metric, metric)}",
+        title=f"{first.dataset} {first.split}, {metrics.title(metric)}",
         notes=tuple(troubles),
         explained=(*_explained(some, metric, reference, differences, against is not None), *by),
         tables=(_table_of(some, metric, differences, reference, f"comparison{end}"),),
@@ -343,7 +343,7 @@ def _rank(one: Named, metric: str) -> float:
     value = _value(one, metric)
     if value is None:
         return math.inf
-    return value if metric in LOWER_IS_BETTER else -value
+    return value if lower_is_better(metric) else -value
 
 
 def _reference(some: Sequence[Named], against: Path | None, metric: str) -> Named | None:
@@ -411,10 +411,10 @@ def _of_values(some: Sequence[Named], metric: str, total: int) -> Intervals:
         low, high = _bounds(one.told.found.interval.get(metric))
         rows.append(Dot(one.name, _value(one, metric), low, high, _seeds(one, metric)))
     line = _chance(some, metric)
-    part = f", the {len(some)} best on dev of {total} runs" if total > len(some) else ""
+    part = f", the {len(some)} best on dev of {plural(total, 'run')}" if total > len(some) else ""
     return Intervals(
         name="figures",
-        title=f"{TITLES.get(metric, metric)} on the test part{part}",
+        title=f"{metrics.title(metric)} on the test part{part}",
         label=pictures.titled(metric),
         rows=tuple(rows),
         line=line,
@@ -439,7 +439,7 @@ def _of_differences(
     unit = "points" if pictures.percent(metric) else pictures.titled(metric)
     return Intervals(
         name="differences",
-        title=f"{TITLES.get(metric, metric)} minus that of {reference.name}, paired",
+        title=f"{metrics.title(metric)} minus that of {reference.name}, paired",
         label=f"difference ({unit})",
         rows=tuple(rows),
         line=0.0,
@@ -496,8 +496,9 @@ def _table_of(
     reference: Named | None,
     id: str,
 ) -> PageTable:
-    title = TITLES.get(metric, metric)
-    head = ["run", "dev", title, interval_head(some[0].told.found.bootstrap)]
+    title = metrics.title(metric)
+    interval = interval_head(some[0].told.found.bootstrap)
+    head = ["run", "context", "dev", title, interval]
     if reference is not None and differences:
         head += [f"minus {reference.name}", "95 % interval of that", "p (Holm)"]
     together = dict(zip(differences, holm([one.p for one in differences.values()]), strict=True))
@@ -505,7 +506,7 @@ def _table_of(
     for one in sorted(some, key=partial(_rank, metric=metric)):
         row = one.told.row
         dev = number(metric, row.dev.get(metric))
-        cells = [one.name, dev, number(metric, _value(one, metric))]
+        cells = [one.name, _context(one), dev, number(metric, _value(one, metric))]
         cells.append(interval_text(metric, one.told.found.interval.get(metric)))
         if len(head) > len(cells):
             cells += [*_spelled(metric, differences.get(one.id)), p_text(together.get(one.id))]
@@ -514,6 +515,11 @@ def _table_of(
     return PageTable(
         f"{id}-table", id, Table(f"{title} of every run", tuple(head), tuple(rows)), tuple(links)
     )
+
+
+def _context(one: Named) -> str:
+    """The kind of conversation context that a run has seen."""
+    return one.told.found.context or "none"
 
 
 def _spelled(metric: str, pair: Paired | None) -> list[str]:
@@ -528,7 +534,7 @@ def _spelled(metric: str, pair: Paired | None) -> list[str]:
 
 def _overview(named: Sequence[Named]) -> PageTable:
     known = set().union(*(one.told.found.metrics.figures for one in named))
-    names = [name for name in TITLES if name in known]
+    names = in_order(known)
     rows = []
     for one in named:
         found = one.told.found
@@ -536,9 +542,10 @@ def _overview(named: Sequence[Named]) -> PageTable:
         if isinstance(found, GroupMetrics):
             spread = numbers(found.sd, names)
             cells = [f"{mean} ± {sd}" for mean, sd in zip(cells, spread, strict=True)]
-        rows.append((one.name, found.model, f"{found.dataset} {found.split}", *cells))
-    heads = ("run", "model", "test part", *(TITLES[name] for name in names))
-    table = Table("all runs", heads, tuple(rows))
+        part = f"{found.dataset} {found.split}"
+        rows.append((one.name, found.model, _context(one), part, *cells))
+    heads = ("run", "model", "context", "test part", *map(metrics.title, names))
+    table = Table("test figures of every run", heads, tuple(rows))
     return PageTable("all-runs-table", "all-runs", table, tuple(one.id for one in named))
 
 
@@ -588,6 +595,7 @@ def _facts(one: Told) -> dict[str, str]:
         "date": runs.cell(row, "date"),
         "mer": " ".join([row.mer, *(f"{name} {versions[name]}" for name in known)]).strip(),
         "model": row.model,
+        "context": one.found.context or "none",
         "parameters": "" if row.parameters is None else f"{row.parameters:,}",
         "device": row.device,
         "store": row.store,
@@ -612,7 +620,7 @@ def _encoders(one: Told) -> Iterator[str]:
         if of.revision:
             words.append(f"revision {of.revision[:REVISION_CHARACTERS]}")
         if used.means:
-            words.append(f"mix of {used.means} layers")
+            words.append(f"mix of {plural(used.means, 'layer')}")
         elif of.layer:
             words.append(f"layer {of.layer}")
         if of.trained is False:
@@ -624,7 +632,7 @@ def _left_out(left: Sequence[LeftOut]) -> PageTable:
     rows = []
     for one in left:
         rows.append((one.path.name or str(one.path), one.why, _reason(one)))
-    table = Table("runs left out", ("run", "why", "what is said"), tuple(rows))
+    table = Table("why each run is left out", ("run", "why", "what is said"), tuple(rows))
     return PageTable("left-out-table", "left-out", table)
 
 

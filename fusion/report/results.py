@@ -12,7 +12,7 @@ import numpy as np
 
 from mer.fusion import evaluate, intervals, metrics
 from mer.fusion.checkpoint import Run
-from mer.fusion.metrics import HEADLINE, TITLES
+from mer.fusion.metrics import headline, in_order, lower_is_better
 from mer.fusion.records import (
     Bootstrap,
     Comparison,
@@ -23,7 +23,7 @@ from mer.fusion.records import (
     SingleMetrics,
     defined,
 )
-from mer.fusion.tables import Table, glossary, number, plain
+from mer.fusion.tables import Table, context_words, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 
@@ -43,7 +43,7 @@ def interval_head(bootstrap: Bootstrap) -> str:
 
 def tables(found: SingleMetrics | GroupMetrics) -> list[Table]:
     """The content of a metrics.json, most important first."""
-    names = [name for name in TITLES if name in found.metrics.figures]
+    names = in_order(found.metrics.figures)
     if isinstance(found, GroupMetrics):
         made = [_group_table(found, names), _runs_table(found, names)]
     else:
@@ -56,8 +56,9 @@ def _title(found: Metrics, utterances: float | None) -> str:
     said = (
         "an unknown number of utterances" if utterances is None else plural(utterances, "utterance")
     )
-    title = f"{found.model} on {found.dataset} {found.split}, {said}"
-    if found.measures is not None:
+    title = f"{found.model} on {found.dataset} {found.split}, {said}, "
+    title += context_words(found.context)
+    if found.measures in metrics.CORPUS:
         title += f", measures of {metrics.CORPUS[found.measures]}"
     return title
 
@@ -66,7 +67,7 @@ def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
     rows = []
     for name in names:
         interval = interval_text(name, found.interval.get(name))
-        rows.append((TITLES[name], number(name, found.metrics[name]), interval))
+        rows.append((metrics.title(name), number(name, found.metrics[name]), interval))
     columns = ("", "value", interval_head(found.bootstrap))
     return Table(_title(found, found.metrics.n), columns, tuple(rows))
 
@@ -74,13 +75,13 @@ def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
 def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
     count = len(found.folds) or len(found.seeds)
     several = found.folds and len(found.seeds) > 1
-    seeds = f", {len(found.seeds)} seeds each" if several else ""
+    seeds = f", {plural(len(found.seeds), 'seed')} each" if several else ""
     rows = []
     for name in names:
         mean, sd = number(name, found.metrics[name]), number(name, found.sd.get(name))
         pooled = [number(name, found.pooled.get(name))] if found.pooled else []
         interval = interval_text(name, found.interval.get(name))
-        rows.append((TITLES[name], f"{mean} ± {sd}", *pooled, interval))
+        rows.append((metrics.title(name), f"{mean} ± {sd}", *pooled, interval))
     columns = (
         "",
         f"mean ± sd over {count} {found.over}{seeds}",
@@ -139,7 +140,7 @@ def _more(found: Metrics) -> Table:
 
 
 def _titles(names: Sequence[str]) -> list[str]:
-    return [TITLES[name] for name in names]
+    return [metrics.title(name) for name in names]
 
 
 def numbers(figures: Figures, names: Sequence[str]) -> list[str]:
@@ -149,12 +150,14 @@ def numbers(figures: Figures, names: Sequence[str]) -> list[str]:
 def dev_table(run: Run) -> Table:
     """What the trainer knows: the dev figures of the chosen epoch of every child."""
     children = run.children
-    names = [name for name in TITLES if name in children[0].result.dev]
+    names = in_order(children[0].result.dev)
     rows = []
     for child in children:
         info = child.result
         rows.append((child.path.name, str(info.best_epoch), *numbers(info.dev, names)))
-    title = "dev (it chose the epoch, so it flatters)"
+    asked = children[0].spec.context
+    seen = context_words(None if asked is None else asked.title)
+    title = f"dev (it chose the epoch, so it flatters), {seen}"
     return Table(title, ("run", "epoch", *_titles(names)), tuple(rows))
 
 
@@ -260,7 +263,7 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
     _check_comparable(first, second, a[0], b[0])
     unit, groups = evaluate.unit(a[0].table)
     left, right = evaluate.sampled(a, groups), evaluate.sampled(b, groups)
-    metric = metric or HEADLINE[a[0].task]
+    metric = metric or headline(a[0].task, left)
     if metric not in left:
         guess = did_you_mean(metric, left)
         raise DataError(f"--metric {metric}: known are {', '.join(left)}{guess}")
@@ -287,8 +290,15 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             metrics=differences,
             verdict=_verdict(metric, found[metric].low, found[metric].high),
             seen=evaluate.seen([*first.children, *second.children], a[0]),
+            contexts=(context_of(first), context_of(second)),
         )
     )
+
+
+def context_of(run: Run) -> str:
+    """The kind of context that a run has seen, as tables name it."""
+    asked = run.children[0].spec.context
+    return "none" if asked is None else asked.title
 
 
 def _check_comparable(
@@ -311,7 +321,7 @@ def _check_comparable(
 
 def _verdict(metric: str, low: float, high: float) -> str:
     """What the interval of a difference says."""
-    if metric in metrics.LOWER_IS_BETTER:
+    if lower_is_better(metric):
         low, high = -high, -low
     if low > 0:
         return "better"
@@ -326,10 +336,14 @@ def comparison_table(found: Comparison) -> Table:
         difference = number(name, one.difference, signed=True)
         interval = interval_text(name, one.interval)
         p = (p_text(one.p), p_text(one.p_holm))
-        rows.append((TITLES.get(name, name), *figures, difference, interval, *p))
+        rows.append((metrics.title(name), *figures, difference, interval, *p))
     names = (Path(found.first).name, Path(found.second).name)
     columns = ("", *names, "difference", interval_head(found.bootstrap), "p", "p (Holm)")
-    title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}"
+    title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}, "
+    if len(set(found.contexts)) > 1:  # two tasks, as a model that sees more has it easier
+        title += f"context {found.contexts[1]} against {found.contexts[0]}"
+    else:
+        title += context_words(found.contexts[0])
     return Table(title, columns, tuple(rows))
 
 

@@ -26,7 +26,7 @@ from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.columnar import reason, require_regular
 from mer.pipeline.runtime.limits import TABLE_VALUES
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 DEPTH = 4
 MODES = {"train": "train", "valid": "dev", "val": "dev", "dev": "dev", "test": "test"}
@@ -313,9 +313,13 @@ def utterances(
         )
         positions[segment.video] += 1
     if unseen:
-        findings.warnings.append(f"{len(unseen):,} segments have no film: {some(unseen)}")
+        findings.warnings.append(
+            f"{plural(len(unseen), 'segment has', 'segments have')} no film: {some(unseen)}"
+        )
     if silent := [u.id for u in out if u.text is None]:
-        findings.warnings.append(f"{len(silent):,} segments have no transcript: {some(silent)}")
+        findings.warnings.append(
+            f"{plural(len(silent), 'segment has', 'segments have')} no transcript: {some(silent)}"
+        )
     return out
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLITS
 
 UNLABELLED = "(none)"
+RATED = "(rated)"  # what a row with several targets counts as
 SHOWN = 8  # names listed before "and N more"
 # Words from which an identical sentence on both sides of a split is more than small talk.
 LONG_TEXT = 4
@@ -23,8 +24,8 @@ LONG_TEXT = 4
 class Findings:
     """What `mer prepare` found: nothing of it stays unsaid.
 
-    `counts` and `expected`: split -> label -> utterances. `repairs` and `dropped`: what -> ids of
-    the rows (or names of the files).
+    `counts` and `expected`: split -> label -> utterances. `repairs`, `dropped` and `unlabelled`
+    (kept, as turns of their dialogues): what -> ids of the rows (or names of the files).
     """
 
     dataset: str
@@ -36,6 +37,7 @@ class Findings:
     orphans: list[str] = field(default_factory=list)  # media files without a row
     repairs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    unlabelled: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     # "train/test" -> texts, long_texts, speakers
     overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -61,7 +63,7 @@ class Findings:
 
     def lines(self) -> list[str]:
         """For people: a table of counts, then one line for each finding."""
-        lines = [f"{self.dataset}: {self.utterances:,} utterances", *_table(self.counts)]
+        lines = [f"{self.dataset}: {plural(self.utterances, 'utterance')}", *_table(self.counts)]
         if self.expected:
             lines.append(self._compared())
         lines += _counted("files missing", self.missing)
@@ -72,8 +74,10 @@ class Findings:
             lines += _counted(f"repaired: {what}", names)
         for what, names in self.dropped.items():
             lines += _counted(f"left out: {what}", names)
+        for what, names in self.unlabelled.items():
+            lines += _counted(f"kept without a label, neither trained on nor scored: {what}", names)
         cut = [self.missing, self.orphans, list(self.unreadable)]
-        cut += [*self.repairs.values(), *self.dropped.values()]
+        cut += [*self.repairs.values(), *self.dropped.values(), *self.unlabelled.values()]
         if any(len(names) > SHOWN for names in cut):
             lines.append("the whole lists: the same command with --json")
         lines += _told_overlaps(self.overlaps)
@@ -99,6 +103,7 @@ class Findings:
             "orphans": self.orphans,
             "repairs": self.repairs,
             "dropped": self.dropped,
+            "unlabelled": self.unlabelled,
             "overlaps": self.overlaps,
             "warnings": self.warnings,
         }
@@ -122,10 +127,11 @@ def _told_overlaps(found: Mapping[str, Mapping[str, int]]) -> list[str]:
         if pair in clean:
             continue
         left, right = pair.split("/")
+        repeated = plural(number["texts"], f"{right} utterance has", f"{right} utterances have")
         lines.append(
-            f"overlap {pair}: {number['texts']:,} {right} utterances have a text that {left} has "
-            f"({number['long_texts']:,} of {LONG_TEXT} or more words), {number['speakers']:,} "
-            "speakers are in both"
+            f"overlap {pair}: {repeated} a text that {left} has ({number['long_texts']:,} with a "
+            f"text of at least {LONG_TEXT} words), "
+            f"{plural(number['speakers'], 'speaker is', 'speakers are')} in both"
         )
     return lines
 
@@ -134,7 +140,7 @@ def count(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Utterances by split and label.
 
     Multi-label rows count once per label and once as `(none)` when no label is set; regression rows
-    count by sign.
+    count by sign, with several targets as rated.
 
     Args:
         manifest: The manifest of a corpus.
@@ -164,7 +170,7 @@ def _labels(manifest: Manifest, u: Utterance) -> list[str]:
     if u.targets is None:
         return [UNLABELLED]
     if manifest.task == "regression":
-        return [_sign(u.targets[0])]
+        return [_sign(u.targets[0]) if len(u.targets) == 1 else RATED]
     pairs = zip(manifest.labels, u.targets, strict=True)
     return [label for label, target in pairs if target > 0] or [UNLABELLED]
 
@@ -191,9 +197,9 @@ def class_gaps(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[st
     absent = [label for label in manifest.labels if label not in total]
     if manifest.task == "single" and len(total) == 1:
         ((label, number),) = total.items()
+        all_are = plural(number, "labelled utterance is", "labelled utterances are")
         lines.append(
-            f"a single class: all {number:,} labelled utterances are '{shown(label, 40)}', so "
-            "there is nothing to learn"
+            f"a single class: all {all_are} '{shown(label, 40)}', so there is nothing to learn"
         )
     elif absent:
         lines.append(f"no utterance is of class {listed(absent)}")

@@ -3,7 +3,8 @@
 The speaker is the session and the letter of the utterance (`Ses01F_impro01_M012` is Ses01M; the
 letter after the session only says who wore the markers). There is no split: the protocol is
 leave-one-session-out, `mer train --folds session`. Utterances whose label is not in the chosen set,
-"xxx" (no majority) first of all, are left out and counted.
+"xxx" (no majority) first of all, are kept without a label and counted: they are turns of their
+dialogues, which neighbours are seen with (`data.context`), and are never trained on or scored.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mer.pipeline.datasets.findings import Findings, shared_texts, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.limits import TABLE_BYTES
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 FILMS = Path("dialog", "avi", "DivX")
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
@@ -50,7 +51,7 @@ def prepare(
     chosen = info.label_set(labels)
     findings = Findings("iemocap", expected=chosen.expected)
     rows: list[Utterance] = []
-    dropped: defaultdict[str, list[str]] = defaultdict(list)
+    unlabelled: defaultdict[str, list[str]] = defaultdict(list)
     found: Counter[str] = Counter()
     for session in _sessions(root, info, findings):
         texts = _transcripts(session, findings)
@@ -58,8 +59,7 @@ def prepare(
             found[line.session] += 1
             label = chosen.source.get(line.code)
             if label is None:
-                dropped[line.code].append(line.utterance)
-                continue
+                unlabelled[line.code].append(line.utterance)
             wav = session / "sentences" / "wav" / line.dialogue / f"{line.utterance}.wav"
             row = Utterance(
                 id=line.utterance,
@@ -73,8 +73,8 @@ def prepare(
                 tags=(_kind(line.dialogue),),
             )
             rows.append(_seen(row, line, session, root, left) if vision else row)
-    for code in sorted(dropped, key=lambda name: -len(dropped[name])):
-        findings.dropped[f"label {code}, not in the set '{chosen.name}'"] = dropped[code]
+    for code in sorted(unlabelled, key=lambda name: -len(unlabelled[name])):
+        findings.unlabelled[f"label {code}, not in the set '{chosen.name}'"] = unlabelled[code]
     _check_sessions(rows, found, chosen, info, findings)
     _check_texts(rows, findings)
     return Manifest(
@@ -118,7 +118,7 @@ class Evaluation(NamedTuple):
 
 
 def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
-    """The labelled utterances of a session, dialogue by dialogue in order of time."""
+    """The utterances of a session, dialogue by dialogue in order of time."""
     for file in _files(session / "dialog" / "EmoEvaluation"):
         lines = EVALUATION.findall(_read(file, findings))
         lines.sort(key=lambda line: float(line[0]))
@@ -189,7 +189,7 @@ def _transcripts(session: Path, findings: Findings) -> dict[str, str]:
 def _check_sessions(
     rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, findings: Findings
 ) -> None:
-    kept = Counter(u.session for u in rows)
+    kept = Counter(u.session for u in rows if u.label is not None)
     for what, counts, expected in (
         ("labelled", found, info.expected_files),
         (f"of set '{chosen.name}'", kept, chosen.groups),
@@ -197,7 +197,7 @@ def _check_sessions(
         for session, n in expected.items():
             if counts[session] != n:
                 findings.warnings.append(
-                    f"{session}: {counts[session]:,} utterances {what}, {n:,} expected"
+                    f"{session}: {plural(counts[session], 'utterance')} {what}, {n:,} expected"
                 )
 
 
@@ -206,21 +206,26 @@ def _is_noise(text: str | None) -> bool:
 
 
 def _check_texts(rows: list[Utterance], findings: Findings) -> None:
-    """Overlap of each session's transcripts with the other four, scripted and improvised apart:
-    scripts are spoken in several sessions.
+    """Overlap of each session's labelled transcripts with those of the other four, scripted and
+    improvised apart: scripts are spoken in several sessions.
     """
     silent = [u.id for u in rows if u.text is None]
     if silent:
-        findings.warnings.append(f"{len(silent):,} utterances have no transcript: {some(silent)}")
+        findings.warnings.append(
+            f"{plural(len(silent), 'utterance has', 'utterances have')} no transcript: "
+            f"{some(silent)}"
+        )
     noise = [u.id for u in rows if _is_noise(u.text)]
     if noise:
-        what = "transcripts are nothing but noise marks such as [LAUGHTER]; they are kept as text"
-        findings.warnings.append(f"{len(noise):,} {what}: {some(noise)}")
-    sessions = {u.session for u in rows}
+        what = "nothing but noise marks such as [LAUGHTER], kept as text"
+        number = plural(len(noise), "transcript is", "transcripts are")
+        findings.warnings.append(f"{number} {what}: {some(noise)}")
+    labelled = [u for u in rows if u.label is not None]
+    sessions = {u.session for u in labelled}
     for session in sorted(filter(None, sessions)):
-        others = [u.text for u in rows if u.session != session]
+        others = [u.text for u in labelled if u.session != session]
         for kind in ("scripted", "improvised"):
-            part = [u.text for u in rows if u.session == session and kind in u.tags]
+            part = [u.text for u in labelled if u.session == session and kind in u.tags]
             texts, long = shared_texts(others, part)
             findings.overlaps[f"other sessions/{kind} {session}"] = {
                 "texts": texts,

@@ -29,7 +29,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import name_cell, strip, text_cell
 from mer.pipeline.runtime.columnar import reason
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 # The download's name, and what other code calls it.
 AUDIO = ("modality_speech", "audio", "speech", "wav")
@@ -179,7 +179,9 @@ def _wavs(below: list[Path], root: Path, findings: Findings) -> tuple[Path, dict
             if folder.name == name:
                 wavs, ignored = media_files(folder)
                 if ignored:
-                    findings.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
+                    findings.warnings.append(
+                        f"{plural(ignored, 'hidden file')} in {folder} ignored"
+                    )
                 if wavs:
                     return folder, wavs
     findings.warnings.append(f"no folder of wavs ({', '.join(AUDIO)}) found below {root}")

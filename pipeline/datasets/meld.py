@@ -27,7 +27,7 @@ from mer.pipeline.datasets.textfiles import place, read_csv, repair
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 FOLDERS = {
     "train": ("train_splits", "train"),
@@ -131,8 +131,8 @@ def _warn_of_repeats(
     if repeats:
         names = some([rows[i].id for i in repeats])
         findings.warnings.append(
-            f"{len(repeats)} {split} rows repeat another row's line and times, {other} of them "
-            f"with another label: {names}"
+            f"{plural(len(repeats), f'{split} row repeats', f'{split} rows repeat')} another row's "
+            f"line and times, {other:,} of them with another label: {names}"
         )
 
 
@@ -165,7 +165,7 @@ def _clips(
         )
         findings.warnings.append(what + elsewhere(root, names))
     if ignored:
-        findings.warnings.append(f"{ignored:,} hidden files in {folder} ignored")
+        findings.warnings.append(f"{plural(ignored, 'hidden file')} in {folder} ignored")
     return folder or root / names[0], clips
 
 

@@ -18,6 +18,7 @@ from mer.pipeline.datasets.files import look, require_root
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.runtime.terminal import plural
 
 LABELS = (
     "CMU_MOSEI_Labels.csd",
@@ -130,7 +131,7 @@ def _transcripts(below: list[Path], findings: Findings) -> dict[str, list[Spoken
             out.setdefault(file.stem, []).append(spoken)
     if odd:
         findings.warnings.append(
-            f"{odd:,} transcript lines are not video___number___start___end___text; they were "
-            "skipped"
+            f"{plural(odd, 'transcript line is', 'transcript lines are')} not "
+            "video___number___start___end___text; skipped"
         )
     return out

@@ -16,6 +16,7 @@ from mer.pipeline.datasets.files import look, require_root
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.runtime.terminal import plural
 
 LABELS = ("CMU_MOSI_Opinion_Labels.csd", "Opinion Segment Labels.csd")
 DELIMITER = "_DELIM_"  # Transcript/Segmented/<video>.annotprocessed: `12_DELIM_THE TEXT`
@@ -84,5 +85,8 @@ def _transcripts(below: list[Path], findings: Findings) -> dict[tuple[str, str],
             if delimiter and text.strip():
                 texts[file.stem, number.strip()] = text.strip()
     if odd:
-        findings.warnings.append(f"{odd:,} transcript lines are not UTF-8 or have no {DELIMITER}")
+        what = plural(
+            odd, "transcript line is not UTF-8 or has", "transcript lines are not UTF-8 or have"
+        )
+        findings.warnings.append(f"{what} no {DELIMITER}")
     return texts

@@ -8,6 +8,7 @@ its words. Whatever else lies there is counted.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,7 @@ def gather(
     task: str = "single",
     root: Path | None = None,
     columns: Mapping[str, str] | None = None,
+    dialogue: bool = False,
 ) -> NewClips:
     """The clips that some paths name.
 
@@ -80,6 +82,8 @@ def gather(
         root: Of a manifest or table: what its paths are relative to, by default what it says
             itself, or the table's folder.
         columns: Of a table: field -> column, where that is not called like the field.
+        dialogue: The clips of each folder are the turns of one conversation, in the order of their
+            names with numbers as numbers: `turn2` before `turn10`.
 
     Returns:
         The clips; their ids are the paths as named, or those of the manifest.
@@ -93,12 +97,42 @@ def gather(
             f"{shown(rows[0], 160)}: a table or manifest goes alone; name it without the other "
             f"{plural(len(paths) - 1, 'path')}, or put all clips in it"
         )
+    if rows and dialogue:
+        raise DataError(
+            "--dialogue goes with folders; a table names dialogues in its columns dialogue and "
+            "position (--column position=NAME)"
+        )
     if rows:
         return _of_table(rows[0], task, root, columns or {})
     if columns or root is not None:
         option = "--column" if columns else "--root"
         raise DataError(f"{option} goes with a table or manifest; leave it out for files")
-    return _of_files(paths, words)
+    found = _of_files(paths, words)
+    return _as_dialogues(found) if dialogue else found
+
+
+def _as_dialogues(found: NewClips) -> NewClips:
+    """The clips of each folder as the turns of one conversation. One that cannot be taken keeps
+    its place.
+    """
+    folders: dict[str, list[str]] = {}
+    for name in (*(u.id for u in found.clips), *(one.id for one in found.unusable)):
+        folders.setdefault(os.path.dirname(name), []).append(name)
+    place: dict[str, tuple[str, int]] = {}
+    for folder, ids in folders.items():
+        place |= {name: (folder or ".", at) for at, name in enumerate(sorted(ids, key=_natural))}
+    turns = []
+    for clip in found.clips:
+        folder, at = place[clip.id]
+        turns.append(replace(clip, dialogue=folder, position=at))
+    found.clips = turns
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts `turn10` behind `turn2`."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part[:18]), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def of_manifest(manifest: Manifest, root: Path | None = None) -> NewClips:

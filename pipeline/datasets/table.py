@@ -23,11 +23,13 @@ from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip, text_cell
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
 MANY_LABELS = 50  # more classes than this look like numbers or free text
+TARGET = "target "  # a column of --targets is the field of this and its name
+POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
 NUMBER_CHARACTERS = 400  # of a time or target; float() takes longer by the square of them
 # float() takes "1_0" and "infinity" as well.
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -39,7 +41,8 @@ def prepare(
     audio_dir: str | os.PathLike | None = None,
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
-    task: str = "single",
+    targets: str | None = None,
+    task: str | None = None,
     split: str = "auto",
     seed: int = 0,
     name: str | None = None,
@@ -54,7 +57,8 @@ def prepare(
             its extension is looked up there.
         columns: Field -> column, where that is not called like the field.
         labels: Comma-separated classes in order, by default those that are there, sorted.
-        task: single, multi or regression.
+        targets: Comma-separated columns of numbers, which are the targets of a regression.
+        task: single (None, without targets), multi or regression.
         split: auto (the table's, else one by group) or none (left open, for folds).
         seed: Of the split by group.
         name: Of the corpus, by default the table's.
@@ -70,22 +74,33 @@ def prepare(
     """
     source = Path(source)
     columns = columns or {}
+    names = _target_names(targets, task, labels, columns)
+    task = task or ("regression" if names else "single")
     _check_options(task, split, columns)
     name = strip(name if name is not None else source.stem) or "table"
-    for what, value in (("--name", name), ("--language", language), ("--labels", labels)):
+    for what, value in (
+        ("--name", name),
+        ("--language", language),
+        ("--labels", labels),
+        ("--targets", targets),
+    ):
         _check_option(what, value)
     findings = Findings(name)
-    table = read(source, columns, findings, several=task == "multi")
+    read_from = {**columns, **{f"{TARGET}{one}": one for one in names}}
+    table = read(source, read_from, findings, several=task == "multi")
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
     labelling = _labels(table, labels, task, findings)
+    if names:
+        labelling = _of_targets(table, names, findings)
     times = _times(table)
     splits = _splits(table, split, seed, findings)
     audio = _media(table, "audio", ids, root, findings)
     video = _media(table, "video", ids, root, findings)
     seen = _video_times(table)
+    positions = [_position(table, i) for i in range(len(table))]
     named = [table.column(field) for field in ("text", "speaker", "dialogue", "session")]
     rows = []
     for i, (text, speaker, dialogue, session) in enumerate(zip(*named, strict=True)):
@@ -101,6 +116,7 @@ def prepare(
                 speaker=speaker,
                 dialogue=dialogue,
                 session=session,
+                position=positions[i],
                 start=start,
                 end=end,
                 video=video[i],
@@ -232,7 +248,8 @@ def _warn_of_gap(table: Table, field: str, findings: Findings) -> None:
     gaps = [i for i, value in enumerate(table.data.get(field, ())) if value is None]
     if gaps:
         findings.warnings.append(
-            f"{len(gaps):,} rows have no {field}, the first on {table.place(gaps[0])}"
+            f"{plural(len(gaps), 'row has', 'rows have')} no {field}, "
+            f"the first on {table.place(gaps[0])}"
         )
 
 
@@ -248,6 +265,51 @@ class _Labelling:
     targets: Sequence[tuple[float, ...] | None]
 
 
+def _target_names(
+    targets: str | None, task: str | None, labels: str | None, columns: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The columns of --targets; raises DataError where other options contradict it."""
+    if targets is None:
+        return ()
+    names = tuple(map(strip, targets.split(",")))
+    if len(set(names)) != len(names) or "" in names:
+        raise DataError(f"table: --targets {shown(targets)}: a column is empty or there twice")
+    if task not in (None, "regression"):
+        raise DataError(
+            f"table: --targets are numbers, of --task regression; --task {task} has labels"
+        )
+    if labels is not None or "label" in columns:
+        raise DataError(
+            "table: --targets names the columns to learn; leave out --labels and --column label="
+        )
+    return names
+
+
+def _of_targets(table: Table, names: tuple[str, ...], findings: Findings) -> _Labelling:
+    """The numbers of the columns of --targets. A row that lacks one of them is unlabelled."""
+    rows: list[tuple[float, ...] | None] = []
+    partly = []
+    for i in range(len(table)):
+        cells = [table.data[f"{TARGET}{name}"][i] for name in names]
+        values = [_number(table, cell, i, name) for cell, name in zip(cells, names, strict=True)]
+        known = tuple(value for value in values if value is not None)
+        rows.append(known if len(known) == len(names) else None)
+        if 0 < len(known) < len(names):
+            partly.append(i)
+    gaps = sum(row is None for row in rows)
+    if gaps:
+        first = table.place(next(i for i, row in enumerate(rows) if row is None))
+        findings.warnings.append(
+            f"{plural(gaps, 'row')} without {listed(names)}, unlabelled, the first on {first}"
+        )
+    if partly:
+        findings.warnings.append(
+            f"{plural(len(partly), 'row')} with some of the targets only, unlabelled, the first on "
+            f"{table.place(partly[0])}"
+        )
+    return _Labelling(names, [None] * len(table), rows)
+
+
 def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _Labelling:
     names = _given_names(given)
     none = [None] * len(table)
@@ -260,6 +322,11 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
     values = table.data["label"]
     _warn_of_gap(table, "label", findings)
     if task == "regression":
+        if len(names) > 1:
+            raise DataError(
+                f"table: --labels {shown(given)}: a regression on one column has one name; several "
+                "columns of numbers: --targets"
+            )
         numbers = [_number(table, value, i, "label") for i, value in enumerate(values)]
         targets = [None if number is None else (number,) for number in numbers]
         return _Labelling(names or (table.mapped.get("label", "label"),), none, targets)
@@ -270,7 +337,7 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
         return _Labelling(names, none, [_indicators(row, names) for row in parts])
     if len(names) > MANY_LABELS:
         findings.warnings.append(
-            f"{len(names):,} different labels; numbers are meant? then --task regression"
+            f"{plural(len(names), 'different label')}; numbers are meant? then --task regression"
         )
     return _Labelling(names, values, none)
 
@@ -327,6 +394,20 @@ def _number(table: Table, value: str | None, row: int, field: str) -> float | No
         hint = "; a decimal comma? write a point" if DECIMAL_COMMA.fullmatch(text) else ""
         raise DataError(f"{table.at(row)} has {field} '{shown(text)}', expected a number{hint}")
     return number
+
+
+def _position(table: Table, row: int) -> int | None:
+    """The place of a row in its dialogue."""
+    value = table.column("position")[row]
+    if value is None:
+        return None
+    text = strip(value)
+    if not POSITION.fullmatch(text):
+        raise DataError(
+            f"{table.at(row)} has position '{shown(text)}', expected the number of a turn in its "
+            "dialogue: 0, 1, 2, …"
+        )
+    return int(text.partition(".")[0])
 
 
 # --- times, in seconds

@@ -44,7 +44,7 @@ from mer.pipeline.runtime.columnar import (
     to_list,
 )
 from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 
 FIELDS = (
     "id",
@@ -55,6 +55,7 @@ FIELDS = (
     "speaker",
     "dialogue",
     "session",
+    "position",
     "start",
     "end",
     "duration",
@@ -62,6 +63,8 @@ FIELDS = (
     "video_start",
     "video_end",
 )
+# Read only where the user names its column: tables use this word for much else.
+NAMED_ONLY = frozenset({"position"})
 TIMES = ("start", "end", "duration")  # seconds
 VIDEO_TIMES = ("video_start", "video_end")  # likewise, in `video`
 PARQUET = ".parquet"
@@ -132,8 +135,8 @@ def read(
 
     Args:
         source: The file; the end of its name says what it is.
-        columns: Field -> column, where that is not called like the field; `a.b` reaches into JSON
-            objects.
+        columns: Field -> column, where that is not called like the field, and for what is read
+            besides FIELDS; `a.b` reaches into JSON objects.
         findings: Blanks that were cut off, and what is odd, are added to these.
         several: A label may be a list.
 
@@ -146,7 +149,9 @@ def read(
     """
     suffix = source.suffix.lower()
     _check_file(source, suffix)
-    wanted = _Wanted({field: columns.get(field, field) for field in FIELDS}, several)
+    read_here = [field for field in FIELDS if field not in NAMED_ONLY]
+    column_of = {field: field for field in read_here} | dict(columns)
+    wanted = _Wanted(column_of, several)
     if suffix in EXPECTED:
         names, raw = _read_delimited(source, EXPECTED[suffix], wanted, findings)
     elif suffix == PARQUET:
@@ -182,7 +187,8 @@ def _check_file(source: Path, suffix: str) -> None:
 def _without_blanks(table: Table, findings: Findings) -> Table:
     """Names without blanks at their ends. What is cut is counted, by the row's id."""
     data = dict(table.data)
-    for field in (*NAMES, "split", *TIMES, *VIDEO_TIMES):
+    numbers = [field for field in data if field not in FIELDS]
+    for field in (*NAMES, "split", *TIMES, *VIDEO_TIMES, *numbers):
         if field not in data:
             continue
         given = data[field]
@@ -296,7 +302,8 @@ def _read_spaced(source: Path, form: Dialect, keep: list[str]) -> Columns:
             for i, row in enumerate(rows):
                 if len(row) != len(form.header):
                     raise DataError(
-                        f"{source}: {place(source, i)}: Expected {len(form.header)} columns, got "
+                        f"{source}: {place(source, i)}: Expected "
+                        f"{plural(len(form.header), 'column')}, got "
                         f"{len(row)}; mend that line"
                     )
                 for name, column in cells.items():
@@ -312,7 +319,7 @@ def _warn_of_line_breaks(source: Path, cells: Columns, findings: Findings) -> No
     for name, values in cells.items():
         breaks = [i for i, value in enumerate(values) if "\n" in value]
         if breaks:
-            what = f"{len(breaks):,} cells of {shown(name)} hold a line break"
+            what = f"{plural(len(breaks), 'cell')} of {shown(name)} with a line break"
             findings.warnings.append(
                 f"{what}, the first on {place(source, breaks[0])}: if that is not meant, a quote "
                 "is not closed"
@@ -323,7 +330,8 @@ def _decimal_points(cells: Columns, wanted: _Wanted, findings: Findings) -> None
     """In a table with semicolons, where Excel writes a comma for the point: numbers of times with
     points.
     """
-    for field in (*TIMES, *VIDEO_TIMES):
+    numbers = [field for field in wanted.column_of if field not in FIELDS]
+    for field in (*TIMES, *VIDEO_TIMES, *numbers):
         column = cells.get(wanted.column_of[field], [])
         given = [value for value in column if value]
         commas = sum(DECIMAL_COMMA.fullmatch(strip(value)) is not None for value in given)
@@ -333,7 +341,7 @@ def _decimal_points(cells: Columns, wanted: _Wanted, findings: Findings) -> None
             if value and DECIMAL_COMMA.fullmatch(strip(value)):
                 column[i] = value.replace(",", ".")
         findings.warnings.append(
-            f"{commas:,} cells of {field} have a decimal comma, read as a point"
+            f"{plural(commas, 'cell')} of {field} with a decimal comma, read as a point"
         )
 
 

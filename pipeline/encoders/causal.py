@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mer.pipeline.encoders import lean
 from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import Modality
@@ -24,6 +25,7 @@ BOTH_WAYS = {"bert-generation", "xlnet"}
 
 def takes(config: dict[str, Any]) -> bool:
     """Whether a checkpoint is a decoder-only model, by its config.json."""
+    lean.import_transformers()
     from transformers.models.auto import modeling_auto as known
 
     kind = str(config.get("model_type"))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor, nn
 
-from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders import lean, tiny
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import States
 from mer.pipeline.errors import DataError, EncoderError
@@ -63,6 +63,7 @@ def load_model(
     """
     if checkpoint.folder is None:
         return tiny.model(checkpoint.id).eval().requires_grad_(False).to(device)
+    lean.import_transformers()
     from transformers import AutoModel
     from transformers.utils import logging
 

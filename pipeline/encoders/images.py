@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders import lean, tiny
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.terminal import first_line
@@ -178,6 +178,7 @@ def _load(folder: str) -> Any:
     """transformers' processor; without torchvision or with it, that of Pillow, so that features do
     not depend on what else is installed.
     """
+    lean.import_transformers()
     # the name in `transformers` itself asks for torchvision, which it does not need
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 

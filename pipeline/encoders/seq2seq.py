@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mer.pipeline.encoders import lean
 from mer.pipeline.encoders.bert import TextEncoder
 from mer.pipeline.encoders.frozen import load_model
 from mer.pipeline.encoders.loading import Checkpoint
@@ -44,6 +45,7 @@ class EncoderOfPair(TextEncoder):
 
     def network(self, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
         """Raises EncoderError for a model that has no encoder of its own."""
+        lean.import_transformers()
         import transformers
 
         kind = str(checkpoint.config.get("model_type"))

@@ -22,7 +22,7 @@ from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import Kept, Modality, States
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.machine import choose_device
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 PREFIX = "opensmile:"
 MODEL_TYPE = "opensmile"
@@ -166,7 +166,7 @@ class Smile:
             expected = self.geometry.frames(len(waveform))
             if len(frames) != expected:
                 raise EncoderError(
-                    f"audio encoder {self.checkpoint.name}: gave {len(frames)} steps of "
+                    f"audio encoder {self.checkpoint.name}: gave {plural(len(frames), 'step')} of "
                     f"{len(waveform):,} samples, {expected} were expected"
                 )
             found.append(States(frames))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mer.pipeline.encoders import lean
 from mer.pipeline.errors import EncoderError
 
 PREFIX = "builtin:"
@@ -116,6 +117,8 @@ def digest(encoder: str) -> str:
 def model(encoder: str):
     """The network with its weights filled in, in name order, from one PCG64 stream."""
     import torch
+
+    lean.import_transformers()
     from transformers import (
         RobertaConfig,
         RobertaModel,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mer.pipeline.encoders import tiny
+from mer.pipeline.encoders import lean, tiny
 from mer.pipeline.encoders.loading import VOCABULARY, Checkpoint, matching
 from mer.pipeline.encoders.windows import Ends
 from mer.pipeline.errors import EncoderError
@@ -93,10 +93,11 @@ def cut(ids: np.ndarray, limit: int, ends: Ends) -> np.ndarray:
 def _tokenizer(checkpoint: Checkpoint, what: str):
     if checkpoint.folder is None:
         return tiny.HashTokenizer()
-    from transformers import AutoTokenizer
-
     if not matching(checkpoint.folder, VOCABULARY):  # transformers would make up an empty tokenizer
         raise EncoderError(f"{what}: no tokenizer in {checkpoint.folder}")
+    lean.import_transformers()
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(
             checkpoint.folder, local_files_only=True, trust_remote_code=False

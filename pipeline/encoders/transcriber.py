@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from mer.pipeline.encoders import lean
 from mer.pipeline.encoders.frozen import load_model
 from mer.pipeline.encoders.geometry import SAMPLE_RATE, mel_settings, whisper_geometry
 from mer.pipeline.encoders.loading import SAFE, VOCABULARY, Checkpoint, matching, resolve
@@ -54,6 +55,7 @@ class Transcriber:
         # no key is made of it, so its weights need no hash
         checkpoint = resolve(KIND, source, offline=offline, sha256=lambda path: "", also=GENERATION)
         _check(checkpoint)
+        lean.import_transformers()
         from transformers import (
             WhisperFeatureExtractor,
             WhisperForConditionalGeneration,

@@ -36,7 +36,7 @@ from mer.pipeline.media.pictures import Wanted
 from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.media.workers import Decoders, Job
 from mer.pipeline.runtime.files import sha256_file
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 PIECE_PICTURES = 32  # of a clip, read and encoded at a time
 PIECES_AHEAD = 8  # read before they are asked for: 150 MB at 224 x 224
@@ -233,7 +233,8 @@ class Vision(Modality):
         first = shown(rows.root / cast(str, self.file(rows.utterances[asked[0]])), 120)
         named = any(rows.utterances[row].video for row in asked)
         raise MissingError(
-            f"--vision-encoder: none of {len(asked):,} clips has a picture (first: {first})",
+            f"--vision-encoder: none of {plural(len(asked), 'clip')} has a picture (first: "
+            f"{first})",
             "name its file in a `video` column, or use --vision-encoder none",
             clip=self.clip_option,
             prepared="" if named else self.name,
@@ -243,8 +244,9 @@ class Vision(Modality):
         """Raise DataError where nothing is said of any of these: it is of another corpus."""
         if not any(has_boxes(self.boxes, u.id, self.file(u) or "") for u in asked):
             raise DataError(
-                f"--vision-boxes {shown(self.boxes, 160)}: has none of the {len(asked):,} "
-                f"utterances (first: {shown(asked[0].id, 40)}); its ids must be the manifest's, or "
+                f"--vision-boxes {shown(self.boxes, 160)}: has none of the "
+                f"{plural(len(asked), 'utterance')} (first: {shown(asked[0].id, 40)}); its ids "
+                "must be the manifest's, or "
                 "the names of the films without their endings"
             )
 
@@ -277,7 +279,9 @@ class Vision(Modality):
             path = rows.root / cast(str, self.file(rows.utterances[item.row]))
             problem = problem_of(clip, lengths.lengths[item.row], path, "pictures")
             if problem is None and len(cast(Any, clip.pictures)) != item.length:
-                reason = f"{path}: {len(cast(Any, clip.pictures)):,} of {item.length:,} pictures"
+                reason = (
+                    f"{path}: {len(cast(Any, clip.pictures)):,} of {plural(item.length, 'picture')}"
+                )
                 problem = Problem(Stage.DECODE, reason)
             if problem is not None:
                 yield ReadItem(problem=problem)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mer.pipeline.encoders import lean
 from mer.pipeline.encoders.frozen import choose_precision, computing, load_model, pad
 from mer.pipeline.encoders.geometry import WINDOW, mel_settings, whisper_geometry
 from mer.pipeline.encoders.layers import parse_layers
@@ -74,6 +75,7 @@ class WhisperEncoder:
         """Raises EncoderError for a checkpoint that is incomplete or not of the family, DataError
         for a wrong option.
         """
+        lean.import_transformers()
         from transformers.audio_utils import mel_filter_bank
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Network
 

@@ -115,7 +115,8 @@ def _notes(found: Present, words_from: Mapping[str, str], heard: Transcribed) ->
     counts = Counter(words_from[name] for name in ids if name in words_from)
     said = {GIVEN: "given", BESIDE: "from files beside the clips"}
     lines = []
-    if len(counts) > 1 or (counts and GIVEN not in counts):
+    several = len(found.clips) > 1  # of one the answer says it
+    if several and (len(counts) > 1 or (counts and GIVEN not in counts)):
         told = [f"{count:,} {said.get(kind, kind)}" for kind, count in counts.items()]
         lines.append(f"words of {plural(len(ids), 'clip')}: {', '.join(told)}")
     for why, count in Counter(heard.wordless.values()).items():

@@ -17,6 +17,7 @@ from mer.pipeline.extraction.recipes import (
 from mer.pipeline.extraction.request import Request
 from mer.pipeline.media.stages import AGAIN, STAGES, Flag
 from mer.pipeline.runtime.progress import Silent
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store import FeatureStore
 
 NAMED = 2  # differences of two recipes; the rest is counted
@@ -151,7 +152,8 @@ def _leaving(request: Request, head: FeatureStore) -> int:
     if request.options.force or same_corpus:
         return leaving
     raise KeyMismatchError(
-        f"{request.place.out}: holds {len(there):,} utterances of {head.header.dataset}, of which "
+        f"{request.place.out}: holds {plural(len(there), 'utterance')} of {head.header.dataset}, "
+        "of which "
         f"this manifest of {manifest.dataset} has {len(there) - leaving:,}; choose another --out, "
         "or replace it with --force"
     )

@@ -169,6 +169,6 @@ def _none_can_be_read(request: Request, left_out: Mapping[int, Problem]) -> str:
     if len(rows) == 1:
         return f"{rows[0].id} cannot be read {why}"
     return (
-        f"{request.manifest.dataset}: none of {len(rows):,} utterances can be read, first "
+        f"{request.manifest.dataset}: none of {plural(len(rows), 'utterance')} can be read, first "
         f"{rows[0].id} {why}"
     )

@@ -12,7 +12,7 @@ from mer.pipeline.interchange.copying import Copy, in_split
 from mer.pipeline.interchange.formats import EXPORTS, writer
 from mer.pipeline.runtime.limits import SUBSET_BYTES
 from mer.pipeline.runtime.progress import SILENT, Silent
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store.reader import FeatureStore
 
@@ -92,7 +92,8 @@ def select(store: FeatureStore, subset: str | None) -> np.ndarray:
     if len(rows) < len(wanted):
         unknown = wanted.keys() - set(ids)
         raise DataError(
-            f"{subset}: {len(unknown)} of {len(wanted)} ids are not in {store.path}, first "
+            f"{subset}: {len(unknown):,} of {plural(len(wanted), 'id is', 'ids are')} not in "
+            f"{store.path}, first "
             f"'{shown(min(unknown))}'; leave them out, or name another store"
         )
     return rows

@@ -22,7 +22,7 @@ from mer.pipeline.runtime.limits import (
     TABLE_BYTES,
     TABLE_COLUMNS,
 )
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import Header
 
 INDEX = "index.csv"
@@ -113,7 +113,7 @@ def _records(file, path: Path) -> Iterator[list[str]]:
         for row in reader:
             if row and len(row) != len(names):
                 raise DataError(
-                    f"{path}: line {begins} has {len(row)} cells, the header {len(names)}"
+                    f"{path}: line {begins} has {plural(len(row), 'cell')}, the header {len(names)}"
                 )
             begins = reader.line_num + 1
             if not row:

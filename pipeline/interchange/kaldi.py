@@ -11,6 +11,7 @@ import numpy as np
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.copying import Copy, new_folder
 from mer.pipeline.interchange.indexcsv import write_index
+from mer.pipeline.runtime.terminal import plural
 
 INT32_BYTES = 4  # written before each dimension of a matrix
 
@@ -35,7 +36,8 @@ def write(copy: Copy, out: Path) -> bool:
     bad = [row_id for row_id in ids if re.search(r"[\s\0]", row_id)]
     if bad:
         raise DataError(
-            f"{copy.store.path}: {len(bad)} ids have white space, first {bad[0]!r}; Kaldi cannot "
+            f"{copy.store.path}: {plural(len(bad), 'id has', 'ids have')} white space, first "
+            f"{bad[0]!r}; Kaldi cannot "
             "name them, use --to npy or parquet"
         )
     with new_folder(out) as place:

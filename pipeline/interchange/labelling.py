@@ -12,7 +12,7 @@ from pathlib import Path
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.values import listed_values, number
 from mer.pipeline.runtime.cells import warn_near_duplicates
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 
 # A number of a class, as text: a csv of pandas has 1.0 where some cells are empty.
 WHOLE = r"[-+]?\d{1,9}(\.0{1,9})?"
@@ -62,7 +62,7 @@ def set_targets(
                 "of them, or none"
             )
     if task == "regression":
-        return _check_one_target(path, given, names, notes)
+        return _check_targets(path, given, names, notes)
     return _check_target_per_label(path, given, names)
 
 
@@ -71,18 +71,22 @@ def _targets_of(path: Path, row_id: str, value: object) -> list[float] | None:
     return None if all(map(math.isnan, values)) else values
 
 
-def _check_one_target(
+def _check_targets(
     path: Path, given: list[dict], names: tuple[str, ...], notes: list[str]
 ) -> tuple[str, ...]:
-    width = max((len(row["targets"]) for row in given), default=1)
-    if width != 1:
-        raise DataError(
-            f"{path}: targets have {width} values each; a regression task has one, a multi "
-            "task one per label"
-        )
-    if given:
-        values = [row["targets"][0] for row in given]
-        notes.append(f"targets from {min(values):g} to {max(values):g}")
+    """The names of one target, or of several that --labels or an exported header names."""
+    width = len(names) or 1
+    for row in given:
+        if len(row["targets"]) != width:
+            found = f"{shown(row['id'], 40)} has {plural(len(row['targets']), 'target')}"
+            raise DataError(
+                f"{path}: {found}, expected {width}; name each target of a regression with "
+                "--labels (valence,arousal)"
+            )
+    for place, name in enumerate(names or ("targets",)):
+        values = [row["targets"][place] for row in given]
+        if values:
+            notes.append(f"{shown(name, 40)} from {min(values):g} to {max(values):g}")
     return names or ("sentiment",)
 
 
@@ -243,7 +247,11 @@ def _order_of_numbers(
         return list(range(len(names) or high + 1))
     if _negative_ones_are_classes(there, names, unlabelled):
         return sorted(there)
-    what = f"{len(names)} names of --labels do not say which" if names else "nothing says which"
+    what = (
+        f"{plural(len(names), 'name')} in --labels cannot say which"
+        if names
+        else "nothing says which"
+    )
     raise DataError(
         f"{path}: labels are the numbers {listed(sorted(there))}, where {low} may be a class or "
         f"mean none, and {what}; give --labels a name for each class, and --unlabelled=-1 if -1 "

@@ -33,7 +33,7 @@ from mer.pipeline.interchange.source import header_among, reading
 from mer.pipeline.interchange.values import cell
 from mer.pipeline.runtime.cells import name_cell
 from mer.pipeline.runtime.files import sha256_file
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import Header
 
 FORM = "expected dict(train, valid, test) of dict(id, text, audio, vision, …)"
@@ -404,7 +404,8 @@ def _labels(path: Path, part: Part, task: str) -> list:
     values = part.content[found]
     if len(values) != count:
         raise DataError(
-            f"{path}: {part.name}: {found} has {len(values)} values for {count} utterances"
+            f"{path}: {part.name}: {found} has {plural(len(values), 'value')} for "
+            f"{plural(count, 'utterance')}"
         )
     if found == "labels" and isinstance(values, np.ndarray) and values.ndim > 1:
         values = _transformer_labels(path, part, values, task)
@@ -562,7 +563,8 @@ def write(copy: Copy, out: Path) -> bool:
     without = len(rows) - sum(map(len, parts.values()))
     if without:
         raise DataError(
-            f"{store.path}: {without} utterances have no split; an MMSA pickle has train, valid "
+            f"{store.path}: {plural(without, 'utterance has', 'utterances have')} no split; an "
+            "MMSA pickle has train, valid "
             "and test"
         )
     longest = _longest(copy, header, out)

@@ -27,7 +27,7 @@ from mer.pipeline.runtime.limits import (
     UNPACKED_FREE_BYTES,
     UNPACKED_RATIO,
 )
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 TABLE_KINDS = f"{NUMBERS}USO"  # kinds of element that a column of the table may have
 NPY = ".npy"
@@ -274,7 +274,9 @@ def _spans(
 
 
 def _misfit(path: Path, name: str, x: np.ndarray, count: int) -> DataError:
-    return DataError(f"{path}: {name} {x.shape} and its lengths do not fit {count} utterances")
+    return DataError(
+        f"{path}: {name} {x.shape} and its lengths do not fit {plural(count, 'utterance')}"
+    )
 
 
 def _are_whole(values: np.ndarray) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 
 @dataclass
@@ -68,8 +68,9 @@ def spans(
 
 def _padded_in_front(what: str, first: np.ndarray, stop: np.ndarray) -> Spans:
     note = (
-        f"{what}: padded in front in {int((first > 0).sum())} of {len(first)} utterances; "
-        f"{int(first.sum()):,} steps of zeros there were left out"
+        f"{what}: padded in front in {int((first > 0).sum())} of "
+        f"{plural(len(first), 'utterance')}; "
+        f"{plural(int(first.sum()), 'step')} of zeros there left out"
     )
     return Spans(first, stop, [note])
 
@@ -85,8 +86,8 @@ def _whole(what: str, steps: int, first: np.ndarray, last: np.ndarray) -> Spans:
     leading, trailing = _zeros_at_the_ends(steps, first, last)
     if leading or trailing:
         out.notes.append(
-            f"{what}: {leading} utterances begin and {trailing} end with steps that are all "
-            "zero; kept, for no lengths are given"
+            f"{what}: {plural(leading, 'utterance begins', 'utterances begin')} and "
+            f"{trailing:,} end with steps that are all zero; kept, for no lengths are given"
         )
     return out
 
@@ -110,8 +111,8 @@ def _full(what: str, steps: int, first: np.ndarray, last: np.ndarray) -> Spans:
     out = Spans(np.zeros(len(first), np.int64), stop)
     if trailing:
         out.notes.append(
-            f"{what}: {trailing} of {len(first)} utterances end with steps that are all zero; "
-            "kept, as their lengths say"
+            f"{what}: {trailing:,} of {plural(len(first), 'utterance ends', 'utterances end')} "
+            "with steps that are all zero; kept, as their lengths say"
         )
     _note_leading(out, what, leading)
     return out
@@ -120,8 +121,9 @@ def _full(what: str, steps: int, first: np.ndarray, last: np.ndarray) -> Spans:
 def _note_leading(out: Spans, what: str, leading: int) -> None:
     if leading:
         out.notes.append(
-            f"{what}: {leading} of {len(out.start)} utterances begin with steps that are all zero; "
-            "kept, as most are padded behind"
+            f"{what}: {leading:,} of "
+            f"{plural(len(out.start), 'utterance begins', 'utterances begin')} with steps that are "
+            "all zero; kept, as most are padded behind"
         )
 
 
@@ -144,20 +146,23 @@ def _by_lengths(
         raise DataError(
             f"{path}: {what} of '{shown(ids[i], 40)}' has length {lengths[i]}, but its data are "
             f"steps {first[i] + 1} to {last[i]} of {steps}, "
-            f"neither in front nor behind ({int(lost.sum())} such utterances); mend the lengths, "
+            f"neither in front nor behind ({plural(int(lost.sum()), 'such utterance')}); mend the "
+            "lengths, "
             "or cut the padding off"
         )
     start = np.where(front, steps - lengths, 0)
     out = Spans(start, start + lengths)
     if front.any():
         out.notes.append(
-            f"{what}: padded in front in {int(front.sum())} of {len(ids)} utterances; their last "
+            f"{what}: padded in front in {int(front.sum())} of {plural(len(ids), 'utterance')}; "
+            "their last "
             "steps were taken"
         )
     cut = behind & ~front
     if cut.any():
         out.notes.append(
-            f"{what}: {int(cut.sum())} of {len(ids)} utterances have data behind their length, "
+            f"{what}: {int(cut.sum()):,} of "
+            f"{plural(len(ids), 'utterance has', 'utterances have')} data behind their length, "
             "which were left out"
         )
     return out

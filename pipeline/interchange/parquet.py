@@ -27,7 +27,7 @@ from mer.pipeline.runtime.limits import (
     UNPACKED_FREE_BYTES,
     UNPACKED_RATIO,
 )
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 
 HEADER_KEY = b"mer"  # of the metadata, where an export of ours has its header
 BATCH_ROWS = 256  # unpacked at a time, at most
@@ -105,7 +105,8 @@ def _wide_columns(schema: pa.Schema, options: ImportOptions) -> list[str]:
 def _check_counts(path: Path, file: pq.ParquetFile, schema: pa.Schema) -> None:
     if not 0 <= file.metadata.num_rows <= IMPORT_ROWS:
         raise DataError(
-            f"{path}: {file.metadata.num_rows:,} rows; import at most {IMPORT_ROWS:,} at a time"
+            f"{path}: {plural(file.metadata.num_rows, 'row')}; import at most {IMPORT_ROWS:,} at "
+            "a time"
         )
     if len(schema.names) > IMPORT_MEMBERS:
         raise DataError(

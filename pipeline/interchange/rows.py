@@ -13,7 +13,7 @@ from mer.pipeline.interchange.labelling import set_classes, set_targets
 from mer.pipeline.interchange.values import cell, listed_values, number, spelled_number
 from mer.pipeline.runtime.cells import name_cell, text_cell, warn_near_duplicates
 from mer.pipeline.runtime.limits import IMPORT_ROWS
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 from mer.pipeline.store import Header
 
@@ -78,7 +78,7 @@ def interpret(
     key = "label" if task == "single" else "targets"
     unlabelled = sum(row[key] is None for row in rows)
     if unlabelled:
-        notes.append(f"unlabelled: {unlabelled:,} of {len(rows):,} utterances")
+        notes.append(f"unlabelled: {unlabelled:,} of {plural(len(rows), 'utterance')}")
     return Rows(task, names, rows, notes)
 
 
@@ -90,7 +90,10 @@ def _check_lengths(path: Path, columns: Mapping[str, Sequence]) -> None:
         )
     for name, values in columns.items():
         if len(values) != count:
-            raise DataError(f"{path}: {name} has {len(values)} values for {count} utterances")
+            raise DataError(
+                f"{path}: {name} has {plural(len(values), 'value')} for "
+                f"{plural(count, 'utterance')}"
+            )
 
 
 def _task(columns: Mapping[str, Sequence], options: ImportOptions, header: Header | None) -> str:

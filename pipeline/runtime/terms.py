@@ -33,6 +33,13 @@ def check_task(where: str, task: str) -> None:
         raise DataError(f"{where}: task '{shown(task)}' is not one of {', '.join(TASKS)}")
 
 
+def targets_of(task: str, labels: Sequence[str]) -> int:
+    """How many numbers a model answers: one for each class, label, or target of a regression,
+    which has at least one.
+    """
+    return max(len(labels), 1) if task == "regression" else len(labels)
+
+
 def check_labelling(
     where: str,
     id: str,
@@ -45,7 +52,7 @@ def check_labelling(
 ) -> None:
     """Raise DataError, beginning with `where`, unless a row's split, label and targets fit the
     task: a known split; for `single` a label of `labels`; for `multi` as many targets as labels;
-    for `regression` one.
+    for `regression` as many as it names, at least one.
     """
     if split not in SPLITS:
         raise DataError(
@@ -55,6 +62,6 @@ def check_labelling(
         raise DataError(
             f"{where}: {shown(id)} has unknown label '{shown(label)}'; known: {listed(labels)}"
         )
-    wanted = len(labels) if task == "multi" else 1
+    wanted = targets_of(task, labels)
     if task != "single" and targets is not None and len(targets) != wanted:
         raise DataError(f"{where}: {shown(id)} has {len(targets)} targets, expected {wanted}")

@@ -181,8 +181,8 @@ def _with_layers(
         )
     if info.dim % max(1, len(info.stack)):
         raise DataError(
-            f"{head}: modality {name} has dim {info.dim}, no multiple of the {len(info.stack)} "
-            "layers of its stack"
+            f"{head}: modality {name} has dim {info.dim}, no multiple of the "
+            f"{plural(len(info.stack), 'layer')} of its stack"
         )
     odd = [kind["width"] for kind in held if kind["width"] not in (0, info.width)]
     if odd:

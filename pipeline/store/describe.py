@@ -171,9 +171,16 @@ def _layers(modality: dict) -> str:
 
 
 def _targets(targets: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, float]:
-    """For multi the positives of each label, for regression mean and range; `targets` is (N, K)."""
+    """For multi the positives of each label, for regression mean and range, of
+    several targets those of each; `targets` is (N, K)."""
     if task == "multi":
         return dict(zip(labels, targets.sum(axis=0).tolist(), strict=True))
+    if targets.shape[1] > 1:
+        found = {}
+        for label, column in zip(labels, targets.T, strict=True):
+            found[f"{label} mean"] = round(float(column.mean()), 4)
+            found[f"{label} min"], found[f"{label} max"] = float(column.min()), float(column.max())
+        return found
     return {
         "mean": round(float(targets.mean()), 4),
         "min": float(targets.min()),

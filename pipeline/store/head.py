@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import HEADER_BYTES
-from mer.pipeline.runtime.terms import SPLITS
+from mer.pipeline.runtime.terms import SPLITS, targets_of
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
     COLUMNS,
@@ -331,7 +331,7 @@ def _check_table(header: Header, table: pa.Table) -> None:
         known = pc.is_in(table["label"], pa.array([*header.labels, None], pa.string()))
         demand(pc.all(known).as_py(), "its index has a label that its header does not name")
     else:
-        wanted = len(header.labels) if header.task == "multi" else 1
+        wanted = targets_of(header.task, header.labels)
         lengths = pc.list_value_length(table["targets"])
         demand(
             pc.all(pc.fill_null(pc.equal(lengths, wanted), True)).as_py(),

@@ -370,7 +370,11 @@ class FeatureStore:
         """
         damaged = damages(self)
         if damaged:
-            more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
+            more = (
+                f" ({plural(len(damaged), 'file is', 'files are')} damaged)"
+                if len(damaged) > 1
+                else ""
+            )
             # What is wrong with a member as such says itself what helps; of its shards the command
             # says it.
             itself = self.members and damaged[0].store == str(self.path)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import DIM, HEADER_BYTES, JSON_LEVELS
-from mer.pipeline.runtime.terminal import first_line
+from mer.pipeline.runtime.terminal import first_line, plural
 from mer.pipeline.runtime.terms import TASKS
 
 FORMAT_VERSION = 2  # as it is written
@@ -366,7 +366,9 @@ def decode_column(name: str, kind: pa.DataType, arrays: Mapping[str, np.ndarray]
     if valid is None:
         return column
     if len(valid) != len(column):
-        raise ValueError(f"column {name} has {len(valid)} validity marks for {len(column)} rows")
+        raise ValueError(
+            f"column {name} has {len(valid)} validity marks for {plural(len(column), 'row')}"
+        )
     return pc.if_else(pa.array(valid != 0), column, pa.scalar(None, kind))
 
 

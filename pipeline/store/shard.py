@@ -93,7 +93,9 @@ class ShardWriter:
         self.layers = {name: int(count) for name, count in (layers or {}).items() if count}
         for name, count in self.layers.items():
             if name not in modalities or not 1 <= count <= DIM:
-                raise DataError(f"{path}: {count} layers of {name}, which the shard cannot hold")
+                raise DataError(
+                    f"{path}: {plural(count, 'layer')} of {name}, which the shard cannot hold"
+                )
         self.path = Path(path)
         self.modalities = {name: int(dim) for name, dim in modalities.items()}
         self.dtypes = dtypes

@@ -108,7 +108,7 @@ def test_decimal_commas(tmp_path):
     text = "id;text;start;end\nu1;x;0,5;1,25\nu2;y;2;3\n"
     _, report, manifest = rows_of(tmp_path, text)
     assert [(u.start, u.end) for u in manifest.rows] == [(0.5, 1.25), (2.0, 3.0)]
-    assert "1 cells of start have a decimal comma, read as a point" in report.warnings
+    assert "1 cell of start with a decimal comma, read as a point" in report.warnings
     # mixed, or not Excel's
     for other in ("id;text;start\nu1;x;0,5\nu2;y;1.5\n", 'id,text,start\nu1,x,"0,5"\n'):
         with pytest.raises(

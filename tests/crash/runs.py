@@ -37,6 +37,8 @@ LIMIT = 170  # seconds of a run; before it is killed its stderr gets what every 
 NURSERY = """
 import faulthandler, json, os, signal, sys, threading, time
 from pathlib import Path
+from mer.pipeline.encoders import lean
+lean.import_transformers()
 from transformers import RobertaModel, Wav2Vec2Model
 from mer import cli
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder

@@ -86,9 +86,7 @@ def test_mosi_names_films_that_are_not_the_sounds_own_file(tmp_path):
     assert (first.video, first.video_start) == ("Video/Segmented/2iD-tVS8NPw_1.mp4", 0.0)
     assert (second.video, second.video_start) == ("Video/Full/2iD-tVS8NPw.mp4", 5.0)
     assert (second.video_end, second.start, second.end) == (6.0, 5.0, 6.0)
-    assert any(
-        line.startswith("1 segments have no film: c5xsKMxpXnc_1") for line in report.warnings
-    )
+    assert any(line.startswith("1 segment has no film: c5xsKMxpXnc_1") for line in report.warnings)
     # MMSA's clips hold sound and picture
     manifest, _ = prepare("mosi", write_mmsa(tmp_path / "mmsa", ROWS), vision=True)
     assert not any(u.video for u in manifest.rows)

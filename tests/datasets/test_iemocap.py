@@ -28,10 +28,22 @@ def root(tmp_path_factory) -> Path:
 )
 def test_label_sets(root, labels, n, happy):
     manifest, report = prepare("iemocap", root, labels=labels)
-    assert len(manifest) == n and [u.id for u in manifest.rows if u.label == "happy"] == happy
+    labelled = [u for u in manifest.rows if u.label is not None]
+    assert len(labelled) == n and [u.id for u in labelled if u.label == "happy"] == happy
     assert {u.split for u in manifest.rows} == {""}
-    assert sum(map(len, report.dropped.values())) == 14 - n
-    assert len(report.dropped[f"label xxx, not in the set '{labels or 4}'"]) == 1
+    assert len(manifest) == 14 and not report.dropped
+    assert sum(map(len, report.unlabelled.values())) == 14 - n
+    assert len(report.unlabelled[f"label xxx, not in the set '{labels or 4}'"]) == 1
+    said = "kept without a label, neither trained on nor scored: label xxx, not in the set"
+    assert any(line.startswith(said) for line in report.lines())
+
+
+def test_turns_without_a_label_keep_their_place(root):
+    """Nearly half of the turns have no label of the set of four; their neighbours need them."""
+    manifest, _ = prepare("iemocap", root)
+    turns = [u for u in manifest.rows if u.dialogue == "Ses01F_impro01"]
+    assert [(u.position, u.label) for u in turns] == [(0, "neutral"), (1, None), (2, "angry")]
+    assert turns[1].text == "Do you have your forms?" and turns[1].speaker == "Ses01M"
 
 
 def test_the_speaker_is_the_utterances_letter(root):
@@ -51,8 +63,8 @@ def test_text_with_colons_missing_text_and_noise(root):
         rows["Ses01F_impro01_M012"].text == "[LAUGHTER]"
         and rows["Ses05M_impro03_M001"].text is None
     )
-    assert any(w.startswith("1 utterances have no transcript: Ses") for w in report.warnings)
-    assert any(w.startswith("1 transcripts are nothing but noise marks") for w in report.warnings)
+    assert any(w.startswith("1 utterance has no transcript: Ses") for w in report.warnings)
+    assert any(w.startswith("1 transcript is nothing but noise marks") for w in report.warnings)
 
 
 def test_kinds_positions_and_wavs(root):
@@ -87,7 +99,7 @@ def test_counts_are_checked_as_a_whole_and_by_session(root):
 
 def test_the_release_may_lie_one_folder_below_and_a_missing_session_is_said(root, tmp_path):
     manifest, _ = prepare("iemocap", root.parent)
-    assert len(manifest) == 8 and manifest.rows[0].audio.startswith("IEMOCAP_full_release/")
+    assert len(manifest) == 14 and manifest.rows[0].audio.startswith("IEMOCAP_full_release/")
     (tmp_path / "Session1").symlink_to(root / "Session1")
     _, report = prepare("iemocap", tmp_path)
     assert any(

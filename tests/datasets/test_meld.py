@@ -167,10 +167,10 @@ def test_overlaps_and_repeated_rows_are_said(tmp_path, clip):
     assert report.overlaps["train/test"] == {"texts": 1, "long_texts": 1, "speakers": 1}
     text = "\n".join(report.lines())
     assert (
-        "1 train rows repeat another row's line and times, 1 of them with another label: train/dia"
+        "1 train row repeats another row's line and times, 1 of them with another label: train/dia"
         in text
     )
-    assert "1 hidden files" in text and "counts: " in text and "differ from the expected" in text
+    assert "1 hidden file " in text and "counts: " in text and "differ from the expected" in text
 
 
 def test_sentiment(tmp_path, clip):

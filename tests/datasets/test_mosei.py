@@ -58,9 +58,9 @@ def test_sentiment_from_cmus_layout(root):
         "segments of videos in no standard fold": 1, "a label that is not a number": 1,
     }  # fmt: skip
     assert report.missing == ["zk2jTlAtvSU_0"]
-    assert [w.split(" ", 1)[1][:16] for w in report.warnings] == [
-        "transcript lines",
-        "segments have no",
+    assert [w.split(" ", 2)[:2] for w in report.warnings] == [
+        ["1", "transcript"],
+        ["2", "segments"],
     ]
     clips = [
         media.load(manifest.root / u.audio, start=u.start, end=u.end) for u in manifest.rows[:3]

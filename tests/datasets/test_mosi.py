@@ -96,7 +96,7 @@ def test_cmus_layout(tmp_path):
     assert report.dropped == {"segments of videos in no standard fold": ["stranger_1"]}
     assert len(report.repairs["negative start set to 0"]) == 1
     assert "2 transcript lines are not UTF-8 or have no _DELIM_" in report.warnings
-    assert any(w.startswith("1 segments have no transcript: ") for w in report.warnings)
+    assert any(w.startswith("1 segment has no transcript: ") for w in report.warnings)
 
 
 def test_folds_in_the_root_win_over_the_own_list(tmp_path):

@@ -60,7 +60,7 @@ def test_crlf_and_an_empty_cell(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"id,text,label,split\r\n1,,x,train\r\n2,hi,,dev\r\n")
     manifest, report = prepare("table", source=tmp_path / "t.csv")
     assert [(u.text, u.label) for u in manifest.rows] == [(None, "x"), ("hi", None)]
-    assert "1 rows have no label, the first on line 3" in report.warnings and report.counts[
+    assert "1 row has no label, the first on line 3" in report.warnings and report.counts[
         "dev"
     ] == {"(none)": 1}
 
@@ -72,7 +72,7 @@ def test_a_quote_that_is_not_closed_swallows_rows_and_that_is_said(tmp_path):
     manifest, report = prepare("table", source=tmp_path / "t.csv")
     assert len(manifest) == 2
     assert (
-        "1 cells of text hold a line break, the first on line 3: if that is not meant, a quote is "
+        "1 cell of text with a line break, the first on line 3: if that is not meant, a quote is "
         "not closed" in report.warnings
     )
 
@@ -393,3 +393,34 @@ def test_a_table_whose_columns_have_other_names_is_not_called_empty(tmp_path):
         match="t.csv: no column is called id, audio, .*; name yours with --column FIELD=NAME",
     ):
         prepare("table", source=tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_positions_are_read_where_their_column_is_named(tmp_path, suffix):
+    turns = ("0", "2", " 10 ", "3.0")
+    rows = [{**row, "turn": turn} for row, turn in zip(ROWS, turns, strict=True)]
+    path = write(tmp_path, suffix, rows)
+    found = prepare("table", source=path, columns={"position": "turn"})[0].rows
+    assert [u.position for u in found] == [0, 2, 10, 3]
+    assert {u.position for u in prepare("table", source=path)[0].rows} == {None}
+    # tables use the word for much else
+    odd = [{**row, "position": "left wing"} for row in ROWS]
+    path = write(tmp_path, suffix, odd, name="odd")
+    assert {u.position for u in prepare("table", source=path)[0].rows} == {None}
+    with pytest.raises(DataError, match="position 'left wing', expected the number of a turn"):
+        prepare("table", source=path, columns={"position": "position"})
+
+
+@pytest.mark.parametrize("turn", ["-1", "1.5", "1e3", "²", "1_0", "9" * 12, "inf"])
+def test_a_position_that_is_no_number_of_a_turn(tmp_path, turn):
+    rows = [{**row, "turn": turn} for row in ROWS]
+    with pytest.raises(DataError, match="expected the number of a turn") as error:
+        prepare("table", source=write(tmp_path, "csv", rows), columns={"position": "turn"})
+    assert len(str(error.value).removeprefix(str(tmp_path))) < 300
+
+
+def test_an_empty_position_is_none(tmp_path):
+    rows = [{**row, "turn": ""} for row in ROWS]
+    path = write(tmp_path, "csv", rows)
+    found = prepare("table", source=path, columns={"position": "turn"})[0].rows
+    assert {u.position for u in found} == {None}

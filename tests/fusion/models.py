@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mer.fusion.batch import Batch, DataSpec, FeatureSet
+from mer.fusion.batch import Batch, Context, ContextSpec, DataSpec, FeatureSet
 from mer.fusion.models import build, model_class
 
 WIDTHS = {"audio": 6, "text": 5, "vision": 4}
@@ -98,6 +98,29 @@ def make_batch(
     return Batch(x, lengths, target, torch.arange(b))
 
 
+def with_context(batch: Batch, spec: DataSpec, *, seed: int = 0, padding: float = 0.0) -> Batch:
+    """`batch` with random neighbours as the spec asks for them: the first row has none, the second
+    all; some lack a modality; `padding` is in the place of what is not there.
+    """
+    g = torch.Generator().manual_seed(seed + 1)
+    b, offsets = len(batch), torch.tensor(spec.context.offsets)
+    met = torch.rand(b, len(offsets), generator=g) < 0.7
+    met[0] = False
+    met[1:2] = True
+    x, there = {}, {}
+    for m in spec.modalities:
+        x[m] = torch.randn(b, len(offsets), batch.x[m].shape[2], generator=g)
+        there[m] = met & (torch.rand(met.shape, generator=g) < 0.8)
+        x[m][~there[m]] = padding
+    speaker = torch.randint(0, 3, met.shape, generator=g)
+    return replace(batch, context=Context(x, there, offsets.expand(b, -1), speaker))
+
+
+def with_turns(spec: DataSpec, kind: str = "both", width: int = 2) -> DataSpec:
+    """`spec` with a context."""
+    return replace(spec, context=ContextSpec(kind, width))
+
+
 def make_model(name: str, spec: DataSpec, *, seed: int = 0, **args):
     torch.manual_seed(seed)
     model, config = model_class(name)
@@ -111,7 +134,12 @@ def total(model, batch: Batch, progress: float = 1.0):
 
 def rows(batch: Batch, index: torch.Tensor) -> Batch:
     x, lengths = ({m: v[index] for m, v in d.items()} for d in (batch.x, batch.lengths))
-    return Batch(x, lengths, batch.target[index], batch.row[index])
+    context = None
+    if batch.context is not None:
+        x_there = (batch.context.x, batch.context.there)
+        seen, there = ({m: v[index] for m, v in d.items()} for d in x_there)
+        context = Context(seen, there, batch.context.offset[index], batch.context.speaker[index])
+    return Batch(x, lengths, batch.target[index], batch.row[index], context)
 
 
 def absent(batch: Batch, modality: str, index: list[int]) -> Batch:

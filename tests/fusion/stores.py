@@ -33,6 +33,7 @@ def make_store(
     stacks: Mapping[str, Sequence[int]] = {},
     absent: Mapping[str, Sequence[int]] = {},
     vectors: Sequence[str] = (),
+    targets: Sequence[str] = (),
 ) -> FeatureStore:
     """`n` utterances in dialogues of 4 and 6 speakers; audio carries the label with strength
     `signal`, text half of it.
@@ -40,7 +41,8 @@ def make_store(
     Dialogues go train, train, train, dev, test in turn. The first `unlabelled` rows have no label.
     `means`: layer means of so many layers, the signal strongest in the second; `stacks`: layers
     side by side, each as wide as `modalities` says; `absent`: rows without a modality; `vectors`:
-    modalities of one step each.
+    modalities of one step each; `targets`: several, rated from 1 to 7, that rise and fall with the
+    class in turn.
     """
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
@@ -95,8 +97,12 @@ def make_store(
                 "multi": [float(shown[i] != 1), float(shown[i] == 2)],
                 "regression": [float(shown[i]) - 1],
             }[task]
+            if targets:
+                rise = 2.0 * (float(shown[i]) - 1)
+                row["targets"] = [4 + rise * (-1) ** k for k in range(len(targets))]
         rows.append(row)
     names = {"single": labels, "multi": labels[:2], "regression": ("valence",)}[task]
+    names = tuple(targets) or names
     info = {
         m: ModalityInfo(
             w,

@@ -12,6 +12,7 @@ import pytest
 
 from mer.fusion import config, evaluate, experiment, figures, pictures
 from mer.fusion.records import Bootstrap, Epoch, Scores, SingleMetrics
+from mer.fusion.report.drawing import scene
 
 from tests.fusion.stores import make_store, quiet
 
@@ -166,3 +167,41 @@ def test_command(drawn, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["model"] == "dhmd"
     assert (tmp_path / "out" / "edges-hetero.svg").exists() and "files to" in result.stderr
+
+
+# ---- What people read off a picture
+
+
+def test_counts_of_a_matrix_are_whole_or_say_that_they_are_means():
+    """Three seeds that name one of six utterances wrong in different ways: '17 (0)' would read as
+    a sixth of nothing.
+    """
+    mean = pictures.Matrix("m", "t", ("a", "b"), ((5 / 3, 1 / 3), (0.0, 2.0)))
+    told = [mark.text for mark in scene(mean).marks]
+    assert {"(1.7)", "(0.3)", "(2)", "(0)"} <= set(told)
+    whole = pictures.Matrix("m", "t", ("a", "b"), ((5.0, 1.0), (0.0, 2.0)))
+    assert {"(5)", "(1)", "(2)", "(0)"} <= {mark.text for mark in scene(whole).marks}
+
+
+def test_losses_that_are_never_negative_have_no_tick_below_0():
+    def of(*values):
+        line = pictures.Line("ec", pictures.BLUE, "-", (1, 2, 3), values, None, None)
+        return pictures.Curves("losses", "losses", "loss", (line,), log=True)
+
+    def labels(picture):
+        return [mark.text for mark in scene(picture).marks if mark.tag == "text"]
+
+    assert not [text for text in labels(of(1.3, 0.02, 0.0)) if text.startswith("-")]
+    assert [text for text in labels(of(1.3, 0.02, -0.4)) if text.startswith("-")]
+    with figures.style():
+        assert figures.draw(of(1.3, 0.02, 0.0)).axes[0].get_ylim()[0] > -1e-3
+        assert figures.draw(of(1.3, 0.02, -0.4)).axes[0].get_ylim()[0] < -0.3
+
+
+def test_the_line_of_chance_leaves_out_names_and_figures():
+    rows = tuple(pictures.Dot(f"run-{n}", 0.5, 0.4, 0.6) for n in range(3))
+    drawn = scene(pictures.Intervals("f", "t", "WA (%)", rows, 0.5, "chance 50.0", True)).marks
+    lines = [m.attributes for m in drawn if m.attributes["class"] == "chance"]
+    names = [m.attributes["y"] for m in drawn if "halo" in str(m.attributes["class"])]
+    assert len(lines) == 3
+    assert not [y for y in names for one in lines if one["y1"] < y - 2 < one["y2"]]

@@ -25,6 +25,8 @@ from tests.fusion.models import (
     make_spec,
     rows,
     total,
+    with_context,
+    with_turns,
 )
 
 ALL = ("audio", "text", "vision")
@@ -515,3 +517,175 @@ def test_layers_float64_and_autocast(name):
     single = model(batch).logits
     double = replace(batch, x={m: x.double() for m, x in batch.x.items()})
     close(model.double()(double).logits.float(), single, 1e-4)
+
+
+# ---- Conversation context: the same promises with neighbours
+
+
+def pooled(spec, name):
+    """The batch and, for pooled models, its neighbours as they are given them."""
+    summary = model_class(name)[0].summary
+    batch = make_batch(spec, summary=summary)
+    return with_context(batch, spec)
+
+
+def turn_parameters(model) -> list[str]:
+    """The names of what is only there for neighbours."""
+    return [name for name, _ in model.named_parameters() if "turns." in name]
+
+
+@every_model
+@every_task
+def test_context_every_parameter_is_reached_and_the_losses_are_finite(name, task):
+    spec = with_turns(make_spec(ALL, task))
+    model = make_model(name, spec)
+    loss, terms = total(model, pooled(spec, name))
+    assert set(terms) <= set(model.weights(1.0))
+    loss.backward()
+    assert turn_parameters(model)
+    for n, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), n
+        # to add one number to all keys of an attention changes nothing
+        assert "turns." not in n or p.grad.abs().sum() > 0, n
+
+
+@every_model
+@every_task
+def test_context_masked_neighbours_are_never_read(name, task):
+    spec = with_turns(make_spec(ALL, task))
+    model = make_model(name, spec).eval()
+    whole = pooled(spec, name)
+    nobody = ~torch.stack(list(whole.context.there.values())).any(0)
+    there = whole.context.there
+    strange = replace(
+        whole.context,
+        x={m: x.masked_fill(~there[m][..., None], torch.nan) for m, x in whole.context.x.items()},
+        offset=whole.context.offset.masked_fill(nobody, 10**9),
+        speaker=whole.context.speaker.masked_fill(nobody, 10**9),
+    )
+    found = []
+    for context in (whole.context, strange):
+        torch.manual_seed(1)
+        model.zero_grad()
+        loss, terms = total(model, replace(whole, context=context))
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        with torch.no_grad():
+            logits = model(replace(whole, context=context)).logits
+        found.append((logits, torch.stack(list(terms.values())), gradient))
+    for zero, nan in zip(*found, strict=True):
+        assert torch.equal(zero, nan)
+
+
+@every_model
+def test_context_is_seen_and_a_row_does_not_depend_on_its_batch(name):
+    spec = with_turns(make_spec(ALL))
+    model, batch = make_model(name, spec).eval(), pooled(spec, name)
+    with torch.no_grad():
+        together = model(batch)
+        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
+        close(model(rows(batch, order)).logits, together.logits[order])
+        for i in (0, 3):
+            close(model(rows(batch, torch.tensor([i]))).logits[0], together.logits[i])
+        without = model(replace(batch, context=None))
+        # the first row has no neighbour: alone, or with nobody there, is the same
+        close(without.logits[0], together.logits[0])
+        assert (without.logits[1] - together.logits[1]).abs().max() > 1e-4
+        if together.attention is not None:
+            close(together.attention.sum(1), torch.ones(len(batch)))
+        if together.disagreement is not None:  # of pairs of modalities, whoever speaks around them
+            close(without.disagreement, together.disagreement)
+
+
+@every_model
+def test_context_who_speaks_and_how_far_away_matter(name):
+    spec = with_turns(make_spec(ALL))
+    model, batch = make_model(name, spec).eval(), pooled(spec, name)
+    context = batch.context
+    with torch.no_grad():
+        logits = model(batch).logits
+        for other in (
+            replace(context, speaker=(context.speaker + 1) % 3),
+            replace(context, offset=context.offset.flip(1)),
+        ):
+            assert (model(replace(batch, context=other)).logits[1] - logits[1]).abs().max() > 1e-6
+
+
+@every_model
+def test_context_state_dict_round_trip(name):
+    spec = with_turns(make_spec(ALL))
+    model, batch = make_model(name, spec), pooled(spec, name)
+    model.calibrate([batch])
+    other = make_model(name, spec, seed=9)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval()(batch).logits, model.eval()(batch).logits)
+    names = list(model.state_dict())
+    assert len({t.data_ptr() for t in model.state_dict().values()}) == len(names)
+
+
+@every_model
+def test_context_calibration_removes_the_scale_of_the_neighbours(name):
+    spec = with_turns(make_spec(ALL))
+    batch = pooled(spec, name)
+    moved = replace(
+        batch,
+        x={m: 50.0 * x + 100.0 for m, x in batch.x.items()},
+        context=replace(batch.context, x={m: 50.0 * x + 100.0 for m, x in batch.context.x.items()}),
+    )
+    found = []
+    for data in (batch, moved):
+        model = make_model(name, spec).eval()
+        model.calibrate(rows(data, i) for i in torch.arange(8).split(3))
+        found.append(model(data).logits)
+    close(found[0], found[1], 1e-3)
+
+
+@every_model
+def test_context_without_one_a_model_is_what_it_was(name):
+    """Neither its parameters nor the random numbers that they are drawn with."""
+    spec = make_spec(ALL)
+    plain = make_model(name, spec)
+    assert not turn_parameters(plain)
+    batch = make_batch(spec)
+    more = with_context(batch, with_turns(spec))
+    assert torch.equal(plain.eval()(batch).logits, plain(more).logits)
+
+
+@every_model
+def test_context_layers_are_mixed_for_neighbours_too(name):
+    spec = with_turns(make_layered_spec(ALL))
+    model = make_layered(name, spec)
+    found = []
+    for padding in (0.0, torch.nan):
+        batch = make_batch(spec, summary=model.summary)
+        batch = with_context(batch, spec, padding=padding)
+        model.train().zero_grad()
+        torch.manual_seed(1)
+        total(model, batch)[0].backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        found.append((model.eval()(batch).logits, gradient))
+    assert all(torch.equal(zero, nan) for zero, nan in zip(*found, strict=True))
+    m = model.modalities[0]
+    other = replace(batch.context, x={**batch.context.x, m: batch.context.x[m] + 1})
+    moved = model(replace(batch, context=other)).logits
+    assert (moved - found[1][0]).abs().max() > 1e-6
+
+
+@every_model
+def test_context_float64_autocast_and_batches_taken_apart(name):
+    spec = with_turns(make_spec(ALL))
+    model, batch = make_model(name, spec).eval(), pooled(spec, name)
+    whole = model(batch).logits
+    close(torch.cat([model(part).logits for part in batch.split([3, 5])]), whole)
+    assert torch.equal(model(batch.to("cpu")).logits, whole)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, terms = total(model, batch)
+    assert {t.dtype for t in terms.values()} == {torch.float32}
+    turns = {m: x.double() for m, x in batch.context.x.items()}
+    double = replace(
+        batch,
+        x={m: x.double() for m, x in batch.x.items()},
+        context=replace(batch.context, x=turns),
+    )
+    close(model.double()(double).logits.float(), whole, 1e-4)

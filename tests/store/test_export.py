@@ -102,7 +102,7 @@ def test_subset_by_split_and_by_file(tmp_path, to):
     ("content", "words"),
     [
         (b"\xff\xfeu\x001\x00", "ids.txt: not UTF-8 .byte 0xff"),
-        (b"x" * 1_000_000, "ids.txt: 1 of 1 ids are not in"),
+        (b"x" * 1_000_000, "ids.txt: 1 of 1 id is not in"),
         (b"u1\n\0\x1b[31m\n", r"1 of 2 ids are not in .*first '\\x00"),
         (None, "ids.txt: more than 268,435,456 bytes"),
     ],
@@ -257,7 +257,7 @@ def test_mmsa_refuses_what_it_cannot_hold(tmp_path, monkeypatch):
         task="single",
         labels=[],
     )
-    with pytest.raises(DataError, match="1 utterances have no split"):
+    with pytest.raises(DataError, match="1 utterance has no split"):
         export(store, "mmsa", tmp_path / "out.pkl")
     assert not (tmp_path / "out.pkl").exists()
 

@@ -71,7 +71,7 @@ def test_one_file_with_sound_and_picture_is_enough(desk, tmp_path):
     assert json.loads(answer.out)["pred"]
     sound = next((desk / "corpus").rglob("*.wav"))
     asked = ("predict", run, "--text", "So there you are.")
-    said = refused(*asked, sound, says=["none of 1 clips has a picture", "with --video FILE"])
+    said = refused(*asked, sound, says=["none of 1 clip has a picture", "with --video FILE"])
     assert "--vision-encoder none" not in said and "column" not in said
     refused(
         *asked, sound, "--vision-boxes", "b.csv", says=["--vision-boxes: the run does not look"]
