@@ -1411,12 +1411,133 @@ def train(
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("store", metavar="[FEATS.H5]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--features",
+    metavar="FEATS.H5",
+    type=click.Path(path_type=Path),
+    help="The store, if it is not named as an argument.",
+)
+@click.option(
+    "--model",
+    "models",
+    metavar="NAME",
+    multiple=True,
+    default=("drkf",),
+    shell_complete=commands.complete_models,
+    help="Repeatable: every model gets the same number of trials.  [default: drkf]",
+)
+@click.option(
+    "--trials", default=20, show_default=True, metavar="N", help="Configurations per model."
+)
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Train each with K seeds; their mean is what counts.",
+)
+@click.option(
+    "--space",
+    "spaces",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A TOML space of your own, in place of the model's; repeatable, one per model.",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="The same in every trial, for example data.modalities=audio.",
+)
+@click.option(
+    "--search",
+    "method",
+    default="random",
+    show_default=True,
+    type=click.Choice(["random", "tpe"]),
+    help="At random, or by TPE, which learns from earlier trials; needs mer[tune].",
+)
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the search.")
+@click.option(
+    "--jobs",
+    "processes",
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Trials that are trained at the same time, each in a process of its own.",
+)
+@click.option(
+    "--folds", type=BY_GROUP, help="Leave one group out in turn; the mean over dev parts."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where trials and presets go; by default runs/tune-<dataset>.",
+)
+@DEVICE
+@NO_LOCK
+@click.option("--json", "as_json", is_flag=True, help="All trials as one JSON array.")
+def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, **given):
+    """Search for a model's best configuration on dev; the test part is never opened.
+
+    Every model gets the same number of trials. The same command goes on with a search that was
+    interrupted, and with more --trials it adds some. The best configuration of each model is
+    written as a preset for `mer train --preset`.
+    """
+    from mer.fusion import config, space
+    from mer.pipeline.store import FeatureStore
+
+    features = the_store(store, features)
+    # what is wrong with this or the settings is said before torch is loaded
+    checks = Together()
+    store = checks.of(lambda: FeatureStore(features))
+    for name in models:
+        checks.of(partial(config.check, model=name, sets=sets))
+    checks.settle()
+    bases = [config.load(model=name, sets=sets) for name in models]
+    fixed = [text.partition("=")[0].strip() for text in sets]
+    searched = [one.without(fixed) for one in space.spaces_of(models, spaces)]
+    from mer.fusion import experiment, tables, tuning
+    from mer.fusion.train import pick_device
+    from mer.pipeline.runtime.progress import choose
+
+    with store:
+        found = tuning.tune(
+            store,
+            bases,
+            searched,
+            out or Path("runs") / f"tune-{experiment.plain_name(store.header.dataset)}",
+            **given,
+            device=pick_device(device),
+            note=note,
+            progress=choose(),
+            lock=not no_lock,
+            command=command_line(click.get_current_context()),
+        )
+    if as_json:
+        say_json(tuning.as_json(found))
+        return
+    say_laid_out(tables.plain(tuning.table(found, given["seeds"])))
+    for line in tuning.lines(found, features):
+        say(line)
+
+
+@main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--features",
     metavar="FEATS.H5",
     type=click.Path(path_type=Path),
     help="The store; by default the one it was trained on.",
+)
+@click.option(
+    "--ensemble",
+    "together",
+    is_flag=True,
+    help="Score the mean of the probabilities of several runs, or of a run over seeds.",
 )
 @click.option(
     "--split", default="test", show_default=True, type=click.Choice(["train", "dev", "test"])
@@ -1435,6 +1556,7 @@ def train(
 )
 @click.option(
     "--robustness",
+    "robust",
     is_flag=True,
     help="Also without each modality, with noise, where heads disagree, by speaker, calibration.",
 )
@@ -1446,31 +1568,40 @@ def train(
 )
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def evaluate(run, features, split, predictions, figures, robustness, against, device, as_json):
+def evaluate(
+    runs, features, together, robust, against, split, predictions, figures, device, as_json
+):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
     of the test part.
     """
-    if against is not None and not robustness:
+    if against is not None and not robust:
         raise click.UsageError("--against goes with --robustness")
-    from mer.fusion import report
+    from mer.fusion import ensemble, report
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
+    from mer.fusion.records import GroupMetrics, SingleMetrics
     from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
     from mer.pipeline.runtime.progress import choose
 
-    opened = Run.open(run)
+    if len(runs) > 1 and not together:
+        raise click.UsageError("several runs: score them one by one, or together with --ensemble")
+    if together and (figures or robust):
+        raise click.UsageError("--figures and --robustness are of a run; leave out --ensemble")
+    opened = Run.open(runs[0])
     if against is not None:
         Run.open(against).trained()  # said before anything is scored
-    found = evaluate(
-        opened,
-        features,
-        split,
-        device=pick_device(device),
-        predictions=predictions,
-        note=note,
-        progress=choose(),
-    )
+    asked = {
+        "device": pick_device(device),
+        "predictions": predictions,
+        "note": note,
+        "progress": choose(),
+    }
+    found: SingleMetrics | GroupMetrics
+    if together:
+        found = ensemble.score(list(map(Run.open, runs)), features, split, **asked)
+    else:
+        found = evaluate(opened, features, split, **asked)
     if figures:
         from mer.fusion import figures as pictures
 
@@ -1478,23 +1609,23 @@ def evaluate(run, features, split, predictions, figures, robustness, against, de
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {plural(len(written), 'file')} to {figures}")
-    if robustness:
-        from mer.fusion import robustness as holding
+    if robust:
+        from mer.fusion import robustness
 
-        measured = holding.measure(
+        measured = robustness.measure(
             opened,
             features,
             split,
             against=against,
-            device=pick_device(device),
+            device=asked["device"],
             note=note,
-            progress=choose(),
+            progress=asked["progress"],
         )
         if as_json:
             say_json({**tree(found), "robustness": tree(measured)})
             return
     say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
-    for table in holding.tables(measured) if robustness else ():
+    for table in robustness.tables(measured) if robust else ():
         say_laid_out("\n" + report.plain(table))
 
 
@@ -1716,6 +1847,14 @@ def prune(runs, dry_run, yes):
 @click.argument(
     "clips", metavar="[FILE|FOLDER|MANIFEST]...", nargs=-1, type=click.Path(path_type=Path)
 )
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Another run on the same features; probabilities are averaged. Repeatable.",
+)
 @click.option("--audio", type=click.Path(path_type=Path), help="One clip: any file with sound.")
 @click.option(
     "--video",
@@ -1780,7 +1919,9 @@ def prune(runs, dry_run, yes):
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Everything that is known, as a csv.")
 @click.option("--json", "as_json", is_flag=True, help="Likewise, one JSON object per clip.")
-def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as_json, **given):
+def predict(
+    run, clips, others, audio, video, text, manifest_file, root, out, as_csv, as_json, **given
+):
     """Class probabilities, or a value, for new clips: files, folders, a table or a manifest.
 
     A film is taken with its sound and picture. The words of a clip come from a column of the table,
@@ -1794,15 +1935,17 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer import predicting
+    from mer.fusion import ensemble
     from mer.fusion.checkpoint import Run
 
     group = Run.open(run).trained()
-    if len(group.children) != 1:
-        raise click.UsageError(
-            f"{run} holds {len(group.children)} runs; name one of them, e.g. "
-            f"{group.children[0].path}"
-        )
-    trained = group.children[0]
+    trained = group.children
+    if others or len(trained) > 1:
+        trained = ensemble.members([group, *map(Run.open, others)])
+        ensemble.check_alike(trained)
+        note(f"{ensemble.title(trained)}: probabilities are averaged")
+    if any(one.result.scaling is not None for one in trained):
+        note("probabilities are calibrated by the temperature fitted on dev")
     asked = predicting.Asked(
         root=root,
         columns=mapped(given.pop("columns")),
@@ -1820,7 +1963,7 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
     else:
         paths = [manifest_file] if manifest_file is not None else [*clips, *filter(None, [audio])]
         found = predicting.many(trained, paths, asked, note)
-    show_predictions(found.rows, trained.spec, out, as_csv, as_json)
+    show_predictions(found.rows, trained[0].spec, out, as_csv, as_json)
     for failure in found.failures:
         kind = "known bad" if failure.known else "failed"
         note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")

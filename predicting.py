@@ -15,6 +15,7 @@ import numpy as np
 from mer.fusion.answer_text import missing_lines
 from mer.fusion.batch import ContextSpec
 from mer.fusion.checkpoint import Run
+from mer.fusion.ensemble import mean_table, title
 from mer.fusion.evaluate import modalities_of, predict_rows
 from mer.fusion.train import pick_device
 from mer.fusion.typed import tree
@@ -64,12 +65,12 @@ class Predicted:
 
 
 def one(
-    run: Run, audio: Path | None, video: Path | None, text: str | None, asked: Asked
+    runs: Sequence[Run], audio: Path | None, video: Path | None, text: str | None, asked: Asked
 ) -> Predicted:
     """Predict the clip that is put together from sound, picture and words.
 
     Args:
-        run: One finished training.
+        runs: Finished trainings that read the same features; of several the mean is predicted.
         audio: The file with its sound.
         video: The file with its picture, if that is another one.
         text: What is said.
@@ -82,6 +83,7 @@ def one(
         DataError: It lacks what the run reads, or cannot be read.
         KeyMismatchError: An encoder is not the run's own.
     """
+    run = runs[0]
     if video is not None and not video.exists():
         raise DataError(f"--video {shown(video, 240)}: no such file")
     sound, picture = (str(path.resolve()) if path is not None else None for path in (audio, video))
@@ -100,15 +102,17 @@ def one(
         )
         with store:  # one clip has no neighbours
             clips = [] if failures else [clip]
-            rows = _rows(run, store, clips, {clip.id: GIVEN} if text else {}, asked.device, SILENT)
+            rows = _rows(runs, store, clips, {clip.id: GIVEN} if text else {}, asked.device, SILENT)
     return Predicted(rows, [*failures, *_unanswered(clips, rows)], 1)
 
 
-def many(run: Run, paths: Sequence[Path], asked: Asked, note: Callable[[str], None]) -> Predicted:
+def many(
+    runs: Sequence[Run], paths: Sequence[Path], asked: Asked, note: Callable[[str], None]
+) -> Predicted:
     """Predict files, folders, or the rows of a table or manifest.
 
     Args:
-        run: One finished training.
+        runs: As for `one`.
         paths: As `mer.pipeline.datasets.newclips.gather` takes them.
         asked: The options.
         note: Told what the user should know, line by line.
@@ -121,6 +125,7 @@ def many(run: Run, paths: Sequence[Path], asked: Asked, note: Callable[[str], No
         EncoderError: A checkpoint cannot be used.
         KeyMismatchError: An encoder is not the run's own.
     """
+    run = runs[0]
     like, progress = tree(run.info.store), choose()
     features = [one.name for m in run.reads for one in run.spec.read_from(m)]
     words = WORDS in kinds_of(like, features).values()
@@ -152,7 +157,7 @@ def many(run: Run, paths: Sequence[Path], asked: Asked, note: Callable[[str], No
         if ready.store is not None:
             with ready.store as store:
                 rows = _rows(
-                    run, store, ready.clips, ready.words_from, asked.device, progress, turns
+                    runs, store, ready.clips, ready.words_from, asked.device, progress, turns
                 )
     for row in rows:  # what a table says of a clip, which the model was not shown
         told = new.told.get(row["id"], {})
@@ -173,7 +178,7 @@ def _places(run: Run, asked: Asked) -> Places:
 
 
 def _rows(
-    run: Run,
+    runs: Sequence[Run],
     store: FeatureStore,
     clips: Sequence[Utterance],
     words_from: Mapping[str, str],
@@ -185,27 +190,44 @@ def _rows(
     a dialogue are seen with each other.
     """
     place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
+    run = runs[0]
     had = modalities_of(run, store, [place[u.id] for u in clips])
     answerable = [(u, there) for u, there in zip(clips, had, strict=True) if there]
     if not answerable:
         return []
     rows = [place[u.id] for u, _ in answerable]
     pool = np.array(rows if turns else [], dtype=np.int64)
-    table = predict_rows(run, store, rows, device=pick_device(device), progress=progress, pool=pool)
+    where = pick_device(device)
+    tables = []
+    for one in runs:
+        made = predict_rows(one, store, rows, device=where, progress=progress, pool=pool)
+        tables.append(made)
+    table = mean_table(tables, runs) if len(runs) > 1 else tables[0]
     found = []
     for row, (clip, there) in zip(table.to_pylist(), answerable, strict=True):
         read = WORDS in there
-        had_by_clip = {
+        had_by_clip: dict[str, Any] = {
             "file": clip.audio or clip.video,
             "modalities": list(there),
             "missing": [m for m in run.reads if m not in there],
             "text_from": words_from.get(clip.id) if read else None,
             "text": clip.text if read else None,
-            "model": run.info.model,
-            "seed": run.single.seed,
+            "model": run.info.model if len(runs) == 1 else title(runs),
+            "seed": run.single.seed if len(runs) == 1 else None,
         }
+        if any(one.result.scaling is not None for one in runs):
+            had_by_clip["temperature"] = _temperature(runs)
         found.append({**row, **had_by_clip})
     return found
+
+
+def _temperature(runs: Sequence[Run]) -> float | str:
+    """By which the probabilities are calibrated; of several runs each by its own."""
+    there = [one.result.scaling for one in runs]
+    known = [scaling.temperature for scaling in there if scaling is not None]
+    if len(runs) == 1:
+        return known[0]
+    return "each run's own" if len(known) == len(runs) else f"{len(known)} of {len(runs)} runs"
 
 
 def _turns(run: Run, new: NewClips) -> bool:

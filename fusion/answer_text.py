@@ -37,6 +37,10 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
     if spec.task != "regression":
         ranked = sorted(((row[f"p_{name}"], name) for name in spec.labels), reverse=True)
         lines.append("  probability    " + "  ".join(f"{name} {p:.3f}" for p, name in ranked))
+    if row.get("temperature") is not None:
+        lines.append(f"  calibrated     on dev, temperature {_temperature(row['temperature'])}")
+    if row.get("seed", 0) is None:
+        lines.append(f"  ensemble       {row['model']}")
     alone = _known(row, "pred_", spec)
     if alone:
         said = (f"{m} {_decision(pred, ',', spec)}" for m, pred in alone.items())
@@ -144,6 +148,10 @@ def _known(row: Mapping[str, Any], prefix: str, spec: DataSpec) -> dict[str, Any
     """The columns `prefix` + modality that the model has an answer for, by modality."""
     values = {m: row.get(f"{prefix}{m}") for m in spec.modalities}
     return {m: value for m, value in values.items() if value is not None}
+
+
+def _temperature(value: float | str) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else value
 
 
 def _decision(pred: Any, between: str, spec: DataSpec) -> str:

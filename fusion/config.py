@@ -72,9 +72,21 @@ class OptimConfig:
     weight_decay: float = 0.01  # not on biases, norms and other one-dimensional parameters
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.05  # share of all steps
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # plateau: constant, times `plateau_factor` whenever the dev loss has not improved for more than
+    # `plateau_patience` epochs (ReduceLROnPlateau)
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    plateau_factor: float = typed.added(0.5)
+    plateau_patience: int = typed.added(5)
     clip: float = 1.0  # of the gradient's norm; inf: none
+    # of each number of the gradient, after every batch; inf: none
+    clip_value: float = typed.added(math.inf)
     accumulate: int = 1  # batches per step
+    # mean: over their rows; sum: of the batches' means, and the last, smaller group of an epoch
+    # takes no step
+    accumulate_as: Literal["mean", "sum"] = typed.added("mean")
+    # of an exponential moving average of the weights, which dev then scores and the run keeps;
+    # 0: none. With n steps in an epoch 1 - 1/n averages over about an epoch
+    ema: float = typed.added(0.0)
 
 
 @dataclass(frozen=True)
@@ -84,10 +96,17 @@ class LoopConfig:
     epochs: int = 40
     batch_size: int = 32
     patience: int = 8  # epochs without a better dev score before stopping
+    # epochs that follow then, over which the learning rate falls to 0; 0: none, the training stops
+    # at whatever rate the schedule has reached
+    cooldown: int = typed.added(0)
     # dev metric that chooses the epoch; auto: wf1 (single), weighted_f1 (multi), mae (regression)
     select_metric: str = "auto"
     # weight of a sample's classification loss: 1/n_c, 1/sqrt(n_c)
     class_weight: Literal["none", "balanced", "sqrt"] = "none"
+    # probability with which a training row loses each of its modalities, never all of them
+    modality_dropout: float = typed.added(0.0)
+    # temperature: one number fitted on dev that makes probabilities mean what they say
+    calibrate: Literal["none", "temperature"] = typed.added("none")
     # auto: bf16 autocast on CUDA, fp32 elsewhere
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
@@ -215,7 +234,11 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
             f"{where}: unknown model '{shown(name)}'{did_you_mean(str(name), REGISTRY)}; known: "
             f"{', '.join(REGISTRY)}"
         )
-    config = TrainConfig(model=name)
+    return filled(TrainConfig(model=name), tree, where)
+
+
+def filled(config: TrainConfig, tree: Mapping[str, Any], where: str) -> TrainConfig:
+    """`config` with what the tables of `tree` name replaced; `where` opens the error messages."""
     tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in TABLES if t in tree}
     return replace(config, **tables)
 
@@ -397,10 +420,21 @@ def _check(config: TrainConfig) -> None:
         (all(0 <= b < 1 for b in o.betas), "optim.betas", o.betas, "two numbers in [0, 1)"),
         (0 <= o.warmup <= 1, "optim.warmup", o.warmup, "a share between 0 and 1"),
         (o.clip > 0, "optim.clip", o.clip, "above 0 (inf: none)"),
+        (0 < o.plateau_factor < 1, "optim.plateau_factor", o.plateau_factor, "between 0 and 1"),
+        (
+            0 <= o.plateau_patience < COUNT,
+            "optim.plateau_patience",
+            o.plateau_patience,
+            "at least 0 and below 2^31",
+        ),
+        (o.clip_value > 0, "optim.clip_value", o.clip_value, "above 0 (inf: none)"),
         (1 <= o.accumulate < COUNT, "optim.accumulate", o.accumulate, "at least 1 and below 2^31"),
+        (0 <= o.ema < 1, "optim.ema", o.ema, "at least 0 and below 1"),
+        (0 <= t.modality_dropout < 1, "train.modality_dropout", t.modality_dropout, "in [0, 1)"),
         (1 <= t.epochs < COUNT, "train.epochs", t.epochs, "at least 1 and below 2^31"),
         (1 <= t.batch_size < COUNT, "train.batch_size", t.batch_size, "at least 1 and below 2^31"),
         (1 <= t.patience < COUNT, "train.patience", t.patience, "at least 1 and below 2^31"),
+        (0 <= t.cooldown < COUNT, "train.cooldown", t.cooldown, "at least 0 and below 2^31"),
         (0 <= t.seed < SEEDS, "train.seed", t.seed, "at least 0 and below 2^62"),
         (
             1 <= d.context_width <= CONTEXT_WIDTH,

@@ -24,8 +24,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mer.fusion import checkpoint, data, files, infer, intervals, ledger, metrics, splits, typed
+from mer.fusion import (
+    calibration,
+    checkpoint,
+    data,
+    files,
+    infer,
+    intervals,
+    ledger,
+    metrics,
+    splits,
+    typed,
+)
 from mer.fusion.batch import Batch
+from mer.fusion.calibration import Scaling
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import to_tree
 from mer.fusion.data import BatchSource
@@ -33,7 +45,7 @@ from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
 from mer.fusion.intervals import Sampled
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.metrics import Measures
-from mer.fusion.models import model_class
+from mer.fusion.models import reads_summary
 from mer.fusion.models.base import FusionModel
 from mer.fusion.records import (
     Bootstrap,
@@ -169,21 +181,20 @@ def evaluate(
         results, contents = [], []
         tell = once(note)
         for child in run.children:
-            rows, pool = rows_of(child, store, split)
+            rows, pool = opened_rows(child, store, split, tell)
             if split == "test":
-                check_unseen(child, store, rows)
-                contents.append(note_opening(child, store, rows, tell))
+                contents.append(_content(store, rows))
             table = predict_rows(child, store, rows, device=device, progress=progress, pool=pool)
-            figures = _describe_predictions(child, table, split, device=device, store=store)
+            figures = describe(child, table, split, device=device, store=store)
             results.append(Evaluated(child, table, figures))
             if group:
-                _write(child.path, stem, figures, table)
+                write(child.path, stem, figures, table)
     found: SingleMetrics | GroupMetrics = results[0].metrics
     if group:
         found, table = _aggregate(run, results)
-    _write(run.path, stem, found, table)
+    write(run.path, stem, found, table)
     if predictions is not None:
-        _write_parquet(table, Path(predictions))
+        write_parquet(table, Path(predictions))
     if split == "test":
         scored = found.n if isinstance(found, GroupMetrics) else len(table) - found.unlabelled
         by = ledger.seen(contents, scored, [path.resolve()], _tried(run.children))
@@ -283,11 +294,11 @@ def modalities_of(
     Returns:
         For each row the modalities, in the model's order.
     """
-    kind = model_class(run.config.model)[0]
-    spec = run.spec
+    config, spec = run.config, run.spec
+    summary = reads_summary(config.model, config.model_args)
     there = {}
     for m in run.reads:
-        n = data.steps(store, spec, run.config.data, m, summary=kind.summary)
+        n = data.steps(store, spec, config.data, m, summary=summary)
         there[m] = n[np.asarray(rows, dtype=np.int64)] > 0
     return [tuple(m for m in there if there[m][at]) for at in range(len(rows))]
 
@@ -365,10 +376,35 @@ def _part(
     """The rows as the run's model reads them."""
     spec = run.spec
     target = splits.targets(store.table(), spec.task, spec.labels)[rows]
-    summary = model_class(run.config.model)[0].summary
+    config = run.config
+    summary = reads_summary(config.model, config.model_args)
     return data.batch_source(
-        store, spec, run.config.data, rows, target, device=device, summary=summary, pool=pool
+        store, spec, config.data, rows, target, device=device, summary=summary, pool=pool
     )
+
+
+def predict_split(
+    run: Run,
+    store: FeatureStore,
+    split: str,
+    device: torch.device | str,
+    progress: Silent,
+    note: Note,
+) -> pa.Table:
+    """What a run answers of a split, as `predict_rows` describes it."""
+    rows, pool = opened_rows(run, store, split, note)
+    return predict_rows(run, store, rows, device=device, progress=progress, pool=pool)
+
+
+def opened_rows(
+    run: Run, store: FeatureStore, split: str, note: Note, what: str = ledger.FIGURES
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `rows_of`; that the test part is opened is noted first."""
+    rows, pool = rows_of(run, store, split)
+    if split == "test":
+        check_unseen(run, store, rows)
+        note_opening(run, store, rows, note, what)
+    return rows, pool
 
 
 def rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -409,21 +445,18 @@ def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
 
 def note_opening(
     run: Run, store: FeatureStore, rows: np.ndarray, note: Note, what: str = ledger.FIGURES
-) -> str:
+) -> None:
     """Note in the run's log and in the ledger that the test part is opened, before it is read; how
-    often that was is part of the result. Returns what stands for the rows.
+    often that was is part of the result.
     """
     header = store.header
-    table = store.table().take(pa.array(rows))
-    p = _labelled(table, header.task, header.labels)
-    content = ledger.content_of(header.task, header.labels, *p)
     opening = ledger.Opening(
         id=ledger.new_id(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         store=str(Path(store.path).resolve()),
         fingerprint=header.fingerprint,
         rows=len(rows),
-        content=content,
+        content=_content(store, rows),
         configuration=configuration(run),
         training=run.info.identity,
         run=str(run.path.resolve()),
@@ -434,7 +467,14 @@ def note_opening(
         what=what,
     )
     ledger.record(opening, log=run.path / TEST_LOG, store=Path(store.path).resolve(), note=note)
-    return content
+
+
+def _content(store: FeatureStore, rows: np.ndarray) -> str:
+    """What stands for the rows."""
+    header = store.header
+    table = store.table().take(pa.array(rows))
+    labelled = _labelled(table, header.task, header.labels)
+    return ledger.content_of(header.task, header.labels, *labelled)
 
 
 def _labelled(table: pa.Table, task: str, labels: Sequence[str]) -> tuple[list[str], list[Any]]:
@@ -512,9 +552,12 @@ def _predict(
     truth = "label" if task == "single" else "targets"
     columns[truth] = source[truth]
     pred = infer.decide(out.scores, task, run.result.thresholds)
-    columns["pred"] = _named(pred, task, labels)
+    columns["pred"] = named(pred, task, labels)
+    scaling, scores = run.result.scaling, out.scores
+    if scaling is not None:
+        scores = calibration.scaled(scores, scaling.temperature)
     names = spec.score_columns
-    columns.update({name: out.scores[:, column] for column, name in enumerate(names)})
+    columns.update({name: scores[:, column] for column, name in enumerate(names)})
     nothing = pa.nulls(len(part), pa.float32())
     for place, m in enumerate(spec.modalities):
         columns[f"attention_{m}"] = nothing if out.attention is None else out.attention[:, place]
@@ -524,11 +567,11 @@ def _predict(
         head = (out.unimodal or {}).get(m)
         if head is not None:
             alone = infer.decide(head, task, [0.5] * len(labels))
-            columns[f"pred_{m}"] = _named(alone, task, labels)
+            columns[f"pred_{m}"] = named(alone, task, labels)
     return pa.table(columns)
 
 
-def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
+def named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
     if task == "single":
         return pa.array([labels[c] for c in pred], pa.string())
     if task == "multi":
@@ -540,7 +583,7 @@ def _named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
 
 
 def _decisions(column: pa.ChunkedArray, task: str, labels: Sequence[str]) -> np.ndarray:
-    """Inverse of `_named`."""
+    """Inverse of `named`."""
     index = {name: c for c, name in enumerate(labels)}
     values = column.to_pylist()
     if task == "single":
@@ -558,10 +601,18 @@ def _null_nan(values: np.ndarray) -> pa.Array:
     return pa.array(values, pa.float32(), mask=np.isnan(values))
 
 
-def _describe_predictions(
-    run: Run, table: pa.Table, split: str, *, device: torch.device | str, store: FeatureStore
+def describe(
+    run: Run,
+    table: pa.Table,
+    split: str,
+    *,
+    device: torch.device | str,
+    store: FeatureStore,
+    together: bool = False,
 ) -> SingleMetrics:
-    """The content of metrics.json for one run."""
+    """The content of metrics.json for one run, or where it stands `together` with others whose
+    predictions these are the mean of: then without what its model alone would be asked.
+    """
     spec, info = run.spec, run.result
     every = splits.targets(store.table(), spec.task, spec.labels)
     measures = measures_of(store, every)
@@ -570,7 +621,7 @@ def _describe_predictions(
     stored = store.header.modalities
     heads = _heads(p, spec.modalities)
     agree, disagree = _where_heads_agree(p, heads)
-    answered = p.table["disagreement"].null_count < len(p.table)
+    answered = p.table["disagreement"].null_count < len(p.table) and not together
     untrained = [name for name in spec.sources if not stored[name].trained]
     alone: dict[str, Figures] = {}
     for m, pred in heads.items():
@@ -602,7 +653,7 @@ def _describe_predictions(
             attention=_attention(p, spec.modalities),
             discrimination=discrimination(run, p, store, device) if answered else None,
             inconsistent=_inconsistent(p),
-            calibration=_calibration(p),
+            calibration=_calibration(p, None if together else info.scaling),
         )
     )
 
@@ -706,12 +757,17 @@ def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:
     return {m: float(np.mean(column.to_numpy())) for m, column in columns.items()}
 
 
-def _calibration(p: Predicted) -> Calibration | None:
+def _calibration(p: Predicted, scaling: Scaling | None) -> Calibration | None:
     """How well the probability of the chosen class is calibrated."""
     if p.task != "single":
         return None
     scores = np.stack([p.table[f"p_{label}"].to_numpy() for label in p.labels], axis=1)
-    return Calibration(metrics.ece(scores.max(1, initial=0), p.pred == p.true))
+    right = p.pred == p.true
+    before = None
+    if scaling is not None:  # 1 / T undoes what T has done
+        plain = calibration.scaled(scores, 1 / scaling.temperature)
+        before = metrics.ece(plain.max(1, initial=0), right)
+    return Calibration(metrics.ece(scores.max(1, initial=0), right), before)
 
 
 def _inconsistent(p: Predicted) -> TwoWay | None:
@@ -981,14 +1037,14 @@ def _mean_tree(trees: list[Any]) -> Any:
     return made
 
 
-def _write(folder: Path, stem: str, found: Metrics, table: pa.Table) -> None:
+def write(folder: Path, stem: str, found: Metrics, table: pa.Table) -> None:
     """Write predictions, and the metrics with their sha256."""
-    sha256 = _write_parquet(table, folder / f"predictions{stem}.parquet")
+    sha256 = write_parquet(table, folder / f"predictions{stem}.parquet")
     sealed = replace(found, predictions_sha256=sha256)
     files.write_json(folder / f"metrics{stem}.json", typed.tree(sealed))
 
 
-def _write_parquet(table: pa.Table, path: Path) -> str:
+def write_parquet(table: pa.Table, path: Path) -> str:
     """Returns the sha256 of the file."""
     made = io.BytesIO()  # a full disk is then met by us, not inside Arrow
     pq.write_table(table, made, compression="zstd")

@@ -189,7 +189,7 @@ def _jobs(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> list
     jobs = []
     for fold in folds:
         for seed in range(config.train.seed, config.train.seed + seeds):
-            name = [f"fold-{_plain(fold.name)}"] if fold else []
+            name = [f"fold-{plain_name(fold.name)}"] if fold else []
             name += [f"seed-{seed}"] if seeds > 1 else []
             one = replace(config, train=replace(config.train, seed=seed))
             jobs.append(Job("-".join(name), fold, one))
@@ -243,7 +243,7 @@ def _check_group(folder: Path, info: GroupInfo, config: TrainConfig) -> Run | No
 
 
 def _default_folder(runs: Path, stem: str, wanted: str, note: Note) -> Path:
-    stem = _plain(stem)
+    stem = plain_name(stem)
     numbered = re.compile(re.escape(stem) + r"-(\d+)")
     matches = ((path, numbered.fullmatch(path.name)) for path in runs.glob(f"{stem}-*"))
     taken = {int(found[1]): path for path, found in matches if found}
@@ -256,6 +256,6 @@ def _default_folder(runs: Path, stem: str, wanted: str, note: Note) -> Path:
     return runs / f"{stem}-{max(taken, default=0) + 1}"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name that is safe as a folder's."""
     return re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.") or "x"

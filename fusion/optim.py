@@ -20,6 +20,7 @@ from mer.fusion.config import TrainConfig
 from mer.fusion.models.base import FusionModel
 
 Kind = TypeVar("Kind", bound=type[Optimizer])
+PLATEAU_THRESHOLD = 1e-4  # share by which a loss must be lower to count as better
 WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
 
 
@@ -74,14 +75,43 @@ def parameter_groups(model: FusionModel, config: TrainConfig) -> list[dict[str, 
 
 def schedule(step: int, steps: int, warmup: float, shape: str) -> float:
     """Factor on the learning rate at `step` of `steps`: linear warm-up over a share of them, then a
-    cosine to 0, or constant.
+    cosine to 0, or constant (and on a plateau, besides, what `plateau` says).
     """
     rising = max(round(warmup * steps), 1)
     if step < rising:
         return (step + 1) / rising
-    if shape == "constant":
+    if shape in ("constant", "plateau"):
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+def plateau(losses: Sequence[float], factor: float, patience: int) -> float:
+    """Factor on the learning rate after epochs with these dev losses, by the rule of PyTorch's
+    ReduceLROnPlateau as it is by default: after more than `patience` epochs without a loss that is
+    lower by one part in 10,000 it is multiplied by `factor`, and counting begins anew.
+
+    >>> plateau([1.0, 0.9, 0.9, 0.9], 0.5, 1), plateau([1.0, 0.9, 0.9, 0.8], 0.5, 1)
+    (0.5, 1.0)
+    """
+    best, waited, found = math.inf, 0, 1.0
+    for loss in losses:
+        if loss < best * (1 - PLATEAU_THRESHOLD):
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited > patience:
+            found, waited = found * factor, 0
+    return found
+
+
+def cooldown(step: int, first: int, end: int) -> float:
+    """Factor on the schedule at `step`, in a training that ends before step `end`: linear from 1,
+    which it is until step `first`, to 0.
+
+    >>> [cooldown(step, 4, 8) for step in (3, 4, 6, 7)]
+    [1.0, 1.0, 0.5, 0.25]
+    """
+    return 1.0 if step < first else (end - step) / (end - first)
 
 
 @torch.no_grad()

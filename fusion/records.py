@@ -8,11 +8,13 @@ files of an earlier mer may lack. A figure that is undefined is None.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from mer.fusion.batch import DataSpec
+from mer.fusion.calibration import Scaling
 from mer.fusion.ledger import Seen
 from mer.fusion.metrics import Measures, jsonable
 from mer.fusion.splits import FOLDS, Fold
@@ -175,12 +177,15 @@ class FinishedInfo(SingleInfo):
     utterances_per_second: float | None = None
     model_sha256: str | None = optional()
     log_sha256: str | None = optional()
+    scaling: Scaling | None = optional()  # by which the probabilities of the run are calibrated
 
     def fault(self) -> str | None:
         """What cannot be, although each value is of its type; None: nothing."""
         labels, task = self.spec.labels, self.spec.task
         if task == "multi" and len(self.thresholds or ()) != len(labels):
             return "thresholds are not one for each label"
+        if self.scaling is not None and not 0 < self.scaling.temperature < math.inf:
+            return "scaling.temperature is not above 0"
         return super().fault()
 
 
@@ -241,6 +246,8 @@ class Progress:
     best: Figures
     thresholds: tuple[float, ...] | None
     log: tuple[Epoch, ...]
+    cooling: int = added(0)  # the epoch after which the learning rate falls to 0; 0: not yet
+    scaling: Scaling | None = optional()  # of the best epoch
     identity: str | None = optional()
     model_sha256: str | None = optional()
 
@@ -310,9 +317,12 @@ class TwoWay:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far the probability of the chosen class is from how often it is right."""
+    """How far the probability of the chosen class is from how often it is right; `uncalibrated`
+    without the temperature that was fitted on dev, where there is one.
+    """
 
     ece: float | None
+    uncalibrated: float | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,6 +366,8 @@ class SingleMetrics(Metrics):
     fold: Fold | None = None
     seed: int | None = None
     thresholds: tuple[float, ...] | None = None
+    # runs of which the predictions are the mean, where there are several
+    members: tuple[str, ...] | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)

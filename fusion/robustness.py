@@ -268,10 +268,7 @@ def _opened(
         note(line)
     rows, pools, tell = [], [], evaluate.once(note)
     for child in run.children:
-        mine, pool = evaluate.rows_of(child, store, split)
-        if split == "test":
-            evaluate.check_unseen(child, store, mine)
-            evaluate.note_opening(child, store, mine, tell, ledger.ROBUSTNESS)
+        mine, pool = evaluate.opened_rows(child, store, split, tell, ledger.ROBUSTNESS)
         rows.append(mine)
         pools.append(pool)
     return Measured(run, store, rows, pools, device, progress)

@@ -26,12 +26,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import checkpoint, context, data, files, infer, metrics, optim, sinks, splits, typed
+from mer.fusion import (
+    calibration,
+    checkpoint,
+    context,
+    data,
+    files,
+    infer,
+    metrics,
+    optim,
+    sinks,
+    splits,
+    typed,
+)
+from mer.fusion.averaging import WeightAverage
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.checkpoint import Run
-from mer.fusion.config import TrainConfig, differences, to_toml, to_tree
-from mer.fusion.models import build, model_class
+from mer.fusion.config import OptimConfig, TrainConfig, differences, to_toml, to_tree
+from mer.fusion.models import build, reads_summary
 from mer.fusion.models.base import FusionModel
+from mer.fusion.modules.modality_dropout import drop_modalities
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import Epoch, FinishedInfo, GroupInfo, Progress, SingleInfo, SplitIds
 from mer.fusion.sinks import Sink
@@ -46,7 +60,12 @@ from mer.pipeline.store import FeatureStore
 Note = Callable[[str], None]
 START_AGAIN = "delete it and train again"  # what helps against damaged progress
 CHOSEN = "chosen."  # before the names of weights in last.safetensors that dev chose
+AVERAGE = "average."  # before those of the moving average
 SAVE_SECONDS = 5.0  # of training that a kill may cost, beside the epoch that it stops
+
+
+class DivergedError(DataError):
+    """A training whose loss is no longer finite."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -145,6 +164,14 @@ def fit(
             store, or the loss is no longer finite.
     """
     processes.check(config.optim.accumulate)
+    batches = -(-len(split.train) // config.train.batch_size)
+    if not steps_of(batches, config.optim):
+        raise DataError(
+            f"optim.accumulate = {config.optim.accumulate}, but an epoch has {batches} batches: "
+            "summed, a smaller group takes no step; use a smaller train.batch_size or fewer batches"
+        )
+    if processes.size > 1 and config.optim.clip_value < math.inf:
+        raise DataError("optim.clip_value clips after every batch in turn: train in one process")
     spec, metric = check_config(store, config)
     key = checkpoint.store_key(store)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
@@ -188,7 +215,8 @@ def fit(
     said = all(part.resident for part in parts.values())
     if said:
         note(checked_line(parts))
-    progress = _resume(training, model, optimizer)
+    keeper = Keeper(training.folder, model, optimizer, config.optim.ema)
+    progress = _resume(training, keeper)
     if progress.epoch:
         note(f"{folder}: goes on after epoch {progress.epoch}")
     else:
@@ -202,7 +230,6 @@ def fit(
         done=progress.epoch,
         metric=metric,
     )
-    keeper = Keeper(training.folder, model, optimizer)
     with sinks.opened(log, folder) as listening:
         training = replace(training, sinks=listening if processes.first else ())
         for sink in training.sinks:
@@ -218,8 +245,18 @@ def fit(
 
 def _goes_on(progress: Progress, config: TrainConfig) -> bool:
     """Whether there is another epoch to train."""
-    since_best = progress.epoch - progress.best_epoch
-    return progress.epoch < config.train.epochs and since_best < config.train.patience
+    if progress.cooling:
+        return progress.epoch < _end(progress, config)
+    return progress.epoch < config.train.epochs and not _patience_ended(progress, config)
+
+
+def _patience_ended(progress: Progress, config: TrainConfig) -> bool:
+    return progress.epoch - progress.best_epoch >= config.train.patience
+
+
+def _end(progress: Progress, config: TrainConfig) -> int:
+    """The last epoch of a training whose learning rate falls."""
+    return min(progress.cooling + config.train.cooldown, config.train.epochs)
 
 
 def _begin(training: Training, model: FusionModel, there: Run | None) -> SingleInfo:
@@ -343,25 +380,56 @@ def _one_epoch(
     epoch = progress.epoch + 1
     torch.manual_seed(_mix(config.train.seed, epoch))
     batches = -(-len(split.train) // config.train.batch_size)
-    steps = config.train.epochs * -(-batches // config.optim.accumulate)
+    steps = config.train.epochs * steps_of(batches, config.optim)
+    plateau = 1.0
+    if config.optim.schedule == "plateau":
+        losses = [one.dev["loss"] for one in progress.log]
+        known = [math.inf if loss is None else loss for loss in losses]
+        plateau = optim.plateau(known, config.optim.plateau_factor, config.optim.plateau_patience)
+    fall = None
+    if progress.cooling:
+        per_epoch = steps // config.train.epochs
+        fall = (progress.cooling * per_epoch, _end(progress, config) * per_epoch)
     watch = training.watch
-    pass_ = run_epoch(model, optimizer, parts["train"], config, epoch, steps, processes, watch)
-    dev, thresholds = processes.agree(
-        lambda: _dev_score(
-            infer.infer(model, parts["dev"]),
-            training.target[split.dev],
-            training.spec,
-            training.measures,
-        )
+    pass_ = run_epoch(
+        model,
+        optimizer,
+        parts["train"],
+        config,
+        epoch,
+        steps,
+        processes,
+        watch,
+        fall,
+        keeper.average,
+        plateau,
     )
+    target = training.target[split.dev]
+
+    def scored() -> tuple[dict[str, float], tuple[float, ...] | None, calibration.Scaling | None]:
+        with keeper.chosen_weights():
+            answers = infer.infer(model, parts["dev"])
+        dev, thresholds = _dev_score(answers, target, training.spec, training.measures)
+        wanted = config.train.calibrate == "temperature"
+        return dev, thresholds, calibration.fit(answers.scores, target) if wanted else None
+
+    dev, thresholds, scaling = processes.agree(scored)
     entry = pass_.entry(epoch, dev)
     rank = _rank(training.metric, dev)
     best = not progress.best_epoch or rank > progress.best_rank
     if best:
         progress = replace(
-            progress, best_epoch=epoch, best_rank=rank, best={**dev}, thresholds=thresholds
+            progress,
+            best_epoch=epoch,
+            best_rank=rank,
+            best={**dev},
+            thresholds=thresholds,
+            scaling=scaling,
         )
     progress = replace(progress, epoch=epoch, step=pass_.step, log=(*progress.log, entry))
+    more = config.train.cooldown and not progress.cooling and epoch < config.train.epochs
+    if more and _patience_ended(progress, config):
+        progress = replace(progress, cooling=epoch)
     if processes.first:
         progress = keeper.keep(progress, last=not _goes_on(progress, config))
     for sink in training.sinks:
@@ -383,6 +451,7 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
         epochs=progress.epoch,
         dev=metrics.jsonable(progress.best),
         thresholds=progress.thresholds,
+        scaling=progress.scaling,
         utterances_per_second=round(rows / seconds, 1) if seconds else 0.0,
         model_sha256=progress.model_sha256 if first else None,
         log_sha256=hashlib.sha256(log).hexdigest() if first else None,
@@ -394,7 +463,10 @@ def _finish(training: Training, info: SingleInfo, progress: Progress) -> Run:
             sink.end(done)
         files.write_json(folder / checkpoint.INFO, typed.tree(done))
     best, epochs, most = done.best_epoch, progress.epoch, training.config.train.epochs
-    training.note(chosen(best, epochs, most, training.metric, done.dev[training.metric]))
+    figure = done.dev[training.metric]
+    training.note(chosen(best, epochs, most, training.metric, figure, cooling=progress.cooling))
+    if progress.scaling is not None:
+        training.note(str(progress.scaling))
     return Run(folder, done)
 
 
@@ -428,12 +500,12 @@ def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
 
 def spec_of(store: FeatureStore, config: TrainConfig) -> DataSpec:
     """What the model of `config` is built for."""
-    return data.spec(store, config.data, summary=model_class(config.model)[0].summary)
+    return data.spec(store, config.data, summary=reads_summary(config.model, config.model_args))
 
 
 def settled(store: FeatureStore, config: TrainConfig) -> TrainConfig:
     """The configuration with `data.layers` decided, where the store leaves a choice."""
-    summary = model_class(config.model)[0].summary
+    summary = reads_summary(config.model, config.model_args)
     layers = data.layers_of(store, config.data, summary=summary)
     return replace(config, data=replace(config.data, layers=layers))
 
@@ -463,6 +535,11 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     if loop.class_weight != "none" and spec.task == "regression":
         raise DataError(
             f"train.class_weight = {loop.class_weight}: a regression has no classes; use none"
+        )
+    if loop.calibrate != "none" and spec.task != "single":
+        raise DataError(
+            f"train.calibrate = {loop.calibrate}: for one label per utterance; the task here is "
+            f"{spec.task}, use none"
         )
     if spec.context is not None:
         context.check(store.table(), spec.context, str(store.path))
@@ -591,6 +668,9 @@ def run_epoch(
     steps: int,
     processes: Processes = ALONE,
     watch: Watch | None = None,
+    fall: tuple[int, int] | None = None,
+    average: WeightAverage | None = None,
+    plateau: float = 1.0,
 ) -> Pass:
     """One pass over the training rows.
 
@@ -603,6 +683,9 @@ def run_epoch(
         steps: Of the whole training.
         processes: Those that train together.
         watch: Told of every step.
+        fall: The steps between which the learning rate falls to 0, whatever its schedule.
+        average: Takes in the weights after every step.
+        plateau: Factor on the learning rate that earlier epochs have led to.
 
     Returns:
         What it has shown.
@@ -616,6 +699,7 @@ def run_epoch(
     groups = [
         order[at : at + settings.accumulate] for at in range(0, len(order), settings.accumulate)
     ]
+    groups = groups[: steps_of(len(order), settings)]
     ordered = time.perf_counter() - started
     parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     sums, seen, norm = Sums(), Diagnostics(), torch.zeros((), device=part.device)
@@ -626,21 +710,28 @@ def run_epoch(
         step = done + number
         for g in optimizer.param_groups:
             factor = optim.schedule(step, steps, settings.warmup, settings.schedule)
+            factor *= plateau if fall is None else plateau * optim.cooldown(step, *fall)
             g["lr"] = g["peak"] * factor
         batches = list(enumerate(group, start=number * settings.accumulate))
         samples = sum(len(index) for index in group)
+        summed = settings.accumulate_as == "sum"
         progress = step / max(steps - 1, 1)
         weights = model.weights(progress)
         for batch_number, _ in processes.share(batches):
             if settings.accumulate > 1:  # then another process may have computed the batch before
                 torch.manual_seed(_mix(loop.seed, epoch, batch_number))
-            batch = feed.next()
-            _add_gradient(model, batch, weights, progress, samples, loop.precision, sums)
+            batch = drop_modalities(feed.next(), loop.modality_dropout, model.core.modalities)
+            whole = len(batch) if summed else samples
+            _add_gradient(model, batch, weights, progress, whole, loop.precision, sums)
+            if settings.clip_value < math.inf:
+                torch.nn.utils.clip_grad_value_(parameters, settings.clip_value)
             seen.add(model, len(batch))
         processes.add_gradients(parameters)
         norm += optim.clip_gradients(parameters, settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update()
         if watch is not None:
             watch.step(samples)
     means, gradient = sums.means(processes), float(norm) / len(groups)
@@ -657,6 +748,13 @@ def run_epoch(
     )
 
 
+def steps_of(batches: int, settings: OptimConfig) -> int:
+    """Steps in an epoch of so many batches."""
+    if settings.accumulate_as == "sum":
+        return batches // settings.accumulate
+    return -(-batches // settings.accumulate)
+
+
 def _add_gradient(
     model: FusionModel,
     batch: Batch,
@@ -666,7 +764,7 @@ def _add_gradient(
     precision: str,
     sums: Sums,
 ) -> None:
-    """Add the gradient of one batch of a step of `samples` rows, and its loss terms to `sums`."""
+    """Add the gradient of one batch, as its share of `samples` rows, and its terms to `sums`."""
     device = batch.row.device.type
     autocast = precision == "bf16" or (precision == "auto" and device == "cuda")
     with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
@@ -677,11 +775,11 @@ def _add_gradient(
 
 
 def _check_finite(epoch: int, means: dict[str, float], gradient: float) -> None:
-    """Raise DataError when a loss term or the gradient's norm is no longer finite."""
+    """Raise DivergedError when a loss term or the gradient's norm is no longer finite."""
     if math.isfinite(means["total"]) and math.isfinite(gradient):
         return
     bad = [name for name, value in means.items() if not math.isfinite(value)] or ["gradient"]
-    raise DataError(
+    raise DivergedError(
         f"epoch {epoch}: the loss is no longer finite ({'; '.join(map(loss_title, bad))}); lower "
         "optim.lr or optim.clip and train again"
     )
@@ -781,25 +879,41 @@ class Keeper:
     they are not those of its own epoch: killed in between, the next call has in it all it needs.
     """
 
-    def __init__(self, folder: Path, model: FusionModel, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, folder: Path, model: FusionModel, optimizer: torch.optim.Optimizer, ema: float = 0.0
+    ) -> None:
         self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.average = WeightAverage(model, ema) if ema else None
         self._chosen: dict[str, Tensor] | None = None  # not written yet
         self._saved = time.monotonic()
 
     def keep(self, progress: Progress, *, last: bool) -> Progress:
         """What an epoch has come to; the progress, with the sha256 of weights that were written."""
         if progress.best_epoch == progress.epoch:
-            self._chosen = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self._chosen = self.state()
         if last or time.monotonic() - self._saved >= SAVE_SECONDS:
             progress = self._save(progress)
             self._chosen, self._saved = None, time.monotonic()
         return progress
+
+    def chosen_weights(self) -> contextlib.AbstractContextManager[None]:
+        """The model has the weights that dev scores, until the block ends: its own, or their moving
+        average.
+        """
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the model's state with these weights."""
+        with self.chosen_weights():
+            return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def _save(self, progress: Progress) -> Progress:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, p in self.model.named_parameters():
             moments = self.optimizer.state.get(p, {})
             tensors.update({f"optim.{key}.{name}": value for key, value in moments.items()})
+        if self.average is not None:
+            tensors |= {f"{AVERAGE}{k}": v for k, v in self.average.weights.items()}
         weights = None
         if self._chosen is not None:
             weights = checkpoint.pack(self._chosen, {"epoch": progress.best_epoch})
@@ -812,8 +926,9 @@ class Keeper:
         return progress
 
 
-def _resume(training: Training, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Progress so far; loads model and optimizer in place when there is some."""
+def _resume(training: Training, keeper: Keeper) -> Progress:
+    """Progress so far; loads model, average and optimizer in place when there is some."""
+    model, optimizer = keeper.model, keeper.optimizer
     folder, path = training.folder, training.folder / checkpoint.LAST
     fresh = Progress(
         epoch=0,
@@ -842,9 +957,11 @@ def _resume(training: Training, model: nn.Module, optimizer: torch.optim.Optimiz
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     checkpoint.fill(model, weights, f"{path}: does not fit this run's model")
     _fill_optimizer(model, optimizer, tensors, path)
+    if keeper.average is not None:
+        _fill_average(keeper.average, tensors, progress.step, path)
     best = {k.removeprefix(CHOSEN): v for k, v in tensors.items() if k.startswith(CHOSEN)}
     if progress.best_epoch == progress.epoch:
-        best = model.state_dict()
+        best = keeper.state()
     if not best:
         remedy = f"delete {path} and train again"
         if files.digest(folder / checkpoint.MODEL, remedy) != progress.model_sha256:
@@ -874,11 +991,28 @@ def _fill_optimizer(
             optimizer.state[p][key] = value.to(p.device)
 
 
+def _fill_average(
+    average: WeightAverage, tensors: dict[str, Tensor], steps: int, path: Path
+) -> None:
+    """Load the moving average of the weights; raises DataError for one that does not fit."""
+    found = {}
+    for name, like in average.weights.items():
+        value = tensors.get(f"{AVERAGE}{name}")
+        if value is None or (value.shape, value.dtype) != (like.shape, like.dtype):
+            raise DataError(
+                f"{path}: damaged checkpoint (average of {name} does not fit); {START_AGAIN}"
+            )
+        found[name] = value
+    average.fill(found, steps)
+
+
 def _check_progress(progress: Progress, config: TrainConfig, spec: DataSpec) -> None:
     """Raise ValueError for what cannot be the progress of such a run."""
     epoch, best, epochs = progress.epoch, progress.best_epoch, config.train.epochs
     if not 1 <= best <= epoch <= epochs:
         raise ValueError(f"best epoch {best} of {epoch} of {epochs}")
+    if not 0 <= progress.cooling <= epoch or (progress.cooling and not config.train.cooldown):
+        raise ValueError(f"cooling since epoch {progress.cooling} of {epoch}")
     if len(progress.log) != epoch or len(progress.best_rank) != 2 or progress.step < 1:
         raise ValueError("its log, rank or step do not fit its epoch")
     if spec.task == "multi" and len(progress.thresholds or ()) != len(spec.labels):

@@ -86,16 +86,23 @@ class Watch:
         return f"  at most {clock(seconds * left / self._fresh)} left"
 
 
-def chosen(epoch: int, epochs: int, most: int, metric: str, figure: float | None) -> str:
-    """The line at the end of a training.
+def chosen(
+    epoch: int, epochs: int, most: int, metric: str, figure: float | None, *, cooling: int = 0
+) -> str:
+    """The line at the end of a training; `cooling` is the epoch after which its learning rate fell
+    to 0, if it did before the last one it might have had.
 
     >>> chosen(3, 11, 40, "wf1", 0.899)
     'chose epoch 3 of 11 (dev WF1 89.9), stopped early: 8 epochs without a better one'
     >>> chosen(39, 40, 40, "mae", 0.5)
     'chose epoch 39 of 40 (dev MAE 0.500)'
+    >>> chosen(30, 34, 80, "wf1", 0.9, cooling=24)
+    'chose epoch 30 of 34 (dev WF1 90.0), the learning rate fell to 0 from epoch 25 on'
     """
     said = f"chose epoch {epoch} of {epochs} (dev {metrics.title(metric)} "
     said += f"{number(metric, figure)})"
+    if cooling:
+        return f"{said}, the learning rate fell to 0 from epoch {cooling + 1} on"
     early = f", stopped early: {plural(epochs - epoch, 'epoch')} without a better one"
     return said + (early if epochs < most else "")
 

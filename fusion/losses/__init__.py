@@ -7,6 +7,7 @@ from mer.fusion.losses.contrastive import (
     info_nce,
     mi_lower_bound,
     nt_xent,
+    nt_xent_apart,
 )
 from mer.fusion.losses.distillation import kl_to_label, kl_to_posterior
 from mer.fusion.losses.reconstruction import masked_mse
@@ -23,6 +24,7 @@ __all__ = [
     "masked_mse",
     "mi_lower_bound",
     "nt_xent",
+    "nt_xent_apart",
     "same_emotion",
     "task_loss",
 ]

@@ -80,6 +80,31 @@ def nt_xent(x: Tensor, y: Tensor, *, temperature: float | Tensor, impl: Impl = "
     ]
 
 
+def nt_xent_apart(x: Tensor, y: Tensor, same: Tensor, *, temperature: float | Tensor) -> Tensor:
+    """NT-Xent whose negatives are of other emotions: rows of the same emotion as the anchor are no
+    candidates of it, but for its positive.
+
+    Args:
+        x: (B, D) one view; rows are normalised inside.
+        y: (B, D) the other one.
+        same: (B, B) bool: row i and row j carry the same emotion (`same_emotion`); no unlabelled
+            row does.
+        temperature: tau > 0, a float or a tensor of no dimension, which may need a gradient.
+
+    Returns:
+        As `nt_xent`. Anchors have as many candidates as there are rows of other emotions, so that
+        it bounds no mutual information. By the equation only; there is no fused twin.
+
+    Two rows of one emotion: each anchor has its positive alone, and nothing to tell it from.
+
+    >>> nt_xent_apart(torch.eye(2), torch.eye(2), torch.ones(2, 2).bool(), temperature=1.0).item()
+    0.0
+    """
+    demand_two_views(x, y)
+    with full_precision(x):
+        return _nt_xent(unit_rows(x), unit_rows(y), temperature, same)
+
+
 def info_nce(
     x: Tensor,
     y: Tensor,
@@ -173,11 +198,13 @@ def _equation(contrast: Contrast, x: Tensor, y: Tensor, temperature: float | Ten
         return _info_nce(u, v, temperature, contrast.symmetric)
 
 
-def _nt_xent(u: Tensor, v: Tensor, tau: float | Tensor) -> Tensor:
+def _nt_xent(u: Tensor, v: Tensor, tau: float | Tensor, same: Tensor | None = None) -> Tensor:
     z, b = torch.cat([u, v]), len(u)
     logits = (z @ z.T) / tau
+    itself = torch.eye(2 * b, dtype=torch.bool, device=z.device)
+    apart = itself if same is None else itself | (same.repeat(2, 2) & ~itself.roll(b, 1))
     # Divided first, masked after: the other order has a NaN gradient for the temperature.
-    logits = logits.masked_fill(torch.eye(2 * b, dtype=torch.bool, device=z.device), -torch.inf)
+    logits = logits.masked_fill(apart, -torch.inf)
     positive = torch.cat([logits.diagonal(b), logits.diagonal(-b)])
     return (logits.logsumexp(1) - positive).mean()
 

@@ -16,10 +16,20 @@ from torch import Tensor
 from mer.fusion.losses.precision import widened
 
 
-def kl_to_label(logits: Tensor, target: Tensor, *, task: str, smoothing: float = 0.1) -> Tensor:
+def kl_to_label(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    task: str,
+    smoothing: float = 0.1,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """KL(y~ || q) with q the posterior of `logits` (B, C) and y~ the label, smoothed by `smoothing`
     over the C classes (single) or over present and absent (multi). Rows without a label do not
     count. target: see `mer.fusion.batch.Batch`.
+
+    `class_weights` (C,) weigh as in `task_loss`: single: a weighted mean over rows; multi: the
+    labels that are present.
     """
     logits = widened(logits)
     if task == "regression":
@@ -28,12 +38,17 @@ def kl_to_label(logits: Tensor, target: Tensor, *, task: str, smoothing: float =
         )
     if task == "single":
         label = F.one_hot(target.clamp(min=0), logits.shape[1]).to(logits.dtype)
-        return mean_over(
-            categorical_kl(smooth(label, smoothing, logits.shape[1]), logits.log_softmax(1)),
-            target >= 0,
-        )
+        rows = categorical_kl(smooth(label, smoothing, logits.shape[1]), logits.log_softmax(1))
+        if class_weights is None:
+            return mean_over(rows, target >= 0)
+        weight = class_weights.to(rows.dtype)[target.clamp(min=0)].where(target >= 0, 0)
+        return (rows * weight).sum() / weight.sum().clamp(min=torch.finfo(rows.dtype).tiny)
     label = target.nan_to_num().to(logits.dtype)
-    return mean_over(bernoulli_kl(smooth(label, smoothing, 2), logits), ~target.isnan().any(1))
+    present = None
+    if class_weights is not None:
+        present = class_weights.to(logits.dtype).where(label > 0.5, 1)
+    rows = bernoulli_kl(smooth(label, smoothing, 2), logits, present)
+    return mean_over(rows, ~target.isnan().any(1))
 
 
 def kl_to_posterior(teacher: Tensor, student: Tensor, *, task: str) -> Tensor:
@@ -58,10 +73,13 @@ def categorical_kl(p: Tensor, log_q: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - p * log_q).sum(1)
 
 
-def bernoulli_kl(p: Tensor, logits: Tensor) -> Tensor:
-    """(B,) mean over labels of KL(Bernoulli(p) || Bernoulli(sigmoid(logits)))."""
+def bernoulli_kl(p: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(B,) mean over labels of KL(Bernoulli(p) || Bernoulli(sigmoid(logits))), each times its
+    `weight` (B, C) where there is one.
+    """
     entropy = torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)
-    return (entropy - p * F.logsigmoid(logits) - (1 - p) * F.logsigmoid(-logits)).mean(1)
+    each = entropy - p * F.logsigmoid(logits) - (1 - p) * F.logsigmoid(-logits)
+    return (each if weight is None else each * weight).mean(1)
 
 
 def mean_over(values: Tensor, valid: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
 - `lr_scale: dict[str, float]`        parameters whose learning rate is a multiple of the
                                       optimizer's, by name
 - `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D)
-                                      (`mer.fusion.data.summarise`), are all it needs
+                                      (`mer.fusion.data.summarise`), are all it needs;
+                                      `reads_summary(config)` where that depends on an argument
 - `turns`                             what reads the neighbours of an utterance, where the spec has
                                       a `context` (`mer.fusion.modules.context`); None: it sees each
                                       utterance alone, and `data.context` is refused
@@ -78,6 +79,11 @@ def model_class(name: str) -> tuple[Any, Any]:
     place, model, config = REGISTRY[name]
     module = import_module(place)
     return getattr(module, model), getattr(module, config)
+
+
+def reads_summary(name: str, args: Any) -> bool:
+    """Whether a model with these arguments reads nothing but mean and deviation of a sequence."""
+    return model_class(name)[0].reads_summary(args)
 
 
 def build(name: str, args: Any, spec: DataSpec) -> Any:

@@ -46,6 +46,11 @@ class FusionModel(nn.Module):
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )
 
+    @classmethod
+    def reads_summary(cls, config) -> bool:
+        """Whether a model of this configuration is one of `summary`."""
+        return cls.summary
+
     def __call__(self, batch: Batch) -> Prediction:
         return super().__call__(batch)
 

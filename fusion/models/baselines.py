@@ -9,6 +9,7 @@ small MLP: for a few thousand frozen-feature utterances this is a strong baselin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,12 @@ from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
 from mer.fusion.modules.orl import Adapter, adapter_of
-from mer.fusion.modules.pooling import Standardise, masked_mean_std
+from mer.fusion.modules.pooling import (
+    AttentiveStatistics,
+    Standardise,
+    masked_mean_std,
+    zero_padding,
+)
 from mer.fusion.typed import added
 from mer.pipeline.errors import DataError
 
@@ -37,6 +43,9 @@ class UnimodalConfig:
     context_hidden: int = added(64)
     context_dropout: float = added(0.5)
     turn_dropout: float = added(0.3)
+    # of the steps: their mean and deviation, or both weighted by attention over the steps
+    pooling: Literal["statistics", "attentive"] = added("statistics")
+    attention: int = added(128)  # width of that attention
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class FusionConfig:
 
 class Pooled(FusionModel):
     """MLP on the pooled features of `modalities`; a modality that a row lacks counts as the average
-    one.
+    one. With attentive pooling the model reads steps, each standardised, as the other models do.
     """
 
     summary = True
@@ -77,17 +86,25 @@ class Pooled(FusionModel):
                 f"the model needs {missing[0]} features; the store has {', '.join(spec.modalities)}"
             )
         self.modalities = modalities
+        self.summary = self.reads_summary(config)
         self.widths = {}
         for m in modalities:
-            self.widths[m] = sum(block.width for block in spec.blocks(m, summary=True))
-        self.standardise = nn.ModuleDict({m: Standardise(n) for m, n in self.widths.items()})
+            self.widths[m] = 2 * spec.modalities[m]
+            if self.summary:
+                self.widths[m] = sum(block.width for block in spec.blocks(m, summary=True))
+        scales = self.widths if self.summary else {m: spec.modalities[m] for m in modalities}
+        self.standardise = nn.ModuleDict({m: Standardise(n) for m, n in scales.items()})
+        if not self.summary:
+            self.attend = nn.ModuleDict(
+                {m: AttentiveStatistics(n, config.attention) for m, n in scales.items()}
+            )
         self.dropout = Dropout(config.dropout)
         own, taken = sum(self.widths.values()), 0
         if spec.context is not None:
             taken = config.context_hidden
             self.turns = TurnAttention(
                 own,
-                self.widths,
+                scales,
                 taken,
                 spec.context,
                 dropout=config.context_dropout,
@@ -100,11 +117,20 @@ class Pooled(FusionModel):
             dropout=config.dropout,
         )
 
+    @classmethod
+    def reads_summary(cls, config: Any) -> bool:
+        return config.pooling == "statistics"
+
     def forward(self, batch: Batch) -> Prediction:
         pooled = []
         for m in self.modalities:
-            present = batch.lengths[m][:, None] > 0
-            pooled.append(self.standardise[m](self.pool(batch, m)).where(present, 0))
+            if self.summary:
+                present = batch.lengths[m][:, None] > 0
+                pooled.append(self.standardise[m](self.pool(batch, m)).where(present, 0))
+            else:
+                mask = batch.mask(m)
+                x = zero_padding(batch.x[m], mask)
+                pooled.append(self.attend[m](self.standardise[m](x), mask))
         x = self.with_turns(torch.cat(pooled, 1), batch)
         return Prediction(self.head(self.dropout(x)))
 
@@ -127,9 +153,13 @@ class Pooled(FusionModel):
         return {m: [standardiser_of(self.standardise, m)] for m in self.modalities}
 
     def statistics(self, batch: Batch, modality: str) -> Tensor:
+        if not self.summary:
+            return super().statistics(batch, modality)
         return self.pool(batch, modality)[batch.lengths[modality] > 0]
 
     def as_turns(self, batch: Batch, modality: str) -> Tensor:
+        if not self.summary:
+            return super().as_turns(batch, modality)
         return self.statistics(batch, modality)
 
 

@@ -33,6 +33,7 @@ from mer.fusion.losses import (
     kl_to_posterior,
     masked_mse,
     mi_lower_bound,
+    nt_xent_apart,
     same_emotion,
 )
 from mer.fusion.models import Prediction
@@ -84,6 +85,9 @@ class DRKFConfig:
     mi_projection: str = "both"
     # of the cross-modal term: both | first, e.g. audio to text only (published)
     mi_direction: str = "both"
+    # candidates of the self-MI: all rows of the batch | other: those of another emotion, so that
+    # utterances of one emotion are not pushed apart
+    mi_negatives: str = added("all")
     tau: float = 0.1  # first value of the learned temperature (published: 0.731)
     tau_low: float = 0.01  # its lower bound (published bounds: 0 and 1)
     tau_high: float = 1.0  # the upper one
@@ -95,6 +99,9 @@ class DRKFConfig:
     # label (the paper's figure) | posterior of the raw view (the code's intent) | off
     kl_target: str = "label"
     kl_smoothing: float = 0.1  # of the label in KL(label || q)
+    # of single labels: the KL itself | classes: divided by their number C (published), which makes
+    # w_kl weigh C times less
+    kl_reduction: str = added("batch")
 
     ed_positives: int = 1  # same-emotion partners per anchor
     ed_negatives: int = 1  # other-emotion partners per anchor
@@ -129,6 +136,8 @@ class DRKFConfig:
             "mi_direction": ("both", "first"),
             "rec_stop": ("both", "target", "none"),
             "kl_target": ("label", "posterior", "off"),
+            "kl_reduction": ("batch", "classes"),
+            "mi_negatives": ("all", "other"),
             "regression_loss": ("l1", "mse", "ccc"),
         }
         for field, values in known.items():
@@ -243,6 +252,7 @@ class DRKF(FusionModel):
             )
         self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
+        self._weighs = ((0, -1), False)  # of which version of class_weights, and the answer
 
     # Inference
 
@@ -297,7 +307,7 @@ class DRKF(FusionModel):
                 terms[f"rec_{m}"] = self.reconstruction(m, seen, augmented[m])
             if self.uses_kl:
                 terms[f"kl_{m}"] = self.kl(m, seen.mean[m][rows], augmented[m].mean[rows], target)
-        terms |= self.mutual_information(seen, augmented)
+        terms |= self.mutual_information(seen, augmented, batch.target)
         if config.w_ed and self.pairs:
             terms["ed"] = self.discrimination(seen, batch.target, z)
         return terms
@@ -341,11 +351,30 @@ class DRKF(FusionModel):
         """
         config, q = self.config, self.unimodal[m](augmented)
         if config.kl_target == "label":
-            return kl_to_label(q, target, task=self.spec.task, smoothing=config.kl_smoothing)
-        return kl_to_posterior(self.unimodal[m](raw), q, task=self.spec.task)
+            found = kl_to_label(
+                q,
+                target,
+                task=self.spec.task,
+                smoothing=config.kl_smoothing,
+                class_weights=self.class_weights if self.weighs else None,
+            )
+        else:
+            found = kl_to_posterior(self.unimodal[m](raw), q, task=self.spec.task)
+        classes = config.kl_reduction == "classes" and self.spec.task == "single"
+        return found / self.spec.outputs if classes else found
+
+    @property
+    def weighs(self) -> bool:
+        """Whether classes have weights of their own; asked of the device only when they change."""
+        if self.class_weights is None:
+            return False
+        version = (self.class_weights.data_ptr(), self.class_weights._version)
+        if self._weighs[0] != version:
+            self._weighs = version, bool((self.class_weights != 1).any())
+        return self._weighs[1]
 
     def mutual_information(
-        self, seen: Encoded, augmented: dict[str, Augmented]
+        self, seen: Encoded, augmented: dict[str, Augmented], target: Tensor
     ) -> dict[str, Tensor]:
         """mi_m: NT-Xent(u_m, v_m); mi_m_n: InfoNCE(u_m, u_n), in both directions or the first.
 
@@ -365,6 +394,28 @@ class DRKF(FusionModel):
                 )
                 self.watch(losses, contrasts, chosen)
                 found |= losses
+        if self.config.w_mi and self.config.mi_negatives == "other":
+            found |= self.mi_apart(seen, augmented, views, target)
+        return found
+
+    def mi_apart(
+        self,
+        seen: Encoded,
+        augmented: dict[str, Augmented],
+        views: dict[str, Tensor],
+        target: Tensor,
+    ) -> dict[str, Tensor]:
+        """mi_m against rows of other emotions."""
+        same, labelled = same_emotion(target, task=self.spec.task, jaccard=self.config.ed_jaccard)
+        same = same & labelled & labelled[:, None]
+        found = {}
+        for m in augmented:
+            rows = seen.rows(m)
+            u, v = views[f"u_{m}"][rows], views[f"v_{m}"][rows]
+            if len(u):
+                there = same[rows][:, rows]
+                found[f"mi_{m}"] = nt_xent_apart(u, v, there, temperature=self.temperature())
+                self.last[f"cosine_{m}"] = F.cosine_similarity(u, v).mean().detach()
         return found
 
     def projected_views(self, seen: Encoded, augmented: dict[str, Augmented]) -> dict[str, Tensor]:
@@ -390,7 +441,7 @@ class DRKF(FusionModel):
         """
         config = self.config
         each: dict[str, tuple[tuple[str, ...], Contrast]] = {}
-        if config.w_mi:
+        if config.w_mi and config.mi_negatives == "all":
             for m in augmented:
                 each[f"mi_{m}"] = (m,), Contrast(f"u_{m}", f"v_{m}", "nt_xent")
         if config.w_cross:

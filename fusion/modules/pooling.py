@@ -93,3 +93,26 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class AttentiveStatistics(nn.Module):
+    """Mean and standard deviation over the steps of x (B, T, D), weighted by attention (Okabe et
+    al. 2018): e_t = v . tanh(W x_t + b), weights softmax(e) over the real steps.
+
+    (B, 2D); zeros for a row without steps.
+    """
+
+    def __init__(self, width: int, attention: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, attention)
+        self.score = nn.Linear(attention, 1, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = zero_padding(x, mask)
+        scores = self.score(torch.tanh(self.hidden(x)))[..., 0]
+        # not -inf, of which a row without steps would make NaN
+        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(1) * mask
+        mean = torch.einsum("bt,btd->bd", weights, x)
+        variance = torch.einsum("bt,btd->bd", weights, (x - mean[:, None]).square())
+        found = torch.cat([mean, (variance + 1e-8).sqrt()], 1)
+        return found.where(mask.any(1, keepdim=True), 0)

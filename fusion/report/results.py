@@ -136,6 +136,9 @@ def _more(found: Metrics) -> Table:
         rows.append((f"[CLS] attention on {m}", number("share", share)))
     if found.calibration is not None:
         rows.append(("calibration error (ECE)", number("ece", found.calibration.ece)))
+        if found.calibration.uncalibrated is not None:
+            said = number("ece", found.calibration.uncalibrated)
+            rows.append(("… without the temperature", said))
     return Table("more", ("", "value"), tuple(rows))
 
 
@@ -181,6 +184,8 @@ def untrained(names: Sequence[str]) -> str:
 def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
+    if isinstance(found, SingleMetrics) and found.members:
+        said.append(f"An ensemble: the mean of the probabilities of {len(found.members)} runs.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
     if found.unlabelled:

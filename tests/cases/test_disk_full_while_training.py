@@ -68,7 +68,7 @@ def test_figures_predictions_and_reports_name_the_file(run, tmp_path):
     calls = {
         "": lambda: pictures.write(run, found, tmp_path / "figures"),
         "predictions.parquet": lambda: evaluate.evaluate(run, note=quiet),
-        "p.parquet": lambda: evaluate._write_parquet(
+        "p.parquet": lambda: evaluate.write_parquet(
             evaluate.read_predictions(run).table, tmp_path / "p.parquet"
         ),
         "report.html": lambda: files.write_text(tmp_path / "report.html", page),

@@ -43,6 +43,12 @@ SMALL = {
     },
 }
 
+# Options that make another model of one of the registry; the contract is held for them, too.
+VARIANTS = {
+    "concat attentive": {"pooling": "attentive", "attention": 4},
+    "drkf apart": {"mi_negatives": "other", "kl_reduction": "classes"},
+}
+
 
 def make_spec(modalities=("audio", "text"), task="single") -> DataSpec:
     labels = ("sentiment",) if task == "regression" else LABELS
@@ -65,7 +71,9 @@ def make_layered_spec(modalities=("audio", "text"), task="single") -> DataSpec:
 def make_layered(name: str, spec: DataSpec, *, seed: int = 0):
     """A model behind the mix of its layers, its weights not all equal."""
     torch.manual_seed(seed)
-    model = build(name, model_class(name)[1](**SMALL.get(name, {})), spec)
+    kind = name.partition(" ")[0]
+    args = SMALL.get(kind, {}) | VARIANTS.get(name, {})
+    model = build(kind, model_class(kind)[1](**args), spec)
     for mix_name, weight in model.named_parameters():
         if mix_name.startswith("mix."):
             weight.data.normal_()
@@ -123,8 +131,9 @@ def with_turns(spec: DataSpec, kind: str = "both", width: int = 2) -> DataSpec:
 
 def make_model(name: str, spec: DataSpec, *, seed: int = 0, **args):
     torch.manual_seed(seed)
-    model, config = model_class(name)
-    return model(config(**(SMALL.get(name, {}) | args)), spec)
+    kind = name.partition(" ")[0]
+    model, config = model_class(kind)
+    return model(config(**(SMALL.get(kind, {}) | VARIANTS.get(name, {}) | args)), spec)
 
 
 def total(model, batch: Batch, progress: float = 1.0):

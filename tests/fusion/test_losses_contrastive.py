@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mer.fusion.losses import contrastive, info_nce, mi_lower_bound, nt_xent
+from mer.fusion.losses import contrastive, info_nce, mi_lower_bound, nt_xent, nt_xent_apart
 from mer.pipeline.errors import DataError, DependencyError
 
 
@@ -135,3 +136,30 @@ def test_without_ops_auto_is_eager_and_the_rest_refuses(monkeypatch, gone):
 
 def test_doctests():
     assert doctest.testmod(contrastive).failed == 0
+
+
+def test_negatives_of_other_emotions_in_plain_loops():
+    """Every anchor of both views against its positive and the rows of other emotions; an unlabelled
+    row is everybody's negative.
+    """
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(5, 4, generator=g).double(), torch.randn(5, 4, generator=g).double()
+    label = [0, 1, 0, None, 1]
+    same = torch.tensor([[a is not None and a == b for b in label] for a in label])
+    tau = 0.3
+    views = [F.normalize(v, dim=1) for v in (x, y)]
+    found = []
+    for mine, other in ((0, 1), (1, 0)):
+        for i in range(5):
+            positive = views[mine][i] @ views[other][i] / tau
+            candidates = [positive]
+            for view in views:
+                for k in range(5):
+                    if k != i and not same[i, k]:
+                        candidates.append(views[mine][i] @ view[k] / tau)
+            found.append(torch.stack(candidates).logsumexp(0) - positive)
+    ours = nt_xent_apart(x, y, same, temperature=tau)
+    torch.testing.assert_close(ours, torch.stack(found).mean())
+    nobody = torch.zeros(5, 5, dtype=torch.bool)
+    plain = nt_xent(x, y, temperature=tau, impl="eager")
+    torch.testing.assert_close(nt_xent_apart(x, y, nobody, temperature=tau), plain)

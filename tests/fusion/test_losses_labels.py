@@ -19,6 +19,8 @@ from mer.fusion.losses import (
 )
 from mer.pipeline.errors import DataError
 
+from tests.fusion.models import make_model, make_spec
+
 TASKS = ("single", "multi", "regression")
 
 
@@ -177,3 +179,40 @@ def test_balanced_bce_weighs_both_answers_alike():
 
 def test_doctests():
     assert doctest.testmod(supervised).failed == 0
+
+
+def test_class_weights_weigh_the_kl_as_they_weigh_the_cross_entropy():
+    """Row by row. Without smoothing KL to a label is the cross-entropy, which PyTorch weighs."""
+    g = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(6, 3, generator=g), torch.tensor([0, 1, 2, -1, 1, 0])
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    plain = kl_to_label(logits, target, task="single", smoothing=0.0, class_weights=weights)
+    theirs = F.cross_entropy(logits, target, weight=weights, ignore_index=-1)
+    torch.testing.assert_close(plain, theirs)
+    rows = [
+        kl_to_label(logits[[i]], target[[i]], task="single", smoothing=0.1)
+        for i in range(6)
+        if target[i] >= 0
+    ]
+    w = weights[target[target >= 0]]
+    smoothed = kl_to_label(logits, target, task="single", smoothing=0.1, class_weights=weights)
+    torch.testing.assert_close(smoothed, (torch.stack(rows) * w).sum() / w.sum())
+    ones = kl_to_label(logits, target, task="single", class_weights=torch.ones(3))
+    torch.testing.assert_close(ones, kl_to_label(logits, target, task="single"))
+    sets = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
+    multi = kl_to_label(logits[:2], sets, task="multi", smoothing=0.0, class_weights=weights)
+    theirs = F.binary_cross_entropy_with_logits(logits[:2], sets, pos_weight=weights)
+    torch.testing.assert_close(multi, theirs)
+
+
+def test_the_kl_of_the_authors_is_divided_by_the_number_of_classes():
+    """`F.kl_div` as it is by default, of the smoothed label against log-probabilities."""
+    spec = make_spec()
+    g = torch.Generator().manual_seed(0)
+    means, target = torch.randn(4, 16, generator=g), torch.tensor([0, 1, 2, 1])
+    one = make_model("drkf", spec, kl_reduction="classes").eval()
+    label = F.one_hot(target, 3) * 0.9 + 0.1 / 3
+    log_q = one.unimodal["text"](means).log_softmax(1)
+    with pytest.warns(UserWarning, match="reduction: 'mean'"):
+        theirs = F.kl_div(log_q, label)
+    torch.testing.assert_close(one.kl("text", means, means, target), theirs)

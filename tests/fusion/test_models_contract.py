@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import mer.fusion.ops.limits as limits
-from mer.fusion.models import REGISTRY, model_class
+from mer.fusion.models import REGISTRY, model_class, reads_summary
 from mer.pipeline.errors import DataError
 
 from tests.fusion.models import (
+    VARIANTS,
     Operators,
     absent,
     make_batch,
@@ -32,7 +33,10 @@ from tests.fusion.models import (
 ALL = ("audio", "text", "vision")
 SETS = [("audio",), ("text",), ("audio", "text"), ("text", "vision"), ALL]
 TASKS = ("single", "multi", "regression")
-every_model = pytest.mark.parametrize("name", sorted(REGISTRY))
+every_model = pytest.mark.parametrize("name", sorted([*REGISTRY, *VARIANTS]))
+# those that answer by another function; "drkf apart" is DRKF with other losses
+every_network = pytest.mark.parametrize("name", sorted([*REGISTRY, "concat attentive"]))
+every_entry = pytest.mark.parametrize("name", sorted(REGISTRY))
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -75,7 +79,7 @@ def test_any_modalities_and_any_task_or_one_clear_line(name, task, modalities):
             )
 
 
-@every_model
+@every_network
 @every_task
 def test_overfits_eight_utterances(name, task):
     spec = make_spec(("vision",) if name == "vision" else ("audio", "text"), task)
@@ -382,13 +386,23 @@ def test_calibration_removes_the_scale_of_the_features(name):
     close(found[0], found[1], 1e-3)
 
 
-@every_model
+@every_entry
 def test_only_pooled_models_ask_for_summaries(name):
     """`summary` is read off the class: a method of that name would count as yes."""
-    assert model_class(name)[0].summary is (name in ("audio", "text", "vision", "concat"))
+    model, config = model_class(name)
+    assert model.summary is (name in ("audio", "text", "vision", "concat"))
+    assert reads_summary(name, config()) is model.summary
 
 
 @every_model
+def test_what_a_model_reads_follows_from_its_arguments(name):
+    spec = make_spec(("vision",) if name == "vision" else ALL)
+    model = make_model(name, spec)
+    assert model.summary is reads_summary(name.partition(" ")[0], model.config)
+    assert model.summary is (name in ("audio", "text", "vision", "concat"))
+
+
+@every_entry
 def test_defaults_build(name):
     """The defaults of the config class, not the small ones of these tests."""
     model, config = model_class(name)

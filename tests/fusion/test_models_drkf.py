@@ -336,3 +336,19 @@ def test_presets_name_only_what_exists():
         4096,
         (256, 128, 64),
     )
+
+
+def test_class_weights_reach_the_kl():
+    """Set, and as they come back with a checkpoint; and without them it is as it was."""
+    spec = make_spec()
+    model, batch = make_model("drkf", spec).eval(), make_batch(spec)
+    before = model.losses(batch, 1.0)["kl_text"].item()
+    assert not model.weighs
+    model.set_class_weights(torch.tensor([5.0, 1.0, 0.1]))
+    assert model.weighs
+    after = model.losses(batch, 1.0)["kl_text"].item()
+    assert abs(after - before) > 1e-3
+    other = make_model("drkf", spec).eval()
+    assert other.losses(batch, 1.0)["kl_text"].item() == before
+    other.load_state_dict(model.state_dict())
+    assert other.losses(batch, 1.0)["kl_text"].item() == after

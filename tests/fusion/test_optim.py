@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from mer.fusion import config, optim
+from mer.fusion import config, data, experiment, optim, splits, train
+from mer.fusion.models import build
+from mer.pipeline.errors import DataError
 
 from tests.fusion.models import Operators, make_batch, make_model, make_spec
+from tests.fusion.stores import make_store
 
 
 @pytest.mark.parametrize("longest", [0.1, 1.0, 100.0])
@@ -84,3 +89,96 @@ def test_a_step_is_no_more_operators_than_it_was(name):
     with Operators() as asked:
         step(model, optimizer, batch)
     assert asked.count <= OPERATORS[name]
+
+
+def test_a_plateau_is_that_of_pytorch():
+    """For random walks of the loss, epoch by epoch."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        losses = np.abs(1 + 0.05 * rng.normal(size=40).cumsum()).round(3).tolist()
+        p = torch.nn.Parameter(torch.zeros(1))
+        plain = torch.optim.SGD([p], lr=1.0)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(plain, factor=0.5, patience=3)
+        for epoch, loss in enumerate(losses, start=1):
+            theirs.step(loss)
+            ours = optim.plateau(losses[:epoch], 0.5, 3)
+            assert ours == pytest.approx(plain.param_groups[0]["lr"])
+
+
+def test_an_epoch_is_that_of_the_authors_of_dmd(tmp_path):
+    """Adam, batches summed, every number of the gradient clipped after each batch, and the group
+    that is left at the end of an epoch dropped: the loop of their trainer, written out.
+    """
+    store = make_store(tmp_path, n=60, task="regression")
+    sets = ("accumulate=4", "accumulate_as=sum", "clip=inf", "clip_value=0.02", "warmup=0")
+    more = ("schedule=constant", "betas=0.9,0.999", "weight_decay=0", "lr=0.01")
+    chosen = config.load(
+        model="concat",
+        sets=[
+            "train.batch_size=4",
+            "model_args.dropout=0",
+            *(f"optim.{one}" for one in (*sets, *more)),
+        ],
+    )
+    spec = train.spec_of(store, chosen)
+    target = splits.targets(store.table(), "regression", spec.labels)
+    rows = np.arange(39)  # ten batches: two steps, and two batches that are left
+    part = data.batch_source(
+        store, spec, chosen.data, rows, target[rows], device="cpu", summary=True
+    )
+    ours = build("concat", chosen.model_args, spec)
+    theirs = copy.deepcopy(ours)
+    passed = train.run_epoch(ours, optim.adamw(ours, chosen), part, chosen, 1, 2)
+    assert passed.step == 2
+
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    left = 4
+    for batch in part.batches(part.shuffled(4, (0, 1))):
+        if left == 4:
+            adam.zero_grad()
+        left -= 1
+        theirs.losses(batch, 0.0)["ec"].backward()
+        torch.nn.utils.clip_grad_value_(list(theirs.parameters()), 0.02)
+        if not left:
+            adam.step()
+            left = 4
+    for (key, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_too_few_batches_for_a_summed_step_are_one_line(tmp_path):
+    store = make_store(tmp_path, n=60)
+    few = ("optim.accumulate=10", "optim.accumulate_as=sum")
+    chosen = config.load(model="concat", sets=few)
+    with pytest.raises(DataError, match="an epoch has 2 batches"):
+        experiment.train(store, chosen, tmp_path / "run", note=lambda line: None)
+
+
+def test_the_rate_of_a_training_falls_on_a_plateau_and_a_resume_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    store = make_store(tmp_path, n=60, shuffled_labels=True)
+    sets = ("schedule=plateau", "plateau_patience=0", "warmup=0", "lr=0.05")
+    chosen = config.load(
+        model="concat",
+        sets=["train.epochs=8", "train.patience=8", "model_args.hidden=8"]
+        + [f"optim.{one}" for one in sets],
+    )
+    whole = experiment.train(store, chosen, tmp_path / "whole", note=lambda line: None)
+    entries = [json.loads(line) for line in (whole.path / "log.jsonl").read_text().splitlines()]
+    losses = [entry["dev"]["loss"] for entry in entries]
+    for epoch, entry in enumerate(entries):
+        assert entry["lr"] == pytest.approx(0.05 * optim.plateau(losses[:epoch], 0.5, 0))
+    assert entries[-1]["lr"] < 0.05
+
+    class Killed(BaseException):
+        pass
+
+    def kill(line: str) -> None:
+        if line.startswith("epoch   5"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        experiment.train(store, chosen, tmp_path / "cut", note=kill)
+    again = experiment.train(store, chosen, tmp_path / "cut", note=lambda line: None)
+    weights = [(one.path / "model.safetensors").read_bytes() for one in (whole, again)]
+    assert weights[0] == weights[1]

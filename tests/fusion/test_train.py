@@ -329,11 +329,53 @@ def test_badly_scaled_features_train_by_default(tmp_path):
 
 def test_early_stop_keeps_the_best_epoch(tmp_path):
     store = make_store(tmp_path, shuffled_labels=True)
-    done = run(store, tmp_path / "run", settings("train.epochs=40", "train.patience=2"))
+    early = settings("train.epochs=40", "train.patience=2", "train.cooldown=0")
+    done = run(store, tmp_path / "run", early)
     entries = log(done.path)
     assert done.info.epochs == done.info.best_epoch + 2 < 40
     scores = [(e["dev"]["wf1"], -e["dev"]["loss"]) for e in entries]
     assert done.info.best_epoch == 1 + scores.index(max(scores))
+
+
+def test_the_rate_falls_to_zero_where_patience_ends(tmp_path, monkeypatch):
+    """Rates by hand: those of the cosine of 40 epochs, times a line from 1 to 0 over the steps of
+    the last four; killed in between, the fall goes on where it was.
+    """
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    store = make_store(tmp_path, shuffled_labels=True)
+    cooled = settings("train.epochs=40", "train.patience=2", "train.cooldown=4")
+    done = run(store, tmp_path / "run", cooled)
+    early = replace(cooled, train=replace(cooled.train, cooldown=0))
+    first = run(store, tmp_path / "early", early).info.epochs
+    entries = log(done.path)
+    steps = entries[0]["step"]
+    assert len(entries) == first + 4 == done.info.epochs < 40
+    assert entries[:first] == log(tmp_path / "early")
+    for entry in entries:
+        step = entry["step"] - 1
+        factor = optim.schedule(step, 40 * steps, cooled.optim.warmup, "cosine")
+        fallen = max(step - first * steps, 0) / (4 * steps)
+        assert entry["lr"] == pytest.approx(cooled.optim.lr * factor * (1 - fallen))
+    assert entries[-1]["lr"] < 0.1 * entries[first - 1]["lr"]
+
+    def kill(line: str) -> None:
+        if line.startswith(f"epoch {first + 2:3d}"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(store, tmp_path / "cut", cooled, note=kill)
+    again = run(store, tmp_path / "cut", cooled)
+    assert same(weights(done.path), weights(again.path)) and log(done.path) == log(again.path)
+
+
+def test_a_fall_that_the_last_epoch_would_cut_short_is_shorter(tmp_path):
+    store = make_store(tmp_path, shuffled_labels=True)
+    early = settings("train.epochs=40", "train.patience=2", "train.cooldown=0")
+    first = run(store, tmp_path / "early", early).info.epochs
+    most = settings(f"train.epochs={first + 1}", "train.patience=2", "train.cooldown=30")
+    entries = log(run(store, tmp_path / "run", most).path)
+    assert len(entries) <= first + 1
+    assert entries[-1]["lr"] < 0.2 * most.optim.lr
 
 
 def test_select_metric(tmp_path):
