@@ -1714,7 +1714,7 @@ def prune(runs, dry_run, yes):
 @main.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument(
-    "clips", metavar="[FILE|FOLDER|MANIFEST]...", nargs=-1, type=click.Path(path_type=Path)
+    "clips", metavar="[FILE|FOLDER|TABLE|MANIFEST]...", nargs=-1, type=click.Path(path_type=Path)
 )
 @click.option("--audio", type=click.Path(path_type=Path), help="One clip: any file with sound.")
 @click.option(
@@ -1767,7 +1767,9 @@ def prune(runs, dry_run, yes):
     metavar="FILE|DIR",
     help="Where the faces are, of a run that was trained on faces: as for extract.",
 )
-@click.option("--vision-faces", metavar="FILE", help="Or the detector's model, likewise.")
+@click.option(
+    "--vision-faces", metavar="FILE", help="Or the model of the detector that finds them."
+)
 @click.option(
     "--text-encoder", metavar="DIR", help="Where the run's text encoder is now, if it was a folder."
 )
@@ -1778,8 +1780,10 @@ def prune(runs, dry_run, yes):
     type=click.Path(path_type=Path),
     help="Write them there: a csv, or JSON lines where the name ends in .jsonl.",
 )
-@click.option("--csv", "as_csv", is_flag=True, help="Everything that is known, as a csv.")
-@click.option("--json", "as_json", is_flag=True, help="Likewise, one JSON object per clip.")
+@click.option(
+    "--csv", "as_csv", is_flag=True, help="Print a csv, as --out does: every score of every clip."
+)
+@click.option("--json", "as_json", is_flag=True, help="Likewise, a JSON object per clip.")
 def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as_json, **given):
     """Class probabilities, or a value, for new clips: files, folders, a table or a manifest.
 
@@ -1799,8 +1803,8 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
     group = Run.open(run).trained()
     if len(group.children) != 1:
         raise click.UsageError(
-            f"{run} holds {len(group.children)} runs; name one of them, e.g. "
-            f"{group.children[0].path}"
+            f"{run} holds {len(group.children)} runs; name one of them, e.g. {group.best().path}, "
+            "the best on dev"
         )
     trained = group.children[0]
     asked = predicting.Asked(
@@ -1826,9 +1830,9 @@ def predict(run, clips, audio, video, text, manifest_file, root, out, as_csv, as
         note(f"{kind}: {failure.id}: {failure.stage}: {failure.reason}")
     unexpected = sum(not failure.known for failure in found.failures)
     if unexpected:
+        has = plural(found.asked, "clip has", "clips have")
         raise FailuresError(
-            f"{unexpected:,} of {plural(found.asked, 'clip')} have no prediction; mend them, or "
-            "leave them out"
+            f"{unexpected:,} of {has} no prediction; mend what failed, or leave it out"
         )
 
 

@@ -14,6 +14,7 @@ from mer.pipeline.runtime.cells import guarded
 from mer.pipeline.runtime.terminal import plural, shown
 
 BETWEEN = ";"  # several labels, or modalities, in a cell of a csv
+DIGITS = 6  # of a number in a csv, as many as single precision is good for
 ID_CHARACTERS = 60  # of a name in the table; the csv has all
 # What stands in a csv before and behind the scores.
 BEFORE = ("id", "file", "pred")
@@ -99,7 +100,9 @@ def _table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, labels: tuple[str,
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
-    """Predictions as a csv with a header: numbers as they are, several labels with ; between."""
+    """Predictions as a csv with a header: numbers to six digits (JSON has all of them), several
+    labels with ; between.
+    """
     scores = spec.score_columns
     known = (*BEFORE, *scores, *BEHIND)
     others = []
@@ -121,6 +124,8 @@ def _cell(value: Any) -> Any:
     """A cell of a csv: text is kept from being run as a formula."""
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"{value:.{DIGITS}g}"
     if isinstance(value, list | tuple):
         value = BETWEEN.join(map(str, value))
     return guarded(value) if isinstance(value, str) else value

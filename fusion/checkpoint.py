@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -51,7 +52,7 @@ from mer.fusion.records import (
 from mer.fusion.splits import Fold
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.runtime.limits import CONFIG_BYTES
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import did_you_mean, shown
 from mer.pipeline.store import FeatureStore
 
 LAST = files.LAST
@@ -99,6 +100,12 @@ class Run:
         path = Path(path)
         where = path / INFO
         if not where.exists():
+            if not path.exists():
+                near = did_you_mean(path.name, _names_in(path.parent))
+                raise DataError(
+                    f"{path}: not a run folder, there is none of that name{near}; `mer runs` lists "
+                    "those that there are"
+                )
             inside = sum(1 for _ in path.glob(f"*/{INFO}"))
             remedy = (
                 f"the runs are in it: {path}/*"
@@ -220,6 +227,18 @@ class Run:
         for child in self.children:
             _ = child.config
         return self
+
+    def best(self) -> Run:
+        """Of the trainings of a finished group the one that is best on dev."""
+
+        def rank(child: Run) -> float:
+            found = child.result
+            value = found.dev.get(found.select_metric)
+            if value is None:
+                return math.inf
+            return value if found.select_metric in metrics.LOWER_IS_BETTER else -value
+
+        return min(self.children, key=rank)
 
     def sound(self) -> Run:
         """This finished run; DataError when one of its files is not as the training wrote it."""
@@ -515,3 +534,11 @@ def _seal(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
         h.update(f"\n{json.dumps(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         h.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder; none where it cannot be read."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

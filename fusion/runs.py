@@ -455,9 +455,10 @@ def _without(message: str, path: Path) -> str:
 # ---- Filter and sort
 
 
-CONDITION = re.compile(r"\s*([\w.]+)\s*(!=|>=|<=|=|>|<|~)\s*(.*?)\s*", re.DOTALL)
+CONDITION = re.compile(r"\s*([\w.]+)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", re.DOTALL)
 TESTS: dict[str, Callable[[Any, Any], bool]] = {
     "=": lambda a, b: a == b,
+    "==": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
     ">": lambda a, b: a > b,
     "<": lambda a, b: a < b,
@@ -584,6 +585,13 @@ def matching(
                 "model=drkf, optim.lr<1e-3, dev>80"
             )
         name, sign, wanted = resolve(found[1], rows, "--where"), found[2], found[3]
+        values = [value for row in rows if (value := _value(row, name, metric))]
+        numbers = values and all(_number(value) is not None for value in values)
+        if sign in ("<", "<=", ">", ">=") and numbers and _number(wanted) is None:
+            raise DataError(
+                f"--where '{shown(text, 60)}': {name} is a number, which '{shown(wanted, 40)}' is "
+                "not"
+            )
         kept = [row for row in kept if _holds(_value(row, name, metric), sign, wanted)]
     return kept
 
@@ -764,7 +772,7 @@ def counted(rows: Sequence[RunRow]) -> str:
     """`3 runs: 2 finished, 1 damaged`."""
     counts = {state: sum(row.state == state for row in rows) for state in get_args(State)}
     parts = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
-    return f"{plural(len(rows), 'run')}: {parts}"
+    return f"{plural(len(rows), 'run')}{': ' if parts else ''}{parts}"
 
 
 def meaning(rows: Sequence[RunRow], metric: str | None = None) -> str:

@@ -89,7 +89,7 @@ def _options(name: str) -> list[str]:
 
 def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings]:
     """Add what is counted and warned of the same way for every corpus."""
-    findings.counts = count(manifest)
+    findings.counts, findings.rows = count(manifest), len(manifest.rows)
     findings.warnings += warn_near_duplicates(manifest.labels)
     findings.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
     findings.warnings += class_gaps(manifest, findings.counts)

@@ -30,6 +30,7 @@ class Findings:
 
     dataset: str
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    rows: int | None = None  # where a row may count under several labels; None: the sum of counts
     expected: dict[str, dict[str, int]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)  # ids whose file is absent and not known to be
     unreadable: dict[str, str] = field(default_factory=dict)  # id -> why its file cannot be media
@@ -44,6 +45,8 @@ class Findings:
 
     @property
     def utterances(self) -> int:
+        if self.rows is not None:
+            return self.rows
         return sum(sum(found.values()) for found in self.counts.values())
 
     @property

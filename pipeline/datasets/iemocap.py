@@ -28,9 +28,11 @@ from mer.pipeline.runtime.terminal import plural, shown
 FILMS = Path("dialog", "avi", "DivX")
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
 # A line such as [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
-EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[", re.M)
+EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[([^\]\n]*)\]", re.M)
+RATING = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 # Other lines (`M: …`) have no time and no utterance.
 TRANSCRIPT = re.compile(r"^(Ses\S+) \[\d+\.\d+-\d+\.\d+\]:[ \t]*(.*?)\s*$", re.M)
+DIMENSIONS = 3
 UTTERANCE = re.compile(r"^(Ses\d\d)([FM])_\w+_([FM])\d+$")
 NOISE = re.compile(r"\[[A-Z ]+\]")  # [LAUGHTER]
 
@@ -43,7 +45,8 @@ def prepare(
     vision: bool = False,
     left: str = "marked",
 ) -> tuple[Manifest, Findings]:
-    """The manifest of IEMOCAP under `root`; `labels` is the number of classes. With `vision` each
+    """The manifest of IEMOCAP under `root`; `labels` is the number of classes, or vad
+    for the ratings of valence, arousal and dominance from 1 to 5. With `vision` each
     row names its dialogue's film, its span there, and by a tag the half in which its speaker is;
     `left` says who is in the left one: the "marked" speaker or the "unmarked" one.
     """
@@ -57,8 +60,9 @@ def prepare(
         texts = _transcripts(session, findings)
         for line in _evaluations(session, findings):
             found[line.session] += 1
-            label = chosen.source.get(line.code)
-            if label is None:
+            rated = chosen.task == "regression"
+            label = None if rated else chosen.source.get(line.code)
+            if label is None and not rated:
                 unlabelled[line.code].append(line.utterance)
             wav = session / "sentences" / "wav" / line.dialogue / f"{line.utterance}.wav"
             row = Utterance(
@@ -66,6 +70,7 @@ def prepare(
                 audio=os.path.relpath(wav, root),
                 text=texts.get(line.utterance) or None,
                 label=label,
+                targets=line.ratings if rated else None,
                 speaker=line.session + line.gender,
                 dialogue=line.dialogue,
                 session=line.session,
@@ -104,7 +109,8 @@ def _seen(row: Utterance, line: Evaluation, session: Path, root: Path, left: str
 
 class Evaluation(NamedTuple):
     """A line of EmoEvaluation: the utterance, its place in the dialogue, its label as a code; who
-    wore the markers, and (start, end) in seconds of the dialogue.
+    wore the markers, (start, end) in seconds of the dialogue, and the mean ratings of valence,
+    arousal and dominance.
     """
 
     utterance: str
@@ -115,6 +121,7 @@ class Evaluation(NamedTuple):
     code: str
     marked: str
     span: tuple[float, float]
+    ratings: tuple[float, ...]
 
 
 def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
@@ -122,15 +129,28 @@ def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
     for file in _files(session / "dialog" / "EmoEvaluation"):
         lines = EVALUATION.findall(_read(file, findings))
         lines.sort(key=lambda line: float(line[0]))
-        for position, (start, end, utterance, code) in enumerate(lines):
+        for position, (start, end, utterance, code, rated) in enumerate(lines):
             parts = UTTERANCE.match(utterance)
             if parts is None:
                 raise DataError(
                     f"{file}: utterance '{shown(utterance)}' is not named like Ses01F_impro01_F000"
                 )
-            span = float(start), float(end)
+            ratings = [value.strip() for value in rated.split(",")]
+            if len(ratings) != DIMENSIONS or not all(map(RATING.fullmatch, ratings)):
+                raise DataError(
+                    f"{file}: {shown(utterance)} has ratings [{shown(rated, 60)}], expected three "
+                    "numbers: valence, arousal, dominance"
+                )
             yield Evaluation(
-                utterance, parts[1], parts[3], file.stem, position, code, parts[2], span
+                utterance,
+                session=parts[1],
+                gender=parts[3],
+                dialogue=file.stem,
+                position=position,
+                code=code,
+                marked=parts[2],
+                span=(float(start), float(end)),
+                ratings=tuple(map(float, ratings)),
             )
 
 
@@ -189,7 +209,7 @@ def _transcripts(session: Path, findings: Findings) -> dict[str, str]:
 def _check_sessions(
     rows: list[Utterance], found: Counter, chosen: LabelSet, info: CorpusInfo, findings: Findings
 ) -> None:
-    kept = Counter(u.session for u in rows if u.label is not None)
+    kept = Counter(u.session for u in rows if _is_labelled(u))
     for what, counts, expected in (
         ("labelled", found, info.expected_files),
         (f"of set '{chosen.name}'", kept, chosen.groups),
@@ -199,6 +219,10 @@ def _check_sessions(
                 findings.warnings.append(
                     f"{session}: {plural(counts[session], 'utterance')} {what}, {n:,} expected"
                 )
+
+
+def _is_labelled(row: Utterance) -> bool:
+    return row.label is not None or row.targets is not None
 
 
 def _is_noise(text: str | None) -> bool:
@@ -220,7 +244,7 @@ def _check_texts(rows: list[Utterance], findings: Findings) -> None:
         what = "nothing but noise marks such as [LAUGHTER], kept as text"
         number = plural(len(noise), "transcript is", "transcripts are")
         findings.warnings.append(f"{number} {what}: {some(noise)}")
-    labelled = [u for u in rows if u.label is not None]
+    labelled = [u for u in rows if _is_labelled(u)]
     sessions = {u.session for u in labelled}
     for session in sorted(filter(None, sessions)):
         others = [u.text for u in labelled if u.session != session]

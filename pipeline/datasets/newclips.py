@@ -229,7 +229,7 @@ def _of_files(paths: Sequence[Path], words: bool) -> NewClips:
             _walk(str(path), seen, walked)
             named += walked.clips[before:]
             continue
-        if path.suffix.lower() == WORDS:
+        if path.suffix.lower() == WORDS and path.exists():
             raise DataError(
                 f"{shown(path, 160)}: words without a clip; name the clip that it lies beside, or "
                 "give words alone with --text or in a table with a text column"

@@ -12,7 +12,7 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -335,11 +335,30 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
     _check_known(table, parts, names)
     if task == "multi":
         return _Labelling(names, none, [_indicators(row, names) for row in parts])
-    if len(names) > MANY_LABELS:
-        findings.warnings.append(
-            f"{plural(len(names), 'different label')}; numbers are meant? then --task regression"
-        )
+    findings.warnings += _of_another_task([row[0] for row in parts if row])
     return _Labelling(names, values, none)
+
+
+def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
+    """A line where labels look like values, or like several in one cell."""
+    different = dict.fromkeys(labels)
+    values = [label for label in different if NUMBER.fullmatch(label)]
+    fractions = any("." in value or "-" in value for value in values)
+    if len(values) > len(different) / 2 and (fractions or len(values) > MANY_LABELS):
+        of_all = plural(len(different), "different label is", "different labels are")
+        yield (
+            f"{len(values):,} of {of_all} numbers ({listed(values, 2)}), taken as names of "
+            "classes; if they are values, say --task regression"
+        )
+    elif len(different) > MANY_LABELS:
+        number = plural(len(different), "different label")
+        yield f"{number}; numbers are meant? then --task regression"
+    several = [label for label in different if len(_parts(label, "multi") or ()) > 1]
+    if several:
+        yield (
+            f"labels such as '{shown(several[0], 60)}' are taken whole; if that is several labels "
+            "of one utterance, say --task multi"
+        )
 
 
 def _given_names(given: str | None) -> tuple[str, ...]:

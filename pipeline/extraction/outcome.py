@@ -100,10 +100,11 @@ class ExtractReport:
     def lines(self) -> list[str]:
         """For people: what was done, what went wrong, where it is."""
         size = (
-            f"{self.audio_seconds / 3600:.2f} h of audio, {self.bytes / 1e6:,.1f} MB in "
+            f"{_spoken(self.audio_seconds)} of audio, {self.bytes / 1e6:,.1f} MB in "
             f"{plural(self.shards, 'shard')}"
         )
-        out = [f"{self._done()}; {size}, {self.seconds:.1f} s", *self._plan_lines()]
+        took = f"{'planned in ' if self.action == 'dry-run' else ''}{self.seconds:.1f} s"
+        out = [f"{self._done()}; {size}, {took}", *self._plan_lines()]
         out += [_self_test_line(m, test) for m, test in self.self_test.items()]
         out += [f"{m}: {test['note']}" for m, test in self.self_test.items() if "note" in test]
         if self.counts:
@@ -165,6 +166,15 @@ class ExtractReport:
         written = self.action not in ("dry-run", "part")
         where = f": {self.failures_path}" if written else ""
         return [*lines, f"{more}{count}{where}"]
+
+
+def _spoken(seconds: float) -> str:
+    """A length of audio.
+
+    >>> _spoken(72.0), _spoken(36_000.0)
+    ('1.2 minutes', '10.00 h')
+    """
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:,.2f} h"
 
 
 def untrained_line(names: Sequence[str]) -> str:

@@ -354,18 +354,24 @@ def _finish_together(
 def progress_of(settled: Settled, parts: Iterable[Part], progress: Silent) -> Iterator[Done]:
     """Call the value with a part of `parts` and the length done of it.
 
-    What is shown is the progress of the first modality of which there is something to encode.
+    What is shown is the progress of the first modality of which there is something to encode, in
+    lengths of the clips: windows of an encoder that are longer count as what is in them.
     """
     lengths: Counter = Counter()
+    rows: dict[str, set[int]] = {}
     for part in parts:
         lengths[part.modality] += part.length
+        rows.setdefault(part.modality, set()).update(item.row for item in part.items)
     modalities = [one.modality for one in settled.inputs.chosen]
     counted = next((m for m in modalities if lengths[m.name]), modalities[-1])
-    total = lengths[counted.name] / counted.per_unit
-    with progress.task("extracting", total, counted.unit) as advance:
+    windows = lengths[counted.name]
+    of_clips = settled.inputs.lengths[counted.name].lengths
+    within = sum(of_clips[row] for row in rows.get(counted.name, ()))
+    per_unit = counted.per_unit * max(1.0, windows / within if within else 1.0)
+    with progress.task("extracting", windows / per_unit, counted.unit) as advance:
 
         def done(part: Part, length: int, fresh: bool = True) -> None:
             if part.modality == counted.name:
-                advance(length / counted.per_unit, fresh)
+                advance(length / per_unit, fresh)
 
         yield done

@@ -126,7 +126,8 @@ class Lines(Silent):
         def show() -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last >= self.every:
+            # of what is done the line at the end says so
+            if now - last >= self.every and count.done < count.total * (1 - 1e-6):
                 last = now
                 self.note(f"{what}: {count}")
 

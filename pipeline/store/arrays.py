@@ -109,6 +109,8 @@ def _write_array(
         raise StoreError(f"{path}: {name} has {written} bytes, laid out for {expected}")
 
 
+PARQUET_MAGIC = b"PAR1"
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".xlsx")  # of what people have before that
 REMEDY = {
     "store": "make it again with --force, which keeps sound shards, or name another file",
     "shard": "run `mer verify --repair` on its store",
@@ -116,9 +118,9 @@ REMEDY = {
 
 
 @contextmanager
-def opened(path: Path, what: str) -> Iterator[h5py.File]:
-    """A file to read, `what` naming it to the user; whatever its bytes provoke in the block becomes
-    a StoreError.
+def opened(path: Path, what: str, remedy: str = "") -> Iterator[h5py.File]:
+    """A file to read, `what` naming it to the user, `remedy` what mends it; whatever its bytes
+    provoke in the block becomes a StoreError.
     """
     try:
         # Reading a pipe would wait for a writer without end.
@@ -135,12 +137,31 @@ def opened(path: Path, what: str) -> Iterator[h5py.File]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise DataError(f"{path}: not a {what}") from None
+        if what == "store" and (instead := _not_yet(path)):
+            raise DataError(f"{path}: {instead}") from None
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         reason = shortened(first_line, ECHO_CHARACTERS // 2)
         raise StoreError(
             f"{path}: not a readable {what} ({reason}): damaged, or no {what} of mer; "
-            f"{REMEDY[what]}"
+            f"{remedy or REMEDY[what]}"
         ) from None
+
+
+def _not_yet(path: Path) -> str:
+    """What a file is that a store has yet to be made from, and how; empty where it is none."""
+    with open(path, "rb") as file:
+        begin = file.read(len(PARQUET_MAGIC))
+    if begin == PARQUET_MAGIC:
+        return (
+            "a Parquet file and no store; of a manifest `mer extract --manifest FILE` makes one, "
+            "of a table `mer prepare table --from FILE` makes a manifest"
+        )
+    if path.suffix.lower() in TABLES:
+        return (
+            "a table and no store; `mer prepare table --from FILE` makes a manifest of it, and "
+            "`mer extract --manifest` a store of that"
+        )
+    return ""
 
 
 def attribute(file: h5py.Group, name: str) -> str | int:

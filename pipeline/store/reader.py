@@ -81,7 +81,7 @@ class FeatureStore:
     def _check_files(self) -> None:
         """Raise StoreError unless every shard is there, of its size, and every member fits."""
         for record in self.shards:
-            check_file(record, self.path)
+            check_file(record, self.path, self.remedy)
         for number in range(len(self.members)):
             self.member(number)._check_files()
 
@@ -109,6 +109,18 @@ class FeatureStore:
         """
         made = self.header.recipe or self.members or "joined" in self.header.provenance
         return bool(made)
+
+    @property
+    def remedy(self) -> str:
+        """What mends a damaged shard of this store, in the words of a message."""
+        made = self.header.provenance.get("imported")
+        if any(not record.sha256 for record in self.shards):  # one file, `mer export --to single`
+            return "export it again from the store that it came from"
+        if made == "join":
+            return "join again with --copy and --force"
+        if made is not None:
+            return "import it again with --force"
+        return f"run `mer verify --repair {self.path}`"
 
     def table(self) -> pa.Table:
         """The index: a row per utterance, N rows.
@@ -166,7 +178,7 @@ class FeatureStore:
         shard = self.shard(number)
         x = shard.frames(modality, at, at + 1)
         if check:
-            shard.check(modality, x, at, at + 1, store=self.path)
+            shard.check(modality, x, at, at + 1, remedy=self.remedy)
         return x if dtype == "stored" else x.astype(dtype or np.float32)
 
     def batch(
@@ -252,7 +264,7 @@ class FeatureStore:
             source = self.shard(int(shard[i]))
             x = source.frames(modality, int(at[i]), int(at[j]) + 1)
             if unchecked[order[first:last]].any():
-                source.check(modality, x, int(at[i]), int(at[j]) + 1, store=self.path)
+                source.check(modality, x, int(at[i]), int(at[j]) + 1, remedy=self.remedy)
             out[offsets[i] : offsets[j + 1]] = x
         if done is not None:
             done[places] = True
@@ -321,7 +333,7 @@ class FeatureStore:
             means = shard.layer_means(modality)
             if not means.size:
                 continue
-            shard.check_layer_means(modality, at[~done[places[here]]], store=self.path)
+            shard.check_layer_means(modality, at[~done[places[here]]], remedy=self.remedy)
             out[here] = means[at]
         done[places] = True
         return out
@@ -356,7 +368,7 @@ class FeatureStore:
             for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1):
                 first, last = int(run[0]), int(run[-1]) + 1
                 x = shard.frames(modality, first, last)
-                shard.check(modality, x, first, last, store=self.path)
+                shard.check(modality, x, first, last, remedy=self.remedy)
                 total += x.nbytes
             done[here] = True
         return total
@@ -378,10 +390,8 @@ class FeatureStore:
             # What is wrong with a member as such says itself what helps; of its shards the command
             # says it.
             itself = self.members and damaged[0].store == str(self.path)
-            verify = (
-                f"mer verify {self.path}" if self.members else f"mer verify --repair {self.path}"
-            )
-            remedy = "" if itself else f"; run `{verify}`"
+            mend = f"run `mer verify {self.path}`" if self.members else self.remedy
+            remedy = "" if itself else f"; {mend}"
             raise StoreError(f"{damaged[0].path}: {damaged[0].reason}{more}{remedy}")
 
     def content(self) -> str:
@@ -485,17 +495,15 @@ class FeatureStore:
     def _opened(self, number: int) -> Shard:
         """A shard, which is the one that the head was built over; StoreError otherwise."""
         record = self.shards[number]
-        check_file(record, self.path)
-        shard = Shard(record.path, record.group)
+        check_file(record, self.path, self.remedy)
+        shard = Shard(record.path, record.group, remedy=self.remedy)
         if shard.identity != record.identity:
             raise StoreError(
-                f"{record.path}: not the shard that {self.path.name} was built over; run `mer "
-                f"verify --repair {self.path}`"
+                f"{record.path}: not the shard that {self.path.name} was built over; {self.remedy}"
             )
         if not self._fits(number, shard):
             raise StoreError(
-                f"{record.path}: its utterances are not the ones the head file lists; run `mer "
-                f"verify --repair {self.path}`"
+                f"{record.path}: its utterances are not the ones the head file lists; {self.remedy}"
             )
         return shard
 
@@ -563,18 +571,16 @@ def verify_shards(
     return damages(store, progress)
 
 
-def check_file(record: ShardRecord, store: Path) -> None:
-    """Raise StoreError unless the shard is there and of the recorded size (one inside the head file
-    has none recorded).
+def check_file(record: ShardRecord, store: Path, remedy: str) -> None:
+    """Raise StoreError, which names the remedy, unless the shard is there and of the recorded size
+    (one inside the head file has none recorded).
     """
     if record.group != "/":
         return
     try:
         size = record.path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            f"{record.path}: shard is missing; run `mer verify --repair {store}`"
-        ) from None
+        raise StoreError(f"{record.path}: shard is missing; {remedy}") from None
     except ValueError:
         raise StoreError(
             f"{store}: names a shard by what is no name; make it again with `mer extract --force` "
@@ -582,4 +588,4 @@ def check_file(record: ShardRecord, store: Path) -> None:
         ) from None
     if size != record.bytes:
         sizes = f"shard has {plural(size, 'byte')}, {record.bytes:,} were written"
-        raise StoreError(f"{record.path}: {sizes}; run `mer verify --repair {store}`")
+        raise StoreError(f"{record.path}: {sizes}; {remedy}")

@@ -376,6 +376,7 @@ class Shard:
     Args:
         path: The file.
         group: Where in the file it lies: a store of a single file holds its one shard in a group.
+        remedy: What mends it where it cannot be read, for the message.
 
     Raises:
         DataError: There is no such file.
@@ -383,11 +384,12 @@ class Shard:
         StoreVersionError: It is of a format version that this code does not read.
     """
 
-    def __init__(self, path: str | os.PathLike, group: str = "/") -> None:
+    def __init__(self, path: str | os.PathLike, group: str = "/", *, remedy: str = "") -> None:
         self.path = Path(path)
         self._group = group
+        self._remedy = remedy
         self._mapped: dict[str, np.ndarray] = {}
-        with arrays.opened(self.path, "shard") as root:
+        with arrays.opened(self.path, "shard", self._remedy) as root:
             self.bytes = self.path.stat().st_size
             file = arrays.group_of(root, group)
             check_format(file, self.path, SHARD_FORMAT, "shard")
@@ -450,7 +452,7 @@ class Shard:
         Raises:
             StoreError: The means do not match their checksum.
         """
-        with arrays.opened(self.path, "shard") as file:
+        with arrays.opened(self.path, "shard", self._remedy) as file:
             kind = self.modalities[modality]
             size = 4 * len(self) * kind["dim"]
             pooled = arrays.read(
@@ -472,7 +474,7 @@ class Shard:
         """
         return self._mapped[f"{modality}/{LAYERS}"]
 
-    def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, store: Path) -> None:
+    def check(self, modality: str, x: np.ndarray, start: int, stop: int, *, remedy: str) -> None:
         """Hold frames against their checksums.
 
         Args:
@@ -480,34 +482,33 @@ class Shard:
             x: The frames of the utterances [start, stop), as `frames` gives them.
             start: The first row.
             stop: The row behind the last.
-            store: The head file, for the message.
+            remedy: What mends it, for the message.
 
         Raises:
             StoreError: They do not match.
         """
         bad = next(self.differing(modality, x, start, stop), None)
         if bad is not None:
-            raise self._mismatch(modality, bad, store)
+            raise self._mismatch(modality, bad, remedy)
 
-    def check_layer_means(self, modality: str, rows: np.ndarray, *, store: Path) -> None:
+    def check_layer_means(self, modality: str, rows: np.ndarray, *, remedy: str) -> None:
         """Hold layer means against their checksums.
 
         Args:
             modality: One of `modalities` that has layer means.
             rows: (k,) of the shard.
-            store: The head file, for the message.
+            remedy: What mends it, for the message.
 
         Raises:
             StoreError: They do not match.
         """
         bad = next(self.differing_layer_means(modality, rows), None)
         if bad is not None:
-            raise self._mismatch(f"the layer means of {modality}", bad, store)
+            raise self._mismatch(f"the layer means of {modality}", bad, remedy)
 
-    def _mismatch(self, what: str, row: int, store: Path) -> StoreError:
+    def _mismatch(self, what: str, row: int, remedy: str) -> StoreError:
         return StoreError(
-            f"{self.path}: {what} of '{self.ids[row]}' does not match its checksum; run "
-            f"`mer verify --repair {store}`"
+            f"{self.path}: {what} of '{self.ids[row]}' does not match its checksum; {remedy}"
         )
 
     def mismatches(self, modality: str) -> Iterator[int]:

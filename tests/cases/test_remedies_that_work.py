@@ -9,9 +9,10 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.pipeline.encoders.layers import parse_layers
-from mer.pipeline.errors import DataError
+from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.extraction import extract
 from mer.pipeline.interchange.joining import join
+from mer.pipeline.store import FeatureStore
 
 from tests.extract import corpus
 
@@ -141,3 +142,30 @@ def test_layers_that_run_downwards(setting):
 def test_only_the_command_that_begins_so_is_suggested():
     code, said = mer("run")
     assert code == 2 and "Did you mean 'runs'?" in said and "prune" not in said
+
+
+def test_what_is_no_store_yet_is_said_with_the_way_to_one(tmp_path):
+    _, file = corpus.make(tmp_path / "corpus", 4)
+    table = tmp_path / "clips.csv"
+    table.write_text("id,audio,text,label\na,a.wav,hi,joy\n")
+    for path, way in ((file, "mer extract --manifest"), (table, "mer prepare table --from")):
+        code, said = mer("train", path)
+        assert code == 1 and way in said and "--force" not in said and len(said) < 400
+
+
+def test_a_store_that_cannot_be_repaired_is_not_told_to_be(tmp_path):
+    """An imported store has no recipe that `mer verify --repair` could follow."""
+    x = np.ones((6, 3, 2), np.float32)
+    np.savez(tmp_path / "x.npz", ids=np.array([f"u{n}" for n in range(6)]), audio=x)
+    code, said = mer("import", "npz", tmp_path / "x.npz", "--out", tmp_path / "audio.h5")
+    assert code == 0, said
+    damage(tmp_path / "audio.h5", "audio")
+    path = next((tmp_path / "audio.shards").glob("shard-*.h5"))
+    flipped = path.read_bytes()
+    for content in (flipped, flipped[:-100], b"no shard" + flipped[8:], None):
+        path.write_bytes(content) if content is not None else path.unlink()
+        with pytest.raises(StoreError) as raised:
+            store = FeatureStore(tmp_path / "audio.h5")
+            for row in range(len(store)):
+                store.features("audio", row, check=True)
+        assert "import it again" in str(raised.value) and "--repair" not in str(raised.value)

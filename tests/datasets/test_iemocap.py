@@ -46,6 +46,23 @@ def test_turns_without_a_label_keep_their_place(root):
     assert turns[1].text == "Do you have your forms?" and turns[1].speaker == "Ses01M"
 
 
+def test_ratings_are_three_targets_of_every_turn(root):
+    manifest, report = prepare("iemocap", root, labels="vad")
+    assert (manifest.task, manifest.labels) == ("regression", ("valence", "arousal", "dominance"))
+    turns = [u.targets for u in manifest.rows if u.dialogue == "Ses01F_impro01"]
+    assert turns == [(1.0, 2.5, 3.5), (2.0, 2.5, 3.5), (3.0, 2.5, 3.5)]
+    assert len(manifest) == 14 and not report.unlabelled
+
+
+@pytest.mark.parametrize("ratings", ["2.5000, 2.5000", "2.5, nan, 2.5", "2.5, 2.5, -1", ""])
+def test_ratings_that_are_no_three_numbers_are_one_line(tmp_path, ratings):
+    here = write_iemocap(tmp_path)
+    path = here / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
+    path.write_text(path.read_text().replace("2.0000, 2.5000, 3.5000", ratings))
+    with pytest.raises(DataError, match=r"Ses01F_impro01_M000 has ratings \["):
+        prepare("iemocap", here, labels="vad")
+
+
 def test_the_speaker_is_the_utterances_letter(root):
     rows = {u.id: u for u in prepare("iemocap", root)[0].rows}
     assert (

@@ -7,10 +7,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mer.pipeline.datasets import prepare
+from mer.cli import main
+from mer.pipeline.datasets import prepare, table
 from mer.pipeline.datasets.table import SHARES, split_groups
 from mer.pipeline.errors import DataError
 
@@ -393,6 +395,39 @@ def test_a_table_whose_columns_have_other_names_is_not_called_empty(tmp_path):
         match="t.csv: no column is called id, audio, .*; name yours with --column FIELD=NAME",
     ):
         prepare("table", source=tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (("2.06", "-1.49", "0.3", "-0.11"), "4 of 4 different labels are numbers (2.06, -1.49 and"),
+        (("-1", "0", "1", "calm"), "3 of 4 different labels are numbers (-1, 0 and 1 more)"),
+        (
+            ("joy;surprise", "anger", "joy", "anger"),
+            "labels such as 'joy;surprise' are taken whole",
+        ),
+        (("0", "1", "2", "3"), None),  # classes that are numbered
+        (("so-so", "good", "bad", "v1.2"), None),
+    ],
+)
+def test_labels_of_another_task_are_asked_about(tmp_path, labels, says):
+    lines = [f"{number}.wav,word {number},{label}" for number, label in enumerate(labels)]
+    (tmp_path / "t.csv").write_text("\n".join(["audio,text,label", *lines]) + "\n")
+    _, report = table.prepare(tmp_path / "t.csv", split="none")
+    asked = [line for line in report.warnings if "--task" in line]
+    assert len(asked) == (says is not None)
+    assert says is None or asked[0].startswith(says)
+
+
+def test_a_row_with_two_labels_is_one_utterance(tmp_path):
+    rows = ("a.wav,hi,joy;surprise", "b.wav,ho,joy", "c.wav,no,")
+    (tmp_path / "t.csv").write_text("\n".join(["audio,text,label", *rows]) + "\n")
+    asked = ["prepare", "table", "--from", str(tmp_path / "t.csv"), "--task", "multi"]
+    done = CliRunner().invoke(
+        main, [*asked, "--split", "none", "--out", str(tmp_path / "m.parquet")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "t: 3 utterances" in done.output
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

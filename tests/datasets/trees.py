@@ -87,8 +87,9 @@ def write_iemocap(root: Path) -> Path:
         transcript = ["M: a line without a time"]
         for i, (name, (code, text)) in enumerate(lines.items()):
             start, end = 6.2901 + 3 * i, 8.2357 + 3 * i
+            ratings = f"[{1 + i:.4f}, 2.5000, 3.5000]"
             evaluation += [
-                f"[{start:.4f} - {end:.4f}]\t{dialogue}_{name}\t{code}\t[2.5000, 2.5000, 2.5000]",
+                f"[{start:.4f} - {end:.4f}]\t{dialogue}_{name}\t{code}\t{ratings}",
                 "C-E2:\tNeutral;\t()",
                 "A-E3:\tval 3; act 2; dom  2;\t()",
                 "",

@@ -102,7 +102,7 @@ def test_dry_run(folder):
     assert result.exit_code == 0 and not (folder / "feats.h5").exists()
     for words in (
         "dry run: 4 utterances",
-        "h of audio",
+        " minutes of audio",
         "MB in",
         "1 batch (",
         "padded/valid",

@@ -1,7 +1,8 @@
-"""docs/adding.md, done: its file, its line and its preset add a model."""
+"""docs/adding.md, done: its file, its line and its preset add a model; a file and a line a sink."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -12,7 +13,8 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import config, models
+from mer.fusion import config, models, sinks
+from mer.fusion import train as training
 
 from tests.fusion.models import make_batch, make_spec, total
 from tests.fusion.stores import make_store
@@ -64,3 +66,47 @@ def test_it_keeps_the_contract(average, task):
     for name, steps in batch.x.items():
         steps[~batch.mask(name)] = float("nan")
     assert torch.equal(model(batch).logits, logits)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """The page's sink, registered."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "table.py").write_text(block(10, "python"))
+    monkeypatch.setattr(sinks, "__path__", [*sinks.__path__, str(package)])
+    name, entry = re.fullmatch(r'"(\w+)": \((.*)\),\n', block(11, "python")).groups()
+    monkeypatch.setitem(sinks.SINKS, name, tuple(re.findall(r'"([\w.]*)"', entry)))
+    yield name
+    sys.modules.pop("mer.fusion.sinks.table", None)
+
+
+def test_the_pages_sink_has_every_epoch_once_also_after_a_kill(table, tmp_path, monkeypatch):
+    make_store(tmp_path, n=60)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    asked = ["train", "feats.h5", "--model", "concat", "--set", "train.epochs=3", "--no-test"]
+    asked += ["--device", "cpu", "--log", table, "--out", "run"]
+    tell, told = sinks.JsonLines.epoch, []
+
+    def killed(self, entry):
+        told.append(entry.epoch)
+        if told == [1, 2]:
+            raise OSError(5, "Input/output error")
+        tell(self, entry)
+
+    monkeypatch.setattr(sinks.JsonLines, "epoch", killed)
+    assert CliRunner().invoke(main, asked).exit_code == 1
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0, done.output
+    lines = (tmp_path / "run" / "epochs.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    head = rows[0]
+    logged = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ]
+    assert [row[0] for row in rows[1:-1]] == ["1", "2", "3"] and head[:2] == ["epoch", "lr"]
+    for row, entry in zip(rows[1:-1], logged, strict=True):
+        assert float(row[head.index("wf1")]) == pytest.approx(entry["dev"]["wf1"], abs=1e-4)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert rows[-1] == [f"# chosen: epoch {info['best_epoch']} of 3"]

@@ -219,8 +219,8 @@ def test_a_row_is_checked_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         shard,
         "check",
-        lambda self, m, x, i, j, store: (
-            checked.append((m, i, j)) or check(self, m, x, i, j, store=store)
+        lambda self, m, x, i, j, remedy: (
+            checked.append((m, i, j)) or check(self, m, x, i, j, remedy=remedy)
         ),
     )
     settings = config.DataConfig(residence="stream")

@@ -149,6 +149,7 @@ def test_the_best_configuration_and_its_settings_in_one_command(search):
     ("conditions", "expected"),
     [
         (["lr=1e-4"], [0, 3, 6, 9]),
+        (["lr==1e-4"], [0, 3, 6, 9]),
         (["optim.lr<3e-4", "hidden=16"], [0]),
         (["hidden!=16", "lr>=1e-3"], [5, 8, 11]),
         (["dev>50.8"], [9, 10, 11]),
@@ -203,6 +204,7 @@ def test_chosen_columns(search):
         (["--where", "learning_rate<1"], "did you mean 'lr'"),
         (["--where", "modle=drkf"], "did you mean 'model'"),
         (["--where", "drkf"], "expected COLUMN=VALUE"),
+        (["--where", "dev>abc"], "dev is a number, which 'abc' is not"),
         (["--sort", "lrr"], "did you mean 'lr'"),
         (["--columns", "run,devv"], "did you mean 'dev'"),
         (["--metric", "accuracy"], "did you mean 'wa'"),

@@ -97,6 +97,35 @@ def test_what_fails_is_named_and_the_others_keep_their_line(desk, clips, tmp_pat
     found = mer("predict", desk.run, tmp_path, "--json", code=3)
     assert [Path(json.loads(line)["file"]).name for line in found.out.splitlines()] == ["good.wav"]
     assert "bad.wav" in found.err and "1 of 2 clips have no prediction" in found.err
+    found = mer("predict", desk.run, tmp_path / "bad.wav", code=3)
+    assert "1 of 1 clip has no prediction" in found.err and "words of 1 clip" not in found.err
+
+
+def test_names_that_are_mistyped_are_told(desk, clips):
+    runs = desk.run.parent
+    said = mer("predict", runs / "synthetic-drfk-1", clips, code=1).err
+    assert "there is none of that name, did you mean 'synthetic-drkf-1'?" in said
+    said = mer("predict", desk.run, clips / "nobody.txt", code=3).err
+    assert "no such file" in said and "words without" not in said
+
+
+def test_of_several_seeds_the_best_on_dev_is_named(desk, clips):
+    group = desk.folder / "several"
+    mer("train", desk.features, "--model", "concat", "--seeds", "2", "--set", "train.epochs=2",
+        "--no-test", "--out", group)  # fmt: skip
+    infos = [json.loads((group / f"seed-{seed}" / "run.json").read_text()) for seed in (0, 1)]
+    best = max(infos, key=lambda info: info["dev"][info["select_metric"]])
+    said = mer("predict", group, clips, code=2).err
+    assert f"{group}/seed-{best['seed']}, the best on dev" in said.replace("\n", " ")
+
+
+def test_a_csv_has_numbers_that_people_can_read(desk, clips):
+    text = mer("predict", desk.run, clips / "1.wav", "--csv").out
+    [found] = csv.DictReader(io.StringIO(text))
+    numbers = [value for name, value in found.items() if name.startswith("p_")]
+    assert len(numbers) == len(LABELS)
+    for number in numbers:
+        assert number == f"{float(number):.6g}"
 
 
 def test_csv_stays_csv_whatever_a_file_is_called(desk, clips, tmp_path):

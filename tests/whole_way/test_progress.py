@@ -66,6 +66,16 @@ def test_hashing_counts_files(desk, counted, tmp_path):
     assert counted.tasks["reading lengths (audio)"] == [12, 12]
 
 
+def test_the_end_is_said_once(capsys):
+    """Also where the last piece took so long that a line was due."""
+    lines = Lines(every=0.0)
+    with lines.task("audio: layers", 3, "layers") as advance:
+        for _ in range(3):
+            advance(1)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" of 3")[0].rpartition(" ")[2] for line in said] == ["1", "2", "3"]
+
+
 def test_what_is_done_in_a_moment_says_nothing(capsys):
     lines = Lines()
     for brief in (True, False):
