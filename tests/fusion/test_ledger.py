@@ -215,7 +215,11 @@ def test_train_opens_once_and_no_test_never(tmp_path):
     assert "seen by 2 configurations (2 trainings)" in b.stderr
     compared = call("compare", tmp_path / "a", tmp_path / "b")
     assert "seen by 2 configurations (2 trainings)" in compared.stdout
+    assert "p (Holm)" in compared.stdout and "\none seed each: " in compared.stdout
+    assert "24 utterances are few" in compared.stdout
     as_json = json.loads(call("compare", tmp_path / "a", tmp_path / "b", "--json").stdout)
+    figures = as_json["metrics"].values()
+    assert all(one["p"] <= one["p_holm"] <= 1 for one in figures) and len(figures) == 4
     assert as_json["seen"]["configurations"] == 2 and as_json["seen"]["missing"] == 0
     place.write_text(place.read_text().replace("concat", "concot"))
     broken = call("compare", tmp_path / "a", tmp_path / "b")
@@ -225,6 +229,7 @@ def test_train_opens_once_and_no_test_never(tmp_path):
     assert page.exit_code == 0
     text = (tmp_path / "r.html").read_text()
     assert "1 of 2 lines damaged (line 1)" in text and "seen by 2 configurations" in text
+    assert "p (Holm)" in text and "95 % interval (24 utterances)" in text
 
 
 # ---- What happens to the file
