@@ -315,10 +315,8 @@ def _of_targets(table: Table, names: tuple[str, ...], findings: Findings) -> _La
     gaps = [i for i, row in enumerate(rows) if row is None]
     if gaps:
         some = f" ({partly:,} of them with some of these)" if partly else ""
-        findings.warnings.append(
-            f"{plural(len(gaps), 'row')} without {' and '.join(names)}{some}, unlabelled, the first "
-            f"on {table.place(gaps[0])}"
-        )
+        lacking = f"{plural(len(gaps), 'row')} without {' and '.join(names)}{some}"
+        findings.warnings.append(f"{lacking}, unlabelled, the first on {table.place(gaps[0])}")
     if "label" in table.data:
         findings.warnings.append("the label column is left aside, as --targets names what to learn")
     return _Labelling(names, [None] * len(table), rows)

@@ -229,6 +229,7 @@ def test_a_label_beside_targets_is_left_aside(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("id,text,speaker,label,valence\na,one,s1,anger,1\nb,two,s2,joy,5\n")
     options = ["--from", str(path), "--out", str(tmp_path / "m.parquet"), "--targets", "valence"]
+    options += ["--split", "none"]
     done = CliRunner().invoke(main, ["prepare", "table", *options])
     assert done.exit_code == 0 and "the label column is left aside" in done.output
     table = pq.read_table(tmp_path / "m.parquet")
