@@ -2050,7 +2050,7 @@ def predict(
     trained = group.children
     if len({child.fold for child in trained}) > 1:
         raise click.UsageError(
-            f"{run} holds {len(trained)} runs over folds; name one of them, e.g. "
+            f"{run} holds {plural(len(trained), 'run')} over folds; name one of them, e.g. "
             f"{group.best().path}, the best on dev"
         )
     if others or len(trained) > 1:

@@ -342,8 +342,8 @@ def _find_media(clips: Iterable[Clip], root: Path, findings: Findings) -> dict[s
         used.add(places[clip.key])
     if several:
         findings.warnings.append(
-            f"{len(several):,} clips have several files of their name below {shown(root, 80)}, the "
-            f"first of which is taken: {listed(several, 3)}"
+            f"{plural(len(several), 'clip has', 'clips have')} several files of their name below "
+            f"{shown(root, 80)}, the first of which is taken: {listed(several, 3)}"
         )
     everything = {path for paths in by_name.values() for path in paths}
     findings.orphans = sorted(everything - used)
@@ -386,7 +386,7 @@ def _speakers(clips: Iterable[Clip], corpus: str, findings: Findings) -> dict[st
     without: Sequence[str] = [clip.key for clip in clips if clip.key not in found]
     if without:
         findings.warnings.append(
-            f"{len(without):,} of {len(clips):,} clips have no speaker in their name: "
+            f"{len(without):,} of {plural(len(clips), 'clip')} without a speaker in their name: "
             f"{listed(without, 3)}"
         )
     return found

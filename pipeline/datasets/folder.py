@@ -110,11 +110,11 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
     paths = media_below(root)
     (pattern,) = rules.patterns
     named, others = read_names(paths, rules)
-    what = f"{len(named):,} of {len(paths):,} media files below {shown(root, 80)}"
+    what = f"{len(named):,} of {plural(len(paths), 'media file')} below {shown(root, 80)}"
     text = shown(pattern.text, 80)
     if not named:
         first = f"; the first is {shown(others[0], 60)}" if others else ""
-        raise DataError(f"pattern '{text}' fits none of {len(paths):,} media files{first}")
+        raise DataError(f"pattern '{text}' fits none of {plural(len(paths), 'media file')}{first}")
     if others and not partial:
         raise DataError(
             f"pattern '{text}' fits {what}, not {listed(others, 2)}; mend it, or leave the others "
