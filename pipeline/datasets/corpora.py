@@ -146,9 +146,8 @@ def corpus(name: str) -> CorpusInfo:
     path = HERE / f"{name}.toml"
     if name not in names():
         raise DataError(
-            f"dataset '{name}' is not known{did_you_mean(name, (*names(), 'table'))}; known: "
-            f"{', '.join(names())}, and `table` for your "
-            "own files"
+            f"dataset '{name}' is not known{did_you_mean(name, names())}; known: "
+            f"{', '.join(names())}"
         )
     return parse(name, tomllib.loads(path.read_text(encoding="utf-8")))
 
