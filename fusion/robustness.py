@@ -221,6 +221,13 @@ def measure(
         whole = measured.predict(lambda place: moments[place].seen)
         theirs = None
         if other is not None:
+            check_store(other.children[0], store)
+            modalities = run.children[0].spec.modalities
+            if evaluate.where_heads_differ(whole[0], modalities) is None:
+                raise DataError(
+                    f"{run.path}: {run.children[0].config.model} has no heads of single modalities "
+                    f"that agree or disagree; leave out {other.path}"
+                )
             theirs = _opened(other, store, split, device, note, progress).predict(_as_it_is)
             _check_same(run, other, whole[0], theirs[0])
         found = _found(measured, whole, moments, split)

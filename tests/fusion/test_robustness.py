@@ -236,6 +236,8 @@ def test_from_the_command_line(tmp_path):
     as_json = call("evaluate", run.path, "--robustness", "--split", "dev", "--json")
     assert len(json.loads(as_json.stdout)["robustness"]["altered"]) == 10
     assert call("evaluate", run.path, "--against", run.path).exit_code == 2
+    headless = call("evaluate", run.path, "--robustness", "--against", run.path)
+    assert headless.exit_code == 1 and "concat has no heads of single modalities" in headless.stderr
     gone = call("evaluate", run.path, "--robustness", "--against", tmp_path / "none")
     assert gone.exit_code == 1 and "not a run folder" in gone.stderr
     asked = ("evaluate", run.path, "--robustness", "--split", "dev", "--against", stranger.path)
