@@ -201,7 +201,7 @@ def _quoted(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """`, did you mean 'dev'?` as a sentence of its own."""
+    """` (did you mean 'dev'?)` as a sentence of its own."""
     return f"Did you mean '{_quoted(text)}'?" if text else ""
 
 

@@ -104,7 +104,7 @@ def test_what_fails_is_named_and_the_others_keep_their_line(desk, clips, tmp_pat
 def test_names_that_are_mistyped_are_told(desk, clips):
     runs = desk.run.parent
     said = mer("predict", runs / "synthetic-drfk-1", clips, code=1).err
-    assert "there is none of that name, did you mean 'synthetic-drkf-1'?" in said
+    assert "there is none of that name (did you mean 'synthetic-drkf-1'?)" in said
     said = mer("predict", desk.run, clips / "nobody.txt", code=3).err
     assert "no such file" in said and "words without" not in said
 
