@@ -30,7 +30,10 @@ from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 
 
 def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
-    if not bounds or len(bounds) != 2 or None in bounds:
+    """The bounds of an interval; a dash where they are not known, or one and the same: that all
+    draws give one figure, as of answers that are all right, says nothing of others.
+    """
+    if not bounds or len(bounds) != 2 or None in bounds or bounds[0] == bounds[1]:
         return "–"
     return f"{number(name, bounds[0])} … {number(name, bounds[1])}"
 
@@ -202,12 +205,27 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     if found.bootstrap.unit == "utterance":
         fewest = f"fewer than {evaluate.FEWEST_UNITS} dialogues, sessions or speakers are known"
         said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
+    if one_figure := _without_spread(found):
+        said.append(
+            f"No interval (–) of {shown(', '.join(one_figure), 120)}: every draw gives the same "
+            "figure, which is no certainty; more utterances would tell."
+        )
     runs = len(found.runs) if isinstance(found, GroupMetrics) else 1
     for name, subset in (("agree", found.heads_agree), ("disagree", found.heads_disagree)):
         if subset is not None and subset.without:
             what = f"{subset.without} of {runs} runs have no utterances where the heads {name}"
             said.append(f"{what}; that row leaves them out.")
     return said
+
+
+def _without_spread(found: SingleMetrics | GroupMetrics) -> list[str]:
+    """The figures that are the same in every draw of the bootstrap."""
+    same = []
+    for name in in_order(found.metrics.figures):
+        bounds = found.interval.get(name)
+        if bounds and None not in bounds and bounds[0] == bounds[1]:
+            same.append(metrics.title(name))
+    return same
 
 
 def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
@@ -315,7 +333,10 @@ def _check_comparable(
     if mine != others or not np.array_equal(a.true, b.true):
         common = len(set(mine) & set(others))
         rows = f"{len(mine)} and {len(others)}, {common} in common"
-        raise DataError(f"{both} were not tested on the same rows and labels ({rows})")
+        raise DataError(
+            f"{both} were not tested on the same rows and labels ({rows}); train both on the same "
+            "store, both with the same --folds or both without"
+        )
 
 
 def _verdict(metric: str, low: float, high: float) -> str:
