@@ -2076,6 +2076,11 @@ def check_clips_asked_for(clips, audio, video, text, manifest_file, given) -> bo
     told = [name for name, value in of_one.items() if value is not None]
     if clips and audio is not None:
         raise click.UsageError("give the clip once: behind RUN, or with --audio")
+    for option, path in (("--audio", audio), ("--video", video), ("--manifest", manifest_file)):
+        if path is not None and path.is_dir():
+            raise click.UsageError(
+                f"{option} {shown(path, 120)}: a folder; name it behind RUN, without {option}"
+            )
     if manifest_file is not None and (clips or audio is not None or told):
         raise click.UsageError("give either clips (and --text for one of them), or --manifest FILE")
     if manifest_file is None and not clips and audio is None and not told:

@@ -183,6 +183,26 @@ def test_a_word_like_nothing_gets_no_guess(features):
         assert "id you mean" not in mer(*words, code=None).err
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("extract clips", "--manifest FILE"),
+        ("fingerprint clips", "--manifest FILE"),
+        ("prepare meld clips.csv", "mer prepare table --from FILE"),
+        ("prepare clips.csv", "clips.csv: a file; `mer prepare table --from clips.csv`"),
+        ("extract --dataset clips.csv", "`mer prepare table --from clips.csv`"),
+        ("extract --dataset m.parquet", "`mer extract --manifest`"),
+        ("prepare gone.jsonl", "`mer prepare table --from gone.jsonl`"),
+        ("prepare clips", "`mer prepare folder --root clips"),
+    ],
+)
+def test_own_files_in_the_place_of_something_else_are_told_their_command(words, remedy, tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips.csv").write_text("audio\n")
+    outcome = mer(*words.split(), code=None, cwd=tmp_path)
+    assert outcome.code in (1, 2) and remedy in " ".join(outcome.err.split())
+
+
 # ---- All mistakes at once
 
 

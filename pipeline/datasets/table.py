@@ -53,6 +53,7 @@ def prepare(
     fold_lists: str | os.PathLike | None = None,
     speaker_independent: bool = False,
     folder_option: str = "--audio-dir",
+    fields: Sequence[str] = FIELDS,
 ) -> tuple[Manifest, Findings]:
     """The manifest of a table.
 
@@ -72,6 +73,7 @@ def prepare(
         fold_lists: A JSON file of folds instead, as of `folds.from_json`.
         speaker_independent: Refuse folds in which a speaker is trained on and tested.
         folder_option: What messages call `audio_dir`.
+        fields: Those that messages name.
 
     Returns:
         The manifest, and what was found.
@@ -84,7 +86,7 @@ def prepare(
     columns = columns or {}
     names = _target_names(targets, task, labels, columns)
     task = task or ("regression" if names else "single")
-    _check_options(task, split, columns)
+    _check_options(task, split, columns, fields)
     name = strip(name if name is not None else source.stem) or "table"
     for what, value in (
         ("--name", name),
@@ -99,7 +101,7 @@ def prepare(
     read_from = {**columns, **{f"{TARGET}{one}": one for one in names}}
     table = read(source, read_from, findings, several=task == "multi", folds=folds)
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
-    _check_content(table, root)
+    _check_content(table, root, fields)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
     labelling = _labels(table, labels, task, findings)
@@ -148,7 +150,9 @@ def prepare(
 # --- options
 
 
-def _check_options(task: str, split: str, columns: Mapping[str, str]) -> None:
+def _check_options(
+    task: str, split: str, columns: Mapping[str, str], fields: Sequence[str]
+) -> None:
     if task not in TASKS or split not in ("auto", "none"):
         raise DataError(
             f"table: task '{task}', split '{split}'; a task is one of {', '.join(TASKS)}, a split "
@@ -157,7 +161,7 @@ def _check_options(task: str, split: str, columns: Mapping[str, str]) -> None:
     for field, column in columns.items():
         if field not in FIELDS:
             raise DataError(
-                f"table: --column {field}={column}: no such field; fields: {', '.join(FIELDS)}"
+                f"table: --column {field}={column}: no such field; fields: {', '.join(fields)}"
             )
 
 
@@ -192,12 +196,12 @@ class _Root:
 # --- what the table has and lacks
 
 
-def _check_content(table: Table, root: _Root) -> None:
+def _check_content(table: Table, root: _Root, fields: Sequence[str]) -> None:
     """Raises DataError for a table without a field, a row, or anything to encode."""
     source = table.source
     if not table.data and table.names:
         raise DataError(
-            f"{source}: no column is called {', '.join(FIELDS)}; name yours with --column "
+            f"{source}: no column is called {', '.join(fields)}; name yours with --column "
             f"FIELD=NAME (found {listed(table.names)}{_near(table)})"
         )
     if not len(table):

@@ -122,7 +122,7 @@ def test_prepare_table(mer, tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "part"),
     [
-        (("prepare", "melt"), 1, "mer: dataset 'melt' is not known (did you mean 'meld'?); known: "),
+        (("prepare", "melt"), 1, "dataset 'melt' is not known (did you mean 'meld'?); known: "),
         (("prepare", "meld"), 1, "to get it: MELD.Raw.tar.gz"),
         (("prepare", "meld", "--size", 3), 1, "mer: meld takes no option size"),
         (

@@ -166,9 +166,16 @@ def test_a_film_is_taken_with_its_sound(desk, clips, tmp_path):
 
 def test_what_does_not_go_together_is_one_line(desk, clips, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "odd.csv").write_text("name,wav\na,1.wav\n")
+    (tmp_path / "folder.csv").write_text("id,audio\na,empty\n")
     for args, code, says in (
         ((tmp_path / "empty",), 1, ["empty"]),
         ((tmp_path / "nowhere.wav",), None, ["nowhere.wav"]),
+        ((tmp_path / "odd.csv",), 1, ["is called audio, text, video, id, start, end, dialogue,"]),
+        ((tmp_path / "folder.csv",), 3, ["empty: a folder, no file"]),
+        (("--audio", clips, "--text", "hi"), 2, [f"--audio {clips}: a folder; name it behind"]),
+        (("--video", clips, "--text", "hi"), 2, ["a folder; name it behind RUN"]),
+        (("--manifest", clips), 2, ["a folder; name it behind RUN, without --manifest"]),
         ((clips, "--text", "hi"), 2, ["--text is of one clip"]),
         ((clips / "1.wav", clips / "2.wav", "--text", "hi"), 2, ["is of one clip"]),
         ((clips, "--language", "en"), 2, ["--language goes with --transcribe"]),
