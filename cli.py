@@ -1875,13 +1875,16 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
         return
     # of all that match, so that the best one has its settings beside it
     names = listing.columns(matching, [name.strip() for name in (columns or "").split(",") if name])
-    title = listing.counted(rows) + (f" ({len(found):,} in all)" if len(rows) < len(found) else "")
+    others = [f"{len(matching):,} match"] if len(rows) < len(matching) < len(found) else []
+    others += [f"{len(found):,} in all"] if len(rows) < len(found) else []
+    title = listing.counted(rows) + (f" ({', '.join(others)})" if others else "")
     width = terminal_columns(sys.stdout)
     say_laid_out(listing.table(rows, names, title, metric, width) if rows else title)
     for line in (
+        listing.tied(matching, len(rows), sort, metric) if sort is not None else "",
         listing.common(rows, names),
         listing.meaning(rows, metric),
-        listing.could_go(rows),
+        listing.could_go(matching),
     ):
         if line:
             note(line)
@@ -1902,12 +1905,16 @@ def prune(runs, dry_run, yes):
     from mer.fusion import prune as pruning
 
     found, refused = pruning.sort_out(runs)
+    if len(runs) == len(refused) == 1:
+        raise DataError(refused[0])
     for line in refused:
         note(line)
     files, size = sum(len(one.files) for one in found), sum(one.size for one in found)
     for one in found:
         if one.files:
             say(f"{one.run}: {', '.join(path.name for path in one.files)}, {amount(one.size)}")
+    if not files and not found:
+        raise DataError("no run of which anything could go, for the reasons above")
     if not files:
         note("nothing to remove")
     elif dry_run:
