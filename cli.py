@@ -15,6 +15,7 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +39,7 @@ from mer.pipeline.runtime.terminal import (
     did_you_mean,
     escape,
     escape_json,
+    listed,
     one_line,
     plural,
     shown,
@@ -1670,6 +1672,7 @@ def evaluate(runs, features, together, robust, split, predictions, figures, devi
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
     of the test part.
     """
+    check_run_folders(runs)
     from mer.fusion import ensemble, report
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
@@ -1796,6 +1799,7 @@ def report(runs, out, against, metric, tables, figures):
 @click.option("--json", "as_json", is_flag=True, help="The comparison as one JSON object.")
 def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
+    check_run_folders([run_a, run_b])
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
     from mer.fusion.typed import tree
@@ -2027,6 +2031,8 @@ def predict(
     """
     one = check_clips_asked_for(clips, audio, video, text, manifest_file, given)
     out = checked_out(out, as_csv, as_json)
+    check_run_folders([run, *others])
+    check_clips_are_there(clips, audio, manifest_file)
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer import predicting
@@ -2111,6 +2117,44 @@ def check_clips_asked_for(clips, audio, video, text, manifest_file, given) -> bo
     if one and given["dialogue"]:
         raise click.UsageError("--dialogue goes with a folder of clips")
     return one
+
+
+def check_run_folders(runs: Iterable[Path]) -> None:
+    """DataError for each that is none, said before torch is loaded."""
+    from mer.fusion.files import check_run
+
+    checks = Together()
+    for run in runs:
+        checks.of(partial(check_run, run))
+    checks.settle()
+
+
+def check_clips_are_there(
+    clips: Sequence[Path], audio: Path | None, manifest_file: Path | None
+) -> None:
+    """FailuresError where none of the clips is there, DataError where a table or manifest is not,
+    said before torch is loaded. Where some clips are there the others are failures among their
+    predictions.
+    """
+    asked = [*clips, *filter(None, [audio, manifest_file])]
+    if not asked or not all(map(is_gone, asked)):
+        return
+    if manifest_file is not None or any(map(is_of_many, clips)):
+        raise DataError(f"{shown(asked[0], 200)}: no such file")
+    if len(asked) > 1:
+        raise FailuresError(f"none of {len(asked):,} clips is there: {listed(asked, 4)}")
+    raise FailuresError(f"{shown(asked[0], 200)}: no such file")
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there is nothing of that name; what cannot be told is told later."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def is_of_many(path: Path) -> bool:

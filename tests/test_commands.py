@@ -102,6 +102,31 @@ def test_commands_import_nothing_that_they_do_not_need(tmp_path):
     assert imported("evaluate run --figures .", MODELS, tmp_path) == ["matplotlib"]
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("predict nix clip.wav", 1, "none of that name"),
+        ("predict . clip.wav", 1, "no run.json"),
+        ("predict run --with nix clip.wav", 1, "none of that name"),
+        ("predict run nix.wav", 3, "nix.wav: no such file"),
+        ("predict run nix nix.txt", 3, "none of 2 clips is there: nix, nix.txt"),
+        ("predict run nix.csv", 1, "nix.csv: no such file"),
+        ("predict run --manifest nix.parquet", 1, "nix.parquet: no such file"),
+        ("predict run --audio nix.wav --text hi", 3, "nix.wav: no such file"),
+        ("evaluate nix", 1, "none of that name"),
+        ("compare run nix", 1, "none of that name"),
+    ],
+)
+def test_a_wrong_path_is_told_before_torch_is_loaded(command, code, said, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    (tmp_path / "clip.wav").touch()
+    for name in ("mer.predicting", "mer.fusion.checkpoint", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)  # to import it is an error
+    line = refused(*command.split(), code=code, cwd=tmp_path)
+    assert said in line
+
+
 def test_encoders_are_loaded_without_what_they_do_not_need(tmp_path):
     """Of a clip of 16 kHz: no compiler, nothing of SciPy or scikit-learn, whether they are
     installed or not, and no processes of dask.
