@@ -9,8 +9,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from mer.pipeline.manifest import Manifest
 
@@ -99,6 +101,20 @@ def test_what_fails_is_named_and_the_others_keep_their_line(desk, clips, tmp_pat
     assert "bad.wav" in found.err and "1 of 2 clips have no prediction" in found.err
     found = mer("predict", desk.run, tmp_path / "bad.wav", code=3)
     assert "1 of 1 clip has no prediction" in found.err and "words of 1 clip" not in found.err
+
+
+def test_a_very_short_clip_is_marked_in_its_row(desk, clips, tmp_path):
+    shutil.copy(clips / "1.wav", tmp_path / "whole.wav")
+    soundfile.write(tmp_path / "tiny.wav", np.full(160, 0.1), 16_000)  # 10 ms
+    table = mer("predict", desk.run, tmp_path).out.splitlines()
+    assert table[1].split()[-1] == "noted"
+    assert [line.split()[-1] for line in table[2:4]] == ["short", "–"]
+    found, _ = rows(desk.run, tmp_path)
+    assert [row["noted"] for row in found] == [["short"], []]
+    text = mer("predict", desk.run, tmp_path, "--csv").out
+    assert [row["noted"] for row in csv.DictReader(io.StringIO(text))] == ["short", ""]
+    assert "noted          short" in mer("predict", desk.run, tmp_path / "tiny.wav").out
+    assert "noted" not in mer("predict", desk.run, tmp_path / "whole.wav").out
 
 
 def test_names_that_are_mistyped_are_told(desk, clips):
