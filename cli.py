@@ -255,8 +255,10 @@ def datasets(name, as_json):
     """Known corpora: size, language, modalities, task, licence, and what is found on this disk.
     With NAME all that is known of one.
     """
-    from mer.pipeline.datasets import overview, pages
+    from mer.pipeline.datasets import OWN, overview, pages
 
+    if name in OWN:
+        raise DataError(f"{name} is no corpus, but for what is yours: see `mer prepare --help`")
     found = overview(name)
     if as_json:
         say_json(found, indent=1)
@@ -1640,12 +1642,6 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     help="The store; by default the one it was trained on.",
 )
 @click.option(
-    "--robustness",
-    "robust",
-    is_flag=True,
-    help="Also without each modality, and with each of another utterance.",
-)
-@click.option(
     "--ensemble",
     "together",
     is_flag=True,
@@ -1666,13 +1662,29 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     type=click.Path(path_type=Path),
     help="Draw the run and its model as PNG and SVG.",
 )
+@click.option(
+    "--robustness",
+    "robust",
+    is_flag=True,
+    help="Also without each modality, with noise, where heads disagree, by speaker, calibration.",
+)
+@click.option(
+    "--against",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="With --robustness: the difference from that run where the heads agree and disagree.",
+)
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def evaluate(runs, features, together, robust, split, predictions, figures, device, as_json):
+def evaluate(
+    runs, features, together, robust, against, split, predictions, figures, device, as_json
+):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
     of the test part.
     """
-    check_run_folders(runs)
+    if against is not None and not robust:
+        raise click.UsageError("--against goes with --robustness")
+    check_run_folders([*runs, *filter(None, [against])])
     from mer.fusion import ensemble, report
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
@@ -1686,6 +1698,8 @@ def evaluate(runs, features, together, robust, split, predictions, figures, devi
     if together and (figures or robust):
         raise click.UsageError("--figures and --robustness are of a run; leave out --ensemble")
     opened = Run.open(runs[0])
+    if against is not None:
+        Run.open(against).trained()  # said before anything is scored
     asked = {
         "device": pick_device(device),
         "predictions": predictions,
@@ -1705,19 +1719,23 @@ def evaluate(runs, features, together, robust, split, predictions, figures, devi
         )
         note(f"wrote {plural(len(written), 'file')} to {figures}")
     if robust:
-        from mer.fusion import robustness, tables
+        from mer.fusion import robustness
 
-        store = features or opened.info.features
-        dropped = robustness.robustness(
-            opened, store, split, device=asked["device"], progress=asked["progress"]
+        measured = robustness.measure(
+            opened,
+            features,
+            split,
+            against=against,
+            device=asked["device"],
+            note=note,
+            progress=asked["progress"],
         )
         if as_json:
-            say_json({**tree(found), "robustness": tree(dropped)})
+            say_json({**tree(found), "robustness": tree(measured)})
             return
     say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
-    if robust:
-        say("")
-        say_laid_out(tables.plain(robustness.table(dropped)))
+    for table in robustness.tables(measured) if robust else ():
+        say_laid_out("\n" + report.plain(table))
 
 
 @main.command()
@@ -1819,6 +1837,10 @@ def compare(run_a, run_b, metric, fail_if, as_json):
             f"{run_b} is {found.verdict.replace('undecided', 'neither better nor worse')} by "
             f"{found.metric}"
         )
+        for line in report.caveats(found):
+            say(line)
+    for line in found.seen.troubles:
+        note(line)
     if fail_if == found.verdict:
         sys.exit(1)
 
@@ -2043,7 +2065,7 @@ def predict(
     trained = group.children
     if len({child.fold for child in trained}) > 1:
         raise click.UsageError(
-            f"{run} holds {len(trained)} runs over folds; name one of them, e.g. "
+            f"{run} holds {plural(len(trained), 'run')} over folds; name one of them, e.g. "
             f"{group.best().path}, the best on dev"
         )
     if others or len(trained) > 1:

@@ -165,7 +165,10 @@ def score(
         said = dict.fromkeys(line for run in there for line in checkpoint.check_store(run, store))
         for line in said:
             note(line)
-        tables = [evaluate.predict_split(run, store, split, device, progress) for run in there]
+        tell = evaluate.once(note)
+        tables = []
+        for run in there:
+            tables.append(evaluate.predict_split(run, store, split, device, progress, tell))
         table = mean_table(tables, there)
         found = evaluate.describe(there[0], table, split, device=device, store=store, together=True)
         same_rows = checkpoint.store_key(store) == there[0].info.store_key
@@ -177,6 +180,11 @@ def score(
         evaluate.write(runs[0].path, f"{stem}{STEM}", found, table)
     if predictions is not None:
         evaluate.write_parquet(table, Path(predictions))
+    if split == "test":
+        p = evaluate.from_table(table, found.task, found.labels, found.measures or "mosi")
+        by = evaluate.seen(there, p)
+        for line in (by.line(), *by.troubles):
+            note(line)
     return found
 
 

@@ -1,6 +1,6 @@
 """Run + store -> predictions.parquet and metrics.json.
 
-The only place that opens the test split, and it keeps a log of that.
+The only place that opens the test split, and it keeps a log of that (ledger.py).
 
 Every figure is computed from the columns of predictions.parquet, so that it can be checked,
 compared and pooled without the store.
@@ -24,12 +24,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mer.fusion import calibration, checkpoint, data, files, infer, metrics, splits, typed
+from mer.fusion import (
+    calibration,
+    checkpoint,
+    data,
+    files,
+    infer,
+    intervals,
+    ledger,
+    metrics,
+    splits,
+    typed,
+)
 from mer.fusion.batch import Batch
 from mer.fusion.calibration import Scaling
 from mer.fusion.checkpoint import Run
+from mer.fusion.config import to_tree
 from mer.fusion.data import BatchSource
 from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
+from mer.fusion.intervals import Sampled
 from mer.fusion.losses.supervised import same_emotion
 from mer.fusion.metrics import Measures
 from mer.fusion.models import reads_summary
@@ -75,6 +88,7 @@ UNREADABLE = (
 )
 UNITS = ("dialogue", "session", "speaker")
 FEWEST_UNITS = 8  # below this a bootstrap over groups means little
+FEW_GROUPS = 25  # below this an interval is rough, however it is widened
 RESAMPLES = 1000
 PAIR_SEED = 0
 UNEQUAL = "inconsistent"  # the tag of utterances whose voice and words are known to disagree
@@ -164,9 +178,13 @@ def evaluate(
         stem = "" if split == "test" else f"-{split}"
         if not checkpoint.same_rows(run, store):
             stem = f"-{split}-{store.header.dataset}"
-        results = []
+        results, contents = [], []
+        tell = once(note)
         for child in run.children:
-            table = predict_split(child, store, split, device, progress)
+            rows, pool = opened_rows(child, store, split, tell)
+            if split == "test":
+                contents.append(_content(store, rows))
+            table = predict_rows(child, store, rows, device=device, progress=progress, pool=pool)
             figures = describe(child, table, split, device=device, store=store)
             results.append(Evaluated(child, table, figures))
             if group:
@@ -177,7 +195,24 @@ def evaluate(
     write(run.path, stem, found, table)
     if predictions is not None:
         write_parquet(table, Path(predictions))
+    if split == "test":
+        scored = found.n if isinstance(found, GroupMetrics) else len(table) - found.unlabelled
+        by = ledger.seen(contents, scored, [path.resolve()], _tried(run.children))
+        for line in (by.line(), *by.troubles):
+            note(line)
     return found
+
+
+def once(note: Note) -> Note:
+    """The same, but each line one time only."""
+    told: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            note(line)
+
+    return say
 
 
 def stored_metrics(run: Run) -> SingleMetrics | GroupMetrics | None:
@@ -216,6 +251,7 @@ def predict_rows(
     device: torch.device | str = "cpu",
     progress: Silent = SILENT,
     pool: np.ndarray | None = None,
+    change: infer.Change | None = None,
 ) -> pa.Table:
     """Predict some rows of a store.
 
@@ -226,6 +262,7 @@ def predict_rows(
         device: Where to predict.
         progress: Shows how far it is.
         pool: The rows that a run with context finds neighbours among; None: `rows`.
+        change: Made to every batch before the model sees it; None: as it is.
 
     Returns:
         One row per row, in their order: id, dialogue, position, speaker, session, tags, turns (how
@@ -241,7 +278,7 @@ def predict_rows(
     part = _part(run, store, np.asarray(rows, dtype=np.int64), device, pool)
     what = f"predicting with {run.path.name}"
     with progress.task(what, len(part), "utterances", brief=True) as advance:
-        return _predict(run, model, part, advance)
+        return _predict(run, model, part, advance, change)
 
 
 def modalities_of(
@@ -336,6 +373,7 @@ def _part(
     device: torch.device | str,
     pool: np.ndarray | None = None,
 ) -> BatchSource:
+    """The rows as the run's model reads them."""
     spec = run.spec
     target = splits.targets(store.table(), spec.task, spec.labels)[rows]
     config = run.config
@@ -346,28 +384,36 @@ def _part(
 
 
 def predict_split(
-    run: Run, store: FeatureStore, split: str, device: torch.device | str, progress: Silent
+    run: Run,
+    store: FeatureStore,
+    split: str,
+    device: torch.device | str,
+    progress: Silent,
+    note: Note,
 ) -> pa.Table:
     """What a run answers of a split, as `predict_rows` describes it."""
-    rows, pool = _rows_of(run, store, split)
+    rows, pool = opened_rows(run, store, split, note)
     return predict_rows(run, store, rows, device=device, progress=progress, pool=pool)
 
 
-def part_of(run: Run, store: FeatureStore, split: str, device: torch.device | str) -> BatchSource:
-    """The rows of a split, as the run's model is given them."""
-    rows, pool = _rows_of(run, store, split)
-    return _part(run, store, rows, device, pool)
+def opened_rows(
+    run: Run, store: FeatureStore, split: str, note: Note, what: str = ledger.FIGURES
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `rows_of`; that the test part is opened is noted first."""
+    rows, pool = rows_of(run, store, split)
+    if split == "test":
+        check_unseen(run, store, rows)
+        note_opening(run, store, rows, note, what)
+    return rows, pool
 
 
-def _rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a split, and those that their neighbours are among; that the test part is opened
-    is logged first.
+def rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a part, and those among which they find neighbours; DataError where there are
+    none.
     """
     table = store.table()
     if split == "test":
         rows = pool = splits.held_out(table, run.fold)
-        _log_test(run, store, len(rows))
-        _check_unseen(run, store, rows)
     else:
         target = splits.targets(table, run.spec.task, run.spec.labels)
         assigned = splits.assign(table, target, run.config.data, run.fold)
@@ -380,7 +426,7 @@ def _rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.
     return rows, pool
 
 
-def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
+def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
     """Raise DataError when test rows were used in training."""
     path = run.verified(checkpoint.SPLIT)
     used = files.read_json(path, SplitIds, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
@@ -397,23 +443,107 @@ def _check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
         )
 
 
-def _log_test(run: Run, store: FeatureStore, rows: int) -> None:
-    """Append to test_log.jsonl before the split is read: how often it was opened is part of the
-    result.
+def note_opening(
+    run: Run, store: FeatureStore, rows: np.ndarray, note: Note, what: str = ledger.FIGURES
+) -> None:
+    """Note in the run's log and in the ledger that the test part is opened, before it is read; how
+    often that was is part of the result.
     """
-    entry = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "store": str(Path(store.path).resolve()),
-        "fingerprint": store.header.fingerprint,
-        "rows": rows,
-    }
-    files.append_line(run.path / TEST_LOG, json.dumps(entry))
+    header = store.header
+    opening = ledger.Opening(
+        id=ledger.new_id(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        store=str(Path(store.path).resolve()),
+        fingerprint=header.fingerprint,
+        rows=len(rows),
+        content=_content(store, rows),
+        configuration=configuration(run),
+        training=run.info.identity,
+        run=str(run.path.resolve()),
+        model=run.info.model,
+        dataset=header.dataset,
+        seed=run.single.seed,
+        fold=None if run.fold is None else run.fold.name,
+        what=what,
+    )
+    ledger.record(opening, log=run.path / TEST_LOG, store=Path(store.path).resolve(), note=note)
 
 
-def _predict(run: Run, model: FusionModel, part: BatchSource, advance: Advance) -> pa.Table:
+def _content(store: FeatureStore, rows: np.ndarray) -> str:
+    """What stands for the rows."""
+    header = store.header
+    table = store.table().take(pa.array(rows))
+    labelled = _labelled(table, header.task, header.labels)
+    return ledger.content_of(header.task, header.labels, *labelled)
+
+
+def _labelled(table: pa.Table, task: str, labels: Sequence[str]) -> tuple[list[str], list[Any]]:
+    """(ids, references) of the rows that have one."""
+    kept = pa.array(splits.labelled(splits.targets(table, task, labels)))
+    table = table.filter(kept)
+    truth = table["label" if task == "single" else "targets"]
+    return table["id"].to_pylist(), truth.to_pylist()
+
+
+def configuration(run: Run) -> str:
+    """What stands for what was tried: a sha256 of the settings without the seed, and of the store
+    that they were trained on.
+    """
+    settings = to_tree(run.config)
+    settings["train"].pop("seed")
+    text = json.dumps([settings, run.info.store_key], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seen(children: Sequence[Run], p: Predicted) -> ledger.Seen:
+    """Who has seen the rows on which evaluated runs were tested.
+
+    Args:
+        children: Single trainings, those of groups among them, that share their test rows.
+        p: The test predictions of one of them, or of its group.
+
+    Returns:
+        The counts, by the ledgers of all stores on which these runs are known to be evaluated.
+    """
+    stores: list[Path] = []
+    for child in children:
+        stores += [Path(child.info.features)] if ledger.is_path(child.info.features) else []
+        stores += ledger.stores_of(child.path / TEST_LOG)
+    return ledger.seen(_contents(p), len(seeds_of(p)[0].true), stores, _tried(children))
+
+
+def _tried(children: Iterable[Run]) -> list[tuple[str, str]]:
+    """(configuration, training) of each."""
+    return [(configuration(child), child.info.identity) for child in children]
+
+
+def _contents(p: Predicted) -> list[str]:
+    """What stands for the rows of a predictions table; of a run over folds, for those of each."""
+    folds = [None] * len(p.table)
+    if "fold" in p.table.column_names:
+        folds = p.table["fold"].to_pylist()
+    first = np.full(len(p.table), True)
+    if "seed" in p.table.column_names:
+        seed = p.table["seed"].to_numpy()
+        first = seed == seed.min(initial=seed[0] if len(seed) else 0)
+    found = []
+    for fold in dict.fromkeys(folds):
+        rows = first & np.array([one == fold for one in folds], dtype=bool)
+        part = p.table.filter(pa.array(rows))
+        found.append(ledger.content_of(p.task, p.labels, *_labelled(part, p.task, p.labels)))
+    return found
+
+
+def _predict(
+    run: Run,
+    model: FusionModel,
+    part: BatchSource,
+    advance: Advance,
+    change: infer.Change | None,
+) -> pa.Table:
     """The columns that `predict_rows` describes."""
     spec, task, labels = run.spec, run.spec.task, run.spec.labels
-    out = infer.infer(model, part, advance)
+    out = infer.infer(model, part, advance, change)
     source = part.store.table().take(pa.array(out.rows))
     known = ("id", "dialogue", "position", "speaker", "session", "tags")
     columns: dict[str, Any] = {name: source[name] for name in known}
@@ -511,7 +641,7 @@ def describe(
             untrained_encoders=tuple(untrained),
             unlabelled=len(table) - len(p.table),
             metrics=p.scores(),
-            interval=_interval(p.figures, groups),
+            interval=_intervals([p], groups),
             bootstrap=bootstrap_of(name, groups),
             thresholds=info.thresholds,
             unseen=_unseen(info, p),
@@ -528,9 +658,37 @@ def describe(
     )
 
 
-def _interval(statistic: metrics.Statistic, groups: np.ndarray) -> dict[str, Any]:
-    """95 % interval of every figure, resampling whole groups."""
-    return metrics.bootstrap(statistic, groups, resamples=RESAMPLES)
+def _intervals(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Any]:
+    """95 % interval of every figure, averaged over the seeds."""
+    return {name: intervals.interval(one) for name, one in sampled(by_seed, groups).items()}
+
+
+def sampled(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Sampled]:
+    """Every figure of every seed, and its draws: the same for all that share their groups, so that
+    the draws of two runs on the same rows are paired.
+
+    Args:
+        by_seed: The predictions of each seed, their rows in the same order.
+        groups: (N,) that of each row.
+    """
+    count = intervals.effective(groups)
+    values = [p.figures() for p in by_seed]
+    draws = [_drawn(p, groups) for p in by_seed]
+    found = {}
+    for name in values[0]:
+        each = np.array([one[name] for one in values])
+        found[name] = Sampled(each, np.stack([one[name] for one in draws], axis=1), count)
+    return found
+
+
+def _drawn(p: Predicted, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """(resamples,) every figure of one seed under each draw of whole groups."""
+    if p.task == "single":
+        return metrics.resampled_classification(
+            p.true, p.pred, len(p.labels), groups, resamples=RESAMPLES
+        )
+    drawn = metrics.resampled(p.figures, groups, resamples=RESAMPLES)
+    return dict(zip(p.figures(), drawn.T, strict=True))
 
 
 def bootstrap_of(unit_name: str, groups: np.ndarray) -> Bootstrap:
@@ -557,14 +715,25 @@ def _where_heads_agree(
     """The model where the unimodal heads agree, and where they do not; None without two heads."""
     if len(heads) < 2:
         return None, None
-    of_dimensions = p.measures == "ccc" and len(p.true)
-    middle = p.true.mean(0) if of_dimensions else 0.0
-    differ = _heads_differ(list(heads.values()), p.task, middle)
+    differ = _differ(p, heads)
     found = []
     for rows in (~differ, differ):
         share = float(rows.mean()) if len(rows) else float("nan")
         found.append(Subset(n=int(rows.sum()), share=share, figures={**p.figures(rows)}))
     return found[0], found[1]
+
+
+def where_heads_differ(p: Predicted, modalities: Iterable[str]) -> np.ndarray | None:
+    """(N,) bool: not all unimodal heads say the same; None for a model without two of them."""
+    heads = _heads(p, modalities)
+    return _differ(p, heads) if len(heads) > 1 else None
+
+
+def _differ(p: Predicted, heads: dict[str, np.ndarray]) -> np.ndarray:
+    """`_heads_differ`, by the middle of the targets where those are dimensions."""
+    of_dimensions = p.measures == "ccc" and len(p.true)
+    middle = p.true.mean(0) if of_dimensions else 0.0
+    return _heads_differ(list(heads.values()), p.task, middle)
 
 
 def _heads_differ(
@@ -696,7 +865,7 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
     info = run.info
     assert isinstance(info, GroupInfo)
     first = results[0].metrics
-    whole = pa.concat_tables([_with_origin(one) for one in results])
+    whole = pa.concat_tables([_of_child(one.run, one.table) for one in results])
     p = from_table(whole, first.task, first.labels, first.measures or "mosi")
     by_seed = seeds_of(p)
     name, groups = unit(by_seed[0].table)
@@ -727,7 +896,7 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
         metrics=Scores(figures={**means}),
         sd={**deviations},
         pooled={**mean_figures(by_seed)} if info.folds else None,
-        interval=_interval(lambda index: mean_figures(by_seed, index), groups),
+        interval=_intervals(by_seed, groups),
         bootstrap=bootstrap_of(name, groups),
         runs=tuple(rows),
         confusion=_mean_confusion(by_seed),
@@ -747,12 +916,12 @@ def _unseen_of(results: list[SingleMetrics]) -> tuple[str, ...]:
     return tuple(sorted(set().union(*(one.unseen or () for one in results))))
 
 
-def _with_origin(one: Evaluated) -> pa.Table:
+def _of_child(run: Run, table: pa.Table) -> pa.Table:
     """A run's predictions with its fold and its seed as columns."""
-    fold, size = one.run.fold, len(one.table)
+    fold, size = run.fold, len(table)
     folds = pa.array([fold.name if fold else None] * size, pa.string())
-    seeds = pa.array([one.run.single.seed] * size, pa.int64())
-    return one.table.append_column("fold", folds).append_column("seed", seeds)
+    seeds = pa.array([run.single.seed] * size, pa.int64())
+    return table.append_column("fold", folds).append_column("seed", seeds)
 
 
 def _row(one: Evaluated) -> GroupRow:
@@ -815,6 +984,14 @@ def _mean_subset(subsets: list[Subset]) -> Subset:
         figures=figures,
         without=len(subsets) - len(there),
     )
+
+
+def of_children(run: Run, tables: Sequence[pa.Table], measures: Measures) -> list[Predicted]:
+    """The predictions of each seed of a run, from those of its children; the rows in one order."""
+    children = run.children
+    parts = [_of_child(child, table) for child, table in zip(children, tables, strict=True)]
+    spec = children[0].spec
+    return seeds_of(from_table(pa.concat_tables(parts), spec.task, spec.labels, measures))
 
 
 def seeds_of(p: Predicted) -> list[Predicted]:

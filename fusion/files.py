@@ -8,6 +8,7 @@ white space. Files made before there were seals have no such key and are read as
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,7 @@ SEAL = "sha256"
 MODEL, LAST, INFO = "model.safetensors", "last.safetensors", "run.json"
 CONFIG, SPLIT, LOG = "config.toml", "split.json", "log.jsonl"
 METRICS, PREDICTIONS, TEST_LOG = "metrics.json", "predictions.parquet", "test_log.jsonl"
+LOCK_SECONDS = 5.0  # for which a writer of a line waits for another one
 HOLD = ".hold"  # who trains into the folder now
 AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
 # safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.
@@ -230,14 +233,24 @@ def error_number(error: BaseException) -> int | None:
     return int(next(filter(None, found.groups()))) if found else None
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file in a run folder; a link or pipe in its place is refused, not followed.
+def append_line(path: Path, line: str, *, durable: bool = False) -> None:
+    """Add a line to a file; a link or pipe in its place is refused, not followed.
+
+    The line appears whole or not at all, whoever else appends: it is written at once, under a lock
+    where the file system has locks, and what a full disk takes of it is cut off again. What a crash
+    has left of an earlier line is ended first, so that only that one is broken.
+
+    Args:
+        path: The file; it is made if it is not there.
+        line: Without its line feed.
+        durable: Survive a power loss.
 
     Raises:
         DataError: Something else is there.
+        OSError: It cannot be written; names `path`.
     """
     remedy = "move it away"
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
@@ -245,19 +258,53 @@ def append_line(path: Path, line: str) -> None:
             what = "a directory, link or pipe where a file should be"
             raise DataError(f"{path}: {what}; {remedy}") from None
         raise
-    raw = line.encode("utf-8") + b"\n"
-    with os.fdopen(descriptor, "wb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise DataError(f"{path}: a device or pipe where a file should be; {remedy}")
+        _lock(descriptor)
+        found = os.fstat(descriptor)
+        size = found.st_size
+        ended = not size or os.pread(descriptor, 1, size - 1) == b"\n"
+        raw = (b"" if ended else b"\n") + line.encode("utf-8") + b"\n"
         if found.st_nlink > 1:  # what has the file under another name keeps it as it is
             write_bytes(path, path.read_bytes() + raw)
             return
+        _add(descriptor, size, raw)
+        if durable:
+            os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock on an open file, for as long as a line takes; go on without it where there
+    are no locks, or somebody keeps it.
+    """
+    end = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < end:
         try:
-            file.write(raw)
-            file.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:
+            return
+
+
+def _add(descriptor: int, size: int, raw: bytes) -> None:
+    """Append to a file of `size` bytes; what was written before a failure is cut off again, unless
+    somebody else has written behind it.
+    """
+    done = 0
+    try:
+        while done < len(raw):
+            done += os.write(descriptor, raw[done:])
+    except OSError:
+        if done and os.fstat(descriptor).st_size == size + done:
+            os.ftruncate(descriptor, size)
+        raise
 
 
 def tidy(folder: Path) -> None:

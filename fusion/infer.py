@@ -5,7 +5,7 @@ Used on dev by the trainer and on anything by `mer.fusion.evaluate`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from mer.fusion import metrics
+from mer.fusion.batch import Batch
 from mer.fusion.data import BatchSource
 from mer.fusion.losses.supervised import task_loss
 from mer.fusion.models.base import FusionModel
 from mer.pipeline.runtime.progress import Advance
 
 BATCH = 64
+Change = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,15 @@ class Answers:
     loss: float
 
 
-def infer(model: FusionModel, part: BatchSource, advance: Advance | None = None) -> Answers:
-    """Predict every row of `part`, in fp32 and eval mode; `advance` is told of every batch."""
+def infer(
+    model: FusionModel,
+    part: BatchSource,
+    advance: Advance | None = None,
+    change: Change | None = None,
+) -> Answers:
+    """Predict every row of `part`, in fp32 and eval mode; `advance` is told of every batch, and
+    `change` is made to it before the model sees it.
+    """
     task = part.spec.task
     order = part.in_order(BATCH)
     if not order:
@@ -51,7 +60,7 @@ def infer(model: FusionModel, part: BatchSource, advance: Advance | None = None)
     with torch.inference_mode():
         kept = []
         for batch in part.batches(order):
-            kept.append(model(batch))
+            kept.append(model(batch if change is None else change(batch)))
             if advance is not None:
                 advance(len(batch))
     model.train(was_training)

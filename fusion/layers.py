@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mer.fusion import figures as pictures
-from mer.fusion import files, infer, metrics, optim, splits
+from mer.fusion import files, infer, intervals, metrics, optim, splits
 from mer.fusion.config import DataConfig
 from mer.fusion.data import modality_of
 from mer.fusion.evaluate import unit
@@ -204,7 +204,7 @@ def _curve(
     first, last = _around(best, gap <= error)
     made = []
     for layer, value in enumerate(dev[strongest].tolist()):
-        low, high = metrics.quantiles(drawn[:, layer], [0.025, 0.975])
+        low, high = intervals.bounds(drawn[:, layer], intervals.effective(groups))
         made.append(Layer(layer, value, (low, high)))
     return Curve(
         name=name,

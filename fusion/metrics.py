@@ -32,6 +32,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mer.fusion import intervals
+
 Measures = Literal["mosi", "sims", "ccc"]
 NAN = float("nan")
 TITLES = {  # as printed, in this order
@@ -439,8 +441,8 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, list[float]]:
-    """Percentile interval of every figure of `statistic(index)` under resampling of whole groups
-    with replacement.
+    """Interval of every figure of `statistic(index)` under resampling of whole groups with
+    replacement: percentiles, widened for few groups (`mer.fusion.intervals`).
 
     `groups` (N,) holds the group (dialogue) of every sample; utterances of one dialogue are not
     independent, so the dialogue is the unit. A figure that is undefined in a resample is left out
@@ -448,15 +450,11 @@ def bootstrap(
     """
     names = list(statistic(np.arange(len(groups))))
     drawn = resampled(statistic, groups, resamples=resamples, seed=seed)
-    tail = (1 - level) / 2
-    bounds = [quantiles(column, [tail, 1 - tail]) for column in drawn.T]
-    return dict(zip(names, bounds, strict=True))
-
-
-def quantiles(values: np.ndarray, at: Sequence[float]) -> list[float]:
-    """Those of the values that are defined; NaN where none is."""
-    defined = values[~np.isnan(values)]
-    return [float(q) for q in np.quantile(defined, at)] if len(defined) else [NAN] * len(at)
+    count = intervals.effective(groups)
+    return {
+        name: intervals.bounds(column, count, level)
+        for name, column in zip(names, drawn.T, strict=True)
+    }
 
 
 def resampled(

@@ -33,6 +33,12 @@ COLOURS = {"text": BLUE, "audio": VERMILLION, "vision": GREEN}
 OTHERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", ":")
 GREY = "#7f7f7f"  # of what is no modality beside modalities
+CAPS = {  # of the bounds of mutual information, by the contrast: a name, and a dash
+    "nt_xent": ("cap with one modality", "--"),
+    "info_nce": ("cap with two", ":"),
+}
+LOOKS = {name: (colour, "-") for name, colour in COLOURS.items()}
+LOOKS |= {name: (GREY, dash) for name, dash in CAPS.values()}
 
 
 @dataclass(frozen=True)
@@ -229,8 +235,8 @@ def of_results(
         ),
         curves(
             logs,
-            under("mi_bound_"),
-            "lower bound of the mutual information",
+            bounds,
+            "lower bound of the mutual information, and the most it can be",
             name="mi-bounds",
             label="nats",
             chosen=chosen,
@@ -316,6 +322,15 @@ def under(prefix: str) -> Pick:
     return pick
 
 
+def bounds(entry: Epoch) -> Figures:
+    """The bounds of mutual information, and what no such bound can exceed in batches of that size;
+    runs of an earlier mer lack that.
+    """
+    caps = under("mi_cap_")(entry)
+    named = {CAPS[kind][0]: value for kind, value in caps.items() if kind in CAPS}
+    return {**under("mi_bound_")(entry), **named}
+
+
 def terms(entry: Epoch) -> Figures:
     """The loss terms of an epoch, without their sum."""
     return {loss_title(name): value for name, value in entry.train.items() if name != "total"}
@@ -352,7 +367,7 @@ def curves(
         values = _over_epochs(picked, one)
         there = np.flatnonzero(~np.isnan(values).all(0))
         if len(there):
-            colour, dash = (COLOURS[one], "-") if one in COLOURS else next(looks)
+            colour, dash = LOOKS[one] if one in LOOKS else next(looks)
             lines.append(_line(one, there, values[:, there], colour, dash))
     if not lines:
         return None

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from mer.fusion.batch import DataSpec
 from mer.fusion.calibration import Scaling
+from mer.fusion.ledger import Seen
 from mer.fusion.metrics import Measures, jsonable
 from mer.fusion.splits import FOLDS, PUBLISHED, Fold
 from mer.fusion.typed import added, convert, optional, rest, tree
@@ -402,12 +403,16 @@ class GroupMetrics(Metrics):
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of both runs, and the second minus the first with its 95 % interval."""
+    """One figure of both runs, and the second minus the first with its 95 % interval and the p
+    value of no difference; `p_holm` by Holm over all figures of the comparison.
+    """
 
     first: float | None
     second: float | None
     difference: float | None
     interval: tuple[float | None, ...]
+    p: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -422,4 +427,5 @@ class Comparison:
     bootstrap: Bootstrap
     metrics: dict[str, Difference]
     verdict: str
+    seen: Seen
     contexts: tuple[str, ...] = ("none", "none")  # the kind of conversation context of each

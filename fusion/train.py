@@ -625,6 +625,42 @@ class Sums:
         return means
 
 
+class Diagnostics:
+    """Means of a model's diagnostics over rows, NaN left out. Tensors stay on the device, as those
+    of `Sums` do; what the batches of an epoch have in common is one addition each.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+        self.plain: list[tuple[str, float, float]] = []
+
+    @torch.no_grad()
+    def add(self, model: FusionModel, rows: int) -> None:
+        """Add what the last `losses` call on `rows` rows has shown."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in model.observed().items():
+            if isinstance(value, Tensor):
+                tensors[name] = value.float()
+            elif not math.isnan(value):
+                self.plain.append((name, value * rows, float(rows)))
+        if tensors:
+            values = torch.stack(list(tensors.values()))
+            weight = (~values.isnan()) * float(rows)
+            sums, weights = self.sums.get(tuple(tensors), (0, 0))
+            self.sums[tuple(tensors)] = sums + values.nan_to_num() * weight, weights + weight
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """The mean of each over the rows of all processes; NaN where no batch had it."""
+        mine = list(self.plain)
+        for names, (sums, weights) in self.sums.items():
+            mine += zip(names, sums.tolist(), weights.tolist(), strict=True)
+        totals: dict[str, tuple[float, float]] = {}
+        for name, value, weight in chain.from_iterable(processes.gather(mine)):
+            total, rows = totals.get(name, (0.0, 0.0))
+            totals[name] = total + value, rows + weight
+        return {n: total / rows if rows else math.nan for n, (total, rows) in totals.items()}
+
+
 class Feed:
     """The batches of an epoch in their order, and the seconds spent waiting for them."""
 
@@ -682,7 +718,7 @@ def run_epoch(
     groups = groups[: steps_of(len(order), settings)]
     ordered = time.perf_counter() - started
     parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    sums, norm = Sums(), torch.zeros((), device=part.device)
+    sums, seen, norm = Sums(), Diagnostics(), torch.zeros((), device=part.device)
     model.train()
     feed = Feed(part, list(chain.from_iterable(map(processes.share, groups))))
     done = (epoch - 1) * len(groups)
@@ -705,6 +741,7 @@ def run_epoch(
             _add_gradient(model, batch, weights, progress, whole, loop.precision, sums)
             if settings.clip_value < math.inf:
                 torch.nn.utils.clip_grad_value_(parameters, settings.clip_value)
+            seen.add(model, len(batch))
         processes.add_gradients(parameters)
         norm += optim.clip_gradients(parameters, settings.clip)
         optimizer.step()
@@ -720,7 +757,7 @@ def run_epoch(
         lr=optimizer.param_groups[0]["lr"],
         gradient_norm=gradient,
         terms=means,
-        diagnostics={name: float(value) for name, value in model.diagnostics().items()},
+        diagnostics={**model.diagnostics(), **seen.means(processes)},
         layers=model.layer_weights(),
         seconds=time.perf_counter() - started,
         waited=ordered + feed.waited,

@@ -28,3 +28,9 @@ def test_data() -> Path:
             "features, nEMO speech)"
         )
     return Path(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory) -> None:
+    """No test writes into the state folder of whoever runs it."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))

@@ -22,9 +22,10 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
 - `turns`                             what reads the neighbours of an utterance, where the spec has
                                       a `context` (`mer.fusion.modules.context`); None: it sees each
                                       utterance alone, and `data.context` is refused
-- `diagnostics() -> dict`             floats worth logging from the last `losses` call (temperature,
-                                      MI bounds in nats,
-                                      raw/augmented cosine, ...), detached
+- `diagnostics() -> dict`             floats worth logging (temperature, MI bounds in nats,
+                                      raw/augmented cosine, ...)
+- `observed() -> dict`                those of them that are of the last `losses` call, detached and
+                                      on their device; the log has their means over the epoch
 
 A model sees one layer of features. Where several are kept, `layered` mixes them into that one and
 hands the batch on, so that no model knows of it.

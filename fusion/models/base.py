@@ -135,7 +135,14 @@ class FusionModel(nn.Module):
         return {m: self.spec.modalities[m] for m in self.modalities}
 
     def diagnostics(self) -> dict[str, float]:
-        """Floats worth logging from the last `losses` call."""
+        """Floats worth logging: of the last `losses` call, or of what the model keeps."""
+        return {}
+
+    def observed(self) -> dict[str, Tensor | float]:
+        """Those of `diagnostics` that are of the last `losses` call alone, still on their device:
+        the trainer averages them over the batches of an epoch, by rows. NaN: this batch says
+        nothing.
+        """
         return {}
 
     def layer_weights(self) -> dict[str, dict[str, float]]:

@@ -173,3 +173,7 @@ class DHMD(DMD):
                 values[f"dictionary/{space}/entropy/{name}"] = entropies[number]
                 values[f"dictionary/{space}/dead/{name}"] = dead[number]
         return values
+
+    def observed(self) -> dict[str, Tensor | float]:
+        shared = {f"dictionary/{space}/overlap": share for space, share in self.overlap.items()}
+        return super().observed() | shared

@@ -679,6 +679,14 @@ class DMD(FusionModel):
                 values[f"edge/{space}/{name}"] = weight
         return values
 
+    def observed(self) -> dict[str, Tensor | float]:
+        values: dict[str, Tensor | float] = {}
+        graphs = self.graphs()
+        for space, mean in self.logged.items():
+            for name, weight in zip(graphs[space].names(), mean.unbind(), strict=True):
+                values[f"edge/{space}/{name}"] = weight
+        return values
+
 
 # The authors' parameter names, and ours. Groups are translated by WORDS.
 WORDS = {

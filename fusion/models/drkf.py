@@ -13,6 +13,7 @@ docs/papers/drkf.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -469,6 +470,7 @@ class DRKF(FusionModel):
             x, y = views[contrast.x], views[contrast.y]
             bound = mi_lower_bound(losses[name].detach(), contrast.candidates(len(x)))
             self.last[name.replace("mi_", "mi_bound_", 1)] = bound
+            self.last[f"mi_cap_{contrast.loss}"] = math.log(contrast.candidates(len(x)))
             if contrast.loss == "nt_xent":
                 self.last[name.replace("mi_", "cosine_", 1)] = F.cosine_similarity(x, y).mean()
 
@@ -550,10 +552,15 @@ class DRKF(FusionModel):
         return config.ae_blocks
 
     def diagnostics(self) -> dict[str, float]:
-        """Of the last `losses` call: tau, mi_bound_* (nats), cosine_m of raw and augmented view (1:
-        the augmentation is empty), ed_balanced_accuracy on the batch's pairs, ramp, ae_blocks.
+        """Of the last `losses` call: tau, mi_bound_* (nats), mi_cap_nt_xent and mi_cap_info_nce,
+        above which those bounds cannot be in a batch of that size, cosine_m of raw and augmented
+        view (1: the augmentation is empty), ed_balanced_accuracy on the batch's pairs, ramp,
+        ae_blocks.
         """
         return {name: float(value) for name, value in self.last.items()}
+
+    def observed(self) -> dict[str, Tensor | float]:
+        return dict(self.last)
 
     def standardisers(self) -> dict[str, list[Standardise]]:
         sets = [self.adapter] if self.fe_adapter is None else [self.adapter, self.fe_adapter]

@@ -61,6 +61,9 @@ class Layered(FusionModel):
     def diagnostics(self) -> dict[str, float]:
         return self.inner.diagnostics()
 
+    def observed(self) -> dict[str, Tensor | float]:
+        return self.inner.observed()
+
     def mixed(self, batch: Batch) -> Batch:
         masks = {m: batch.mask(m) for m in self.blocks}
         mixed = replace(batch, x=self._mixed_steps(batch.x, masks))

@@ -13,6 +13,7 @@ from mer.fusion.report.export import write_figures, write_tables
 from mer.fusion.report.gathering import LeftOut, Told, gather, told
 from mer.fusion.report.page import Report, made_now, page, prepared, rendered
 from mer.fusion.report.results import (
+    caveats,
     compare,
     comparison_table,
     dev_table,
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "Table",
     "Told",
+    "caveats",
     "compare",
     "comparison_table",
     "dev_table",

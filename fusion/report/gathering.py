@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer.fusion import evaluate, files, pictures, runs
+from mer.fusion import evaluate, files, pictures, robustness, runs
 from mer.fusion.checkpoint import AGAIN, Run
 from mer.fusion.records import Epoch, GroupMetrics, SingleMetrics
+from mer.fusion.robustness import Robustness
 from mer.fusion.runs import RunRow
 from mer.pipeline.errors import DataError, MerError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
@@ -31,6 +32,7 @@ class Told:
     logs: tuple[list[Epoch], ...]
     config: str
     row: RunRow
+    robust: tuple[Robustness, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def told(run: Run) -> Told:
     row = runs.read(run.path)
     if row.state == "damaged":
         raise DataError(f"{run.path}: {row.why}")
-    return Told(run, tuple(children), found, tuple(logs), config, row)
+    measured = (robustness.stored(run, split) for split in ("test", "dev"))
+    robust = tuple(one for one in measured if one is not None)
+    return Told(run, tuple(children), found, tuple(logs), config, row, robust)
 
 
 def gather(

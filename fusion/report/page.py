@@ -16,15 +16,25 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mer.fusion import evaluate, metrics, pictures, runs
+from mer.fusion import evaluate, metrics, pictures, robustness, runs
 from mer.fusion.checkpoint import Run
+from mer.fusion.intervals import Paired, holm
 from mer.fusion.metrics import headline, in_order, lower_is_better
 from mer.fusion.pictures import Dot, Intervals, Picture
 from mer.fusion.records import GroupMetrics
-from mer.fusion.report.comparison import Drawn, Paired, drawn, paired
+from mer.fusion.report.comparison import Drawn, drawn, paired
 from mer.fusion.report.drawing import Scene, scene
 from mer.fusion.report.gathering import LeftOut, Told, told
-from mer.fusion.report.results import interval_text, numbers, remarks, tables
+from mer.fusion.report.results import (
+    few_groups,
+    interval_head,
+    interval_text,
+    numbers,
+    p_text,
+    predictions,
+    remarks,
+    tables,
+)
 from mer.fusion.tables import Table, glossary, number
 from mer.pipeline.errors import DataError, MerError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
@@ -265,6 +275,11 @@ def _several(one: Named) -> bool:
     return isinstance(one.told.found, GroupMetrics)
 
 
+def _one_seed(one: Named) -> bool:
+    found = one.told.found
+    return not isinstance(found, GroupMetrics) or len(found.seeds) < 2
+
+
 def _on_dev(one: Named, metric: str) -> float:
     """The dev figure of what is pictured, else of what chose the epoch; large for a good one."""
     row = one.told.row
@@ -304,6 +319,9 @@ def _compared(
             f"{plural(others - 1, 'run')} tested on other rows or labels than {reference.name}: no "
             "difference is given."
         )
+    tested = _tested_alike(some, draws, reference)
+    by, doubts = _seen(tested)
+    troubles += doubts
     best = sorted(some, key=lambda one: -_on_dev(one, metric))[:MOST_ROWS]
     shown_runs = sorted(best, key=partial(_rank, metric=metric))
     end = f"-{place}" if sets > 1 else ""
@@ -314,7 +332,7 @@ def _compared(
         id=f"comparison{end}",
         title=f"{first.dataset} {first.split}, {metrics.title(metric)}",
         notes=tuple(troubles),
-        explained=tuple(_explained(some, metric, reference, differences, against is not None)),
+        explained=(*_explained(some, metric, reference, differences, against is not None), *by),
         tables=(_table_of(some, metric, differences, reference, f"comparison{end}"),),
         pictures=tuple(_pictured(one, f"comparison{end}") for one in made),
     )
@@ -350,6 +368,28 @@ def _differences(
         if one is not reference and mine is not None and mine.rows == base.rows:
             found[one.id] = paired(base, mine)
     return found
+
+
+def _tested_alike(
+    some: Sequence[Named], draws: Mapping[str, Drawn], reference: Named | None
+) -> list[Named]:
+    """The runs that share their test rows with the reference; without one, the first run."""
+    if reference is None:
+        return list(some[:1])
+    rows = draws[reference.id].rows
+    alike = [one for one in some if one.id in draws and draws[one.id].rows == rows]
+    return [reference, *(one for one in alike if one is not reference)]
+
+
+def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
+    """(how many have seen the test rows of these runs, what of the ledgers cannot be read)."""
+    children = [child for one in tested for child in one.told.children]
+    try:
+        found = evaluate.seen(children, predictions(tested[0].told.run)[0])
+    except MerError as error:
+        return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
+    line = found.line()
+    return [f"{line[0].upper()}{line[1:]}."], list(found.troubles)
 
 
 def _chance(some: Sequence[Named], metric: str) -> float | None:
@@ -440,8 +480,13 @@ def _explained(
         if len(differences) > 1:
             yield (
                 "Each interval is of one comparison alone: of twenty runs that do not differ, "
-                "about one leaves out 0."
+                "about one leaves out 0. p is by Holm over all differences shown."
             )
+        if any(_one_seed(one) for one in some if one is reference or one.id in differences):
+            yield (
+                "Of a run with one seed the interval does not say how much another seed changes."
+            )
+    yield from (f"{line[0].upper()}{line[1:]}." for line in few_groups(bootstrap))
 
 
 def _table_of(
@@ -452,9 +497,11 @@ def _table_of(
     id: str,
 ) -> PageTable:
     title = metrics.title(metric)
-    head = ["run", "context", "dev", title, "95 % interval"]
+    interval = interval_head(some[0].told.found.bootstrap)
+    head = ["run", "context", "dev", title, interval]
     if reference is not None and differences:
-        head += [f"minus {reference.name}", "95 % interval of that"]
+        head += [f"minus {reference.name}", "95 % interval of that", "p (Holm)"]
+    together = dict(zip(differences, holm([one.p for one in differences.values()]), strict=True))
     rows, links = [], []
     for one in sorted(some, key=partial(_rank, metric=metric)):
         row = one.told.row
@@ -462,7 +509,7 @@ def _table_of(
         cells = [one.name, _context(one), dev, number(metric, _value(one, metric))]
         cells.append(interval_text(metric, one.told.found.interval.get(metric)))
         if len(head) > len(cells):
-            cells += _spelled(metric, differences.get(one.id))
+            cells += [*_spelled(metric, differences.get(one.id)), p_text(together.get(one.id))]
         rows.append(tuple(cells))
         links.append(one.id)
     return PageTable(
@@ -600,7 +647,10 @@ def _reason(one: LeftOut) -> str:
 def _section(one: Named, file: str) -> Part:
     found = one.told.found
     made = []
-    for number_, table in enumerate(tables(found), start=1):
+    every = tables(found)
+    for measured in one.told.robust:
+        every += robustness.tables(measured)
+    for number_, table in enumerate(every, start=1):
         made.append(PageTable(f"{one.id}-table-{number_}", f"{file}-table-{number_}", table))
     drawn_here = pictures.of_results(one.told.children, found, one.told.logs)
     path = one.told.run.path

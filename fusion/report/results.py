@@ -4,12 +4,13 @@ comparison of two runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mer.fusion import evaluate, metrics
+from mer.fusion import evaluate, intervals, metrics
 from mer.fusion.checkpoint import Run
 from mer.fusion.metrics import headline, in_order, lower_is_better
 from mer.fusion.records import (
@@ -26,6 +27,8 @@ from mer.fusion.tables import Table, context_words, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 
+ROUNDING = 1e-9  # of a figure, within which two are the same
+
 # ---- Figures as tables
 
 
@@ -33,12 +36,18 @@ def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
     """The bounds of an interval; a dash where they are not known, or one and the same: that all
     draws give one figure, as of answers that are all right, says nothing of others.
     """
-    if not bounds or len(bounds) != 2 or None in bounds or bounds[0] == bounds[1]:
+    if not bounds or len(bounds) != 2 or None in bounds or _without_width(bounds):
         return "–"
     return f"{number(name, bounds[0])} … {number(name, bounds[1])}"
 
 
-def _spread(bootstrap: Bootstrap) -> str:
+def _without_width(bounds: Sequence[float | None] | None) -> bool:
+    """Whether an interval is a single figure, but for rounding."""
+    low, high = bounds if bounds and len(bounds) == 2 else (None, None)
+    return low is not None and high is not None and abs(high - low) < ROUNDING
+
+
+def interval_head(bootstrap: Bootstrap) -> str:
     """The head of a column of intervals."""
     return f"95 % interval ({bootstrap.groups} {bootstrap.unit}s)"
 
@@ -70,7 +79,7 @@ def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
     for name in names:
         interval = interval_text(name, found.interval.get(name))
         rows.append((metrics.title(name), number(name, found.metrics[name]), interval))
-    columns = ("", "value", _spread(found.bootstrap))
+    columns = ("", "value", interval_head(found.bootstrap))
     return Table(_title(found, found.metrics.n), columns, tuple(rows))
 
 
@@ -88,7 +97,7 @@ def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
         "",
         f"mean ± sd over {count} {found.over}{seeds}",
         *(["pooled"] if found.pooled else []),
-        _spread(found.bootstrap),
+        interval_head(found.bootstrap),
     )
     return Table(_title(found, found.n), columns, tuple(rows))
 
@@ -187,7 +196,8 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
     if isinstance(found, SingleMetrics) and found.members:
-        said.append(f"An ensemble: the mean of the probabilities of {len(found.members)} runs.")
+        members = plural(len(found.members), "run")
+        said.append(f"An ensemble: the mean of the probabilities of {members}.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
     if found.unlabelled:
@@ -205,6 +215,7 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     if found.bootstrap.unit == "utterance":
         fewest = f"fewer than {evaluate.FEWEST_UNITS} dialogues, sessions or speakers are known"
         said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
+    said += (f"{line[0].upper()}{line[1:]}." for line in few_groups(found.bootstrap))
     if one_figure := _without_spread(found):
         said.append(
             f"No interval (–) of {shown(', '.join(one_figure), 120)}: every draw gives the same "
@@ -222,8 +233,7 @@ def _without_spread(found: SingleMetrics | GroupMetrics) -> list[str]:
     """The figures that are the same in every draw of the bootstrap."""
     same = []
     for name in in_order(found.metrics.figures):
-        bounds = found.interval.get(name)
-        if bounds and None not in bounds and bounds[0] == bounds[1]:
+        if _without_width(found.interval.get(name)):
             same.append(metrics.title(name))
     return same
 
@@ -264,7 +274,7 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
     """Second minus first on the same test rows, with a paired bootstrap.
 
     Resamples groups (dialogues) and scores both runs on the same draw, so that what is hard for
-    both cancels.
+    both cancels; the seeds of each run are drawn along.
 
     Args:
         first: An evaluated run.
@@ -272,8 +282,9 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
         metric: The figure that decides; None: the task's own.
 
     Returns:
-        Every metric (mean over seeds), its difference and the interval of that. The verdict is
-        better or worse when the interval leaves out 0, else undecided.
+        Every metric (mean over seeds), its difference, the interval of that and its p value, alone
+        and by Holm over all metrics. The verdict is better or worse when the interval leaves out 0,
+        else undecided.
 
     Raises:
         DataError: They were not tested on the same rows and labels by the same measures, or there
@@ -282,21 +293,23 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
     a, b = predictions(first), predictions(second)
     _check_comparable(first, second, a[0], b[0])
     unit, groups = evaluate.unit(a[0].table)
-    left, right = evaluate.mean_figures(a), evaluate.mean_figures(b)
+    left, right = evaluate.sampled(a, groups), evaluate.sampled(b, groups)
     metric = metric or headline(a[0].task, left)
     if metric not in left:
         guess = did_you_mean(metric, left)
         raise DataError(f"--metric {metric}: known are {', '.join(left)}{guess}")
-
-    def difference(index: np.ndarray) -> dict[str, float]:
-        x, y = evaluate.mean_figures(a, index), evaluate.mean_figures(b, index)
-        return {name: y[name] - x[name] for name in x}
-
-    interval = metrics.bootstrap(difference, groups, resamples=evaluate.RESAMPLES)
+    found = {name: intervals.difference(one, right[name]) for name, one in left.items()}
+    together = intervals.holm([one.p for one in found.values()])
     differences = {}
-    for name, x in left.items():
-        y = right[name]
-        differences[name] = Difference(x, y, y - x, tuple(interval[name]))
+    for (name, one), corrected in zip(found.items(), together, strict=True):
+        differences[name] = Difference(
+            first=float(np.mean(left[name].values)),
+            second=float(np.mean(right[name].values)),
+            difference=one.difference,
+            interval=(one.low, one.high),
+            p=one.p,
+            p_holm=corrected,
+        )
     return defined(
         Comparison(
             first=str(first.path),
@@ -306,7 +319,8 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             metric=metric,
             bootstrap=evaluate.bootstrap_of(unit, groups),
             metrics=differences,
-            verdict=_verdict(metric, *interval[metric]),
+            verdict=_verdict(metric, found[metric].low, found[metric].high),
+            seen=evaluate.seen([*first.children, *second.children], a[0]),
             contexts=(context_of(first), context_of(second)),
         )
     )
@@ -355,15 +369,54 @@ def comparison_table(found: Comparison) -> Table:
         figures = (number(name, one.first), number(name, one.second))
         difference = number(name, one.difference, signed=True)
         interval = interval_text(name, one.interval)
-        rows.append((metrics.title(name), *figures, difference, interval))
+        p = (p_text(one.p), p_text(one.p_holm))
+        rows.append((metrics.title(name), *figures, difference, interval, *p))
     names = (Path(found.first).name, Path(found.second).name)
-    columns = ("", *names, "difference", _spread(found.bootstrap))
+    columns = ("", *names, "difference", interval_head(found.bootstrap), "p", "p (Holm)")
     title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}, "
     if len(set(found.contexts)) > 1:  # two tasks, as a model that sees more has it easier
         title += f"context {found.contexts[1]} against {found.contexts[0]}"
     else:
         title += context_words(found.contexts[0])
     return Table(title, columns, tuple(rows))
+
+
+def p_text(value: float | None) -> str:
+    """A p value with three decimals.
+
+    >>> p_text(0.0312), p_text(0.0), p_text(None)
+    ('0.031', '< 0.001', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
+
+
+def caveats(found: Comparison) -> list[str]:
+    """What a comparison cannot show, and by whom its rows have been seen."""
+    said = list(few_groups(found.bootstrap))
+    if line := one_seed(found.seeds):
+        said.append(line)
+    return [*said, found.seen.line()]
+
+
+def one_seed(seeds: Sequence[int]) -> str:
+    """What single seeds cannot show; empty where there are several of each."""
+    if min(seeds) > 1:
+        return ""
+    which = "one seed each" if max(seeds) == 1 else "one seed of one of them"
+    return (
+        f"{which}: this is about these trainings, not about their settings; how much another seed "
+        "changes is not in the interval (--seeds 5)"
+    )
+
+
+def few_groups(bootstrap: Bootstrap) -> list[str]:
+    """A warning where the interval rests on few groups."""
+    if bootstrap.groups >= evaluate.FEW_GROUPS:
+        return []
+    what = plural(bootstrap.groups, bootstrap.unit)
+    return [f"{what} are few: the interval is widened for that, and rough"]
 
 
 def predictions(run: Run) -> list[evaluate.Predicted]:

@@ -95,6 +95,7 @@ CONFIG_BYTES = 1 << 16  # of a preset or config.toml; those of mer have a kB or 
 CONFIG_LEVELS = 8  # tables within tables; mer has three
 CONFIG_DOTS = 32  # in a line before its "=": tomllib needs time by the square of them
 CONFIG_LIST_ITEMS = 1 << 10
+LEDGER_BYTES = 1 << 26  # of a ledger of test openings: about 100,000 lines
 RUN_JSON_BYTES = 1 << 26  # of a JSON file of a run folder; a run.json has a few kB
 SPLIT_JSON_BYTES = 1 << 30  # of split.json, which names every utterance
 # of a number in JSON: a 64-bit integer has 20, a float as Python writes it 24

@@ -4,15 +4,19 @@
 corpus of generator seed N into DIR, trains each model with its own preset and 5 seeds as `mer train
 --model M --seeds 5 --set data.layers=stored` does (untrained encoders have no layer that is better
 than another), and compares each with the better single modality (the one with the
-higher dev UA) on the same test rows. What is in DIR already is not made again.
+higher dev UA), and with `concat`, on the same test rows. What is in DIR already is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.bench.machine import save
+
+if TYPE_CHECKING:
+    from mer.fusion.records import Comparison
 
 SINGLE = ("audio", "text")
 
@@ -69,12 +73,10 @@ def main(argv: list[str]) -> None:
             for k in ("ua", "wf1")
         }
         if model not in SINGLE:
-            gap = report.compare(runs[better], run, metric="ua").metrics["ua"]
-            row["minus_better_single"] = {
-                "model": better,
-                "ua": gap.difference,
-                "interval": gap.interval,
-            }
+            row["minus_better_single"] = gap(report.compare(runs[better], run, metric="ua"), better)
+            if model != "concat" and "concat" in runs:
+                paired = report.compare(runs["concat"], run, metric="ua")
+                row["minus_concat"] = gap(paired, "concat")
         rows.append(row)
         print(line(row))
     name = "synthetic" if args.seed == 0 else f"synthetic-seed{args.seed}"
@@ -88,16 +90,21 @@ def main(argv: list[str]) -> None:
     )
 
 
+def gap(found: Comparison, other: str) -> dict:
+    """The paired difference in UA from the model `other`."""
+    one = found.metrics["ua"]
+    return {"model": other, "ua": one.difference, "interval": one.interval, "p": one.p}
+
+
 def line(row: dict) -> str:
     def span(values: list[float]) -> str:
         return f"[{100 * values[0]:.1f}, {100 * values[1]:.1f}]"
 
-    ua, gap = row["ua"], row.get("minus_better_single")
+    ua = row["ua"]
     text = (
         f"{row['model']:8} UA {100 * ua['mean']:.1f} ± {100 * ua['sd']:.1f} {span(ua['interval'])}"
     )
-    return (
-        f"{text}  minus {gap['model']} {100 * gap['ua']:+.1f} {span(gap['interval'])}"
-        if gap
-        else text
-    )
+    for name in ("minus_better_single", "minus_concat"):
+        if one := row.get(name):
+            text += f"  minus {one['model']} {100 * one['ua']:+.1f} {span(one['interval'])}"
+    return text

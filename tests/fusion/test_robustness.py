@@ -1,4 +1,6 @@
-"""Each modality missing, or that of another row: held against stores in which it is so."""
+"""`mer evaluate --robustness`: what a model does without a modality, with noise, where its heads
+disagree, by speaker; held against predictions that are made by hand.
+"""
 
 from __future__ import annotations
 
@@ -6,93 +8,236 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
-from mer import cli
-from mer.fusion import evaluate, experiment, infer, robustness
-from mer.fusion.config import load
+from mer.cli import main
+from mer.fusion import evaluate as evaluation
+from mer.fusion import experiment, files, ledger, report, robustness
+from mer.fusion.batch import Batch
+from mer.fusion.checkpoint import Run
+from mer.fusion.evaluate import evaluate, predict_rows
 from mer.pipeline.errors import DataError
-from mer.pipeline.store import FeatureStore
 
 from tests.fusion.stores import make_store, quiet
+from tests.fusion.test_train import settings
 
-SMALL = ("model_args.hidden=16", "train.epochs=8", "train.batch_size=16", "optim.lr=3e-3")
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "RESAMPLES", 50)
+        yield
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("robustness")
-    store = make_store(folder, signal=1.0)
-    settings = load(model="concat", sets=SMALL)
-    run = experiment.train(store, settings, folder / "run", seeds=2, note=quiet)
-    return folder, store, run
+def made(tmp_path_factory):
+    """A store, a run of two seeds on it, and the same without ED."""
+    folder = tmp_path_factory.mktemp("robust")
+    store = make_store(folder, absent={"text": [16, 17]})  # two test rows have no words
+    runs = []
+    for name, more in (("drkf", ()), ("without", ("model_args.w_ed=0",))):
+        sets = settings("train.epochs=1", *more, model="drkf")
+        runs.append(experiment.train(store, sets, folder / name, seeds=2, note=quiet))
+        evaluate(runs[-1], note=quiet)
+    return store, *runs
 
 
-def test_without_a_modality_is_a_store_without_it(desk):
-    """Of the same rows: one in which every utterance lacks the modality gives these figures."""
-    folder, store, run = desk
-    found = robustness.robustness(run, store.path, "dev")
-    bare = make_store(folder / "bare", signal=1.0, absent={"text": range(120)})
-    child = run.children[0]
-    with FeatureStore(store.path) as there:
-        whole = evaluate.part_of(child, there, "dev", "cpu")
-        gone = robustness.Altered(whole, robustness.without("text"))
-        ours = infer.infer(child.model(), gone).scores
-        rows = whole.rows
-    theirs = evaluate.predict_rows(child, bare, rows)
-    names = [f"p_{name}" for name in child.spec.labels]
-    expected = np.stack([theirs[name].to_numpy() for name in names], 1)
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
-    assert found.figures["without text"] != found.figures[robustness.WHOLE]
+@pytest.fixture(scope="module")
+def measured(made):
+    store, run, other = made
+    return robustness.measure(run, against=other, note=quiet)
 
 
-def test_the_modality_of_another_row_is_its_own_and_nobody_keeps_its_own(desk):
-    _, store, run = desk
-    with FeatureStore(store.path) as there:
-        part = evaluate.part_of(run.children[0], there, "dev", "cpu")
-        index = np.arange(len(part))
-        plain = part.batch(index)
-        swapped = robustness.of_another(part, "audio")(plain, index)
-    x = {"ours": swapped.x["audio"].flatten(1), "plain": plain.x["audio"].flatten(1)}
-    pairs = (x["ours"][:, None] == x["plain"][None]).all(2).numpy()
-    assert (pairs.sum(0) == 1).all() and (pairs.sum(1) == 1).all(), "each is taken once"
-    assert not pairs.diagonal().any()
-    assert (swapped.x["text"] == plain.x["text"]).all()
-    assert (swapped.target == plain.target).all()
+def call(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def test_figures_are_means_over_seeds_and_the_signal_of_audio_is_missed(desk):
-    _, store, run = desk
-    found = robustness.robustness(run, store.path, "dev")
-    by_hand = np.mean([child.result.dev["wf1"] for child in run.children])
-    assert found.figures[robustness.WHOLE]["wf1"] == pytest.approx(by_hand)
-    assert set(found.figures) == {
-        robustness.WHOLE,
-        "without audio",
-        "without text",
-        "audio of another row",
-        "text of another row",
-    }
-    assert found.drop["audio of another row"] < -0.1, "audio carries most of the signal"
-    low, high = found.interval["audio of another row"]
-    assert low <= found.drop["audio of another row"] <= high
-    stored = json.loads((run.path / "robustness-dev.json").read_text())
-    assert stored["figures"]["without audio"]["wf1"] == found.figures["without audio"]["wf1"]
+def wf1(run, store, rows, change) -> float:
+    """Mean over the seeds, by scikit-learn."""
+    from sklearn.metrics import f1_score
+
+    figures = []
+    for child in run.children:
+        table = predict_rows(child, store, rows, change=change)
+        true, pred = table["label"].to_pylist(), table["pred"].to_pylist()
+        figures.append(f1_score(true, pred, average="weighted", zero_division=0))
+    return float(np.mean(figures))
 
 
-def test_command_and_what_it_refuses(desk):
-    folder, store, run = desk
-    words = ["evaluate", str(run.path), "--split", "dev", "--device", "cpu"]
-    done = CliRunner().invoke(cli.main, [*words, "--robustness"])
-    assert done.exit_code == 0, done.output
-    assert "without audio" in done.stdout and "change of WF1" in done.stdout
-    both = CliRunner().invoke(cli.main, [*words, "--robustness", "--ensemble"])
-    assert both.exit_code == 2 and "leave out --ensemble" in both.output
-    settings = load(model="audio", sets=SMALL)
-    folds = experiment.train(store, settings, folder / "folds", folds="session", note=quiet)
-    with pytest.raises(DataError, match="over folds: name one of its runs"):
-        robustness.robustness(folds, store.path)
-    alone = robustness.robustness(folds.children[0], store.path)
-    assert set(alone.figures) == {robustness.WHOLE, "audio of another row"}
-    logged = (folds.children[0].path / "test_log.jsonl").read_text()
-    assert logged.count("\n") == 1
+def test_figures_are_those_of_altered_predictions(made, measured):
+    store, run, _ = made
+    test = np.flatnonzero(np.array(store.table()["split"].to_pylist()) == "test")
+    assert measured.n == len(test) == 24 and measured.seeds == 2 and measured.metric == "wf1"
+    assert measured.value == pytest.approx(wf1(run, store, test, None))
+    found = {(one.what, one.modality, one.level): one for one in measured.altered}
+    kinds = [("without", None), ("swapped", None), *(("noise", k) for k in robustness.LEVELS)]
+    assert found.keys() == {(what, m, level) for what, level in kinds for m in ("audio", "text")}
+    # without their voice the two rows that have no words have nothing
+    rest = np.array([row for row in test if row not in (16, 17)])
+    silent = found["without", "audio", None]
+    assert silent.n == 22
+    assert silent.value == pytest.approx(wf1(run, store, rest, robustness.without("audio")))
+    plain = wf1(run, store, rest, None)
+    assert silent.difference == pytest.approx(silent.value - plain)
+    assert found["without", "text", None].n == 24
+    assert silent.interval[0] <= silent.difference <= silent.interval[1]
+    assert all(one.p <= one.p_holm <= 1 for one in measured.altered)
+
+
+def test_a_modality_that_is_taken_away_is_absent():
+    batch = Batch(
+        {"audio": torch.ones(2, 3, 4), "text": torch.ones(2, 5, 6)},
+        {"audio": torch.tensor([3, 1]), "text": torch.tensor([5, 0])},
+        torch.tensor([0, 1]),
+        torch.tensor([7, 8]),
+    )
+    found = robustness.without("audio")(batch)
+    assert found.lengths["audio"].tolist() == [0, 0] and not found.x["audio"].any()
+    assert torch.equal(found.x["text"], batch.x["text"])
+
+
+def test_a_modality_of_another_utterance():
+    """Nobody keeps its own, each is given once, and who has none gets none."""
+    x = torch.arange(6.0).reshape(6, 1, 1)
+    lengths = torch.tensor([1, 1, 0, 1, 1, 1])
+    batch = Batch({"audio": x}, {"audio": lengths}, torch.zeros(6), torch.arange(6))
+    found = robustness.swapped("audio")(batch)
+    given = found.x["audio"].flatten().tolist()
+    assert sorted(given) == [0, 1, 2, 3, 4, 5] and given[2] == 2
+    assert all(mine != own for own, mine in enumerate(given) if own != 2)
+    assert torch.equal(found.lengths["audio"], lengths)
+
+
+def test_noise_is_an_offset_of_the_utterance_of_the_size_that_is_named():
+    """A thousand rows: the deviation of the offsets is that of the level, and padding stays 0."""
+    deviation = torch.tensor([1.0, 4.0, 0.0])
+    x = torch.zeros(1000, 2, 3)
+    lengths = torch.where(torch.arange(1000) < 500, 2, 1)
+    batch = Batch({"audio": x}, {"audio": lengths}, torch.zeros(1000), torch.arange(1000))
+    change = robustness.noisy("audio", 0.5, deviation, 0)
+    moved = change(batch).x["audio"]
+    assert moved[:, 0].std(0).tolist() == pytest.approx([0.5, 2.0, 0.0], rel=0.1)
+    assert torch.equal(moved[:500, 0], moved[:500, 1]) and not moved[500:, 1].any()
+    # it follows from the row, whatever batch that is in
+    order = torch.arange(999, -1, -1)
+    turned = Batch({"audio": x}, {"audio": lengths[order]}, batch.target, order)
+    assert torch.equal(change(turned).x["audio"][0, 0], moved[999, 0])
+
+
+def test_deviations_are_over_utterances_by_hand():
+    """Means 1 and 3 of two utterances: deviation 1; a third one is absent."""
+    moments = robustness.Moments()
+    x = torch.tensor([[[0.0], [2.0]], [[3.0], [99.0]], [[50.0], [50.0]]])
+    lengths = torch.tensor([2, 1, 0])
+    moments.seen(Batch({"audio": x}, {"audio": lengths}, torch.zeros(3), torch.arange(3)))
+    assert moments.deviation("audio").tolist() == pytest.approx([1.0])
+
+
+def test_heads_and_the_difference_from_another_run(made, measured):
+    store, run, other = made
+    assert [one.agree for one in measured.heads] == [True, False]
+    assert sum(one.n for one in measured.heads) == 24
+    assert measured.against == str(other.path)
+    whole = report.results.predictions(run)
+    differ = [evaluation.where_heads_differ(p, ("audio", "text")) for p in whole]
+    rows = np.flatnonzero(np.mean(differ, axis=0) > 0.5)
+    assert measured.heads[1].n == len(rows)
+    theirs = report.results.predictions(other)
+    for one, kept in ((measured.heads[1], rows),):
+        if len(kept):
+            mine = np.mean([p.figures(kept)["wf1"] for p in whole])
+            assert one.value == pytest.approx(mine)
+            gap = mine - np.mean([p.figures(kept)["wf1"] for p in theirs])
+            assert one.difference == pytest.approx(gap)
+
+
+def test_calibration_speakers_and_confusions_by_hand(made, measured):
+    """All counts are those of the predictions."""
+    store, run, _ = made
+    assert sum(one.n for one in measured.calibration) == 48  # two seeds
+    whole = report.results.predictions(run)
+    right = np.mean([np.mean(p.pred == p.true) for p in whole])
+    shares = [one.n * one.right for one in measured.calibration]
+    assert sum(shares) / 48 == pytest.approx(right)
+    wrong = np.mean([np.sum(p.pred != p.true) for p in whole])
+    assert sum(one.n for one in measured.confused) == pytest.approx(wrong)
+    names = whole[0].table["speaker"].to_pylist()
+    for one in measured.speakers:
+        rows = np.array([place for place, name in enumerate(names) if name == one.name])
+        assert one.n == len(rows) >= robustness.FEWEST_OF_A_SPEAKER
+        assert one.value == pytest.approx(np.mean([p.figures(rows)["wf1"] for p in whole]))
+    values = [one.value for one in measured.speakers]
+    assert values == sorted(values)
+
+
+def test_it_is_an_opening_that_the_ledger_knows(made, measured):
+    store, run, other = made
+    found = ledger.read(ledger.beside(store.path)).openings
+    looked = [one for one in found if one.what == "robustness"]
+    assert len(looked) == 4 and len({one.training for one in looked}) == 4
+    assert not (run.path / "robustness-dev.json").exists()
+    robustness.measure(run, split="dev", note=quiet)
+    assert (run.path / "robustness-dev.json").exists()
+    assert len(ledger.read(ledger.beside(store.path)).openings) == len(found)
+
+
+def test_the_report_shows_what_was_measured_and_measures_nothing(made, measured, tmp_path):
+    store, run, other = made
+    before = ledger.beside(store.path).read_bytes()
+    page = report.page([run, other])
+    assert ledger.beside(store.path).read_bytes() == before
+    assert page.count("when a modality fails") >= 1 and "without audio" in page
+    assert "what is confused" in page and "heads disagree" in page
+    assert "when a modality fails" not in report.page([other])
+    # of other weights, or damaged: named, and the run is left out
+    path = run.path / "robustness.json"
+    raw = path.read_bytes()
+    try:
+        value = json.loads(raw)
+        value.pop(files.SEAL)
+        files.write_json(path, {**value, "weights": ["0", "1"]})
+        with pytest.raises(DataError, match=r"robustness\.json: damaged \(of other weights"):
+            report.gather([run.path])
+        path.write_bytes(raw.replace(b"0.", b"1.", 1))
+        with pytest.raises(DataError, match="does not match its checksum"):
+            robustness.stored(Run.open(run.path))
+    finally:
+        path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(("model", "task"), [("concat", "regression"), ("text", "single")])
+def test_other_tasks_and_models(tmp_path, model, task):
+    """A regression has no calibration and no confusions; a model of one modality is not tried
+    without it.
+    """
+    store = make_store(tmp_path, task=task)
+    run = experiment.train(
+        store, settings("train.epochs=1", model=model), tmp_path / "run", note=quiet
+    )
+    found = robustness.measure(run, note=quiet)
+    without = {one.modality for one in found.altered if one.what == "without"}
+    noise = {one.modality for one in found.altered if one.what == "noise"}
+    assert without == (set() if model == "text" else {"audio", "text"})
+    assert noise == ({"text"} if model == "text" else {"audio", "text"})
+    assert bool(found.calibration) == (task == "single") and found.heads == ()
+    assert robustness.tables(found) and robustness.stored(run) == found
+
+
+def test_from_the_command_line(tmp_path):
+    store = make_store(tmp_path)
+    run = experiment.train(store, settings("train.epochs=1"), tmp_path / "run", note=quiet)
+    other = make_store(tmp_path / "b", n=80, labels=("calm", "glad", "angry"))
+    stranger = experiment.train(other, settings("train.epochs=1"), tmp_path / "b" / "r", note=quiet)
+    told = call("evaluate", run.path, "--robustness", "--split", "dev")
+    assert told.exit_code == 0, told.output
+    assert "concat on toy dev, when a modality fails" in told.stdout
+    assert "noise on audio, 0.25 sd" in told.stdout
+    as_json = call("evaluate", run.path, "--robustness", "--split", "dev", "--json")
+    assert len(json.loads(as_json.stdout)["robustness"]["altered"]) == 10
+    assert call("evaluate", run.path, "--against", run.path).exit_code == 2
+    gone = call("evaluate", run.path, "--robustness", "--against", tmp_path / "none")
+    assert gone.exit_code == 1 and "not a run folder" in gone.stderr
+    asked = ("evaluate", run.path, "--robustness", "--split", "dev", "--against", stranger.path)
+    wrong = call(*asked)
+    assert wrong.exit_code == 4 and "labels" in wrong.stderr
