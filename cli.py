@@ -2164,7 +2164,7 @@ def check_clips_are_there(
     if manifest_file is not None or any(map(is_of_many, clips)):
         raise DataError(f"{shown(asked[0], 200)}: no such file")
     if len(asked) > 1:
-        raise FailuresError(f"none of {len(asked):,} clips is there: {listed(asked, 4)}")
+        raise FailuresError(f"none of {plural(len(asked), 'clip')} is there: {listed(asked, 4)}")
     raise FailuresError(f"{shown(asked[0], 200)}: no such file")
 
 

@@ -214,7 +214,7 @@ def test_a_word_like_nothing_gets_no_guess(features):
         ("extract clips", "--manifest FILE"),
         ("fingerprint clips", "--manifest FILE"),
         ("prepare meld clips.csv", "mer prepare table --from FILE"),
-        ("prepare clips.csv", "clips.csv: a file; `mer prepare table --from clips.csv`"),
+        ("prepare clips.csv", "a file of yours: `mer prepare table --from clips.csv`"),
         ("extract --dataset clips.csv", "`mer prepare table --from clips.csv`"),
         ("extract --dataset m.parquet", "`mer extract --manifest`"),
         ("prepare gone.jsonl", "`mer prepare table --from gone.jsonl`"),
@@ -405,7 +405,7 @@ def completed(*words: str) -> list[str]:
 def test_completion_knows_commands_options_corpora_models_and_presets():
     assert completed("tr") == ["train"]
     assert "--features" in completed("train", "--fea")
-    assert completed("extract", "--dataset", "m") == ["m3ed", "meld", "mosei", "mosi"]
+    assert completed("extract", "--dataset", "mo") == ["mosei", "mosi"]
     assert completed("prepare", "ta") == ["table"] and completed("extract", "--dataset", "ta") == []
     assert completed("train", "--model", "") == sorted(REGISTRY)
     assert completed("train", "--preset", "") == sorted(presets())

@@ -200,6 +200,8 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
         said.append(f"An ensemble: the mean of the probabilities of {members}.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
+    if measured_alike := _measures_of_another(found):
+        said.append(measured_alike)
     if found.unlabelled:
         said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
     if found.unseen:
@@ -227,6 +229,18 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
             what = f"{subset.without} of {runs} runs have no utterances where the heads {name}"
             said.append(f"{what}; that row leaves them out.")
     return said
+
+
+def _measures_of_another(found: SingleMetrics | GroupMetrics) -> str:
+    """Why a corpus is scored by the measures of another one; empty where it is not."""
+    scale = {"mosi": "[-3, 3]", "sims": "[-1, 1]"}.get(found.measures or "")
+    its_own = any(name in found.dataset.lower() for name in ("mosi", "mosei", "sims"))
+    if found.task != "regression" or scale is None or its_own:
+        return ""
+    return (
+        f"Scored by the measures of {metrics.CORPUS[found.measures or '']}, as all targets are "
+        f"within {scale}; its accuracies say little of another scale, MAE and Pearson hold on any."
+    )
 
 
 def _without_spread(found: SingleMetrics | GroupMetrics) -> list[str]:

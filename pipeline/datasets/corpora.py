@@ -141,21 +141,22 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in HERE.glob("*.toml")))
 
 
-@cache
 def of_own_files(name: str) -> str:
     """How the file or folder that was named in place of a corpus is prepared; empty for a word."""
     path, said = Path(name), shown(name, 80)
-    if path.is_dir():
+    known = f"dataset '{said}' is not known"
+    if name and path.is_dir():
         return (
-            f"{said}: a folder; `mer prepare folder --root {said} --pattern …` for files whose "
-            "names say the label, or `mer prepare table --from FILE` for a list of them"
+            f"{known}; a folder of yours: `mer prepare folder --root {said} --pattern …` for files "
+            "whose names say the label, or `mer prepare table --from FILE` for a list of them"
         )
     if path.is_file() or path.suffix:
         manifest = "; a manifest goes to `mer extract --manifest`" if path.suffix == PARQUET else ""
-        return f"{said}: a file; `mer prepare table --from {said}`{manifest}"
+        return f"{known}; a file of yours: `mer prepare table --from {said}`{manifest}"
     return ""
 
 
+@cache
 def corpus(name: str) -> CorpusInfo:
     """Raises DataError with the known names."""
     path = HERE / f"{name}.toml"

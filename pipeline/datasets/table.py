@@ -366,6 +366,13 @@ def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
             f"{len(values):,} of {of_all} numbers ({listed(values, 2)}), taken as names of "
             "classes; if they are values, say --task regression"
         )
+    elif values and len(values) < len(different):
+        names = [label for label in different if label not in values]
+        some = plural(len(values), "is a number", "are numbers")
+        yield (
+            f"of the labels {some} ({listed(values, 2)}), others are not ({listed(names, 2)}): all "
+            "are taken as names of classes; is another column meant? then --column label=NAME"
+        )
     elif len(different) > MANY_LABELS:
         number = plural(len(different), "different label")
         yield f"{number}; numbers are meant? then --task regression"
