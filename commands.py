@@ -179,7 +179,7 @@ def _message(error: click.ClickException) -> str:
     if isinstance(error, click.exceptions.NoSuchCommand) and not error.possibilities:
         known = getattr(error.ctx and error.ctx.command, "commands", {})
         return f"{error.message} {_sentence(did_you_mean(error.command_name, known))}".rstrip()
-    if error.message.startswith(TOO_MANY) and error.ctx is not None:
+    if isinstance(error, click.UsageError) and error.message.startswith(TOO_MANY) and error.ctx:
         instead = IN_PLACE.get(error.ctx.command.name or "")
         return f"{error.format_message().rstrip('.')}; {instead}" if instead else error.message
     return error.format_message()
