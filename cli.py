@@ -15,6 +15,7 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +39,7 @@ from mer.pipeline.runtime.terminal import (
     did_you_mean,
     escape,
     escape_json,
+    listed,
     one_line,
     plural,
     shown,
@@ -1682,6 +1684,7 @@ def evaluate(
     """
     if against is not None and not robust:
         raise click.UsageError("--against goes with --robustness")
+    check_run_folders([*runs, *filter(None, [against])])
     from mer.fusion import ensemble, report
     from mer.fusion.checkpoint import Run
     from mer.fusion.evaluate import evaluate
@@ -1814,6 +1817,7 @@ def report(runs, out, against, metric, tables, figures):
 @click.option("--json", "as_json", is_flag=True, help="The comparison as one JSON object.")
 def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
+    check_run_folders([run_a, run_b])
     from mer.fusion import report
     from mer.fusion.checkpoint import Run
     from mer.fusion.typed import tree
@@ -1897,13 +1901,16 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
         return
     # of all that match, so that the best one has its settings beside it
     names = listing.columns(matching, [name.strip() for name in (columns or "").split(",") if name])
-    title = listing.counted(rows) + (f" ({len(found):,} in all)" if len(rows) < len(found) else "")
+    others = [f"{len(matching):,} match"] if len(rows) < len(matching) < len(found) else []
+    others += [f"{len(found):,} in all"] if len(rows) < len(found) else []
+    title = listing.counted(rows) + (f" ({', '.join(others)})" if others else "")
     width = terminal_columns(sys.stdout)
     say_laid_out(listing.table(rows, names, title, metric, width) if rows else title)
     for line in (
+        listing.tied(matching, len(rows), sort, metric) if sort is not None else "",
         listing.common(rows, names),
         listing.meaning(rows, metric),
-        listing.could_go(rows),
+        listing.could_go(matching),
     ):
         if line:
             note(line)
@@ -1924,12 +1931,16 @@ def prune(runs, dry_run, yes):
     from mer.fusion import prune as pruning
 
     found, refused = pruning.sort_out(runs)
+    if len(runs) == len(refused) == 1:
+        raise DataError(refused[0])
     for line in refused:
         note(line)
     files, size = sum(len(one.files) for one in found), sum(one.size for one in found)
     for one in found:
         if one.files:
             say(f"{one.run}: {', '.join(path.name for path in one.files)}, {amount(one.size)}")
+    if not files and not found:
+        raise DataError("no run of which anything could go, for the reasons above")
     if not files:
         note("nothing to remove")
     elif dry_run:
@@ -2042,6 +2053,8 @@ def predict(
     """
     one = check_clips_asked_for(clips, audio, video, text, manifest_file, given)
     out = checked_out(out, as_csv, as_json)
+    check_run_folders([run, *others])
+    check_clips_are_there(clips, audio, manifest_file)
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer import predicting
@@ -2098,6 +2111,11 @@ def check_clips_asked_for(clips, audio, video, text, manifest_file, given) -> bo
     told = [name for name, value in of_one.items() if value is not None]
     if clips and audio is not None:
         raise click.UsageError("give the clip once: behind RUN, or with --audio")
+    for option, path in (("--audio", audio), ("--video", video), ("--manifest", manifest_file)):
+        if path is not None and path.is_dir():
+            raise click.UsageError(
+                f"{option} {shown(path, 120)}: a folder; name it behind RUN, without {option}"
+            )
     if manifest_file is not None and (clips or audio is not None or told):
         raise click.UsageError("give either clips (and --text for one of them), or --manifest FILE")
     if manifest_file is None and not clips and audio is None and not told:
@@ -2121,6 +2139,44 @@ def check_clips_asked_for(clips, audio, video, text, manifest_file, given) -> bo
     if one and given["dialogue"]:
         raise click.UsageError("--dialogue goes with a folder of clips")
     return one
+
+
+def check_run_folders(runs: Iterable[Path]) -> None:
+    """DataError for each that is none, said before torch is loaded."""
+    from mer.fusion.files import check_run
+
+    checks = Together()
+    for run in runs:
+        checks.of(partial(check_run, run))
+    checks.settle()
+
+
+def check_clips_are_there(
+    clips: Sequence[Path], audio: Path | None, manifest_file: Path | None
+) -> None:
+    """FailuresError where none of the clips is there, DataError where a table or manifest is not,
+    said before torch is loaded. Where some clips are there the others are failures among their
+    predictions.
+    """
+    asked = [*clips, *filter(None, [audio, manifest_file])]
+    if not asked or not all(map(is_gone, asked)):
+        return
+    if manifest_file is not None or any(map(is_of_many, clips)):
+        raise DataError(f"{shown(asked[0], 200)}: no such file")
+    if len(asked) > 1:
+        raise FailuresError(f"none of {plural(len(asked), 'clip')} is there: {listed(asked, 4)}")
+    raise FailuresError(f"{shown(asked[0], 200)}: no such file")
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there is nothing of that name; what cannot be told is told later."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def is_of_many(path: Path) -> bool:

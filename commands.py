@@ -55,6 +55,15 @@ PACKAGES = ("torch", "torchaudio", "transformers", "numpy", "h5py", "pyarrow", "
 UNKNOWN_OPTIONS = 20  # of one command line that are told at once
 SHORT_HELP = 300  # characters of a command's first sentence, which no sentence of ours reaches
 ALIKE = 0.8  # of difflib: beyond that an option and a setting are taken for the same word
+TOO_MANY = "Got unexpected extra argument"  # as click begins it
+# What a command takes in place of words that it does not.
+IN_PLACE = {
+    "prepare": "one corpus is prepared at a time; your own files: `mer prepare table --from FILE` "
+    "or `mer prepare folder --root DIR --pattern …`",
+    "extract": "name the clips with --dataset NAME or --manifest FILE; `mer prepare` makes one of "
+    "your own files",
+}
+IN_PLACE["fingerprint"] = IN_PLACE["extract"]
 NOT_ONE_OF = re.compile(r"'(.*)' is not one of", re.DOTALL)
 
 
@@ -170,6 +179,9 @@ def _message(error: click.ClickException) -> str:
     if isinstance(error, click.exceptions.NoSuchCommand) and not error.possibilities:
         known = getattr(error.ctx and error.ctx.command, "commands", {})
         return f"{error.message} {_sentence(did_you_mean(error.command_name, known))}".rstrip()
+    if isinstance(error, click.UsageError) and error.message.startswith(TOO_MANY) and error.ctx:
+        instead = IN_PLACE.get(error.ctx.command.name or "")
+        return f"{error.format_message().rstrip('.')}; {instead}" if instead else error.message
     return error.format_message()
 
 
@@ -201,7 +213,7 @@ def _quoted(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """`, did you mean 'dev'?` as a sentence of its own."""
+    """` (did you mean 'dev'?)` as a sentence of its own."""
     return f"Did you mean '{_quoted(text)}'?" if text else ""
 
 

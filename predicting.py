@@ -26,7 +26,7 @@ from mer.pipeline.extraction.given import Hearing, make_ready
 from mer.pipeline.extraction.outcome import Failure
 from mer.pipeline.extraction.presence import kinds_of
 from mer.pipeline.manifest import Utterance
-from mer.pipeline.media.stages import Stage
+from mer.pipeline.media.stages import Flag, Stage
 from mer.pipeline.runtime.progress import SILENT, Silent, choose
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
@@ -34,6 +34,20 @@ from mer.pipeline.store import FeatureStore
 WORDS = "text"  # the modality that clips come without most often
 ENCODED = ("audio", "vision", "text")
 BESIDE = ("vision_boxes", "vision_faces")
+# What may leave a model with little of a clip, although it has the modality.
+DOUBTFUL = (
+    Flag.short,
+    Flag.silent,
+    Flag.clipped,
+    Flag.end_beyond,
+    Flag.gap,
+    Flag.damaged,
+    Flag.text_cut,
+    Flag.wordless,
+    Flag.no_picture,
+    Flag.picture_short,
+    Flag.no_face,
+)
 
 
 @dataclass(frozen=True)
@@ -210,6 +224,7 @@ def _rows(
             "file": clip.audio or clip.video,
             "modalities": list(there),
             "missing": [m for m in run.reads if m not in there],
+            "noted": _noted(store, place[clip.id]),
             "text_from": words_from.get(clip.id) if read else None,
             "text": clip.text if read else None,
             "model": run.info.model if len(runs) == 1 else title(runs),
@@ -219,6 +234,11 @@ def _rows(
             had_by_clip["temperature"] = _temperature(runs)
         found.append({**row, **had_by_clip})
     return found
+
+
+def _noted(store: FeatureStore, row: int) -> list[str]:
+    """Of what was noted of a clip the part for which its answer says little."""
+    return [flag.name for flag in DOUBTFUL if flag.name and store.flags[row] & flag]
 
 
 def _temperature(runs: Sequence[Run]) -> float | str:

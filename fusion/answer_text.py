@@ -27,7 +27,7 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
 
     Args:
         row: Of the table that `mer.fusion.evaluate.predict_rows` makes, perhaps with `modalities`,
-            `missing` and `text_from`.
+            `missing`, `noted` and `text_from`.
         spec: What the model answers.
 
     Returns:
@@ -58,6 +58,8 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
             f"  missing        {', '.join(row['missing'])}; predicted from "
             f"{' and '.join(row['modalities'])} alone"
         )
+    if row.get("noted"):
+        lines.append(f"  noted          {', '.join(row['noted'])}: the answer may say little")
     if row.get("text_from"):
         lines.append(f"  words          {row['text_from']}: {row['text']}")
     return lines
@@ -84,7 +86,9 @@ def table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, width: int | None) 
 def _table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, labels: tuple[str, ...]) -> str:
     highest = () if labels or spec.task == "regression" else ("p",)
     words = any(row["text_from"] for row in rows)
-    columns = ("id", "predicted", *highest, *labels, "from", *(("words",) if words else ()))
+    noted = any(row.get("noted") for row in rows)
+    columns = ["id", "predicted", *highest, *labels, "from"]
+    columns += ["words"] * words + ["noted"] * noted
     cells = []
     for row in rows:
         scores = [row[f"p_{name}"] for name in labels]
@@ -97,10 +101,11 @@ def _table(rows: Sequence[Mapping[str, Any]], spec: DataSpec, labels: tuple[str,
                 *(f"{score:.3f}" for score in scores),
                 "+".join(row["modalities"]),
                 *((row["text_from"] or "–",) if words else ()),
+                *((", ".join(row.get("noted") or ()) or "–",) if noted else ()),
             )
         )
-    left = {"predicted", "from", "words"} - set(labels)
-    return plain(Table(plural(len(rows), "clip"), columns, tuple(cells)), left=left)
+    left = {"predicted", "from", "words", "noted"} - set(labels)
+    return plain(Table(plural(len(rows), "clip"), tuple(columns), tuple(cells)), left=left)
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
@@ -111,8 +116,12 @@ def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
     known = (*BEFORE, *scores, *BEHIND)
     others = []
     for name in rows[0] if rows else ():
-        kept = name.startswith(("attention_", "pred_")) or name in ("disagreement", "turns")
-        if kept and any(row[name] is not None for row in rows):
+        kept = name.startswith(("attention_", "pred_")) or name in (
+            "disagreement",
+            "turns",
+            "noted",
+        )
+        if kept and any(row[name] not in (None, []) for row in rows):
             others.append(name)
     last = [name for name in LAST if not rows or name in rows[0]]
     heads = [*known, *others, *last]

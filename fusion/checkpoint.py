@@ -52,7 +52,7 @@ from mer.fusion.records import (
 from mer.fusion.splits import Fold
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.runtime.limits import CONFIG_BYTES
-from mer.pipeline.runtime.terminal import did_you_mean, shown
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
 
 LAST = files.LAST
@@ -99,20 +99,7 @@ class Run:
         """
         path = Path(path)
         where = path / INFO
-        if not where.exists():
-            if not path.exists():
-                near = did_you_mean(path.name, _names_in(path.parent))
-                raise DataError(
-                    f"{path}: not a run folder, there is none of that name{near}; `mer runs` lists "
-                    "those that there are"
-                )
-            inside = sum(1 for _ in path.glob(f"*/{INFO}"))
-            remedy = (
-                f"the runs are in it: {path}/*"
-                if inside
-                else "make one with `mer train`, or leave it out"
-            )
-            raise DataError(f"{path}: not a run folder (no {INFO}); {remedy}")
+        files.check_run(path)
         value = files.read_json(where, dict, AGAIN)
         if value.get("format") != RUN_FORMAT or value.get("version") != RUN_VERSION:
             said = f"{shown(value.get('format'), 40)} of version {shown(value.get('version'), 40)}"
@@ -535,11 +522,3 @@ def _seal(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
         h.update(f"\n{json.dumps(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         h.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
-
-
-def _names_in(folder: Path) -> list[str]:
-    """The names of what is in a folder; none where it cannot be read."""
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []

@@ -211,7 +211,7 @@ def _elsewhere(key: str, table: str) -> str:
     """A guess at a setting in another table than the one that was named."""
     ends = {one.rpartition(".")[2]: one for one in keys() if not one.startswith(f"{table}.")}
     found = key if key in ends else initials(key)
-    return f", did you mean '{ends[found]}'?" if found in ends else ""
+    return f" (did you mean '{ends[found]}'?)" if found in ends else ""
 
 
 def presets() -> dict[str, Path]:

@@ -32,6 +32,7 @@ from mer.fusion.train import (
     spec_of,
     turns_key,
 )
+from mer.fusion.watch import Once
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore
@@ -126,7 +127,13 @@ def train(
     setting = Setting(device=str(device), command=command, log=tuple(log), lock=lock)
 
     train_into = partial(
-        train_member, store, setting=setting, note=note, progress=progress, processes=processes
+        train_member,
+        store,
+        setting=setting,
+        note=note,
+        progress=progress,
+        processes=processes,
+        remark=Once(note),
     )
     if not grouped:
         processes.agree(lambda: check_folder(folder, config, key, wanted))

@@ -30,7 +30,7 @@ from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.splits import Fold
 from mer.fusion.train import Note, fit
-from mer.fusion.watch import Watch
+from mer.fusion.watch import Once, Watch
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.progress import Show, Silent
@@ -76,6 +76,7 @@ def train_member(
     progress: Silent | None,
     processes: Processes = ALONE,
     among: int = 1,
+    remark: Note | None = None,
 ) -> Run:
     """Train one run into its folder, which is held meanwhile.
 
@@ -88,6 +89,7 @@ def train_member(
         progress: Shows how far it is; None: `note` is told every epoch.
         processes: Those that train together.
         among: As for `fit`.
+        remark: As for `fit`.
 
     Returns:
         The finished run.
@@ -113,6 +115,7 @@ def train_member(
             watch=Watch(note, progress),
             log=setting.log,
             among=among,
+            remark=remark,
         )
 
 
@@ -179,6 +182,7 @@ def train_at_once(
 
     with ExitStack() as stack:
         show = stack.enter_context(shown.follow(len(members)))
+        remark = Once(note)
         board = _Board([member.name for member in members], show)
         workers: dict[object, _Worker] = {}
         for worker in stack.enter_context(_started(started, threads)):
@@ -190,6 +194,8 @@ def train_at_once(
                 kind, said = worker.receive()
                 if kind == "note":
                     note(f"{worker.name}: {said}")
+                elif kind == "remark":
+                    remark(said, of=worker.name)
                 elif kind == "show":
                     board.at(worker.name, *said)
                 elif kind == "done":
@@ -361,6 +367,7 @@ def _train_next(task: _Task, send: Callable[[str, object], None]) -> None:
                 task.folder / name,
                 task.setting,
                 note=lambda text: send("note", text),
+                remark=lambda text: send("remark", text),
                 progress=_Told(send) if task.followed else None,
                 among=task.among,
             )

@@ -71,6 +71,11 @@ MEANINGS = {
     "weighted_f1": "weighted F1: F1 averaged over the labels by their size",
     "ccc": "CCC: concordance correlation coefficient, 1 where answers equal the targets",
     "mae": "MAE: mean absolute error",
+    "acc2_has0": "Acc-2 (has 0): on the same side of 0, which counts as above",
+    "acc2_non0": "Acc-2 (non 0): likewise, without targets of 0",
+    "acc5": "Acc-5: equal when rounded to whole numbers within ±2",
+    "acc7": "Acc-7: likewise within ±3",
+    "sims_acc2": "Acc-2, Acc-3, Acc-5 (SIMS): in the same of so many parts of [-1, 1]",
 }
 # the figure that chooses an epoch, decides a comparison and is pictured, unless another is named
 HEADLINE = {"single": "wf1", "multi": "weighted_f1", "regression": "mae"}

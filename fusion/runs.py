@@ -685,8 +685,8 @@ def differing(rows: Sequence[RunRow]) -> list[str]:
 
 
 def columns(rows: Sequence[RunRow], asked: Sequence[str] = ()) -> list[str]:
-    """The columns of the table: those asked for, else what is always shown, what differs, and the
-    command where it is known.
+    """The columns of the table: those asked for, else what is always shown and what differs; the
+    command where nothing does, as else it says what the columns say.
     """
     if asked:
         return [resolve(name, rows, "--columns") for name in asked]
@@ -698,7 +698,8 @@ def columns(rows: Sequence[RunRow], asked: Sequence[str] = ()) -> list[str]:
     if len(paths) == len(keys):  # then a path says which store it is
         differ = [name for name in differ if name != "key"]
     settings = differing(rows)
-    command = ["command"] if any(row.command for row in rows) else []
+    alike = not (differ or settings) and len({row.model for row in rows}) == 1
+    command = ["command"] if alike and any(row.command for row in rows) else []
     return [*ALWAYS[:4], *differ, *settings, *ALWAYS[4:], *command]
 
 
@@ -775,6 +776,27 @@ def counted(rows: Sequence[RunRow]) -> str:
     return f"{plural(len(rows), 'run')}{': ' if parts else ''}{parts}"
 
 
+def tied(matching: Sequence[RunRow], count: int, by: str, metric: str | None = None) -> str:
+    """That runs beyond the first `count` of the sorted ones have what the last shown has, as one
+    line; empty where they have not.
+    """
+    if not 0 < count < len(matching):
+        return ""
+    name = resolve(by, matching, "--sort")
+
+    def value(row: RunRow) -> tuple[str, str]:
+        of = metric_of(row, name, metric) if name in ("dev", "test") else ""
+        return of, _value(row, name, metric)
+
+    last = value(matching[count - 1])
+    if not last[1] or value(matching[count]) != last:
+        return ""
+    alike = sum(value(row) == last for row in matching)
+    here = sum(value(row) == last for row in matching[:count])
+    said = f"{_head(name, [name], matching[:count], metric)} {cell(matching[count], name, metric)}"
+    return f"{plural(alike, 'run')} have {said}, of which {here:,} shown, by name"
+
+
 def meaning(rows: Sequence[RunRow], metric: str | None = None) -> str:
     """What the figures under dev and test stand for, as one line."""
     names = (metric_of(row, part, metric) for row in rows for part in ("dev", "test"))
@@ -782,12 +804,14 @@ def meaning(rows: Sequence[RunRow], metric: str | None = None) -> str:
 
 
 def could_go(rows: Sequence[RunRow]) -> str:
-    """What `mer prune` would free, as one line; empty where it is nothing."""
+    """What `mer prune` would free of these runs, as one line; empty where it is nothing."""
     spare = sum(row.spare for row in rows if row.state == "finished")
     whole = sum(row.size for row in rows)
     if not spare:
         return ""
-    return f"`mer prune` would free {amount(spare)} of {amount(whole)}"
+    return (
+        f"`mer prune` would free {amount(spare)} of {amount(whole)} in {plural(len(rows), 'run')}"
+    )
 
 
 def troubles(rows: Sequence[RunRow]) -> list[str]:

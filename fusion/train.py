@@ -61,6 +61,7 @@ Note = Callable[[str], None]
 START_AGAIN = "delete it and train again"  # what helps against damaged progress
 CHOSEN = "chosen."  # before the names of weights in last.safetensors that dev chose
 AVERAGE = "average."  # before those of the moving average
+TOLD_SECONDS = 0.1  # that a check has to take for its time to be told
 SAVE_SECONDS = 5.0  # of training that a kill may cost, beside the epoch that it stops
 
 
@@ -111,6 +112,7 @@ class Training:
     store_key: str
     command: str | None
     watch: Watch
+    remark: Note
     sinks: Sequence[Sink] = ()
     among: int = 1
 
@@ -139,6 +141,7 @@ def fit(
     watch: Watch | None = None,
     log: Sequence[str] = (),
     among: int = 1,
+    remark: Note | None = None,
 ) -> Run:
     """Train one model into a folder, or go on from its last finished epoch.
 
@@ -158,6 +161,8 @@ def fit(
         watch: Told how far it is; None: `note` is told every epoch.
         log: Names of `mer.fusion.sinks` that are told every epoch, besides log.jsonl.
         among: How many trainings share this machine's memory.
+        remark: Told of the store and the configuration, which the runs of a group have in common;
+            None: `note` is.
 
     Returns:
         The finished run.
@@ -198,6 +203,7 @@ def fit(
         key,
         command,
         watch or Watch(note),
+        remark or note,
         among=among,
     )
     there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
@@ -207,9 +213,11 @@ def fit(
         note(f"{folder}: already trained{late}")
         return there
     for line in (*split.notes, *read_notes(training)):
-        note(line)
+        training.remark(line)
     if training.measures == "sims":
-        note(f"{store.header.dataset}: scored by the measures of CH-SIMS, targets within [-1, 1]")
+        training.remark(
+            f"{store.header.dataset}: scored by the measures of CH-SIMS, targets within [-1, 1]"
+        )
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
@@ -218,7 +226,7 @@ def fit(
     parts = _parts(training, model.summary)
     said = all(part.resident for part in parts.values())
     if said:
-        note(checked_line(parts))
+        _say_checked(training, parts)
     keeper = Keeper(training.folder, model, optimizer, config.optim.ema)
     progress = _resume(training, keeper)
     if progress.epoch:
@@ -227,7 +235,7 @@ def fit(
         _learn_scale(training, model, parts["train"])
     explained = rising(model, config.train.epochs)
     if explained is not None:
-        note(explained)
+        training.remark(explained)
     told = training.watch.training(
         epochs=config.train.epochs,
         rows=len(split.train),
@@ -242,7 +250,7 @@ def fit(
             while _goes_on(progress, config):
                 progress = _one_epoch(training, keeper, parts, progress)
                 if not said:  # by now each row has been read once
-                    note(checked_line(parts))
+                    _say_checked(training, parts)
                     said = True
         return _finish(training, info, progress)
 
@@ -349,11 +357,11 @@ def _parts(training: Training, summary: bool) -> dict[str, data.BatchSource]:
         if part.neighbours is not None:
             asked = training.spec.context
             assert asked is not None
-            training.note(context.note(part.neighbours, asked, name))
+            training.remark(context.note(part.neighbours, asked, name))
         if part.resident:
             room -= part.nbytes()
         else:
-            training.note(
+            training.remark(
                 f"{name}: {part.nbytes() / 2**30:.1f} GiB are read from the store batch by batch, "
                 f"not kept on {training.device}"
             )
@@ -488,11 +496,15 @@ def read_notes(training: Training) -> list[str]:
     return notes
 
 
-def checked_line(parts: dict[str, data.BatchSource]) -> str:
-    """What the checks of the features have cost."""
+def _say_checked(training: Training, parts: dict[str, data.BatchSource]) -> None:
+    """Say what the checks of the features have cost; nothing where all were checked before, as for
+    the second run of a group.
+    """
     size = sum(part.checked.bytes for part in parts.values())
     seconds = sum(part.checked.seconds for part in parts.values())
-    return f"{amount(size)} of features held against their checksums in {seconds:.2f} s, once"
+    if size:
+        took = f" in {seconds:.1f} s" if seconds >= TOLD_SECONDS else ""
+        training.remark(f"{amount(size)} of features read, sound by their checksums{took}")
 
 
 def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:

@@ -102,6 +102,31 @@ def test_commands_import_nothing_that_they_do_not_need(tmp_path):
     assert imported("evaluate run --figures .", MODELS, tmp_path) == ["matplotlib"]
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("predict nix clip.wav", 1, "none of that name"),
+        ("predict . clip.wav", 1, "no run.json"),
+        ("predict run --with nix clip.wav", 1, "none of that name"),
+        ("predict run nix.wav", 3, "nix.wav: no such file"),
+        ("predict run nix nix.txt", 3, "none of 2 clips is there: nix, nix.txt"),
+        ("predict run nix.csv", 1, "nix.csv: no such file"),
+        ("predict run --manifest nix.parquet", 1, "nix.parquet: no such file"),
+        ("predict run --audio nix.wav --text hi", 3, "nix.wav: no such file"),
+        ("evaluate nix", 1, "none of that name"),
+        ("compare run nix", 1, "none of that name"),
+    ],
+)
+def test_a_wrong_path_is_told_before_torch_is_loaded(command, code, said, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    (tmp_path / "clip.wav").touch()
+    for name in ("mer.predicting", "mer.fusion.checkpoint", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)  # to import it is an error
+    line = refused(*command.split(), code=code, cwd=tmp_path)
+    assert said in line
+
+
 def test_encoders_are_loaded_without_what_they_do_not_need(tmp_path):
     """Of a clip of 16 kHz: no compiler, nothing of SciPy or scikit-learn, whether they are
     installed or not, and no processes of dask.
@@ -181,6 +206,26 @@ def test_did_you_mean(words, guess, code, features, tmp_path):
 def test_a_word_like_nothing_gets_no_guess(features):
     for words in (["train", features, "--model", "xyzzy"], ["xyzzy"], ["train", "--xyzzy", "1"]):
         assert "id you mean" not in mer(*words, code=None).err
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("extract clips", "--manifest FILE"),
+        ("fingerprint clips", "--manifest FILE"),
+        ("prepare meld clips.csv", "mer prepare table --from FILE"),
+        ("prepare clips.csv", "a file of yours: `mer prepare table --from clips.csv`"),
+        ("extract --dataset clips.csv", "`mer prepare table --from clips.csv`"),
+        ("extract --dataset m.parquet", "`mer extract --manifest`"),
+        ("prepare gone.jsonl", "`mer prepare table --from gone.jsonl`"),
+        ("prepare clips", "`mer prepare folder --root clips"),
+    ],
+)
+def test_own_files_in_the_place_of_something_else_are_told_their_command(words, remedy, tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips.csv").write_text("audio\n")
+    outcome = mer(*words.split(), code=None, cwd=tmp_path)
+    assert outcome.code in (1, 2) and remedy in " ".join(outcome.err.split())
 
 
 # ---- All mistakes at once

@@ -27,13 +27,24 @@ from mer.fusion.tables import Table, context_words, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
 
+ROUNDING = 1e-9  # of a figure, within which two are the same
+
 # ---- Figures as tables
 
 
 def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
-    if not bounds or len(bounds) != 2 or None in bounds:
+    """The bounds of an interval; a dash where they are not known, or one and the same: that all
+    draws give one figure, as of answers that are all right, says nothing of others.
+    """
+    if not bounds or len(bounds) != 2 or None in bounds or _without_width(bounds):
         return "–"
     return f"{number(name, bounds[0])} … {number(name, bounds[1])}"
+
+
+def _without_width(bounds: Sequence[float | None] | None) -> bool:
+    """Whether an interval is a single figure, but for rounding."""
+    low, high = bounds if bounds and len(bounds) == 2 else (None, None)
+    return low is not None and high is not None and abs(high - low) < ROUNDING
 
 
 def interval_head(bootstrap: Bootstrap) -> str:
@@ -189,6 +200,8 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
         said.append(f"An ensemble: the mean of the probabilities of {members}.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
+    if measured_alike := _measures_of_another(found):
+        said.append(measured_alike)
     if found.unlabelled:
         said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
     if found.unseen:
@@ -205,12 +218,38 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
         fewest = f"fewer than {evaluate.FEWEST_UNITS} dialogues, sessions or speakers are known"
         said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
     said += (f"{line[0].upper()}{line[1:]}." for line in few_groups(found.bootstrap))
+    if one_figure := _without_spread(found):
+        said.append(
+            f"No interval (–) of {shown(', '.join(one_figure), 120)}: every draw gives the same "
+            "figure, which is no certainty; more utterances would tell."
+        )
     runs = len(found.runs) if isinstance(found, GroupMetrics) else 1
     for name, subset in (("agree", found.heads_agree), ("disagree", found.heads_disagree)):
         if subset is not None and subset.without:
             what = f"{subset.without} of {runs} runs have no utterances where the heads {name}"
             said.append(f"{what}; that row leaves them out.")
     return said
+
+
+def _measures_of_another(found: SingleMetrics | GroupMetrics) -> str:
+    """Why a corpus is scored by the measures of another one; empty where it is not."""
+    scale = {"mosi": "[-3, 3]", "sims": "[-1, 1]"}.get(found.measures or "")
+    its_own = any(name in found.dataset.lower() for name in ("mosi", "mosei", "sims"))
+    if found.task != "regression" or scale is None or its_own:
+        return ""
+    return (
+        f"Scored by the measures of {metrics.CORPUS[found.measures or '']}, as all targets are "
+        f"within {scale}; its accuracies say little of another scale, MAE and Pearson hold on any."
+    )
+
+
+def _without_spread(found: SingleMetrics | GroupMetrics) -> list[str]:
+    """The figures that are the same in every draw of the bootstrap."""
+    same = []
+    for name in in_order(found.metrics.figures):
+        if _without_width(found.interval.get(name)):
+            same.append(metrics.title(name))
+    return same
 
 
 def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
@@ -322,7 +361,10 @@ def _check_comparable(
     if mine != others or not np.array_equal(a.true, b.true):
         common = len(set(mine) & set(others))
         rows = f"{len(mine)} and {len(others)}, {common} in common"
-        raise DataError(f"{both} were not tested on the same rows and labels ({rows})")
+        raise DataError(
+            f"{both} were not tested on the same rows and labels ({rows}); train both on the same "
+            "store, both with the same --folds or both without"
+        )
 
 
 def _verdict(metric: str, low: float, high: float) -> str:

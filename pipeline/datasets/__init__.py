@@ -71,6 +71,8 @@ def prepare(
         made = import_module(own).prepare(labels=labels, **{folder: root}, **options)
         return complete(*made)
     if name not in DATASETS:
+        if remedy := corpora.of_own_files(name):
+            raise DataError(remedy)
         raise DataError(
             f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, *OWN))}; known: "
             f"{', '.join(DATASETS)}; and {', '.join(OWN)}, for your own files and lists"

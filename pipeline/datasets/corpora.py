@@ -15,7 +15,7 @@ from pathlib import Path
 from mer import manifests
 from mer.pipeline.datasets.pattern import Pattern
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import did_you_mean
+from mer.pipeline.runtime.terminal import did_you_mean, shown
 
 HERE = Path(manifests.__file__).parent
 # for a corpus in English that names none (docs/extraction.md says why these)
@@ -24,6 +24,7 @@ ENGLISH_LAYERS = {"audio": "12"}  # of those encoders; of the others the last
 # for one in another language that names none: checkpoints that were trained on many
 OTHER_ENCODERS = {"audio": "facebook/wav2vec2-xls-r-300m", "text": "xlm-roberta-base"}
 NEEDED = ("audio", "text")  # what every corpus names an encoder for
+PARQUET = ".parquet"
 LAYER_OF = "_layer"  # ends the keys of [encoders] that say which layer
 
 
@@ -140,11 +141,28 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in HERE.glob("*.toml")))
 
 
+def of_own_files(name: str) -> str:
+    """How the file or folder that was named in place of a corpus is prepared; empty for a word."""
+    path, said = Path(name), shown(name, 80)
+    known = f"dataset '{said}' is not known"
+    if name and path.is_dir():
+        return (
+            f"{known}; a folder of yours: `mer prepare folder --root {said} --pattern …` for files "
+            "whose names say the label, or `mer prepare table --from FILE` for a list of them"
+        )
+    if path.is_file() or path.suffix:
+        manifest = "; a manifest goes to `mer extract --manifest`" if path.suffix == PARQUET else ""
+        return f"{known}; a file of yours: `mer prepare table --from {said}`{manifest}"
+    return ""
+
+
 @cache
 def corpus(name: str) -> CorpusInfo:
     """Raises DataError with the known names."""
     path = HERE / f"{name}.toml"
     if name not in names():
+        if remedy := of_own_files(name):
+            raise DataError(remedy)
         raise DataError(
             f"dataset '{name}' is not known{did_you_mean(name, names())}; known: "
             f"{', '.join(names())}"

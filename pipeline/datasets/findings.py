@@ -221,6 +221,21 @@ def class_gaps(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[st
     if "train" in counts and len(counts) > 1:
         lacking = [label for label in total if label not in counts["train"]]
         lines += _told_lacking(lacking, counts)
+        lines += _not_measured(counts)
+    return lines
+
+
+def _not_measured(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line for dev and test on the classes of train that they lack, as one of a single utterance
+    is lacking somewhere; a part that has none of them has classes that train lacks, which is said.
+    """
+    lines = []
+    learnt = [label for label in counts["train"] if label != UNLABELLED]
+    for split, what in (("dev", "no epoch is chosen by it"), ("test", "no figure is of it")):
+        there = counts.get(split, {})
+        lacking = [shown(label, 40) for label in learnt if label not in there]
+        if 0 < len(lacking) < len(learnt) and set(there) - {UNLABELLED}:
+            lines.append(f"{split} has no utterance of class {listed(lacking)}: {what}")
     return lines
 
 

@@ -30,6 +30,8 @@ from mer.pipeline.runtime.terminal import listed, plural, shown
 
 WORDS = ".txt"  # ends the name of a file of words beside a clip
 GIVEN, BESIDE = "given", "file"  # where the words of a clip come from
+# The fields of a table that count for new clips; labels and the like are passed through.
+FIELDS = ("audio", "text", "video", "id", "start", "end", "dialogue", "position")
 SHOWN_KINDS = 6  # endings of files that are no media, in a line
 
 
@@ -176,6 +178,7 @@ def _of_table(path: Path, task: str, root: Path | None, columns: Mapping[str, st
             task=task,
             split="none",
             folder_option="--root",
+            fields=FIELDS,
         )
         found = of_manifest(manifest)
         found.notes += _told(findings)

@@ -405,7 +405,7 @@ def _with_face(row: Utterance, folder: Path, speaker: str, seed: int, index: int
         head = drawnface.Head.of(np.random.default_rng([VERSION, seed, 4, number]))
         seconds = soundfile.info(folder / f"{row.id}.wav").duration
         rng = np.random.default_rng([VERSION, seed, 3, index])
-        with publishing(path, durable=False) as temporary:
+        with publishing(path, durable=False, swept=True) as temporary:
             drawnface.write(temporary, drawnface.draw(shows, head, seconds, rng))
     tags = (*row.tags, f"face={shows}")
     return replace(row, video=f"{folder.name}/{path.name}", tags=tags)
@@ -430,5 +430,5 @@ def _resonances(tract: float, fft: int, cache: Resonances) -> np.ndarray:
 
 def _write(path: Path, wave: np.ndarray) -> None:
     # Not synced: there are hundreds of them, and the same seed makes them again.
-    with publishing(path, durable=False) as temporary:
+    with publishing(path, durable=False, swept=True) as temporary:
         soundfile.write(temporary, wave, RATE, format="WAV", subtype="PCM_16")

@@ -53,6 +53,7 @@ def prepare(
     fold_lists: str | os.PathLike | None = None,
     speaker_independent: bool = False,
     folder_option: str = "--audio-dir",
+    fields: Sequence[str] = FIELDS,
 ) -> tuple[Manifest, Findings]:
     """The manifest of a table.
 
@@ -72,6 +73,7 @@ def prepare(
         fold_lists: A JSON file of folds instead, as of `folds.from_json`.
         speaker_independent: Refuse folds in which a speaker is trained on and tested.
         folder_option: What messages call `audio_dir`.
+        fields: Those that messages name.
 
     Returns:
         The manifest, and what was found.
@@ -84,7 +86,7 @@ def prepare(
     columns = columns or {}
     names = _target_names(targets, task, labels, columns)
     task = task or ("regression" if names else "single")
-    _check_options(task, split, columns)
+    _check_options(task, split, columns, fields)
     name = strip(name if name is not None else source.stem) or "table"
     for what, value in (
         ("--name", name),
@@ -99,7 +101,7 @@ def prepare(
     read_from = {**columns, **{f"{TARGET}{one}": one for one in names}}
     table = read(source, read_from, findings, several=task == "multi", folds=folds)
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
-    _check_content(table, root)
+    _check_content(table, root, fields)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
     if names:
@@ -149,7 +151,9 @@ def prepare(
 # --- options
 
 
-def _check_options(task: str, split: str, columns: Mapping[str, str]) -> None:
+def _check_options(
+    task: str, split: str, columns: Mapping[str, str], fields: Sequence[str]
+) -> None:
     if task not in TASKS or split not in ("auto", "none"):
         raise DataError(
             f"table: task '{task}', split '{split}'; a task is one of {', '.join(TASKS)}, a split "
@@ -158,7 +162,7 @@ def _check_options(task: str, split: str, columns: Mapping[str, str]) -> None:
     for field, column in columns.items():
         if field not in FIELDS:
             raise DataError(
-                f"table: --column {field}={column}: no such field; fields: {', '.join(FIELDS)}"
+                f"table: --column {field}={column}: no such field; fields: {', '.join(fields)}"
             )
 
 
@@ -193,12 +197,12 @@ class _Root:
 # --- what the table has and lacks
 
 
-def _check_content(table: Table, root: _Root) -> None:
+def _check_content(table: Table, root: _Root, fields: Sequence[str]) -> None:
     """Raises DataError for a table without a field, a row, or anything to encode."""
     source = table.source
     if not table.data and table.names:
         raise DataError(
-            f"{source}: no column is called {', '.join(FIELDS)}; name yours with --column "
+            f"{source}: no column is called {', '.join(fields)}; name yours with --column "
             f"FIELD=NAME (found {listed(table.names)}{_near(table)})"
         )
     if not len(table):
@@ -361,6 +365,13 @@ def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
         yield (
             f"{len(values):,} of {of_all} numbers ({listed(values, 2)}), taken as names of "
             "classes; if they are values, say --task regression"
+        )
+    elif values and len(values) < len(different):
+        names = [label for label in different if label not in values]
+        some = plural(len(values), "is a number", "are numbers")
+        yield (
+            f"of the labels {some} ({listed(values, 2)}), others are not ({listed(names, 2)}): all "
+            "are taken as names of classes; is another column meant? then --column label=NAME"
         )
     elif len(different) > MANY_LABELS:
         number = plural(len(different), "different label")

@@ -9,7 +9,7 @@ from mer.pipeline.datasets import takes
 from mer.pipeline.encoders.modality import Lengths, Rows
 from mer.pipeline.errors import DataError, MissingError, UnreadableError
 from mer.pipeline.extraction.decoding import open_decoders
-from mer.pipeline.extraction.fingerprint import Chosen
+from mer.pipeline.extraction.fingerprint import Chosen, Unreadable
 from mer.pipeline.extraction.request import Company, Request
 from mer.pipeline.media.stages import AGAIN, Problem, Stage
 from mer.pipeline.runtime.terminal import plural
@@ -90,7 +90,9 @@ def _probe_one(
         digest = request.keys.digests[file]
         key = digest.key(sound=modality.sound)
         if digest.unreadable is not None:
-            reason = f"{rows.root / file}: {digest.unreadable.reason}"
+            path = rows.root / file
+            folder = digest.unreadable is Unreadable.UNREADABLE and path.is_dir()
+            reason = f"{path}: {'a folder, no file' if folder else digest.unreadable.reason}"
             problems[row] = Problem(Stage.OPEN, reason)
             continue
         known = memory.spans.get((key, modality.span(u)))

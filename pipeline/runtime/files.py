@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -21,14 +20,18 @@ from pathlib import Path
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import ECHO_CHARACTERS
 
+TEMPORARY = ".tmp-"  # before the number of the process that writes
+
 
 @contextmanager
-def publishing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def publishing(path: Path, *, durable: bool = True, swept: bool = False) -> Iterator[Path]:
     """Prepare a file, then give it its final name.
 
     Args:
         path: where the file is to appear; its folder is made if it is not there.
         durable: sync the file and its folder. False for what can be made again, file by file.
+        swept: the caller has swept the folder, where it writes many files: to look through all of
+            them for each would take time by the square of their number.
 
     Yields:
         The temporary path to write to. On a clean exit of the block it is synced and renamed to
@@ -42,7 +45,7 @@ def publishing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if durable:
             sync_folder(path.parent.parent)
-    temporary = temporary_for(path)
+    temporary = temporary_for(path, swept=swept)
     with naming(path):
         try:
             yield temporary
@@ -64,7 +67,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = error.filename is not None and ".tmp-" not in str(error.filename)
+        named = error.filename is not None and TEMPORARY not in str(error.filename)
         if named or error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
@@ -86,9 +89,9 @@ def folders_for(out: Path) -> Iterator[None]:
         raise
 
 
-def temporary_for(path: Path) -> Path:
+def temporary_for(path: Path, *, swept: bool = False) -> Path:
     """Where this process may prepare `path`, file or folder; what dead writers of it left behind is
-    removed.
+    removed, unless the caller has `swept` the folder.
 
     Raises DataError for a device or pipe (/dev/null, /dev/stdout): a rename would put a file in its
     place.
@@ -99,15 +102,25 @@ def temporary_for(path: Path) -> Path:
         raise DataError(
             f"{path}: a device or pipe, which cannot be replaced by a file; name another place"
         )
-    sweep(path.parent, path.name)
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    if not swept:
+        sweep(path.parent, path.name)
+    return path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
 
 
 def leftovers(folder: Path, name: str | None = None) -> list[Path]:
     """What dead writers in `folder` have left of the file or folder `name`, or of any (None)."""
-    found = folder.glob(f".{_escape(name)}.tmp-*" if name is not None else ".*.tmp-*")
-    pids = ((path, path.name.rsplit("-", 1)[1]) for path in found)
-    return [path for path, pid in pids if (name is not None or pid.isdecimal()) and not _alive(pid)]
+    begin = "." if name is None else f".{name}{TEMPORARY}"
+    try:
+        there = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    found = []
+    for one in there:
+        if one.startswith(begin) and TEMPORARY in one[1:]:
+            pid = one.rsplit("-", 1)[1]
+            if (name is not None or pid.isdecimal()) and not _alive(pid):
+                found.append(folder / one)
+    return found
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -174,10 +187,6 @@ def identity(path: str | Path) -> tuple[int, int, int]:
 def shortened(text: str, most: int = ECHO_CHARACTERS) -> str:
     """`text` as a message repeats it, `most` characters of it."""
     return text if len(text) <= most else f"{text[:most]} …"
-
-
-def _escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _alive(pid: str) -> bool:

@@ -116,13 +116,13 @@ def initials(word: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
-    """`, did you mean 'drkf'?` for a word that is nearly one of those known, in whatever case;
+    """` (did you mean 'drkf'?)` for a word that is nearly one of those known, in whatever case;
     empty where none is near.
 
     >>> did_you_mean("DRKF", ["drkf", "dmd"])
-    ", did you mean 'drkf'?"
+    " (did you mean 'drkf'?)"
     >>> did_you_mean("valid", ["train", "dev", "test"])
-    ", did you mean 'dev'?"
+    " (did you mean 'dev'?)"
     """
     named = {str(name).casefold(): str(name) for name in known}
     asked = word[:40].casefold()
@@ -130,7 +130,7 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     close += [initials(asked)] if initials(asked) in named else []
     close += difflib.get_close_matches(asked, list(named), n=1)
     close += [name for name in named if len(asked) > 2 and name.startswith(asked)][:1]
-    return f", did you mean '{named[close[0]]}'?" if close else ""
+    return f" (did you mean '{named[close[0]]}'?)" if close else ""
 
 
 def terminal_columns(stream: TextIO) -> int | None:

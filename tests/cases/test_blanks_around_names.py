@@ -116,6 +116,13 @@ def test_classes_that_cannot_be_learnt_are_named(tmp_path):
     assert warnings([train, Utterance("2", split="dev", label="b")]) == [
         "train has no utterance of class b (dev): a model cannot learn it"
     ]
+    rare = Utterance("2", split="train", label="b")
+    test = Utterance("3", split="test", label="a")
+    assert warnings([train, rare, dev, test]) == [
+        "dev has no utterance of class b: no epoch is chosen by it",
+        "test has no utterance of class b: no figure is of it",
+    ]
+    assert not warnings([train, rare, Utterance("4", split="test")]), "without labels there"
     assert warnings([train, dev]) == [
         "a single class: all 2 labelled utterances are 'a', so there is nothing to learn"
     ]

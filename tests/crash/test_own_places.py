@@ -390,6 +390,17 @@ def test_the_synthetic_corpus_clears_half_a_clip(tmp_path):
     assert not half.exists()
 
 
+def test_the_synthetic_corpus_looks_through_its_folder_once(tmp_path, monkeypatch):
+    """Not for every clip, which would take time by the square of their number."""
+    from mer.pipeline.datasets import prepare
+    from mer.pipeline.runtime import files
+
+    looked, leftovers = [], files.leftovers
+    monkeypatch.setattr(files, "leftovers", lambda *of: looked.append(of) or leftovers(*of))
+    prepare("synthetic", tmp_path, size=12)
+    assert len(looked) == 1 and len(list(tmp_path.rglob("*.wav"))) == 12
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
 def test_modes_follow_the_umask(undisturbed, tmp_path, umask, mode):
     from tests.crash.runs import again, fresh

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mer.pipeline.runtime.files import leftovers
 from mer.pipeline.store import FeatureStore, Shard, ShardWriter
 from mer.pipeline.store import arrays as files
 
@@ -195,6 +196,18 @@ def test_stale_temporary_of_a_dead_writer_is_removed_and_of_a_live_one_kept(tmp_
     with ShardWriter(tmp_path / "a.h5", {"audio": 2}) as writer:
         writer.add("u", {"audio": [[1, 2]]})
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.h5", *names[2:4]])
+
+
+def test_leftovers_are_those_of_the_name_to_the_letter(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = [f".{name}.tmp-{dead.pid}" for name in ("a*", "ab", "[b]", "b", "a?")]
+    for name in (*names, f".tmp-{dead.pid}", "a*"):
+        (tmp_path / name).touch()
+    for name, left in (("a*", names[0]), ("[b]", names[2]), ("a?", names[4])):
+        assert leftovers(tmp_path, name) == [tmp_path / left]
+    assert {path.name for path in leftovers(tmp_path)} == set(names)
+    assert leftovers(tmp_path / "gone") == []
 
 
 def test_reader_of_the_old_file_goes_on_while_it_is_replaced(tmp_path):

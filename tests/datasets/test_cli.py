@@ -55,7 +55,7 @@ def test_datasets_of_a_name_is_its_page(mer, tmp_path):
     assert found["expected"]["emotion"]["train"]["neutral"] == 4710
     assert found["tasks"] == {"emotion": "single", "sentiment": "single"}
     done = mer("datasets", "melt")
-    assert done.exit_code == 1 and "did you mean 'meld'?" in " ".join(done.stderr.split())
+    assert done.exit_code == 1 and "did you mean 'meld'?)" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -122,7 +122,7 @@ def test_prepare_table(mer, tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "part"),
     [
-        (("prepare", "melt"), 1, "mer: dataset 'melt' is not known, did you mean 'meld'?; known: "),
+        (("prepare", "melt"), 1, "dataset 'melt' is not known (did you mean 'meld'?); known: "),
         (("prepare", "meld"), 1, "to get it: MELD.Raw.tar.gz"),
         (("prepare", "meld", "--size", 3), 1, "mer: meld takes no option size"),
         (

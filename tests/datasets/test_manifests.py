@@ -51,7 +51,7 @@ def test_expected_counts_of_meld_add_up(split):
 
 def test_unknown_names_say_what_is_known():
     with pytest.raises(
-        DataError, match=r"'melt' is not known, did you mean 'meld'\?; known: .*meld"
+        DataError, match=r"'melt' is not known \(did you mean 'meld'\?\); known: .*meld"
     ):
         corpora.corpus("melt")
     with pytest.raises(DataError, match="--labels sentimental: meld has emotion, sentiment"):

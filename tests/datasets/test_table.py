@@ -419,6 +419,20 @@ def test_labels_of_another_task_are_asked_about(tmp_path, labels, says):
     assert says is None or asked[0].startswith(says)
 
 
+def test_numbers_among_names_of_classes_are_told(tmp_path):
+    def warned(*labels: str) -> list[str]:
+        lines = [f"{number}.wav,word {number},{label}" for number, label in enumerate(labels)]
+        (tmp_path / "t.csv").write_text("\n".join(["audio,text,label", *lines]) + "\n")
+        _, report = table.prepare(tmp_path / "t.csv", split="none")
+        return [line for line in report.warnings if "number" in line]
+
+    assert warned("1", "calm", "sad", "calm") == [
+        "of the labels 1 is a number (1), others are not (calm, sad): all are taken as names of "
+        "classes; is another column meant? then --column label=NAME"
+    ]
+    assert not warned("0", "1", "2") and not warned("calm", "sad", "v1.2")
+
+
 def test_a_row_with_two_labels_is_one_utterance(tmp_path):
     rows = ("a.wav,hi,joy;surprise", "b.wav,ho,joy", "c.wav,no,")
     (tmp_path / "t.csv").write_text("\n".join(["audio,text,label", *rows]) + "\n")

@@ -122,7 +122,7 @@ def test_bars_begin_at_zero_and_intervals_that_all_overlap_are_said():
     [
         ({}, [], "has no layer means of its features; extract it again with --layer-means --force"),
         ({"audio": 4}, ["--modality", "text"], "has no layer means of text"),
-        ({"audio": 4}, ["--modality", "txet"], "the store has audio, text, did you mean 'text'?"),
+        ({"audio": 4}, ["--modality", "txet"], "the store has audio, text (did you mean 'text'?)"),
         ({"audio": 4}, ["--modality", "smell"], "--modality smell: the store has audio, text"),
         ({"audio": 4}, ["--out", "curve.pdf"], "name a file ending in .png, .svg, .html"),
     ],

@@ -54,8 +54,12 @@ def stopped(started: list, folder) -> None:
 
 def test_at_once_after_a_failure_is_one_by_one(tmp_path, one_thread, started):
     store, folder = make_store(tmp_path), tmp_path / "together"
-    alone = experiment.train(store, SHORT, tmp_path / "alone", seeds=3, note=quiet, jobs=1)
+    one_by_one: list[str] = []
+    alone = experiment.train(
+        store, SHORT, tmp_path / "alone", seeds=3, note=one_by_one.append, jobs=1
+    )
     assert not started
+    assert sum("of features read" in line for line in one_by_one) == 1
 
     def occupy(line: str) -> None:
         """When the processes are to be started somebody else trains in a folder of the group."""
@@ -76,9 +80,19 @@ def test_at_once_after_a_failure_is_one_by_one(tmp_path, one_thread, started):
     for ours, theirs in zip(done.children, alone.children, strict=True):
         assert ours.info.identity == theirs.info.identity
         assert (ours.path / MODEL).read_bytes() == (theirs.path / MODEL).read_bytes()
+    assert sum("of features read" in line for line in said) == 1
     before = len(started)
     experiment.train(store, SHORT, folder, seeds=3, note=said.append, jobs=2)
     assert sum("already trained" in line for line in said) >= 3 and len(started) == before
+
+
+def test_what_runs_have_in_common_is_said_once_and_what_differs_each_time(tmp_path):
+    settings = config.load(sets=["train.epochs=2", "model_args.d=16", "model_args.ffn=16"])
+    said: list[str] = []
+    experiment.train(make_store(tmp_path), settings, tmp_path / "run", seeds=2, note=said.append)
+    assert sum("loss terms rise until epoch" in line for line in said) == 1
+    assert sum("checksums" in line for line in said) == 1 and not any("0.0 kB" in x for x in said)
+    assert sum(line.startswith("chose epoch") for line in said) == 2
 
 
 @pytest.mark.slow

@@ -397,3 +397,13 @@ def test_the_unit_of_the_interval_is_told_as_it_is(folds):
     found = evaluate.evaluate(folds[1].children[0], note=quiet)
     found = replace(found, bootstrap=replace(found.bootstrap, unit="utterance"), unlabelled=0)
     assert "fewer than 8 dialogues, sessions or speakers" in report.remarks(found)[0]
+
+
+def test_a_figure_that_is_the_same_in_every_draw_has_no_interval(folds):
+    """Of answers that are all right each draw has 100 %, which is no certainty."""
+    found = evaluate.evaluate(folds[1].children[0], note=quiet)
+    assert not any("No interval" in line for line in report.remarks(found))
+    perfect = replace(found, interval={**found.interval, "wa": (1.0, 1.0)})
+    wa = next(row for row in report.tables(perfect)[0].rows if row[0] == "WA")
+    assert wa[2] == "–"
+    assert any(line.startswith("No interval (–) of WA:") for line in report.remarks(perfect))

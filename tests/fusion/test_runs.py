@@ -138,11 +138,27 @@ def test_the_best_configuration_and_its_settings_in_one_command(search):
     head, row = (line.split() for line in outcome.out.splitlines()[1:3])
     assert row[0].endswith("run-11") and "51.1" in row and "50.1" in row
     assert outcome.out.startswith("1 run: 1 finished (12 in all)")
+    assert "command" not in head and "in 12 runs" in outcome.err
     # a date is two words
     best = {name: row[head.index(name) + 1] for name in ("hidden", "lr")}
     assert best == {"hidden": "64", "lr": "0.001"}
     shown = rows_of(mer("runs", search, "--sort", "dev", "--limit", "1", "--json"))[0]["settings"]
     assert (shown["optim.lr"], shown["model_args.hidden"]) == (1e-3, 64)
+
+
+def test_how_many_match_and_how_many_are_alike_is_told(search):
+    some = mer("runs", search, "--where", "lr=1e-4", "--sort", "hidden", "--limit", "1")
+    assert some.out.startswith("1 run: 1 finished (4 match, 12 in all)")
+    alike = mer("runs", search, "--sort", "lr", "--limit", "2").err
+    assert "4 runs have lr 0.0001, of which 2 shown, by name" in alike
+    assert "shown, by name" not in mer("runs", search, "--sort", "lr", "--limit", "4").err
+    assert "shown, by name" not in mer("runs", search, "--sort", "dev", "--limit", "2").err
+
+
+def test_the_command_is_shown_where_nothing_else_differs(search):
+    assert "mer train --features feats.h5" in mer("runs", search / "run-0").out
+    assert "mer train --features feats.h5" not in mer("runs", search).out
+    assert "mer train --features feats.h5" in mer("runs", search, "--columns", "run,command").out
 
 
 @pytest.mark.parametrize(
@@ -451,6 +467,14 @@ def test_a_run_that_may_need_it_is_left_and_named_and_the_others_are_pruned(sear
     left = {path.parent.name for path in search.rglob("last.safetensors")}
     assert left == {"run-0", "run-1", "run-2"}
     assert "4 of 13 runs left as they are" in outcome.err
+
+
+def test_what_is_no_run_is_said_in_one_line(search):
+    outcome = mer("prune", search, "--yes", code=1)
+    [line] = outcome.err.splitlines()
+    assert line.startswith("mer: ") and "the runs are in it" in line
+    two = mer("prune", search, search / "gone", "--yes", code=1).err
+    assert "nothing to remove" not in two and len(two.splitlines()) == 3
 
 
 def test_a_group_is_pruned_only_when_all_of_it_is_finished(group, tmp_path):

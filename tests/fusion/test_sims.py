@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,3 +207,8 @@ def test_mosi_keeps_its_own(tmp_path):
     found = evaluate(run, note=quiet)
     assert found.measures == "mosi" and {"acc7", "acc2_has0"} <= found.metrics.figures.keys()
     assert report.tables(found)[0].title.endswith("measures of CMU-MOSI")
+    assert not any("Scored by" in line for line in report.remarks(found))
+    another = report.remarks(replace(found, dataset="own"))
+    assert any("measures of CMU-MOSI, as all targets are within [-3, 3]" in x for x in another)
+    told = report.glossary(found.metrics.figures)
+    assert "Acc-7: likewise within ±3" in told and "Acc-2 (non 0)" in told

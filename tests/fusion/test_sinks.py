@@ -135,7 +135,7 @@ def test_the_same_run_with_and_without(desk, registered):
 
 def test_what_is_mistyped_is_guessed_and_what_is_missing_is_named(desk, monkeypatch):
     said = train("--log", "tensorbord", "--out", "run", code=1)
-    assert "--log tensorbord: unknown, did you mean 'tensorboard'?" in said
+    assert "--log tensorbord: unknown (did you mean 'tensorboard'?)" in said
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     for name in ("mer.fusion.sinks.tensorboard", "torch.utils.tensorboard"):
         monkeypatch.delitem(sys.modules, name, raising=False)

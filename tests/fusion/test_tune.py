@@ -243,10 +243,10 @@ def test_command(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("[optim]", "[optm]", "unknown key 'optm', did you mean 'optim'"),
-        ("lr = {", "lrr = {", "unknown key 'lrr', did you mean 'lr'"),
-        ("dropout = {", "dropuot = {", "unknown key 'dropuot', did you mean 'dropout'"),
-        ("low = 1e-4", "lo = 1e-4", "unknown 'lo', did you mean 'low'"),
+        ("[optim]", "[optm]", "unknown key 'optm' (did you mean 'optim'"),
+        ("lr = {", "lrr = {", "unknown key 'lrr' (did you mean 'lr'"),
+        ("dropout = {", "dropuot = {", "unknown key 'dropuot' (did you mean 'dropout'"),
+        ("low = 1e-4", "lo = 1e-4", "unknown 'lo' (did you mean 'low'"),
         ("low = 1e-4, high = 1e-2", "low = 1e-2, high = 1e-4", "the bounds are reversed"),
         ("high = 1e-2", "high = 1e-4", "the bounds are equal"),
         ("low = 1e-4", "low = 0.0", "has no logarithm"),

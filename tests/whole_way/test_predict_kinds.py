@@ -1,6 +1,6 @@
-"""`mer predict` of many clips for every kind of run: values, several labels, films with a face,
-stores that were joined. Each clip gets what `mer evaluate` gave it from the store, and what it gets
-alone.
+"""`mer predict` of many clips for every kind of run: values from films with a face, several labels
+from a store that was joined; each alone where time does not matter. Each clip gets what `mer
+evaluate` gave it from the store, and what it gets alone.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def trained(store: Path, *asked: str) -> Path:
 def made(folder: Path, kind: str) -> Path:
     """A run of a kind, with its clips and its manifest beside it."""
     if kind == "films":
-        manifest = corpus(folder, "single", films=True)
+        manifest = corpus(folder, "regression", films=True)
         return trained(extracted(manifest, "f.h5", *TINY, "--vision-encoder", "builtin:tiny-vit"))
     if kind == "joined":
-        manifest, (sound, words) = corpus(folder, "single"), (TINY[:2], TINY[2:])
+        manifest, (sound, words) = corpus(folder, "multi"), (TINY[:2], TINY[2:])
         stores = (
             extracted(manifest, "a.h5", *sound, "--text-encoder", "none", "--pool", "2"),
             extracted(manifest, "t.h5", *words, "--audio-encoder", "none"),
@@ -81,7 +81,10 @@ def made(folder: Path, kind: str) -> Path:
     return trained(extracted(corpus(folder, kind), "f.h5", *TINY))
 
 
-@pytest.fixture(scope="module", params=["regression", "multi", "films", "joined"])
+ALONE = [pytest.param(task, marks=pytest.mark.slow) for task in ("single", "regression", "multi")]
+
+
+@pytest.fixture(scope="module", params=["films", "joined", *ALONE])
 def run(request, tmp_path_factory) -> Path:
     return made(tmp_path_factory.mktemp(request.param), request.param)
 

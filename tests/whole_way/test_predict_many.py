@@ -9,8 +9,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from mer.pipeline.manifest import Manifest
 
@@ -101,10 +103,21 @@ def test_what_fails_is_named_and_the_others_keep_their_line(desk, clips, tmp_pat
     assert "1 of 1 clip has no prediction" in found.err and "words of 1 clip" not in found.err
 
 
+def test_a_very_short_clip_is_marked_in_its_row(desk, clips, tmp_path):
+    shutil.copy(clips / "1.wav", tmp_path / "whole.wav")
+    soundfile.write(tmp_path / "tiny.wav", np.full(160, 0.1), 16_000)  # 10 ms
+    table = mer("predict", desk.run, tmp_path).out.splitlines()
+    assert table[1].split()[-1] == "noted"
+    assert [line.split()[-1] for line in table[2:4]] == ["short", "–"]
+    text = mer("predict", desk.run, tmp_path, "--csv").out
+    assert [row["noted"] for row in csv.DictReader(io.StringIO(text))] == ["short", ""]
+    assert "noted          short" in mer("predict", desk.run, tmp_path / "tiny.wav").out
+
+
 def test_names_that_are_mistyped_are_told(desk, clips):
     runs = desk.run.parent
     said = mer("predict", runs / "synthetic-drfk-1", clips, code=1).err
-    assert "there is none of that name, did you mean 'synthetic-drkf-1'?" in said
+    assert "there is none of that name (did you mean 'synthetic-drkf-1'?)" in said
     said = mer("predict", desk.run, clips / "nobody.txt", code=3).err
     assert "no such file" in said and "words without" not in said
 
@@ -166,9 +179,16 @@ def test_a_film_is_taken_with_its_sound(desk, clips, tmp_path):
 
 def test_what_does_not_go_together_is_one_line(desk, clips, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "odd.csv").write_text("name,wav\na,1.wav\n")
+    (tmp_path / "folder.csv").write_text("id,audio\na,empty\n")
     for args, code, says in (
         ((tmp_path / "empty",), 1, ["empty"]),
         ((tmp_path / "nowhere.wav",), None, ["nowhere.wav"]),
+        ((tmp_path / "odd.csv",), 1, ["is called audio, text, video, id, start, end, dialogue,"]),
+        ((tmp_path / "folder.csv",), 3, ["empty: a folder, no file"]),
+        (("--audio", clips, "--text", "hi"), 2, [f"--audio {clips}: a folder; name it behind"]),
+        (("--video", clips, "--text", "hi"), 2, ["a folder; name it behind RUN"]),
+        (("--manifest", clips), 2, ["a folder; name it behind RUN, without --manifest"]),
         ((clips, "--text", "hi"), 2, ["--text is of one clip"]),
         ((clips / "1.wav", clips / "2.wav", "--text", "hi"), 2, ["is of one clip"]),
         ((clips, "--language", "en"), 2, ["--language goes with --transcribe"]),
