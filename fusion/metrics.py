@@ -107,6 +107,18 @@ def kind_of(name: str) -> str:
     return kind if target and kind in OF_EACH_TARGET else name
 
 
+def ends(name: str) -> tuple[float, float]:
+    """The lowest and the highest that a figure can be.
+
+    >>> ends("wf1"), ends("ccc_valence"), ends("mae")
+    ((0.0, 1.0), (-1.0, 1.0), (0.0, inf))
+    """
+    kind = kind_of(name)
+    if kind in ("mae", "loss"):
+        return 0.0, float("inf")
+    return (-1.0 if kind in ("ccc", "pearson") else 0.0), 1.0
+
+
 def title(name: str) -> str:
     """A figure as it is printed.
 

@@ -1,9 +1,10 @@
 """Run + store -> robustness.json: where a model holds, and where it does not.
 
 Without each modality it reads; with that of another utterance in its place; with noise on each, at
-three levels; where its unimodal heads agree and where they disagree, also against another run (what ED does for DRKF is the difference from the
-same run with `model_args.w_ed=0`); how well its probabilities are calibrated; by speaker; and what
-it confuses. All of it is of one part, test or dev; on test it is an opening that the ledger knows.
+three levels; where its unimodal heads agree and where they disagree, also against another run (what
+ED does for DRKF is the difference from the same run with `model_args.w_ed=0`); how well its
+probabilities are calibrated; by speaker; and what it confuses. All of it is of one part, test or
+dev; on test it is an opening that the ledger knows.
 
 Noise is an offset of the utterance, the same on all its steps: normal, with a deviation of so many
 of each number's own over the utterance means of the part. So a model that reads steps cannot
@@ -186,8 +187,8 @@ def measure(
     note: Note = print,
     progress: Silent = SILENT,
 ) -> Robustness:
-    """Measure where a run holds, and write robustness.json (of another part robustness-dev.json)
-    into its folder.
+    """Measure where a run holds, and write robustness.json into its folder; of another part, or a
+    store with other clips, it is robustness-dev.json or robustness-test-<dataset>.json.
 
     Args:
         run: A finished run, or its folder.
@@ -226,8 +227,8 @@ def measure(
         if other is not None:
             found = replace(found, against=str(other.path))
         found = replace(found, heads=_heads(run, whole, theirs, found.metric))
+        stem = evaluate.stem_of(run, store, split)
     found = defined(found)
-    stem = "" if split == "test" else f"-{split}"
     files.write_json(run.path / f"robustness{stem}.json", typed.tree(found))
     return found
 

@@ -185,7 +185,8 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
     if isinstance(found, SingleMetrics) and found.members:
-        said.append(f"An ensemble: the mean of the probabilities of {len(found.members)} runs.")
+        answers = "values" if found.task == "regression" else "probabilities"
+        said.append(f"An ensemble: the mean of the {answers} of {len(found.members)} runs.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
     if found.unlabelled:
