@@ -102,9 +102,10 @@ def prepare(
     _check_content(table, root)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
-    labelling = _labels(table, labels, task, findings)
     if names:
         labelling = _of_targets(table, names, findings)
+    else:
+        labelling = _labels(table, labels, task, findings)
     times = _times(table)
     _check_ids(table, ids)
     entries = _folds(table, ids, fold_lists)

@@ -219,6 +219,7 @@ def test_columns_of_a_table_are_targets(tmp_path):
     assert done.exit_code == 0, done.output
     assert "2 rows without valence, arousal, unlabelled, the first on line 3" in done.output
     assert "1 row with some of the targets only, unlabelled, the first on line 3" in done.output
+    assert "no label column" not in done.output
     table = pq.read_table(tmp_path / "m.parquet")
     assert table["targets"].to_pylist() == [[1.5, 4.0], None, None, [5.0, 1.0]]
 
