@@ -80,7 +80,7 @@ CORPUS = {"mosi": "CMU-MOSI", "sims": "CH-SIMS"}  # whose measures they are
 MOSI_LIMIT = 3  # of the ratings of CMU-MOSI and MOSEI, either way
 OF_EACH_TARGET = ("ccc", "pearson", "mae")
 SIMS_ENDS = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}  # inner ends of the bins
-LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
+_LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
 
 
 def headline(task: str, known: Collection[str]) -> str:
@@ -138,7 +138,7 @@ def in_order(known: Collection[str]) -> list[str]:
 
 def lower_is_better(name: str) -> bool:
     """Whether less of a figure is better."""
-    return kind_of(name) in LOWER_IS_BETTER
+    return kind_of(name) in _LOWER_IS_BETTER
 
 
 def confusion(true: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:

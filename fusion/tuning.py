@@ -155,7 +155,7 @@ class Search:
     @property
     def lower(self) -> bool:
         """Whether a lower figure is better."""
-        return self.metric in metrics.LOWER_IS_BETTER
+        return metrics.lower_is_better(self.metric)
 
     def best(self) -> Trial | None:
         """The trial that dev prefers; of equals the first."""
@@ -417,7 +417,7 @@ class _Tasks:
         if told.failed is not None:
             self.note(f"{self._name(search, number_)} failed: {told.failed}")
         best = search.best()
-        title = metrics.TITLES.get(search.metric, search.metric)
+        title = metrics.title(search.metric)
         said = f"dev {title} {number(search.metric, trial.score)}"
         if best is not None:
             said += f" (best {number(search.metric, best.score)}, trial {best.number})"
@@ -552,7 +552,7 @@ def _found(search: Search) -> Found:
 
 def _preset(search: Search, best: Trial) -> str:
     """The configuration of the best trial as TOML."""
-    title = metrics.TITLES.get(search.metric, search.metric)
+    title = metrics.title(search.metric)
     figure = number(search.metric, best.score)
     runs = plural(len(best.figures), "run")
     lines = (
@@ -593,7 +593,7 @@ def table(found: Sequence[Found], seeds: int) -> Table:
     metric = found[0].metric
     most = len(found[0].trials)
     budgets = [n for n in BUDGETS if n < most] + [most]
-    title = metrics.TITLES.get(metric, metric)
+    title = metrics.title(metric)
     rows = []
     for one in found:
         failed = sum(trial.failed is not None for trial in one.trials)

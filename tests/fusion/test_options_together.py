@@ -17,6 +17,9 @@ from mer.fusion import ensemble, evaluate, experiment, members, robustness, runs
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import DataConfig, load
 from mer.fusion.members import Member, Setting
+from mer.fusion.report import page
+from mer.fusion.report.gathering import gather
+from mer.fusion.report.page import Named
 from mer.fusion.report.results import remarks
 from mer.fusion.space import spaces_of
 from mer.fusion.train import DivergedError
@@ -130,7 +133,11 @@ def test_of_several_targets_only_one_that_does_not_vary_is_told():
 def searched(store: FeatureStore, folder: Path, *sets: str, **options) -> list[tuning.Found]:
     base = load(model="concat", sets=[*SMALL, *sets])
     return tuning.tune(
-        store, [base], spaces_of(["concat"], []), folder, trials=1, note=quiet, **options
+        store,
+        [base],
+        spaces_of(["concat"], []),
+        folder,
+        **{"trials": 1, "note": quiet} | options,
     )
 
 
@@ -201,3 +208,34 @@ def test_a_form_with_one_target_takes_no_store_of_several(tmp_path):
         export(store, "mmsa", tmp_path / "x.pkl")
     assert "export to single, npy or parquet" in str(caught.value)
     assert not (tmp_path / "x.pkl").exists()
+
+
+def test_of_two_errors_of_one_target_the_smaller_is_the_better(tmp_path):
+    store = make_store(tmp_path / "store", n=60, task="regression", targets=NAMES)
+    by = "train.select_metric=mae_valence"
+    found = searched(store, tmp_path / "out", by, trials=2)[0]
+    assert found.best.score == min(trial.score for trial in found.trials)
+    assert "dev MAE of valence" in Path(found.preset).read_text()
+    group = trained(store, tmp_path / "run", by, seeds=2)
+    dev = {child.path: child.result.dev["mae_valence"] for child in group.children}
+    assert len(set(dev.values())) == 2 and group.best().path == min(dev, key=dev.__getitem__)
+
+
+def test_a_report_of_values_and_classes_has_its_figures_in_one_order(tmp_path):
+    values = make_store(tmp_path / "values", n=60, task="regression", targets=NAMES)
+    classes = make_store(tmp_path / "classes", n=60)
+    named = []
+    for number, store in enumerate((values, classes)):
+        run = trained(store, tmp_path / f"run-{number}", seeds=2, model="text")
+        evaluate.evaluate(run, note=quiet)
+        named.append(run.path)
+    told, _, _ = gather(named)
+    table = page._overview([Named(one.run.path.name, "", one) for one in told]).table
+    assert table.columns[4:] == (
+        *("WA", "UA", "WF1", "macro-F1"),
+        *("CCC", "CCC of valence", "CCC of arousal"),
+        *("MAE", "MAE of valence", "MAE of arousal"),
+        *("Pearson", "Pearson of valence", "Pearson of arousal"),
+    )
+    assert table.rows[0][4:8] == ("–",) * 4 and table.rows[1][8:] == ("–",) * 9
+    assert all(" ± " in cell for cell in (*table.rows[0][8:], *table.rows[1][4:8]))
