@@ -1578,7 +1578,9 @@ def train(
     help="Trials that are trained at the same time, each in a process of its own.",
 )
 @click.option(
-    "--folds", type=BY_GROUP, help="Leave one group out in turn; the mean over dev parts."
+    "--folds",
+    type=BY_FOLD,
+    help="Leave one group out in turn, or published; the mean over dev parts.",
 )
 @click.option(
     "--out",
@@ -1629,7 +1631,7 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
         say_json(tuning.as_json(found))
         return
     say_laid_out(tables.plain(tuning.table(found, given["seeds"])))
-    for line in tuning.lines(found, features):
+    for line in tuning.lines(found, features, given["folds"]):
         say(line)
 
 
@@ -2072,9 +2074,12 @@ def predict(
         trained = ensemble.members([group, *map(Run.open, others)])
         ensemble.check_alike(trained)
         alone = f" (the best on dev alone: {group.best().path})" if len(group.children) > 1 else ""
-        note(f"{ensemble.title(trained)}: probabilities are averaged{alone}")
-    if any(one.result.scaling is not None for one in trained):
-        note("probabilities are calibrated by the temperature fitted on dev")
+        answers = "values" if trained[0].spec.task == "regression" else "probabilities"
+        note(f"{ensemble.title(trained)}: {answers} are averaged{alone}")
+    scaled = sum(one.result.scaling is not None for one in trained)
+    if scaled:
+        some = f" of {scaled} of the {len(trained)} runs" if scaled < len(trained) else ""
+        note(f"probabilities{some} are calibrated by the temperature fitted on dev")
     asked = predicting.Asked(
         root=root,
         columns=mapped(given.pop("columns")),

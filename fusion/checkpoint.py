@@ -223,7 +223,7 @@ class Run:
             value = found.dev.get(found.select_metric)
             if value is None:
                 return math.inf
-            return value if found.select_metric in metrics.LOWER_IS_BETTER else -value
+            return value if metrics.lower_is_better(found.select_metric) else -value
 
         return min(self.children, key=rank)
 

@@ -207,6 +207,16 @@ def keys() -> list[str]:
     return [f"{table}.{f.name}" for table, kind in PLAIN.items() for f in dataclasses.fields(kind)]
 
 
+def left_out() -> dict[str, Any]:
+    """Every `TABLE.KEY` that a file leaves out at its default, with that; [model_args] aside."""
+    found = {}
+    for table, kind in PLAIN.items():
+        for one in dataclasses.fields(kind):
+            if "added" in one.metadata:
+                found[f"{table}.{one.name}"] = one.metadata["added"]
+    return found
+
+
 def _elsewhere(key: str, table: str) -> str:
     """A guess at a setting in another table than the one that was named."""
     ends = {one.rpartition(".")[2]: one for one in keys() if not one.startswith(f"{table}.")}

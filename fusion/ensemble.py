@@ -5,9 +5,11 @@ al. 2017).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,11 +97,12 @@ def mean_table(tables: Sequence[pa.Table], runs: Sequence[Run]) -> pa.Table:
         if table["id"] != first["id"]:
             raise DataError(f"{run.path}: answers other rows than {runs[0].path}")
     scores = np.mean([_scores(table, spec) for table in tables], axis=0)
-    columns = {name: first[name] for name in first.column_names if not name.startswith(ALONE)}
-    thresholds = None
-    if spec.task == "multi":
-        thresholds = np.mean([run.result.thresholds or () for run in runs], axis=0)
-    pred = infer.decide(scores, spec.task, thresholds)
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys(chain.from_iterable(table.column_names for table in tables)):
+        if not name.startswith(ALONE):
+            columns[name] = next(table[name] for table in tables if name in table.column_names)
+    columns["turns"] = _most([table["turns"] for table in tables])
+    pred = infer.decide(scores, spec.task, thresholds(runs))
     columns["pred"] = evaluate.named(pred, spec.task, spec.labels)
     for place, name in enumerate(spec.score_columns):
         columns[name] = scores[:, place]
@@ -109,6 +112,23 @@ def mean_table(tables: Sequence[pa.Table], runs: Sequence[Run]) -> pa.Table:
                 [table[name] for table in tables if name in table.column_names]
             )
     return pa.table(columns)
+
+
+def thresholds(runs: Sequence[Run]) -> tuple[float, ...] | None:
+    """Those of the mean of probabilities, the mean of the runs' own; None where labels exclude each
+    other.
+    """
+    if runs[0].spec.task != "multi":
+        return None
+    return tuple(np.mean([run.result.thresholds or () for run in runs], axis=0).tolist())
+
+
+def _most(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
+    """The largest of the runs' values; null where none has any."""
+    values = []
+    for row in zip(*(column.to_pylist() for column in columns), strict=True):
+        values.append(max((one for one in row if one is not None), default=None))
+    return pa.array(values, pa.int32())
 
 
 def _scores(table: pa.Table, spec: DataSpec) -> np.ndarray:
@@ -171,22 +191,47 @@ def score(
             tables.append(evaluate.predict_split(run, store, split, device, progress, tell))
         table = mean_table(tables, there)
         found = evaluate.describe(there[0], table, split, device=device, store=store, together=True)
-        same_rows = checkpoint.store_key(store) == there[0].info.store_key
-    names = tuple(shown(run.path, 200) for run in there)
-    found = replace(found, run=runs[0].path.name, seed=None, members=names, model=_models(there))
+        p = evaluate.from_table(table, found.task, found.labels, found.measures or "mosi")
+        found = replace(_of_all(found, there, p, store), run=runs[0].path.name)
+        stem = evaluate.stem_of(there[0], store, split)
     if len(runs) == 1:
-        stem = "" if split == "test" else f"-{split}"
-        stem = stem if same_rows else f"-{split}-{store.header.dataset}"
         evaluate.write(runs[0].path, f"{stem}{STEM}", found, table)
     if predictions is not None:
         evaluate.write_parquet(table, Path(predictions))
     if split == "test":
-        p = evaluate.from_table(table, found.task, found.labels, found.measures or "mosi")
         by = evaluate.seen(there, p)
         for line in (by.line(), *by.troubles):
             note(line)
     return found
 
 
-def _models(runs: Sequence[Run]) -> str:
-    return "+".join(dict.fromkeys(run.info.model for run in runs))
+def _of_all(
+    found: SingleMetrics, runs: Sequence[Run], p: evaluate.Predicted, store: FeatureStore
+) -> SingleMetrics:
+    """Figures of the mean, which say of all runs what they said of the first."""
+    specs = [run.spec for run in runs]
+    read = dict.fromkeys(chain.from_iterable(spec.sources for spec in specs))
+    without = chain.from_iterable(evaluate.unlearnt(run.result, p) for run in runs)
+    return replace(
+        found,
+        model=_together(run.info.model for run in runs),
+        modalities=tuple(dict.fromkeys(chain.from_iterable(spec.modalities for spec in specs))),
+        untrained_encoders=tuple(m for m in read if not store.header.modalities[m].trained),
+        unseen=tuple(dict.fromkeys(without)),
+        context=_context(specs),
+        thresholds=thresholds(runs),
+        seed=None,
+        members=tuple(shown(run.path, 200) for run in runs),
+    )
+
+
+def _context(specs: Sequence[DataSpec]) -> str | None:
+    """The kinds of conversation context; None where no run has any."""
+    kinds = [None if spec.context is None else spec.context.title for spec in specs]
+    if not any(kinds):
+        return None
+    return _together(kind or "none" for kind in kinds)
+
+
+def _together(names: Iterable[str]) -> str:
+    return "+".join(dict.fromkeys(names))

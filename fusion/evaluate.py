@@ -175,9 +175,7 @@ def evaluate(
     with FeatureStore(path) as store:
         for line in checkpoint.check_store(run.children[0], store):
             note(line)
-        stem = "" if split == "test" else f"-{split}"
-        if not checkpoint.same_rows(run, store):
-            stem = f"-{split}-{store.header.dataset}"
+        stem = stem_of(run, store, split)
         results, contents = [], []
         tell = once(note)
         for child in run.children:
@@ -201,6 +199,15 @@ def evaluate(
         for line in (by.line(), *by.troubles):
             note(line)
     return found
+
+
+def stem_of(run: Run, store: FeatureStore, split: str) -> str:
+    """What the names of files with figures end in; nothing for the test part of the run's own
+    store.
+    """
+    if not checkpoint.same_rows(run, store):
+        return f"-{split}-{store.header.dataset}"
+    return "" if split == "test" else f"-{split}"
 
 
 def once(note: Note) -> Note:
@@ -644,7 +651,7 @@ def describe(
             interval=_intervals([p], groups),
             bootstrap=bootstrap_of(name, groups),
             thresholds=info.thresholds,
-            unseen=_unseen(info, p),
+            unseen=unlearnt(info, p),
             context=spec.context.title if spec.context is not None else None,
             measures=measures if spec.task == "regression" else None,
             unimodal=alone or None,
@@ -660,7 +667,12 @@ def describe(
 
 def _intervals(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Any]:
     """95 % interval of every figure, averaged over the seeds."""
-    return {name: intervals.interval(one) for name, one in sampled(by_seed, groups).items()}
+    found = {}
+    for name, one in sampled(by_seed, groups).items():
+        # draws of seeds reach beyond the seeds there are, to where no figure can be
+        low, high = metrics.ends(name)
+        found[name] = np.clip(intervals.interval(one), low, high).tolist()
+    return found
 
 
 def sampled(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Sampled]:
@@ -696,7 +708,7 @@ def bootstrap_of(unit_name: str, groups: np.ndarray) -> Bootstrap:
     return Bootstrap(unit_name, len(np.unique(groups)), RESAMPLES, 0.95)
 
 
-def _unseen(info: FinishedInfo, p: Predicted) -> tuple[str, ...]:
+def unlearnt(info: FinishedInfo, p: Predicted) -> tuple[str, ...]:
     """Labels that some of these utterances have and none that trained had."""
     learnt = info.label_counts or {}
     there = splits.label_counts(p.true, p.task, p.labels)

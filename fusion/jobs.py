@@ -134,7 +134,9 @@ def _serve(pipe: Connection, work: Callable, threads: int) -> None:
         try:
             answer = ("done", work(task, lambda said: pipe.send(("said", said))))
         except MerError as error:
-            answer = ("failed", MerError(str(error)))
+            failed = MerError(str(error))
+            failed.exit_code = error.exit_code
+            answer = ("failed", failed)
         pipe.send(answer)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,8 @@ def probe(
     if folds is not None:
         made, said = splits.folds(table, target, folds, seed=config.split_seed)
         parts, notes = list(made), list(said)
-    found = [splits.assign(table, target, config, fold, labels=header.labels) for fold in parts]
+    split = partial(splits.assign, table, target, config, labels=header.labels, task=header.task)
+    found = [split(fold) for fold in parts]
     notes += dict.fromkeys(note for split in found for note in split.notes)
     progress = progress or Silent()
     return [_curve(store, name, target, found, progress) for name in names], notes

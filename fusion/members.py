@@ -29,7 +29,7 @@ from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.splits import Fold
-from mer.fusion.train import Note, fit
+from mer.fusion.train import DivergedError, Note, fit
 from mer.fusion.watch import Once, Watch
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.hold import hold
@@ -100,7 +100,8 @@ def train_member(
     table = store.table()
     target = splits.targets(table, store.header.task, store.header.labels)
     config, fold = member.config, member.fold
-    split = splits.assign(table, target, config.data, fold, labels=store.header.labels)
+    labels, task = store.header.labels, store.header.task
+    split = splits.assign(table, target, config.data, fold, labels=labels, task=task)
     with alone_in(folder, processes, note, setting.lock):
         return fit(
             store,
@@ -374,7 +375,8 @@ def _train_next(task: _Task, send: Callable[[str, object], None]) -> None:
     except (ConnectionResetError, BrokenPipeError):
         raise
     except MerError as error:
-        failed = DataError(f"{name}: {error}")
+        kind = DivergedError if isinstance(error, DivergedError) else DataError
+        failed = kind(f"{name}: {error}")
         failed.exit_code = error.exit_code
         send("failed", failed)
     except Exception:

@@ -85,7 +85,7 @@ CORPUS = {"mosi": "CMU-MOSI", "sims": "CH-SIMS"}  # whose measures they are
 MOSI_LIMIT = 3  # of the ratings of CMU-MOSI and MOSEI, either way
 OF_EACH_TARGET = ("ccc", "pearson", "mae")
 SIMS_ENDS = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}  # inner ends of the bins
-LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
+_LOWER_IS_BETTER = frozenset({"mae", "ece", "loss"})
 
 
 def headline(task: str, known: Collection[str]) -> str:
@@ -112,6 +112,18 @@ def kind_of(name: str) -> str:
     return kind if target and kind in OF_EACH_TARGET else name
 
 
+def ends(name: str) -> tuple[float, float]:
+    """The lowest and the highest that a figure can be.
+
+    >>> ends("wf1"), ends("ccc_valence"), ends("mae")
+    ((0.0, 1.0), (-1.0, 1.0), (0.0, inf))
+    """
+    kind = kind_of(name)
+    if kind in ("mae", "loss"):
+        return 0.0, float("inf")
+    return (-1.0 if kind in ("ccc", "pearson") else 0.0), 1.0
+
+
 def title(name: str) -> str:
     """A figure as it is printed.
 
@@ -126,12 +138,13 @@ def title(name: str) -> str:
 
 def in_order(known: Collection[str]) -> list[str]:
     """Those of the figures that have a title, as they are printed: a mean before what it is of."""
-    return [name for kind in TITLES for name in known if kind_of(name) == kind]
+    there = sorted(known, key=lambda name: name not in TITLES)
+    return [name for kind in TITLES for name in there if kind_of(name) == kind]
 
 
 def lower_is_better(name: str) -> bool:
     """Whether less of a figure is better."""
-    return kind_of(name) in LOWER_IS_BETTER
+    return kind_of(name) in _LOWER_IS_BETTER
 
 
 def confusion(true: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:

@@ -187,8 +187,8 @@ def measure(
     note: Note = print,
     progress: Silent = SILENT,
 ) -> Robustness:
-    """Measure where a run holds, and write robustness.json (of another part robustness-dev.json)
-    into its folder.
+    """Measure where a run holds, and write robustness.json into its folder; of another part, or a
+    store with other clips, it is robustness-dev.json or robustness-test-<dataset>.json.
 
     Args:
         run: A finished run, or its folder.
@@ -234,8 +234,8 @@ def measure(
         if other is not None:
             found = replace(found, against=str(other.path))
         found = replace(found, heads=_heads(run, whole, theirs, found.metric))
+        stem = evaluate.stem_of(run, store, split)
     found = defined(found)
-    stem = "" if split == "test" else f"-{split}"
     files.write_json(run.path / f"robustness{stem}.json", typed.tree(found))
     return found
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mer.fusion import files, metrics, typed
-from mer.fusion.config import DataConfig
+from mer.fusion.config import DataConfig, left_out
 from mer.fusion.tables import PLAIN, Table, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.cells import guarded
@@ -327,12 +327,14 @@ def _settings(path: Path, told: Told) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise files.damaged(where, error, files.AGAIN) from None
     settings = {key: _of_json(value) for key, value in _leaves(tree) if key != "model"}
-    return {**settings, **_context(settings)}
+    defaults = {key: _of_json(value) for key, value in left_out().items()}
+    del defaults[WIDTH]
+    return {**defaults, **settings, **_context(settings)}
 
 
 def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the context, which config.toml leaves out at their defaults. Where there is
-    none its width is no setting.
+    """The settings of the context. Where there is none its width is no setting, elsewhere
+    config.toml leaves it out at its default.
     """
     kind = settings.get(CONTEXT, DataConfig.context)
     width = {WIDTH: settings.get(WIDTH, DataConfig.context_width)} if kind != "none" else {}
@@ -675,10 +677,13 @@ def differing(rows: Sequence[RunRow]) -> list[str]:
     found = []
     for key in keys:
         groups: dict[str, set[str]] = {}
+        models = {row.model for row in rows if key in row.settings}
+        of_model = key.startswith("model_args.")
         for row in rows:
-            if key in row.settings:
-                of = row.model if key.startswith("model_args.") else ""
-                groups.setdefault(of, set()).add(spelled(row.settings[key]))
+            # a row of the model without it has the default, which config.toml leaves out
+            if key in row.settings or (of_model and row.settings and row.model in models):
+                value = spelled(row.settings[key]) if key in row.settings else ""
+                groups.setdefault(row.model if of_model else "", set()).add(value)
         if key != "train.seed" and any(len(values) > 1 for values in groups.values()):
             found.append(key)
     return found

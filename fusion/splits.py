@@ -119,6 +119,7 @@ def assign(
     fold: Fold | None = None,
     *,
     labels: Sequence[str] = (),
+    task: str = "",
 ) -> Split:
     """Which rows train and which choose: the stored splits, or in a fold everything outside its
     test part. Dev is carved by group where there is none.
@@ -129,6 +130,7 @@ def assign(
         config: How dev is carved.
         fold: The fold whose test part is held out.
         labels: With them the notes also say what of them cannot be learnt.
+        task: What they are: of a regression several are targets, else several are labels.
 
     Returns:
         The rows, and how they came about.
@@ -156,7 +158,7 @@ def assign(
         notes.append(note)
         train_pool, dev_pool = _pools(table, train_pool, train, dev, by)
     if labels:
-        notes += label_notes(target, train, dev, labels)
+        notes += label_notes(target, train, dev, labels, task)
     return Split(train, dev, tuple(notes), train_pool, dev_pool)
 
 
@@ -237,19 +239,34 @@ def published(table: pa.Table) -> list[str]:
 
 
 def label_notes(
-    target: np.ndarray, train: np.ndarray, dev: np.ndarray, labels: Sequence[str]
+    target: np.ndarray,
+    train: np.ndarray,
+    dev: np.ndarray,
+    labels: Sequence[str],
+    task: str = "",
 ) -> list[str]:
     """What the labels of the rows do not allow: to learn a class, to choose an epoch, to call a
     high accuracy a success. `target` is of all rows, of which `train` and `dev` are the places.
     """
     parts = {"train": target[train], "dev": target[dev]}
+    if task == "regression" or (target.ndim == 2 and target.shape[1] == 1):
+        return _equal_targets(parts, labels)
     task = "single" if target.ndim == 1 else "multi"
-    if task == "multi" and target.shape[1] == 1:
-        same = [name for name, values in parts.items() if np.ptp(values) == 0]
-        return [f"all {name} targets are {parts[name][0, 0]:g}" for name in same]
     counts = {name: label_counts(values, task, labels) for name, values in parts.items()}
     notes = _unlearnt(label_counts(target, task, labels), counts["train"], counts["dev"])
     return notes + (_constant(counts) if task == "single" else [])
+
+
+def _equal_targets(parts: dict[str, np.ndarray], labels: Sequence[str]) -> list[str]:
+    """Parts in which a target does not vary; each part has the (N, K) targets of its rows."""
+    notes = []
+    for part, values in parts.items():
+        width = values.shape[1]
+        for column in range(width):
+            if np.ptp(values[:, column]) == 0:
+                of = f" of {shown(labels[column], 60)}" if width > 1 else ""
+                notes.append(f"all {part} targets{of} are {values[0, column]:g}")
+    return notes
 
 
 def _unlearnt(anywhere: dict[str, int], train: dict[str, int], dev: dict[str, int]) -> list[str]:

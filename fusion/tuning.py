@@ -29,7 +29,7 @@ from mer.fusion.config import TrainConfig
 from mer.fusion.experiment import MOST_SEEDS, train
 from mer.fusion.space import Between, Choice, Settings, Space
 from mer.fusion.tables import Table, number
-from mer.fusion.train import DivergedError, check_config, identity
+from mer.fusion.train import DivergedError, check_config, identity, turns_key
 from mer.pipeline.errors import DataError, DependencyError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.machine import cores
@@ -155,7 +155,7 @@ class Search:
     @property
     def lower(self) -> bool:
         """Whether a lower figure is better."""
-        return self.metric in metrics.LOWER_IS_BETTER
+        return metrics.lower_is_better(self.metric)
 
     def best(self) -> Trial | None:
         """The trial that dev prefers; of equals the first."""
@@ -225,9 +225,10 @@ def tune(
             "with --set train.select_metric=NAME"
         )
     key = checkpoint.store_key(store)
+    turns = [key for base in bases for key in turns_key(store, base)]
     asked = [[configs.to_tree(one.base), one.space.tree()] for one in searches]
     head = Head(
-        identity=identity(bases[0], key, asked, seeds, folds, method, seed),
+        identity=identity(bases[0], key, asked, seeds, folds, method, seed, *turns),
         models=tuple(space.model for space in spaces),
         seeds=seeds,
         folds=folds,
@@ -416,7 +417,7 @@ class _Tasks:
         if told.failed is not None:
             self.note(f"{self._name(search, number_)} failed: {told.failed}")
         best = search.best()
-        title = metrics.TITLES.get(search.metric, search.metric)
+        title = metrics.title(search.metric)
         said = f"dev {title} {number(search.metric, trial.score)}"
         if best is not None:
             said += f" (best {number(search.metric, best.score)}, trial {best.number})"
@@ -551,7 +552,7 @@ def _found(search: Search) -> Found:
 
 def _preset(search: Search, best: Trial) -> str:
     """The configuration of the best trial as TOML."""
-    title = metrics.TITLES.get(search.metric, search.metric)
+    title = metrics.title(search.metric)
     figure = number(search.metric, best.score)
     runs = plural(len(best.figures), "run")
     lines = (
@@ -592,7 +593,7 @@ def table(found: Sequence[Found], seeds: int) -> Table:
     metric = found[0].metric
     most = len(found[0].trials)
     budgets = [n for n in BUDGETS if n < most] + [most]
-    title = metrics.TITLES.get(metric, metric)
+    title = metrics.title(metric)
     rows = []
     for one in found:
         failed = sum(trial.failed is not None for trial in one.trials)
@@ -612,18 +613,18 @@ def table(found: Sequence[Found], seeds: int) -> Table:
     )
 
 
-def lines(found: Sequence[Found], features: Path) -> list[str]:
-    """What the best trials drew, and how they are trained."""
+def lines(found: Sequence[Found], features: Path, folds: str | None = None) -> list[str]:
+    """What the best trials drew, and how they are trained, over the same folds."""
     made = []
+    over = f" --folds {folds}" if folds is not None else ""
     for one in found:
         if one.best is None:
             made.append(f"{one.model}: every trial failed")
             continue
         drawn = ", ".join(f"{key}={value}" for key, value in sorted(one.best.settings.items()))
         made.append(f"{one.model}: {drawn}")
-        made.append(
-            f"  mer train {shlex.quote(str(features))} --preset {shlex.quote(one.preset or '')}"
-        )
+        store, preset = shlex.quote(str(features)), shlex.quote(one.preset or "")
+        made.append(f"  mer train {store} --preset {preset}{over}")
     return made
 
 

@@ -533,15 +533,18 @@ def _spelled(metric: str, pair: Paired | None) -> list[str]:
 
 
 def _overview(named: Sequence[Named]) -> PageTable:
-    known = set().union(*(one.told.found.metrics.figures for one in named))
-    names = in_order(known)
+    names = in_order(
+        dict.fromkeys(name for one in named for name in one.told.found.metrics.figures)
+    )
     rows = []
     for one in named:
         found = one.told.found
         cells = numbers(found.metrics.figures, names)
         if isinstance(found, GroupMetrics):
             spread = numbers(found.sd, names)
-            cells = [f"{mean} ± {sd}" for mean, sd in zip(cells, spread, strict=True)]
+            pairs = zip(names, cells, spread, strict=True)
+            there = found.metrics.figures
+            cells = [f"{mean} ± {sd}" if name in there else mean for name, mean, sd in pairs]
         part = f"{found.dataset} {found.split}"
         rows.append((one.name, found.model, _context(one), part, *cells))
     heads = ("run", "model", "context", "test part", *map(metrics.title, names))

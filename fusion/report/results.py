@@ -196,8 +196,9 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
     if isinstance(found, SingleMetrics) and found.members:
+        answers = "values" if found.task == "regression" else "probabilities"
         members = plural(len(found.members), "run")
-        said.append(f"An ensemble: the mean of the probabilities of {members}.")
+        said.append(f"An ensemble: the mean of the {answers} of {members}.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
     if measured_alike := _measures_of_another(found):

@@ -34,6 +34,7 @@ from mer.pipeline.interchange.values import cell
 from mer.pipeline.runtime.cells import name_cell
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.terms import targets_of
 from mer.pipeline.store import Header
 
 FORM = "expected dict(train, valid, test) of dict(id, text, audio, vision, …)"
@@ -551,12 +552,18 @@ def write(copy: Copy, out: Path) -> bool:
         Whether anything was written.
 
     Raises:
-        DataError: A row has no split, the padded arrays would be too large, or something else is at
-            `out`.
+        DataError: A row has no split or several targets, the padded arrays would be too large, or
+            something else is at `out`.
         StoreError: A shard is damaged.
     """
     store, rows = copy.store, copy.rows
     table, header = store.table(), copy.header()
+    several = targets_of(header.task, header.labels) if header.task == "regression" else 1
+    if several > 1:
+        raise DataError(
+            f"{store.path}: {several} targets per utterance ({shown(', '.join(header.labels), 80)})"
+            ", and an MMSA pickle has one; export to single, npy or parquet"
+        )
     parts = {}
     for split, name in WRITTEN_SPLITS.items():
         parts[name] = np.intersect1d(rows, in_split(table, split))

@@ -221,6 +221,7 @@ def test_columns_of_a_table_are_targets(tmp_path):
         "2 rows without valence and arousal (1 of them with some of these), unlabelled, the first"
     )
     assert said in done.output and done.output.count("unlabelled") == 1
+    assert "no label column" not in done.output
     table = pq.read_table(tmp_path / "m.parquet")
     assert table["targets"].to_pylist() == [[1.5, 4.0], None, None, [5.0, 1.0]]
 
