@@ -2078,7 +2078,7 @@ def predict(
         note(f"{ensemble.title(trained)}: {answers} are averaged{alone}")
     scaled = sum(one.result.scaling is not None for one in trained)
     if scaled:
-        some = f" of {scaled} of the {len(trained)} runs" if scaled < len(trained) else ""
+        some = f" of {scaled} of the {plural(len(trained), 'run')}" if scaled < len(trained) else ""
         note(f"probabilities{some} are calibrated by the temperature fitted on dev")
     asked = predicting.Asked(
         root=root,

@@ -64,6 +64,11 @@ def check_alike(runs: Sequence[Run]) -> None:
     for one in runs[1:]:
         stores = first.info.store, one.info.store
         kinds = [(store.modalities, store.recipe, store.origins) for store in stores]
+        if first.spec.context != one.spec.context:
+            raise DataError(
+                f"{one.path}: sees other turns of a dialogue than {first.path} (data.context); "
+                "clips can be predicted by each alone"
+            )
         asked = first.spec.sources, first.spec.context
         if kinds[0] != kinds[1] or asked != (one.spec.sources, one.spec.context):
             raise DataError(

@@ -639,7 +639,8 @@ def _calibration_table(found: Robustness) -> Table:
         name = f"{100 * one.low:.0f} to {100 * one.high:.0f} %"
         shares = (number("share", one.confidence), number("share", one.right))
         rows.append((name, *shares, f"{one.n:,}"))
-    title = f"calibration, expected error {number('ece', found.ece)} (15 bins)"
+    together = ", answers of all seeds together" if found.seeds > 1 else ""
+    title = f"calibration, expected error {number('ece', found.ece)} (15 bins{together})"
     seeds = f" ({found.seeds} seeds)" if found.seeds > 1 else ""
     heads = ("probability of the answer", "mean", "right, %", f"answers{seeds}")
     return Table(title, heads, tuple(rows))

@@ -200,7 +200,8 @@ def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> l
         if not (one_name and filecmp.cmp(root / there.path, root / file.path, shallow=False)):
             raise DataError(
                 f"{shown(root, 60)}: {shown(there.path, 70)} and {shown(file.path, 70)} are both "
-                f"'{shown(file.id, 40)}', and not the same file; keep one of them"
+                f"'{shown(file.id, 40)}', and not the same file; keep one of them, or say more in "
+                "the pattern"
             )
         findings.dropped["copies of a file"].append(shown(file.path))
     return list(first.values())

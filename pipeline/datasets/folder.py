@@ -25,7 +25,7 @@ from mer.pipeline.datasets.files import cut_blanks, look
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.newclips import WORDS, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
-from mer.pipeline.datasets.table import SHARES, given_names, split_groups
+from mer.pipeline.datasets.table import POSITION, SHARES, given_names, split_groups
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
@@ -33,7 +33,10 @@ from mer.pipeline.runtime.terminal import listed, plural, shown
 
 LABEL_FIELDS = ("label", "emotion")  # the first of them that the pattern has
 # fields that are columns of the manifest; the others become tags
-COLUMNS = ("id", "text", "speaker", "sentence", "session", "dialogue", "split", *LABEL_FIELDS)
+COLUMNS = (
+    *("id", "text", "speaker", "sentence", "session", "dialogue", "position", "split"),
+    *LABEL_FIELDS,
+)
 GROUPS = ("dialogue", "speaker")  # what a split is made by, the first that every file has
 LEFT_OUT = ""  # --map CODE=: utterances of that code are left out
 
@@ -84,7 +87,7 @@ def prepare(
     named = _fitting(root, rules, findings, partial=partial)
     named = _mapped(named, rules, mapping, findings)
     utterances = join_files(named, root, findings)
-    rows = [row_of(files, rules) for files in utterances.values()]
+    rows = [_in_turn(row_of(files, rules), files[0]) for files in utterances.values()]
     rows = _with_words(rows, root, findings)
     rows = cut_blanks(rows, findings)
     if not rows:
@@ -160,6 +163,19 @@ def _mapped(
     if unused:
         findings.warnings.append(f"--map names labels that no file has: {listed(unused, 5)}")
     return kept
+
+
+def _in_turn(row: Utterance, file: Named) -> Utterance:
+    """The row with the place of its turn in the dialogue, where the name says it."""
+    position = file.fields.get("position")
+    if position is None:
+        return row
+    if not POSITION.fullmatch(position):
+        raise DataError(
+            f"{shown(file.path, 120)}: position '{shown(position, 40)}' is not the number of a "
+            "turn in its dialogue: 0, 1, 2, …"
+        )
+    return replace(row, position=int(position.partition(".")[0]))
 
 
 def _with_words(rows: Sequence[Utterance], root: Path, findings: Findings) -> list[Utterance]:

@@ -236,3 +236,17 @@ def test_a_pattern_without_a_label_says_so(tmp_path):
 def test_what_is_ones_own_has_no_page(name):
     done = CliRunner().invoke(main, ["datasets", name])
     assert done.exit_code == 1 and "see `mer prepare --help`" in done.output
+
+
+def test_turns_have_their_place(tmp_path):
+    for name in ("d1_0_joy", "d1_2_sad"):
+        write_wav(tmp_path / f"{name}.wav")
+    pattern = "{dialogue}_{position}_{emotion}"
+    manifest, _ = prepare("folder", tmp_path, pattern=pattern, split="none")
+    assert [(u.dialogue, u.position, u.tags) for u in manifest.rows] == [
+        ("d1", 0, ()),
+        ("d1", 2, ()),
+    ]
+    write_wav(tmp_path / "d1_x_joy.wav")
+    with pytest.raises(DataError, match="position 'x' is not the number of a turn"):
+        prepare("folder", tmp_path, pattern=pattern, split="none")
