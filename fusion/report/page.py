@@ -466,6 +466,11 @@ def _explained(
     yield f"{what}, which resamples {bootstrap.groups:,} {bootstrap.unit}s of the test part."
     if any(_several(one) for one in some):
         yield "Small orange dots are single seeds or folds."
+    if any(isinstance(one.told.found, GroupMetrics) and one.told.found.pooled for one in some):
+        yield (
+            "Of a run over folds the figure here is of all held-out answers together (pooled); the "
+            "table of all runs has the mean over the folds and its deviation."
+        )
     if _chance(some, metric) is not None:
         yield (
             "Chance is the better of always naming the class most frequent in training, and of "
