@@ -325,6 +325,20 @@ class Calibration:
     uncalibrated: float | None = optional()
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """How the labels of another corpus were read (`mer.fusion.crosscorpus`).
+
+    `labels` maps those that are scored to the run's; `left_out` counts the rows of each other
+    label, `unmet` the answers of each of the run's labels that no label stands for, which are wrong
+    (of a group the mean over its runs).
+    """
+
+    labels: dict[str, str]
+    left_out: dict[str, int]
+    unmet: dict[str, float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """What metrics.json says of any run."""
@@ -355,6 +369,7 @@ class Metrics:
     inconsistent: TwoWay | None = optional()
     attention: Figures | None = optional()
     calibration: Calibration | None = optional()
+    mapped: Mapped | None = optional()  # None: the labels are the run's own
     predictions_sha256: str | None = optional()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.fusion import evaluate, intervals, metrics
+from mer.fusion import crosscorpus, evaluate, intervals, metrics
 from mer.fusion.checkpoint import Run
 from mer.fusion.metrics import headline, in_order, lower_is_better
 from mer.fusion.records import (
@@ -25,7 +25,9 @@ from mer.fusion.records import (
 )
 from mer.fusion.tables import Table, context_words, glossary, number, plain
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, escape, listed, plural, shown
+
+MOST_LABELS = 20  # of a corpus, in a remark
 
 # ---- Figures as tables
 
@@ -56,7 +58,8 @@ def _title(found: Metrics, utterances: float | None) -> str:
     said = (
         "an unknown number of utterances" if utterances is None else plural(utterances, "utterance")
     )
-    title = f"{found.model} on {found.dataset} {found.split}, {said}, "
+    rows = "as a whole" if found.split == crosscorpus.WHOLE else found.split
+    title = f"{found.model} on {found.dataset} {rows}, {said}, "
     title += context_words(found.context)
     if found.measures in metrics.CORPUS:
         title += f", measures of {metrics.CORPUS[found.measures]}"
@@ -190,6 +193,7 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
         said.append(untrained(found.untrained_encoders))
     if found.unlabelled:
         said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
+    said += read_as(found)
     if found.unseen:
         said.append(
             f"Training had no utterance of {shown(', '.join(found.unseen))}: whatever has that "
@@ -209,6 +213,26 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
         if subset is not None and subset.without:
             what = f"{subset.without} of {runs} runs have no utterances where the heads {name}"
             said.append(f"{what}; that row leaves them out.")
+    return said
+
+
+def read_as(found: Metrics) -> list[str]:
+    """How the labels of another corpus were read, and what of both sides has no counterpart."""
+    if found.mapped is None:
+        return []
+    mapped = found.mapped
+    pairs = listed((f"{there} = {here}" for there, here in mapped.labels.items()), MOST_LABELS)
+    said = [f"Labels of {shown(found.dataset)} read as the run's: {pairs}."]
+    if mapped.left_out:
+        each = (f"{name} ({plural(n, 'utterance')})" for name, n in mapped.left_out.items())
+        said.append(f"Left out, as the run has no such label: {listed(each, MOST_LABELS)}.")
+    if mapped.unmet:
+        each = (f"{name} ({count:,.4g})" for name, count in mapped.unmet.items())
+        said.append(
+            f"Of the run's labels none stands for {listed(each, MOST_LABELS)}: an answer with one "
+            "of them is wrong, and was given as often as it says there. UA and macro-F1 are means "
+            "over the other labels."
+        )
     return said
 
 
