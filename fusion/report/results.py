@@ -227,11 +227,11 @@ def read_as(found: Metrics) -> list[str]:
         each = (f"{name} ({plural(n, 'utterance')})" for name, n in mapped.left_out.items())
         said.append(f"Left out, as the run has no such label: {listed(each, MOST_LABELS)}.")
     if mapped.unmet:
-        each = (f"{name} ({count:,.4g})" for name, count in mapped.unmet.items())
+        each = (f"{name} ({round(count, 1):,g})" for name, count in mapped.unmet.items())
         said.append(
-            f"Of the run's labels none stands for {listed(each, MOST_LABELS)}: an answer with one "
-            "of them is wrong, and was given as often as it says there. UA and macro-F1 are means "
-            "over the other labels."
+            f"No label of {shown(found.dataset)} stands for the run's {listed(each, MOST_LABELS)}: "
+            "such an answer is wrong (how often it was given). UA and macro-F1 are means over the "
+            "other labels."
         )
     return said
 

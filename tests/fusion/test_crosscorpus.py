@@ -155,7 +155,7 @@ def test_labels_that_stand_for_none_are_left_out_and_counted(tmp_path, there):
     assert list(found.mapped.unmet) == ["calm", "sad"]
     said = "\n".join(report.remarks(found))
     assert f"boring ({left_out['boring']} utterances), joyful ({left_out['joyful']}" in said
-    assert "happy = glad" in said and "none stands for calm (" in said
+    assert "happy = glad" in said and "No label of other stands for the run's calm (" in said
     assert found.metrics["ua"] == found.metrics["wa"]  # one class
 
 
@@ -163,7 +163,7 @@ def test_same_names_stand_for_each_other(tmp_path, there):
     store = other(tmp_path, labels=("sad", "happy", "glad"))
     found = evaluate(there["run"], store.path, mapping=["happy=calm"], note=quiet)
     assert found.mapped.labels == {"sad": "sad", "happy": "calm", "glad": "glad"}
-    assert found.mapped.unmet == {} and "none stands for" not in "\n".join(report.remarks(found))
+    assert found.mapped.unmet == {} and "No label of" not in "\n".join(report.remarks(found))
     found = evaluate(there["run"], store.path, mapping=[""], note=quiet)
     assert found.mapped.labels == {"sad": "sad", "glad": "glad"}
     found = evaluate(there["run"], store.path, mapping=["sad="], note=quiet)
