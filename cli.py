@@ -331,6 +331,12 @@ def datasets(name, as_json):
     help="table: columns of numbers to learn, such as valence,arousal,dominance.",
 )
 @click.option(
+    "--soft-labels",
+    metavar="A,B,C",
+    help="table: columns that hold how many raters chose each class, or their share; the label is "
+    "that of most.",
+)
+@click.option(
     "--split",
     type=click.Choice(["auto", "none"]),
     help="table or folder without a split: make one by group, or leave it open for folds.",

@@ -52,6 +52,10 @@ class LabelMap:
         place = table.column_names.index("label")
         read = [self.names.get(label) for label in table["label"].to_pylist()]
         table = table.set_column(place, "label", pa.array(read, pa.string()))
+        # shares of raters are of the corpus's own labels
+        place = table.column_names.index("targets")
+        kind = table.schema.field("targets").type
+        table = table.set_column(place, "targets", pa.nulls(len(table), kind))
         header = replace(store.header, labels=self.answers)
         head = Head(header, table, store.shards, store.members, store.flags)
         return FeatureStore(store.path, head=head)

@@ -61,6 +61,7 @@ from mer.fusion.records import (
     Metrics,
     Scores,
     SingleMetrics,
+    SoftScores,
     SplitIds,
     Subset,
     TwoWay,
@@ -328,7 +329,7 @@ def predict_rows(
         many neighbours it was seen with; null: the run has no context), label or targets (null:
         unlabelled), pred, p_<label>... (regression: value; of several targets value_<target>...),
         attention_<modality>, disagreement, pred_<modality>. Columns that the model has no answer
-        for are null.
+        for are null. `shares` says how raters divided over the labels, where the store knows.
 
     Raises:
         DataError: The run is damaged.
@@ -638,6 +639,12 @@ def _predict(
     columns["turns"] = pa.nulls(len(part), pa.int32()) if turns is None else turns.count
     truth = "label" if task == "single" else "targets"
     columns[truth] = source[truth]
+    shares = splits.soft(part.store.table(), task, labels)
+    if shares is not None:
+        columns["shares"] = pa.array(
+            [None if np.isnan(row).any() else row.tolist() for row in shares[out.rows]],
+            pa.list_(pa.float32()),
+        )
     pred = infer.decide(out.scores, task, run.result.thresholds)
     columns["pred"] = named(pred, task, labels)
     scaling, scores = run.result.scaling, out.scores
@@ -744,6 +751,7 @@ def describe(
             discrimination=discrimination(run, p, store, device) if answered else None,
             inconsistent=_inconsistent(p),
             calibration=_calibration(p, None if together else info.scaling),
+            soft=_soft_scores(table, spec.score_columns),
         )
     )
 
@@ -858,6 +866,21 @@ def _calibration(p: Predicted, scaling: Scaling | None) -> Calibration | None:
         plain = calibration.scaled(scores, 1 / scaling.temperature)
         before = metrics.ece(plain.max(1, initial=0), right)
     return Calibration(metrics.ece(scores.max(1, initial=0), right), before)
+
+
+def _soft_scores(table: pa.Table, scores: Sequence[str]) -> SoftScores | None:
+    """How far the probabilities of a predictions table are from the shares of the raters, those
+    without a label among them.
+    """
+    if "shares" not in table.column_names:
+        return None
+    table = table.filter(table["shares"].is_valid())
+    if not len(table):
+        return None
+    shares = np.array(table["shares"].to_pylist())
+    answers = np.stack([table[name].to_numpy() for name in scores], axis=1)
+    js = metrics.jensen_shannon(shares, answers).mean()
+    return SoftScores(n=len(table), ties=table["label"].null_count, js=float(js))
 
 
 def _inconsistent(p: Predicted) -> TwoWay | None:
@@ -1076,7 +1099,7 @@ def _mean_confusion(by_seed: Sequence[Predicted]) -> Confusion | None:
 def mean_parts(results: Sequence[Metrics]) -> dict[str, Any]:
     """What metrics.json has beside the metrics, averaged over runs; by the names of its keys."""
     found: dict[str, Any] = {}
-    for part in ("unimodal", "discrimination", "inconsistent", "attention", "calibration"):
+    for part in ("unimodal", "discrimination", "inconsistent", "attention", "calibration", "soft"):
         records = [getattr(one, part) for one in results]
         if None not in records:
             kind = typed.hints(Metrics)[part]

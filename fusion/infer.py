@@ -81,9 +81,13 @@ def infer(
         unimodal[m] = part.spec.unscaled(alone)
     attention = join_if_any([p.attention for p in kept])
     disagreement = join_if_any([p.disagreement for p in kept])
-    loss = float(task_loss(logits, part.target.cpu(), task=task))
+    loss = float(task_loss(logits, part.target.cpu(), task=task, soft=_soft_of(part)))
     scores = part.spec.unscaled(_scores(logits, task))
     return Answers(part.rows, scores, unimodal if heads else None, attention, disagreement, loss)
+
+
+def _soft_of(part: BatchSource) -> Tensor | None:
+    return None if part.soft is None else part.soft.cpu()
 
 
 def _no_answers(part: BatchSource) -> Answers:

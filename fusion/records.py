@@ -326,6 +326,18 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class SoftScores:
+    """How far the probabilities are from the shares of the raters: `js` is the mean Jensen-Shannon
+    divergence, in bits, over `n` rows, of which `ties` have no label, as several classes have most
+    votes.
+    """
+
+    n: float
+    ties: float
+    js: float | None
+
+
+@dataclass(frozen=True)
 class Mapped:
     """How the labels of another corpus were read (`mer.fusion.crosscorpus`).
 
@@ -369,6 +381,7 @@ class Metrics:
     inconsistent: TwoWay | None = optional()
     attention: Figures | None = optional()
     calibration: Calibration | None = optional()
+    soft: SoftScores | None = optional()  # None: nobody knows how raters divided
     mapped: Mapped | None = optional()  # None: the labels are the run's own
     predictions_sha256: str | None = optional()
 

@@ -142,6 +142,9 @@ def _more(found: Metrics) -> Table:
         if found.calibration.uncalibrated is not None:
             said = number("ece", found.calibration.uncalibrated)
             rows.append(("… without the temperature", said))
+    if found.soft is not None:
+        js = "–" if found.soft.js is None else f"{found.soft.js:.3f}"
+        rows.append(("Jensen-Shannon divergence from the raters, bits", js))
     return Table("more", ("", "value"), tuple(rows))
 
 
@@ -194,6 +197,13 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     if found.unlabelled:
         said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
     said += read_as(found)
+    if found.soft is not None:
+        ties = plural(round(found.soft.ties), "row")
+        said.append(
+            f"The divergence is the mean over {plural(round(found.soft.n), 'row')} with shares of "
+            f"raters; {ties} of these without a majority {'is' if ties == '1 row' else 'are'} in "
+            "no other figure."
+        )
     if found.unseen:
         said.append(
             f"Training had no utterance of {shown(', '.join(found.unseen))}: whatever has that "
