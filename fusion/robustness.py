@@ -1,9 +1,10 @@
 """Run + store -> robustness.json: where a model holds, and where it does not.
 
 Without each modality it reads; with that of another utterance in its place; with noise on each, at
-three levels; where its unimodal heads agree and where they disagree, also against another run (what ED does for DRKF is the difference from the
-same run with `model_args.w_ed=0`); how well its probabilities are calibrated; by speaker; and what
-it confuses. All of it is of one part, test or dev; on test it is an opening that the ledger knows.
+three levels; where its unimodal heads agree and where they disagree, also against another run (what
+ED does for DRKF is the difference from the same run with `model_args.w_ed=0`); how well its
+probabilities are calibrated; by speaker; and what it confuses. All of it is of one part, test or
+dev; on test it is an opening that the ledger knows.
 
 Noise is an offset of the utterance, the same on all its steps: normal, with a deviation of so many
 of each number's own over the utterance means of the part. So a model that reads steps cannot

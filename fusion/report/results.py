@@ -191,7 +191,8 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     said = []
     if isinstance(found, SingleMetrics) and found.members:
-        said.append(f"An ensemble: the mean of the probabilities of {len(found.members)} runs.")
+        members = plural(len(found.members), "run")
+        said.append(f"An ensemble: the mean of the probabilities of {members}.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
     if found.unlabelled:
