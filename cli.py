@@ -335,6 +335,12 @@ def datasets(name, as_json):
     help="table: columns of numbers to learn, such as valence,arousal,dominance.",
 )
 @click.option(
+    "--soft-labels",
+    metavar="A,B,C",
+    help="table: columns that hold how many raters chose each class, or their share; the label is "
+    "that of most.",
+)
+@click.option(
     "--split",
     type=click.Choice(["auto", "none"]),
     help="table or folder without a split: make one by group, or leave it open for folds.",
@@ -1650,7 +1656,16 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     help="Score the mean of the probabilities of several runs, or of a run over seeds.",
 )
 @click.option(
-    "--split", default="test", show_default=True, type=click.Choice(["train", "dev", "test"])
+    "--map",
+    "mapping",
+    metavar="LABEL=ANSWER,...",
+    multiple=True,
+    help="The store is another corpus: which of the run's labels each of its labels stands for.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "dev", "test", "all"]),
+    help="By default test; with --map all rows of a store that has no test part.",
 )
 @click.option(
     "--predictions",
@@ -1679,13 +1694,34 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def evaluate(
-    runs, features, together, robust, against, split, predictions, figures, device, as_json
+    runs,
+    features,
+    mapping,
+    together,
+    robust,
+    against,
+    split,
+    predictions,
+    figures,
+    device,
+    as_json,
 ):
     """Score a trained run; writes metrics and predictions into its folder, and logs every opening
     of the test part.
+
+    With --features and --map it is scored on another corpus of the same features, whose labels
+    have other names: --map joy=happiness,fear= reads joy of the store as happiness of the run, and
+    leaves fear out. Labels of the same name stand for each other without being named.
     """
     if against is not None and not robust:
         raise click.UsageError("--against goes with --robustness")
+    if mapping and features is None:
+        raise click.UsageError("--map is for another corpus: name its store with --features")
+    if (mapping or split == "all") and (together or robust or figures):
+        raise click.UsageError(
+            "--ensemble, --robustness and --figures go with the run's own labels and splits; leave "
+            "them out, or --map and --split all"
+        )
     check_run_folders([*runs, *filter(None, [against])])
     from mer.fusion import ensemble, report
     from mer.fusion.checkpoint import Run
@@ -1710,9 +1746,9 @@ def evaluate(
     }
     found: SingleMetrics | GroupMetrics
     if together:
-        found = ensemble.score(list(map(Run.open, runs)), features, split, **asked)
+        found = ensemble.score(list(map(Run.open, runs)), features, split or "test", **asked)
     else:
-        found = evaluate(opened, features, split, **asked)
+        found = evaluate(opened, features, split, mapping=mapping or None, **asked)
     if figures:
         from mer.fusion import figures as pictures
 
@@ -1726,7 +1762,7 @@ def evaluate(
         measured = robustness.measure(
             opened,
             features,
-            split,
+            split or "test",
             against=against,
             device=asked["device"],
             note=note,

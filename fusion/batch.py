@@ -218,6 +218,8 @@ class Batch:
 
     `target`: single (B,) int64; multi (B, C) float; regression (B, K) float. Unlabelled: -1 / NaN.
     `row` (B,) int64 indexes the store's table. `context`: None where each row is seen alone.
+    `soft` (B, C) float, single only: the shares of the raters who chose each class, NaN where
+    nobody knows; None: labels are learnt.
     """
 
     x: dict[str, Tensor]
@@ -225,6 +227,7 @@ class Batch:
     target: Tensor
     row: Tensor
     context: Context | None = None
+    soft: Tensor | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
@@ -239,10 +242,12 @@ class Batch:
         x = {m: t.split(sizes) for m, t in self.x.items()}
         lengths = {m: t.split(sizes) for m, t in self.lengths.items()}
         around = [None] * len(sizes) if self.context is None else self.context.split(sizes)
-        parts = zip(self.target.split(sizes), self.row.split(sizes), around, strict=True)
-        for i, (target, row, context) in enumerate(parts):
+        soft = [None] * len(sizes) if self.soft is None else self.soft.split(sizes)
+        parts = zip(self.target.split(sizes), self.row.split(sizes), around, soft, strict=True)
+        for i, (target, row, context, shares) in enumerate(parts):
             part = {m: t[i] for m, t in x.items()}
-            yield Batch(part, {m: t[i] for m, t in lengths.items()}, target, row, context)
+            n = {m: t[i] for m, t in lengths.items()}
+            yield Batch(part, n, target, row, context, shares)
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -252,4 +257,5 @@ class Batch:
             target=self.target.to(device),
             row=self.row.to(device),
             context=None if self.context is None else self.context.to(device),
+            soft=None if self.soft is None else self.soft.to(device),
         )

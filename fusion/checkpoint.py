@@ -345,6 +345,8 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
         differs = [line for line in differs if not line.startswith(f"{RECIPE}.")]
     if differs:
         more = f" (and {len(differs) - 3} more)" if len(differs) > 3 else ""
+        if then.task == "single" and all(line.startswith("labels") for line in differs):
+            more += "; --map LABEL=ANSWER,... reads its labels as the run's"
         raise KeyMismatchError(
             f"{store.path}: not the kind of store {run.path} was trained on: "
             f"{'; '.join(shown(line, DIFFERENCE_CHARACTERS) for line in differs[:3])}{more}"

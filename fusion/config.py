@@ -58,6 +58,8 @@ class DataConfig:
     # those after it, another task
     context: Literal["none", "past", "both"] = typed.added("none")
     context_width: int = typed.added(8)  # how many at most, on each side
+    # single labels: learn the shares of the raters, where a row has them, instead of its label
+    soft_labels: bool = typed.added(False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.modalities, str):  # a list in TOML

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion import context
+from mer.fusion import context, splits
 from mer.fusion.batch import Batch, DataSpec, FeatureSet
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
@@ -330,6 +330,7 @@ class BatchSource:
     checked: Checked = field(default_factory=Checked)
     neighbours: context.Neighbours | None = None  # None: each row alone
     around: context.Around | None = None  # the same, read
+    soft: Tensor | None = None  # (N, C) as in `Batch`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -426,6 +427,7 @@ class BatchSource:
             self.offset[m] = torch.from_numpy(np.cumsum(self.n[m]) - self.n[m]).to(self.device)
             self.length[m] = torch.from_numpy(self.n[m]).to(self.device)
         self.target = self.target.to(self.device)
+        self.soft = None if self.soft is None else self.soft.to(self.device)
         if self.around is not None:
             self.around = self.around.to(self.device)
         return self
@@ -493,7 +495,8 @@ class BatchSource:
             lengths[m] = n
         row = torch.from_numpy(self.rows[index]).to(self.device, non_blocking=True)
         turns = None if self.around is None else self.around.gather(at)
-        return Batch(x, lengths, self.target.index_select(0, at), row, turns)
+        soft = None if self.soft is None else self.soft.index_select(0, at)
+        return Batch(x, lengths, self.target.index_select(0, at), row, turns, soft)
 
     def _assemble(self, index: np.ndarray) -> Batch:
         x, lengths = {}, {}
@@ -505,7 +508,8 @@ class BatchSource:
             lengths[m] = torch.from_numpy(np.asarray(n, dtype=np.int64))
         at = torch.from_numpy(index)
         turns = None if self.around is None else self.around.gather(at)
-        return Batch(x, lengths, self.target[at], torch.from_numpy(self.rows[index]), turns)
+        soft = None if self.soft is None else self.soft[at]
+        return Batch(x, lengths, self.target[at], torch.from_numpy(self.rows[index]), turns, soft)
 
 
 @dataclass(frozen=True)
@@ -574,6 +578,9 @@ def batch_source(
         n,
         summary,
     )
+    if config.soft_labels:
+        shares = splits.soft(store.table(), spec.task, spec.labels)
+        made.soft = None if shares is None else torch.from_numpy(shares[made.rows])
     if spec.context is not None:
         pool = made.rows if pool is None else np.asarray(pool, dtype=np.int64)
         made.neighbours = context.neighbours(store.table(), made.rows, pool, spec.context)

@@ -40,6 +40,7 @@ from mer.fusion.batch import Batch
 from mer.fusion.calibration import Scaling
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import to_tree
+from mer.fusion.crosscorpus import WHOLE, LabelMap, label_map
 from mer.fusion.data import BatchSource
 from mer.fusion.files import METRICS, PREDICTIONS, TEST_LOG
 from mer.fusion.intervals import Sampled
@@ -56,9 +57,11 @@ from mer.fusion.records import (
     GroupInfo,
     GroupMetrics,
     GroupRow,
+    Mapped,
     Metrics,
     Scores,
     SingleMetrics,
+    SoftScores,
     SplitIds,
     Subset,
     TwoWay,
@@ -70,8 +73,8 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.columnar import read_small
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
 from mer.pipeline.runtime.progress import SILENT, Advance, Silent
-from mer.pipeline.runtime.terminal import plural
-from mer.pipeline.runtime.terms import SPLITS
+from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.terms import PARTS
 from mer.pipeline.store import FeatureStore
 
 Note = Callable[[str], None]
@@ -91,6 +94,7 @@ FEWEST_UNITS = 8  # below this a bootstrap over groups means little
 FEW_GROUPS = 25  # below this an interval is rough, however it is widened
 RESAMPLES = 1000
 PAIR_SEED = 0
+OPENED = ("test", WHOLE)  # what nobody may have chosen by: every opening is noted
 UNEQUAL = "inconsistent"  # the tag of utterances whose voice and words are known to disagree
 
 
@@ -107,15 +111,16 @@ class Predicted:
     task: str
     labels: tuple[str, ...]
     measures: Measures = "mosi"  # by whose definitions a regression is scored
+    among: tuple[int, ...] | None = None  # the classes that a reference may have; None: all
 
     def figures(self, index: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """The metrics that are one number, on some of the rows."""
         pred, true = self.pred[index], self.true[index]
-        return infer.figures(pred, true, self.task, self.labels, self.measures)
+        return infer.figures(pred, true, self.task, self.labels, self.measures, self.among)
 
     def scores(self) -> Scores:
         """All metrics."""
-        found = infer.score(self.pred, self.true, self.task, self.labels, self.measures)
+        found = infer.score(self.pred, self.true, self.task, self.labels, self.measures, self.among)
         return convert(Scores, metrics.jsonable(found))
 
     def take(self, rows: np.ndarray) -> Predicted:
@@ -136,8 +141,9 @@ class Evaluated:
 def evaluate(
     run: Run | str | os.PathLike,
     features: str | os.PathLike | None = None,
-    split: str = "test",
+    split: str | None = None,
     *,
+    mapping: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
     predictions: str | os.PathLike | None = None,
     note: Note = print,
@@ -151,7 +157,12 @@ def evaluate(
     Args:
         run: A finished run, or its folder.
         features: The store; None: the one it was trained on.
-        split: train, dev or test. Every opening of the test part is logged in the run folder.
+        split: train, dev or test; all: every row of a corpus that the run has not seen. None: test,
+            or with a `mapping` all, where the store has no test part. Every opening of test or all
+            is logged in the run folder.
+        mapping: The store is another corpus, its labels read as `mer.fusion.crosscorpus.label_map`
+            is told here. Its parts are those that it stores, also where the run is of folds: each
+            run of a group is scored on the same rows. None: the labels are the run's.
         device: Where to predict.
         predictions: A Parquet file for the predictions, besides.
         note: Told what the user should know, line by line.
@@ -161,53 +172,95 @@ def evaluate(
         What metrics.json holds.
 
     Raises:
-        DataError: The run is not finished or damaged, there are no such rows, or test rows trained
-            the run.
+        DataError: The run is not finished or damaged, there are no such rows, test rows trained the
+            run, or labels cannot be mapped.
         KeyMismatchError: The store is of another recipe or of other labels.
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
-    if split not in SPLITS or not split:
-        raise DataError(f"--split {split}: expected train, dev or test")
+    if split is not None and split not in (*PARTS, WHOLE):
+        raise DataError(f"--split {split}: expected train, dev or test, or all of another corpus")
     path = Path(features if features is not None else run.info.features)
     if not path.exists():
         raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
-    group = isinstance(run.info, GroupInfo)
     with FeatureStore(path) as store:
-        for line in checkpoint.check_store(run.children[0], store):
-            note(line)
-        stem = stem_of(run, store, split)
-        results, contents = [], []
-        tell = once(note)
-        for child in run.children:
-            rows, pool = opened_rows(child, store, split, tell)
-            if split == "test":
-                contents.append(_content(store, rows))
-            table = predict_rows(child, store, rows, device=device, progress=progress, pool=pool)
-            figures = describe(child, table, split, device=device, store=store)
-            results.append(Evaluated(child, table, figures))
-            if group:
-                write(child.path, stem, figures, table)
+        labels = None
+        if mapping is not None:
+            spec = run.children[0].spec
+            labels = label_map(mapping, store, spec.task, spec.labels)
+        split = split or _usual_split(store, labels)
+        stem = stem_of(run, store, split, labels)
+        results, opened = _score_children(run, store, split, labels, stem, device, note, progress)
+        seen_by = _seen_now(run, store, opened) if split in OPENED else None
     found: SingleMetrics | GroupMetrics = results[0].metrics
-    if group:
-        found, table = _aggregate(run, results)
+    table = results[0].table
+    if isinstance(run.info, GroupInfo):
+        shared = labels is not None or split == WHOLE
+        found, table = _aggregate(run, results, shared=shared)
     write(run.path, stem, found, table)
     if predictions is not None:
         write_parquet(table, Path(predictions))
-    if split == "test":
-        scored = found.n if isinstance(found, GroupMetrics) else len(table) - found.unlabelled
-        by = ledger.seen(contents, scored, [path.resolve()], _tried(run.children))
-        for line in (by.line(), *by.troubles):
+    if seen_by is not None:
+        for line in (seen_by.line(), *seen_by.troubles):
             note(line)
     return found
 
 
-def stem_of(run: Run, store: FeatureStore, split: str) -> str:
-    """What the names of files with figures end in; nothing for the test part of the run's own
-    store.
+def _usual_split(store: FeatureStore, labels: LabelMap | None) -> str:
+    """What is scored where nobody said: test, or all of another corpus that has no test part."""
+    if labels is None or "test" in store.table()["split"].to_pylist():
+        return "test"
+    return WHOLE
+
+
+def stem_of(run: Run, store: FeatureStore, split: str, labels: LabelMap | None = None) -> str:
+    """What stands behind `metrics` and `predictions` in the names of the files; empty only for the
+    test part that the run was trained beside.
     """
-    if not checkpoint.same_rows(run, store):
-        return f"-{split}-{store.header.dataset}"
+    if labels is not None or not checkpoint.same_rows(run, store):
+        return f"-{split}-{store.header.dataset.replace('/', '-')}"
     return "" if split == "test" else f"-{split}"
+
+
+def _score_children(
+    run: Run,
+    store: FeatureStore,
+    split: str,
+    labels: LabelMap | None,
+    stem: str,
+    device: torch.device | str,
+    note: Note,
+    progress: Silent,
+) -> tuple[list[Evaluated], list[np.ndarray]]:
+    """Every training of a run, scored and, in a group, written; and the rows opened for each."""
+    results, opened = [], []
+    tell = once(note)
+    with store if labels is None else labels.show(store) as read:
+        for line in checkpoint.check_store(run.children[0], read):
+            note(line)
+        if labels is not None:  # refused, if it is, before anything is opened
+            labels.kept(store, rows_of(run.children[0], store, split, mapped=True)[0])
+        for child in run.children:
+            rows, pool = opened_rows(child, store, split, tell, mapped=labels is not None)
+            opened.append(rows)
+            kept = rows if labels is None else labels.kept(store, rows)
+            table = predict_rows(child, read, kept, device=device, progress=progress, pool=pool)
+            figures = describe(child, table, split, device=device, store=read, labels=labels)
+            if labels is not None:
+                answers = table.filter(table["label"].is_valid())["pred"].to_pylist()
+                figures = replace(figures, mapped=labels.record(store, rows, answers))
+            results.append(Evaluated(child, table, figures))
+            if isinstance(run.info, GroupInfo):
+                write(child.path, stem, figures, table)
+    return results, opened
+
+
+def _seen_now(run: Run, store: FeatureStore, opened: Sequence[np.ndarray]) -> ledger.Seen:
+    """Who has seen the rows that were just opened for each training of a run."""
+    rows = np.unique(np.concatenate(opened))
+    target = splits.targets(store.table(), store.header.task, store.header.labels)[rows]
+    contents = [_content(store, one) for one in opened]
+    count = int(splits.labelled(target).sum())
+    return ledger.seen(contents, count, [Path(store.path).resolve()], _tried(run.children))
 
 
 def once(note: Note) -> Note:
@@ -276,7 +329,7 @@ def predict_rows(
         many neighbours it was seen with; null: the run has no context), label or targets (null:
         unlabelled), pred, p_<label>... (regression: value; of several targets value_<target>...),
         attention_<modality>, disagreement, pred_<modality>. Columns that the model has no answer
-        for are null.
+        for are null. `shares` says how raters divided over the labels, where the store knows.
 
     Raises:
         DataError: The run is damaged.
@@ -350,14 +403,18 @@ def _predicted(run: Run, raw: bytes) -> Predicted:
 
 
 def from_table(
-    table: pa.Table, task: str, labels: Sequence[str], measures: Measures = "mosi"
+    table: pa.Table,
+    task: str,
+    labels: Sequence[str],
+    measures: Measures = "mosi",
+    among: tuple[int, ...] | None = None,
 ) -> Predicted:
     """The labelled rows of a predictions table."""
     true = splits.targets(table, task, labels)
     kept = splits.labelled(true)
     table = table.filter(pa.array(kept))
     pred = _decisions(table["pred"], task, labels)
-    return Predicted(table, true[kept], pred, task, tuple(labels), measures)
+    return Predicted(table, true[kept], pred, task, tuple(labels), measures, among)
 
 
 def unit(table: pa.Table) -> tuple[str, np.ndarray]:
@@ -404,22 +461,34 @@ def predict_split(
 
 
 def opened_rows(
-    run: Run, store: FeatureStore, split: str, note: Note, what: str = ledger.FIGURES
+    run: Run,
+    store: FeatureStore,
+    split: str,
+    note: Note,
+    what: str = ledger.FIGURES,
+    *,
+    mapped: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `rows_of`; that the test part is opened is noted first."""
-    rows, pool = rows_of(run, store, split)
-    if split == "test":
-        check_unseen(run, store, rows)
+    rows, pool = rows_of(run, store, split, mapped=mapped)
+    if split in OPENED:
+        check_unseen(run, store, rows, split, note)
         note_opening(run, store, rows, note, what)
     return rows, pool
 
 
-def rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.ndarray]:
+def rows_of(
+    run: Run, store: FeatureStore, split: str, *, mapped: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """The rows of a part, and those among which they find neighbours; DataError where there are
-    none.
+    none. Of another corpus, whose labels are `mapped`, the parts are those it stores.
     """
     table = store.table()
-    if split == "test":
+    if split == WHOLE:
+        rows = pool = np.arange(len(table))
+    elif mapped:
+        rows = pool = np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
+    elif split == "test":
         rows = pool = splits.held_out(table, run.fold)
     else:
         target = splits.targets(table, run.spec.task, run.spec.labels)
@@ -429,19 +498,31 @@ def rows_of(run: Run, store: FeatureStore, split: str) -> tuple[np.ndarray, np.n
         pool = assigned.train_pool if training else assigned.dev_pool
     if not len(rows):
         remedy = "; evaluate another split, or train with --folds" if split == "test" else ""
+        remedy = "; --split all scores every row of another corpus" if mapped else remedy
         raise DataError(f"{store.path}: no {split} rows{remedy}")
     return rows, pool
 
 
-def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray) -> None:
-    """Raise DataError when test rows were used in training."""
+def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray, split: str, note: Note) -> None:
+    """Raise DataError when test rows were used in training. Of a corpus of another name only tell
+    that there are such ids: they may be other clips.
+    """
     path = run.verified(checkpoint.SPLIT)
     used = files.read_json(path, SplitIds, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
-    if store.header.dataset != run.info.store.dataset:
-        return
     ids = store.table()["id"].to_pylist()
     leaked = {ids[row] for row in rows} & {*used.train, *used.dev}
-    if leaked:
+    if leaked and store.header.dataset != run.info.store.dataset:
+        some = f"{plural(len(leaked), 'row')} (first: {shown(min(leaked), 60)})"
+        note(
+            f"{store.path}: {some} have ids that training {run.path.name} had, too; if they are "
+            "the same clips, these are no test figures"
+        )
+    elif leaked and split == WHOLE:
+        raise DataError(
+            f"{store.path}: {run.path} was trained on {len(leaked):,} of its rows (first: "
+            f"{shown(min(leaked), 60)}); --split all is for a corpus that it has not seen"
+        )
+    elif leaked:
         some = f"{plural(len(leaked), 'test row')} (first: {min(leaked)})"
         were = "was" if len(leaked) == 1 else "were"
         raise DataError(
@@ -558,6 +639,12 @@ def _predict(
     columns["turns"] = pa.nulls(len(part), pa.int32()) if turns is None else turns.count
     truth = "label" if task == "single" else "targets"
     columns[truth] = source[truth]
+    shares = splits.soft(part.store.table(), task, labels)
+    if shares is not None:
+        columns["shares"] = pa.array(
+            [None if np.isnan(row).any() else row.tolist() for row in shares[out.rows]],
+            pa.list_(pa.float32()),
+        )
     pred = infer.decide(out.scores, task, run.result.thresholds)
     columns["pred"] = named(pred, task, labels)
     scaling, scores = run.result.scaling, out.scores
@@ -616,14 +703,17 @@ def describe(
     device: torch.device | str,
     store: FeatureStore,
     together: bool = False,
+    labels: LabelMap | None = None,
 ) -> SingleMetrics:
     """The content of metrics.json for one run, or where it stands `together` with others whose
-    predictions these are the mean of: then without what its model alone would be asked.
+    predictions these are the mean of: then without what its model alone would be asked. `labels`
+    says how those of another corpus are read, which `store` shows as the run's.
     """
     spec, info = run.spec, run.result
     every = splits.targets(store.table(), spec.task, spec.labels)
     measures = measures_of(store, every)
-    p = from_table(table, spec.task, spec.labels, measures)
+    among = None if labels is None else labels.scored
+    p = from_table(table, spec.task, spec.labels, measures, among)
     name, groups = unit(p.table)
     stored = store.header.modalities
     heads = _heads(p, spec.modalities)
@@ -661,6 +751,7 @@ def describe(
             discrimination=discrimination(run, p, store, device) if answered else None,
             inconsistent=_inconsistent(p),
             calibration=_calibration(p, None if together else info.scaling),
+            soft=_soft_scores(table, spec.score_columns),
         )
     )
 
@@ -697,7 +788,7 @@ def _drawn(p: Predicted, groups: np.ndarray) -> dict[str, np.ndarray]:
     """(resamples,) every figure of one seed under each draw of whole groups."""
     if p.task == "single":
         return metrics.resampled_classification(
-            p.true, p.pred, len(p.labels), groups, resamples=RESAMPLES
+            p.true, p.pred, len(p.labels), groups, resamples=RESAMPLES, among=p.among
         )
     drawn = metrics.resampled(p.figures, groups, resamples=RESAMPLES)
     return dict(zip(p.figures(), drawn.T, strict=True))
@@ -780,6 +871,21 @@ def _calibration(p: Predicted, scaling: Scaling | None) -> Calibration | None:
         plain = calibration.scaled(scores, 1 / scaling.temperature)
         before = metrics.ece(plain.max(1, initial=0), right)
     return Calibration(metrics.ece(scores.max(1, initial=0), right), before)
+
+
+def _soft_scores(table: pa.Table, scores: Sequence[str]) -> SoftScores | None:
+    """How far the probabilities of a predictions table are from the shares of the raters, those
+    without a label among them.
+    """
+    if "shares" not in table.column_names:
+        return None
+    table = table.filter(table["shares"].is_valid())
+    if not len(table):
+        return None
+    shares = np.array(table["shares"].to_pylist())
+    answers = np.stack([table[name].to_numpy() for name in scores], axis=1)
+    js = metrics.jensen_shannon(shares, answers).mean()
+    return SoftScores(n=len(table), ties=table["label"].null_count, js=float(js))
 
 
 def _inconsistent(p: Predicted) -> TwoWay | None:
@@ -869,17 +975,19 @@ def _mixed(a: Batch, b: Batch, m: str, n: str) -> Batch:
     return Batch(x, lengths, a.target, a.row)
 
 
-def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Table]:
+def _aggregate(
+    run: Run, results: list[Evaluated], *, shared: bool
+) -> tuple[GroupMetrics, pa.Table]:
     """Figures over the children: mean and deviation over folds (of the seeds' means) or over seeds;
     with folds also pooled over all held-out predictions. The interval resamples groups of the
-    pooled predictions, each figure averaged over the seeds.
+    pooled predictions, each figure averaged over the seeds. Where all children are scored on
+    `shared` rows nothing is held out, and each of them counts as a seed does.
     """
     info = run.info
     assert isinstance(info, GroupInfo)
     first = results[0].metrics
     whole = pa.concat_tables([_of_child(one.run, one.table) for one in results])
-    p = from_table(whole, first.task, first.labels, first.measures or "mosi")
-    by_seed = seeds_of(p)
+    by_seed = _by_seed(results, whole, shared)
     name, groups = unit(by_seed[0].table)
     rows = [_row(one) for one in results]
     over = "folds" if info.folds else "seeds"
@@ -889,6 +997,7 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
     means = {name: _mean(values) for name, values in spread.items()}
     deviations = {name: _deviation(values) for name, values in spread.items()}
     unlabelled = sum(one.unlabelled for one in there)
+    times = len(there) if shared else info.seeds  # that each row was predicted
     found = GroupMetrics(
         run=run.path.name,
         model=first.model,
@@ -903,19 +1012,44 @@ def _aggregate(run: Run, results: list[Evaluated]) -> tuple[GroupMetrics, pa.Tab
         seeds=tuple(sorted(seeds)),
         folds=_folds_of(rows),
         n=len(by_seed[0].table),
-        unlabelled=unlabelled // info.seeds,
+        unlabelled=unlabelled // times,
         context=first.context,
         metrics=Scores(figures={**means}),
         sd={**deviations},
-        pooled={**mean_figures(by_seed)} if info.folds else None,
+        pooled={**mean_figures(by_seed)} if info.folds and not shared else None,
         interval=_intervals(by_seed, groups),
         bootstrap=bootstrap_of(name, groups),
         runs=tuple(rows),
         confusion=_mean_confusion(by_seed),
         measures=first.measures,
         unseen=_unseen_of(there),
+        mapped=_mean_mapped(there),
     )
     return defined(replace(found, **mean_parts(there))), whole
+
+
+def _by_seed(results: list[Evaluated], whole: pa.Table, shared: bool) -> list[Predicted]:
+    """The predictions of each seed, all folds together, or on `shared` rows those of each child."""
+    first = results[0].metrics
+    among = None
+    if first.mapped is not None:
+        meant = set(first.mapped.labels.values())
+        among = tuple(c for c, name in enumerate(first.labels) if name in meant)
+    told = (first.task, first.labels, first.measures or "mosi", among)
+    if shared:
+        return [from_table(one.table, *told) for one in results]
+    return seeds_of(from_table(whole, *told))
+
+
+def _mean_mapped(results: Sequence[SingleMetrics]) -> Mapped | None:
+    """How labels were read, with the mean of what each run answers beside them."""
+    first = results[0].mapped
+    if first is None:
+        return None
+    unmet = {}
+    for name in first.unmet:
+        unmet[name] = _mean([one.mapped.unmet[name] for one in results if one.mapped is not None])
+    return replace(first, unmet=unmet)
 
 
 def _folds_of(rows: list[GroupRow]) -> tuple[str, ...]:
@@ -970,7 +1104,7 @@ def _mean_confusion(by_seed: Sequence[Predicted]) -> Confusion | None:
 def mean_parts(results: Sequence[Metrics]) -> dict[str, Any]:
     """What metrics.json has beside the metrics, averaged over runs; by the names of its keys."""
     found: dict[str, Any] = {}
-    for part in ("unimodal", "discrimination", "inconsistent", "attention", "calibration"):
+    for part in ("unimodal", "discrimination", "inconsistent", "attention", "calibration", "soft"):
         records = [getattr(one, part) for one in results]
         if None not in records:
             kind = typed.hints(Metrics)[part]

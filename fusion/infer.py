@@ -81,9 +81,13 @@ def infer(
         unimodal[m] = part.spec.unscaled(alone)
     attention = join_if_any([p.attention for p in kept])
     disagreement = join_if_any([p.disagreement for p in kept])
-    loss = float(task_loss(logits, part.target.cpu(), task=task))
+    loss = float(task_loss(logits, part.target.cpu(), task=task, soft=_soft_of(part)))
     scores = part.spec.unscaled(_scores(logits, task))
     return Answers(part.rows, scores, unimodal if heads else None, attention, disagreement, loss)
+
+
+def _soft_of(part: BatchSource) -> Tensor | None:
+    return None if part.soft is None else part.soft.cpu()
 
 
 def _no_answers(part: BatchSource) -> Answers:
@@ -111,12 +115,18 @@ def decide(scores: np.ndarray, task: str, thresholds: Sequence[float] | None) ->
 
 
 def score(
-    pred: np.ndarray, target: np.ndarray, task: str, labels: Sequence[str], measures: str = "mosi"
+    pred: np.ndarray,
+    target: np.ndarray,
+    task: str,
+    labels: Sequence[str],
+    measures: str = "mosi",
+    among: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The metrics of the task (fusion.metrics) for decisions as `decide` makes them, over labelled
-    rows. `measures`: by whose definitions a regression is scored."""
+    rows. `measures`: by whose definitions a regression is scored; `among`: the classes that a
+    reference may have."""
     if task == "single":
-        return metrics.classification(target, pred, labels)
+        return metrics.classification(target, pred, labels, among)
     if task == "multi":
         return metrics.multilabel(target, pred.astype(float), labels, [0.5] * len(labels))
     if measures == "ccc":
@@ -125,10 +135,15 @@ def score(
 
 
 def figures(
-    pred: np.ndarray, target: np.ndarray, task: str, labels: Sequence[str], measures: str = "mosi"
+    pred: np.ndarray,
+    target: np.ndarray,
+    task: str,
+    labels: Sequence[str],
+    measures: str = "mosi",
+    among: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Those of `score` that are one number."""
-    found = score(pred, target, task, labels, measures)
+    found = score(pred, target, task, labels, measures, among)
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 

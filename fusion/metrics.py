@@ -154,8 +154,13 @@ def confusion(true: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
     ).reshape(classes, classes)
 
 
-def from_confusion(matrix: np.ndarray) -> dict[str, float]:
+def from_confusion(matrix: np.ndarray, among: Collection[int] | None = None) -> dict[str, float]:
     """WA, UA, WF1 and macro-F1 of a confusion matrix.
+
+    Args:
+        matrix: (C, C) as of `confusion`.
+        among: Numbers of the classes that a reference may have; None: of all. A class beside them
+            is a wrong answer like any other, and has no F1 in the mean.
 
     >>> from_confusion(np.array([[2, 0], [1, 1]]))
     {'wa': 0.75, 'ua': 0.75, 'wf1': 0.7333333333333334, 'macro_f1': 0.7333333333333334}
@@ -170,8 +175,13 @@ def from_confusion(matrix: np.ndarray) -> dict[str, float]:
         "wa": float(hit.sum() / n),
         "ua": float((hit[present] / reference[present]).mean()),
         "wf1": float((reference * f1).sum() / n),
-        "macro_f1": float(f1[present | (predicted > 0)].mean()),
+        "macro_f1": float(f1[(present | (predicted > 0)) & _inside(len(f1), among)].mean()),
     }
+
+
+def _inside(classes: int, among: Collection[int] | None) -> np.ndarray:
+    """(C,) bool, which of the classes are `among` those that a reference may have."""
+    return np.isin(np.arange(classes), list(range(classes) if among is None else among))
 
 
 def chance(reference: Sequence[float], learnt: Sequence[float]) -> dict[str, float]:
@@ -196,17 +206,23 @@ def chance(reference: Sequence[float], learnt: Sequence[float]) -> dict[str, flo
     return {name: max(one[name] for one in found) for name in found[0]}
 
 
-def classification(true: np.ndarray, pred: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+def classification(
+    true: np.ndarray,
+    pred: np.ndarray,
+    labels: Sequence[str],
+    among: Collection[int] | None = None,
+) -> dict[str, Any]:
     """Single-label metrics, `per_class` precision, recall, F1 and support, and the confusion
-    matrix. `true`, `pred` (N,) int.
+    matrix. `true`, `pred` (N,) int; `among` as of `from_confusion`, the classes of `per_class`.
     """
     matrix = confusion(true, pred, len(labels))
     return {
         "n": int(matrix.sum()),
-        **from_confusion(matrix),
+        **from_confusion(matrix, among),
         "per_class": {
             name: _prf(matrix[c, c], matrix[c].sum(), matrix[:, c].sum())
             for c, name in enumerate(labels)
+            if among is None or c in among
         },
         "confusion": matrix.tolist(),
     }
@@ -404,6 +420,33 @@ def _graded(true: np.ndarray, pred: np.ndarray, limit: int) -> float:
     )
 
 
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence of two distributions in bits, 0 where they are equal and 1 where
+    they have no class in common: the mean of the Kullback-Leibler divergences of both from their
+    mean (Lin 1991), with 0 log 0 = 0.
+
+    Args:
+        p: (N, C) rows that sum to 1.
+        q: Likewise.
+
+    Returns:
+        (N,).
+
+    >>> jensen_shannon(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    array([1.])
+    """
+    p, q = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
+    middle = (p + q) / 2
+    return (_divergence(p, middle) + _divergence(q, middle)) / 2
+
+
+def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """(N,) Kullback-Leibler divergence of p from q in bits; q is above 0 wherever p is."""
+    there = p > 0
+    ratio = np.where(there, p, 1) / np.where(there, q, 1)
+    return (p * np.log2(ratio)).sum(1)
+
+
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson's correlation; NaN for fewer than two samples and for constant input."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -512,6 +555,7 @@ def resampled_classification(
     *,
     resamples: int = 1000,
     seed: int = 0,
+    among: Collection[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """(resamples,) each figure of `from_confusion` in the draws that `resampled` makes.
 
@@ -530,7 +574,8 @@ def resampled_classification(
     hit = np.diagonal(matrices, axis1=1, axis2=2)
     reference, predicted = matrices.sum(2), matrices.sum(1)
     n, f1 = reference.sum(1), 2 * hit / np.maximum(reference + predicted, 1)
-    there, named = reference > 0, (reference > 0) | (predicted > 0)
+    there = reference > 0
+    named = (there | (predicted > 0)) & _inside(classes, among)
     recall = hit / np.maximum(reference, 1)
     return {
         "wa": hit.sum(1) / n,

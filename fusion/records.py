@@ -325,6 +325,32 @@ class Calibration:
     uncalibrated: float | None = optional()
 
 
+@dataclass(frozen=True)
+class SoftScores:
+    """How far the probabilities are from the shares of the raters: `js` is the mean Jensen-Shannon
+    divergence, in bits, over `n` rows, of which `ties` have no label, as several classes have most
+    votes.
+    """
+
+    n: float
+    ties: float
+    js: float | None
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """How the labels of another corpus were read (`mer.fusion.crosscorpus`).
+
+    `labels` maps those that are scored to the run's; `left_out` counts the rows of each other
+    label, `unmet` the answers of each of the run's labels that no label stands for, which are wrong
+    (of a group the mean over its runs).
+    """
+
+    labels: dict[str, str]
+    left_out: dict[str, int]
+    unmet: dict[str, float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """What metrics.json says of any run."""
@@ -355,6 +381,8 @@ class Metrics:
     inconsistent: TwoWay | None = optional()
     attention: Figures | None = optional()
     calibration: Calibration | None = optional()
+    soft: SoftScores | None = optional()  # None: nobody knows how raters divided
+    mapped: Mapped | None = optional()  # None: the labels are the run's own
     predictions_sha256: str | None = optional()
 
 

@@ -26,6 +26,7 @@ FEWEST_FOLDS = 3  # one group each for train, dev and test
 MOST_FOLDS = 20  # more groups than this are bundled ...
 BUNDLES = 10  # ... into this many folds
 MOST_DIGITS = 20  # of the number that a published fold is called by
+SHARES_WITHIN = 1e-3  # shares of raters, rounded by whoever wrote them, sum to 1 as nearly as this
 CARVINGS = 64  # candidate dev sets, of which the one with the most train-like labels is taken
 
 
@@ -84,6 +85,23 @@ def _classes(column: list[str | None], labels: Sequence[str]) -> np.ndarray:
         )
     index[None] = -1
     return np.array([index[v] for v in column], dtype=np.int64)
+
+
+def soft(table: pa.Table, task: str, labels: Sequence[str]) -> np.ndarray | None:
+    """The shares of the raters who chose each class: (N, C) float32, NaN where a row has none; None
+    where the table's targets are not shares.
+    """
+    if task != "single" or len(labels) < 2:
+        return None
+    out = np.full((len(table), len(labels)), np.nan, dtype=np.float32)
+    for row, value in enumerate(table["targets"].to_pylist()):
+        if value is not None:
+            if len(value) != len(labels) or not min(value) >= 0:
+                return None
+            if not abs(sum(value) - 1) <= SHARES_WITHIN:
+                return None
+            out[row] = np.array(value) / sum(value)
+    return None if np.isnan(out).all() else out
 
 
 def labelled(target: np.ndarray) -> np.ndarray:
@@ -145,17 +163,24 @@ def assign(
     else:
         train, dev, notes = _outside(table, fold)
     known = labelled(target)
-    unlabelled = int((~known[train]).sum() + (~known[dev]).sum())
+    taught = known
+    if config.soft_labels:  # a row whose raters are split evenly has shares to learn, and no label
+        taught = known | table["targets"].is_valid().to_numpy()
+    unlabelled = int((~taught[train]).sum() + (~known[dev]).sum())
     if unlabelled:
         notes.append(f"{plural(unlabelled, 'row')} without a label left out of train and dev")
     train_pool, dev_pool = train, dev
-    train, dev = train[known[train]], dev[known[dev]]
+    train, dev = train[taught[train]], dev[known[dev]]
     if not len(train):
         raise DataError("the store has no labelled training rows")
     if not len(dev):
         by = _carve_by(table, train, config, fold)
         train, dev, note = _carve(table, train, target, by, config)
         notes.append(note)
+        if len(dev) > known[dev].sum():
+            unknown = plural(len(dev) - int(known[dev].sum()), "row")
+            notes.append(f"{unknown} of dev with shares of raters and no label left out")
+        dev = dev[known[dev]]
         train_pool, dev_pool = _pools(table, train_pool, train, dev, by)
     if labels:
         notes += label_notes(target, train, dev, labels, task)

@@ -557,6 +557,11 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
             f"train.calibrate = {loop.calibrate}: for one label per utterance; the task here is "
             f"{spec.task}, use none"
         )
+    if config.data.soft_labels and splits.soft(store.table(), spec.task, spec.labels) is None:
+        raise DataError(
+            f"data.soft_labels: {store.path} has no shares of raters, one for each class, as "
+            "targets of single labels; prepare it with --soft-labels, or leave the setting out"
+        )
     if spec.context is not None:
         context.check(store.table(), spec.context, str(store.path))
     # it says itself what it needs; tens of milliseconds
@@ -807,6 +812,8 @@ def class_weights(target: np.ndarray, spec: DataSpec, kind: str) -> Tensor:
     samples has no say in it: weight 1.
     """
     single = spec.task == "single"
+    if single:
+        target = target[target >= 0]  # rows of shares alone have no label to count
     count = np.bincount(target, minlength=spec.outputs) if single else target.sum(0)
     count = count.astype(float)
     seen = np.maximum(count, 1)

@@ -20,16 +20,22 @@ def task_loss(
     class_weights: Tensor | None = None,
     smoothing: float = 0.0,
     regression: str = "l1",
+    soft: Tensor | None = None,
 ) -> Tensor:
     """The loss of the task itself over the labelled rows; 0 where no row has a label.
 
-    single: cross-entropy, weighted mean with `class_weights` (C,). multi: binary cross-entropy,
-    `class_weights` (C,) weighs the positives. regression: absolute (`l1`) or squared (`mse`) error,
+    single: cross-entropy, weighted mean with `class_weights` (C,); `soft` (B, C) are the shares of
+    raters, to be learnt as in `soft_cross_entropy`. multi: binary cross-entropy, `class_weights`
+    (C,) weighs the positives. regression: absolute (`l1`) or squared (`mse`) error,
     or 1 - CCC over the rows of the batch, averaged over the targets (`ccc`; Lin 1989).
     """
     logits = widened(logits)
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
+    if task == "single" and soft is not None:
+        return soft_cross_entropy(
+            logits, target, soft, class_weights=class_weights, smoothing=smoothing
+        )
     if task == "single":
         total = F.cross_entropy(
             logits,
@@ -61,6 +67,36 @@ def task_loss(
     else:
         raise DataError(f"regression loss {regression!r}: known are l1, mse, ccc")
     return rows.where(labelled, 0).sum() / labelled.sum().clamp(min=1)
+
+
+def soft_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    soft: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """-sum_c w_c q_c log p_c of each row, summed over the rows and divided by sum w_c q_c: q are
+    the shares `soft` (B, C), and of a row without them its label alone. Of shares that are all 0
+    and 1 it is what `task_loss` gives of the labels. 0 where no row has either.
+
+    Args:
+        logits: (B, C).
+        target: (B,) classes, -1 unlabelled.
+        soft: (B, C) shares that sum to 1, NaN where nobody knows.
+        class_weights: (C,) w; None: 1.
+        smoothing: The part of every q that is spread evenly over the classes.
+    """
+    classes = logits.shape[1]
+    label = F.one_hot(target.clamp(min=0), classes).to(logits.dtype)
+    rated = ~soft.isnan().any(1)
+    known = (rated | (target >= 0))[:, None]
+    q = torch.where(rated[:, None], soft.nan_to_num().to(logits.dtype), label) * known
+    w = logits.new_ones(classes) if class_weights is None else class_weights
+    smooth = q * (1 - smoothing) + known * (smoothing / classes)
+    total = -(w * smooth * logits.log_softmax(1)).sum()
+    return total / (w * q).sum().clamp(min=torch.finfo(logits.dtype).tiny)
 
 
 def _discordance(logits: Tensor, known: Tensor, labelled: Tensor) -> Tensor:

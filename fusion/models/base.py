@@ -70,8 +70,10 @@ class FusionModel(nn.Module):
             raise DataError("class weights make no sense for a regression target")
         self.class_weights.copy_(weights)
 
-    def task_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of the task itself, by the configuration's smoothing and regression loss."""
+    def task_loss(self, logits: Tensor, target: Tensor, soft: Tensor | None = None) -> Tensor:
+        """The loss of the task itself, by the configuration's smoothing and regression loss; `soft`
+        as in `Batch`.
+        """
         config = self.config
         return task_loss(
             logits,
@@ -80,6 +82,7 @@ class FusionModel(nn.Module):
             class_weights=self.class_weights,
             smoothing=config.label_smoothing,
             regression=config.regression_loss,
+            soft=soft,
         )
 
     @torch.no_grad()

@@ -135,7 +135,7 @@ class Pooled(FusionModel):
         return Prediction(self.head(self.dropout(x)))
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return {"ec": self.task_loss(self(batch).logits, batch.target)}
+        return {"ec": self.task_loss(self(batch).logits, batch.target, batch.soft)}
 
     def weights(self, progress: float) -> dict[str, float]:
         return {"ec": 1.0}
@@ -219,7 +219,7 @@ class FusionEncoderModel(FusionModel):
         return Prediction(logits, attention=share)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return {"ec": self.task_loss(self.classify(batch)[0], batch.target)}
+        return {"ec": self.task_loss(self.classify(batch)[0], batch.target, batch.soft)}
 
     def weights(self, progress: float) -> dict[str, float]:
         return {"ec": 1.0}

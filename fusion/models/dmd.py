@@ -568,7 +568,8 @@ class DMD(FusionModel):
         def term(logits: Tensor, present: Tensor) -> Tensor:
             unknown = -1 if self.spec.task == "single" else torch.nan
             seen = present if batch.target.ndim == 1 else present[:, None]
-            return self.task_loss(widened(logits), batch.target.where(seen, unknown))
+            soft = None if batch.soft is None else batch.soft.where(present[:, None], torch.nan)
+            return self.task_loss(widened(logits), batch.target.where(seen, unknown), soft)
 
         some = o.present.any(0)
         return {

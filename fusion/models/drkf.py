@@ -295,7 +295,7 @@ class DRKF(FusionModel):
         self.last = {"ramp": self.ramp(progress), "ae_blocks": float(self.blocks(progress))}
         seen = self.encode(batch)
         z, _ = self.fe(seen.x, seen.mask, turns=seen.turns)
-        terms = {"ec": self.task_loss(self.ec(z), batch.target)}
+        terms = {"ec": self.task_loss(self.ec(z), batch.target, batch.soft)}
         augmented = self.augmented_views(seen, progress)
         for m in self.spec.modalities:
             rows = seen.rows(m)
@@ -303,7 +303,9 @@ class DRKF(FusionModel):
             if len(target) == 0:
                 continue
             if config.w_uni:
-                terms[f"uni_{m}"] = self.task_loss(self.unimodal[m](seen.mean[m])[rows], target)
+                soft = None if batch.soft is None else batch.soft[rows]
+                alone = self.unimodal[m](seen.mean[m])[rows]
+                terms[f"uni_{m}"] = self.task_loss(alone, target, soft)
             if config.w_rec:
                 terms[f"rec_{m}"] = self.reconstruction(m, seen, augmented[m])
             if self.uses_kl:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.fusion import evaluate, intervals, metrics
+from mer.fusion import crosscorpus, evaluate, intervals, metrics
 from mer.fusion.checkpoint import Run
 from mer.fusion.metrics import headline, in_order, lower_is_better
 from mer.fusion.records import (
@@ -25,7 +25,9 @@ from mer.fusion.records import (
 )
 from mer.fusion.tables import Table, context_words, glossary, number, plain
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, escape, listed, plural, shown
+
+MOST_LABELS = 20  # of a corpus, in a remark
 
 ROUNDING = 1e-9  # of a figure, within which two are the same
 
@@ -67,7 +69,8 @@ def _title(found: Metrics, utterances: float | None) -> str:
     said = (
         "an unknown number of utterances" if utterances is None else plural(utterances, "utterance")
     )
-    title = f"{found.model} on {found.dataset} {found.split}, {said}, "
+    rows = "as a whole" if found.split == crosscorpus.WHOLE else found.split
+    title = f"{found.model} on {found.dataset} {rows}, {said}, "
     title += context_words(found.context)
     if found.measures in metrics.CORPUS:
         title += f", measures of {metrics.CORPUS[found.measures]}"
@@ -150,6 +153,9 @@ def _more(found: Metrics) -> Table:
         if found.calibration.uncalibrated is not None:
             said = number("ece", found.calibration.uncalibrated)
             rows.append(("… without the temperature", said))
+    if found.soft is not None:
+        js = "–" if found.soft.js is None else f"{found.soft.js:.3f}"
+        rows.append(("Jensen-Shannon divergence from the raters, bits", js))
     return Table("more", ("", "value"), tuple(rows))
 
 
@@ -205,6 +211,14 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
         said.append(measured_alike)
     if found.unlabelled:
         said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
+    said += read_as(found)
+    if found.soft is not None:
+        ties = plural(round(found.soft.ties), "row")
+        said.append(
+            f"The divergence is the mean over {plural(round(found.soft.n), 'row')} with shares of "
+            f"raters; {ties} of these without a majority {'is' if ties == '1 row' else 'are'} in "
+            "no other figure."
+        )
     if found.unseen:
         said.append(
             f"Training had no utterance of {shown(', '.join(found.unseen))}: whatever has that "
@@ -251,6 +265,26 @@ def _without_spread(found: SingleMetrics | GroupMetrics) -> list[str]:
         if _without_width(found.interval.get(name)):
             same.append(metrics.title(name))
     return same
+
+
+def read_as(found: Metrics) -> list[str]:
+    """How the labels of another corpus were read, and what of both sides has no counterpart."""
+    if found.mapped is None:
+        return []
+    mapped = found.mapped
+    pairs = listed((f"{there} = {here}" for there, here in mapped.labels.items()), MOST_LABELS)
+    said = [f"Labels of {shown(found.dataset)} read as the run's: {pairs}."]
+    if mapped.left_out:
+        each = (f"{name} ({plural(n, 'utterance')})" for name, n in mapped.left_out.items())
+        said.append(f"Left out, as the run has no such label: {listed(each, MOST_LABELS)}.")
+    if mapped.unmet:
+        each = (f"{name} ({round(count, 1):,g})" for name, count in mapped.unmet.items())
+        said.append(
+            f"No label of {shown(found.dataset)} stands for the run's {listed(each, MOST_LABELS)}: "
+            "such an answer is wrong (how often it was given). UA and macro-F1 are means over the "
+            "other labels."
+        )
+    return said
 
 
 def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:

@@ -44,6 +44,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     labels: str | None = None,
     targets: str | None = None,
+    soft_labels: str | None = None,
     task: str | None = None,
     split: str = "auto",
     seed: int = 0,
@@ -64,6 +65,8 @@ def prepare(
         columns: Field -> column, where that is not called like the field.
         labels: Comma-separated classes in order, by default those that are there, sorted.
         targets: Comma-separated columns of numbers, which are the targets of a regression.
+        soft_labels: Comma-separated columns, one for each class, of the votes of raters or their
+            shares; the label is the class with most of them, the targets are the shares.
         task: single (None, without targets), multi or regression.
         split: auto (the table's, else one by group) or none (left open, for folds).
         seed: Of the split by group.
@@ -85,6 +88,7 @@ def prepare(
     source = Path(source)
     columns = columns or {}
     names = _target_names(targets, task, labels, columns)
+    voted = _voted_names(soft_labels, targets, task, labels, columns)
     task = task or ("regression" if names else "single")
     _check_options(task, split, columns, fields)
     name = strip(name if name is not None else source.stem) or "table"
@@ -93,12 +97,13 @@ def prepare(
         ("--language", language),
         ("--labels", labels),
         ("--targets", targets),
+        ("--soft-labels", soft_labels),
     ):
         _check_option(what, value)
     if folds and fold_lists is not None:
         raise DataError("table: folds by --column fold=… and by --fold-lists; give one of them")
     findings = Findings(name)
-    read_from = {**columns, **{f"{TARGET}{one}": one for one in names}}
+    read_from = {**columns, **{f"{TARGET}{one}": one for one in (*names, *voted)}}
     table = read(source, read_from, findings, several=task == "multi", folds=folds)
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root, fields)
@@ -106,6 +111,8 @@ def prepare(
     _warn_of_gaps(table, findings)
     if names:
         labelling = _of_targets(table, names, findings)
+    elif voted:
+        labelling = _of_votes(table, voted, findings)
     else:
         labelling = _labels(table, labels, task, findings)
     times = _times(table)
@@ -302,6 +309,76 @@ def _target_names(
             "table: --targets names the columns to learn; leave out --labels and --column label="
         )
     return names
+
+
+def _voted_names(
+    soft_labels: str | None,
+    targets: str | None,
+    task: str | None,
+    labels: str | None,
+    columns: Mapping[str, str],
+) -> tuple[str, ...]:
+    """The columns of --soft-labels; raises DataError where other options contradict it."""
+    if soft_labels is None:
+        return ()
+    names = tuple(map(strip, soft_labels.split(",")))
+    said = f"table: --soft-labels {shown(soft_labels)}"
+    if len(set(names)) != len(names) or "" in names:
+        raise DataError(f"{said}: a column is empty or there twice")
+    if len(names) < 2:
+        raise DataError(f"{said}: expected a column for each of two classes or more")
+    if task not in (None, "single"):
+        raise DataError(
+            f"table: --soft-labels are of --task single, one class of several; not of {task}"
+        )
+    if labels is not None or targets is not None or "label" in columns:
+        raise DataError(
+            "table: --soft-labels names the classes and gives the label; leave out --labels, "
+            "--targets and --column label="
+        )
+    return names
+
+
+def _of_votes(table: Table, names: tuple[str, ...], findings: Findings) -> _Labelling:
+    """The shares of the columns of --soft-labels, and the class of most votes. An empty cell beside
+    others is no vote; a row without any vote is unlabelled, one with a tie has shares alone.
+    """
+    label: list[str | None] = []
+    shares: list[tuple[float, ...] | None] = []
+    found: dict[str, list[int]] = {"gap": [], "none": [], "tie": []}
+    for i in range(len(table)):
+        cells = [table.data[f"{TARGET}{name}"][i] for name in names]
+        given = [_number(table, cell, i, name) for cell, name in zip(cells, names, strict=True)]
+        votes = [value or 0.0 for value in given]
+        if min(votes) < 0:
+            name = names[votes.index(min(votes))]
+            raise DataError(
+                f"{table.at(i)} has {min(votes):g} votes for {name}, expected 0 or more"
+            )
+        most = max(votes)
+        if not most:
+            found["none"].append(i)
+            label.append(None)
+            shares.append(None)
+            continue
+        if None in given:
+            found["gap"].append(i)
+        scaled = [value / most for value in votes]
+        shares.append(tuple(value / sum(scaled) for value in scaled))
+        first = [name for name, value in zip(names, scaled, strict=True) if math.isclose(value, 1)]
+        label.append(first[0] if len(first) == 1 else None)
+        if len(first) > 1:
+            found["tie"].append(i)
+    for kind, what in (
+        ("none", "without a vote, unlabelled"),
+        ("gap", "with empty cells among the votes, which count as 0"),
+        ("tie", "where several classes have most votes: shares, but no label"),
+    ):
+        if rows := found[kind]:
+            findings.warnings.append(
+                f"{plural(len(rows), 'row')} {what}, the first on {table.place(rows[0])}"
+            )
+    return _Labelling(names, label, shares)
 
 
 def _of_targets(table: Table, names: tuple[str, ...], findings: Findings) -> _Labelling:

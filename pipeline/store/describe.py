@@ -83,7 +83,8 @@ def _splits(store: FeatureStore) -> dict[str, dict]:
         names = [*known, *sorted(found.keys() - set(known))]
         ordered = {name: found[name] for name in names}
         splits[split] = {"utterances": counts[split], "labels": ordered}
-        if split in targets:
+        widths = set(map(len, targets.get(split, ())))
+        if widths == {len(header.labels)} or (len(widths) == 1 and widths <= {1}):
             values = np.array(targets[split], np.float64)
             splits[split]["targets"] = _targets(values, header.task, header.labels)
     return splits
@@ -171,10 +172,13 @@ def _layers(modality: dict) -> str:
 
 
 def _targets(targets: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, float]:
-    """For multi the positives of each label, for regression mean and range, of
-    several targets those of each; `targets` is (N, K)."""
+    """For multi the positives of each label, for single the mean shares of raters, for regression
+    mean and range, of several targets those of each; `targets` is (N, K)."""
     if task == "multi":
         return dict(zip(labels, targets.sum(axis=0).tolist(), strict=True))
+    if task == "single" and targets.shape[1] > 1:
+        means = targets.mean(axis=0)
+        return {f"{name} mean": round(float(v), 4) for name, v in zip(labels, means, strict=True)}
     if targets.shape[1] > 1:
         found = {}
         for label, column in zip(labels, targets.T, strict=True):

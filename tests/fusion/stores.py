@@ -34,6 +34,7 @@ def make_store(
     absent: Mapping[str, Sequence[int]] = {},
     vectors: Sequence[str] = (),
     targets: Sequence[str] = (),
+    prefix: str = "u",
 ) -> FeatureStore:
     """`n` utterances in dialogues of 4 and 6 speakers; audio carries the label with strength
     `signal`, text half of it.
@@ -42,7 +43,7 @@ def make_store(
     `means`: layer means of so many layers, the signal strongest in the second; `stacks`: layers
     side by side, each as wide as `modalities` says; `absent`: rows without a modality; `vectors`:
     modalities of one step each; `targets`: several, rated from 1 to 7, that rise and fall with the
-    class in turn.
+    class in turn; `prefix`: of every id.
     """
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
@@ -76,12 +77,12 @@ def make_store(
                     share = np.where(np.arange(count) == 1, 1.0, 0.1)[:, None]
                     noise = 0.5 * rng.normal(size=(count, modalities[m]))
                     kept[m] = noise + share * signal / (k + 1) * centre[m][y[i]]
-            writer.add(f"u{i:03d}", features, duration=1.0, layer_means=kept)
+            writer.add(f"{prefix}{i:03d}", features, duration=1.0, layer_means=kept)
     shown = rng.permutation(y) if shuffled_labels else y
     rows = []
     for i in range(n):
         row = {
-            "id": f"u{i:03d}",
+            "id": f"{prefix}{i:03d}",
             "split": ("train", "train", "train", "dev", "test")[(i // 4) % 5] if splits else "",
         }
         if groups:
