@@ -253,8 +253,10 @@ def datasets(name, as_json):
     """Known corpora: size, language, modalities, task, licence, and what is found on this disk.
     With NAME all that is known of one.
     """
-    from mer.pipeline.datasets import overview, pages
+    from mer.pipeline.datasets import OWN, overview, pages
 
+    if name in OWN:
+        raise DataError(f"{name} is no corpus, but for what is yours: see `mer prepare --help`")
     found = overview(name)
     if as_json:
         say_json(found, indent=1)
@@ -2052,7 +2054,7 @@ def predict(
     trained = group.children
     if len({child.fold for child in trained}) > 1:
         raise click.UsageError(
-            f"{run} holds {len(trained)} runs over folds; name one of them, e.g. "
+            f"{run} holds {plural(len(trained), 'run')} over folds; name one of them, e.g. "
             f"{group.best().path}, the best on dev"
         )
     if others or len(trained) > 1:

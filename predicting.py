@@ -227,7 +227,9 @@ def _temperature(runs: Sequence[Run]) -> float | str:
     known = [scaling.temperature for scaling in there if scaling is not None]
     if len(runs) == 1:
         return known[0]
-    return "each run's own" if len(known) == len(runs) else f"{len(known)} of {len(runs)} runs"
+    if len(known) == len(runs):
+        return "each run's own"
+    return f"{len(known)} of {plural(len(runs), 'run')}"
 
 
 def _turns(run: Run, new: NewClips) -> bool:

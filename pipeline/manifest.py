@@ -35,7 +35,7 @@ from mer.pipeline.runtime.columnar import (
 )
 from mer.pipeline.runtime.files import publishing
 from mer.pipeline.runtime.limits import MANIFEST_METADATA_BYTES
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import check_folds, check_labelling, check_task
 
 VERSION = 2  # as it is written where a row has published folds; version 1 has no such column
@@ -141,6 +141,8 @@ class Manifest:
             )
             _check_values(where, u, self.task)
             check_folds(where, u.id, u.folds)
+        if self.task == "regression":
+            _check_as_many(where, self.rows)
 
     def check_names(self) -> None:
         """Raises DataError for labels that are empty or there twice, and for names with blanks at
@@ -291,6 +293,22 @@ def _check_blanks(where: str, name: str, values: Iterable[str | None]) -> None:
                 f"{where}: {name} '{shown(value)}' has blanks at an end, which are no part of a "
                 "name any more; run `mer prepare` again"
             )
+
+
+def _check_as_many(where: str, rows: Iterable[Utterance]) -> None:
+    """Raise DataError where some rows have one target and others have as many as there are names:
+    one target under several names is allowed, but of all rows.
+    """
+    first: dict[int, str] = {}  # number of targets -> the first row that has so many
+    for u in rows:
+        if u.targets is not None:
+            first.setdefault(len(u.targets), u.id)
+    if len(first) > 1:
+        (few, id), (many, other) = sorted(first.items())
+        raise DataError(
+            f"{where}: {shown(id, 60)} has {plural(few, 'target')} and {shown(other, 60)} has "
+            f"{many}; give every row as many"
+        )
 
 
 def _check_values(where: str, u: Utterance, task: str) -> None:

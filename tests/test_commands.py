@@ -360,7 +360,9 @@ def completed(*words: str) -> list[str]:
 def test_completion_knows_commands_options_corpora_models_and_presets():
     assert completed("tr") == ["train"]
     assert "--features" in completed("train", "--fea")
-    assert completed("extract", "--dataset", "m") == ["m3ed", "meld", "mosei", "mosi"]
+    corpora = ["m3ed", "meld", "mer2023", "mer2024", "mosei", "mosi"]
+    corpora += ["msp_improv", "msp_podcast", "mustard"]
+    assert completed("extract", "--dataset", "m") == corpora
     assert completed("prepare", "ta") == ["table"] and completed("extract", "--dataset", "ta") == []
     assert completed("train", "--model", "") == sorted(REGISTRY)
     assert completed("train", "--preset", "") == sorted(presets())

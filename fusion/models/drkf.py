@@ -114,9 +114,9 @@ class DRKFConfig:
     # multi-label: overlap of label sets from which two utterances carry the same emotion
     ed_jaccard: float = 1.0
 
-    # with data.context: on the features of neighbours, and the share of them hidden in training
-    context_dropout: float = added(0.5)
-    turn_dropout: float = added(0.3)
+    # with data.context
+    context_dropout: float = added(0.5)  # on the features of neighbours
+    turn_dropout: float = added(0.3)  # share of the neighbours that is hidden in training
 
     label_smoothing: float = 0.0  # of the classification terms
     regression_loss: str = "l1"  # l1 | mse | ccc

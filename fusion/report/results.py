@@ -186,7 +186,8 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     said = []
     if isinstance(found, SingleMetrics) and found.members:
         answers = "values" if found.task == "regression" else "probabilities"
-        said.append(f"An ensemble: the mean of the {answers} of {len(found.members)} runs.")
+        members = plural(len(found.members), "run")
+        said.append(f"An ensemble: the mean of the {answers} of {members}.")
     if found.untrained_encoders:
         said.append(untrained(found.untrained_encoders))
     if found.unlabelled:

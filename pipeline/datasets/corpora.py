@@ -79,6 +79,7 @@ class TableRules:
 
     names: tuple[str, ...]
     id: str
+    header: tuple[str, ...] = ()  # all columns, of a table that may lack the line that names them
     text: str = ""
     speaker: str = ""  # a template, "{show}/{speaker}"
     nobody: tuple[str, ...] = ()  # what it says where the speaker is not known
@@ -145,9 +146,8 @@ def corpus(name: str) -> CorpusInfo:
     path = HERE / f"{name}.toml"
     if name not in names():
         raise DataError(
-            f"dataset '{name}' is not known{did_you_mean(name, (*names(), 'table'))}; known: "
-            f"{', '.join(names())}, and `table` for your "
-            "own files"
+            f"dataset '{name}' is not known{did_you_mean(name, names())}; known: "
+            f"{', '.join(names())}"
         )
     return parse(name, tomllib.loads(path.read_text(encoding="utf-8")))
 
@@ -188,7 +188,7 @@ def _file_rules(data: dict) -> FileRules:
 
 
 def _table_rules(data: dict) -> TableRules:
-    lists = {key: tuple(data.get(key, ())) for key in ("names", "nobody")}
+    lists = {key: tuple(data.get(key, ())) for key in ("names", "header", "nobody")}
     return TableRules(**{**data, **lists})
 
 

@@ -17,7 +17,7 @@ from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet, TableRules
 from mer.pipeline.datasets.files import elsewhere, folders
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.pattern import MEDIA, fields_of, fill
-from mer.pipeline.datasets.textfiles import place, read_csv, read_text
+from mer.pipeline.datasets.textfiles import place, read_csv, read_text, without_header
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
@@ -76,7 +76,9 @@ def read_lines(
         tell_absent(root, info, rules.names)
     lines: dict[str, Line] = {}
     for source in sources:
-        for row, cells in enumerate(_read(source, _columns(rules, chosen))):
+        first_row = -1 if without_header(source, rules.header) else 0
+        cells_of_rows = _read(source, _columns(rules, chosen), rules.header)
+        for row, cells in enumerate(cells_of_rows, start=first_row):
             line = Line(_id(rules.id, cells), cells, source, row)
             if line.id in lines:
                 first = lines[line.id]
@@ -161,10 +163,10 @@ def _columns(rules: TableRules, chosen: LabelSet) -> list[str]:
     return list(dict.fromkeys([*of_templates, *filter(None, named)]))
 
 
-def _read(source: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def _read(source: Path, columns: Sequence[str], header: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a csv; or of JSON, an object of objects by id, whose column `id` that is."""
     if source.suffix.lower() != ".json":
-        return read_csv(source, columns)
+        return read_csv(source, columns, header)
     try:
         value = json.loads(read_text(source))
     except (ValueError, RecursionError) as error:

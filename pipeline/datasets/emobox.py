@@ -35,9 +35,12 @@ FOLDER = re.compile(r"fold_?(\d+)")
 LIST = re.compile(r"(?P<corpus>.+)_(?P<part>train|valid|test)_fold_?(?P<fold>\d+)\.jsonl")
 LABELS = "label_map.json"
 PREFIX = "downloads/"  # of the paths in the lists
-# Corpus -> (pattern of its paths, template of the speaker). Those of emns and pavoque are of one
-# speaker each; of emozionalmente, meld, mer2023, mesd, msppodcast and resd no name holds the
-# speaker.
+# Corpus -> (pattern of its paths, template of the speaker).
+# Source: EmoBox's own scripts (EmoBox/preprocess/scripts, `spk`), but of shemo the README of
+# https://github.com/pariajm/sharif-emotional-speech-database (F03S02: woman 03), of iemocap the
+# corpus. Those of emns and pavoque are of one speaker each. Of emozionalmente, meld, mer2023, mesd,
+# msppodcast and resd no name holds the speaker; the letter of m3ed says who speaks in one dialogue
+# only, and is another person in the next.
 SPEAKERS = {
     "aesdd": ("{emotion:1}{sentence:digits} ({speaker:digits})*", "{speaker}"),
     "ased": ("{a}-{b}-{c}-{d}-{speaker}", "{speaker}"),
@@ -53,7 +56,6 @@ SPEAKERS = {
     # the letter of the utterance, not of the dialogue, says who speaks
     "iemocap": ("{session:5}{worn:1}_*_{letter:1}{number}", "{session}{letter}"),
     "jlcorpus": ("{speaker}_*", "{speaker}"),
-    "m3ed": ("{person}_{series}_*", "{series}/{person}"),
     "mead": ("{speaker}/{kind}/{emotion}/{level:any}/{number:any}", "{speaker}"),
     "oreau": ("{speaker:2}*", "{speaker}"),
     "polish": ("{speaker}.{emotion}_*", "{speaker}"),
@@ -65,7 +67,12 @@ SPEAKERS = {
     "turevdb": ("{speaker}_*", "{speaker}"),
     "urdu": ("{speaker}_*", "{speaker}"),
 }
-# those of other languages than English; esd and enterface are of several
+# Corpus -> what a few names of files call a speaker -> what the others call the same one.
+RESPELT = {
+    "aesdd": {"01": "1"},  # f10 (01)
+    "tess": {"OA": "OAF"},  # OA_bite_neutral
+}
+# those of other languages than English; asvpesd and esd are of several
 LANGUAGES = {
     "aesdd": "el",
     "ased": "am",
@@ -335,8 +342,8 @@ def _find_media(clips: Iterable[Clip], root: Path, findings: Findings) -> dict[s
         used.add(places[clip.key])
     if several:
         findings.warnings.append(
-            f"{len(several):,} clips have several files of their name below {shown(root, 80)}, the "
-            f"first of which is taken: {listed(several, 3)}"
+            f"{plural(len(several), 'clip has', 'clips have')} several files of their name below "
+            f"{shown(root, 80)}, the first of which is taken: {listed(several, 3)}"
         )
     everything = {path for paths in by_name.values() for path in paths}
     findings.orphans = sorted(everything - used)
@@ -374,11 +381,12 @@ def _speakers(clips: Iterable[Clip], corpus: str, findings: Findings) -> dict[st
     for clip in clips:
         fields = pattern.match(clip.wav)
         if fields is not None:
-            found[clip.key] = fill(template, fields)
+            speaker = fill(template, fields)
+            found[clip.key] = RESPELT.get(corpus, {}).get(speaker, speaker)
     without: Sequence[str] = [clip.key for clip in clips if clip.key not in found]
     if without:
         findings.warnings.append(
-            f"{len(without):,} of {len(clips):,} clips have no speaker in their name: "
+            f"{len(without):,} of {plural(len(clips), 'clip')} without a speaker in their name: "
             f"{listed(without, 3)}"
         )
     return found

@@ -23,6 +23,7 @@ from mer.pipeline.datasets.filenames import (
 )
 from mer.pipeline.datasets.files import cut_blanks, look
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.newclips import WORDS, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
 from mer.pipeline.datasets.table import SHARES, given_names, split_groups
 from mer.pipeline.errors import DataError
@@ -32,7 +33,7 @@ from mer.pipeline.runtime.terminal import listed, plural, shown
 
 LABEL_FIELDS = ("label", "emotion")  # the first of them that the pattern has
 # fields that are columns of the manifest; the others become tags
-COLUMNS = ("id", "speaker", "sentence", "session", "dialogue", "split", *LABEL_FIELDS)
+COLUMNS = ("id", "text", "speaker", "sentence", "session", "dialogue", "split", *LABEL_FIELDS)
 GROUPS = ("dialogue", "speaker")  # what a split is made by, the first that every file has
 LEFT_OUT = ""  # --map CODE=: utterances of that code are left out
 
@@ -84,6 +85,7 @@ def prepare(
     named = _mapped(named, rules, mapping, findings)
     utterances = join_files(named, root, findings)
     rows = [row_of(files, rules) for files in utterances.values()]
+    rows = _with_words(rows, root, findings)
     rows = cut_blanks(rows, findings)
     if not rows:
         raise DataError(f"--map leaves none of {shown(root, 100)}'s files; map a label to a class")
@@ -110,11 +112,11 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
     paths = media_below(root)
     (pattern,) = rules.patterns
     named, others = read_names(paths, rules)
-    what = f"{len(named):,} of {len(paths):,} media files below {shown(root, 80)}"
+    what = f"{len(named):,} of {plural(len(paths), 'media file')} below {shown(root, 80)}"
     text = shown(pattern.text, 80)
     if not named:
         first = f"; the first is {shown(others[0], 60)}" if others else ""
-        raise DataError(f"pattern '{text}' fits none of {len(paths):,} media files{first}")
+        raise DataError(f"pattern '{text}' fits none of {plural(len(paths), 'media file')}{first}")
     if others and not partial:
         raise DataError(
             f"pattern '{text}' fits {what}, not {listed(others, 2)}; mend it, or leave the others "
@@ -130,11 +132,16 @@ def _mapped(
     named: Sequence[Named], rules: FileRules, mapping: Mapping[str, str], findings: Findings
 ) -> list[Named]:
     """The files with the classes of a map; raises DataError for labels that it does not have."""
+    fields = " or ".join(f"{{{field}}}" for field in LABEL_FIELDS)
+    if not rules.label and mapping:
+        raise DataError(f"--map: the pattern has no {fields} to map")
+    if not rules.label:
+        findings.warnings.append(
+            f"no {fields} in the pattern: the utterances are unlabelled, good for `mer predict` "
+            "only"
+        )
     if not mapping:
         return list(named)
-    if not rules.label:
-        fields = " or ".join(f"{{{field}}}" for field in LABEL_FIELDS)
-        raise DataError(f"--map: the pattern has no {fields} to map")
     given = Counter(strip(file.fields[rules.label]) for file in named)
     if unknown := [label for label in given if label not in mapping]:
         told = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
@@ -153,6 +160,26 @@ def _mapped(
     if unused:
         findings.warnings.append(f"--map names labels that no file has: {listed(unused, 5)}")
     return kept
+
+
+def _with_words(rows: Sequence[Utterance], root: Path, findings: Findings) -> list[Utterance]:
+    """The rows with the words of the text file beside each, where the pattern gives none."""
+    made, empty = [], []
+    for row in rows:
+        if row.text is None and row.audio is not None:
+            for file in words_beside(str(root / row.audio)).values():
+                row = replace(row, text=words_of(Path(file)))
+                if row.text is None:
+                    empty.append(shown(row.id))
+        made.append(row)
+    with_words = sum(row.text is not None for row in made)
+    if 0 < with_words < len(made):
+        lacking = plural(len(made) - with_words, "utterance")
+        findings.warnings.append(f"{lacking} of {len(made):,} without a {WORDS} file of words")
+    if empty:
+        what = plural(len(empty), f"{WORDS} file")
+        findings.warnings.append(f"{what} without a word in it: {listed(empty, 3)}")
+    return made
 
 
 def _classes(

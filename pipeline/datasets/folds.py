@@ -222,7 +222,7 @@ def _check_ids(
     given = [id for ids in parts.values() for id in ids]
     if unknown := [id for id in given if id not in known]:
         raise DataError(
-            f"{what} names {len(unknown):,} of its {len(given):,} ids that no row has: "
+            f"{what} names {len(unknown):,} of its {plural(len(given), 'id')} that no row has: "
             f"{listed(unknown, 3)}"
         )
     twice = [id for id, times in Counter(given).items() if times > 1]

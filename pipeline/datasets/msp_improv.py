@@ -1,6 +1,6 @@
 """MSP-IMPROV (Busso et al. 2017): clips by name, and a text file with a line for each:
 `UTD-IMPROV-S01A-F01-S-FM01.avi; N; A:3.000000; V:3.500000; D:3.000000; …`, followed by a line for
-each rater. The release spells it Evalution.txt.
+each rater. Public loaders find it as Evalution.txt or Evaluation.txt.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def _of_files(paths: Sequence[Path], words: bool) -> NewClips:
                 "give words alone with --text or in a table with a text column"
             )
         named.append(str(path))
-        walked.words |= _beside(str(path)) if words else {}
+        walked.words |= words_beside(str(path)) if words else {}
     clips = list(dict.fromkeys(named))
     if len(clips) < len(named):
         found.notes.append(f"{plural(len(named) - len(clips), 'clip')} named twice, taken once")
@@ -290,7 +290,7 @@ def _sort_in(path: str, walked: _Folder) -> None:
         walked.others[kind] += 1
 
 
-def _beside(path: str) -> dict[str, str]:
+def words_beside(path: str) -> dict[str, str]:
     """The file of words beside a clip, as `_Folder.words`."""
     stem = os.path.splitext(path)[0]
     for name in (stem + WORDS, stem + WORDS.upper()):
@@ -304,7 +304,7 @@ def _add(found: NewClips, clip: str, words: str | None) -> None:
     stage, reason, text = Stage.OPEN, _spelling(clip), None
     if reason is None and words is not None:
         try:
-            text = _words_of(Path(words))
+            text = words_of(Path(words))
         except DataError as error:
             reason = str(error)
     if reason is not None:
@@ -327,7 +327,7 @@ def _spelling(path: str) -> str | None:
     return None
 
 
-def _words_of(path: Path) -> str | None:
+def words_of(path: Path) -> str | None:
     """The words of a file: its lines as one, without blanks at their ends; None where it has none.
 
     Raises DataError for what is no text in UTF-8.

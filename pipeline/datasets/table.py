@@ -301,27 +301,24 @@ def _target_names(
 
 
 def _of_targets(table: Table, names: tuple[str, ...], findings: Findings) -> _Labelling:
-    """The numbers of the columns of --targets. A row that lacks one of them is unlabelled."""
+    """The numbers of the columns of --targets. A row that lacks one of them is unlabelled; a label
+    column is left aside.
+    """
     rows: list[tuple[float, ...] | None] = []
-    partly = []
+    partly = 0
     for i in range(len(table)):
         cells = [table.data[f"{TARGET}{name}"][i] for name in names]
         values = [_number(table, cell, i, name) for cell, name in zip(cells, names, strict=True)]
         known = tuple(value for value in values if value is not None)
         rows.append(known if len(known) == len(names) else None)
-        if 0 < len(known) < len(names):
-            partly.append(i)
-    gaps = sum(row is None for row in rows)
+        partly += 0 < len(known) < len(names)
+    gaps = [i for i, row in enumerate(rows) if row is None]
     if gaps:
-        first = table.place(next(i for i, row in enumerate(rows) if row is None))
-        findings.warnings.append(
-            f"{plural(gaps, 'row')} without {listed(names)}, unlabelled, the first on {first}"
-        )
-    if partly:
-        findings.warnings.append(
-            f"{plural(len(partly), 'row')} with some of the targets only, unlabelled, the first on "
-            f"{table.place(partly[0])}"
-        )
+        some = f" ({partly:,} of them with some of these)" if partly else ""
+        lacking = f"{plural(len(gaps), 'row')} without {' and '.join(names)}{some}"
+        findings.warnings.append(f"{lacking}, unlabelled, the first on {table.place(gaps[0])}")
+    if "label" in table.data:
+        findings.warnings.append("the label column is left aside, as --targets names what to learn")
     return _Labelling(names, [None] * len(table), rows)
 
 

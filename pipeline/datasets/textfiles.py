@@ -192,12 +192,23 @@ def bounded(file, path: Path) -> Iterator[str]:
         yield line
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def without_header(path: Path, names: Sequence[str]) -> bool:
+    """Whether a csv begins with its first row: it has as many columns as `names`, and its first
+    line has none of these names.
+    """
+    if not names:
+        return False
+    first = dialect(path).header
+    return len(first) == len(names) and not set(first) & set(names)
+
+
+def read_csv(path: Path, columns: Sequence[str], names: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a corpus's own csv.
 
     Args:
         path: The file.
         columns: Those that must be there; others are read as well.
+        names: All columns in order, of a file that may come without a line that names them.
 
     Returns:
         Column -> value per row, every value as text ("nan" and "NA" stay).
@@ -207,19 +218,22 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
     text = read_text(path)
     form = dialect(path)
-    if absent := [name for name in columns if name not in form.header]:
-        raise DataError(f"{path}: no column {', '.join(absent)}; found {listed(form.header)}")
-    if double := [name for name in columns if form.header.count(name) > 1]:
+    headless = without_header(path, names)
+    header = tuple(names) if headless else form.header
+    if absent := [name for name in columns if name not in header]:
+        raise DataError(f"{path}: no column {', '.join(absent)}; found {listed(header)}")
+    if double := [name for name in columns if header.count(name) > 1]:
         raise DataError(f"{path}: column '{double[0]}' is there twice")
     rows: list[dict[str, str]] = []
     # Not splitlines(): it breaks at U+0085, which MELD has in its text.
     reader = form.reader(io.StringIO(text, newline=""))
     try:
         records = filter(None, reader)
-        next(records)
+        if not headless:
+            next(records)
         for record in records:
-            row = dict(zip(form.header, record, strict=False))
-            _check_row(row, len(rows), columns, path)
+            row = dict(zip(header, record, strict=False))
+            _check_row(row, len(rows) - headless, columns, path)
             rows.append(row)
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from None
@@ -241,9 +255,9 @@ def _check_row(row: dict[str, str], number: int, columns: Sequence[str], path: P
 
 
 def place(table: Path, row: int) -> str:
-    """Where data row `row` (from 0) of a table begins, for a message: "line 7", as an editor counts
-    it, blank lines and line breaks within quotes included. Parquet has no lines: "row 6", from 1.
-    Reads the file again, which only a message costs.
+    """Where data row `row` (from 0; -1 is the line above, the header) of a table begins, for a
+    message: "line 7", as an editor counts it, blank lines and line breaks within quotes included.
+    Parquet has no lines: "row 6", from 1. Reads the file again, which only a message costs.
     """
     suffix = table.suffix.lower()
     if suffix != ".parquet":
@@ -253,10 +267,10 @@ def place(table: Path, row: int) -> str:
         ):
             if suffix in EXPECTED:
                 begins = _record_lines(file, dialect(table, EXPECTED[suffix]))
-                next(begins, None)  # the header
+                record = row + 1  # behind the header
             else:
-                begins = _filled_lines(file)
-            if (number := next(islice(begins, row, None), None)) is not None:
+                begins, record = _filled_lines(file), row
+            if (number := next(islice(begins, record, None), None)) is not None:
                 return f"line {number}"
     return f"row {row + 1}"
 

@@ -49,6 +49,7 @@ def _lean() -> Iterator[None]:
         setattr(import_utils, name, _no)
         setattr(asked, name, _no)
     standing = _stand_ins()
+    before = {name: sys.modules[name] for name in standing if name in sys.modules}
     sys.modules.update(standing)
     try:
         yield
@@ -56,6 +57,8 @@ def _lean() -> Iterator[None]:
         for name, module in standing.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
+        for name, module in before.items():
+            sys.modules.setdefault(name, module)
         if vars(torch).get("_dynamo") is standing[COMPILER]:
             del torch._dynamo
         for name, answer in answers.items():

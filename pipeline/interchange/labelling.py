@@ -76,13 +76,16 @@ def _check_targets(
 ) -> tuple[str, ...]:
     """The names of one target, or of several that --labels or an exported header names."""
     width = len(names) or 1
+    widths = {len(row["targets"]) for row in given}
+    if len(widths) == 1 and not names and width not in widths:
+        raise DataError(
+            f"{path}: targets have {widths.pop()} values each; name each of them with --labels "
+            "(valence,arousal)"
+        )
     for row in given:
         if len(row["targets"]) != width:
             found = f"{shown(row['id'], 40)} has {plural(len(row['targets']), 'target')}"
-            raise DataError(
-                f"{path}: {found}, expected {width}; name each target of a regression with "
-                "--labels (valence,arousal)"
-            )
+            raise DataError(f"{path}: {found}, expected {width}")
     for place, name in enumerate(names or ("targets",)):
         values = [row["targets"][place] for row in given]
         if values:

@@ -228,7 +228,16 @@ TREES: dict[str, list[Tree]] = {
                 "MSP-PODCAST_0004_0001": ("surprise", "12", None),
             },
             split={"MSP-PODCAST_0001_0008": "train", "MSP-PODCAST_0002_0033_0001": "dev"},
-        )
+        ),
+        Tree(  # as release 1.8 spells its table and its splits
+            files=("Audios/MSP-PODCAST_0001_0008.wav",),
+            tables={
+                "Labels/labels_concensus.csv": "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,"
+                "Gender,Split_Set\nMSP-PODCAST_0001_0008.wav,S,4.2,3.8,4.0,127,Male,Validation\n"
+            },
+            rows={"MSP-PODCAST_0001_0008": ("sad", "127", None)},
+            split={"MSP-PODCAST_0001_0008": "dev"},
+        ),
     ],
     "ch_sims": [
         Tree(
@@ -249,7 +258,19 @@ TREES: dict[str, list[Tree]] = {
                 "video_0001/0002": "dev",
                 "video_0002/0010": "test",
             },
-        )
+        ),
+        Tree(  # as most copies have it, without a header
+            files=("Raw/video_0001/0001.mp4", "Raw/video_0001/0002.mp4"),
+            tables={
+                "label.csv": "video_0001,0001,我不想嫁给李茶,-1.0,-0.8,-0.8,-1.0,Negative,train\n"
+                "video_0001,0002,你好,0.0,0.2,0.0,0.0,Neutral,valid\n"
+            },
+            rows={
+                "video_0001/0001": (None, None, "我不想嫁给李茶"),
+                "video_0001/0002": (None, None, "你好"),
+            },
+            split={"video_0001/0001": "train", "video_0001/0002": "dev"},
+        ),
     ],
     "ch_sims_v2": [
         Tree(  # numbers that went through a program that drops zeros
@@ -291,8 +312,8 @@ TREES: dict[str, list[Tree]] = {
                 "video-labeled/samplenew3_00000001.mp4",
             ),
             tables={
-                "label-disdim.csv": "name,discrete,valence\nsample_00000000,angry,-3.0\n"
-                "samplenew3_00000001,neutral,0.0\n"
+                "label-disdim.csv": "name,discrete\nsample_00000000,angry\n"
+                "samplenew3_00000001,neutral\n"
             },
             rows={
                 "sample_00000000": ("angry", None, None),
@@ -336,11 +357,17 @@ TREES: dict[str, list[Tree]] = {
     ],
     "aesdd": [
         Tree(
-            files=("anger/a03 (3).wav", "sadness/s01 (5)a.wav", "happiness/h20 (6).wav"),
+            files=(
+                "anger/a03 (3).wav",
+                "sadness/s01 (5)a.wav",
+                "happiness/h20 (6).wav",
+                "fear/f10 (01).wav",  # the same actor as (1)
+            ),
             rows={
                 "a03 (3)": ("anger", "speaker3", None),
                 "s01 (5)a": ("sadness", "speaker5", None),
                 "h20 (6)": ("happiness", "speaker6", None),
+                "f10 (01)": ("fear", "speaker1", None),
             },
         )
     ],

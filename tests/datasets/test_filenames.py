@@ -144,6 +144,16 @@ def test_a_value_that_is_no_number_is_named(tmp_path):
     (root / "label.csv").write_text(tree.tables["label.csv"].replace("-1.0", "n/a", 1))
     with pytest.raises(DataError, match="label.csv: line 2 has 'n/a' where a number belongs"):
         prepare("ch_sims", root)
+    headless = tree.tables["label.csv"].partition("\n")[2]
+    (root / "label.csv").write_text(headless.replace("-1.0", "n/a", 1))
+    with pytest.raises(DataError, match="label.csv: line 1 has 'n/a' where a number belongs"):
+        prepare("ch_sims", root)
+    (root / "label.csv").write_text(headless.replace(",train", "", 1))  # not its columns
+    with pytest.raises(DataError, match="label.csv: no column video_id"):
+        prepare("ch_sims", root)
+    (root / "label.csv").write_text(headless.replace(",valid", "", 1))
+    with pytest.raises(DataError, match="label.csv: line 2 has fewer columns"):
+        prepare("ch_sims", root)
 
 
 def test_languages_are_those_of_the_label_set(tmp_path):

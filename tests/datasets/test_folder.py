@@ -200,3 +200,39 @@ def test_nemo_is_the_same_by_its_toml_and_by_a_pattern():
     assert both[0] == both[1] and len(both[0]) == 212
     assert {*by_toml.labels} == {*by_pattern.labels}
     assert all(u.text for u in by_toml.rows)
+
+
+def test_words_lie_beside_the_files(tmp_path):
+    for name, words in {"ann_joy": "Oh,\n  yes! ", "ben_joy": " \n", "cat_sad": None}.items():
+        write_wav(tmp_path / f"{name}.wav")
+        if words is not None:
+            (tmp_path / f"{name}.txt").write_text(words)
+    pattern = "{speaker}_{emotion}"
+    manifest, findings = prepare("folder", tmp_path, pattern=pattern, split="none")
+    assert {u.speaker: u.text for u in manifest.rows} == {
+        "ann": "Oh, yes!",
+        "ben": None,
+        "cat": None,
+    }
+    assert "2 utterances of 3 without a .txt file of words" in findings.warnings
+    assert "1 .txt file without a word in it: ben_joy" in findings.warnings
+
+
+def test_words_of_the_pattern_go_before_those_of_a_file(tmp_path):
+    write_wav(tmp_path / "ann_joy_yes.wav")
+    (tmp_path / "ann_joy_yes.txt").write_text("no")
+    manifest, _ = prepare("folder", tmp_path, pattern="{speaker}_{emotion}_{text}", split="none")
+    (row,) = manifest.rows
+    assert row.text == "yes" and row.tags == ()
+
+
+def test_a_pattern_without_a_label_says_so(tmp_path):
+    write_wav(tmp_path / "ann_1.wav")
+    _, findings = prepare("folder", tmp_path, pattern="{speaker}_{n}", split="none")
+    assert any(line.startswith("no {label} or {emotion} in the") for line in findings.warnings)
+
+
+@pytest.mark.parametrize("name", ["table", "folder", "emobox"])
+def test_what_is_ones_own_has_no_page(name):
+    done = CliRunner().invoke(main, ["datasets", name])
+    assert done.exit_code == 1 and "see `mer prepare --help`" in done.output

@@ -62,6 +62,17 @@ def test_targets(tmp_path, task, targets):
         make(tmp_path, (Utterance("1", targets=(1.0, 0.0, 0.0)),), task=task)
 
 
+def test_some_rows_with_one_target_and_some_with_more_are_refused(tmp_path):
+    """One target under several names is allowed, of all rows: which it is, is not known of one."""
+    rows = (Utterance("a", targets=(1.0,)), Utterance("b"), Utterance("c", targets=(1.0, 2.0)))
+    for order in (rows, rows[::-1]):
+        with pytest.raises(DataError, match="a has 1 target and c has 2") as caught:
+            make(tmp_path, order, task="regression")
+        assert "give every row as many" in str(caught.value) and len(str(caught.value)) <= 300
+    for same in (rows[:2], rows[1:]):
+        assert len(make(tmp_path, same, task="regression")) == 2
+
+
 def test_the_hash_is_of_the_rows_and_not_of_the_place(tmp_path):
     manifest = make(tmp_path)
     assert manifest.hash == make(tmp_path / "elsewhere", source={"x": 1}).hash

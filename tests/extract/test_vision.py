@@ -302,11 +302,11 @@ def test_a_table_of_boxes_of_another_corpus_is_refused(tmp_path):
     table = tmp_path / "boxes.csv"
     faces = {"vision_crop": "faces", "vision_boxes": str(table)}
     table.write_text("id,time,x,y,w,h\nelsewhere,0.1,10,10,16,16\n")
-    with pytest.raises(DataError, match=r"boxes.csv: has none of the 1 utterances.*film.mkv"):
+    with pytest.raises(DataError, match=r"boxes.csv: has none of the 1 utterance.*film.mkv"):
         run(tmp_path, rows("film.mkv"), **faces)
     table.write_text("id,time,x,y,w,h\nfilm,0.1,10,10,16,16\n")  # named by its film
     assert run(tmp_path, rows("film.mkv"), **faces).extracted == 1
     folder = tmp_path / "openface"
     folder.mkdir()
-    with pytest.raises(DataError, match="openface: has none of the 1 utterances"):
+    with pytest.raises(DataError, match="openface: has none of the 1 utterance"):
         run(tmp_path, rows("film.mkv"), vision_crop="faces", vision_boxes=str(folder))

@@ -217,11 +217,25 @@ def prepared(folder, *options):
 def test_columns_of_a_table_are_targets(tmp_path):
     done = prepared(tmp_path, "--targets", "valence, arousal")
     assert done.exit_code == 0, done.output
-    assert "2 rows without valence, arousal, unlabelled, the first on line 3" in done.output
-    assert "1 row with some of the targets only, unlabelled, the first on line 3" in done.output
+    said = (
+        "2 rows without valence and arousal (1 of them with some of these), unlabelled, the first"
+    )
+    assert said in done.output and done.output.count("unlabelled") == 1
     assert "no label column" not in done.output
     table = pq.read_table(tmp_path / "m.parquet")
     assert table["targets"].to_pylist() == [[1.5, 4.0], None, None, [5.0, 1.0]]
+
+
+def test_a_label_beside_targets_is_left_aside(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("id,text,speaker,label,valence\na,one,s1,anger,1\nb,two,s2,joy,5\n")
+    options = ["--from", str(path), "--out", str(tmp_path / "m.parquet"), "--targets", "valence"]
+    options += ["--split", "none"]
+    done = CliRunner().invoke(main, ["prepare", "table", *options])
+    assert done.exit_code == 0 and "the label column is left aside" in done.output
+    table = pq.read_table(tmp_path / "m.parquet")
+    assert table["targets"].to_pylist() == [[1.0], [5.0]]
+    assert table["label"].to_pylist() == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def test_a_bar_knows_epoch_loss_dev_and_the_time_left(tmp_path):
 
 def test_without_a_display_every_epoch_is_a_note_and_the_end_says_what_was_chosen(tmp_path):
     said: list[str] = []
-    run = train(tmp_path, "train.epochs=30", "train.patience=2", "optim.lr=3e-2", note=said.append)
+    early = ("train.epochs=30", "train.patience=2", "train.cooldown=0", "optim.lr=3e-2")
+    run = train(tmp_path, *early, note=said.append)
     epochs = [line for line in said if line.startswith("epoch")]
     done = run.result
     assert len(epochs) == done.epochs < 30

@@ -203,15 +203,15 @@ def test_usage_is_one_line_and_2(desk, tmp_path):
         desk.features,
         "--model",
         "text",
-        "--seeds",
-        "2",
+        "--folds",
+        "speaker",
         "--set",
         "train.epochs=1",
         "--out",
         group,
         "--no-test",
     )
-    line = refused("predict", group, "--text", "hi", code=2, says=["2 runs", f"{group}/seed-0"])
+    line = refused("predict", group, "--text", "hi", code=2, says=["runs over folds", f"{group}/"])
     assert mer("predict", group, "--text", "hi", code=2).err.strip() == line
 
 
