@@ -17,9 +17,8 @@ from mer.fusion import ensemble, evaluate, experiment, members, robustness, runs
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import DataConfig, load
 from mer.fusion.members import Member, Setting
-from mer.fusion.report import page
 from mer.fusion.report.gathering import gather
-from mer.fusion.report.page import Named
+from mer.fusion.report.page import Named, _overview
 from mer.fusion.report.results import remarks
 from mer.fusion.space import spaces_of
 from mer.fusion.train import DivergedError
@@ -230,7 +229,7 @@ def test_a_report_of_values_and_classes_has_its_figures_in_one_order(tmp_path):
         evaluate.evaluate(run, note=quiet)
         named.append(run.path)
     told, _, _ = gather(named)
-    table = page._overview([Named(one.run.path.name, "", one) for one in told]).table
+    table = _overview([Named(one.run.path.name, "", one) for one in told]).table
     assert table.columns[4:] == (
         *("WA", "UA", "WF1", "macro-F1"),
         *("CCC", "CCC of valence", "CCC of arousal"),
