@@ -75,7 +75,9 @@ MEANINGS = {
     "acc2_non0": "Acc-2 (non 0): likewise, without targets of 0",
     "acc5": "Acc-5: equal when rounded to whole numbers within ±2",
     "acc7": "Acc-7: likewise within ±3",
-    "sims_acc2": "Acc-2, Acc-3, Acc-5 (SIMS): in the same of so many parts of [-1, 1]",
+    "sims_acc2": "Acc-2 (SIMS): on the same side of 0, which counts as below",
+    "sims_acc3": "Acc-3 (SIMS): in the same of three parts of [-1, 1]",
+    "sims_acc5": "Acc-5 (SIMS): in the same of five parts of [-1, 1]",
 }
 # the figure that chooses an epoch, decides a comparison and is pictured, unless another is named
 HEADLINE = {"single": "wf1", "multi": "weighted_f1", "regression": "mae"}

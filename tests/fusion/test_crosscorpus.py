@@ -273,8 +273,8 @@ def test_neighbours_in_a_dialogue_are_there_though_their_labels_are_left_out(tmp
 @pytest.mark.parametrize(
     "mapping, said",
     [
-        (["hapy=glad"], "has no such label, did you mean 'happy'?"),
-        (["happy=gladd"], "the run has no label gladd, did you mean 'glad'?"),
+        (["hapy=glad"], "has no such label (did you mean 'happy'?)"),
+        (["happy=gladd"], "the run has no label gladd (did you mean 'glad'?)"),
         (["fear=glad"], "has no such label; known are happy, joyful, boring"),
         (["happy=fear"], "the run has no label fear; known are calm, glad, sad"),
         (["glad=happy"], "the label of the store comes first, the run's behind it: happy=glad"),

@@ -62,7 +62,7 @@ def test_every_short_name_is_explained_once_where_it_is_shown(desk):
     assert (outcome.out + outcome.err).count(MEANINGS["wf1"]) == 1
     page = report.page([Run.open(desk.run)] * 2)
     assert page.count(MEANINGS["wf1"]) == 1
-    assert glossary(["pearson", "acc2_has0"]) == ""
+    assert glossary(["pearson", "f1_has0"]) == ""
 
 
 def test_untrained_is_said_once(desk, tmp_path):
