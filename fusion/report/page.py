@@ -382,10 +382,21 @@ def _tested_alike(
 
 
 def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
-    """(how many have seen the test rows of these runs, what of the ledgers cannot be read)."""
+    """(how many have seen the test rows of these runs, what of the ledgers cannot be read).
+
+    Raises DataError for predictions that are there and damaged.
+    """
     children = [child for one in tested for child in one.told.children]
+    run = tested[0].told.run
+    there = (run.path / evaluate.PREDICTIONS).exists()
     try:
-        found = evaluate.seen(children, predictions(tested[0].told.run)[0])
+        rows = predictions(run)[0]
+    except MerError as error:
+        if there:
+            raise
+        return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
+    try:
+        found = evaluate.seen(children, rows)
     except MerError as error:
         return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
     line = found.line()
