@@ -122,7 +122,8 @@ def prepare(
     audio = _media(table, "audio", ids, root, findings)
     video = _media(table, "video", ids, root, findings)
     seen = _video_times(table)
-    positions = [_position(table, i) for i in range(len(table))]
+    turns = enumerate(table.column("position"))
+    positions = [_position(table, i, value) for i, value in turns]
     named = [table.column(field) for field in ("text", "speaker", "dialogue", "session")]
     rows = []
     for i, (text, speaker, dialogue, session) in enumerate(zip(*named, strict=True)):
@@ -515,9 +516,8 @@ def _number(table: Table, value: str | None, row: int, field: str) -> float | No
     return number
 
 
-def _position(table: Table, row: int) -> int | None:
+def _position(table: Table, row: int, value: str | None) -> int | None:
     """The place of a row in its dialogue."""
-    value = table.column("position")[row]
     if value is None:
         return None
     text = strip(value)

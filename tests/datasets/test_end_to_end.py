@@ -68,7 +68,7 @@ def mosei(root: Path) -> Path:
 
 CASES = {  # name -> (tree, label set, rows in the store, options of train)
     "meld": (meld, "sentiment", 9, ()),
-    "iemocap": (write_iemocap, "4", 8, ("--folds", "session")),
+    "iemocap": (write_iemocap, "4", 14, ("--folds", "session")),
     "m3ed": (write_m3ed, "multi", 4, ()),
     "mosi": (mosi, "sentiment", 16, ()),
     "mosei": (mosei, "emotion", 16, ()),

@@ -273,12 +273,15 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def changes(folder: Path, said: dict) -> list[str]:
-    """Names outside the output that are not as they were."""
+    """Names outside the output that are not as they were; that a test part was opened is noted
+    beside its store, which is no change of the store.
+    """
     expected = {name: hashlib.sha256(content).hexdigest() for name, content in KEPT.items()}
     found = [f"canary/{n}" for n in differing(expected, digests(folder / "canary"))]
     found += [f"{n}" for part in ("cwd", "tmp") for n in digests(folder / part)]
     allowed = tuple(said["writes"])
     inside = differing(said["digests"], digests(folder / "in"))
+    inside = [n for n in inside if not n.endswith(".ledger.jsonl")]
     return found + [f"in/{n}" for n in inside if not n.split("/")[0].startswith(allowed or "\0")]
 
 
