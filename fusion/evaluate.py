@@ -920,7 +920,7 @@ def discrimination(
     rows = np.array([place[name] for name in p.table["id"].to_pylist()], dtype=np.int64)
     # pairs of two utterances stand in no dialogue
     part = _part(run, store, rows, device, pool=np.zeros(0, dtype=np.int64))
-    same, _ = same_emotion(torch.from_numpy(p.true), task=spec.task)
+    same, _ = same_emotion(torch.from_numpy(spec.scaled(p.true)), task=spec.task)
     first, second, differs = _pairs(same.numpy(), np.random.default_rng(PAIR_SEED))
     model = run.model(device)
     found = {}

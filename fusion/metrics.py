@@ -368,9 +368,11 @@ def ccc(x: np.ndarray, y: np.ndarray) -> float:
     """
     if len(x) < 2:
         return NAN
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # of equal numbers a covariance is not always exactly 0
+        return NAN if np.array_equal(x, y) else 0.0
     dx, dy = x - x.mean(), y - y.mean()
     whole = float((dx @ dx + dy @ dy) / len(x) + (x.mean() - y.mean()) ** 2)
-    return float(2 * (dx @ dy) / len(x) / whole) if whole else NAN
+    return float(2 * (dx @ dy) / len(x) / whole)
 
 
 def _bins(values: np.ndarray, ends: Sequence[float]) -> np.ndarray:

@@ -119,7 +119,8 @@ def scale(target: np.ndarray, task: str) -> tuple[tuple[float, float], ...]:
     known = target[labelled(target)].astype(np.float64)
     if not len(known):
         return ()
-    return tuple((float(x.mean()), float(x.std()) or 1.0) for x in known.T)
+    # by their range: of equal numbers a deviation is not always exactly 0
+    return tuple((float(x.mean()), float(x.std()) if np.ptp(x) else 1.0) for x in known.T)
 
 
 def label_counts(target: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, int]:

@@ -14,7 +14,8 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import experiment, metrics, report
+from mer.fusion import evaluate as evaluation
+from mer.fusion import experiment, metrics, report, splits
 from mer.fusion.batch import DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import load
@@ -70,6 +71,17 @@ def test_concordance_equals_plain_loops(seed):
     assert found["ccc"] == pytest.approx((first + second) / 2, abs=1e-9, nan_ok=True)
     assert found["mae_one"] == pytest.approx(sum(abs(x - y)) / n)
     assert found["mae"] == pytest.approx(sum(abs(x - y)) / n / 2)
+
+
+@pytest.mark.parametrize("value", [2.0, 2.3, 0.1, 1e-9, 12345.678])
+@pytest.mark.parametrize("rows", [2, 3, 7, 11])
+def test_constants_are_constants_whatever_rounding_makes_of_their_mean(value, rows):
+    same, other = np.full(rows, value), np.linspace(1.0, 5.0, rows)
+    assert math.isnan(metrics.ccc(same, same))
+    assert metrics.ccc(other, same) == metrics.ccc(same, other) == 0.0
+    target = np.stack([same, other], 1)
+    (_, first), (_, second) = splits.scale(target, "regression")
+    assert first == 1.0 and second == pytest.approx(other.std())
 
 
 def test_one_target_has_no_figures_beside_the_means():
@@ -161,6 +173,29 @@ def test_every_kind_of_model_learns_several_targets(tmp_path, model):
     assert found.metrics["ccc_arousal"] == pytest.approx(
         in_loops(rated[:, 1].tolist(), values[:, 1].tolist())
     )
+
+
+def test_emotions_are_alike_on_the_scale_that_was_trained(tmp_path, monkeypatch):
+    """What counts as another emotion when discrimination is measured: half a deviation, as in
+    training, not half a point of whatever scale the ratings have.
+    """
+    store = make_store(tmp_path, task="regression", targets=NAMES)
+    run = experiment.train(store, settings("train.epochs=1"), tmp_path / "run", note=quiet)
+    compared = []
+
+    def spy(target, **given):
+        compared.append(target)
+        return same_emotion(target, **given)
+
+    monkeypatch.setattr(evaluation, "same_emotion", spy)
+    predicted = evaluation.from_table(
+        evaluation.predict_rows(run, store, np.arange(60)), "regression", NAMES, "ccc"
+    )
+    monkeypatch.setattr(evaluation, "_disagreement", lambda model, batch: np.zeros(len(batch)))
+    evaluation.discrimination(run, predicted, store, "cpu")
+    (target,) = compared
+    assert target.abs().max() < 3 and target.mean().abs() < 0.5
+    assert predicted.true.min() == 2 and predicted.true.max() == 6
 
 
 @pytest.fixture(scope="module")
