@@ -85,6 +85,18 @@ class FusionModel(nn.Module):
             soft=soft,
         )
 
+    def turn_tokens(self, width: int) -> TurnTokens | None:
+        """What makes a token (width,) of each neighbour; None where each row is seen alone."""
+        if self.spec.context is None:
+            return None
+        return TurnTokens(
+            self.turn_widths(),
+            width,
+            self.spec.context,
+            dropout=self.config.context_dropout,
+            hidden=self.config.turn_dropout,
+        )
+
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
         """One pass over the training part, labels unread, that fixes the scale of the features.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel, standardiser_of
-from mer.fusion.modules.context import TurnAttention, TurnTokens
+from mer.fusion.modules.context import TurnAttention
 from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
@@ -205,14 +205,7 @@ class FusionEncoderModel(FusionModel):
             max_positions=config.max_positions,
         )
         self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
-        if spec.context is not None:
-            self.turns = TurnTokens(
-                self.turn_widths(),
-                config.d,
-                spec.context,
-                dropout=config.context_dropout,
-                hidden=config.turn_dropout,
-            )
+        self.turns = self.turn_tokens(config.d)
 
     def forward(self, batch: Batch) -> Prediction:
         logits, share = self.classify(batch, attention=True)

@@ -38,7 +38,6 @@ from mer.fusion.losses import (
 )
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel
-from mer.fusion.modules.context import TurnTokens
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder, sample_pairs
@@ -243,14 +242,7 @@ class DRKF(FusionModel):
             }
         )
         self.temperature = Temperature(config.tau, low=config.tau_low, high=config.tau_high)
-        if spec.context is not None:
-            self.turns = TurnTokens(
-                self.turn_widths(),
-                config.d,
-                spec.context,
-                dropout=config.context_dropout,
-                hidden=config.turn_dropout,
-            )
+        self.turns = self.turn_tokens(config.d)
         self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
         self._weighs = ((0, -1), False)  # of which version of class_weights, and the answer
