@@ -1,4 +1,4 @@
-"""Every ratio that the documentation quotes, in one table: `python -m tests.bench all --quick`.
+"""The ratios of all benches, small, in one table: `python -m tests.bench all --quick`.
 
 Within 15 minutes on two idle cores; each part is a process of its own with its share of the time,
 and the table is written after each: `results/all.md`, and with machine, versions and commit
