@@ -38,17 +38,24 @@ def describe() -> dict:
 
 
 def commit() -> str:
-    """Of the checkout; where there is no git or no history (a copy on another machine), what
-    MER_COMMIT says.
+    """Of the checkout; `-dirty` where something beside results differs from it. Where there is no
+    git or no history (a copy on another machine), what MER_COMMIT says.
     """
-    command = ["git", "describe", "--always", "--dirty"]
+    said = git("describe", "--always")
+    if not said:
+        return os.environ.get("MER_COMMIT", "unknown")
+    changed = git("status", "--porcelain", "--untracked-files=no", ":/", f":(exclude){RESULTS}")
+    return f"{said}-dirty" if changed else said
+
+
+def git(*args: str) -> str:
+    """What git says of this checkout; nothing where there is none."""
     try:
-        said = subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parent
+        return subprocess.run(
+            ["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent
         ).stdout.strip()
     except FileNotFoundError:
-        said = ""
-    return said or os.environ.get("MER_COMMIT", "unknown")
+        return ""
 
 
 def installed(name: str) -> str | None:
