@@ -1,5 +1,6 @@
-"""`python -m docs` writes docs/cli.md from the commands' own help, and the table of corpora in
-docs/datasets.md from their TOMLs; tests/test_docs.py holds the pages to it.
+"""`python -m docs` writes docs/cli.md from the commands' own help, the table of corpora in
+docs/datasets.md from their TOMLs, and the tables of figures in docs/results.md and the README from
+the files of results; tests/test_docs.py holds the pages to it.
 """
 
 from __future__ import annotations
@@ -7,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
+from docs import results
 
 HEAD = """# Command line
 
@@ -81,3 +84,5 @@ if __name__ == "__main__":
     (here / "cli.md").write_text(page())
     corpora = here / "datasets.md"
     corpora.write_text(with_corpora(corpora.read_text()))
+    for measured in results.PAGES:
+        measured.write_text(results.filled(measured.read_text()))

@@ -13,6 +13,7 @@ import yaml
 from mer.cli import main
 from mer.pipeline.datasets import DATASETS
 
+from docs import results
 from docs.__main__ import page, with_corpora
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,28 @@ def test_the_table_of_corpora_is_current():
     text = (ROOT / "docs" / "datasets.md").read_text()
     assert text == with_corpora(text), "run `python -m docs`"
     assert text.count("\n| [") >= len(DATASETS)
+
+
+@pytest.mark.parametrize("path", results.PAGES, ids=lambda p: p.name)
+def test_tables_of_figures_are_those_of_the_files_of_results(path: Path):
+    text = path.read_text()
+    assert text == results.filled(text), "run `python -m docs`"
+
+
+def test_every_table_of_figures_stands_in_one_page():
+    found = [
+        name for path in results.PAGES for _, name, _ in results.MARKED.findall(path.read_text())
+    ]
+    assert sorted(found) == sorted(results.PARTS)
+
+
+def test_figures_in_percent_by_hand():
+    row = {"mean": 0.60497, "sd": 0.0024, "interval": [0.5823, 0.6268], "pooled": 0.59}
+    assert results.figure(row) == "60.5 ± 0.2 [58.2, 62.7]"
+    assert results.pooled(row) == "59.0 [58.2, 62.7]"
+    difference = {"difference": -0.0004, "interval": [-0.0021, 0.0172]}
+    assert results.gap(difference) == "0.0 [-0.2, +1.7]"
+    assert results.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 def commands(text: str) -> list[str]:

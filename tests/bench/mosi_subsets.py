@@ -153,7 +153,7 @@ def main(argv: list[str]) -> None:
 
 
 def line(row: dict) -> str:
-    """A row of the table in docs/training.md."""
+    """A row of a table, to read while it runs."""
 
     def cell(name: str) -> str:
         f, plain = row[name], name in ("mae", "pearson")

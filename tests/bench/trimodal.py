@@ -72,7 +72,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=300, help="utterances")
     parser.add_argument("--seed", type=int, default=0, help="of the generator")
-    parser.add_argument("--seeds", type=int, default=3, help="of training")
+    parser.add_argument("--seeds", type=int, default=5, help="of training")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument(
@@ -179,7 +179,7 @@ def percent(values: list[float], sign: str = "") -> list[str]:
 
 
 def line(told: dict) -> str:
-    """A row of the table in docs/training.md."""
+    """A row of a table, to read while it runs."""
     names = told["modalities"].replace(",", " + ")
     if "refused" in told:
         return f"| {told['model']} | {names} | refused: {told['refused']} | | |"

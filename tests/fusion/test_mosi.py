@@ -34,7 +34,7 @@ FLOOR = 0.767  # logistic regression on the three modalities, from the README of
 def test_all_modalities_reach_logistic_regression(tmp_path, test_data, model):
     """Mean of 5 seeds: its interval over videos must not lie below the floor.
 
-    The figure itself is in docs/training.md.
+    The figure itself is in docs/results.md.
     """
     torch.set_num_threads(1)
     store = make_store(test_data / "mosi" / "mosi_utt.npz", tmp_path / "mosi.h5")
