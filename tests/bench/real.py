@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.bench import real_parts as parts
 from tests.bench.machine import save
+from tests.bench.mosi import MODELS
 
 # Part: its file of results and what makes the rows.
 PARTS = {
@@ -42,14 +43,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, help="trainings at a time; by default as mer train")
     parser.add_argument("--only", choices=PARTS, help="this part alone")
+    parser.add_argument("--models", default=",".join(MODELS), help="of the part mosi")
     args = parser.parse_args(argv)
     if args.data is None:
         sys.exit("real: name the folder of the data by --data or MER_TEST_DATA")
     args.out.mkdir(parents=True, exist_ok=True)
-    bench = parts.Bench(args.data, args.out, args.seeds, args.jobs)
+    models = tuple(args.models.split(","))
+    bench = parts.Bench(args.data, args.out, args.seeds, args.jobs, models)
     for name in [args.only] if args.only else PARTS:
         results, rows = PARTS[name]
         command = f"python -m tests.bench real --out OUT --seeds {args.seeds} --only {name}"
+        if name == "mosi" and models != MODELS:
+            command += f" --models {args.models}"
         print(save(results, rows(bench), command=command))
 
 

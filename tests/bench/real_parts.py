@@ -36,12 +36,14 @@ class Bench:
         out: The folder of stores and runs; what is there is not made again.
         seeds: Of each configuration.
         jobs: Trainings at a time; None: as `mer train` decides.
+        models: Those that CMU-MOSI is measured with.
     """
 
     data: Path
     out: Path
     seeds: int
     jobs: int | None = None
+    models: tuple[str, ...] = mosi.MODELS
 
     def store(self, name: str) -> Path:
         return self.out / f"{name}.h5"
@@ -191,9 +193,11 @@ def mosi_contexts(bench: Bench) -> list[dict]:
     store = mosi_store(bench)
     rows = []
     for model, sets in mosi_settings().items():
+        if model not in bench.models:
+            continue
         for one in contexts(bench, store, model, (*sets, MOSI_WIDTH)):
             rows.append(one)
-            if model != "concat":
+            if model != "concat" and "concat" in bench.models:
                 kind = one["context"].split()[0]
                 pair = (run_name("mosi", which, kind) for which in ("concat", model))
                 one["minus concat"] = bench.gap(*pair)

@@ -70,6 +70,14 @@ def test_one_part_is_measured_alone(measured, tmp_path, capsys):
     assert [row["context"] for row in found["rows"]] == ["none", "past 8", "both 8"]
 
 
+def test_some_models_of_mosi_are_measured(measured, tmp_path):
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "mosi"]
+    real.main([*words, "--models", "text,concat"])
+    found = json.loads((measured / "real-mosi.json").read_text())
+    assert found["command"].endswith("--only mosi --models text,concat")
+    assert [row["model"] for row in found["rows"]] == ["concat"] * 3 + ["text"] * 3
+
+
 def test_the_configurations_of_mosi_are_those_that_dev_chose():
     chosen = real_parts.mosi_settings()
     assert next(iter(chosen)) == "concat" and set(chosen) == set(real_parts.mosi.MODELS)
