@@ -129,7 +129,7 @@ def aims() -> str:
         above = best["minus none"]["wa"]
         lines.append(
             [
-                f"MOSI: accuracy of at least 78.5 with context, and surely above none; {name}",
+                f"MOSI: accuracy of at least 78.5 with context, and an interval above none; {name}",
                 f"{figure(best['wa'])}, `{best['model']}`, {best['context']}",
                 gap(above),
                 met(best["wa"]["mean"] >= 0.785 and above["interval"][0] > 0),
