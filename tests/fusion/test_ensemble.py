@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from mer import cli, predicting
+from mer import cli
+from mer.commands import predicting
 from mer.fusion import ensemble, evaluate, experiment
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import load

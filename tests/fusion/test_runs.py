@@ -436,7 +436,7 @@ def test_pruning_asks_and_a_dry_run_removes_nothing(group):
 @pytest.mark.parametrize(("answer", "left"), [("n\n", 1), ("\n", 1), ("y\n", 0)])
 def test_the_answer_counts(trained, tmp_path, monkeypatch, answer, left):
     run = shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr("mer.cli.somebody_is_there", lambda: True)
+    monkeypatch.setattr("mer.commands.runs.somebody_is_there", lambda: True)
     done = CliRunner().invoke(main, ["prune", str(run)], input=answer)
     assert done.exit_code == 0 and "for good; go on?" in done.stderr
     assert len(list(run.glob("last.safetensors"))) == left
@@ -445,8 +445,8 @@ def test_the_answer_counts(trained, tmp_path, monkeypatch, answer, left):
 
 def test_a_question_is_not_broken_inside_a_word(trained, tmp_path, monkeypatch):
     run = shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr("mer.cli.somebody_is_there", lambda: True)
-    monkeypatch.setattr("mer.cli.terminal_columns", lambda stream: 30)
+    monkeypatch.setattr("mer.commands.runs.somebody_is_there", lambda: True)
+    monkeypatch.setattr("mer.commands.output.terminal_columns", lambda stream: 30)
     asked = CliRunner().invoke(main, ["prune", str(run)], input="n\n").stderr.splitlines()
     assert asked[0].startswith("this removes 1 file, ") and max(map(len, asked)) <= 30
     assert "for good; go on? [y/N]: n" in " ".join(map(str.strip, asked))
