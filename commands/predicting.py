@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from mer.fusion.answer_text import missing_lines
+from mer.fusion.answering import modalities_of, predict_rows
 from mer.fusion.batch import ContextSpec
 from mer.fusion.checkpoint import Run
+from mer.fusion.devices import pick_device
 from mer.fusion.ensemble import check_alike, mean_table, members, title
-from mer.fusion.evaluate import modalities_of, predict_rows
-from mer.fusion.train import pick_device
 from mer.fusion.typed import tree
 from mer.pipeline.datasets.newclips import GIVEN, NewClips, gather
 from mer.pipeline.errors import DataError

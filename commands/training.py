@@ -122,9 +122,10 @@ def train(
     checks.settle()
     settings = config.load(model=model, preset=preset, sets=sets)
     from mer.fusion import experiment, report
-    from mer.fusion.evaluate import evaluate, has_test, stored_metrics
+    from mer.fusion.devices import pick_device
+    from mer.fusion.evaluate import evaluate, has_test
     from mer.fusion.parallel import processes
-    from mer.fusion.train import pick_device
+    from mer.fusion.result_files import stored_metrics
     from mer.fusion.typed import tree
     from mer.pipeline.runtime.progress import Silent, choose
 
@@ -257,7 +258,7 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     fixed = [text.partition("=")[0].strip() for text in sets]
     searched = [one.without(fixed) for one in space.spaces_of(models, spaces)]
     from mer.fusion import experiment, tables, tuning
-    from mer.fusion.train import pick_device
+    from mer.fusion.devices import pick_device
     from mer.pipeline.runtime.progress import choose
 
     with store:
@@ -365,9 +366,9 @@ def evaluate(
     check_run_folders([*runs, *filter(None, [against])])
     from mer.fusion import ensemble, report
     from mer.fusion.checkpoint import Run
+    from mer.fusion.devices import pick_device
     from mer.fusion.evaluate import evaluate
     from mer.fusion.records import GroupMetrics, SingleMetrics
-    from mer.fusion.train import pick_device
     from mer.fusion.typed import tree
     from mer.pipeline.runtime.progress import choose
 

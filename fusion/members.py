@@ -27,10 +27,12 @@ import torch
 from mer.fusion import checkpoint, files, splits
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
+from mer.fusion.notes import Note, Once
+from mer.fusion.one_epoch import DivergedError
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.splits import Fold
-from mer.fusion.train import DivergedError, Note, fit
-from mer.fusion.watch import Once, Watch
+from mer.fusion.train import fit
+from mer.fusion.watch import Watch
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.progress import Show, Silent

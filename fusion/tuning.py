@@ -27,9 +27,12 @@ from mer.fusion import checkpoint, files, jobs, metrics, prune, splits, typed
 from mer.fusion import config as configs
 from mer.fusion.config import TrainConfig
 from mer.fusion.experiment import MOST_SEEDS, train
+from mer.fusion.identity import identity, turns_key
+from mer.fusion.notes import Note
+from mer.fusion.one_epoch import DivergedError
 from mer.fusion.space import Between, Choice, Settings, Space
 from mer.fusion.tables import Table, number
-from mer.fusion.train import DivergedError, check_config, identity, turns_key
+from mer.fusion.training_setup import check_config
 from mer.pipeline.errors import DataError, DependencyError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.machine import cores
@@ -37,7 +40,6 @@ from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
 
-Note = Callable[[str], None]
 Method = Literal["random", "tpe"]
 HEAD = "tune.json"
 FORMAT, VERSION = "mer-tune", 1

@@ -128,6 +128,7 @@ def test_arrows(path: Path):
                 module,
                 "mer.fusion.models",
                 "mer.fusion.train",
+                "mer.fusion.training_setup",
                 "mer.fusion.evaluate",
                 "mer.fusion.data",
             )

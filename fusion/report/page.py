@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mer.fusion import evaluate, metrics, pictures, robustness, runs
+from mer.fusion import files, metrics, opening_rows, pictures, result_files, robustness, runs
 from mer.fusion.checkpoint import Run
 from mer.fusion.intervals import Paired, holm
 from mer.fusion.metrics import headline, in_order, lower_is_better
@@ -388,7 +388,7 @@ def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
     """
     children = [child for one in tested for child in one.told.children]
     run = tested[0].told.run
-    there = (run.path / evaluate.PREDICTIONS).exists()
+    there = (run.path / files.PREDICTIONS).exists()
     try:
         rows = predictions(run)[0]
     except MerError as error:
@@ -396,7 +396,7 @@ def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
             raise
         return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
     try:
-        found = evaluate.seen(children, rows)
+        found = opening_rows.seen(children, rows)
     except MerError as error:
         return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
     line = found.line()
@@ -406,7 +406,7 @@ def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
 def _chance(some: Sequence[Named], metric: str) -> float | None:
     """What answers get that look at nothing; None where the task has no classes to name."""
     found = some[0].told.found
-    matrix = evaluate.reference_by_answer(found)
+    matrix = result_files.reference_by_answer(found)
     if not matrix or found.task != "single":
         return None
     reference = [sum(row) for row in matrix]

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import (
+    answering,
     checkpoint,
     config,
     context,
@@ -24,6 +25,7 @@ from mer.fusion import (
     experiment,
     files,
     report,
+    resume,
     runs,
     train,
 )
@@ -282,7 +284,7 @@ def test_leak_only_turns_of_the_same_dialogue_and_part_change_a_prediction(tmp_p
 def run_on(run: Run, store: FeatureStore) -> dict[str, list[float]]:
     """Predictions of the test part of another store."""
     rows = np.flatnonzero(np.array(store.table()["split"].to_pylist()) == "test")
-    table = evaluate.predict_rows(run, store, rows).to_pylist()
+    table = answering.predict_rows(run, store, rows).to_pylist()
     return {row["id"]: [row[f"p_{name}"] for name in LABELS] for row in table}
 
 
@@ -401,7 +403,7 @@ def test_a_resumed_run_with_context_is_the_uninterrupted_one(tmp_path, monkeypat
         return kept(training, keeper, parts, progress)
 
     monkeypatch.setattr(train, "_one_epoch", killed)
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fitted(store, tmp_path / "cut", "drkf", "past", "train.epochs=3")
     monkeypatch.setattr(train, "_one_epoch", kept)

@@ -13,15 +13,26 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import ensemble, evaluate, experiment, members, robustness, runs, splits, tuning
+from mer.fusion import (
+    ensemble,
+    evaluate,
+    experiment,
+    members,
+    prediction_table,
+    robustness,
+    runs,
+    scoring,
+    splits,
+    tuning,
+)
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import DataConfig, load
 from mer.fusion.members import Member, Setting
+from mer.fusion.one_epoch import DivergedError
 from mer.fusion.report.gathering import gather
 from mer.fusion.report.page import Named, _overview
 from mer.fusion.report.results import remarks
 from mer.fusion.space import spaces_of
-from mer.fusion.train import DivergedError
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.export import export
 from mer.pipeline.store import FeatureStore, build_index
@@ -98,17 +109,17 @@ def test_of_values_there_are_no_probabilities(tmp_path):
 # ---- Intervals over seeds
 
 
-def one_seed(seed: int, wrong: int) -> evaluate.Predicted:
+def one_seed(seed: int, wrong: int) -> prediction_table.Predicted:
     """Thirty utterances, the first of them answered wrongly."""
     label = [LABELS[row % 3] for row in range(30)]
     pred = [LABELS[(row + (row < wrong)) % 3] for row in range(30)]
     table = pa.table({"id": [f"u{row:02}" for row in range(30)], "label": label, "pred": pred})
-    return evaluate.from_table(table, "single", LABELS)
+    return prediction_table.from_table(table, "single", LABELS)
 
 
 def test_no_interval_over_seeds_ends_where_no_figure_can_be():
     each = [one_seed(0, 0), one_seed(1, 8)]
-    found = evaluate._intervals(each, np.arange(30))
+    found = scoring.intervals_of(each, np.arange(30))
     assert found["wa"][1] == 1.0 and found["wf1"][1] == 1.0
     assert all(0 <= low < high <= 1 for low, high in found.values())
 

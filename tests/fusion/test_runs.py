@@ -17,7 +17,18 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import checkpoint, evaluate, experiment, files, prune, records, report, runs
+from mer.fusion import (
+    checkpoint,
+    evaluate,
+    experiment,
+    files,
+    prune,
+    records,
+    report,
+    result_files,
+    runs,
+    scoring,
+)
 from mer.fusion.checkpoint import Run
 from mer.fusion.typed import tree
 from mer.pipeline.errors import DataError
@@ -34,7 +45,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 20)
+        patch.setattr(scoring, "RESAMPLES", 20)
         yield
 
 
@@ -406,7 +417,7 @@ def test_a_resumed_run_keeps_its_date_and_command(tmp_path):
 def test_a_pruned_run_does_all_that_it_did(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     info = as_read_by_hand(run)
-    before = evaluate.stored_metrics(Run.open(run))
+    before = result_files.stored_metrics(Run.open(run))
     (run / ".run.json.tmp-4194305").touch()
     outcome = mer("prune", run, "--yes")
     assert "last.safetensors" in outcome.out and "freed" in outcome.err
