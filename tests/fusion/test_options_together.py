@@ -4,6 +4,7 @@ targets, searches over published folds, processes whose loss diverges.
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mer.fusion import (
     evaluate,
     experiment,
     members,
+    pool,
     prediction_table,
     robustness,
     runs,
@@ -176,12 +178,13 @@ def test_a_search_with_context_is_of_one_order_of_turns(tmp_path):
 def test_a_loss_that_diverges_in_a_process_is_told_as_one(tmp_path):
     store = make_store(tmp_path / "store", n=60)
     config = load(model="concat", sets=[*SMALL, "optim.lr=1e25"])
-    told: list[tuple[str, object]] = []
     task = members._Task(
         Path(store.path), Member("seed-0", None, config), tmp_path, Setting("cpu"), 1, True
     )
-    members._train_next(task, lambda kind, said: told.append((kind, said)))
-    kind, failed = told[-1]
+    ours, theirs = Pipe()
+    kind, failed = pool._answer(members._trained, task, "seed-0", theirs)
+    ours.close()
+    theirs.close()
     assert kind == "failed" and isinstance(failed, DivergedError)
     assert str(failed).startswith("seed-0: epoch 1: the loss is no longer finite")
 
