@@ -48,41 +48,42 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
 
     What is unfinished or damaged is named as such.
     """
-    from mer.fusion import runs as listing
+    from mer.fusion import runs_columns, runs_table
+    from mer.fusion.runs import find
 
     if not folders and not Path("runs").exists():
         note("no folder runs here; `mer train` puts runs there, `mer runs FOLDER` looks elsewhere")
         return
-    found = listing.find(folders or [Path("runs")], each=each)
+    found = find(folders or [Path("runs")], each=each)
     if metric is not None:
-        metric = listing.known_metric(metric, found)
-    rows = listing.matching(found, conditions, metric)
+        metric = runs_columns.known_metric(metric, found)
+    rows = runs_columns.matching(found, conditions, metric)
     if sort is not None or reverse:
-        rows = listing.ordered(rows, sort or "run", metric, reverse=reverse)
+        rows = runs_columns.ordered(rows, sort or "run", metric, reverse=reverse)
     matching, rows = rows, rows[:limit]
     if as_json:
         for row in rows:
-            say_json(listing.as_json(row))
+            say_json(runs_table.as_json(row))
         return
     if as_csv:
-        say_laid_out(listing.as_csv(rows).rstrip("\n"))
+        say_laid_out(runs_table.as_csv(rows).rstrip("\n"))
         return
     # of all that match, so that the best one has its settings beside it
-    names = listing.columns(matching, [name.strip() for name in (columns or "").split(",") if name])
-    others = [f"{len(matching):,} match"] if len(rows) < len(matching) < len(found) else []
-    others += [f"{len(found):,} in all"] if len(rows) < len(found) else []
-    title = listing.counted(rows) + (f" ({', '.join(others)})" if others else "")
+    names = runs_table.columns(
+        matching, [name.strip() for name in (columns or "").split(",") if name]
+    )
+    title = runs_table.heading(rows, matching, found)
     width = terminal_columns(sys.stdout)
-    say_laid_out(listing.table(rows, names, title, metric, width) if rows else title)
+    say_laid_out(runs_table.table(rows, names, title, metric, width) if rows else title)
     for line in (
-        listing.tied(matching, len(rows), sort, metric) if sort is not None else "",
-        listing.common(rows, names),
-        listing.meaning(rows, metric),
-        listing.could_go(matching),
+        runs_table.tied(matching, len(rows), sort, metric) if sort is not None else "",
+        runs_table.common(rows, names),
+        runs_table.meaning(rows, metric),
+        runs_table.could_go(matching),
     ):
         if line:
             note(line)
-    for line in listing.troubles(rows):
+    for line in runs_table.troubles(rows):
         note(line)
 
 

@@ -27,6 +27,8 @@ from mer.fusion import (
     report,
     resume,
     runs,
+    runs_columns,
+    runs_table,
     train,
 )
 from mer.fusion.batch import OTHER, SAME, UNKNOWN, ContextSpec
@@ -525,9 +527,11 @@ def test_every_table_names_the_kind(tmp_path, capsys):
     page = report.page([made[kind] for kind in made])
     assert page.count("past 2") >= 2 and page.count("both 2") >= 2
     rows = runs.find([tmp_path / "runs"])
-    names = runs.columns(rows)
-    assert "data.context" in names and {runs.cell(row, "data.context") for row in rows} == set(made)
-    common = runs.common(rows[:1] * 2, runs.columns(rows[:1] * 2))
+    names = runs_table.columns(rows)
+    assert "data.context" in names and {
+        runs_columns.cell(row, "data.context") for row in rows
+    } == set(made)
+    common = runs_table.common(rows[:1] * 2, runs_table.columns(rows[:1] * 2))
     assert "context both, context_width 2" in common
 
 

@@ -23,6 +23,7 @@ from mer.fusion import (
     prediction_table,
     robustness,
     runs,
+    runs_table,
     scoring,
     splits,
     tuning,
@@ -195,13 +196,13 @@ def test_settings_that_files_leave_out_are_compared_at_their_defaults(tmp_path):
     more = ("optim.ema=0.5", "train.calibrate=temperature", "model_args.pooling=attentive")
     trained(store, tmp_path / "runs" / "other", *more, model="audio")
     rows = [runs.read(tmp_path / "runs" / name) for name in ("plain", "other")]
-    assert set(runs.differing(rows)) == {
+    assert set(runs_table.differing(rows)) == {
         "optim.ema",
         "train.calibrate",
         "model_args.pooling",
     }
     assert [row.settings["optim.ema"] for row in rows] == [0.0, 0.5]
-    assert not set(runs.differing(rows[:1] * 2))
+    assert not set(runs_table.differing(rows[:1] * 2))
 
 
 def test_robustness_on_another_store_lies_beside_that_of_the_run(tmp_path):

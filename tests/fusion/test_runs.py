@@ -27,6 +27,7 @@ from mer.fusion import (
     report,
     result_files,
     runs,
+    runs_columns,
     scoring,
 )
 from mer.fusion.checkpoint import Run
@@ -349,7 +350,7 @@ def test_runs_of_an_earlier_mer_have_the_date_of_their_file(tmp_path):
     rows = {Path(row.run).name: row for row in runs.find([folder])}
     assert all(row.state == "finished" and row.mer == "" for row in rows.values())
     assert not rows["drkf"].date_recorded
-    assert runs.cell(rows["drkf"], "date").startswith("~2023-11-1")
+    assert runs_columns.cell(rows["drkf"], "date").startswith("~2023-11-1")
 
 
 def test_five_hundred_runs_without_torch(trained, tmp_path):
