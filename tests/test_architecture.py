@@ -214,6 +214,15 @@ def test_the_list_of_packages_is_the_tree():
     assert set(settings["packages"]) == folders | {"mer"}
 
 
+def test_the_image_is_built_of_every_package():
+    """What is not copied would be missing from it, and what is ignored cannot be copied."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = {name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {"__init__.py", "cli.py", *ROOMS} <= copied
+    assert copied <= {line[1:] for line in ignore if line.startswith("!")}
+
+
 def test_no_grab_bag_modules():
     assert not [rel(p) for p in FILES if p.stem in ("utils", "util", "helpers", "common", "misc")]
 
