@@ -19,8 +19,7 @@ NO_LOCK = click.option(
     help="For a file system without locks: take none. One run at a time there is up to you.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
-BY_GROUP = click.Choice(["session", "speaker", "dialogue"])
-BY_FOLD = click.Choice([*BY_GROUP.choices, "published"])
+BY_FOLD = click.Choice(["session", "speaker", "dialogue", "published"])
 
 
 def command_line(context: click.Context) -> str:
