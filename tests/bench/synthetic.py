@@ -45,7 +45,8 @@ def main(argv: list[str]) -> None:
 def corpus(folder: Path, seed: int, models: list[str], jobs: int | None) -> list[dict]:
     """The rows of one corpus."""
     from mer.fusion import config, experiment
-    from mer.fusion.evaluate import evaluate, stored_metrics
+    from mer.fusion.evaluate import evaluate
+    from mer.fusion.result_files import stored_metrics
     from mer.fusion.typed import tree
     from mer.pipeline.datasets import prepare
     from mer.pipeline.extraction import extract
