@@ -33,18 +33,9 @@ def main(argv: list[str]) -> None:
     from mer.fusion import config, experiment, report
     from mer.fusion.evaluate import evaluate, stored_metrics
     from mer.fusion.typed import tree
-    from mer.pipeline.datasets import prepare
-    from mer.pipeline.extraction import extract
-    from mer.pipeline.extraction.options import ExtractOptions
     from mer.pipeline.store import FeatureStore
 
-    manifest, _ = prepare("synthetic", args.out / "synthetic", seed=args.seed)
-    head = args.out / "feats.h5"
-    extract(
-        manifest,
-        head,
-        ExtractOptions(audio_encoder="builtin:tiny-wav2vec2", text_encoder="builtin:tiny-roberta"),
-    )
+    head = extracted(args.out, args.seed)
     runs, rows = {}, []
     with FeatureStore(head) as store:
         for model in (*SINGLE, *args.models.split(",")):
@@ -88,6 +79,19 @@ def main(argv: list[str]) -> None:
             f"{args.models}",
         )
     )
+
+
+def extracted(folder: Path, seed: int) -> Path:
+    """The store of the corpus of a generator seed; what is there is not made again."""
+    from mer.pipeline.datasets import prepare
+    from mer.pipeline.extraction import extract
+    from mer.pipeline.extraction.options import ExtractOptions
+
+    manifest, _ = prepare("synthetic", folder / "synthetic", seed=seed)
+    head = folder / "feats.h5"
+    encoders = ("builtin:tiny-wav2vec2", "builtin:tiny-roberta")
+    extract(manifest, head, ExtractOptions(audio_encoder=encoders[0], text_encoder=encoders[1]))
+    return head
 
 
 def gap(found: Comparison, other: str) -> dict:
