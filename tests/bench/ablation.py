@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from tests.bench.machine import save
 from tests.bench.real import prepare_mosi
 from tests.bench.synthetic import extracted
-from tests.bench.trimodal import mer
+from tests.bench.trimodal import Refused, mer
 
 if TYPE_CHECKING:
     from mer.fusion.records import Comparison
@@ -188,7 +188,10 @@ def main(argv: list[str]) -> None:
     rows = []
     command = f"python -m tests.bench ablation --out OUT --corpora {','.join(args.corpora)}"
     for corpus in args.corpora:
-        found = ablated(corpus, args)
+        try:
+            found = ablated(corpus, args)
+        except Refused as error:
+            sys.exit(f"ablation: {corpus}: {error}")
         rows += found
         for one in found:
             print(line(one), flush=True)

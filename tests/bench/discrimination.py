@@ -22,7 +22,7 @@ from statistics import fmean
 
 from tests.bench.machine import save
 from tests.bench.synthetic import extracted
-from tests.bench.trimodal import mer
+from tests.bench.trimodal import Refused, mer
 
 PRESET, ALL_PAIRS = "preset", "all anchors, w_ed 1"
 MANY = ("ed_anchors=1", "w_ed=1")
@@ -109,7 +109,10 @@ def main(argv: list[str]) -> None:
     for corpus in CORPORA:
         extracted(args.out / f"synthetic{corpus}", corpus)
     with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(partial(result, out=args.out), trials()))
+        try:
+            rows = list(pool.map(partial(result, out=args.out), trials()))
+        except Refused as error:
+            sys.exit(f"discrimination: {error}")
     for text in summaries(rows):
         print(text)
     print(save("discrimination", rows, command="python -m tests.bench discrimination --out OUT"))
