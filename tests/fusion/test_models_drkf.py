@@ -330,6 +330,8 @@ def test_presets_name_only_what_exists():
 
     small, paper = load(preset="drkf").model_args, load(preset="drkf-paper").model_args
     assert small == DRKFConfig()
+    more_of_ed = {"model_args": replace(small, ed_anchors=1.0, w_ed=1.0)}
+    assert load(preset="drkf-ed") == replace(load(preset="drkf"), **more_of_ed)
     assert (paper.d, paper.layers, paper.heads, paper.ffn, paper.ae_layers) == (
         1024,
         6,
