@@ -104,22 +104,6 @@ def mean_and_each(values: list[float], decimals: int) -> str:
     return f"{fmean(values):.{decimals}f} ({each})"
 
 
-def summaries(rows: list[dict]) -> list[str]:
-    """Rows of the table in docs/papers/drkf.md: a setting, its seeds, the AUC and WF1 in percent of
-    each, with their means.
-    """
-    found = []
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        same = [row for row in rows if row["setting"] == setting]
-        auc, wf1 = [row["ed_auc"] for row in same], [100 * row["wf1"] for row in same]
-        each = ", ".join(f"{value:.2f}" for value in auc)
-        shown = ", ".join(f"{value:.1f}" for value in wf1)
-        seeds = ", ".join(str(row["seed"]) for row in same)
-        cells = (setting, seeds, f"{fmean(auc):.2f} ({each})", f"{fmean(wf1):.1f} ({shown})")
-        found.append(f"| {' | '.join(cells)} |")
-    return found
-
-
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench discrimination", description=(__doc__ or "").split("\n\n")[0]
