@@ -40,7 +40,7 @@ from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.heads import mlp
-from mer.fusion.modules.kf import FusionEncoder, sample_pairs
+from mer.fusion.modules.kf import FusionEncoder, LinearFusion, sample_pairs
 from mer.fusion.modules.orl import (
     Adapter,
     ResidualAutoencoder,
@@ -70,6 +70,9 @@ class DRKFConfig:
     # adapter: FE reads H | raw: FE has an adapter of its own, so ORL cannot reach it (published
     # wiring)
     fe_input: str = "adapter"
+    # attention: the fusion encoder | linear: the modalities' means through a linear layer, which is
+    # KF without it (layers, heads, ffn and positions then mean nothing)
+    fe: str = added("attention")
 
     ae_blocks: int = 3  # K autoencoders in cascade (published: 5)
     # widths of a block's encoder (published: 256, 128, 64)
@@ -131,6 +134,7 @@ class DRKFConfig:
     def __post_init__(self) -> None:
         known = {
             "fe_input": ("adapter", "raw"),
+            "fe": ("attention", "linear"),
             "progressive": ("off", "ramp", "blocks"),
             "mi_projection": ("both", "raw"),
             "mi_direction": ("both", "first"),
@@ -216,16 +220,20 @@ class DRKF(FusionModel):
         self.adapter = adapters()
         self.fe_adapter = adapters() if config.fe_input == "raw" else None
         self.unimodal = nn.ModuleDict({m: nn.Linear(config.d, spec.outputs) for m in names})
-        self.fe = FusionEncoder(
-            names,
-            config.d,
-            layers=config.layers,
-            heads=config.heads,
-            ffn=config.ffn,
-            dropout=config.dropout,
-            positions=config.positions,
-            max_positions=config.max_positions,
-        )
+        self.fe: FusionEncoder | LinearFusion
+        if config.fe == "linear":
+            self.fe = LinearFusion(names, config.d, turns=spec.context is not None)
+        else:
+            self.fe = FusionEncoder(
+                names,
+                config.d,
+                layers=config.layers,
+                heads=config.heads,
+                ffn=config.ffn,
+                dropout=config.dropout,
+                positions=config.positions,
+                max_positions=config.max_positions,
+            )
         self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
         self.ed = mlp(config.d, config.d, 1, dropout=config.dropout) if self.pairs else None
 

@@ -1,5 +1,5 @@
-"""Knowledge fusion (KF) of DRKF: the fusion encoder and the pairs on which emotion discrimination
-(ED) is trained.
+"""Knowledge fusion (KF) of DRKF: the fusion encoder, what an ablation has in its place, and the
+pairs on which emotion discrimination (ED) is trained.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mer.fusion.modules.dropout import LockedDropout
+from mer.fusion.modules.pooling import masked_mean
 from mer.pipeline.errors import DataError
 
 
@@ -114,6 +115,36 @@ class FusionEncoder(nn.Module):
         on = torch.stack(shares, 1)
         total = on.sum(1, keepdim=True)
         return torch.where(total > 0, on / total.clamp(min=torch.finfo(on.dtype).tiny), 1 / len(h))
+
+
+class LinearFusion(nn.Module):
+    """z = LN(sum_m W_m mean H_m + W_turns mean c): what takes the place of the fusion encoder when
+    an ablation asks what it is worth. Same arguments, same z; no step sees another one.
+    """
+
+    def __init__(self, names: tuple[str, ...], d: int, *, turns: bool) -> None:
+        super().__init__()
+        self.linear = nn.ModuleDict({name: nn.Linear(d, d) for name in names})
+        self.turns = nn.Linear(d, d) if turns else None
+        self.norm = nn.LayerNorm(d)
+
+    def forward(
+        self,
+        h: dict[str, Tensor],
+        mask: dict[str, Tensor],
+        *,
+        attention: bool = False,
+        turns: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, None]:
+        """As `FusionEncoder.forward`, with no attention to show."""
+        seen = [(self.linear[name], x, mask[name]) for name, x in h.items()]
+        if turns is not None and self.turns is not None:
+            seen.append((self.turns, *turns))
+        parts = []
+        for linear, x, real in seen:
+            there = real.any(1, keepdim=True)
+            parts.append(linear(masked_mean(x, real)).where(there, 0))
+        return self.norm(torch.stack(parts).sum(0)), None
 
 
 class Block(nn.Module):

@@ -48,18 +48,9 @@ def corpus(folder: Path, seed: int, models: list[str], jobs: int | None) -> list
     from mer.fusion.evaluate import evaluate
     from mer.fusion.result_files import stored_metrics
     from mer.fusion.typed import tree
-    from mer.pipeline.datasets import prepare
-    from mer.pipeline.extraction import extract
-    from mer.pipeline.extraction.options import ExtractOptions
     from mer.pipeline.store import FeatureStore
 
-    manifest, _ = prepare("synthetic", folder / "synthetic", seed=seed)
-    head = folder / "feats.h5"
-    extract(
-        manifest,
-        head,
-        ExtractOptions(audio_encoder="builtin:tiny-wav2vec2", text_encoder="builtin:tiny-roberta"),
-    )
+    head = extracted(folder, seed)
     runs, rows = {}, []
     with FeatureStore(head) as store:
         for model in (*SINGLE, *models):
@@ -104,6 +95,19 @@ def gaps(runs: dict[str, Run], model: str) -> dict:
         for name, other in others.items()
         if model not in (*SINGLE, other) and other in runs
     }
+
+
+def extracted(folder: Path, seed: int) -> Path:
+    """The store of the corpus of a generator seed; what is there is not made again."""
+    from mer.pipeline.datasets import prepare
+    from mer.pipeline.extraction import extract
+    from mer.pipeline.extraction.options import ExtractOptions
+
+    manifest, _ = prepare("synthetic", folder / "synthetic", seed=seed)
+    head = folder / "feats.h5"
+    encoders = ("builtin:tiny-wav2vec2", "builtin:tiny-roberta")
+    extract(manifest, head, ExtractOptions(audio_encoder=encoders[0], text_encoder=encoders[1]))
+    return head
 
 
 def gap(found: Comparison, other: str) -> dict:

@@ -47,6 +47,7 @@ SMALL = {
 VARIANTS = {
     "concat attentive": {"pooling": "attentive", "attention": 4},
     "drkf apart": {"mi_negatives": "other", "kl_reduction": "classes"},
+    "drkf linear": {"fe": "linear"},
 }
 
 

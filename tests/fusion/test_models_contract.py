@@ -35,7 +35,9 @@ SETS = [("audio",), ("text",), ("audio", "text"), ("text", "vision"), ALL]
 TASKS = ("single", "multi", "regression")
 every_model = pytest.mark.parametrize("name", sorted([*REGISTRY, *VARIANTS]))
 # those that answer by another function; "drkf apart" is DRKF with other losses
-every_network = pytest.mark.parametrize("name", sorted([*REGISTRY, "concat attentive"]))
+every_network = pytest.mark.parametrize(
+    "name", sorted([*REGISTRY, "concat attentive", "drkf linear"])
+)
 every_entry = pytest.mark.parametrize("name", sorted(REGISTRY))
 every_task = pytest.mark.parametrize("task", TASKS)
 

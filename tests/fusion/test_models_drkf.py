@@ -12,6 +12,7 @@ import torch
 import mer.fusion.ops as ops
 from mer.fusion.losses import info_nce, nt_xent
 from mer.fusion.models.drkf import DRKFConfig, balanced_accuracy
+from mer.fusion.modules.kf import LinearFusion
 from mer.fusion.modules.pooling import masked_mean
 from mer.pipeline.errors import DataError
 
@@ -329,6 +330,8 @@ def test_presets_name_only_what_exists():
 
     small, paper = load(preset="drkf").model_args, load(preset="drkf-paper").model_args
     assert small == DRKFConfig()
+    more_of_ed = {"model_args": replace(small, ed_anchors=1.0, w_ed=1.0)}
+    assert load(preset="drkf-ed") == replace(load(preset="drkf"), **more_of_ed)
     assert (paper.d, paper.layers, paper.heads, paper.ffn, paper.ae_layers) == (
         1024,
         6,
@@ -336,6 +339,28 @@ def test_presets_name_only_what_exists():
         4096,
         (256, 128, 64),
     )
+
+
+def test_linear_fusion_is_a_layer_on_the_means_of_what_is_there():
+    fe = LinearFusion(("audio", "text"), 2, turns=False)
+    for name, scale in (("audio", 1.0), ("text", 10.0)):
+        fe.linear[name].weight.data = scale * torch.eye(2)
+        fe.linear[name].bias.data.zero_()
+    # means (1, 2) and (1, 0); the second row has no text, the third nothing at all
+    h = {
+        "audio": torch.tensor([[[0.0, 4.0], [2.0, 0.0]]] * 3),
+        "text": torch.tensor([[[1.0, 0.0], [9.0, 9.0]]] * 3),
+    }
+    mask = {
+        "audio": torch.tensor([[True, True], [True, True], [False, False]]),
+        "text": torch.tensor([[True, False], [False, False], [False, False]]),
+    }
+    z, attention = fe(h, mask, attention=True)
+    # the layer norm of two numbers says which is larger: (11, 2), (1, 2), (0, 0)
+    assert z.round(decimals=2).tolist() == [[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]]
+    assert attention is None
+    model = make_model("drkf linear", make_spec()).eval()
+    assert model(make_batch(make_spec())).attention is None
 
 
 def test_class_weights_reach_the_kl():
