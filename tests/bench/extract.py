@@ -3,9 +3,10 @@ with all cores on each operation or one, whichever is faster (small operations l
 than they gain).
 
 Both sides read the same wav files and use the same weights (random: speed does not depend on them)
-in the same process, in turns; the best of the rounds counts. The loop keeps its features in memory;
-ours also writes and fsyncs them. Loading is in neither. Lengths are spread over MELD's quantiles
-(tests/extract/meld_quantiles.json), those of transcripts as in `sentences`. Films: see `films`.
+in the same process, in turns; the best of the rounds counts. The loop has transformers' own network
+and keeps its features in memory; ours also writes and fsyncs them. Loading is in neither. Lengths
+are spread over MELD's quantiles (tests/extract/meld_quantiles.json), those of transcripts as in
+`sentences`. Films: see `films`.
 
 Whisper: see `whisper`. Real transcripts through real weights, from start to end, against
 sentence-transformers: see `transcripts`, whose rows come last (`--lines 0`: not at all).
@@ -28,6 +29,7 @@ import torch
 
 from mer.pipeline.encoders.audio import Audio
 from mer.pipeline.encoders.bert import TextEncoder
+from mer.pipeline.encoders.frozen import load_model
 from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.modality import Item, Lengths, ReadItem, Rows
 from mer.pipeline.encoders.text import Text
@@ -143,16 +145,15 @@ def audio_sides(encoder: AudioEncoder, paths: list[Path], budget: float, threads
     parts = plan("audio", lengths, round(budget * RATE))
     rows = Rows(tuple(Utterance(path.stem, path.name) for path in paths), paths[0].parent)
     told = Lengths(tuple(lengths), (), (Flag(0),) * len(lengths))
+    plain = load_model(encoder.checkpoint, torch.device("cpu"))
 
     def loop() -> None:
         kept = []
         with torch.inference_mode():
             for path in paths:
                 waveform = encoder.prepare(soundfile.read(path, dtype="float32")[0])
-                encoder._state.lengths = None
-                kept.append(
-                    encoder.model(torch.from_numpy(waveform)[None]).last_hidden_state[0].numpy()
-                )
+                states = plain(torch.from_numpy(waveform)[None]).last_hidden_state
+                kept.append(states[0].numpy())
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder, Decoders(1 if threads > 1 else 0) as decoders:
@@ -177,16 +178,14 @@ def audio_sides(encoder: AudioEncoder, paths: list[Path], budget: float, threads
 def text_sides(encoder: TextEncoder, count: int, budget: int, threads: int):
     ids = sentences(count, encoder.model.config.vocab_size)
     parts = plan("text", [len(row) for row in ids], budget)
+    plain = load_model(encoder.checkpoint, torch.device("cpu"))
 
     def loop() -> None:
         kept = []
         with torch.inference_mode():
             for row in ids:
-                kept.append(
-                    encoder.model(input_ids=torch.from_numpy(row)[None])
-                    .last_hidden_state[0]
-                    .numpy()
-                )
+                states = plain(input_ids=torch.from_numpy(row)[None]).last_hidden_state
+                kept.append(states[0].numpy())
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
