@@ -1,9 +1,9 @@
 """The convolutions that wav2vec2's family begins with, on a CPU.
 
 They are computed with channels innermost, where a window of a convolution is a row of numbers that
-lie side by side, and the convolution a matrix product (`packed.PackedLinear`); clip by clip over the
-clip's own samples, and a few frames at a time, so that what passes between two layers stays in the
-processor's cache. A clip's frames do not depend on its batch, not even by rounding.
+lie side by side, and the convolution a matrix product (`packed.PackedLinear`); clip by clip over
+the clip's own samples, and a few frames at a time, so that what passes between two layers stays in
+the processor's cache. What they give does not depend on the batch, not even by rounding.
 
 A first layer with GroupNorm needs the mean and variance of each of its channels over the whole
 clip. Both follow from the mean and the products of the ten samples in a window, which cost little,
@@ -25,7 +25,7 @@ FRAMES_AT_A_TIME = 64  # 8 MB between wav2vec2's first two layers
 
 
 class Lengths(Protocol):
-    """The steps of each clip of this thread's next batch after the first layer; None: no padding."""
+    """Steps of each clip of this thread's next batch after the first layer; None: no padding."""
 
     lengths: list[int] | None
 
