@@ -5,13 +5,13 @@ than they gain).
 Both sides read the same wav files and use the same weights (random: speed does not depend on them)
 in the same process, in turns; the best of the rounds counts, of wall seconds and of processor
 seconds (on a busy machine those of the loop with one thread, whose cores do not wait for each
-other). The loop has transformers' own network
-and keeps its features in memory; ours also writes and fsyncs them. Loading is in neither. Lengths
-are spread over MELD's quantiles (tests/extract/meld_quantiles.json), those of transcripts as in
-`sentences`. Films: see `films`.
+other). The loop has transformers' own network and keeps its features in memory; ours also writes
+and fsyncs them. Loading is in neither. Lengths are spread over MELD's quantiles
+(tests/extract/meld_quantiles.json), those of transcripts as in `sentences`.
 
-Whisper: see `whisper`. Real transcripts through real weights, from start to end, against
-sentence-transformers: see `transcripts`, whose rows come last (`--lines 0`: not at all).
+Films: see `films`. Decoding alone: see `decoding`. Whisper: see `whisper`. Real transcripts through
+real weights, from start to end, against sentence-transformers: see `transcripts`, whose rows come
+last (`--lines 0`: not at all).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
 
-from tests.bench import films, transcripts, whisper
+from tests.bench import decoding, films, transcripts, whisper
 from tests.bench.machine import save
 from tests.bench.transcripts import Took
 from tests.encoders import checkpoints
@@ -236,6 +236,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--sizes", default="tiny,base", help="tiny, base, large")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--texts", type=int, default=192)
+    parser.add_argument("--decoded", type=int, default=32, help="clips that are only decoded")
     parser.add_argument("--films", type=int, default=12)
     parser.add_argument("--whisper", type=int, default=12, help="clips for Whisper-base")
     parser.add_argument("--lines", type=int, help="MELD's, for all-MiniLM-L6-v2 (default: all)")
@@ -289,6 +290,9 @@ def main(argv: list[str]) -> None:
                     }
                     rows.append(row)
                     print(row, flush=True)
+        for row in decoding.rows(folder, paths[: args.decoded], args.rounds):
+            rows.append(row)
+            print(row, flush=True)
         for row in whisper.rows(folder, paths[: args.whisper], args) if args.whisper else ():
             rows.append(row)
             print(row, flush=True)
