@@ -24,6 +24,7 @@ from mer.pipeline.encoders.frozen import (
 from mer.pipeline.encoders.layers import parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import Kept, Modality, States
+from mer.pipeline.encoders.packed import pack
 from mer.pipeline.encoders.shape import Shape
 from mer.pipeline.encoders.taps import (
     LayerTaps,
@@ -82,6 +83,7 @@ class TextEncoder:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model = cast(Any, self.network(checkpoint, self.device))
+        pack(self.model, self.device, self.precision)
         positions = None if shape.positions is None else shape.positions - self._unused_positions()
         self.tokenizer = Tokens(checkpoint, vocabulary=shape.vocabulary, positions=positions)
         self.limit, self.ends = self.tokenizer.limit, self.tokenizer.ends

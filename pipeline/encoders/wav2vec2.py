@@ -33,7 +33,9 @@ from mer.pipeline.encoders.geometry import Geometry
 from mer.pipeline.encoders.layers import parse_layers
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import Kept, Modality, States
+from mer.pipeline.encoders.packed import pack
 from mer.pipeline.encoders.taps import LayerTaps, fetch, spans_of, states_of
+from mer.pipeline.encoders.waves import quicker
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime.machine import choose_device
 
@@ -116,7 +118,10 @@ class AudioEncoder:
         self.normalised = bool(checkpoint.processor.get("do_normalize", True))
         self.model = cast(Any, load_model(checkpoint, self.device))
         self._state = PerBatch()
-        first = self.model.feature_extractor.conv_layers[0]
+        extractor = self.model.feature_extractor
+        self.model.feature_extractor = quicker(extractor, self._state, self.device, self.precision)
+        pack(self.model, self.device, self.precision)
+        first = extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = OwnSampleGroupNorm(first.layer_norm, self._state)
         for layers in getattr(self._positions(), "layers", ()):
