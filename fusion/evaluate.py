@@ -35,6 +35,7 @@ from mer.fusion import (
     metrics,
     splits,
     typed,
+    unimodal,
 )
 from mer.fusion.batch import Batch
 from mer.fusion.calibration import Scaling
@@ -59,6 +60,7 @@ from mer.fusion.records import (
     GroupRow,
     Mapped,
     Metrics,
+    OwnScores,
     Scores,
     SingleMetrics,
     SoftScores,
@@ -645,6 +647,7 @@ def _predict(
             [None if np.isnan(row).any() else row.tolist() for row in shares[out.rows]],
             pa.list_(pa.float32()),
         )
+    columns.update(unimodal.columns(source, spec))
     pred = infer.decide(out.scores, task, run.result.thresholds)
     columns["pred"] = named(pred, task, labels)
     scaling, scores = run.result.scaling, out.scores
@@ -745,6 +748,7 @@ def describe(
             context=spec.context.title if spec.context is not None else None,
             measures=measures if spec.task == "regression" else None,
             unimodal=alone or None,
+            **own_labels(p, heads),
             heads_agree=agree,
             heads_disagree=disagree,
             attention=_attention(p, spec.modalities),
@@ -858,6 +862,29 @@ def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:
     if not len(p.table):
         return dict.fromkeys(columns)
     return {m: float(np.mean(column.to_numpy())) for m, column in columns.items()}
+
+
+def own_labels(p: Predicted, heads: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What metrics.json says by unimodal labels, by its keys: each head against those of its own
+    modality, and how well the model and its heads tell where these differ.
+    """
+    own = unimodal.truth(p.table, p.task, p.labels)
+    found = {}
+    for m, pred in heads.items():
+        if m in own:
+            rows = splits.labelled(own[m])
+            head = replace(p, pred=pred, true=own[m])
+            found[m] = OwnScores(
+                n=int(rows.sum()), without=int((~rows).sum()), figures={**head.figures(rows)}
+            )
+    told: dict[str, Any] = {"own_labels": found or None}
+    told["unlike_labels"] = unimodal.told_by(p.table["disagreement"].to_pylist(), own)
+    if len(heads) > 1:
+        among = {m: heads[m] for m in own if m in heads}
+        if len(among) > 1:
+            differ = _differ(p, among).astype(float)
+            told["unlike_heads"] = unimodal.told_by(differ.tolist(), own)
+    return told
 
 
 def _calibration(p: Predicted, scaling: Scaling | None) -> Calibration | None:
@@ -1104,7 +1131,17 @@ def _mean_confusion(by_seed: Sequence[Predicted]) -> Confusion | None:
 def mean_parts(results: Sequence[Metrics]) -> dict[str, Any]:
     """What metrics.json has beside the metrics, averaged over runs; by the names of its keys."""
     found: dict[str, Any] = {}
-    for part in ("unimodal", "discrimination", "inconsistent", "attention", "calibration", "soft"):
+    for part in (
+        "own_labels",
+        "unlike_labels",
+        "unlike_heads",
+        "unimodal",
+        "discrimination",
+        "inconsistent",
+        "attention",
+        "calibration",
+        "soft",
+    ):
         records = [getattr(one, part) for one in results]
         if None not in records:
             kind = typed.hints(Metrics)[part]

@@ -38,6 +38,7 @@ from mer.fusion import (
     sinks,
     splits,
     typed,
+    unimodal,
 )
 from mer.fusion.averaging import WeightAverage
 from mer.fusion.batch import Batch, DataSpec
@@ -198,7 +199,11 @@ def fit(
         target,
         measures_of(store, target),
         identity(
-            config, key, None if fold is None else [fold.by, *fold.held], *turns_key(store, config)
+            config,
+            key,
+            None if fold is None else [fold.by, *fold.held],
+            *turns_key(store, config),
+            *unimodal.key(store, config),
         ),
         key,
         command,
@@ -487,6 +492,7 @@ def read_notes(training: Training) -> list[str]:
     store, spec = training.store, training.spec
     rows = np.concatenate([training.split.train, training.split.dev])
     notes = data.join_notes(store, spec, rows)
+    notes += unimodal.notes(store, spec, training.config, training.split)
     for name, one in spec.sources.items():
         if one.means or one.stack:
             what = plural(one.means, "layer mean") if one.means else plural(len(one.stack), "layer")
@@ -565,7 +571,7 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     if spec.context is not None:
         context.check(store.table(), spec.context, str(store.path))
     # it says itself what it needs; tens of milliseconds
-    build(config.model, config.model_args, spec)
+    unimodal.check(store, spec, config, build(config.model, config.model_args, spec))
     return spec, metric
 
 
@@ -1074,7 +1080,8 @@ def explain(there: Run, key: str, config: TrainConfig) -> str:
     reasons = differences(to_tree(there.config), to_tree(config))[:3]
     if there.info.store_key != key:
         reasons.append("trained on another store, or on other labels or splits of it")
-    return "; ".join(reasons) or "another fold"
+    labels = ", or other unimodal labels" if config.data.unimodal_labels else ""
+    return "; ".join(reasons) or f"another fold{labels}"
 
 
 def identity(config: TrainConfig, key: str, *more: Any) -> str:

@@ -46,6 +46,13 @@ class FusionModel(nn.Module):
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )
 
+    @property
+    def unimodal_heads(self) -> bool:
+        """Whether there is a head for each modality that learns from its own labels, if the batch
+        brings some (`Batch.taught`).
+        """
+        return False
+
     @classmethod
     def reads_summary(cls, config) -> bool:
         """Whether a model of this configuration is one of `summary`."""

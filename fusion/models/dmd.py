@@ -564,18 +564,29 @@ class DMD(FusionModel):
             | self.graph_terms(outputs, self.edges(outputs))
         )
 
+    @property
+    def unimodal_heads(self) -> bool:
+        return bool(self.config.weight_heads)
+
     def task_terms(self, o: DMDOutputs, batch: Batch) -> dict[str, Tensor]:
-        def term(logits: Tensor, present: Tensor) -> Tensor:
+        common = batch.target, batch.soft
+
+        def term(
+            logits: Tensor, present: Tensor, taught: tuple[Tensor, Tensor | None] = common
+        ) -> Tensor:
+            target, shares = taught
             unknown = -1 if self.spec.task == "single" else torch.nan
-            seen = present if batch.target.ndim == 1 else present[:, None]
-            soft = None if batch.soft is None else batch.soft.where(present[:, None], torch.nan)
-            return self.task_loss(widened(logits), batch.target.where(seen, unknown), soft)
+            seen = present if target.ndim == 1 else present[:, None]
+            soft = None if shares is None else shares.where(present[:, None], torch.nan)
+            return self.task_loss(widened(logits), target.where(seen, unknown), soft)
 
         some = o.present.any(0)
+        # hetero heads read h_m, which has seen the other modalities: theirs is the common label
+        own = [batch.taught(m) for m in self.modalities]
         return {
             "task": term(o.logits, some),
             "shared": term(o.shared_logits, some),
-            "homo": summed(map(term, o.homo_logits, o.present)),
+            "homo": summed(map(term, o.homo_logits, o.present, own)),
             "hetero": summed(map(term, o.hetero_logits, o.present)),
         }
 

@@ -291,11 +291,12 @@ class DRKF(FusionModel):
         augmented = self.augmented_views(seen, progress)
         for m in self.spec.modalities:
             rows = seen.rows(m)
-            target = batch.target[rows]
+            taught, shares = batch.taught(m)
+            target = taught[rows]
             if len(target) == 0:
                 continue
             if config.w_uni:
-                soft = None if batch.soft is None else batch.soft[rows]
+                soft = None if shares is None else shares[rows]
                 alone = self.unimodal[m](seen.mean[m])[rows]
                 terms[f"uni_{m}"] = self.task_loss(alone, target, soft)
             if config.w_rec:
@@ -528,6 +529,10 @@ class DRKF(FusionModel):
         weights |= {f"rec_{m}": rho * config.w_rec for m in names if config.w_rec}
         weights |= {f"kl_{m}": rho * config.w_kl for m in names if self.uses_kl}
         return weights | ({"ed": config.w_ed} if config.w_ed and self.pairs else {})
+
+    @property
+    def unimodal_heads(self) -> bool:
+        return bool(self.config.w_uni) or (self.uses_kl and self.config.kl_target == "label")
 
     @property
     def uses_kl(self) -> bool:

@@ -17,8 +17,9 @@ from mer.pipeline.interchange.ragged import NUMBERS, described
 from mer.pipeline.interchange.rows import Rows
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import targets_of
-from mer.pipeline.runtime.unimodal import LETTERS, check_unimodal, entry, label_of
+from mer.pipeline.runtime.unimodal import check_unimodal, entry, label_of
 
+LETTERS = {"T": "text", "A": "audio", "V": "vision"}  # behind a stem: regression_labels_T
 STEMS = {"regression": "regression_labels", "single": "classification_labels"}
 UNKNOWN_CLASS = -1  # as `mer export` writes it
 

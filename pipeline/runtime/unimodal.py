@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import listed, shown
 
+COLUMN = "unimodal"  # of a manifest and of a store's table
 BETWEEN = "="  # the modality and what it says
 MODALITY = re.compile(r"[a-z][a-z0-9_]{0,31}")
-# Behind the columns of others: label_T, regression_labels_A, …
-LETTERS = {"T": "text", "A": "audio", "V": "vision"}
 
 
 def entry(modality: str, value: float | str) -> str:
