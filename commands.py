@@ -269,3 +269,12 @@ def versions() -> list[str]:
         except metadata.PackageNotFoundError:
             lines.append(f"{name} is not installed")
     return lines
+
+
+def beside_valence(valence: Path | None, others: object) -> None:
+    """Refuse `mer evaluate --valence` beside options of other rows than the test part's."""
+    if valence is not None and others:
+        raise click.UsageError(
+            "--valence is of the test parts that both runs were trained beside; leave out "
+            "--ensemble, --robustness, --features, --map and --split"
+        )

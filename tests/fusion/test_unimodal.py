@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from sklearn import metrics as reference
 
 from mer.cli import main
-from mer.fusion import config, data, experiment, report, unimodal
+from mer.fusion import config, data, experiment, report, robustness, unimodal
 from mer.fusion import evaluate as module
 from mer.fusion.evaluate import evaluate
 from mer.pipeline.errors import DataError
@@ -219,6 +219,25 @@ def test_values_have_the_sign_of_a_class(tmp_path):
     differ = [np.sign(row["unimodal_text"]) != np.sign(row["unimodal_audio"]) for row in there]
     assert found.unlike_labels is None  # it has no ED
     assert (found.unlike_heads.n, found.unlike_heads.of) == (sum(differ), len(there))
+
+
+def test_robustness_has_the_rows_where_labels_agree_and_differ(tmp_path):
+    store = labelled(tmp_path / "store", n=60)
+    run = experiment.train(store, settings(LEARN, *ALONE), tmp_path / "run", note=quiet)
+    evaluate(run, note=quiet)
+    measured = robustness.measure(run, note=quiet)
+    rows = pq.read_table(run.path / "predictions.parquet").to_pylist()
+    there = [row for row in rows if row["unimodal_text"] is not None]
+    for agree in (True, False):
+        mine = [r for r in there if (r["unimodal_text"] == r["unimodal_audio"]) == agree]
+        (found,) = [one for one in measured.heads if one.labels and one.agree == agree]
+        wanted = reference.f1_score(
+            [r["label"] for r in mine], [r["pred"] for r in mine], average="weighted"
+        )
+        assert (found.n, found.value) == (len(mine), pytest.approx(wanted))
+    titles = [table.title for table in robustness.tables(measured)]
+    assert "where the unimodal heads, and the unimodal labels, agree and disagree" in titles
+    assert robustness.stored(run).heads == measured.heads
 
 
 # ---- What is said, and what is refused
