@@ -119,6 +119,8 @@ class DRKFConfig:
 
     label_smoothing: float = 0.0  # of the classification terms
     regression_loss: str = "l1"  # l1 | mse | ccc
+    # with several targets: shared: one EC answers all of them; per_target: one each
+    target_heads: str = added("shared")
 
     w_ec: float = 1.0  # emotion classification on z
     w_uni: float = 0.2  # emotion classification from each modality alone (published: none)
@@ -139,6 +141,7 @@ class DRKFConfig:
             "kl_reduction": ("batch", "classes"),
             "mi_negatives": ("all", "other"),
             "regression_loss": ("l1", "mse", "ccc"),
+            "target_heads": ("shared", "per_target"),
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
@@ -226,7 +229,7 @@ class DRKF(FusionModel):
             positions=config.positions,
             max_positions=config.max_positions,
         )
-        self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
+        self.ec = self.answer_head(config.d, config.d, dropout=config.dropout)
         self.ed = mlp(config.d, config.d, 1, dropout=config.dropout) if self.pairs else None
 
         self.autoencoder = nn.ModuleDict(
