@@ -18,11 +18,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from mer.fusion import evaluate, intervals, metrics
+from mer.fusion import intervals, metrics, scoring
 from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import Predicted, read_predictions, seeds_of, unit
 from mer.fusion.intervals import Sampled
+from mer.fusion.prediction_table import Predicted, seeds_of, unit
 from mer.fusion.records import Bootstrap
+from mer.fusion.result_files import read_predictions
 from mer.fusion.tables import Table, number
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import plural, shown
@@ -94,7 +95,7 @@ def of_runs(first: Run, second: Run) -> Combined:
         mse=float(mse.values.mean()),
         combined=float(one.values.mean()),
         interval=tuple(intervals.interval(one)),
-        bootstrap=evaluate.bootstrap_of(name, groups),
+        bootstrap=scoring.bootstrap_of(name, groups),
     )
 
 
@@ -144,7 +145,7 @@ def _check_rows(first: Run, second: Run, p: Predicted, q: Predicted) -> None:
 
 
 def _wf1(by_seed: Sequence[Predicted], groups: np.ndarray) -> Sampled:
-    return evaluate.sampled(by_seed, groups)["wf1"]
+    return scoring.sampled(by_seed, groups)["wf1"]
 
 
 def _mse(by_seed: Sequence[Predicted], groups: np.ndarray) -> Sampled:
@@ -156,7 +157,7 @@ def _mse(by_seed: Sequence[Predicted], groups: np.ndarray) -> Sampled:
             return {"mse": float(squared[rows].mean())}
 
         values.append(float(squared.mean()))
-        drawn = metrics.resampled(of_rows, groups, resamples=evaluate.RESAMPLES)
+        drawn = metrics.resampled(of_rows, groups, resamples=scoring.RESAMPLES)
         draws.append(drawn[:, 0])
     return Sampled(np.array(values), np.stack(draws, axis=1), intervals.effective(groups))
 

@@ -12,9 +12,10 @@ from sklearn.metrics import f1_score, mean_squared_error
 
 from mer.cli import main
 from mer.fusion import combined, experiment, intervals
-from mer.fusion import evaluate as module
+from mer.fusion import scoring as module
 from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import Predicted, evaluate
+from mer.fusion.evaluate import evaluate
+from mer.fusion.prediction_table import Predicted
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store, quiet

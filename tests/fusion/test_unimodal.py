@@ -17,7 +17,7 @@ from sklearn import metrics as reference
 
 from mer.cli import main
 from mer.fusion import config, data, experiment, report, robustness, unimodal
-from mer.fusion import evaluate as module
+from mer.fusion import scoring as module
 from mer.fusion.evaluate import evaluate
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
