@@ -106,6 +106,12 @@ def datasets(name, as_json):
     "that of most.",
 )
 @click.option(
+    "--unimodal",
+    metavar="MODALITY=COLUMN,…",
+    help="table: columns that hold what one modality says by itself, such as "
+    "text=label_T,audio=label_A; classes or numbers as those of the label.",
+)
+@click.option(
     "--split",
     type=click.Choice(["auto", "none"]),
     help="table or folder without a split: make one by group, or leave it open for folds.",

@@ -29,6 +29,15 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
     return argument if argument is not None else option  # type: ignore[return-value]
 
 
+def beside_valence(valence: Path | None, others: object) -> None:
+    """Refuse `mer evaluate --valence` beside options of other rows than the test part's."""
+    if valence is not None and others:
+        raise click.UsageError(
+            "--valence is of the test parts that both runs were trained beside; leave out "
+            "--ensemble, --robustness, --features, --map and --split"
+        )
+
+
 @command()
 @click.argument("store", metavar="[FEATS.H5]", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -332,6 +341,13 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     type=click.Path(path_type=Path),
     help="With --robustness: the difference from that run where the heads agree and disagree.",
 )
+@click.option(
+    "--valence",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="MER2023's combined measure: the WF1 of this run minus a quarter of the squared error of "
+    "that one, a regression on the same test rows.",
+)
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def evaluate(
@@ -341,6 +357,7 @@ def evaluate(
     together,
     robust,
     against,
+    valence,
     split,
     predictions,
     figures,
@@ -363,8 +380,9 @@ def evaluate(
             "--ensemble, --robustness and --figures go with the run's own labels and splits; leave "
             "them out, or --map and --split all"
         )
-    check_run_folders([*runs, *filter(None, [against])])
-    from mer.fusion import ensemble, report
+    beside_valence(valence, together or robust or features or mapping or split)
+    check_run_folders([*runs, *filter(None, [against, valence])])
+    from mer.fusion import combined, ensemble, report
     from mer.fusion.checkpoint import Run
     from mer.fusion.devices import pick_device
     from mer.fusion.evaluate import evaluate
@@ -379,6 +397,7 @@ def evaluate(
     opened = Run.open(runs[0])
     if against is not None:
         Run.open(against).trained()  # said before anything is scored
+    other = None if valence is None else combined.other_of(opened, valence)
     asked = {
         "device": pick_device(device),
         "predictions": predictions,
@@ -397,6 +416,7 @@ def evaluate(
             opened, found, figures, features=features, device=pick_device(device)
         )
         note(f"wrote {plural(len(written), 'file')} to {figures}")
+    said, tables = {}, []  # beside the figures
     if robust:
         from mer.fusion import robustness
 
@@ -409,11 +429,17 @@ def evaluate(
             note=note,
             progress=asked["progress"],
         )
-        if as_json:
-            say_json({**tree(found), "robustness": tree(measured)})
-            return
-    say_json(tree(found)) if as_json else report.show(found, terminal=sys.stdout.isatty())
-    for table in robustness.tables(measured) if robust else ():
+        said["robustness"] = tree(measured)
+        tables += robustness.tables(measured)
+    if other is not None:
+        both = combined.of_runs(opened, other)
+        said["mer2023"] = tree(both)
+        tables.append(combined.table(both))
+    if as_json:
+        say_json({**tree(found), **said})
+        return
+    report.show(found, terminal=sys.stdout.isatty())
+    for table in tables:
         say_laid_out("\n" + report.plain(table))
 
 

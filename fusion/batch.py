@@ -219,7 +219,8 @@ class Batch:
     `target`: single (B,) int64; multi (B, C) float; regression (B, K) float. Unlabelled: -1 / NaN.
     `row` (B,) int64 indexes the store's table. `context`: None where each row is seen alone.
     `soft` (B, C) float, single only: the shares of the raters who chose each class, NaN where
-    nobody knows; None: labels are learnt.
+    nobody knows; None: labels are learnt. `unimodal[m]`, as `target`: what the head of a modality
+    learns in its place; None: every head learns the common label.
     """
 
     x: dict[str, Tensor]
@@ -228,9 +229,16 @@ class Batch:
     row: Tensor
     context: Context | None = None
     soft: Tensor | None = None
+    unimodal: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.row.shape[0]
+
+    def taught(self, modality: str) -> tuple[Tensor, Tensor | None]:
+        """(target, shares of raters) that the head of one modality learns."""
+        if self.unimodal is not None and modality in self.unimodal:
+            return self.unimodal[modality], None
+        return self.target, self.soft
 
     def mask(self, modality: str) -> Tensor:
         """(B, T) bool, True on real steps."""
@@ -243,11 +251,13 @@ class Batch:
         lengths = {m: t.split(sizes) for m, t in self.lengths.items()}
         around = [None] * len(sizes) if self.context is None else self.context.split(sizes)
         soft = [None] * len(sizes) if self.soft is None else self.soft.split(sizes)
+        alone = {m: t.split(sizes) for m, t in (self.unimodal or {}).items()}
         parts = zip(self.target.split(sizes), self.row.split(sizes), around, soft, strict=True)
         for i, (target, row, context, shares) in enumerate(parts):
             part = {m: t[i] for m, t in x.items()}
             n = {m: t[i] for m, t in lengths.items()}
-            yield Batch(part, n, target, row, context, shares)
+            own = None if self.unimodal is None else {m: t[i] for m, t in alone.items()}
+            yield Batch(part, n, target, row, context, shares, own)
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(
@@ -258,4 +268,5 @@ class Batch:
             row=self.row.to(device),
             context=None if self.context is None else self.context.to(device),
             soft=None if self.soft is None else self.soft.to(device),
+            unimodal=None if self.unimodal is None else _moved(self.unimodal, device),
         )

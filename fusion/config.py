@@ -60,6 +60,9 @@ class DataConfig:
     context_width: int = typed.added(8)  # how many at most, on each side
     # single labels: learn the shares of the raters, where a row has them, instead of its label
     soft_labels: bool = typed.added(False)
+    # unimodal heads learn what their modality says by itself, where a store has such labels,
+    # instead of the common label
+    unimodal_labels: bool = typed.added(False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.modalities, str):  # a list in TOML

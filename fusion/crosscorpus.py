@@ -19,6 +19,7 @@ import pyarrow as pa
 from mer.fusion.records import Mapped
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
+from mer.pipeline.runtime.unimodal import COLUMN
 from mer.pipeline.store import FeatureStore
 from mer.pipeline.store.head import Head
 
@@ -56,6 +57,8 @@ class LabelMap:
         place = table.column_names.index("targets")
         kind = table.schema.field("targets").type
         table = table.set_column(place, "targets", pa.nulls(len(table), kind))
+        if COLUMN in table.column_names:  # likewise
+            table = table.drop_columns([COLUMN])
         header = replace(store.header, labels=self.answers)
         head = Head(header, table, store.shards, store.members, store.flags)
         return FeatureStore(store.path, head=head)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion import context, splits
+from mer.fusion import context, splits, unimodal
 from mer.fusion.batch import Batch, DataSpec, FeatureSet
 from mer.fusion.config import DataConfig
 from mer.pipeline.errors import DataError
@@ -331,6 +331,7 @@ class BatchSource:
     neighbours: context.Neighbours | None = None  # None: each row alone
     around: context.Around | None = None  # the same, read
     soft: Tensor | None = None  # (N, C) as in `Batch`
+    unimodal: dict[str, Tensor] | None = None  # (N,) or (N, 1) each, as in `Batch`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -428,6 +429,8 @@ class BatchSource:
             self.length[m] = torch.from_numpy(self.n[m]).to(self.device)
         self.target = self.target.to(self.device)
         self.soft = None if self.soft is None else self.soft.to(self.device)
+        if self.unimodal is not None:
+            self.unimodal = {m: t.to(self.device) for m, t in self.unimodal.items()}
         if self.around is not None:
             self.around = self.around.to(self.device)
         return self
@@ -496,7 +499,8 @@ class BatchSource:
         row = torch.from_numpy(self.rows[index]).to(self.device, non_blocking=True)
         turns = None if self.around is None else self.around.gather(at)
         soft = None if self.soft is None else self.soft.index_select(0, at)
-        return Batch(x, lengths, self.target.index_select(0, at), row, turns, soft)
+        own = self._own_labels(at)
+        return Batch(x, lengths, self.target.index_select(0, at), row, turns, soft, own)
 
     def _assemble(self, index: np.ndarray) -> Batch:
         x, lengths = {}, {}
@@ -509,7 +513,14 @@ class BatchSource:
         at = torch.from_numpy(index)
         turns = None if self.around is None else self.around.gather(at)
         soft = None if self.soft is None else self.soft[at]
-        return Batch(x, lengths, self.target[at], torch.from_numpy(self.rows[index]), turns, soft)
+        row, own = torch.from_numpy(self.rows[index]), self._own_labels(at)
+        return Batch(x, lengths, self.target[at], row, turns, soft, own)
+
+    def _own_labels(self, at: Tensor) -> dict[str, Tensor] | None:
+        """The unimodal labels of the rows at these positions."""
+        if self.unimodal is None:
+            return None
+        return {m: values.index_select(0, at) for m, values in self.unimodal.items()}
 
 
 @dataclass(frozen=True)
@@ -581,6 +592,10 @@ def batch_source(
     if config.soft_labels:
         shares = splits.soft(store.table(), spec.task, spec.labels)
         made.soft = None if shares is None else torch.from_numpy(shares[made.rows])
+    if config.unimodal_labels:
+        own = unimodal.targets(store.table(), spec.task, spec.labels)
+        read = {m: torch.from_numpy(x[made.rows]) for m, x in own.items() if m in spec.modalities}
+        made.unimodal = read or None
     if spec.context is not None:
         pool = made.rows if pool is None else np.asarray(pool, dtype=np.int64)
         made.neighbours = context.neighbours(store.table(), made.rows, pool, spec.context)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mer.fusion import checkpoint, files, sinks, splits, typed
+from mer.fusion import checkpoint, files, sinks, splits, typed, unimodal
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
 from mer.fusion.identity import beginning, beginning_of, check_folder, explain, identity, turns_key
@@ -105,10 +105,11 @@ def train(
             note(line)
     key = checkpoint.store_key(store)
     turns = turns_key(store, config)
+    alone = unimodal.key(store, config)
     if grouped:
-        wanted = identity(config, key, seeds, folds, *turns)
+        wanted = identity(config, key, seeds, folds, *turns, *alone)
     else:
-        wanted = identity(config, key, None, *turns)
+        wanted = identity(config, key, None, *turns, *alone)
     stem = f"{store.header.dataset}-{config.model}"
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
     if warn:

@@ -56,7 +56,8 @@ def explain(there: Run, key: str, config: TrainConfig) -> str:
     reasons = differences(to_tree(there.config), to_tree(config))[:3]
     if there.info.store_key != key:
         reasons.append("trained on another store, or on other labels or splits of it")
-    return "; ".join(reasons) or "another fold"
+    labels = ", or other unimodal labels" if config.data.unimodal_labels else ""
+    return "; ".join(reasons) or f"another fold{labels}"
 
 
 def beginning(command: str | None) -> dict[str, Any]:

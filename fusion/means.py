@@ -16,7 +16,17 @@ from mer.fusion.typed import convert
 def mean_parts(results: Sequence[Metrics]) -> dict[str, Any]:
     """What metrics.json has beside the metrics, averaged over runs; by the names of its keys."""
     found: dict[str, Any] = {}
-    for part in ("unimodal", "discrimination", "inconsistent", "attention", "calibration", "soft"):
+    for part in (
+        "unimodal",
+        "own_labels",
+        "discrimination",
+        "inconsistent",
+        "unlike_labels",
+        "unlike_heads",
+        "attention",
+        "calibration",
+        "soft",
+    ):
         records = [getattr(one, part) for one in results]
         if None not in records:
             kind = typed.hints(Metrics)[part]

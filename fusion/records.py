@@ -307,12 +307,29 @@ class Subset:
 
 @dataclass(frozen=True)
 class TwoWay:
-    """How well disagreement tells two kinds of utterances apart; `pairs` or `n` of them."""
+    """How well disagreement tells two kinds of utterances apart; `pairs`, or `n` that disagree, and
+    where it is told `of` how many.
+    """
 
     pairs: float | None = optional()
     n: float | None = optional()
+    of: float | None = optional()
     auc: float | None = None
     balanced_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnScores:
+    """A unimodal head against the labels of its own modality, on the `n` labelled rows that have
+    one; `without` have none.
+    """
+
+    n: float
+    without: float
+    figures: Figures = rest()
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.figures[name]
 
 
 @dataclass(frozen=True)
@@ -375,10 +392,15 @@ class Metrics:
     context: str | None = optional()  # turns that utterances were seen with; None: each alone
     measures: Measures | None = optional()
     unimodal: dict[str, Figures] | None = optional()
+    # None: the store has no unimodal labels, or the model no unimodal heads
+    own_labels: dict[str, OwnScores] | None = optional()
     heads_agree: Subset | None = optional()
     heads_disagree: Subset | None = optional()
     discrimination: dict[str, TwoWay] | None = optional()
     inconsistent: TwoWay | None = optional()
+    # utterances whose unimodal labels differ, as ED tells them, and the heads by their answers
+    unlike_labels: TwoWay | None = optional()
+    unlike_heads: TwoWay | None = optional()
     attention: Figures | None = optional()
     calibration: Calibration | None = optional()
     soft: SoftScores | None = optional()  # None: nobody knows how raters divided

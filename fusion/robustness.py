@@ -36,6 +36,7 @@ from mer.fusion import (
     scoring,
     splits,
     typed,
+    unimodal,
 )
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run, check_store
@@ -81,11 +82,13 @@ class Altered:
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Rows where the unimodal heads agree, or disagree, in most seeds; against another run the
-    paired difference, this one minus that one, by Holm over both kinds of rows.
+    """Rows where the unimodal heads agree, or disagree, in most seeds, or, by `labels`, where the
+    unimodal labels do; against another run the paired difference, this one minus that one, by Holm
+    over all kinds of rows.
     """
 
     agree: bool
+    labels: bool | None = optional()
     n: int
     value: float | None
     difference: float | None = optional()
@@ -502,16 +505,24 @@ def _paired(
 def _heads(
     run: Run, whole: Sequence[Predicted], theirs: Sequence[Predicted] | None, metric: str
 ) -> tuple[Heads, ...]:
-    """Where the heads agree and where they do not, in most seeds."""
+    """Where the heads agree and where they do not, in most seeds; the same of unimodal labels,
+    where there are such.
+    """
     modalities = run.children[0].spec.modalities
     each = [scoring.where_heads_differ(p, modalities) for p in whole]
     there = [one for one in each if one is not None]
-    if len(there) < len(whole):
-        return ()
-    differ = np.mean(there, axis=0) > 0.5
+    kinds: list[tuple[bool, bool | None, np.ndarray]] = []  # agree, by labels, rows
+    if len(there) == len(whole):
+        differ = np.mean(there, axis=0) > 0.5
+        kinds += [(True, None, ~differ), (False, None, differ)]
+    own = unimodal.truth(whole[0].table, whole[0].task, whole[0].labels)
+    if len(own) > 1:
+        differ, known = unimodal.inconsistent(own)
+        kinds += [(True, True, known & ~differ), (False, True, differ)]
     found: list[Heads] = []
     pairs: list[Paired | None] = []
-    for agree, rows in ((True, np.flatnonzero(~differ)), (False, np.flatnonzero(differ))):
+    for agree, labels, among in kinds:
+        rows = np.flatnonzero(among)
         mine = [p.take(rows) for p in whole]
         pair = None
         if theirs is not None and len(rows):
@@ -522,7 +533,7 @@ def _heads(
             )
         pairs.append(pair)
         value = _value(mine, metric) if len(rows) else float("nan")
-        found.append(Heads(agree=agree, n=len(rows), value=value))
+        found.append(Heads(agree=agree, labels=labels, n=len(rows), value=value))
     if theirs is None:
         return tuple(found)
     undefined = float("nan")
@@ -636,10 +647,13 @@ def _cells(metric: str, one: Altered | Heads) -> tuple[str, str, str, str]:
 def _heads_table(found: Robustness) -> Table:
     rows = []
     for one in found.heads:
-        name = "heads agree" if one.agree else "heads disagree"
+        what = "unimodal labels" if one.labels else "heads"
+        name = f"{what} {'agree' if one.agree else 'disagree'}"
         cells = _cells(found.metric, one) if found.against else _cells(found.metric, one)[:1]
         rows.append((name, *cells, f"{one.n:,}"))
     title = "where the unimodal heads agree and disagree"
+    if any(one.labels for one in found.heads):
+        title = "where the unimodal heads, and the unimodal labels, agree and disagree"
     heads: tuple[str, ...] = ("", metrics.title(found.metric), "n")
     if found.against:
         title += f", minus {shown(Path(found.against).name, 60)}"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mer.fusion import calibration, intervals, metrics, splits
+from mer.fusion import calibration, intervals, metrics, splits, unimodal
 from mer.fusion.calibration import Scaling
 from mer.fusion.checkpoint import Run
 from mer.fusion.crosscorpus import LabelMap
@@ -22,6 +22,7 @@ from mer.fusion.records import (
     Calibration,
     Figures,
     FinishedInfo,
+    OwnScores,
     SingleMetrics,
     SoftScores,
     Subset,
@@ -86,6 +87,7 @@ def describe(
             context=spec.context.title if spec.context is not None else None,
             measures=measures if spec.task == "regression" else None,
             unimodal=alone or None,
+            **_by_own_labels(p, heads),
             heads_agree=agree,
             heads_disagree=disagree,
             attention=_attention(p, spec.modalities),
@@ -189,6 +191,28 @@ def heads_differ(
     heads = [h > middle for h in heads] if task == "regression" else heads
     rows = [h != heads[0] for h in heads[1:]]
     return np.any([row if row.ndim == 1 else row.any(1) for row in rows], axis=0)
+
+
+def _by_own_labels(p: Predicted, heads: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What metrics.json says by unimodal labels, by its keys: each head against those of its own
+    modality, and how well the model and its heads tell where these differ.
+    """
+    own = unimodal.truth(p.table, p.task, p.labels)
+    found = {}
+    for m, pred in heads.items():
+        if m in own:
+            rows = splits.labelled(own[m])
+            head = replace(p, pred=pred, true=own[m])
+            found[m] = OwnScores(
+                n=int(rows.sum()), without=int((~rows).sum()), figures={**head.figures(rows)}
+            )
+    told: dict[str, Any] = {"own_labels": found or None}
+    told["unlike_labels"] = unimodal.told_by(p.table["disagreement"].to_pylist(), own)
+    among = {m: heads[m] for m in own if m in heads}
+    if len(among) > 1:
+        differ = _differ(p, among).astype(float)
+        told["unlike_heads"] = unimodal.told_by(differ.tolist(), own)
+    return told
 
 
 def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:

@@ -28,6 +28,7 @@ from mer.fusion import (
     sinks,
     splits,
     typed,
+    unimodal,
 )
 from mer.fusion.batch import DataSpec
 from mer.fusion.checkpoint import Run
@@ -122,7 +123,11 @@ def fit(
         target,
         measures_of(store, target),
         identity(
-            config, key, None if fold is None else [fold.by, *fold.held], *turns_key(store, config)
+            config,
+            key,
+            None if fold is None else [fold.by, *fold.held],
+            *turns_key(store, config),
+            *unimodal.key(store, config),
         ),
         key,
         command,
@@ -396,6 +401,7 @@ def read_notes(training: Training) -> list[str]:
     store, spec = training.store, training.spec
     rows = np.concatenate([training.split.train, training.split.dev])
     notes = data.join_notes(store, spec, rows)
+    notes += unimodal.notes(store, spec, training.config, training.split)
     for name, one in spec.sources.items():
         if one.means or one.stack:
             what = plural(one.means, "layer mean") if one.means else plural(len(one.stack), "layer")

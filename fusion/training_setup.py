@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion import context, data, infer, metrics, splits
+from mer.fusion import context, data, infer, metrics, splits, unimodal
 from mer.fusion.batch import DataSpec
 from mer.fusion.config import TrainConfig
 from mer.fusion.models import build, reads_summary
@@ -121,7 +121,7 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     if spec.context is not None:
         context.check(store.table(), spec.context, str(store.path))
     # it says itself what it needs; tens of milliseconds
-    build(config.model, config.model_args, spec)
+    unimodal.check(store, spec, config, build(config.model, config.model_args, spec))
     return spec, metric
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mer.fusion import checkpoint, files, metrics, prune, splits, typed
+from mer.fusion import checkpoint, files, metrics, prune, splits, typed, unimodal
 from mer.fusion import config as configs
 from mer.fusion.config import TrainConfig
 from mer.fusion.experiment import MOST_SEEDS, train
@@ -230,6 +230,7 @@ def tune(
         )
     key = checkpoint.store_key(store)
     turns = [key for base in bases for key in turns_key(store, base)]
+    turns += [key for base in bases for key in unimodal.key(store, base)]
     asked = [[configs.to_tree(one.base), one.space.tree()] for one in searches]
     head = Head(
         identity=identity(bases[0], key, asked, seeds, folds, method, seed, *turns),

@@ -1,7 +1,7 @@
 """A corpus as a table: one `Utterance` per row, written as Parquet with its provenance in the
 file's metadata.
 
-Schema (version 2; docs/manifest.md): see `SCHEMA`. The metadata key `mer` holds a JSON object with
+Schema (version 3; docs/manifest.md): see `SCHEMA`. The metadata key `mer` holds a JSON object with
 `format`, `version`, `dataset`, `task`, `labels`, `language`, `root` and `source`.
 """
 
@@ -37,9 +37,11 @@ from mer.pipeline.runtime.files import publishing
 from mer.pipeline.runtime.limits import MANIFEST_METADATA_BYTES
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import check_folds, check_labelling, check_task
+from mer.pipeline.runtime.unimodal import check_unimodal
 
-VERSION = 2  # as it is written where a row has published folds; version 1 has no such column
-VERSIONS = (1, 2)  # as they are read
+VERSION = 3  # as it is written where a row has unimodal labels
+FOLDS_VERSION = 2  # where a row has published folds; version 1 has neither column
+VERSIONS = (1, 2, 3)  # as they are read
 BYTES = (
     pa.types.is_binary,
     pa.types.is_large_binary,
@@ -78,11 +80,13 @@ SCHEMA = pa.schema(
         pa.field("video_end", pa.float64()),
         # published folds, "1=train": the fold's name and what the row is in it (train, dev, test)
         pa.field("folds", pa.list_(pa.string())),
+        # what one modality says by itself, "text=-0.4" (regression) or "text=anger" (single)
+        pa.field("unimodal", pa.list_(pa.string())),
     ]
 )
 # Columns that came later: a manifest in which no row has one is written, and hashed, as before.
-LATER = ("video", "video_start", "video_end", "folds")
-LISTED = ("tags", "folds")  # null and empty are the same
+LATER = ("video", "video_start", "video_end", "folds", "unimodal")
+LISTED = ("tags", "folds", "unimodal")  # null and empty are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class Utterance:
     video_start: float | None = None
     video_end: float | None = None
     folds: tuple[str, ...] = ()
+    unimodal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class Manifest:
             )
             _check_values(where, u, self.task)
             check_folds(where, u.id, u.folds)
+            check_unimodal(where, u.id, u.unimodal, task=self.task, labels=self.labels)
         if self.task == "regression":
             _check_as_many(where, self.rows)
 
@@ -178,6 +184,14 @@ class Manifest:
         used = {name for name in LATER for u in self.rows if getattr(u, name) not in (None, ())}
         return [name for name in SCHEMA.names if name not in LATER or used]
 
+    @property
+    def _version(self) -> int:
+        """The first that has all of the columns."""
+        columns = self._columns
+        if "unimodal" in columns:
+            return VERSION
+        return FOLDS_VERSION if "folds" in columns else 1
+
     def with_root(self, root: str | os.PathLike) -> Manifest:
         """The same corpus with its media in another folder."""
         return replace(self, root=Path(root))
@@ -213,7 +227,7 @@ class Manifest:
             root = root.relative_to(path.resolve().parent)
         meta = {
             "format": "mer-manifest",
-            "version": VERSION if "folds" in self._columns else 1,
+            "version": self._version,
             "dataset": self.dataset,
             "task": self.task,
             "labels": list(self.labels),

@@ -15,8 +15,10 @@ from mer.fusion.batch import Batch, DataSpec
 from mer.fusion.losses import task_loss
 from mer.fusion.models import Prediction
 from mer.fusion.modules.context import TurnAttention, TurnTokens
+from mer.fusion.modules.heads import PerTarget, mlp
 from mer.fusion.modules.pooling import Moments, Standardise, masked_mean
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import plural
 
 
 class FusionModel(nn.Module):
@@ -45,6 +47,13 @@ class FusionModel(nn.Module):
         self.register_buffer(
             "class_weights", None if spec.task == "regression" else torch.ones(spec.outputs)
         )
+
+    @property
+    def unimodal_heads(self) -> bool:
+        """Whether there is a head for each modality that learns from its own labels, if the batch
+        brings some (`Batch.taught`).
+        """
+        return False
 
     @classmethod
     def reads_summary(cls, config) -> bool:
@@ -84,6 +93,24 @@ class FusionModel(nn.Module):
             regression=config.regression_loss,
             soft=soft,
         )
+
+    @property
+    def per_target(self) -> bool:
+        """Whether each of several targets has a head of its own, as `target_heads` asks for."""
+        if self.config.target_heads == "shared":
+            return False
+        if self.spec.task != "regression" or self.spec.outputs < 2:
+            raise DataError(
+                f"model_args.target_heads={self.config.target_heads}: for a regression on several "
+                f"targets; the task here is {self.spec.task} with "
+                f"{plural(self.spec.outputs, 'output')}, use shared"
+            )
+        return True
+
+    def answer_head(self, width: int, hidden: int, *, dropout: float) -> nn.Module:
+        """The MLP that gives the answer: one for all outputs, or one for each target."""
+        kind = PerTarget if self.per_target else mlp
+        return kind(width, hidden, self.spec.outputs, dropout=dropout)
 
     def turn_tokens(self, width: int) -> TurnTokens | None:
         """What makes a token (width,) of each neighbour; None where each row is seen alone."""

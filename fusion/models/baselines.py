@@ -19,7 +19,6 @@ from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel, standardiser_of
 from mer.fusion.modules.context import TurnAttention
 from mer.fusion.modules.dropout import Dropout
-from mer.fusion.modules.heads import mlp
 from mer.fusion.modules.kf import FusionEncoder
 from mer.fusion.modules.orl import Adapter, adapter_of
 from mer.fusion.modules.pooling import (
@@ -38,6 +37,8 @@ class UnimodalConfig:
     dropout: float = 0.3  # before it and inside it
     label_smoothing: float = 0.0
     regression_loss: str = "l1"  # l1 | mse | ccc
+    # with several targets: shared: one MLP answers all of them; per_target: one each
+    target_heads: Literal["shared", "per_target"] = added("shared")
     # with data.context: width of what is taken from neighbours, dropout on their features, and the
     # share of them that is hidden in training
     context_hidden: int = added(64)
@@ -67,6 +68,7 @@ class FusionConfig:
     max_positions: int = 2800
     label_smoothing: float = 0.0
     regression_loss: str = "l1"  # l1 | mse | ccc
+    target_heads: Literal["shared", "per_target"] = added("shared")
     context_dropout: float = added(0.5)
     turn_dropout: float = added(0.3)
 
@@ -110,12 +112,7 @@ class Pooled(FusionModel):
                 dropout=config.context_dropout,
                 hidden=config.turn_dropout,
             )
-        self.head = mlp(
-            own + taken,
-            config.hidden,
-            spec.outputs,
-            dropout=config.dropout,
-        )
+        self.head = self.answer_head(own + taken, config.hidden, dropout=config.dropout)
 
     @classmethod
     def reads_summary(cls, config: Any) -> bool:
@@ -204,7 +201,7 @@ class FusionEncoderModel(FusionModel):
             positions=config.positions,
             max_positions=config.max_positions,
         )
-        self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
+        self.ec = self.answer_head(config.d, config.d, dropout=config.dropout)
         self.turns = self.turn_tokens(config.d)
 
     def forward(self, batch: Batch) -> Prediction:

@@ -22,6 +22,7 @@ explains each and says what the trainer corrects.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -136,6 +137,8 @@ class DMDConfig:
     margin: float = 0.15
     label_smoothing: float = 0.0  # of the task terms, classification only
     regression_loss: Literal["l1", "mse", "ccc"] = "l1"
+    # with several targets: shared: one last head answers all of them; per_target: one each
+    target_heads: Literal["shared", "per_target"] = added("shared")
 
     weight_heads: float = 1.0  # every unimodal head's task loss
     weight_shared: float = 1.0  # the shared branch's task loss
@@ -259,6 +262,19 @@ class ResidualHead(nn.Module):
         return HeadOutputs(self.out(y), hidden, y)
 
 
+class HeadPerTarget(nn.Module):
+    """The last head of each of several targets."""
+
+    def __init__(self, heads: Iterable[ResidualHead]):
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, x: Tensor) -> HeadOutputs:
+        """x (B, n)."""
+        each = zip(*(head(x) for head in self.heads), strict=True)
+        return HeadOutputs(*(torch.cat(parts, 1) for parts in each))
+
+
 class DMD(FusionModel):
     config: DMDConfig
 
@@ -336,7 +352,8 @@ class DMD(FusionModel):
                 dropout=config.context_dropout,
                 hidden=config.turn_dropout,
             )
-        self.fused_head = self._head(fused + taken, outputs)
+        each = [self._head(fused + taken, 1) for _ in range(outputs)] if self.per_target else []
+        self.fused_head = HeadPerTarget(each) if each else self._head(fused + taken, outputs)
         sizes = {
             "homo": (config.width, config.graph_width_homo),
             "hetero": (hetero, config.graph_width_hetero),
@@ -564,18 +581,29 @@ class DMD(FusionModel):
             | self.graph_terms(outputs, self.edges(outputs))
         )
 
+    @property
+    def unimodal_heads(self) -> bool:
+        return bool(self.config.weight_heads)
+
     def task_terms(self, o: DMDOutputs, batch: Batch) -> dict[str, Tensor]:
-        def term(logits: Tensor, present: Tensor) -> Tensor:
+        common = batch.target, batch.soft
+
+        def term(
+            logits: Tensor, present: Tensor, taught: tuple[Tensor, Tensor | None] = common
+        ) -> Tensor:
+            target, shares = taught
             unknown = -1 if self.spec.task == "single" else torch.nan
-            seen = present if batch.target.ndim == 1 else present[:, None]
-            soft = None if batch.soft is None else batch.soft.where(present[:, None], torch.nan)
-            return self.task_loss(widened(logits), batch.target.where(seen, unknown), soft)
+            seen = present if target.ndim == 1 else present[:, None]
+            soft = None if shares is None else shares.where(present[:, None], torch.nan)
+            return self.task_loss(widened(logits), target.where(seen, unknown), soft)
 
         some = o.present.any(0)
+        # hetero heads read h_m, which has seen the other modalities: theirs is the common label
+        own = [batch.taught(m) for m in self.modalities]
         return {
             "task": term(o.logits, some),
             "shared": term(o.shared_logits, some),
-            "homo": summed(map(term, o.homo_logits, o.present)),
+            "homo": summed(map(term, o.homo_logits, o.present, own)),
             "hetero": summed(map(term, o.hetero_logits, o.present)),
         }
 

@@ -122,6 +122,8 @@ class DRKFConfig:
 
     label_smoothing: float = 0.0  # of the classification terms
     regression_loss: str = "l1"  # l1 | mse | ccc
+    # with several targets: shared: one EC answers all of them; per_target: one each
+    target_heads: str = added("shared")
 
     w_ec: float = 1.0  # emotion classification on z
     w_uni: float = 0.2  # emotion classification from each modality alone (published: none)
@@ -143,6 +145,7 @@ class DRKFConfig:
             "kl_reduction": ("batch", "classes"),
             "mi_negatives": ("all", "other"),
             "regression_loss": ("l1", "mse", "ccc"),
+            "target_heads": ("shared", "per_target"),
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
@@ -234,7 +237,7 @@ class DRKF(FusionModel):
                 positions=config.positions,
                 max_positions=config.max_positions,
             )
-        self.ec = mlp(config.d, config.d, spec.outputs, dropout=config.dropout)
+        self.ec = self.answer_head(config.d, config.d, dropout=config.dropout)
         self.ed = mlp(config.d, config.d, 1, dropout=config.dropout) if self.pairs else None
 
         self.autoencoder = nn.ModuleDict(
@@ -299,11 +302,12 @@ class DRKF(FusionModel):
         augmented = self.augmented_views(seen, progress)
         for m in self.spec.modalities:
             rows = seen.rows(m)
-            target = batch.target[rows]
+            taught, shares = batch.taught(m)
+            target = taught[rows]
             if len(target) == 0:
                 continue
             if config.w_uni:
-                soft = None if batch.soft is None else batch.soft[rows]
+                soft = None if shares is None else shares[rows]
                 alone = self.unimodal[m](seen.mean[m])[rows]
                 terms[f"uni_{m}"] = self.task_loss(alone, target, soft)
             if config.w_rec:
@@ -536,6 +540,10 @@ class DRKF(FusionModel):
         weights |= {f"rec_{m}": rho * config.w_rec for m in names if config.w_rec}
         weights |= {f"kl_{m}": rho * config.w_kl for m in names if self.uses_kl}
         return weights | ({"ed": config.w_ed} if config.w_ed and self.pairs else {})
+
+    @property
+    def unimodal_heads(self) -> bool:
+        return bool(self.config.w_uni) or (self.uses_kl and self.config.kl_target == "label")
 
     @property
     def uses_kl(self) -> bool:

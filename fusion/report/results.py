@@ -29,6 +29,7 @@ from mer.fusion.records import (
     GroupMetrics,
     Metrics,
     SingleMetrics,
+    TwoWay,
     defined,
 )
 from mer.fusion.tables import Table, context_words, glossary, number, plain
@@ -69,7 +70,13 @@ def tables(found: SingleMetrics | GroupMetrics) -> list[Table]:
         made = [_group_table(found, names), _runs_table(found, names)]
     else:
         made = [_single_table(found, names)]
-    others = (_per_class(found), _heads(found, names), _told_apart(found), _more(found))
+    others = (
+        _per_class(found),
+        _heads(found, names),
+        _own_labels(found, names),
+        _told_apart(found),
+        _more(found),
+    )
     return made + [table for table in others if table.rows]
 
 
@@ -141,15 +148,32 @@ def _heads(found: Metrics, names: Sequence[str]) -> Table:
     return Table(title, ("", "share", *_titles(names)), tuple(rows))
 
 
+def _own_labels(found: Metrics, names: Sequence[str]) -> Table:
+    rows = []
+    for m, one in (found.own_labels or {}).items():
+        rows.append((m, *numbers(one.figures, names), f"{one.n:,.0f}", f"{one.without:,.0f}"))
+    title = "each unimodal head against the labels of its own modality"
+    return Table(title, ("", *_titles(names), "n", "without"), tuple(rows))
+
+
 def _told_apart(found: Metrics) -> Table:
     told = {f"re-paired {pair}": one for pair, one in (found.discrimination or {}).items()}
     if found.inconsistent is not None:
         told["tagged inconsistent"] = found.inconsistent
+    if found.unlike_labels is not None:
+        told[f"unimodal labels differ ({_share(found.unlike_labels)})"] = found.unlike_labels
+    if found.unlike_heads is not None:
+        told[f"… by the heads' answers ({_share(found.unlike_heads)})"] = found.unlike_heads
     rows = []
     for name, one in told.items():
         rows.append((name, number("auc", one.auc), number("auc", one.balanced_accuracy)))
     columns = ("", "AUC", "balanced accuracy")
     return Table("telling apart what disagrees", columns, tuple(rows))
+
+
+def _share(one: TwoWay) -> str:
+    """How many of how many utterances disagree; means over the runs of a group."""
+    return f"{one.n or 0:,.0f} of {one.of or 0:,.0f}"
 
 
 def _more(found: Metrics) -> Table:

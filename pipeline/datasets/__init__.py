@@ -13,7 +13,7 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-from mer.pipeline.datasets import corpora, folds
+from mer.pipeline.datasets import corpora, folds, unimodal
 from mer.pipeline.datasets.findings import Findings, class_gaps, count, overlaps
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
@@ -103,9 +103,11 @@ def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings
     """Add what is counted and warned of the same way for every corpus."""
     findings.counts, findings.rows = count(manifest), len(manifest.rows)
     findings.folds = folds.counted(manifest.rows)
+    findings.unimodal = unimodal.counted(manifest)
     findings.warnings += warn_near_duplicates(manifest.labels)
     findings.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
     findings.warnings += class_gaps(manifest, findings.counts)
+    findings.warnings += unimodal.warnings(findings.unimodal, manifest)
     findings.overlaps |= overlaps(manifest.rows, language=manifest.language)
     manifest.source["report"] = findings.to_dict()
     return manifest, findings

@@ -91,6 +91,9 @@ class TableRules:
     splits: dict[str, str] = field(default_factory=dict)  # what it says, or a table's name -> split
     missing: str = ""  # template of the path that a missing file is named by
     optional: bool = False  # files without it still have labels, by their names
+    # modality -> the column of what it says by itself, and the scale of these numbers
+    unimodal: dict[str, str] = field(default_factory=dict)
+    unimodal_range: tuple[float, ...] = ()
     zeros: bool = True  # False: 0001 and 1 are one name, which some programs make of the other
 
 
@@ -207,6 +210,7 @@ def _file_rules(data: dict) -> FileRules:
 
 def _table_rules(data: dict) -> TableRules:
     lists = {key: tuple(data.get(key, ())) for key in ("names", "header", "nobody")}
+    lists["unimodal_range"] = tuple(data.get("unimodal_range", ()))
     return TableRules(**{**data, **lists})
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.columnar import reason
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
+from mer.pipeline.runtime.unimodal import entry, number_of
 
 DEPTH = 4  # folders below the root
 LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
@@ -115,6 +115,7 @@ def with_lines(
     by_id = {_key(u.id, rules): u for u in rows}
     named = {_key(id, rules) for id in lines}
     findings.orphans += [u.audio or u.id for key, u in by_id.items() if key not in named]
+    findings.warnings += _absent_unimodal(lines, rules)
     out = []
     for line in lines.values():
         base = by_id.get(_key(line.id, rules))
@@ -131,7 +132,8 @@ def with_lines(
         column = chosen.column or rules.label
         label = line.cell(column) if column else (u.label or "")
         if chosen.task == "regression":
-            out.append(replace(u, label=None, targets=_target(line, label)))
+            targets, unimodal = _target(line, label), _unimodal(line, rules)
+            out.append(replace(u, label=None, targets=targets, unimodal=unimodal))
         elif label in chosen.source:
             out.append(replace(u, label=chosen.source[label]))
         else:
@@ -219,10 +221,34 @@ def _target(line: Line, cell: str) -> tuple[float, ...] | None:
     """The one target of a regression; None for an empty cell."""
     if not cell:
         return None
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = number_of(cell)
+    if value is None:
         raise DataError(f"{line.at} has '{shown(cell, 40)}' where a number belongs")
     return (value,)
+
+
+def _unimodal(line: Line, rules: TableRules) -> tuple[str, ...]:
+    """What each modality says by itself, of those that the line says something of."""
+    found = []
+    for modality, column in rules.unimodal.items():
+        cell = strip(line.cells.get(column) or "")
+        if not cell:
+            continue
+        value = number_of(cell)
+        if value is None:
+            raise DataError(f"{line.at} has {column} '{shown(cell, 40)}' where a number belongs")
+        if rules.unimodal_range:
+            low, high = rules.unimodal_range
+            if not low <= value <= high:
+                raise DataError(
+                    f"{line.at} has {column} {value:g}, expected a number from {low:g} to {high:g}"
+                )
+        found.append(entry(modality, value))
+    return tuple(found)
+
+
+def _absent_unimodal(lines: Mapping[str, Line], rules: TableRules) -> list[str]:
+    """A line where some columns of unimodal labels are not there."""
+    there = {name for line in lines.values() for name in line.cells}
+    absent = [column for column in rules.unimodal.values() if column not in there]
+    return [f"no column {', '.join(absent)}: no such unimodal labels"] if absent else []

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 
-from mer.pipeline.datasets import folds
+from mer.pipeline.datasets import folds, unimodal
 from mer.pipeline.datasets.folds import FoldCounts
+from mer.pipeline.datasets.unimodal import UnimodalCounts
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLITS
@@ -42,6 +43,8 @@ class Findings:
     dropped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     folds: dict[str, FoldCounts] = field(default_factory=dict)  # published ones, by name
     unlabelled: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    # modality -> what is known of its unimodal labels
+    unimodal: dict[str, UnimodalCounts] = field(default_factory=dict)
     # "train/test" -> texts, long_texts, speakers
     overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -94,6 +97,7 @@ class Findings:
         if any(len(names) > SHOWN for names in cut):
             lines.append("the whole lists: the same command with --json")
         lines += folds.lines(self.folds)
+        lines += unimodal.lines(self.unimodal)
         lines += _told_overlaps(self.overlaps)
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
@@ -119,6 +123,7 @@ class Findings:
             "dropped": self.dropped,
             "folds": {name: asdict(fold) for name, fold in self.folds.items()},
             "unlabelled": self.unlabelled,
+            "unimodal": {name: asdict(one) for name, one in self.unimodal.items()},
             "overlaps": self.overlaps,
             "warnings": self.warnings,
         }

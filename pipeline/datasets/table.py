@@ -22,14 +22,17 @@ from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted, from_columns, from_json
 from mer.pipeline.datasets.pattern import MEDIA
 from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_TIMES, Table, read
+from mer.pipeline.datasets.unimodal import columns_of as unimodal_columns
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip, text_cell
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
+from mer.pipeline.runtime.unimodal import check_task, entry
 
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
 MANY_LABELS = 50  # more classes than this look like numbers or free text
+UNIMODAL = "unimodal "  # a column of --unimodal is the field of this and its modality
 TARGET = "target "  # a column of --targets is the field of this and its name
 POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
 NUMBER_CHARACTERS = 400  # of a time or target; float() takes longer by the square of them
@@ -45,6 +48,7 @@ def prepare(
     labels: str | None = None,
     targets: str | None = None,
     soft_labels: str | None = None,
+    unimodal: str | None = None,
     task: str | None = None,
     split: str = "auto",
     seed: int = 0,
@@ -67,6 +71,8 @@ def prepare(
         targets: Comma-separated columns of numbers, which are the targets of a regression.
         soft_labels: Comma-separated columns, one for each class, of the votes of raters or their
             shares; the label is the class with most of them, the targets are the shares.
+        unimodal: `MODALITY=COLUMN,…`: what each modality says by itself, a class or number as the
+            common label.
         task: single (None, without targets), multi or regression.
         split: auto (the table's, else one by group) or none (left open, for folds).
         seed: Of the split by group.
@@ -98,12 +104,15 @@ def prepare(
         ("--labels", labels),
         ("--targets", targets),
         ("--soft-labels", soft_labels),
+        ("--unimodal", unimodal),
     ):
         _check_option(what, value)
     if folds and fold_lists is not None:
         raise DataError("table: folds by --column fold=… and by --fold-lists; give one of them")
     findings = Findings(name)
     read_from = {**columns, **{f"{TARGET}{one}": one for one in (*names, *voted)}}
+    alone = unimodal_columns(unimodal)
+    read_from |= {f"{UNIMODAL}{modality}": column for modality, column in alone.items()}
     table = read(source, read_from, findings, several=task == "multi", folds=folds)
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root, fields)
@@ -115,6 +124,7 @@ def prepare(
         labelling = _of_votes(table, voted, findings)
     else:
         labelling = _labels(table, labels, task, findings)
+    said = _unimodal(table, alone, labelling, task)
     times = _times(table)
     _check_ids(table, ids)
     entries = _folds(table, ids, fold_lists)
@@ -146,6 +156,7 @@ def prepare(
                 video_start=seen[i][0],
                 video_end=seen[i][1],
                 folds=entries.get(ids[i] or "", ()),
+                unimodal=said[i],
             )
         )
     if speaker_independent:
@@ -431,6 +442,39 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
         return _Labelling(names, none, [_indicators(row, names) for row in parts])
     findings.warnings += _of_another_task([row[0] for row in parts if row])
     return _Labelling(names, values, none)
+
+
+def _unimodal(
+    table: Table, columns: Mapping[str, str], labelling: _Labelling, task: str
+) -> list[tuple[str, ...]]:
+    """What each modality says by itself, per row; an empty cell says nothing."""
+    if not columns:
+        return [()] * len(table)
+    if not labelling.names or not any((*labelling.label, *labelling.targets)):
+        raise DataError(
+            f"{table.source}: --unimodal stands beside a common label, and there is none; name it "
+            "with --column label=NAME"
+        )
+    check_task(str(table.source), task, labelling.names)
+    rows = []
+    for i in range(len(table)):
+        entries = []
+        for modality, column in columns.items():
+            cell = table.data[f"{UNIMODAL}{modality}"][i]
+            if not cell:
+                continue
+            value: float | str | None = cell
+            if task == "regression":
+                value = _number(table, cell, i, column)
+            elif cell not in labelling.names:
+                raise DataError(
+                    f"{table.at(i)} has {column} '{shown(cell)}', which is not among the labels "
+                    f"{listed(labelling.names)}"
+                )
+            if value is not None:
+                entries.append(entry(modality, value))
+        rows.append(tuple(entries))
+    return rows
 
 
 def _of_another_task(labels: Sequence[str]) -> Iterator[str]:

@@ -140,18 +140,28 @@ def with_defaults(manifest: Manifest, asked: Mapping[str, Any]) -> dict[str, Any
     """The options `asked` for, with the corpus's encoders where none were named, and with those
     the corpus's layers where none was asked for: a layer goes with its encoder.
 
-    Raises DataError for a corpus that has no default encoders.
+    Raises DataError for a corpus that has no default encoders. A modality that no row has needs
+    none.
     """
     found = dict(asked)
     known = {field.name for field in fields(ExtractOptions)}
     for name, kind in MODALITIES.items():
         if kind.optional or f"{name}_encoder" in found or f"{name}_encoder" not in known:
             continue
+        if not has_defaults(manifest) and not any(
+            map(kind.of(ExtractOptions()).has, manifest.rows)
+        ):
+            continue
         encoders, layers = defaults(manifest)
         found[f"{name}_encoder"] = encoders.get(name, "")
         if name in layers:
             found.setdefault(f"{name}_layer", layers[name])
     return found
+
+
+def has_defaults(manifest: Manifest) -> bool:
+    """Whether there are encoders for a corpus that names none."""
+    return manifest.dataset in corpora.names() or manifest.language.split("-")[0] == "en"
 
 
 def defaults(manifest: Manifest) -> tuple[dict[str, str], dict[str, str]]:
@@ -163,7 +173,7 @@ def defaults(manifest: Manifest) -> tuple[dict[str, str], dict[str, str]]:
     if manifest.dataset in corpora.names():
         info = corpora.corpus(manifest.dataset)
         return info.encoders, info.layers
-    if manifest.language.split("-")[0] == "en":
+    if has_defaults(manifest):
         return corpora.ENGLISH_ENCODERS, corpora.ENGLISH_LAYERS
     needed = {name: kind for name, kind in MODALITIES.items() if not kind.optional}
     names = [f"--{name}-encoder" for name in needed]

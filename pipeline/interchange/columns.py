@@ -27,6 +27,7 @@ FIELDS = {
     "duration": ("duration",),
     "tags": ("tags",),
     "folds": ("folds",),
+    "unimodal": ("unimodal",),
 }
 SUFFIX = "_features"  # behind a modality in the columns of `mer export --to parquet`
 # Modality -> names its features go by elsewhere, bare or with SUFFIX behind.

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.interchange import unimodal
 from mer.pipeline.interchange.columns import aside_line, find_features
 from mer.pipeline.interchange.copying import Copy, in_split, new_file
 from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions
@@ -122,7 +123,9 @@ def _read(path: Path, content: object, options: ImportOptions) -> Foreign:
     notes.append(f"sha256 {checksum[:8]}…: {title}")
     task = options.task or (header.task if header else _task(filled[0]))
     label_keys = {_label_key(path, part, task) for part in filled}
-    notes += _aside(parts, rest, {*features.values(), *filter(None, label_keys)}, task)
+    alone = unimodal.keys_of(parts, task)
+    used = {*features.values(), *filter(None, label_keys), *alone.values()}
+    notes += _aside(parts, rest, used, task)
 
     def frames() -> Iterator[Features]:
         for part in parts:
@@ -133,6 +136,7 @@ def _read(path: Path, content: object, options: ImportOptions) -> Foreign:
                 }
 
     found = _table(path, parts, task, options, header)
+    found.notes += unimodal.set_rows(path, parts, alone, found)
     dataset, language = _corpus(path, parts, header, known, notes, options)
     return Foreign(
         path=path,
@@ -479,10 +483,10 @@ def _aside(parts: list[Part], rest: Mapping[str, object], used: set[str], task: 
             f"{BERT} {there.pop(BERT)} is left out: token ids, input of an encoder and not its "
             "features"
         )
-    unimodal = {key: what for key, what in there.items() if UNIMODAL.fullmatch(key)}
-    if unimodal:
-        notes.append(f"labels of single modalities, not used: {aside_line(unimodal)}")
-    others = {key: what for key, what in there.items() if key not in unimodal}
+    unused = {key: what for key, what in there.items() if UNIMODAL.fullmatch(key)}
+    if unused:
+        notes.append(f"labels of single modalities, not used: {aside_line(unused)}")
+    others = {key: what for key, what in there.items() if key not in unused}
     if others:
         notes.append(f"not used: {aside_line(others)}")
     return notes
@@ -616,6 +620,7 @@ def _split_content(
             x[:steps] = copy.frames(modality, row)
         entry[modality] = padded
         entry[f"{modality}_lengths"] = lengths.tolist()
+    entry |= unimodal.written(taken, header.task, header.labels)
     return entry | _written_labels(taken, header.task, header.labels)
 
 

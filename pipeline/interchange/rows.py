@@ -15,6 +15,7 @@ from mer.pipeline.runtime.cells import name_cell, text_cell, warn_near_duplicate
 from mer.pipeline.runtime.limits import IMPORT_ROWS
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS, check_folds
+from mer.pipeline.runtime.unimodal import check_unimodal
 from mer.pipeline.store import Header
 
 # What foreign files call the splits, beside what corpora and tables call them.
@@ -76,6 +77,7 @@ def interpret(
         names = set_classes(path, rows, values, names, options.unlabelled, spelled, notes)
     else:
         names = set_targets(path, rows, columns, task, names, notes)
+    notes += table.set_unimodal(task, names)
     key = "label" if task == "single" else "targets"
     unlabelled = sum(row[key] is None for row in rows)
     if unlabelled:
@@ -178,6 +180,18 @@ class _Table:
             return [f"folds left aside: {error}"]
         for row, entries in found:
             row["folds"] = entries
+        return []
+
+    def set_unimodal(self, task: str, labels: Sequence[str]) -> list[str]:
+        """Set unimodal labels; a column of something else is left aside, which a line says."""
+        found = list(self._lists("unimodal"))
+        try:
+            for row, entries in found:
+                check_unimodal(str(self.path), row["id"], entries, task=task, labels=labels)
+        except DataError as error:
+            return [f"unimodal labels left aside: {error}"]
+        for row, entries in found:
+            row["unimodal"] = entries
         return []
 
     def _lists(self, name: str) -> Iterator[tuple[dict, list[str]]]:

@@ -15,6 +15,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.runtime.terms import check_labelling, check_task
+from mer.pipeline.runtime.unimodal import check_unimodal
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import ShardRecord, compose
 from mer.pipeline.store.reader import FeatureStore
@@ -108,6 +109,9 @@ def _check_rows(head: Path, rows: pa.Table, task: str, labels: tuple[str, ...]) 
     columns = (rows[name].to_pylist() for name in ("id", "split", "label", "targets"))
     for id, split, label, targets in zip(*columns, strict=True):
         check_labelling(str(head), id, split, label, targets, task=task, labels=labels)
+    if "unimodal" in rows.column_names:
+        for id, entries in zip(rows["id"].to_pylist(), rows["unimodal"].to_pylist(), strict=True):
+            check_unimodal(str(head), id, entries, task=task, labels=labels)
 
 
 def _locate(head: Path, ids: list[str], shards: list[Shard]) -> tuple[np.ndarray, np.ndarray]:

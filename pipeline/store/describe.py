@@ -10,6 +10,7 @@ import numpy as np
 
 from mer.pipeline.runtime.terminal import amount, escape, plural
 from mer.pipeline.runtime.terms import SPLITS
+from mer.pipeline.runtime.unimodal import label_of
 from mer.pipeline.store.reader import FeatureStore
 
 BAR_CHARACTERS = 30  # of the longest bar of a histogram
@@ -68,10 +69,14 @@ def _splits(store: FeatureStore) -> dict[str, dict]:
     counts: dict[str, int] = Counter()
     labels: dict[str, Counter[str]] = {}
     targets: dict[str, list[list[float]]] = {}
-    columns = (table[name].to_pylist() for name in ("split", "label", "targets"))
-    for split, label, target in zip(*columns, strict=True):
+    alone: dict[str, Counter[str]] = {}
+    columns = [table[name].to_pylist() for name in ("split", "label", "targets")]
+    there = "unimodal" in table.column_names
+    columns.append(table["unimodal"].to_pylist() if there else [()] * len(table))
+    for split, label, target, entries in zip(*columns, strict=True):
         counts[split] += 1
         labels.setdefault(split, Counter())
+        alone.setdefault(split, Counter()).update(label_of(said)[0] for said in entries)
         if label is not None:
             labels[split][label] += 1
         if target is not None:
@@ -83,6 +88,8 @@ def _splits(store: FeatureStore) -> dict[str, dict]:
         names = [*known, *sorted(found.keys() - set(known))]
         ordered = {name: found[name] for name in names}
         splits[split] = {"utterances": counts[split], "labels": ordered}
+        if alone[split]:
+            splits[split]["unimodal"] = dict(alone[split])
         widths = set(map(len, targets.get(split, ())))
         if widths == {len(header.labels)} or (len(widths) == 1 and widths <= {1}):
             values = np.array(targets[split], np.float64)
@@ -118,6 +125,7 @@ def render(description: dict) -> str:
     for split, entry in d["splits"].items():
         counts = [f"{name} {n:,}" for name, n in entry["labels"].items()]
         counts += [f"{name} {value:g}" for name, value in entry.get("targets", {}).items()]
+        counts += [f"{n:,} unimodal labels of {m}" for m, n in entry.get("unimodal", {}).items()]
         said = ", ".join(counts)
         lines.append(f"  {split or 'no split':<9}{entry['utterances']:>9,}  {said}")
     for name, modality in d["modalities"].items():

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.runtime.terms import SPLITS, check_folds, targets_of
+from mer.pipeline.runtime.unimodal import check_unimodal
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
     EVERY,
@@ -25,6 +26,7 @@ from mer.pipeline.store.schema import (
     FORMAT_VERSION,
     HEAD_FORMAT,
     LATER,
+    UNIMODAL_VERSION,
     Header,
     blob,
     canonical,
@@ -152,6 +154,8 @@ def compose_join(
 
 def _version(rows: pa.Table) -> int:
     """Of the format that a head with these columns is of: the first that has all of them."""
+    if "unimodal" in rows.column_names:
+        return UNIMODAL_VERSION
     return FOLDS_VERSION if "folds" in rows.column_names else FORMAT_VERSION
 
 
@@ -352,6 +356,10 @@ def _check_table(header: Header, table: pa.Table) -> None:
     if "folds" in table.column_names:
         for id, entries in zip(table["id"].to_pylist(), table["folds"].to_pylist(), strict=True):
             demand(entries is not None and _are_folds(id, entries), "its index has an unknown fold")
+    if "unimodal" in table.column_names:
+        for id, entries in zip(table["id"].to_pylist(), table["unimodal"].to_pylist(), strict=True):
+            known = entries is not None and _are_unimodal(id, entries, header)
+            demand(known, "its index has a unimodal label that is none")
     if header.task == "single":
         known = pc.is_in(table["label"], pa.array([*header.labels, None], pa.string()))
         demand(pc.all(known).as_py(), "its index has a label that its header does not name")
@@ -368,6 +376,15 @@ def _are_folds(id: str, entries: list) -> bool:
     """Whether a row's folds are what a writer makes."""
     try:
         check_folds("", id, entries)
+    except (DataError, AttributeError):  # a null has no name
+        return False
+    return True
+
+
+def _are_unimodal(id: str, entries: list, header: Header) -> bool:
+    """Whether a row's unimodal labels are what a writer makes."""
+    try:
+        check_unimodal("", id, entries, task=header.task, labels=header.labels)
     except (DataError, AttributeError):  # a null has no name
         return False
     return True

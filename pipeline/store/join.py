@@ -18,12 +18,14 @@ import pyarrow as pa
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.files import folders_for, refuse_link
 from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.unimodal import check_unimodal
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import Head, MemberRecord, compose_join, content, content_of
 from mer.pipeline.store.reader import FeatureStore
 from mer.pipeline.store.schema import (
     COLUMNS,
     EVERY,
+    LATER,
     Header,
     ModalityInfo,
     canonical,
@@ -117,12 +119,14 @@ def plan(
         if name != "id":
             columns[name] = _merged(sources, name, name in keep_first, notes)
     columns["split"] = [split or "" for split in columns["split"]]
-    for name in ("tags", "folds"):
+    for name in ("tags", *LATER.names):
         if name in columns:
             columns[name] = [entries or [] for entries in columns[name]]
     durations = _durations(sources, "duration" in keep_first, notes)
     members, infos, lengths = _members(sources, names)
     header = _header(sources, members, infos, notes)
+    for id, entries in zip(sources.ids, columns.get("unimodal", ()), strict=False):
+        check_unimodal("join", id, entries, task=header.task, labels=header.labels)
     flags = np.zeros(len(sources.ids), np.uint32)
     for store, rows in zip(stores, sources.rows, strict=True):
         if store.flags_known:  # else its bits mean something else

@@ -21,7 +21,8 @@ from mer.pipeline.runtime.terms import TASKS, check_folds
 
 FORMAT_VERSION = 2  # as it is written
 FOLDS_VERSION = 3  # as the head of a store is written whose rows have published folds
-VERSIONS = (1, 2, 3)  # as heads are read
+UNIMODAL_VERSION = 4  # … whose rows have unimodal labels
+VERSIONS = (1, 2, 3, 4)  # as heads are read
 SHARD_VERSIONS = (1, 2)  # as shards are
 HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
@@ -48,7 +49,9 @@ COLUMNS = pa.schema(
     ]
 )
 # Columns that a head has only where a row says something in them; a table then has them, too.
-LATER = pa.schema([pa.field("folds", pa.list_(pa.string()))])
+LATER = pa.schema(
+    [pa.field("folds", pa.list_(pa.string())), pa.field("unimodal", pa.list_(pa.string()))]
+)
 EVERY = pa.schema([*COLUMNS, *LATER])
 
 

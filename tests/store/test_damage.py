@@ -221,7 +221,7 @@ def test_a_byte_that_nothing_reads_still_counts(tmp_path):
 @pytest.mark.parametrize(
     ("which", "version", "known"),
     [
-        *(("feats.h5", version, "1, 2 and 3") for version in (0, 4, 999)),
+        *(("feats.h5", version, "1, 2, 3 and 4") for version in (0, 5, 999)),
         *(("feats.shards/shard-00000.h5", version, "1 and 2") for version in (0, 3, 999)),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from mer.pipeline.interchange.joining import join
 from mer.pipeline.store import FeatureStore
-from mer.pipeline.store.schema import COLUMNS, FOLDS_VERSION, VERSIONS
+from mer.pipeline.store.schema import COLUMNS, FOLDS_VERSION, UNIMODAL_VERSION, VERSIONS
 
 from tests.store.build import DIMS, assert_holds, make_store
 
@@ -62,5 +62,6 @@ def test_stores_of_every_version_are_read(version):
     assert store.header.version == version
     assert bool(store.header.modalities["audio"].layers) == (version > 1)
     assert ("folds" in store.table().column_names) == (version >= FOLDS_VERSION)
+    assert ("unimodal" in store.table().column_names) == (version >= UNIMODAL_VERSION)
     assert_holds(store, n=6)
     store.verify()

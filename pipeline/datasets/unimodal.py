@@ -1,0 +1,106 @@
+"""Unimodal labels of a corpus: from columns of a table, and counted for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mer.pipeline.errors import DataError
+from mer.pipeline.manifest import Manifest
+from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.unimodal import MODALITY, label_of
+
+
+@dataclass(frozen=True)
+class UnimodalCounts:
+    """The unimodal labels of one modality: of how many rows, how many of the rows with a common
+    label lack one, how many different ones, and for numbers the least and the largest.
+    """
+
+    rows: int
+    without: int
+    different: int
+    least: float | None = None
+    largest: float | None = None
+
+    def line(self, modality: str) -> str:
+        """For people."""
+        told = f"{modality} {self.rows:,}"
+        if self.without:
+            told += f" ({self.without:,} labelled {_rows(self.without)} without)"
+        return told
+
+
+def columns_of(given: str | None) -> dict[str, str]:
+    """Modality -> column, as `--unimodal text=label_T,audio=label_A` names them.
+
+    Raises:
+        DataError: It names none, or one of them twice.
+    """
+    if given is None:
+        return {}
+    said = f"table: --unimodal {shown(given)}"
+    columns: dict[str, str] = {}
+    for part in given.split(","):
+        modality, mark, column = (strip(word) for word in part.partition("="))
+        if not mark or not column or not MODALITY.fullmatch(modality):
+            raise DataError(f"{said}: expected MODALITY=COLUMN,…, as text=label_T,audio=label_A")
+        if modality in columns or column in columns.values():
+            raise DataError(f"{said}: a modality or a column is there twice")
+        columns[modality] = column
+    return columns
+
+
+def counted(manifest: Manifest) -> dict[str, UnimodalCounts]:
+    """Modality -> what is known of its unimodal labels, in the order in which they are met."""
+    values: dict[str, list[str]] = {}
+    for u in manifest.rows:
+        for modality, value in map(label_of, u.unimodal):
+            values.setdefault(modality, []).append(value)
+    found = {}
+    for modality, said in values.items():
+        without = 0
+        for u in manifest.rows:
+            labelled = u.label is not None or u.targets is not None
+            without += labelled and modality not in dict(map(label_of, u.unimodal))
+        numbers = list(map(float, said)) if manifest.task == "regression" else []
+        found[modality] = UnimodalCounts(
+            len(said),
+            without,
+            len(set(numbers or said)),
+            min(numbers, default=None),
+            max(numbers, default=None),
+        )
+    return found
+
+
+def lines(found: Mapping[str, UnimodalCounts]) -> list[str]:
+    """One line on all of them; none where there are none."""
+    told = [one.line(modality) for modality, one in found.items()]
+    return [f"unimodal labels: {', '.join(told)}"] if told else []
+
+
+def warnings(found: Mapping[str, UnimodalCounts], manifest: Manifest) -> Iterable[str]:
+    """Lines on unimodal labels of which little can be learnt: all the same, or on another scale
+    than the common label.
+    """
+    for modality, one in found.items():
+        if one.different == 1:
+            yield f"all unimodal labels of {modality} are the same: there is nothing to learn"
+    targets = [u.targets[0] for u in manifest.rows if u.targets and manifest.task == "regression"]
+    if not targets:
+        return
+    least, largest = min(targets), max(targets)
+    reach = max(abs(least), abs(largest))
+    for modality, one in found.items():
+        if one.least is not None and one.largest is not None:
+            if max(abs(one.least), abs(one.largest)) > 2 * reach:
+                yield (
+                    f"unimodal labels of {modality} go from {one.least:g} to {one.largest:g}, the "
+                    f"common ones from {least:g} to {largest:g}: are they on one scale?"
+                )
+
+
+def _rows(count: int) -> str:
+    return plural(count, "row").partition(" ")[2]
