@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mer.pipeline.media import workers
 
 pytest_plugins = ["tests.slow_sample"]
 
@@ -34,3 +37,26 @@ def test_data() -> Path:
 def state_home(tmp_path_factory) -> None:
     """No test writes into the state folder of whoever runs it."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def decoders_kept() -> Iterator[None]:
+    """A decoding process that one test has started serves the next ones, too."""
+
+    def environment() -> frozenset[tuple[str, str]]:
+        return frozenset(pair for pair in os.environ.items() if pair[0] != "PYTEST_CURRENT_TEST")
+
+    with pytest.MonkeyPatch.context() as patch, workers.workers_kept():
+        patch.setattr(workers, "_environment", environment)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_synced() -> Iterator[None]:
+    """No power fails during a test: files are written in full, and the disk is not waited for.
+
+    Tests of what is left after a crash run `mer` in processes of their own, which wait for it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # a descriptor that is closed is still an error
+        yield
