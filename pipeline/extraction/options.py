@@ -155,8 +155,8 @@ def with_defaults(manifest: Manifest, asked: Mapping[str, Any]) -> dict[str, Any
 
 
 def defaults(manifest: Manifest) -> tuple[dict[str, str], dict[str, str]]:
-    """Modality → encoder id, and → layer of that encoder, for a corpus: those that its TOML names,
-    else those for English.
+    """Modality → encoder id, and → layer of that encoder, for a corpus: those that its TOML
+    names, else those for English.
 
     Raises DataError for any other language.
     """
