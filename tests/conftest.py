@@ -11,6 +11,8 @@ import pytest
 
 from mer.pipeline.media import workers
 
+from tests.forks import Forks
+
 pytest_plugins = ["tests.slow_sample"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -64,3 +66,11 @@ def nothing_synced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # a descriptor that is closed is still an error
         yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs programs that need the store in processes of their own."""
+    made = Forks()
+    yield made
+    made.close()
