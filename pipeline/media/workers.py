@@ -149,6 +149,10 @@ class _Waiting:
         self._keepers = 0
         self._workers: list[Worker] = []
 
+    def forget(self) -> None:
+        """In a fork: workers answer the process that started them."""
+        self._lock, self._workers = threading.Lock(), []
+
     def enter(self) -> None:
         with self._lock:
             self._keepers += 1
@@ -171,17 +175,24 @@ class _Waiting:
             _end(worker)
 
     def take(self) -> Worker | None:
-        """A worker that has the environment that one would be started with now."""
-        environment = _environment()
+        """A worker that has the environment that one would be started with now; others end."""
+        environment, taken, ended = _environment(), None, []
         with self._lock:
-            for worker in self._workers:
-                if worker.environment == environment and worker.process.poll() is None:
-                    self._workers.remove(worker)
-                    return worker
-        return None
+            waiting, self._workers = self._workers, []
+            for worker in waiting:
+                if worker.environment != environment or worker.process.poll() is not None:
+                    ended.append(worker)
+                elif taken is None:
+                    taken = worker
+                else:
+                    self._workers.append(worker)
+        for worker in ended:
+            _end(worker)
+        return taken
 
 
 _WAITING = _Waiting()
+os.register_at_fork(after_in_child=_WAITING.forget)
 
 
 @contextmanager

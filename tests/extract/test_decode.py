@@ -110,7 +110,7 @@ def test_workers_end_with_the_pool(clips, none_kept):
 def test_workers_that_are_kept_serve_the_next_pool_and_end_with_the_last_keeper(
     clips, none_kept, monkeypatch
 ):
-    pids = []
+    running = []
     with workers_kept(), workers_kept():
         for environment in ("", "", "another"):
             monkeypatch.setenv("MER_TEST_ENVIRONMENT", environment)
@@ -118,9 +118,10 @@ def test_workers_that_are_kept_serve_the_next_pool_and_end_with_the_last_keeper(
                 [found] = decoders.run(jobs(clips, names=("0",)))
                 [process] = decoders._running
             assert found.stage is None and process.poll() is None
-            pids.append(process.pid)
-    assert pids[0] == pids[1] != pids[2]
-    assert process.poll() is not None
+            running.append(process)
+        assert running[0].pid == running[1].pid != running[2].pid
+        assert running[0].poll() is not None  # it has the environment of before
+    assert running[2].poll() is not None
 
 
 def test_a_worker_that_died_while_it_was_kept_costs_no_clip(clips, none_kept):
