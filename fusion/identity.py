@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig, differences, to_tree
 from mer.fusion.records import GroupInfo
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.machine import installed_version
 from mer.pipeline.store import FeatureStore
 
 
@@ -62,7 +62,7 @@ def explain(there: Run, key: str, config: TrainConfig) -> str:
 
 def beginning(command: str | None) -> dict[str, Any]:
     """What run.json says of when and by what a run was begun."""
-    versions = {name: metadata.version(name) for name in ("mer", "torch", "numpy")}
+    versions = {name: installed_version(name) for name in ("mer", "torch", "numpy")}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mer.pipeline.media import workers
+
+from tests.forks import Forks
 
 pytest_plugins = ["tests.slow_sample"]
 
@@ -13,6 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # tiny tensors: a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# or each process of the tests, and each run of them, compiles 700 modules anew
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +43,34 @@ def test_data() -> Path:
 def state_home(tmp_path_factory) -> None:
     """No test writes into the state folder of whoever runs it."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def decoders_kept() -> Iterator[None]:
+    """A decoding process that one test has started serves the next ones, too."""
+
+    def environment() -> frozenset[tuple[str, str]]:
+        return frozenset(pair for pair in os.environ.items() if pair[0] != "PYTEST_CURRENT_TEST")
+
+    with pytest.MonkeyPatch.context() as patch, workers.workers_kept():
+        patch.setattr(workers, "_environment", environment)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_synced() -> Iterator[None]:
+    """No power fails during a test: files are written in full, and the disk is not waited for.
+
+    Tests of what is left after a crash run `mer` in processes of their own, which wait for it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # a descriptor that is closed is still an error
+        yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs programs that need the store in processes of their own."""
+    made = Forks()
+    yield made
+    made.close()

@@ -1,5 +1,5 @@
-"""Transcripts → token states, with any encoder-only text checkpoint (RoBERTa, BERT, XLM-R, DeBERTa,
-ModernBERT, MiniLM, …).
+"""Transcripts → token states, with any encoder-only text checkpoint (RoBERTa, BERT, XLM-R,
+DeBERTa, ModernBERT, MiniLM, …).
 
 Every real token is kept, the special ones at both ends (`<s>`, `</s>`) included: `<s>` is what
 classifiers of this family read. The families of `causal.py` and `seq2seq.py` differ in the network

@@ -1,5 +1,5 @@
-"""Transcripts → token states, with any decoder-only language model that transformers knows (GPT-2,
-Llama, Qwen, Mistral, Phi, OPT, Gemma, …).
+"""Transcripts → token states, with any decoder-only language model that transformers knows
+(GPT-2, Llama, Qwen, Mistral, Phi, OPT, Gemma, …).
 
 A token's state knows the tokens before it and itself. Batches are padded on the right, where no
 token looks: positions are those of the transcript alone, and no padding token is needed. Special

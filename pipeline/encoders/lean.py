@@ -1,14 +1,20 @@
 """transformers, imported without what no encoder needs: torch's compiler, its distributed tensors,
-scikit-learn and SciPy are three quarters of the time that its models take to import.
+scikit-learn and SciPy are three quarters of the time that its models take to import. Half of what
+is left is its list of all that it has, for which it reads each of its 1,500 files, twice, and the
+metadata of every installed package; here the files are read once, and metadata when asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +26,8 @@ QUESTIONS = ("is_torch_distributed_available", "is_sklearn_available", "is_scipy
 # what all models share; a model's own module comes later, when it is asked for
 MODELS = "transformers.modeling_utils"
 SHARED = (MODELS, "transformers.generation.utils")
+LISTING = "transformers.utils.import_utils"  # it lists what there is
+EXPORTED = "__all__"
 _ONCE = threading.Lock()
 
 
@@ -31,7 +39,7 @@ def import_transformers() -> None:
     with _ONCE:
         if {MODELS, COMPILER} & sys.modules.keys():
             return
-        with contextlib.suppress(Exception), _lean():
+        with contextlib.suppress(Exception), _listed_once(), _lean():
             for name in SHARED:
                 importlib.import_module(name)
         # what failed is imported again, as it is, by who needs it
@@ -90,3 +98,79 @@ def _as_it_is(function: Any = None, *args: Any, **keywords: Any) -> Any:
 def _mode() -> Any:
     """The real mode, when a mask asks for it."""
     return importlib.import_module(INDEXING).TransformGetItemToIndex()
+
+
+class _Installed(Mapping[str, list[str]]):
+    """What `importlib.metadata.packages_distributions` returns, name by name: the packages that a
+    module comes with. A module is mostly of the package that has its name, and to look for that one
+    alone is quick; only for another are all looked at.
+    """
+
+    def __init__(self, all_of_them: Callable[[], Mapping[str, list[str]]]) -> None:
+        self._all = functools.cache(all_of_them)
+
+    def __getitem__(self, name: str) -> list[str]:
+        try:
+            return [importlib.metadata.distribution(name).metadata["Name"]]
+        except importlib.metadata.PackageNotFoundError:
+            return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+class _Listing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the module that lists what transformers has, and mends it before it is used."""
+
+    def __init__(self) -> None:
+        self._loader: Any = None
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name == LISTING else None
+        if spec is not None:
+            self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        with contextlib.suppress(AttributeError):  # a version that lists otherwise
+            # 128 folders are remembered, and there are 500
+            folder = module.create_import_structure_from_path.__wrapped__
+            module.create_import_structure_from_path = functools.cache(folder)
+            module.fetch__all__ = _from_the_last(module.fetch__all__)
+
+
+def _from_the_last(exported: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+    """`exported` reads what a module exports off the last line that begins with `__all__`; it is
+    given the module from that line on.
+    """
+
+    def of(source: str) -> list[str]:
+        return exported(source[source.rfind(f"\n{EXPORTED}") + 1 :])
+
+    return of
+
+
+@contextlib.contextmanager
+def _listed_once() -> Iterator[None]:
+    """Within: transformers reads each of its files once, and of packages what it asks for."""
+    listing, metadata = _Listing(), importlib.metadata
+    look_at_all = metadata.packages_distributions
+    sys.meta_path.insert(0, listing)
+    metadata.packages_distributions = lambda: _Installed(look_at_all)  # type: ignore
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(listing)
+        metadata.packages_distributions = look_at_all

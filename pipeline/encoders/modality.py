@@ -3,7 +3,8 @@
 A *modality* (audio, text, …) says which rows of a manifest have it, how an item of it is read, in
 what its length is counted, how many steps a length gives, how it is cut into pieces, what of it
 belongs to the recipe, and which encoder families can take it. An instance is frozen and holds what
-one extraction asks of the modality (encoder, layer, budget, …), so that it can be sent to a worker.
+one extraction asks of the modality (encoder, layer, budget, …), so that it can be sent to a
+worker.
 
 A *family* is an architecture of encoders: it has a module whose `load` gives an `Encoder`.
 

@@ -1,5 +1,6 @@
-"""Transcripts → token states, with the encoder of any encoder-decoder text model that transformers
-knows (T5, mT5, BART, mBART, Marian, M2M-100, …). The decoder is not used, and may be missing.
+"""Transcripts → token states, with the encoder of any encoder-decoder text model that
+transformers knows (T5, mT5, BART, mBART, Marian, M2M-100, …). The decoder is not used, and may be
+missing.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ they do not depend on torch's random state; `digest` names them by what they are
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import zlib
@@ -116,6 +118,11 @@ def digest(encoder: str) -> str:
 
 def model(encoder: str):
     """The network with its weights filled in, in name order, from one PCG64 stream."""
+    return copy.deepcopy(_filled(encoder))
+
+
+@functools.cache
+def _filled(encoder: str):
     import torch
 
     lean.import_transformers()

@@ -1,5 +1,5 @@
-"""Pictures → one vector each, with any image model of transformers that gives a sequence of tokens
-or a feature map (ViT, DINOv2, the vision towers of CLIP and SigLIP, ConvNeXt, Swin, …).
+"""Pictures → one vector each, with any image model of transformers that gives a sequence of
+tokens or a feature map (ViT, DINOv2, the vision towers of CLIP and SigLIP, ConvNeXt, Swin, …).
 
 A clip is a sequence of pictures, each encoded by itself, so nothing is padded and no result depends
 on what else is in the batch.

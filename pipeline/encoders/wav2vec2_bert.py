@@ -1,4 +1,5 @@
-"""Waveforms → frames, with a wav2vec2-BERT checkpoint (`Wav2Vec2BertModel`; Barrault et al. 2023).
+"""Waveforms → frames, with a wav2vec2-BERT checkpoint (`Wav2Vec2BertModel`; Barrault et al.
+2023).
 
 Its input are log-mels as SeamlessM4T's feature extractor gives them: Kaldi's filter bank, each mel
 normalised over the clip (a longer clip's pieces are normalised one by one), two windows of 10 ms

@@ -1,5 +1,5 @@
-"""Waveforms → frames, with the encoder of any Whisper checkpoint (Radford et al. 2022); a decoder,
-where there is one, is not loaded.
+"""Waveforms → frames, with the encoder of any Whisper checkpoint (Radford et al. 2022); a
+decoder, where there is one, is not loaded.
 
 A frame is 20 ms: `Geometry.frames` gives a clip of n samples ceil(n / 320) of them. Whisper was
 trained on windows of 30 s, filled up with silence, and a longer clip is cut (`Audio.items`). Two

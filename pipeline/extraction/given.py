@@ -14,6 +14,7 @@ from mer.pipeline.extraction.outcome import Failure
 from mer.pipeline.extraction.presence import Present, as_films, kinds_of, look_into, present
 from mer.pipeline.extraction.transcribing import Transcribed, transcribe
 from mer.pipeline.manifest import Utterance
+from mer.pipeline.media.workers import workers_kept
 from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
@@ -42,6 +43,7 @@ class Ready:
     notes: list[str] = field(default_factory=list)
 
 
+@workers_kept()
 def make_ready(
     new: NewClips,
     like: Mapping[str, Any],

@@ -165,8 +165,8 @@ def has_defaults(manifest: Manifest) -> bool:
 
 
 def defaults(manifest: Manifest) -> tuple[dict[str, str], dict[str, str]]:
-    """Modality → encoder id, and → layer of that encoder, for a corpus: those that its TOML names,
-    else those for English.
+    """Modality → encoder id, and → layer of that encoder, for a corpus: those that its TOML
+    names, else those for English.
 
     Raises DataError for any other language.
     """

@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from mer.pipeline.extraction.settle import Settled, report
 from mer.pipeline.media.stages import Problem, Stage
 from mer.pipeline.runtime.files import leftovers, publishing, shortened, sweep
 from mer.pipeline.runtime.hold import appear
+from mer.pipeline.runtime.machine import installed_version
 from mer.pipeline.store import ModalityInfo, Shard, build_index
 from mer.pipeline.store.schema import EVERY
 
@@ -210,7 +210,7 @@ def describe_run(settled: Settled, done: ExtractReport, seconds: float) -> dict:
     request, settings = settled.request, settled.plan.settings
     sources = {f"{one.name}_encoder": one.checkpoint.source for one in request.keys.chosen}
     packages = ("mer", "torch", "transformers", "numpy")
-    versions = {name: metadata.version(name) for name in packages}
+    versions = {name: installed_version(name) for name in packages}
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),

@@ -52,6 +52,7 @@ from mer.pipeline.extraction.settle import (
     sketch,
 )
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.media.workers import workers_kept
 from mer.pipeline.runtime.hold import appear, held, hold, turn
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.signals import Stop
@@ -61,6 +62,7 @@ from mer.pipeline.store import FeatureStore
 HERE = Here()
 
 
+@workers_kept()
 def extract(
     manifest: Manifest,
     out: str | os.PathLike,

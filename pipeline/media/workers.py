@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 
@@ -131,10 +132,97 @@ def _pictures(job: Job, wanted: pictures.Wanted) -> Decoded:
     return Decoded(total, flags=flags, pictures=found)
 
 
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that decodes, this end of its pipe, and the environment it was started with."""
+
+    process: subprocess.Popen
+    connection: Connection
+    environment: frozenset[tuple[str, str]]
+
+
+class _Waiting:
+    """Workers without a job, while somebody is within `workers_kept`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._keepers = 0
+        self._workers: list[Worker] = []
+
+    def forget(self) -> None:
+        """In a fork: workers answer the process that started them."""
+        self._lock, self._workers = threading.Lock(), []
+
+    def enter(self) -> None:
+        with self._lock:
+            self._keepers += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._keepers -= 1
+            ended = [] if self._keepers else self._workers
+            if ended:
+                self._workers = []
+        for worker in ended:
+            _end(worker)
+
+    def put(self, worker: Worker) -> None:
+        """Keep a worker that has answered; it ends where nobody keeps any."""
+        with self._lock:
+            if keeping := self._keepers > 0:
+                self._workers.append(worker)
+        if not keeping:
+            _end(worker)
+
+    def take(self) -> Worker | None:
+        """A worker that has the environment that one would be started with now; others end."""
+        environment, taken, ended = _environment(), None, []
+        with self._lock:
+            waiting, self._workers = self._workers, []
+            for worker in waiting:
+                if worker.environment != environment or worker.process.poll() is not None:
+                    ended.append(worker)
+                elif taken is None:
+                    taken = worker
+                else:
+                    self._workers.append(worker)
+        for worker in ended:
+            _end(worker)
+        return taken
+
+
+_WAITING = _Waiting()
+os.register_at_fork(after_in_child=_WAITING.forget)
+
+
+@contextmanager
+def workers_kept() -> Iterator[None]:
+    """Within: a worker that is done waits for the next `Decoders` instead of ending.
+
+    An extraction asks decoders three times, and each start takes 0.2 s of a processor.
+    """
+    _WAITING.enter()
+    try:
+        yield
+    finally:
+        _WAITING.leave()
+
+
+def _environment() -> frozenset[tuple[str, str]]:
+    return frozenset(os.environ.items())
+
+
+def _end(worker: Worker) -> None:
+    worker.connection.close()
+    worker.process.kill()
+    worker.process.wait()
+
+
 class Decoders:
     """Processes that decode ahead of whoever needs the sound.
 
-    A context manager: leaving it ends them.
+    A context manager: leaving it ends them, or leaves those that have answered to the next one,
+    see `workers_kept`.
 
     Args:
         workers: How many processes; 0 decodes in the calling thread.
@@ -146,6 +234,7 @@ class Decoders:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._running: list[subprocess.Popen] = []
+        self._idle: dict[subprocess.Popen, Worker] = {}
         self._closed = False
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
 
@@ -157,10 +246,15 @@ class Decoders:
             with self._lock:
                 self._closed = True
                 for process in self._running:
-                    process.kill()
+                    if process not in self._idle:
+                        process.kill()
             self._pool.shutdown(wait=True, cancel_futures=True)
             for process in self._running:
-                process.wait()
+                if process not in self._idle:
+                    process.wait()
+            for worker in self._idle.values():
+                _WAITING.put(worker)
+            self._running, self._idle = [], {}
 
     def run(self, jobs: Iterable[Job], *, ahead: int = 64) -> Iterator[Decoded]:
         """Do jobs, ahead of the one that is asked for.
@@ -192,9 +286,14 @@ class Decoders:
         for _ in range(TRIES):
             try:
                 connection = self._connection()
-                connection.send(job)
+                if connection is None:
+                    return Decoded(stage=Stage.KILLED, reason=f"{job.path}: no longer asked for")
+                connection.send((_folder(), job))
                 if connection.poll(self.timeout):
-                    return connection.recv()
+                    answer = connection.recv()
+                    with self._lock:
+                        self._idle[self._local.worker.process] = self._local.worker
+                    return answer
                 self._drop()
                 return Decoded(
                     stage=Stage.TIMEOUT,
@@ -215,32 +314,47 @@ class Decoders:
             "memory",
         )
 
-    def _connection(self) -> Connection:
-        """To this thread's worker, which is started where there is none."""
-        if getattr(self._local, "connection", None) is None:
-            ours, theirs = Pipe()
-            with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )
-            self._local.connection, self._local.process = ours, process
-            with self._lock:
-                self._running.append(process)
-        return self._local.connection
+    def _connection(self) -> Connection | None:
+        """To this thread's worker, which is started where there is none; None: nobody waits for an
+        answer any more.
+        """
+        with self._lock:
+            if self._closed:
+                return None
+            worker = getattr(self._local, "worker", None)
+            if worker is None:
+                worker = self._local.worker = _WAITING.take() or _start()
+                self._running.append(worker.process)
+            self._idle.pop(worker.process, None)
+        return worker.connection
 
     def _drop(self) -> int:
         """End this thread's worker; the next job starts another."""
-        process = self._local.process
-        self._local.connection.close()
-        self._local.connection = None
-        process.kill()
-        code = process.wait()
+        worker, self._local.worker = self._local.worker, None
+        _end(worker)
         with self._lock:
-            self._running.remove(process)
-        return code
+            self._running.remove(worker.process)
+        return worker.process.returncode
+
+
+def _folder() -> str | None:
+    """The working folder, which paths may be relative to; None: it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def _start() -> Worker:
+    ours, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    return Worker(process, ours, _environment())
 
 
 def _work(connection: Connection) -> None:
@@ -251,9 +365,12 @@ def _work(connection: Connection) -> None:
     with connection:
         while True:
             try:
-                job = connection.recv()
+                folder, job = connection.recv()
             except (EOFError, ConnectionResetError):
                 return
+            with suppress(OSError):  # what is not found there has its own message
+                if folder != _folder():
+                    os.chdir(folder)
             connection.send(decode(job))
 
 

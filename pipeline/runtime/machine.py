@@ -6,6 +6,7 @@ torch is imported inside the functions that need it, so that this module costs n
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 # parameters of glibc's mallopt
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM_BYTES, MMAP_BYTES = 64 << 20, 32 << 20
+
+
+@functools.cache  # its metadata are parsed once: 10 ms
+def installed_version(package: str) -> str:
+    """The version of an installed package."""
+    from importlib import metadata
+
+    return metadata.version(package)
 
 
 def cores() -> int:

@@ -8,8 +8,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +17,6 @@ from mer.pipeline.store import FeatureStore, Shard, ShardWriter
 from mer.pipeline.store import arrays as files
 
 from tests.store.build import assert_holds, make_store
-
-ROOT = Path(__file__).parents[2]
 
 # The writer kills itself at the COUNT-th call of one of the steps that publishing consists of.
 KILLED = """
@@ -82,10 +78,8 @@ MORE = [
     ("step", "count"),
     POINTS + [pytest.param(*p, marks=pytest.mark.slow) for p in MORE if p not in POINTS],
 )
-def test_killed_while_writing_leaves_no_half_file(tmp_path, step, count):
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, step, str(count), str(tmp_path)], cwd=ROOT, timeout=60
-    )
+def test_killed_while_writing_leaves_no_half_file(tmp_path, forks, step, count):
+    run = forks.run(KILLED, step, count, tmp_path)
     assert run.returncode == -signal.SIGKILL, "the kill was meant to happen"
     for path in (tmp_path / "feats.shards").glob("shard-*.h5"):
         shard = Shard(path)
@@ -113,15 +107,9 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1500, 5000, 20_000, 130_000])
-def test_file_that_cannot_grow_is_one_plain_error(tmp_path, limit):
+def test_file_that_cannot_grow_is_one_plain_error(tmp_path, forks, limit):
     """As on a full disk, at each stage of the file: HDF5's own layout, the index, the frames."""
-    run = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path), str(limit)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    run = forks.run(LIMITED, tmp_path, limit)
     assert run.returncode == 0 and not run.stderr, run.stderr
     assert run.stdout.split() == [str(errno.EFBIG), str(tmp_path / "a.h5")]
     assert list(tmp_path.iterdir()) == []

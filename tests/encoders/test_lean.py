@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -44,6 +45,13 @@ def digests():
         assert states.isfinite().all()
         found[name] = hashlib.sha256(states.numpy().tobytes()).hexdigest()
     return found
+
+def listed():
+    import transformers, transformers.models
+    both = (transformers, transformers.models)
+    names = [sorted(module._class_to_module.items()) for module in both]
+    assert len(names[0]) > 1000 and len(names[1]) > 1000
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 """
 
 
@@ -57,10 +65,12 @@ def in_a_process(code: str) -> dict:
 LEAN = f"""
 from mer.pipeline.encoders import lean
 lean.import_transformers()
-found = dict(digests=digests(), needless=sorted(set({NEEDLESS}) & sys.modules.keys()))
+from transformers.utils import import_utils
+reads = import_utils.create_import_structure_from_path.cache_info()
+found = dict(listed=listed(), reads=[reads.misses, reads.currsize])
+found |= dict(digests=digests(), needless=sorted(set({NEEDLESS}) & sys.modules.keys()))
 
 from transformers import masking_utils
-from transformers.utils import import_utils
 assert import_utils.is_torch_distributed_available()
 assert "_dynamo" not in vars(torch)
 compiled = torch.compile(lambda x: x.sin() * 2, backend="eager")
@@ -73,10 +83,13 @@ print(json.dumps(found))
 
 def test_models_compute_the_same_without_what_they_do_not_need():
     """And the compiler is there when it is asked for, whole."""
-    plain = in_a_process("print(json.dumps([digests(), 'torch._dynamo' in sys.modules]))")
+    plain = in_a_process("print(json.dumps([digests(), 'torch._dynamo' in sys.modules, listed()]))")
     found = in_a_process(LEAN)
     assert plain[1] and found["needless"] == []
     assert found["digests"] == plain[0] and len(set(plain[0].values())) == 4
+    assert found["listed"] == plain[2]
+    misses, folders = found["reads"]
+    assert misses == folders > 128  # none was read again
     assert found["mode"] == "torch._dynamo._trace_wrapped_higher_order_op"
 
 
@@ -88,3 +101,21 @@ def test_what_cannot_be_imported_so_is_left_to_who_needs_it(monkeypatch):
     lean.import_transformers()
     assert not {lean.COMPILER, lean.INDEXING} & (sys.modules.keys() - before.keys())
     assert all(sys.modules.get(name) is module for name, module in before.items())
+
+
+def test_packages_are_looked_up_by_name():
+    """Those of modules whose package has another name, too."""
+    whole, looks = importlib.metadata.packages_distributions(), []
+
+    def all_of_them():
+        looks.append(1)
+        return whole
+
+    found = lean._Installed(all_of_them)
+    for name in ("torch", "numpy"):
+        assert found[name] == whole[name]
+    assert not looks
+    for name in ("PIL", "yaml"):
+        assert found.get(name) == whole[name]
+    assert found.get("no_such_module", []) == [] and len(looks) == 1
+    assert dict(found).keys() == whole.keys()

@@ -92,8 +92,8 @@ def test_every_layer_is_transformers_hidden_state(folder):
     encoder = load(folder, layer_means=True, text_layer="stack:0-last")
     ids, _ = encoder.tokens(TEXTS)
     model = reference(folder)
-    for row, states in zip(ids, encoder.encode(ids), strict=True):
-        true = hidden_states(model, row)
+    truths = [hidden_states(model, row) for row in ids]
+    for row, true, states in zip(ids, truths, encoder.encode(ids), strict=True):
         assert len(true) == textmodels.BLOCKS + 1 == encoder.layer_count
         assert states.frames.shape == (len(row), len(true) * encoder.width)
         side_by_side = np.concatenate(true, axis=1)
@@ -102,11 +102,10 @@ def test_every_layer_is_transformers_hidden_state(folder):
         np.testing.assert_allclose(states.layer_means, means, atol=EXACT, rtol=1e-5)
     for layer in range(textmodels.BLOCKS + 1):
         alone = load(folder, text_layer=str(layer)).encode(ids)
-        for row, states in zip(ids, alone, strict=True):
-            true = hidden_states(model, row)[layer]
-            np.testing.assert_allclose(states.frames, true, atol=EXACT, rtol=1e-5)
+        for true, states in zip(truths, alone, strict=True):
+            np.testing.assert_allclose(states.frames, true[layer], atol=EXACT, rtol=1e-5)
     average = load(folder, text_layer="mean:1-2").encode(ids[1:2])[0].frames
-    first, second = hidden_states(model, ids[1])[1:3]
+    first, second = truths[1][1:3]
     np.testing.assert_allclose(average, (first + second) / 2, atol=EXACT, rtol=1e-5)
 
 

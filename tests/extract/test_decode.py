@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mer.pipeline.media import workers as decode
-from mer.pipeline.media.workers import Decoders, Job
+from mer.pipeline.media.workers import Decoders, Job, workers_kept
 
 from tests.extract import corpus
 
@@ -93,12 +93,73 @@ def test_signals_to_the_whole_group_leave_decoders_alone(clips):
         assert next(stream).stage is None and decoders._running[0].poll() is None
 
 
-def test_workers_end_with_the_pool(clips):
+@pytest.fixture
+def none_kept(monkeypatch):
+    """As outside of a test session, which keeps workers."""
+    monkeypatch.setattr(decode, "_WAITING", decode._Waiting())
+
+
+def test_workers_end_with_the_pool(clips, none_kept):
     with Decoders(2) as decoders:
         list(decoders.run(jobs(clips)))
         running = list(decoders._running)
         assert running and all(process.poll() is None for process in running)
     assert all(process.poll() is not None for process in running)
+
+
+def test_workers_that_are_kept_serve_the_next_pool_and_end_with_the_last_keeper(
+    clips, none_kept, monkeypatch
+):
+    running = []
+    with workers_kept(), workers_kept():
+        for environment in ("", "", "another"):
+            monkeypatch.setenv("MER_TEST_ENVIRONMENT", environment)
+            with Decoders(1) as decoders:
+                [found] = decoders.run(jobs(clips, names=("0",)))
+                [process] = decoders._running
+            assert found.stage is None and process.poll() is None
+            running.append(process)
+        assert running[0].pid == running[1].pid != running[2].pid
+        assert running[0].poll() is not None  # it has the environment of before
+    assert running[2].poll() is not None
+
+
+def test_a_worker_that_died_while_it_was_kept_costs_no_clip(clips, none_kept):
+    with workers_kept():
+        for number in range(2):
+            with Decoders(1) as decoders:
+                [found] = decoders.run(jobs(clips, names=("0",)))
+                [process] = decoders._running
+            assert found.stage is None, number
+            process.kill()
+
+
+def test_a_worker_at_work_is_not_kept(clips, none_kept):
+    [job] = jobs(clips, names=("0",))
+    with workers_kept():
+        with Decoders(1) as decoders:
+            assert next(decoders.run([job])).stage is None
+            [process] = decoders._running
+            process.send_signal(signal.SIGSTOP)  # it does not answer any more
+            unanswered = decoders._pool.submit(decoders._one, job)
+            while process in decoders._idle:
+                time.sleep(0.01)
+        assert process.poll() is not None and unanswered.result().stage == "killed"
+        with Decoders(1) as decoders:
+            assert next(decoders.run([job])).stage is None
+
+
+def test_a_kept_worker_follows_into_another_folder(clips, none_kept, monkeypatch, tmp_path_factory):
+    """Paths may be relative."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    job, stages = Job("load", "0.wav", "auto", None, None), []
+    with workers_kept():
+        for folder in (elsewhere, clips, elsewhere):
+            monkeypatch.chdir(folder)
+            with Decoders(1) as decoders:
+                [found] = decoders.run([job])
+            stages.append(found.stage)
+    assert stages == ["open", None, "open"]
 
 
 def test_workers_end_when_their_parent_is_killed(clips, tmp_path):

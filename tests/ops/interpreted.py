@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
 ]
 PATHS = ("tiny", "mid", "large")
+SELDOM = [pytest.param(path, marks=pytest.mark.slow) for path in ("mid", "large")]
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_terms_and_labels(path, name, mode):
     compare(path, name, mode, 5, 18, 0.1, per_term=mode == "none")
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ["tiny", *SELDOM])  # tiny is the path that this size takes
 def test_drkf_at_its_own_batch(path):
     compare(path, "drkf", "none", 4, 64, 0.731)
 
@@ -163,7 +164,7 @@ def test_gradients_only_where_wanted(path, monkeypatch):
 @pytest.mark.parametrize("path", PATHS)
 def test_repeated_calls_are_identical(path):
     """The counter of the last-block sum is back at zero, and sums are taken in a fixed order."""
-    views, terms, labels = cases.make("drkf", 9, 12)
+    views, terms, labels = cases.make("drkf", 5, 12)  # two tiles of rows
     runs = [
         run(path, views, torch.tensor(0.1), terms, labels, "none", torch.ones(3)) for _ in range(2)
     ]

@@ -5,8 +5,6 @@ never zeros, never a crash.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -18,8 +16,6 @@ from mer.pipeline.store import Damage, FeatureStore, Shard, ShardWriter, verify_
 from mer.pipeline.store import arrays as files
 
 from tests.store.build import DIMS, assert_holds, make_store
-
-ROOT = Path(__file__).parents[2]
 
 
 def read_everything(path: Path) -> None:
@@ -304,17 +300,11 @@ def claim(path: Path, name: str, shape: tuple[int, ...], dtype: str, **options) 
         ("shard", "audio/x", (1 << 37, 6), "<f2", {"chunks": (1 << 16, 6)}),
     ],
 )
-def test_absurd_claims_allocate_nothing(tmp_path, which, name, shape, dtype, options):
+def test_absurd_claims_allocate_nothing(tmp_path, forks, which, name, shape, dtype, options):
     make_store(tmp_path)
     path = tmp_path / ("feats.h5" if which == "head" else "feats.shards/shard-00000.h5")
     claim(path, name, shape, dtype, **options)
-    run = subprocess.run(
-        [sys.executable, "-c", HOSTILE, str(path), which],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-    )
+    run = forks.run(HOSTILE, path, which)
     assert run.stdout.split() == ["refused", "0"], run.stderr
 
 

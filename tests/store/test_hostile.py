@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,13 +217,12 @@ ALL = [
 @pytest.mark.parametrize(
     ("which", "names"), [("shard", ["audio/x"]), ("head", ["index/id/x"]), *ALL]
 )
-def test_hdf5_is_led_nowhere(tmp_path, which, names):
+def test_hdf5_is_led_nowhere(tmp_path, forks, which, names):
     """Every kind of storage, link and type that the format does not have, for arrays of every use;
     in a process that may end.
     """
     make_store(tmp_path)
-    command = [sys.executable, "-c", USER, str(tmp_path), which, *names]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = forks.run(USER, tmp_path, which, *names, seconds=120)
     assert run.returncode == 0, f"{run.returncode}: {run.stdout[-300:]} {run.stderr[-600:]}"
     said = dict(line.split(": ") for line in run.stdout.splitlines())
     assert len(said) == len(LED) * len(names) and set(said.values()) == {"refused"}, [
@@ -459,7 +456,7 @@ READ = [pytest.param(which, name, 900 << 20, marks=pytest.mark.slow) for which, 
 @pytest.mark.parametrize(
     ("which", "name", "size"), [*((which, name, 1 << 40) for which, name in CLAIMED), *READ]
 )
-def test_a_huge_array_that_the_file_does_hold(tmp_path, which, name, size):
+def test_a_huge_array_that_the_file_does_hold(tmp_path, forks, which, name, size):
     """In a file with holes: its claim is true, reading it would take the memory of the machine, or
     minutes.
     """
@@ -478,13 +475,7 @@ def test_a_huge_array_that_the_file_does_hold(tmp_path, which, name, size):
             file.id, name.encode(), h5py.h5t.STD_U8LE, h5py.h5s.create_simple((size,)), properties
         )
     os.truncate(path, max(path.stat().st_size, size + (1 << 20)))
-    run = subprocess.run(
-        [sys.executable, "-c", HUGE, str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    run = forks.run(HUGE, path, seconds=100)
     assert run.returncode == 0 and run.stdout, run.stderr[-600:]
     seconds, said = run.stdout.split(" ", 1)
     assert float(seconds) < 40 and path.name in said
@@ -513,9 +504,17 @@ def test_a_dim_beyond_the_bound_is_refused(tmp_path):
     refused(tmp_path / "feats.h5", "dim of audio is not a number from 1")
 
 
+COMMAND = """
+import os, sys
+os.chdir(sys.argv[1])
+from mer.cli import main
+main(sys.argv[2:])
+"""
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "train", "export"])
 @pytest.mark.parametrize("which", ["feats.h5", "feats.shards/shard-00001.h5"])
-def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path, which, command):
+def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path, forks, which, command):
     make_store(tmp_path)
     (tmp_path / which).unlink()
     os.mkfifo(tmp_path / which)
@@ -524,11 +523,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(tmp_path, which, command):
         "export": ["export", "feats.h5", "out", "--to", "npy"],
     }
     arguments = call.get(command, [command, "feats.h5"])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command_line = [sys.executable, "-m", "cli", *arguments]
-    run = subprocess.run(
-        command_line, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment
-    )
+    run = forks.run(COMMAND, tmp_path, *arguments)
     lines = [line for line in run.stderr.splitlines() if line.startswith("mer: ")]
     assert run.returncode in (1, 5) and len(lines) == 1 and "internal" not in run.stderr, run.stderr
 
