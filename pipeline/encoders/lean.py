@@ -144,11 +144,12 @@ class _Listing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
+        listing: Any = module
         with contextlib.suppress(AttributeError):  # a version that lists otherwise
             # 128 folders are remembered, and there are 500
-            folder = module.create_import_structure_from_path.__wrapped__
-            module.create_import_structure_from_path = functools.cache(folder)
-            module.fetch__all__ = _from_the_last(module.fetch__all__)
+            folder = listing.create_import_structure_from_path.__wrapped__
+            listing.create_import_structure_from_path = functools.cache(folder)
+            listing.fetch__all__ = _from_the_last(listing.fetch__all__)
 
 
 def _from_the_last(exported: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
@@ -168,7 +169,7 @@ def _listed_once() -> Iterator[None]:
     listing, metadata = _Listing(), importlib.metadata
     look_at_all = metadata.packages_distributions
     sys.meta_path.insert(0, listing)
-    metadata.packages_distributions = lambda: _Installed(look_at_all)  # type: ignore
+    metadata.packages_distributions = lambda: _Installed(look_at_all)
     try:
         yield
     finally:
