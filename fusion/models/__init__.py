@@ -22,6 +22,9 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
 - `turns`                             what reads the neighbours of an utterance, where the spec has
                                       a `context` (`mer.fusion.modules.context`); None: it sees each
                                       utterance alone, and `data.context` is refused
+- `unimodal_heads: bool`              whether there is a head for each modality that learns what
+                                      `Batch.taught` gives for it: its own label, where one is to be
+                                      learnt; False: `data.unimodal_labels` is refused
 - `diagnostics() -> dict`             floats worth logging (temperature, MI bounds in nats,
                                       raw/augmented cosine, ...)
 - `observed() -> dict`                those of them that are of the last `losses` call, detached and

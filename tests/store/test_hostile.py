@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -363,6 +364,22 @@ def test_any_wrong_number_of_the_index(tmp_path, name, how, words):
     make_store(tmp_path)
     reseal.change(tmp_path / "feats.h5", name, how)
     refused(tmp_path / "feats.h5", words)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("index/unimodal/x", lambda array: array * 0 + ord("x")),  # no mark between
+        ("index/unimodal/x", lambda array: array * 0 + ord("=")),  # of no modality
+        ("index/unimodal/x", lambda array: np.where(array == ord("y"), ord("z"), array)),  # joz
+        ("index/unimodal/valid", lambda array: array * 0),
+    ],
+)
+def test_a_unimodal_label_that_is_none(tmp_path, name, how):
+    past = Path(__file__).parent / "versions" / "v4"
+    shutil.copytree(past, tmp_path / "v4")
+    reseal.change(tmp_path / "v4/kept.h5", name, lambda array: how(array).astype(array.dtype))
+    refused(tmp_path / "v4/kept.h5", "unimodal label that is none")
 
 
 @pytest.mark.parametrize("words", ["inspect", "verify", "export"])
