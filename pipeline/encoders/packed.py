@@ -10,6 +10,7 @@ Layers of fewer than `LEAST_WIDTH` numbers stay as they are: there is nothing to
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ class PackedLinear(nn.Module):
     ) -> None:
         """`activation`: none or gelu."""
         super().__init__()
-        self.weight: Tensor | None = weight
+        self.weight: Any = weight  # None once it is given up
         self.bias, self.activation = bias, activation
         self.dtype = DTYPES[precision]
         self._packed: tuple[Tensor, Tensor | None] | None = None

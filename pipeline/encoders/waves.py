@@ -117,7 +117,8 @@ class Waves(nn.Module):
         normed = isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm)
         # a hundredth of the work; it sees the samples as they are, also in half precision
         self.first = _First(layers[0]) if normed else _Layer(layers[0], "fp32")
-        self.others = nn.ModuleList(_Layer(layer, precision) for layer in layers[1:])
+        self.behind = tuple(_Layer(layer, precision) for layer in layers[1:])
+        self.others = nn.ModuleList(self.behind)
         self.width = layers[-1].conv.out_channels
 
     def forward(self, samples: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class Waves(nn.Module):
 
     def _frames(self, steps: int) -> int:
         """Frames that `steps` after the first layer give."""
-        for layer in self.others:
+        for layer in self.behind:
             steps = (steps - layer.kernel) // layer.stride + 1
         return steps
 
@@ -145,11 +146,11 @@ class Waves(nn.Module):
         for begin in range(0, frames, FRAMES_AT_A_TIME):
             end = min(begin + FRAMES_AT_A_TIME, frames)
             first, last = begin, end  # steps after the first layer that these frames come from
-            for layer in reversed(self.others):
+            for layer in reversed(self.behind):
                 first, last = first * layer.stride, (last - 1) * layer.stride + layer.kernel
             with torch.autocast("cpu", enabled=False):
                 x = enter(seen[first:last])
-            for layer in self.others:
+            for layer in self.behind:
                 x = layer(
                     windows(x.flatten(), layer.kernel * layer.width, layer.stride * layer.width)
                 )
