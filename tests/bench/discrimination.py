@@ -96,6 +96,28 @@ def summaries(rows: list[dict]) -> list[str]:
     return found
 
 
+def paired(out: Path) -> dict:
+    """The difference of the settings of KEPT in WF1 on test, seeds and dialogues drawn together, as
+    `mer compare` has it for runs over seeds.
+    """
+    from mer.fusion import intervals, prediction_table, result_files, scoring
+    from mer.fusion.checkpoint import Run
+
+    drawn = []
+    for setting in KEPT:
+        runs = [Run.open(Trial(setting, seed).folder(out)) for seed in SEEDS]
+        by_seed = [result_files.read_predictions(run) for run in runs]
+        _, groups = prediction_table.unit(by_seed[0].table)
+        drawn.append(scoring.sampled(by_seed, groups)["wf1"])
+    gap = intervals.difference(*drawn)
+    return {
+        "what": f"{KEPT[1]} minus {KEPT[0]}",
+        "difference": gap.difference,
+        "interval": [gap.low, gap.high],
+        "p": gap.p,
+    }
+
+
 def mean_and_each(values: list[float], decimals: int) -> str:
     """`0.81 (0.81, 0.82)`; nothing of nothing."""
     if not values:
@@ -123,7 +145,11 @@ def main(argv: list[str]) -> None:
             sys.exit(f"discrimination: {error}")
     for text in summaries(rows):
         print(text)
-    print(save("discrimination", rows, command="python -m tests.bench discrimination --out OUT"))
+    gap = paired(args.out)
+    low, high = gap["interval"]
+    print(f"WF1 on test, {gap['what']}: {gap['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+    command = "python -m tests.bench discrimination --out OUT"
+    print(save("discrimination", [*rows, gap], command=command))
 
 
 if __name__ == "__main__":
