@@ -38,7 +38,7 @@ def discrimination(
     # pairs of two utterances stand in no dialogue
     part = part_of(run, store, rows, device, pool=np.zeros(0, dtype=np.int64))
     same, _ = same_emotion(torch.from_numpy(spec.scaled(p.true)), task=spec.task)
-    first, second, differs = _pairs(same.numpy(), np.random.default_rng(PAIR_SEED))
+    first, second, differs = re_paired(same.numpy(), np.random.default_rng(PAIR_SEED))
     model = run.model(device)
     found = {}
     for m, n in combinations(spec.modalities, 2):
@@ -65,7 +65,9 @@ def _disagreement(model: FusionModel, batch: Batch) -> np.ndarray:
     return answer.float().cpu().numpy()
 
 
-def _pairs(same: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def re_paired(
+    same: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(i, j, differs): for every i one other row of the same emotion and one of another, where
     there are such rows.
     """
