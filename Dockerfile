@@ -18,7 +18,8 @@ RUN apt-get update \
 WORKDIR /opt/mer
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
-COPY pyproject.toml README.md LICENSE __init__.py cli.py commands.py predicting.py ./
+COPY pyproject.toml README.md LICENSE __init__.py cli.py ./
+COPY commands commands
 COPY pipeline pipeline
 COPY fusion fusion
 COPY manifests manifests

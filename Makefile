@@ -58,7 +58,7 @@ lint: $(VENV)/.test-installed ## format, lint rules and types, as CI checks them
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@mkdir -p $(VENV)/typed && ln -sfn ../.. $(VENV)/typed/mer
-	@MYPYPATH=$(VENV)/typed $(BIN)/mypy -p mer.pipeline -p mer.fusion -p mer.manifests -m mer.cli -m mer.commands -m mer.predicting
+	@MYPYPATH=$(VENV)/typed $(BIN)/mypy -p mer.pipeline -p mer.fusion -p mer.manifests -p mer.commands -m mer.cli
 
 lock:           ## recompile the two lock files from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml -o requirements.txt --no-annotate --upgrade

@@ -26,7 +26,7 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
     """What `mer predict` prints for a clip.
 
     Args:
-        row: Of the table that `mer.fusion.evaluate.predict_rows` makes, perhaps with `modalities`,
+        row: Of the table that `mer.fusion.answering.predict_rows` makes, perhaps with `modalities`,
             `missing`, `noted` and `text_from`.
         spec: What the model answers.
 

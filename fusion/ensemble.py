@@ -15,9 +15,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mer.fusion import checkpoint, evaluate, infer
+from mer.fusion import (
+    checkpoint,
+    evaluate,
+    infer,
+    opening_rows,
+    prediction_table,
+    result_files,
+    scoring,
+)
 from mer.fusion.batch import DataSpec
 from mer.fusion.checkpoint import Run
+from mer.fusion.notes import Note, Once
 from mer.fusion.records import SingleMetrics
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import SILENT, Silent
@@ -86,7 +95,7 @@ def mean_table(tables: Sequence[pa.Table], runs: Sequence[Run]) -> pa.Table:
     """Predictions of the ensemble.
 
     Args:
-        tables: Those of each run, as `mer.fusion.evaluate.predict_rows` gives them.
+        tables: Those of each run, as `mer.fusion.answering.predict_rows` gives them.
         runs: In the same order.
 
     Returns:
@@ -107,7 +116,7 @@ def mean_table(tables: Sequence[pa.Table], runs: Sequence[Run]) -> pa.Table:
             columns[name] = next(table[name] for table in tables if name in table.column_names)
     columns["turns"] = _most([table["turns"] for table in tables])
     pred = infer.decide(scores, spec.task, thresholds(runs))
-    columns["pred"] = evaluate.named(pred, spec.task, spec.labels)
+    columns["pred"] = prediction_table.named(pred, spec.task, spec.labels)
     for place, name in enumerate(spec.score_columns):
         columns[name] = scores[:, place]
     for name in columns:
@@ -155,7 +164,7 @@ def score(
     *,
     device: torch.device | str = "cpu",
     predictions: str | os.PathLike | None = None,
-    note: evaluate.Note = print,
+    note: Note = print,
     progress: Silent = SILENT,
 ) -> SingleMetrics:
     """Predict a split with every run, and score the mean of their probabilities.
@@ -189,33 +198,33 @@ def score(
         said = dict.fromkeys(line for run in there for line in checkpoint.check_store(run, store))
         for line in said:
             note(line)
-        tell = evaluate.once(note)
+        tell = Once(note)
         tables = []
         for run in there:
-            tables.append(evaluate.predict_split(run, store, split, device, progress, tell))
+            tables.append(opening_rows.predict_split(run, store, split, device, progress, tell))
         table = mean_table(tables, there)
-        found = evaluate.describe(there[0], table, split, device=device, store=store, together=True)
-        p = evaluate.from_table(table, found.task, found.labels, found.measures or "mosi")
+        found = scoring.describe(there[0], table, split, device=device, store=store, together=True)
+        p = prediction_table.from_table(table, found.task, found.labels, found.measures or "mosi")
         found = replace(_of_all(found, there, p, store), run=runs[0].path.name)
         stem = evaluate.stem_of(there[0], store, split)
     if len(runs) == 1:
-        evaluate.write(runs[0].path, f"{stem}{STEM}", found, table)
+        result_files.write(runs[0].path, f"{stem}{STEM}", found, table)
     if predictions is not None:
-        evaluate.write_parquet(table, Path(predictions))
+        result_files.write_parquet(table, Path(predictions))
     if split == "test":
-        by = evaluate.seen(there, p)
+        by = opening_rows.seen(there, p)
         for line in (by.line(), *by.troubles):
             note(line)
     return found
 
 
 def _of_all(
-    found: SingleMetrics, runs: Sequence[Run], p: evaluate.Predicted, store: FeatureStore
+    found: SingleMetrics, runs: Sequence[Run], p: prediction_table.Predicted, store: FeatureStore
 ) -> SingleMetrics:
     """Figures of the mean, which say of all runs what they said of the first."""
     specs = [run.spec for run in runs]
     read = dict.fromkeys(chain.from_iterable(spec.sources for spec in specs))
-    without = chain.from_iterable(evaluate.unlearnt(run.result, p) for run in runs)
+    without = chain.from_iterable(scoring.unlearnt(run.result, p) for run in runs)
     return replace(
         found,
         model=_together(run.info.model for run in runs),

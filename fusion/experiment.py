@@ -15,24 +15,14 @@ import torch
 from mer.fusion import checkpoint, files, sinks, splits, typed
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import TrainConfig
+from mer.fusion.identity import beginning, beginning_of, check_folder, explain, identity, turns_key
 from mer.fusion.members import Member, Setting, alone_in, finished, train_at_once, train_member
 from mer.fusion.models import build, model_class
+from mer.fusion.notes import Note, Once
 from mer.fusion.parallel import ALONE, Processes
 from mer.fusion.records import GroupInfo
 from mer.fusion.splits import Fold
-from mer.fusion.train import (
-    Note,
-    beginning,
-    beginning_of,
-    check_config,
-    check_folder,
-    explain,
-    identity,
-    settled,
-    spec_of,
-    turns_key,
-)
-from mer.fusion.watch import Once
+from mer.fusion.training_setup import check_config, settled, spec_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.store import FeatureStore

@@ -22,10 +22,10 @@ from mer.fusion import figures as pictures
 from mer.fusion import files, infer, intervals, metrics, optim, splits
 from mer.fusion.config import DataConfig
 from mer.fusion.data import modality_of
-from mer.fusion.evaluate import unit
 from mer.fusion.losses.supervised import task_loss
+from mer.fusion.prediction_table import unit
 from mer.fusion.tables import glossary, number
-from mer.fusion.train import measures_of
+from mer.fusion.training_setup import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown

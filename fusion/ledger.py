@@ -22,7 +22,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mer.fusion import files, typed
+from mer.fusion.notes import Note
 from mer.fusion.typed import optional
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import LEDGER_BYTES
 from mer.pipeline.runtime.terminal import plural, shown
 
-Note = Callable[[str], None]
 FIGURES, ROBUSTNESS = "figures", "robustness"  # what of the test part was looked at
 LOGGED = ("id", "time", "store", "fingerprint", "rows")  # what test_log.jsonl has of an opening
 NAMED_LINES = 3  # of the broken ones, in a message
@@ -49,7 +49,7 @@ class Opening:
     """One line: when which configuration has seen which test rows.
 
     `content` names the rows, `configuration` the settings and the features without the seed
-    (`mer.fusion.evaluate.configuration`), `training` is the identity of a run, wherever its folder
+    (`mer.fusion.opening_rows.configuration`), `training` is the identity of a run, wherever its
     `run` is now. `rows` counts the rows, those without a label among them.
     """
 

@@ -18,7 +18,7 @@ from itertools import product
 
 import numpy as np
 
-from mer.fusion import checkpoint, evaluate, files, metrics, typed
+from mer.fusion import checkpoint, files, metrics, result_files, typed
 from mer.fusion.checkpoint import Run
 from mer.fusion.records import Epoch, Figures, GroupMetrics, Metrics, SingleMetrics
 from mer.fusion.tables import PLAIN, loss_title
@@ -415,7 +415,7 @@ def _line(name: str, there: np.ndarray, values: np.ndarray, colour: str, dash: s
 
 def confusion(found: SingleMetrics | GroupMetrics) -> Matrix | None:
     """The confusion matrix, where the task has one."""
-    counts = evaluate.reference_by_answer(found)
+    counts = result_files.reference_by_answer(found)
     if not counts:
         return None
     title = f"{found.model} on {found.dataset} {found.split}"

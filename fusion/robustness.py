@@ -24,15 +24,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion import evaluate, files, intervals, ledger, metrics, splits, typed
+from mer.fusion import (
+    answering,
+    evaluate,
+    files,
+    intervals,
+    ledger,
+    metrics,
+    opening_rows,
+    prediction_table,
+    scoring,
+    splits,
+    typed,
+)
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run, check_store
-from mer.fusion.evaluate import Note, Predicted, sampled, unit
 from mer.fusion.intervals import Paired
 from mer.fusion.metrics import headline, lower_is_better
+from mer.fusion.notes import Note, Once
+from mer.fusion.prediction_table import Predicted, unit
 from mer.fusion.records import Bootstrap, defined
+from mer.fusion.scoring import sampled
 from mer.fusion.tables import Table, number
-from mer.fusion.train import measures_of
+from mer.fusion.training_setup import measures_of
 from mer.fusion.typed import optional
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import SILENT, Silent
@@ -161,7 +175,7 @@ class Measured:
         tables = []
         for place, child in enumerate(self.run.children):
             tables.append(
-                evaluate.predict_rows(
+                answering.predict_rows(
                     child,
                     self.store,
                     self.rows[place],
@@ -174,7 +188,7 @@ class Measured:
         target = splits.targets(
             self.store.table(), self.store.header.task, self.store.header.labels
         )
-        return evaluate.of_children(self.run, tables, measures_of(self.store, target))
+        return prediction_table.of_children(self.run, tables, measures_of(self.store, target))
 
 
 def measure(
@@ -223,7 +237,7 @@ def measure(
         if other is not None:
             check_store(other.children[0], store)
             modalities = run.children[0].spec.modalities
-            if evaluate.where_heads_differ(whole[0], modalities) is None:
+            if scoring.where_heads_differ(whole[0], modalities) is None:
                 raise DataError(
                     f"{run.path}: {run.children[0].config.model} has no heads of single modalities "
                     f"that agree or disagree; leave out {other.path}"
@@ -273,9 +287,9 @@ def _opened(
     """A run and its rows; an opening of test is noted first."""
     for line in check_store(run.children[0], store):
         note(line)
-    rows, pools, tell = [], [], evaluate.once(note)
+    rows, pools, tell = [], [], Once(note)
     for child in run.children:
-        mine, pool = evaluate.opened_rows(child, store, split, tell, ledger.ROBUSTNESS)
+        mine, pool = opening_rows.opened_rows(child, store, split, tell, ledger.ROBUSTNESS)
         rows.append(mine)
         pools.append(pool)
     return Measured(run, store, rows, pools, device, progress)
@@ -308,7 +322,7 @@ def _found(
         n=len(first.true),
         seeds=len(whole),
         value=_value(whole, metric),
-        bootstrap=evaluate.bootstrap_of(name, groups),
+        bootstrap=scoring.bootstrap_of(name, groups),
         weights=_weights(run),
         altered=_altered(measured, whole, moments, metric),
         heads=(),
@@ -458,7 +472,7 @@ def _what_is_left(measured: Measured, reads: Sequence[str]) -> dict[str, set[str
     ids = measured.store.table()["id"].to_pylist()
     found: dict[str, set[str]] = {m: set() for m in reads}
     for child, rows in zip(measured.run.children, measured.rows, strict=True):
-        there = evaluate.modalities_of(child, measured.store, rows)
+        there = answering.modalities_of(child, measured.store, rows)
         for row, has in zip(rows.tolist(), there, strict=True):
             for m in reads:
                 if set(has) - {m}:
@@ -490,7 +504,7 @@ def _heads(
 ) -> tuple[Heads, ...]:
     """Where the heads agree and where they do not, in most seeds."""
     modalities = run.children[0].spec.modalities
-    each = [evaluate.where_heads_differ(p, modalities) for p in whole]
+    each = [scoring.where_heads_differ(p, modalities) for p in whole]
     there = [one for one in each if one is not None]
     if len(there) < len(whole):
         return ()

@@ -1,4 +1,4 @@
-"""Every run below some folders as one row: what `mer runs` lists, filters and sorts.
+"""Every run below some folders as one row, read from its folder.
 
 Free of torch, and of a run folder only the small files are read: run.json, config.toml,
 metrics.json, test_log.jsonl. What is unfinished or damaged is a row with a word for it, never an
@@ -7,8 +7,6 @@ error.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -16,40 +14,27 @@ import re
 import stat
 import statistics
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from mer.fusion import files, metrics, typed
+from mer.fusion import files, typed
 from mer.fusion.config import DataConfig, left_out
-from mer.fusion.tables import PLAIN, Table, glossary, number, plain
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.cells import guarded
 from mer.pipeline.runtime.hold import busy
 from mer.pipeline.runtime.limits import CONFIG_BYTES
-from mer.pipeline.runtime.terminal import amount, did_you_mean, escape, listed, plural, shown
+from mer.pipeline.runtime.terminal import plural
 
 DEPTH = 8  # folders within folders that are looked through for runs
 BESIDE = ".shards"  # ends the name of a folder of a store, where no run is
+CONTEXT, WIDTH = "data.context", "data.context_width"  # settings that every table names
 FORMAT, VERSION = "mer-run", 1  # of run.json, as in records.py, which imports torch
 Figures = dict[str, float | None]
 State = Literal["finished", "training", "unfinished", "damaged"]
-# columns that are shown whatever they hold, and those that are shown where they differ
-ALWAYS = ("run", "state", "date", "model", "dev", "test", "size")
 MOVE_AWAY = "move it away"  # a log of openings that cannot be read
-WHERE_THEY_DIFFER = ("store", "key", "seeds", "folds", "opened", "mer", "device")
-COLUMNS = (*ALWAYS[:4], *WHERE_THEY_DIFFER, *ALWAYS[4:], "epoch", "parameters", "command")
-TO_THE_LEFT = frozenset({"run", "state", "date", "model", "store", "command"})
-LARGEST_FIRST = ("date", "size", "parameters")
-KEY_CHARACTERS = 8  # of a store's key: enough to tell those of one path apart
-CONTEXT, WIDTH = "data.context", "data.context_width"  # settings that every table names
-SHORTEST_COMMAND = 20  # characters of a terminal's line that are worth a beginning of the command
-
-
-# ---- What is read of a run folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +139,7 @@ def _run_folders(folder: Path, seen: set[tuple[int, int]], depth: int) -> Iterat
     """Folders at or below `folder` that training has begun in; links are followed once."""
     try:
         status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: _natural(entry.name))
+        entries = sorted(os.scandir(folder), key=lambda entry: natural(entry.name))
     except OSError:
         yield folder  # a row that says why
         return
@@ -180,7 +165,7 @@ def _names_of_folders(entries: Iterable[os.DirEntry]) -> Iterator[str]:
             yield entry.name
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Sorts `run-10` behind `run-9`."""
     return [(int(part[:18]), "") if part.isdecimal() else (-1, part) for part in _PARTS.split(name)]
 
@@ -326,7 +311,7 @@ def _settings(path: Path, told: Told) -> dict[str, Any]:
         tree = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise files.damaged(where, error, files.AGAIN) from None
-    settings = {key: _of_json(value) for key, value in _leaves(tree) if key != "model"}
+    settings = {key: _of_json(value) for key, value in leaves(tree) if key != "model"}
     defaults = {key: _of_json(value) for key, value in left_out().items()}
     del defaults[WIDTH]
     return {**defaults, **settings, **_context(settings)}
@@ -351,10 +336,10 @@ def _of_json(value: Any) -> Any:
     return value if known else str(value)
 
 
-def _leaves(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{before}{key}.")
+            yield from leaves(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", value
 
@@ -452,420 +437,3 @@ def _written(path: Path) -> str:
 def _without(message: str, path: Path) -> str:
     """A message about a file of a run folder, without the folder."""
     return message.removeprefix(f"{path}/")
-
-
-# ---- Filter and sort
-
-
-CONDITION = re.compile(r"\s*([\w.]+)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", re.DOTALL)
-TESTS: dict[str, Callable[[Any, Any], bool]] = {
-    "=": lambda a, b: a == b,
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    ">": lambda a, b: a > b,
-    "<": lambda a, b: a < b,
-    ">=": lambda a, b: a >= b,
-    "<=": lambda a, b: a <= b,
-}
-
-
-def cell(row: RunRow, name: str, metric: str | None = None) -> str:
-    """One cell as it is printed; empty where nothing is known."""
-    if name in ("dev", "test"):
-        of = metric_of(row, name, metric)
-        figures, deviations = getattr(row, name), getattr(row, f"{name}_sd")
-        if of not in figures:
-            return ""
-        deviation = f" ± {number(of, deviations[of])}" if deviations.get(of) is not None else ""
-        return f"{number(of, figures[of])}{deviation}"
-    if name == "size":
-        return amount(row.size)
-    if name == "date":
-        return _day(row)
-    if name == "seeds":
-        return _ranges(row.seeds)
-    if name == "epoch":
-        return "" if row.best_epoch is None else f"{row.best_epoch} of {row.epochs or '?'}"
-    if name == "opened":
-        return str(row.opened)
-    if name == "key":
-        return row.store_key[:KEY_CHARACTERS]
-    if name in COLUMNS:
-        value = getattr(row, name)
-        return "" if value is None else str(value)
-    return spelled(row.settings[name]) if name in row.settings else ""
-
-
-def metric_of(row: RunRow, part: str, metric: str | None = None) -> str:
-    """The figure that stands for a run: the one that chose the epoch, where test has it, too."""
-    if metric is not None:
-        return metric
-    chosen = row.select_metric
-    if part == "test" and chosen not in row.test:
-        known = row.task if row.task in metrics.HEADLINE else "single"
-        return metrics.headline(known, row.test)
-    return chosen
-
-
-def _day(row: RunRow) -> str:
-    try:
-        local = datetime.fromisoformat(row.date).astimezone()
-    except (ValueError, OverflowError, OSError):
-        return shown(row.date, 25)
-    return f"{'' if row.date_recorded else '~'}{local:%Y-%m-%d %H:%M}"
-
-
-def _instant(row: RunRow) -> float:
-    """The date in seconds; one that cannot be read is before all others."""
-    try:
-        return datetime.fromisoformat(row.date).astimezone().timestamp()
-    except (ValueError, OverflowError, OSError):
-        return -math.inf
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`0-4`, or `0,2,7`.
-
-    >>> _ranges((0, 1, 2)), _ranges((0, 2)), _ranges((3,))
-    ('0-2', '0,2', '3')
-    """
-    whole = len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
-    return f"{numbers[0]}-{numbers[-1]}" if whole else ",".join(map(str, numbers))
-
-
-def spelled(value: Any) -> str:
-    """A setting as `--set` takes it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return ",".join(map(spelled, value)) if isinstance(value, list) else str(value)
-
-
-def resolve(name: str, rows: Sequence[RunRow], option: str) -> str:
-    """The column or setting that somebody names: whole (`optim.lr`), or by its last part (`lr`).
-
-    Raises:
-        DataError: There is none, or there are several.
-    """
-    known = dict.fromkeys((*COLUMNS, *(key for row in rows for key in row.settings)))
-    if name in known:
-        return name
-    ends = [key for key in known if key.endswith(f".{name}")]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise DataError(f"{option} {name}: could be {' or '.join(ends)}; name the whole of it")
-    guess = did_you_mean(name, [*known, *(key.rpartition(".")[2] for key in known)])
-    raise DataError(
-        f"{option} {shown(name, 40)}: no such column{guess}; known: {', '.join(COLUMNS)}, and "
-        "every setting of these runs, e.g. optim.lr"
-    )
-
-
-def matching(
-    rows: Sequence[RunRow], conditions: Iterable[str], metric: str | None = None
-) -> list[RunRow]:
-    """The rows for which all conditions hold.
-
-    Args:
-        rows: Of any runs.
-        conditions: `COLUMN=VALUE`, with `!=`, `<`, `<=`, `>`, `>=`, or `~` for a part of the text;
-            figures as they are printed, so percentages. What is unknown fulfils none.
-        metric: The figure that dev and test stand for.
-
-    Returns:
-        The rows, in their order.
-
-    Raises:
-        DataError: A condition is none, or there is no such column.
-    """
-    kept = list(rows)
-    for text in conditions:
-        found = CONDITION.fullmatch(text)
-        if found is None:
-            raise DataError(
-                f"--where '{shown(text, 60)}': expected COLUMN=VALUE (or != < <= > >= ~), e.g. "
-                "model=drkf, optim.lr<1e-3, dev>80"
-            )
-        name, sign, wanted = resolve(found[1], rows, "--where"), found[2], found[3]
-        values = [value for row in rows if (value := _value(row, name, metric))]
-        numbers = values and all(_number(value) is not None for value in values)
-        if sign in ("<", "<=", ">", ">=") and numbers and _number(wanted) is None:
-            raise DataError(
-                f"--where '{shown(text, 60)}': {name} is a number, which '{shown(wanted, 40)}' is "
-                "not"
-            )
-        kept = [row for row in kept if _holds(_value(row, name, metric), sign, wanted)]
-    return kept
-
-
-def _value(row: RunRow, name: str, metric: str | None) -> str:
-    """A cell as it is compared: figures without their deviation, megabytes without their unit."""
-    if name == "size":
-        return str(row.size / 1e6)
-    if name in ("dev", "test"):
-        value = _figure(row, name, metric)
-        return "" if value is None else str(value)
-    if name == "epoch":
-        return "" if row.best_epoch is None else str(row.best_epoch)
-    return cell(row, name, metric).removeprefix("~")
-
-
-def _figure(row: RunRow, part: str, metric: str | None) -> float | None:
-    """A figure in the unit in which it is printed."""
-    name = metric_of(row, part, metric)
-    value = getattr(row, part).get(name)
-    return value if value is None or name in PLAIN else 100 * value
-
-
-def _holds(value: str, sign: str, wanted: str) -> bool:
-    if not value:
-        return False
-    if sign == "~":
-        return wanted.casefold() in value.casefold()
-    a, b = _number(value), _number(wanted)
-    if a is None or b is None:
-        return TESTS[sign](value, wanted)
-    return TESTS[sign](a, b)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def ordered(
-    rows: Sequence[RunRow], by: str, metric: str | None = None, *, reverse: bool = False
-) -> list[RunRow]:
-    """Rows sorted by a column: figures with the best first, dates and sizes with the largest first,
-    everything else upwards; what is unknown comes last.
-
-    Raises:
-        DataError: There is no such column.
-    """
-    name = resolve(by, rows, "--sort")
-    known = [row for row in rows if _value(row, name, metric)]
-    unknown = [row for row in rows if not _value(row, name, metric)]
-    if name in ("dev", "test"):
-        return sorted(known, key=lambda row: _worse(row, name, metric), reverse=reverse) + unknown
-    downwards = (name in LARGEST_FIRST) != reverse
-    if name == "date":
-        return sorted(known, key=_instant, reverse=downwards) + unknown
-    return sorted(known, key=lambda row: _key(row, name, metric), reverse=downwards) + unknown
-
-
-def _worse(row: RunRow, part: str, metric: str | None) -> tuple[str, float]:
-    """Small for a good figure; figures of one name stay together."""
-    name, value = metric_of(row, part, metric), _figure(row, part, metric)
-    assert value is not None
-    return name, value if metrics.lower_is_better(name) else -value
-
-
-def _key(row: RunRow, name: str, metric: str | None) -> tuple[float, list[tuple[int, str]]]:
-    text = _value(row, name, metric)
-    value = _number(text)
-    return math.inf if value is None or math.isnan(value) else value, _natural(text)
-
-
-# ---- How it is shown
-
-
-def differing(rows: Sequence[RunRow]) -> list[str]:
-    """The settings in which runs differ; a model's own, only where runs of that model differ."""
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
-    found = []
-    for key in keys:
-        groups: dict[str, set[str]] = {}
-        models = {row.model for row in rows if key in row.settings}
-        of_model = key.startswith("model_args.")
-        for row in rows:
-            # a row of the model without it has the default, which config.toml leaves out
-            if key in row.settings or (of_model and row.settings and row.model in models):
-                value = spelled(row.settings[key]) if key in row.settings else ""
-                groups.setdefault(row.model if of_model else "", set()).add(value)
-        if key != "train.seed" and any(len(values) > 1 for values in groups.values()):
-            found.append(key)
-    return found
-
-
-def columns(rows: Sequence[RunRow], asked: Sequence[str] = ()) -> list[str]:
-    """The columns of the table: those asked for, else what is always shown and what differs; the
-    command where nothing does, as else it says what the columns say.
-    """
-    if asked:
-        return [resolve(name, rows, "--columns") for name in asked]
-    differ = [
-        name for name in WHERE_THEY_DIFFER if len({cell(row, name) for row in rows if row.kind}) > 1
-    ]
-    paths = {row.store for row in rows if row.kind}
-    keys = {(row.store, row.store_key) for row in rows if row.kind}
-    if len(paths) == len(keys):  # then a path says which store it is
-        differ = [name for name in differ if name != "key"]
-    settings = differing(rows)
-    alike = not (differ or settings) and len({row.model for row in rows}) == 1
-    command = ["command"] if alike and any(row.command for row in rows) else []
-    return [*ALWAYS[:4], *differ, *settings, *ALWAYS[4:], *command]
-
-
-def table(
-    rows: Sequence[RunRow],
-    names: Sequence[str],
-    title: str,
-    metric: str | None = None,
-    width: int | None = None,
-) -> str:
-    """The rows as aligned text.
-
-    Args:
-        rows: What to show, in this order.
-        names: The columns, of `columns`.
-        title: The first line.
-        metric: The figure that dev and test stand for.
-        width: Characters of a line, to which the command is cut; None: it is whole.
-
-    Returns:
-        The text, its values escaped.
-    """
-    heads = [_head(name, names, rows, metric) for name in names]
-    mixed = {part: _mixed(rows, part, metric) for part in ("dev", "test")}
-    cells = []
-    for row in rows:
-        line = []
-        for name in names:
-            said = cell(row, name, metric)
-            if said and mixed.get(name):
-                said += f" {metrics.title(metric_of(row, name, metric))}"
-            line.append(said or "–")
-        cells.append(tuple(line))
-    left = {head for head, name in zip(heads, names, strict=True) if name in TO_THE_LEFT}
-    if width is not None and "command" in names[-1:]:
-        without = plain(Table("", tuple(heads[:-1]), tuple(line[:-1] for line in cells)), left=left)
-        room = width - max(map(len, without.splitlines())) - 2
-        if room < SHORTEST_COMMAND:
-            heads, cells = heads[:-1], [line[:-1] for line in cells]
-        else:
-            cells = [(*line[:-1], shown(line[-1], room)) for line in cells]
-    return plain(Table(title, tuple(heads), tuple(cells)), left=left)
-
-
-def _mixed(rows: Sequence[RunRow], part: str, metric: str | None) -> bool:
-    """Whether rows have other figures in one column."""
-    return len({metric_of(row, part, metric) for row in rows if cell(row, part, metric)}) > 1
-
-
-def _head(name: str, names: Collection[str], rows: Sequence[RunRow], metric: str | None) -> str:
-    """The head of a column: the shortest end of a setting's name that no other column has."""
-    if name in ("dev", "test"):
-        of = {metric_of(row, name, metric) for row in rows if cell(row, name, metric)}
-        return f"{name} {metrics.title(of.pop())}" if len(of) == 1 else name
-    short = name.rpartition(".")[2]
-    alike = [other for other in names if other.rpartition(".")[2] == short]
-    return short if len(alike) == 1 else name
-
-
-def common(rows: Sequence[RunRow], names: Collection[str]) -> str:
-    """What all rows share and no column says, as one line; empty where there is nothing."""
-    said = []
-    for name in ("store", CONTEXT, WIDTH, "mer", "seeds", "folds", "device"):
-        values = {cell(row, name) for row in rows if row.kind}
-        if name not in names and len(values) == 1 and (value := values.pop()):
-            said.append(f"{name.rpartition('.')[2]} {value}")
-    return f"the same in all: {', '.join(said)}" if said and len(rows) > 1 else ""
-
-
-def counted(rows: Sequence[RunRow]) -> str:
-    """`3 runs: 2 finished, 1 damaged`."""
-    counts = {state: sum(row.state == state for row in rows) for state in get_args(State)}
-    parts = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
-    return f"{plural(len(rows), 'run')}{': ' if parts else ''}{parts}"
-
-
-def tied(matching: Sequence[RunRow], count: int, by: str, metric: str | None = None) -> str:
-    """That runs beyond the first `count` of the sorted ones have what the last shown has, as one
-    line; empty where they have not.
-    """
-    if not 0 < count < len(matching):
-        return ""
-    name = resolve(by, matching, "--sort")
-
-    def value(row: RunRow) -> tuple[str, str]:
-        of = metric_of(row, name, metric) if name in ("dev", "test") else ""
-        return of, _value(row, name, metric)
-
-    last = value(matching[count - 1])
-    if not last[1] or value(matching[count]) != last:
-        return ""
-    alike = sum(value(row) == last for row in matching)
-    here = sum(value(row) == last for row in matching[:count])
-    said = f"{_head(name, [name], matching[:count], metric)} {cell(matching[count], name, metric)}"
-    return f"{plural(alike, 'run')} have {said}, of which {here:,} shown, by name"
-
-
-def meaning(rows: Sequence[RunRow], metric: str | None = None) -> str:
-    """What the figures under dev and test stand for, as one line."""
-    names = (metric_of(row, part, metric) for row in rows for part in ("dev", "test"))
-    return glossary(names)
-
-
-def could_go(rows: Sequence[RunRow]) -> str:
-    """What `mer prune` would free of these runs, as one line; empty where it is nothing."""
-    spare = sum(row.spare for row in rows if row.state == "finished")
-    whole = sum(row.size for row in rows)
-    if not spare:
-        return ""
-    return (
-        f"`mer prune` would free {amount(spare)} of {amount(whole)} in {plural(len(rows), 'run')}"
-    )
-
-
-def troubles(rows: Sequence[RunRow]) -> list[str]:
-    """A line for every damaged run, and one for those that are too many to name."""
-    damaged = [row for row in rows if row.state == "damaged"]
-    lines = [f"{row.run}: damaged: {shown(row.why, 160)}" for row in damaged[:12]]
-    if len(damaged) > 12:
-        lines.append(f"and {len(damaged) - 12:,} more that are damaged; --where state=damaged")
-    return lines
-
-
-def as_json(row: RunRow) -> dict[str, Any]:
-    """A row as a JSON object: every figure as it is in the files, sizes in bytes."""
-    tree: dict[str, Any] = typed.tree(row)
-    tree["size_bytes"], tree["spare_bytes"] = tree.pop("size"), tree.pop("spare")
-    return tree
-
-
-def as_csv(rows: Sequence[RunRow]) -> str:
-    """All rows as a csv: figures as they are in the files, every setting a column."""
-    flat = []
-    for row in rows:
-        tree = as_json(row)
-        settings = {key: spelled(value) for key, value in tree.pop("settings").items()}
-        leaves = dict(_leaves(tree))
-        leaves["seeds"] = ",".join(map(str, row.seeds))
-        flat.append({**leaves, **settings})
-    heads = list(dict.fromkeys(key for one in flat for key in one))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heads)
-    for one in flat:
-        values = (one.get(head) for head in heads)
-        # numbers stay numbers, also negative ones; text is kept from being run as a formula
-        cells = [guarded(escape(value)) if isinstance(value, str) else value for value in values]
-        writer.writerow("" if value is None else value for value in cells)
-    return out.getvalue()
-
-
-def known_metric(name: str, rows: Sequence[RunRow]) -> str:
-    """A figure that some run has.
-
-    Raises:
-        DataError: None has it.
-    """
-    known = dict.fromkeys(key for row in rows for key in (*row.dev, *row.test))
-    if name not in known:
-        raise DataError(
-            f"--metric {shown(name, 40)}: no run has it{did_you_mean(name, known)}; known: "
-            f"{listed(known) or 'none'}"
-        )
-    return name

@@ -2,7 +2,7 @@
 
 Whole groups go to one side, never single utterances.
 
-The trainer calls `assign`, which knows of no test rows; only `mer.fusion.evaluate` calls
+The trainer calls `assign`, which knows of no test rows; only `mer.fusion.opening_rows` calls
 `held_out`.
 """
 

@@ -17,19 +17,24 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mer.fusion import checkpoint, files, jobs, metrics, prune, splits, typed
+from mer.fusion import checkpoint, files, metrics, prune, splits, typed
 from mer.fusion import config as configs
 from mer.fusion.config import TrainConfig
 from mer.fusion.experiment import MOST_SEEDS, train
+from mer.fusion.identity import identity, turns_key
+from mer.fusion.notes import Note
+from mer.fusion.one_epoch import DivergedError
+from mer.fusion.pool import Pool, Tell
 from mer.fusion.space import Between, Choice, Settings, Space
 from mer.fusion.tables import Table, number
-from mer.fusion.train import DivergedError, check_config, identity, turns_key
+from mer.fusion.training_setup import check_config
 from mer.pipeline.errors import DataError, DependencyError
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.machine import cores
@@ -37,7 +42,6 @@ from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
 
-Note = Callable[[str], None]
 Method = Literal["random", "tpe"]
 HEAD = "tune.json"
 FORMAT, VERSION = "mer-tune", 1
@@ -263,7 +267,13 @@ def tune(
         task = _Tasks(store, searches, seeds, folds, runs, str(device), lock, command, note)
         with progress.follow(trials * len(searches)) as show:
             task.show = show
-            jobs.run(_trained, task.ready, task.heard, task.done, jobs=processes)
+            if processes == 1:
+                while (one := task.ready()) is not None:
+                    task.done(one, _trained(one, partial(task.heard, one)))
+            else:
+                threads = max(cores() // processes, 1)
+                pool = Pool(_trained, task.name, jobs=processes, threads=threads)
+                pool.run(task.ready, task.heard, task.done)
         return [_found(search) for search in searches]
 
 
@@ -392,11 +402,15 @@ class _Tasks:
             self.runs,
         )
 
+    def name(self, task: Task) -> str:
+        """What a trial that is trained is called."""
+        search, number_, _ = self._running[task.folder]
+        return self._name(search, number_)
+
     def heard(self, task: Task, said: tuple[float, str]) -> None:
         """A trial is so far, and says so."""
         self._share[task.folder], text = said
-        search, number_, _ = self._running[task.folder]
-        self.show(self._far(), f"{self._name(search, number_)}: {text}")
+        self.show(self._far(), f"{self.name(task)}: {text}")
 
     def done(self, task: Task, told: Told) -> None:
         """Write down what a trial has come to, and remove what only its training needed."""
@@ -431,7 +445,7 @@ class _Tasks:
         return f"{search.space.model}, trial {number_} of {search.trials}"
 
 
-def _trained(task: Task, tell: jobs.Heard) -> Told:
+def _trained(task: Task, tell: Tell) -> Told:
     """Train a trial; that its loss is no longer finite is its result."""
     config = configs.from_toml(task.config, f"trial {task.number}")
     with FeatureStore(task.features) as store:
@@ -463,7 +477,7 @@ def _trained(task: Task, tell: jobs.Heard) -> Told:
 class _Relay(Silent):
     """Progress of the runs of a trial, handed on as the share of the trial and words."""
 
-    def __init__(self, tell: jobs.Heard, runs: int) -> None:
+    def __init__(self, tell: Tell, runs: int) -> None:
         self.tell, self.runs, self.begun = tell, runs, 0
 
     def follow(self, total: float) -> Any:

@@ -19,25 +19,6 @@ from mer.pipeline.runtime.terminal import plural
 STEPS = 200  # of a training at which its weights are looked at
 
 
-class Once:
-    """Passes on a line the first time only: what the runs of a group have in common is said for the
-    first of them.
-
-    Args:
-        note: Told what the user should know, line by line.
-    """
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self.note = note
-        self._said: set[str] = set()
-
-    def __call__(self, line: str, of: str = "") -> None:
-        """Pass on `line`, with the name `of` its run in front, unless another run has said it."""
-        if line not in self._said:
-            self._said.add(line)
-            self.note(f"{of}: {line}" if of else line)
-
-
 class Watch:
     """What is told while a training runs.
 

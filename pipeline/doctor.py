@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
-from mer.pipeline.errors import MerError
+from mer.pipeline.errors import DependencyError
 from mer.pipeline.runtime.terminal import first_line
 
+# the two must be of one release: torchaudio's wheel is linked against torch
+PAIRED = ("torch", "torchaudio")
 FREE_DISK_GB = 10  # what an extraction of MELD may need at its peak
 PACKAGES = (
     "torch",
@@ -45,11 +47,31 @@ class Finding:
     detail: str
 
 
-def examine(pair: Callable[[], None], kernels: Callable[[], str]) -> Iterator[Finding]:
+def check_pair() -> None:
+    """Raise DependencyError when the installed torchaudio does not belong to the installed torch.
+
+    Reads metadata only: importing a mismatched torchaudio (which transformers does) ends in an
+    OSError from the dynamic linker.
+    """
+    found = {}
+    for name in PAIRED:
+        try:
+            found[name] = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            raise DependencyError(
+                f"{name} is not installed; run `pip install -r requirements.txt`"
+            ) from None
+    if found["torch"].split(".")[:2] != found["torchaudio"].split(".")[:2]:
+        raise DependencyError(
+            f"torch {found['torch']} and torchaudio {found['torchaudio']} do not fit together; "
+            "run `pip install torch==2.11.0 torchaudio==2.11.0`"
+        )
+
+
+def examine(kernels: Callable[[], str]) -> Iterator[Finding]:
     """Look at this machine.
 
     Args:
-        pair: Raises MerError when torch and torchaudio do not fit together.
         kernels: What keeps the GPU kernels from being compiled, with its remedy; "" if nothing.
 
     Yields:
@@ -65,8 +87,8 @@ def examine(pair: Callable[[], None], kernels: Callable[[], str]) -> Iterator[Fi
     )
     yield from packages()
     try:
-        pair()
-    except MerError as error:
+        check_pair()
+    except DependencyError as error:
         yield Finding("bad", "torch pair", str(error))
         return  # importing either would end in the words of the dynamic linker
     yield from accelerator(kernels)

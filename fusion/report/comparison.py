@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from mer.fusion import evaluate, intervals
+from mer.fusion import intervals, prediction_table, scoring
 from mer.fusion.checkpoint import Run
 from mer.fusion.intervals import Paired, Sampled
 from mer.fusion.report.results import predictions
@@ -38,11 +38,11 @@ def drawn(run: Run, metric: str) -> Drawn:
         DataError: Its predictions are not there, or damaged.
     """
     by_seed = predictions(run)
-    _, groups = evaluate.unit(by_seed[0].table)
-    return Drawn(_rows(by_seed[0]), evaluate.sampled(by_seed, groups)[metric])
+    _, groups = prediction_table.unit(by_seed[0].table)
+    return Drawn(_rows(by_seed[0]), scoring.sampled(by_seed, groups)[metric])
 
 
-def _rows(p: evaluate.Predicted) -> str:
+def _rows(p: prediction_table.Predicted) -> str:
     """sha256 of what must be the same for a pair."""
     ids = json.dumps([p.task, p.labels, p.measures, p.table["id"].to_pylist()])
     return hashlib.sha256(ids.encode("utf-8", "backslashreplace") + p.true.tobytes()).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer.fusion import evaluate, files, pictures, robustness, runs
+from mer.fusion import files, pictures, result_files, robustness, runs
 from mer.fusion.checkpoint import AGAIN, Run
 from mer.fusion.records import Epoch, GroupMetrics, SingleMetrics
 from mer.fusion.robustness import Robustness
@@ -50,7 +50,7 @@ def told(run: Run) -> Told:
     Raises:
         DataError: It is not finished, not evaluated, or damaged.
     """
-    found = evaluate.stored_metrics(run.trained())
+    found = result_files.stored_metrics(run.trained())
     if found is None:
         raise DataError(
             f"{run.path}: no test figures yet; run `mer evaluate {run.path}` first, or leave it out"

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mer.fusion import evaluate, metrics, pictures, robustness, runs
+from mer.fusion import (
+    files,
+    metrics,
+    opening_rows,
+    pictures,
+    result_files,
+    robustness,
+    runs_columns,
+    runs_table,
+)
 from mer.fusion.checkpoint import Run
 from mer.fusion.intervals import Paired, holm
 from mer.fusion.metrics import headline, in_order, lower_is_better
@@ -388,7 +397,7 @@ def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
     """
     children = [child for one in tested for child in one.told.children]
     run = tested[0].told.run
-    there = (run.path / evaluate.PREDICTIONS).exists()
+    there = (run.path / files.PREDICTIONS).exists()
     try:
         rows = predictions(run)[0]
     except MerError as error:
@@ -396,7 +405,7 @@ def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
             raise
         return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
     try:
-        found = evaluate.seen(children, rows)
+        found = opening_rows.seen(children, rows)
     except MerError as error:
         return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
     line = found.line()
@@ -406,7 +415,7 @@ def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
 def _chance(some: Sequence[Named], metric: str) -> float | None:
     """What answers get that look at nothing; None where the task has no classes to name."""
     found = some[0].told.found
-    matrix = evaluate.reference_by_answer(found)
+    matrix = result_files.reference_by_answer(found)
     if not matrix or found.task != "single":
         return None
     reference = [sum(row) for row in matrix]
@@ -588,10 +597,10 @@ def _provenance(named: Sequence[Named]) -> Part:
         table = Table("what differs between the runs", ("run", *differ), tuple(rows))
         found.append(PageTable("provenance-table", "provenance", table, links))
     rows_of_runs = [one.told.row for one in named]
-    settings = runs.differing(rows_of_runs)
+    settings = runs_table.differing(rows_of_runs)
     if settings:
         rows = [
-            (one.name, *(runs.cell(one.told.row, name) or "–" for name in settings))
+            (one.name, *(runs_columns.cell(one.told.row, name) or "–" for name in settings))
             for one in named
         ]
         table = Table("settings that differ", ("run", *settings), tuple(rows))
@@ -611,17 +620,17 @@ def _facts(one: Told) -> dict[str, str]:
     versions = info.versions or {}
     known = (name for name in ("torch", "python") if name in versions)
     return {
-        "date": runs.cell(row, "date"),
+        "date": runs_columns.cell(row, "date"),
         "mer": " ".join([row.mer, *(f"{name} {versions[name]}" for name in known)]).strip(),
         "model": row.model,
         "context": one.found.context or "none",
         "parameters": "" if row.parameters is None else f"{row.parameters:,}",
         "device": row.device,
         "store": row.store,
-        "store key": runs.cell(row, "key"),
+        "store key": runs_columns.cell(row, "key"),
         "dataset": f"{row.dataset} ({info.store.language})" if info.store.language else row.dataset,
         "encoders": "; ".join(_encoders(one)),
-        "seeds": runs.cell(row, "seeds"),
+        "seeds": runs_columns.cell(row, "seeds"),
         "folds": row.folds or "",
         "utterances": said,
         "epoch chosen by dev": ", ".join(epochs),

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.fusion import crosscorpus, evaluate, intervals, metrics
+from mer.fusion import (
+    crosscorpus,
+    intervals,
+    metrics,
+    opening_rows,
+    prediction_table,
+    result_files,
+    scoring,
+)
 from mer.fusion.checkpoint import Run
 from mer.fusion.metrics import headline, in_order, lower_is_better
 from mer.fusion.records import (
@@ -230,7 +238,9 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
             "constant answer gets."
         )
     if found.bootstrap.unit == "utterance":
-        fewest = f"fewer than {evaluate.FEWEST_UNITS} dialogues, sessions or speakers are known"
+        fewest = (
+            f"fewer than {prediction_table.FEWEST_UNITS} dialogues, sessions or speakers are known"
+        )
         said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
     said += (f"{line[0].upper()}{line[1:]}." for line in few_groups(found.bootstrap))
     if one_figure := _without_spread(found):
@@ -289,7 +299,7 @@ def read_as(found: Metrics) -> list[str]:
 
 def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
     """The class that all the reference has, if it is one."""
-    matrix = evaluate.reference_by_answer(found) or ()
+    matrix = result_files.reference_by_answer(found) or ()
     there = [name for name, row in zip(found.labels, matrix, strict=False) if sum(row)]
     return there[0] if len(there) == 1 and len(found.labels) > 1 else None
 
@@ -341,8 +351,8 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
     """
     a, b = predictions(first), predictions(second)
     _check_comparable(first, second, a[0], b[0])
-    unit, groups = evaluate.unit(a[0].table)
-    left, right = evaluate.sampled(a, groups), evaluate.sampled(b, groups)
+    unit, groups = prediction_table.unit(a[0].table)
+    left, right = scoring.sampled(a, groups), scoring.sampled(b, groups)
     metric = metric or headline(a[0].task, left)
     if metric not in left:
         guess = did_you_mean(metric, left)
@@ -366,10 +376,10 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             n=len(a[0].true),
             seeds=(len(a), len(b)),
             metric=metric,
-            bootstrap=evaluate.bootstrap_of(unit, groups),
+            bootstrap=scoring.bootstrap_of(unit, groups),
             metrics=differences,
             verdict=_verdict(metric, found[metric].low, found[metric].high),
-            seen=evaluate.seen([*first.children, *second.children], a[0]),
+            seen=opening_rows.seen([*first.children, *second.children], a[0]),
             contexts=(context_of(first), context_of(second)),
         )
     )
@@ -382,7 +392,7 @@ def context_of(run: Run) -> str:
 
 
 def _check_comparable(
-    first: Run, second: Run, a: evaluate.Predicted, b: evaluate.Predicted
+    first: Run, second: Run, a: prediction_table.Predicted, b: prediction_table.Predicted
 ) -> None:
     """Raise DataError unless both were tested on the same rows and labels by the same measures."""
     both = f"{first.path} and {second.path}"
@@ -462,20 +472,22 @@ def one_seed(seeds: Sequence[int]) -> str:
 
 def few_groups(bootstrap: Bootstrap) -> list[str]:
     """A warning where the interval rests on few groups."""
-    if bootstrap.groups >= evaluate.FEW_GROUPS:
+    if bootstrap.groups >= scoring.FEW_GROUPS:
         return []
     what = plural(bootstrap.groups, bootstrap.unit)
     return [f"{what} are few: the interval is widened for that, and rough"]
 
 
-def predictions(run: Run) -> list[evaluate.Predicted]:
+def predictions(run: Run) -> list[prediction_table.Predicted]:
     """The test predictions of each seed, in the order of their ids.
 
     Raises:
         DataError: There are none, or they are damaged.
     """
-    return [_sorted(p) for p in evaluate.seeds_of(evaluate.read_predictions(run.trained()))]
+    return [
+        _sorted(p) for p in prediction_table.seeds_of(result_files.read_predictions(run.trained()))
+    ]
 
 
-def _sorted(p: evaluate.Predicted) -> evaluate.Predicted:
+def _sorted(p: prediction_table.Predicted) -> prediction_table.Predicted:
     return p.take(np.argsort(np.array(p.table["id"].to_pylist()), kind="stable"))

@@ -128,12 +128,12 @@ def run(job: tuple[str, tuple[str, ...], int], *, store_path: Path, out: Path) -
 
 def test_hits(folder: str) -> dict[str, bool]:
     """id -> hit, on the test split, scored now."""
-    from mer.fusion import evaluate
+    from mer.fusion import evaluate, result_files
     from mer.fusion.checkpoint import Run
 
     run = Run.open(Path(folder))
     evaluate.evaluate(run, note=lambda line: None)
-    p = evaluate.read_predictions(run)
+    p = result_files.read_predictions(run)
     return dict(zip(p.table["id"].to_pylist(), (p.true == p.pred).tolist(), strict=True))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mer.fusion import config, data, optim, splits, train
+from mer.fusion import config, data, devices, optim, splits
 from mer.fusion.models import model_class
 
 from tests.bench.machine import save
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dim", type=int, default=1024)
     options = parser.parse_args(argv)
-    device, rows = train.pick_device(options.device), []
+    device, rows = devices.pick_device(options.device), []
     shape = {"audio": (options.dim, HZ, 2048), "text": (options.dim, None, 80)}
     with tempfile.TemporaryDirectory() as folder, corpus(Path(folder), 128, shape) as store:
         for name in options.models.split(","):

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     from mer.fusion import config, experiment, report
-    from mer.fusion.evaluate import evaluate, stored_metrics
+    from mer.fusion.evaluate import evaluate
+    from mer.fusion.result_files import stored_metrics
     from mer.fusion.typed import tree
     from mer.pipeline.datasets import prepare
     from mer.pipeline.extraction import extract

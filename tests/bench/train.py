@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import config, data, optim, splits, train
+from mer.fusion import config, data, devices, one_epoch, optim, splits
 from mer.fusion.models import model_class
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
@@ -125,7 +125,7 @@ def measure(
     def epoch(count: int) -> tuple[float, float]:
         some = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
         part.shuffled = whole if count == len(batches) else lambda *_: some
-        found = train.run_epoch(model, optimizer, part, settings, 1, 10**6)
+        found = one_epoch.run_epoch(model, optimizer, part, settings, 1, 10**6)
         return found.seconds, found.waited
 
     once = epoch(1)[0]
@@ -184,7 +184,7 @@ def beside_a_plain_loop(store: FeatureStore, device: torch.device, rounds: int =
     size = settings.train.batch_size
     sides = {
         "plain": lambda: plain_epoch(mlp, theirs, x, part.target, size),
-        "concat": lambda: train.run_epoch(model, ours, part, settings, 1, 10**6),
+        "concat": lambda: one_epoch.run_epoch(model, ours, part, settings, 1, 10**6),
     }
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):  # the first one warms up
@@ -221,7 +221,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--plain", action="store_true", help="concat beside a plain loop, alone")
     options = parser.parse_args(argv)
-    device, rows, stores = train.pick_device(options.device), [], {}
+    device, rows, stores = devices.pick_device(options.device), [], {}
     if options.plain:
         with (
             tempfile.TemporaryDirectory() as folder,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
 
-from mer.fusion import evaluate, experiment, files, report
+from mer.fusion import evaluate, experiment, files, report, result_files, scoring
 from mer.fusion import figures as pictures
 
 from tests.fusion.stores import make_store, quiet
@@ -37,7 +37,7 @@ def files_of_at_most(size: int):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 5)
+        patch.setattr(scoring, "RESAMPLES", 5)
         yield experiment.train(
             make_store(folder), settings("train.epochs=1"), folder / "run", note=quiet
         )
@@ -68,8 +68,8 @@ def test_figures_predictions_and_reports_name_the_file(run, tmp_path):
     calls = {
         "": lambda: pictures.write(run, found, tmp_path / "figures"),
         "predictions.parquet": lambda: evaluate.evaluate(run, note=quiet),
-        "p.parquet": lambda: evaluate.write_parquet(
-            evaluate.read_predictions(run).table, tmp_path / "p.parquet"
+        "p.parquet": lambda: result_files.write_parquet(
+            result_files.read_predictions(run).table, tmp_path / "p.parquet"
         ),
         "report.html": lambda: files.write_text(tmp_path / "report.html", page),
     }

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mer.fusion import evaluate, experiment, report
+from mer.fusion import evaluate, experiment, report, scoring
 from mer.fusion import figures as pictures
 
 from tests.fusion.stores import make_store, quiet
@@ -41,7 +41,7 @@ class Tags(HTMLParser):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("names")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 5)
+        patch.setattr(scoring, "RESAMPLES", 5)
         store = make_store(folder, n=60, labels=HOSTILE, dataset="<b>toy</b>")
         run = experiment.train(store, settings("train.epochs=1"), folder / "<i>run", note=quiet)
         yield run, evaluate.evaluate(run, note=quiet)

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer import cli
+from mer.commands import features
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.hold import hold, turn
 from mer.pipeline.store import FeatureStore
@@ -67,7 +68,7 @@ def test_without_a_lock_nothing_is_held_or_written(tmp_path, no_locks):
 
 
 def test_extract(tmp_path, no_locks, monkeypatch):
-    monkeypatch.setattr(cli, "extract_options", lambda manifest, **given: corpus.options())
+    monkeypatch.setattr(features, "extract_options", lambda manifest, **given: corpus.options())
     corpus.make(tmp_path, 4)
     command = [
         "extract",

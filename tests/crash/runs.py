@@ -41,6 +41,7 @@ from mer.pipeline.encoders import lean
 lean.import_transformers()
 from transformers import RobertaModel, Wav2Vec2Model
 from mer import cli
+from mer.commands import features
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.encoders.bert import TextEncoder
 import mer.pipeline.extraction.cluster
@@ -69,7 +70,7 @@ def run(folder, moment, options, arguments, slow, count):
     os.replace = counted
     if slow is not None:
         AudioEncoder.forward = TextEncoder.forward = waiting
-    cli.extract_options = lambda manifest, **given: corpus.options(**options)
+    features.extract_options = lambda manifest, **given: corpus.options(**options)
     manifest, out = str(folder / "manifest.parquet"), str(folder / "feats.h5")
     cli.main(["extract", "--manifest", manifest, "--out", out, *arguments])
 

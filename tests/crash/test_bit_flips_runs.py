@@ -12,8 +12,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mer.fusion import checkpoint, evaluate, experiment, report
-from mer.fusion import train as training
+from mer.fusion import (
+    checkpoint,
+    evaluate,
+    experiment,
+    files,
+    report,
+    result_files,
+    resume,
+    scoring,
+)
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import MerError
 
@@ -34,8 +42,8 @@ def made(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("flips")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 10)
-        patch.setattr(training, "SAVE_SECONDS", 0)
+        patch.setattr(scoring, "RESAMPLES", 10)
+        patch.setattr(resume, "SAVE_SECONDS", 0)
         store = make_store(folder, n=60)
         done = train(store, folder / "done")
         evaluate.evaluate(done, note=quiet)
@@ -75,11 +83,11 @@ def asked(store, folder: Path, other: Path) -> dict[str, object]:
 
     def evaluated() -> tuple:
         found = evaluate.evaluate(folder, note=quiet)
-        return found, pq.read_table(folder / evaluate.PREDICTIONS).to_pylist()
+        return found, pq.read_table(folder / files.PREDICTIONS).to_pylist()
 
     def trained() -> tuple:
         run = train(store, folder)
-        return weights(run), evaluate.stored_metrics(run)
+        return weights(run), result_files.stored_metrics(run)
 
     calls = {
         "report": lambda: report.page([Run.open(folder)]),

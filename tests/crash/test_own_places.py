@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer import cli
+from mer.commands import features
 from mer.pipeline.extraction import extract
 from mer.pipeline.store import FeatureStore
 
@@ -121,7 +122,7 @@ def test_extract_changes_nothing_of_somebody_else(
     few, tmp_path, theirs, place, command, relative, monkeypatch
 ):
     made = few
-    monkeypatch.setattr(cli, "extract_options", lambda manifest, **given: corpus.options())
+    monkeypatch.setattr(features, "extract_options", lambda manifest, **given: corpus.options())
     folder = shutil.copytree(made, tmp_path / "x")
     if command in ("first", "share"):
         (folder / "feats.h5").unlink()

@@ -168,11 +168,11 @@ def test_large_stores_ask_first(folder, monkeypatch):
 
 def test_a_known_corpus_is_prepared_on_the_way(folder, monkeypatch):
     """`mer extract --dataset synthetic` with nothing there yet; eight clips instead of 600."""
-    from mer.pipeline import datasets
+    from mer.pipeline.datasets import prepared
 
-    prepare = datasets.prepare
+    prepare = prepared.prepare
     monkeypatch.setattr(
-        datasets,
+        prepared,
         "prepare",
         lambda name, root, labels=None: prepare(name, root, labels=labels, size=48),
     )

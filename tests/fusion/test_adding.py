@@ -13,8 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import config, models, sinks
-from mer.fusion import train as training
+from mer.fusion import config, models, resume, sinks
 
 from tests.fusion.models import make_batch, make_spec, total
 from tests.fusion.stores import make_store
@@ -84,7 +83,7 @@ def table(tmp_path, monkeypatch):
 def test_the_pages_sink_has_every_epoch_once_also_after_a_kill(table, tmp_path, monkeypatch):
     make_store(tmp_path, n=60)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     asked = ["train", "feats.h5", "--model", "concat", "--set", "train.epochs=3", "--no-test"]
     asked += ["--device", "cpu", "--log", table, "--out", "run"]
     tell, told = sinks.JsonLines.epoch, []

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import (
+    answering,
     checkpoint,
     config,
     context,
@@ -24,7 +25,10 @@ from mer.fusion import (
     experiment,
     files,
     report,
+    resume,
     runs,
+    runs_columns,
+    runs_table,
     train,
 )
 from mer.fusion.batch import OTHER, SAME, UNKNOWN, ContextSpec
@@ -282,7 +286,7 @@ def test_leak_only_turns_of_the_same_dialogue_and_part_change_a_prediction(tmp_p
 def run_on(run: Run, store: FeatureStore) -> dict[str, list[float]]:
     """Predictions of the test part of another store."""
     rows = np.flatnonzero(np.array(store.table()["split"].to_pylist()) == "test")
-    table = evaluate.predict_rows(run, store, rows).to_pylist()
+    table = answering.predict_rows(run, store, rows).to_pylist()
     return {row["id"]: [row[f"p_{name}"] for name in LABELS] for row in table}
 
 
@@ -401,7 +405,7 @@ def test_a_resumed_run_with_context_is_the_uninterrupted_one(tmp_path, monkeypat
         return kept(training, keeper, parts, progress)
 
     monkeypatch.setattr(train, "_one_epoch", killed)
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fitted(store, tmp_path / "cut", "drkf", "past", "train.epochs=3")
     monkeypatch.setattr(train, "_one_epoch", kept)
@@ -523,9 +527,11 @@ def test_every_table_names_the_kind(tmp_path, capsys):
     page = report.page([made[kind] for kind in made])
     assert page.count("past 2") >= 2 and page.count("both 2") >= 2
     rows = runs.find([tmp_path / "runs"])
-    names = runs.columns(rows)
-    assert "data.context" in names and {runs.cell(row, "data.context") for row in rows} == set(made)
-    common = runs.common(rows[:1] * 2, runs.columns(rows[:1] * 2))
+    names = runs_table.columns(rows)
+    assert "data.context" in names and {
+        runs_columns.cell(row, "data.context") for row in rows
+    } == set(made)
+    common = runs_table.common(rows[:1] * 2, runs_table.columns(rows[:1] * 2))
     assert "context both, context_width 2" in common
 
 

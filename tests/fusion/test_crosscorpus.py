@@ -15,8 +15,7 @@ from click.testing import CliRunner
 from sklearn import metrics as reference
 
 from mer.cli import main
-from mer.fusion import crosscorpus, experiment, ledger, metrics, report
-from mer.fusion import evaluate as module
+from mer.fusion import crosscorpus, experiment, infer, ledger, metrics, report, scoring
 from mer.fusion.evaluate import evaluate
 from mer.fusion.files import read_json
 from mer.fusion.records import GroupMetrics, SingleMetrics
@@ -34,7 +33,7 @@ READ = {"happy": "glad", "joyful": "glad", "boring": "sad"}
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RESAMPLES", 20)
+        patch.setattr(scoring, "RESAMPLES", 20)
         yield
 
 
@@ -135,8 +134,8 @@ def _test_labels(store: FeatureStore) -> list[str]:
 def test_a_model_that_answers_what_nobody_is(tmp_path, there, monkeypatch):
     """By hand: every answer is calm, which no label of the corpus stands for."""
     store = other(tmp_path)
-    real = module.infer.decide
-    monkeypatch.setattr(module.infer, "decide", lambda *given: real(*given) * 0)
+    real = infer.decide
+    monkeypatch.setattr(infer, "decide", lambda *given: real(*given) * 0)
     found = evaluate(there["run"], store.path, mapping=MAPPING, note=quiet)
     assert [found.metrics[name] for name in ("wa", "ua", "wf1", "macro_f1")] == [0, 0, 0, 0]
     assert found.mapped.unmet == {"calm": 8}

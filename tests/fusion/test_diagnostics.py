@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mer.fusion import config, experiment, figures, pictures, train
+from mer.fusion import config, experiment, figures, one_epoch, pictures
 from mer.fusion.models import model_class
 from mer.fusion.parallel import ALONE
 from mer.fusion.records import Epoch
@@ -78,7 +78,7 @@ def test_the_cap_of_the_bounds_by_hand(tmp_path):
 
 def test_a_batch_that_says_nothing_is_left_out():
     """By hand: 0.5 of 10 rows and 0.8 of 20; NaN of 30. What no batch has stays undefined."""
-    seen = train.Diagnostics()
+    seen = one_epoch.Diagnostics()
     batches = ((10, 0.5, math.nan), (30, math.nan, math.nan), (20, 0.8, math.nan))
     for rows, value, nothing in batches:
         found = {"a": torch.tensor(value), "b": torch.tensor(nothing), "c": value}

@@ -14,8 +14,15 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import evaluate as evaluation
-from mer.fusion import experiment, metrics, report, splits
+from mer.fusion import (
+    answering,
+    discrimination,
+    experiment,
+    metrics,
+    prediction_table,
+    report,
+    splits,
+)
 from mer.fusion.batch import DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import load
@@ -187,12 +194,12 @@ def test_emotions_are_alike_on_the_scale_that_was_trained(tmp_path, monkeypatch)
         compared.append(target)
         return same_emotion(target, **given)
 
-    monkeypatch.setattr(evaluation, "same_emotion", spy)
-    predicted = evaluation.from_table(
-        evaluation.predict_rows(run, store, np.arange(60)), "regression", NAMES, "ccc"
+    monkeypatch.setattr(discrimination, "same_emotion", spy)
+    predicted = prediction_table.from_table(
+        answering.predict_rows(run, store, np.arange(60)), "regression", NAMES, "ccc"
     )
-    monkeypatch.setattr(evaluation, "_disagreement", lambda model, batch: np.zeros(len(batch)))
-    evaluation.discrimination(run, predicted, store, "cpu")
+    monkeypatch.setattr(discrimination, "_disagreement", lambda model, batch: np.zeros(len(batch)))
+    discrimination.discrimination(run, predicted, store, "cpu")
     (target,) = compared
     assert target.abs().max() < 3 and target.mean().abs() < 0.5
     assert predicted.true.min() == 2 and predicted.true.max() == 6

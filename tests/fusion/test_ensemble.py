@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from mer import cli, predicting
-from mer.fusion import ensemble, evaluate, experiment
+from mer import cli
+from mer.commands import predicting
+from mer.fusion import answering, ensemble, evaluate, experiment
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import load
 from mer.pipeline.errors import DataError
@@ -96,7 +97,7 @@ def test_new_clips_get_the_mean_and_it_is_said(tmp_path):
     asked = predicting.Asked(device="cpu")
     clip = predicting.Utterance(id="u000", audio="a.wav", text="Hello.")
     rows = predicting._rows(group.children, store, [clip], {}, asked.device, predicting.SILENT)
-    each = [evaluate.predict_rows(child, store, [0]).to_pylist()[0] for child in group.children]
+    each = [answering.predict_rows(child, store, [0]).to_pylist()[0] for child in group.children]
     for name in group.children[0].spec.labels:
         mean = np.mean([row[f"p_{name}"] for row in each])
         assert rows[0][f"p_{name}"] == pytest.approx(mean)

@@ -8,10 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mer.fusion import (
+    answering,
+    discrimination,
+    experiment,
+    infer,
+    metrics,
+    prediction_table,
+    scoring,
+    splits,
+)
 from mer.fusion import evaluate as module
-from mer.fusion import experiment, infer, metrics, splits
+from mer.fusion.answering import predict_rows
 from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import evaluate, predict_rows
+from mer.fusion.evaluate import evaluate
 from mer.fusion.typed import tree
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.store import build_index
@@ -38,7 +48,7 @@ def trained(
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RESAMPLES", 100)
+        patch.setattr(scoring, "RESAMPLES", 100)
         yield
 
 
@@ -262,11 +272,11 @@ def test_seeds_alone(tmp_path):
 def test_pairs_are_balanced_and_rightly_labelled():
     rng = np.random.default_rng(0)
     y = rng.integers(3, size=40)
-    i, j, differs = module._pairs(y[:, None] == y[None], rng)
+    i, j, differs = discrimination._pairs(y[:, None] == y[None], rng)
     assert (i != j).all() and ((y[i] != y[j]) == differs).all() and differs.mean() == 0.5
-    i, j, differs = module._pairs(np.ones((3, 3), dtype=bool), rng)  # one class only
+    i, j, differs = discrimination._pairs(np.ones((3, 3), dtype=bool), rng)  # one class only
     assert not differs.any() and len(i) == 3
-    assert len(module._pairs(np.ones((1, 1), dtype=bool), rng)[0]) == 0
+    assert len(discrimination._pairs(np.ones((1, 1), dtype=bool), rng)[0]) == 0
 
 
 def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
@@ -275,7 +285,7 @@ def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
     Three modalities, one pair at a time.
     """
     store, run = drkf
-    p = module.from_table(
+    p = prediction_table.from_table(
         predict_rows(run, store, splits.held_out(store.table())), "single", store.header.labels
     )
 
@@ -292,7 +302,7 @@ def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
             )
             return Prediction(torch.zeros(len(batch), 3), disagreement=said)
 
-    part = module._part(
+    part = answering.part_of(
         run,
         store,
         np.array([store.table()["id"].to_pylist().index(i) for i in p.table["id"].to_pylist()]),
@@ -307,17 +317,19 @@ def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):
         for j in range(len(y))
     }
     monkeypatch.setattr(Run, "model", lambda self, device="cpu": Oracle())
-    assert module.discrimination(run, p, store, "cpu")["audio-text"].auc == 1.0
+    assert discrimination.discrimination(run, p, store, "cpu")["audio-text"].auc == 1.0
     truth = {k: 1 - v for k, v in truth.items()}
-    assert module.discrimination(run, p, store, "cpu")["audio-text"].balanced_accuracy == 0.0
+    assert (
+        discrimination.discrimination(run, p, store, "cpu")["audio-text"].balanced_accuracy == 0.0
+    )
 
 
 def test_heads_that_differ():
     single = [np.array([0, 1, 2]), np.array([0, 2, 2])]
-    assert module._heads_differ(single, "single").tolist() == [False, True, False]
+    assert scoring.heads_differ(single, "single").tolist() == [False, True, False]
     multi = [np.array([[True, False], [True, True]]), np.array([[True, False], [False, True]])]
-    assert module._heads_differ(multi, "multi").tolist() == [False, True]
-    assert module._heads_differ(
+    assert scoring.heads_differ(multi, "multi").tolist() == [False, True]
+    assert scoring.heads_differ(
         [np.array([0.1, -2.0]), np.array([3.0, 2.0])], "regression"
     ).tolist() == [False, True]
 
@@ -328,7 +340,7 @@ def test_padding_never_reaches_a_prediction(drkf):
     """
     store, run = drkf
     model = run.model()
-    part = module._part(run, store, np.arange(20), "cpu")
+    part = answering.part_of(run, store, np.arange(20), "cpu")
     batch = part.batch(np.arange(20))
     with torch.inference_mode():
         clean = model(batch)

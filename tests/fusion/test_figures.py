@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from mer.fusion import config, evaluate, experiment, figures, pictures
+from mer.fusion import config, evaluate, experiment, figures, files, pictures, scoring
 from mer.fusion.records import Bootstrap, Epoch, Scores, SingleMetrics
 from mer.fusion.report.drawing import scene
 
@@ -32,7 +32,7 @@ def drawn(tmp_path_factory):
         store, config.load(model="dhmd", sets=sets), folder / "run", seeds=2, note=quiet
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 10)
+        patch.setattr(scoring, "RESAMPLES", 10)
         found = evaluate.evaluate(run, split="dev", note=quiet)
     return run, found, figures.write(run, found, folder / "pictures")
 
@@ -60,7 +60,7 @@ def test_same_run_same_files(drawn, tmp_path):
 
 def test_no_picture_opens_the_test_part(drawn):
     run, _, _ = drawn
-    assert not [c for c in run.children if (c.path / evaluate.TEST_LOG).exists()]
+    assert not [c for c in run.children if (c.path / files.TEST_LOG).exists()]
 
 
 def epoch(**parts) -> Epoch:
@@ -151,7 +151,7 @@ def test_command(drawn, tmp_path, monkeypatch):
     from mer import cli
 
     run, _, _ = drawn
-    monkeypatch.setattr(evaluate, "RESAMPLES", 10)
+    monkeypatch.setattr(scoring, "RESAMPLES", 10)
     args = [
         "evaluate",
         str(run.children[0].path),

@@ -15,8 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from mer.fusion import checkpoint, config, evaluate, experiment, files, pictures, report
-from mer.fusion import train as training
+from mer.fusion import (
+    checkpoint,
+    config,
+    evaluate,
+    experiment,
+    files,
+    pictures,
+    report,
+    result_files,
+    resume,
+    scoring,
+)
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime import limits
@@ -42,8 +52,8 @@ def made(tmp_path_factory):
     """(store, finished run, interrupted run)"""
     folder = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 5)
-        patch.setattr(training, "SAVE_SECONDS", 0)
+        patch.setattr(scoring, "RESAMPLES", 5)
+        patch.setattr(resume, "SAVE_SECONDS", 0)
         store = make_store(folder, n=60)
         done = train(store, folder / "done")
         evaluate.evaluate(done, note=quiet)
@@ -185,7 +195,7 @@ def test_json_that_nobody_wrote(made, tmp_path, case):
     raw = JSON[case] if isinstance(JSON[case], bytes) else JSON[case].encode()
     for name, read in (
         ("run.json", lambda: Run.open(tmp_path / "run")),
-        ("metrics.json", lambda: evaluate.stored_metrics(Run.open(tmp_path / "run"))),
+        ("metrics.json", lambda: result_files.stored_metrics(Run.open(tmp_path / "run"))),
     ):
         shutil.copytree(done, tmp_path / "run")
         (tmp_path / "run" / name).write_bytes(raw)
@@ -380,8 +390,8 @@ def test_a_finished_run_of_an_earlier_mer_is_read(made, tmp_path):
     for call in commands(store, folder, done):
         assert call() is not None
     assert (
-        evaluate.stored_metrics(Run.open(folder)).metrics
-        == evaluate.stored_metrics(Run.open(done)).metrics
+        result_files.stored_metrics(Run.open(folder)).metrics
+        == result_files.stored_metrics(Run.open(done)).metrics
     )
 
 

@@ -11,11 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import config, data, evaluate, experiment, figures, pictures, report
+from mer.fusion import (
+    answering,
+    config,
+    data,
+    evaluate,
+    experiment,
+    figures,
+    pictures,
+    report,
+    resume,
+    scoring,
+)
 from mer.fusion.batch import Block, DataSpec, FeatureSet
 from mer.fusion.checkpoint import Run
 from mer.fusion.modules.layer_mix import LayerMix
-from mer.fusion.train import spec_of
+from mer.fusion.training_setup import spec_of
 from mer.pipeline.errors import DataError, KeyMismatchError
 
 from tests.fusion.stores import make_store, quiet
@@ -182,9 +193,9 @@ def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path
     of_best = logs[0][child.result.best_epoch - 1].layers["audio"]
     assert shares == pytest.approx(of_best, abs=1e-6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 10)
+        patch.setattr(scoring, "RESAMPLES", 10)
         found = evaluate.evaluate(run, note=quiet)
-        again = evaluate.predict_rows(child, store, range(len(store)))
+        again = answering.predict_rows(child, store, range(len(store)))
     assert again.num_rows == len(store)
     names = {p.name for p in figures.write(run, found, tmp_path / "pictures")}
     assert {"layers.png", "layers.svg"} <= names
@@ -196,7 +207,7 @@ def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, model):
     from mer.fusion import train
 
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     store = make_store(tmp_path, means={"audio": 3}, stacks={"audio": (1, 2)})
     chosen = settings(model)
     whole = experiment.train(store, chosen, tmp_path / "whole", note=quiet, device="cpu")
@@ -259,7 +270,7 @@ def test_a_run_that_mixes_asks_for_the_same_layers(kept, tmp_path):
 
 
 def test_a_run_that_mixes_none_takes_stores_with_and_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "RESAMPLES", 10)
+    monkeypatch.setattr(scoring, "RESAMPLES", 10)
     store = make_store(tmp_path / "plain")
     make_store(tmp_path / "kept", means={"audio": 3})
     run = experiment.train(store, settings("concat"), tmp_path / "run", note=quiet, device="cpu")
@@ -354,7 +365,7 @@ def test_models_that_know_modalities_by_name_get_joined_sets_under_it(tmp_path, 
     chosen = config.load(model=model, sets=[*sets, "data.modalities=text,audio+audio.egemaps"])
     run = experiment.train(store, chosen, tmp_path / "run", note=quiet, device="cpu")
     assert run.spec.modalities == {"audio": 11, "text": 6}
-    table = evaluate.predict_rows(run, store, range(len(store)))
+    table = answering.predict_rows(run, store, range(len(store)))
     assert "pred_audio" in table.column_names
 
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import evaluate as evaluation
-from mer.fusion import experiment, files, ledger, report, typed
+from mer.fusion import experiment, files, ledger, opening_rows, report, scoring, typed
 from mer.fusion.evaluate import evaluate
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import build_index
@@ -47,7 +47,7 @@ ONE = ledger.Opening(
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "RESAMPLES", 20)
+        patch.setattr(scoring, "RESAMPLES", 20)
         yield
 
 
@@ -190,7 +190,7 @@ def test_runs_of_an_earlier_mer_are_counted(tmp_path):
     runs = [evaluation.Run.open(path) for path in sorted((folder / "runs").iterdir())]
     done = [run for run in runs if (run.path / "metrics.json").exists()][:1]
     p = report.results.predictions(done[0])[0]
-    found = evaluation.seen(done[0].children, p)
+    found = opening_rows.seen(done[0].children, p)
     assert found.configurations == 1 and found.missing == len(done[0].children)
 
 

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from mer.fusion import config, experiment, members
+from mer.fusion import config, experiment, members, pool
 from mer.fusion.checkpoint import HOLD, MODEL, Run
 from mer.fusion.parallel import Processes
 from mer.pipeline.errors import DataError
@@ -35,13 +39,13 @@ def one_thread():
 def started(monkeypatch) -> list:
     """The processes that are started."""
     found: list = []
-    start = members._start
+    start = pool.start
 
     def recorded(threads):
         found.append(start(threads))
         return found[-1]
 
-    monkeypatch.setattr(members, "_start", recorded)
+    monkeypatch.setattr(pool, "start", recorded)
     return found
 
 
@@ -125,7 +129,8 @@ def test_an_interrupt_ends_all_of_them(tmp_path, started):
 @pytest.mark.slow
 def test_a_process_ends_when_nobody_listens_any_more():
     """As after a kill of the one that started it."""
-    with members._started(1, 1) as (worker,):
+    worker = pool.start(1)
+    with pool.ended([worker]):
         worker.connection.close()
         assert worker.process.wait(60) == 0
 
@@ -174,3 +179,37 @@ def test_the_bar_shows_all_of_them():
         (0.75, "0 of 2 runs done  b: epoch 1 of 4", True),
         (1.25, "1 of 2 runs done  a: done", True),
     ]
+
+
+@pytest.mark.slow
+def test_nothing_goes_on_training_when_the_one_that_started_it_is_killed(tmp_path):
+    store = make_store(tmp_path)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom mer.fusion import config, experiment\n"
+        "from mer.pipeline.store import FeatureStore\n"
+        "sets = ['train.epochs=1000000', 'train.patience=1000000', 'model_args.hidden=8']\n"
+        "settings = config.load(model='concat', sets=sets)\n"
+        "say = lambda line: print(line, flush=True)\n"
+        "experiment.train(\n"
+        "    FeatureStore(sys.argv[1]), settings, Path(sys.argv[2]), seeds=2, jobs=2, note=say\n"
+        ")\n"
+    )
+    words = [sys.executable, "-c", code, str(store.path), str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert any(": epoch" in line for line in parent.stdout)
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        parent.kill()
+    assert len(children) == 2
+    until = time.monotonic() + 60
+    while any(map(_runs, children)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def _runs(number: str) -> bool:
+    """Whether there is such a process, and not only its status that nobody has asked for."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import config, data, experiment, optim, splits, train
+from mer.fusion import (
+    config,
+    data,
+    experiment,
+    one_epoch,
+    optim,
+    resume,
+    splits,
+    training_setup,
+)
 from mer.fusion.models import build
 from mer.pipeline.errors import DataError
 
@@ -120,7 +129,7 @@ def test_an_epoch_is_that_of_the_authors_of_dmd(tmp_path):
             *(f"optim.{one}" for one in (*sets, *more)),
         ],
     )
-    spec = train.spec_of(store, chosen)
+    spec = training_setup.spec_of(store, chosen)
     target = splits.targets(store.table(), "regression", spec.labels)
     rows = np.arange(39)  # ten batches: two steps, and two batches that are left
     part = data.batch_source(
@@ -128,7 +137,7 @@ def test_an_epoch_is_that_of_the_authors_of_dmd(tmp_path):
     )
     ours = build("concat", chosen.model_args, spec)
     theirs = copy.deepcopy(ours)
-    passed = train.run_epoch(ours, optim.adamw(ours, chosen), part, chosen, 1, 2)
+    passed = one_epoch.run_epoch(ours, optim.adamw(ours, chosen), part, chosen, 1, 2)
     assert passed.step == 2
 
     adam = torch.optim.Adam(theirs.parameters(), lr=0.01)
@@ -155,7 +164,7 @@ def test_too_few_batches_for_a_summed_step_are_one_line(tmp_path):
 
 
 def test_the_rate_of_a_training_falls_on_a_plateau_and_a_resume_knows(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     store = make_store(tmp_path, n=60, shuffled_labels=True)
     sets = ("schedule=plateau", "plateau_patience=0", "warmup=0", "lr=0.05")
     chosen = config.load(

@@ -4,6 +4,7 @@ targets, searches over published folds, processes whose loss diverges.
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,28 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import ensemble, evaluate, experiment, members, robustness, runs, splits, tuning
+from mer.fusion import (
+    ensemble,
+    evaluate,
+    experiment,
+    members,
+    pool,
+    prediction_table,
+    robustness,
+    runs,
+    runs_table,
+    scoring,
+    splits,
+    tuning,
+)
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import DataConfig, load
 from mer.fusion.members import Member, Setting
+from mer.fusion.one_epoch import DivergedError
 from mer.fusion.report.gathering import gather
 from mer.fusion.report.page import Named, _overview
 from mer.fusion.report.results import remarks
 from mer.fusion.space import spaces_of
-from mer.fusion.train import DivergedError
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.export import export
 from mer.pipeline.store import FeatureStore, build_index
@@ -98,17 +112,17 @@ def test_of_values_there_are_no_probabilities(tmp_path):
 # ---- Intervals over seeds
 
 
-def one_seed(seed: int, wrong: int) -> evaluate.Predicted:
+def one_seed(seed: int, wrong: int) -> prediction_table.Predicted:
     """Thirty utterances, the first of them answered wrongly."""
     label = [LABELS[row % 3] for row in range(30)]
     pred = [LABELS[(row + (row < wrong)) % 3] for row in range(30)]
     table = pa.table({"id": [f"u{row:02}" for row in range(30)], "label": label, "pred": pred})
-    return evaluate.from_table(table, "single", LABELS)
+    return prediction_table.from_table(table, "single", LABELS)
 
 
 def test_no_interval_over_seeds_ends_where_no_figure_can_be():
     each = [one_seed(0, 0), one_seed(1, 8)]
-    found = evaluate._intervals(each, np.arange(30))
+    found = scoring.intervals_of(each, np.arange(30))
     assert found["wa"][1] == 1.0 and found["wf1"][1] == 1.0
     assert all(0 <= low < high <= 1 for low, high in found.values())
 
@@ -165,12 +179,13 @@ def test_a_search_with_context_is_of_one_order_of_turns(tmp_path):
 def test_a_loss_that_diverges_in_a_process_is_told_as_one(tmp_path):
     store = make_store(tmp_path / "store", n=60)
     config = load(model="concat", sets=[*SMALL, "optim.lr=1e25"])
-    told: list[tuple[str, object]] = []
     task = members._Task(
         Path(store.path), Member("seed-0", None, config), tmp_path, Setting("cpu"), 1, True
     )
-    members._train_next(task, lambda kind, said: told.append((kind, said)))
-    kind, failed = told[-1]
+    ours, theirs = Pipe()
+    kind, failed = pool._answer(members._trained, task, "seed-0", theirs)
+    ours.close()
+    theirs.close()
     assert kind == "failed" and isinstance(failed, DivergedError)
     assert str(failed).startswith("seed-0: epoch 1: the loss is no longer finite")
 
@@ -181,13 +196,13 @@ def test_settings_that_files_leave_out_are_compared_at_their_defaults(tmp_path):
     more = ("optim.ema=0.5", "train.calibrate=temperature", "model_args.pooling=attentive")
     trained(store, tmp_path / "runs" / "other", *more, model="audio")
     rows = [runs.read(tmp_path / "runs" / name) for name in ("plain", "other")]
-    assert set(runs.differing(rows)) == {
+    assert set(runs_table.differing(rows)) == {
         "optim.ema",
         "train.calibrate",
         "model_args.pooling",
     }
     assert [row.settings["optim.ema"] for row in rows] == [0.0, 0.5]
-    assert not set(runs.differing(rows[:1] * 2))
+    assert not set(runs_table.differing(rows[:1] * 2))
 
 
 def test_robustness_on_another_store_lies_beside_that_of_the_run(tmp_path):

@@ -11,8 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import evaluate as evaluation
-from mer.fusion import experiment, report
+from mer.fusion import experiment, report, scoring
 from mer.fusion.checkpoint import Run
 from mer.fusion.evaluate import evaluate
 from mer.pipeline.errors import DataError
@@ -26,7 +25,7 @@ ODD = ("<b>calm & co</b>", "glad", "sad")
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "RESAMPLES", 100)
+        patch.setattr(scoring, "RESAMPLES", 100)
         yield
 
 

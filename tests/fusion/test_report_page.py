@@ -12,8 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import evaluate as evaluation
-from mer.fusion import experiment
+from mer.fusion import experiment, scoring
 from mer.fusion.evaluate import evaluate
 
 from tests.fusion.browser import CHROMIUM, browser
@@ -57,7 +56,7 @@ def made(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "RESAMPLES", 50)
+        patch.setattr(scoring, "RESAMPLES", 50)
         store = make_store(folder, n=120, labels=LABELS)
         for name, lr in ((f"<i>50%_{'w' * 60}", "3e-3"), ("poor", "1e-9")):
             wanted = settings("train.epochs=2", f"optim.lr={lr}")

@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import evaluate as evaluation
-from mer.fusion import experiment, files, ledger, report, robustness
+from mer.fusion import experiment, files, ledger, report, robustness, scoring
+from mer.fusion.answering import predict_rows
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import evaluate, predict_rows
+from mer.fusion.evaluate import evaluate
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store, quiet
@@ -26,7 +26,7 @@ from tests.fusion.test_train import settings
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "RESAMPLES", 50)
+        patch.setattr(scoring, "RESAMPLES", 50)
         yield
 
 
@@ -140,7 +140,7 @@ def test_heads_and_the_difference_from_another_run(made, measured):
     assert sum(one.n for one in measured.heads) == 24
     assert measured.against == str(other.path)
     whole = report.results.predictions(run)
-    differ = [evaluation.where_heads_differ(p, ("audio", "text")) for p in whole]
+    differ = [scoring.where_heads_differ(p, ("audio", "text")) for p in whole]
     rows = np.flatnonzero(np.mean(differ, axis=0) > 0.5)
     assert measured.heads[1].n == len(rows)
     theirs = report.results.predictions(other)

@@ -17,7 +17,19 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import checkpoint, config, data, evaluate, experiment, files, pictures, report
+from mer.fusion import (
+    checkpoint,
+    config,
+    data,
+    evaluate,
+    experiment,
+    files,
+    means,
+    pictures,
+    report,
+    result_files,
+    scoring,
+)
 from mer.fusion.checkpoint import Run
 from mer.fusion.records import Subset
 from mer.fusion.typed import tree
@@ -35,7 +47,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 20)
+        patch.setattr(scoring, "RESAMPLES", 20)
         yield
 
 
@@ -280,7 +292,7 @@ def test_a_wrong_value_anywhere_is_named_or_does_no_harm(folds, tmp_path, name):
         path.write_text(json.dumps(changed))
         try:
             run = Run.open(tmp_path / "run").trained()
-            figures = evaluate.stored_metrics(run)
+            figures = result_files.stored_metrics(run)
             if path.name == "run.json":
                 children = [(child.fold, child.spec) for child in run.children]
                 assert children and report.dev_table(run) and run.info.features + run.info.store_key
@@ -382,9 +394,9 @@ def test_a_fold_without_rows_does_not_blank_the_others(folds, monkeypatch):
     results = []
     for child, (n, wa, share) in zip(run.children, shares, strict=True):
         agree = Subset(n=n, share=share, figures={"wa": wa})
-        figures = evaluate.stored_metrics(child)
+        figures = result_files.stored_metrics(child)
         results.append(replace(figures, heads_agree=agree, heads_disagree=none))
-    parts = evaluate.mean_parts(results)
+    parts = means.mean_parts(results)
     assert tree(parts["heads_agree"]) == pytest.approx(
         {"n": 10 / 3, "share": 0.1, "wa": 0.75, "without": 1}
     )

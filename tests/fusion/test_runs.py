@@ -17,7 +17,19 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import checkpoint, evaluate, experiment, files, prune, records, report, runs
+from mer.fusion import (
+    checkpoint,
+    evaluate,
+    experiment,
+    files,
+    prune,
+    records,
+    report,
+    result_files,
+    runs,
+    runs_columns,
+    scoring,
+)
 from mer.fusion.checkpoint import Run
 from mer.fusion.typed import tree
 from mer.pipeline.errors import DataError
@@ -34,7 +46,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RESAMPLES", 20)
+        patch.setattr(scoring, "RESAMPLES", 20)
         yield
 
 
@@ -338,7 +350,7 @@ def test_runs_of_an_earlier_mer_have_the_date_of_their_file(tmp_path):
     rows = {Path(row.run).name: row for row in runs.find([folder])}
     assert all(row.state == "finished" and row.mer == "" for row in rows.values())
     assert not rows["drkf"].date_recorded
-    assert runs.cell(rows["drkf"], "date").startswith("~2023-11-1")
+    assert runs_columns.cell(rows["drkf"], "date").startswith("~2023-11-1")
 
 
 def test_five_hundred_runs_without_torch(trained, tmp_path):
@@ -406,7 +418,7 @@ def test_a_resumed_run_keeps_its_date_and_command(tmp_path):
 def test_a_pruned_run_does_all_that_it_did(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     info = as_read_by_hand(run)
-    before = evaluate.stored_metrics(Run.open(run))
+    before = result_files.stored_metrics(Run.open(run))
     (run / ".run.json.tmp-4194305").touch()
     outcome = mer("prune", run, "--yes")
     assert "last.safetensors" in outcome.out and "freed" in outcome.err
@@ -436,7 +448,7 @@ def test_pruning_asks_and_a_dry_run_removes_nothing(group):
 @pytest.mark.parametrize(("answer", "left"), [("n\n", 1), ("\n", 1), ("y\n", 0)])
 def test_the_answer_counts(trained, tmp_path, monkeypatch, answer, left):
     run = shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr("mer.cli.somebody_is_there", lambda: True)
+    monkeypatch.setattr("mer.commands.runs.somebody_is_there", lambda: True)
     done = CliRunner().invoke(main, ["prune", str(run)], input=answer)
     assert done.exit_code == 0 and "for good; go on?" in done.stderr
     assert len(list(run.glob("last.safetensors"))) == left
@@ -445,8 +457,8 @@ def test_the_answer_counts(trained, tmp_path, monkeypatch, answer, left):
 
 def test_a_question_is_not_broken_inside_a_word(trained, tmp_path, monkeypatch):
     run = shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr("mer.cli.somebody_is_there", lambda: True)
-    monkeypatch.setattr("mer.cli.terminal_columns", lambda stream: 30)
+    monkeypatch.setattr("mer.commands.runs.somebody_is_there", lambda: True)
+    monkeypatch.setattr("mer.commands.output.terminal_columns", lambda stream: 30)
     asked = CliRunner().invoke(main, ["prune", str(run)], input="n\n").stderr.splitlines()
     assert asked[0].startswith("this removes 1 file, ") and max(map(len, asked)) <= 30
     assert "for good; go on? [y/N]: n" in " ".join(map(str.strip, asked))

@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import sinks
-from mer.fusion import train as training
+from mer.fusion import resume, sinks
 from mer.fusion.checkpoint import Run
 from mer.pipeline.errors import DataError
 
@@ -109,7 +108,7 @@ def test_each_seed_has_its_own(desk, registered):
 
 def test_a_sink_that_fails_ends_the_training_which_then_goes_on(desk, registered, monkeypatch):
     """The epoch was saved before the sink was told: nothing is trained twice."""
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     registered(Full)
     said = train("--log", "kept", "--out", "run", code=1)
     assert "No space left" in said and Full.calls[-2:] == [("full",), ("close",)]

@@ -16,12 +16,11 @@ from click.testing import CliRunner
 from scipy.spatial.distance import jensenshannon
 
 from mer.cli import main
-from mer.fusion import config, data, ensemble, experiment, metrics, report, splits
-from mer.fusion import evaluate as module
+from mer.fusion import config, data, ensemble, experiment, metrics, report, scoring, splits
 from mer.fusion.config import DataConfig
 from mer.fusion.evaluate import evaluate
 from mer.fusion.losses import task_loss
-from mer.fusion.train import class_weights
+from mer.fusion.training_setup import class_weights
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
 
@@ -42,7 +41,7 @@ QUICK = {
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RESAMPLES", 20)
+        patch.setattr(scoring, "RESAMPLES", 20)
         yield
 
 

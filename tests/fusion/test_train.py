@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import checkpoint, config, data, experiment, optim, splits, train
+from mer.fusion import (
+    checkpoint,
+    config,
+    data,
+    devices,
+    experiment,
+    optim,
+    resume,
+    splits,
+    train,
+    training_setup,
+)
 from mer.fusion.train import fit
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
@@ -111,7 +122,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("model", ["concat", "drkf"])
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model, after, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     store, cfg = make_store(tmp_path), settings("data.residence=stream", model=model)
     whole = run(store, tmp_path / "whole", cfg)
 
@@ -136,7 +147,7 @@ def test_killed_while_writing_any_file_it_resumes_to_the_same_result(tmp_path, w
     """The rename of that file fails the second time it is written (the first time, where it is
     written once).
     """
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     store, cfg = make_store(tmp_path), settings()
     whole = run(store, tmp_path / "whole", cfg)
     replaced, count = os.replace, []
@@ -160,11 +171,11 @@ def test_killed_while_writing_any_file_it_resumes_to_the_same_result(tmp_path, w
 def saving_at(epochs: set[int], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """A `note` that makes it time to save after these epochs, and not after others."""
     due = {True: 0.0, False: float("inf")}
-    monkeypatch.setattr(train, "SAVE_SECONDS", due[1 in epochs])
+    monkeypatch.setattr(resume, "SAVE_SECONDS", due[1 in epochs])
 
     def note(line: str) -> None:
         if line.startswith("epoch "):
-            monkeypatch.setattr(train, "SAVE_SECONDS", due[int(line.split()[1]) + 1 in epochs])
+            monkeypatch.setattr(resume, "SAVE_SECONDS", due[int(line.split()[1]) + 1 in epochs])
 
     return note
 
@@ -341,7 +352,7 @@ def test_the_rate_falls_to_zero_where_patience_ends(tmp_path, monkeypatch):
     """Rates by hand: those of the cosine of 40 epochs, times a line from 1 to 0 over the steps of
     the last four; killed in between, the fall goes on where it was.
     """
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     store = make_store(tmp_path, shuffled_labels=True)
     cooled = settings("train.epochs=40", "train.patience=2", "train.cooldown=4")
     done = run(store, tmp_path / "run", cooled)
@@ -400,11 +411,13 @@ def test_a_diverging_loss_is_one_line(tmp_path):
 def test_class_weights():
     spec = data.DataSpec({"audio": 1}, {"audio": None}, "single", ("a", "b", "c"))
     y = np.array([0] * 6 + [1] * 2)
-    balanced = train.class_weights(y, spec, "balanced")
+    balanced = training_setup.class_weights(y, spec, "balanced")
     assert balanced[1] / balanced[0] == pytest.approx(3) and balanced[2] == 1
     assert float(balanced[torch.from_numpy(y)].mean()) == pytest.approx(1)
-    assert (lambda w: w[1] / w[0])(train.class_weights(y, spec, "sqrt")) == pytest.approx(3**0.5)
-    multi = train.class_weights(
+    assert (lambda w: w[1] / w[0])(training_setup.class_weights(y, spec, "sqrt")) == pytest.approx(
+        3**0.5
+    )
+    multi = training_setup.class_weights(
         np.array([[1, 0], [0, 0], [0, 0], [1, 0]], dtype=np.float32),
         replace(spec, task="multi", labels=("a", "b")),
         "balanced",
@@ -521,17 +534,17 @@ def test_untrained_encoders_are_said(tmp_path):
 
 def test_devices_that_are_not_there():
     with pytest.raises(DataError, match="--device gpu0"):
-        train.pick_device("gpu0")
+        devices.pick_device("gpu0")
     if not torch.cuda.is_available():
         with pytest.raises(DataError, match="--device cuda:7"):
-            train.pick_device("cuda:7")
+            devices.pick_device("cuda:7")
 
 
 def test_what_the_fused_losses_announce_is_passed_on():
     import logging
 
     said = []
-    with train.announcements(said.append):
+    with devices.announcements(said.append):
         logging.getLogger("mer.fusion.ops").info("contrastive loss: path %s", "chunked")
     logging.getLogger("mer.fusion.ops").info("not now")
     assert said == ["contrastive loss: path chunked"]

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import calibration, checkpoint, evaluate, experiment, metrics, train
+from mer.fusion import (
+    calibration,
+    checkpoint,
+    evaluate,
+    experiment,
+    metrics,
+    result_files,
+    resume,
+)
 from mer.fusion.averaging import WeightAverage
 from mer.fusion.checkpoint import Run
 from mer.fusion.config import load, to_toml
@@ -80,7 +88,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_resumed_run_with_an_average_equals_an_uninterrupted_one(tmp_path, monkeypatch, after):
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     store, sets = make_store(tmp_path, n=60), ("optim.ema=0.9", "train.modality_dropout=0.3")
     whole = trained(store, tmp_path / "whole", *sets)
 
@@ -203,16 +211,16 @@ def test_a_calibrated_run_answers_the_same_with_other_probabilities(tmp_path):
     assert json.loads((run.path / "run.json").read_text())["scaling"]["ece_after"] is not None
     for one in (run, plain):
         evaluate.evaluate(one, note=quiet)
-    with_, without = evaluate.read_predictions(run), evaluate.read_predictions(plain)
+    with_, without = result_files.read_predictions(run), result_files.read_predictions(plain)
     assert (with_.pred == without.pred).all()
     names = [f"p_{label}" for label in with_.labels]
     scores = [np.stack([p.table[n].to_numpy() for n in names], 1) for p in (with_, without)]
     logits = np.log(scores[1]) / scaling.temperature
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(scores[0], expected, atol=1e-12)
-    figures = evaluate.stored_metrics(run).calibration
+    figures = result_files.stored_metrics(run).calibration
     assert figures.ece == pytest.approx(metrics.ece(scores[0].max(1), with_.pred == with_.true))
-    assert figures.uncalibrated == pytest.approx(evaluate.stored_metrics(plain).calibration.ece)
+    assert figures.uncalibrated == pytest.approx(result_files.stored_metrics(plain).calibration.ece)
 
 
 @pytest.mark.parametrize("task", ["multi", "regression"])

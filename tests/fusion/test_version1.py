@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import evaluate, experiment, figures, records, report, typed
+from mer.fusion import evaluate, experiment, figures, records, report, result_files, scoring, typed
 from mer.fusion.checkpoint import Run
 from mer.fusion.files import read_json
 from mer.pipeline.store import FeatureStore
@@ -38,7 +38,7 @@ def kept(tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(evaluate, "RESAMPLES", 20)
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
 
 
 def files_of(pattern: str) -> list[Path]:
@@ -57,7 +57,7 @@ def test_run_json_is_read_whole(path):
 
 @pytest.mark.parametrize("path", files_of("metrics.json"), ids=lambda path: path.parent.name)
 def test_metrics_json_is_read_whole(path):
-    found = evaluate.stored_metrics(Run.open(path.parent))
+    found = result_files.stored_metrics(Run.open(path.parent))
     assert found is not None and typed.tree(found) == json.loads(path.read_text())
 
 
@@ -72,7 +72,7 @@ def test_a_log_is_read_whole(path):
 def test_it_is_evaluated_to_the_same_figures(kept, name):
     run = Run.open(kept / "runs" / name)
     before = pq.read_table(run.path / "predictions.parquet")
-    stored = evaluate.stored_metrics(run)
+    stored = result_files.stored_metrics(run)
     found = evaluate.evaluate(run, kept / "feats.h5", note=quiet)
     assert stored is not None
     assert found.metrics.figures == pytest.approx(stored.metrics.figures)
@@ -97,7 +97,7 @@ def test_it_is_reported_and_drawn(kept, tmp_path):
     for cells in SHOWN.values():
         for cell in cells:
             assert f"<td>{cell}</td>" in page
-    found = evaluate.stored_metrics(runs[1])
+    found = result_files.stored_metrics(runs[1])
     assert found is not None
     names = {
         path.stem for path in figures.write(runs[1], found, tmp_path, features=kept / "feats.h5")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mer.fusion import checkpoint, config, experiment, files
-from mer.fusion import train as training
+from mer.fusion import checkpoint, config, experiment, files, resume
 from mer.fusion.batch import DataSpec
 from mer.fusion.checkpoint import Run
 from mer.fusion.models import build
@@ -104,7 +103,7 @@ def test_lines_come_at_a_pace(capsys, monkeypatch):
 
 
 def test_a_resumed_training_counts_what_was_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     seen = Recorded()
 
     def stop(line: str) -> None:

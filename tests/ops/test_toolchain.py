@@ -107,8 +107,8 @@ def test_the_fallback_takes_the_chunked_path_and_says_why_in_one_line(monkeypatc
 def test_doctor_tells_of_both(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    found = {f.what: f for f in doctor.examine(lambda: None, lambda: "")}
+    found = {f.what: f for f in doctor.examine(lambda: "")}
     assert found["C compiler"].state == "ok"
-    found = {f.what: f for f in doctor.examine(lambda: None, lambda: "none; install gcc")}
+    found = {f.what: f for f in doctor.examine(lambda: "none; install gcc")}
     assert found["C compiler"].state == "note" and "install gcc" in found["C compiler"].detail
     assert ("chunked path" in found["C compiler"].detail) == gpu

@@ -192,11 +192,9 @@ def test_doctor_finds_no_fault_here():
 
 
 def test_doctor_and_every_command_name_a_wrong_torchaudio(monkeypatch, desk):
-    from mer import cli
-
     real = metadata.version
     monkeypatch.setattr(
-        cli.metadata, "version", lambda name: "2.8.0" if name == "torchaudio" else real(name)
+        metadata, "version", lambda name: "2.8.0" if name == "torchaudio" else real(name)
     )
     words = ["torch 2.11.0", "torchaudio 2.8.0", "pip install"]
     refused("inspect", desk.features, says=words)

@@ -1,5 +1,5 @@
-"""What `mer predict` does between its command line and its output. Beside cli.py the only place
-that sees both rooms: features are made by `mer.pipeline`, answers by `mer.fusion`.
+"""What `mer predict` does between its command line and its output: features are made by
+`mer.pipeline`, answers by `mer.fusion`, and neither sees the other.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from mer.fusion.answer_text import missing_lines
+from mer.fusion.answering import modalities_of, predict_rows
 from mer.fusion.batch import ContextSpec
 from mer.fusion.checkpoint import Run
-from mer.fusion.ensemble import mean_table, title
-from mer.fusion.evaluate import modalities_of, predict_rows
-from mer.fusion.train import pick_device
+from mer.fusion.devices import pick_device
+from mer.fusion.ensemble import check_alike, mean_table, members, title
 from mer.fusion.typed import tree
 from mer.pipeline.datasets.newclips import GIVEN, NewClips, gather
 from mer.pipeline.errors import DataError
@@ -76,6 +76,34 @@ class Predicted:
     rows: list[dict[str, Any]]
     failures: list[Failure]
     asked: int
+
+
+def together(run: Run, others: Sequence[Run], note: Callable[[str], None]) -> Sequence[Run]:
+    """The trainings that answer.
+
+    Args:
+        run: A finished run; of a group all its runs answer.
+        others: Runs whose answers are averaged with those of `run`.
+        note: Told whether answers are averaged, and whether they are calibrated.
+
+    Returns:
+        Single trainings.
+
+    Raises:
+        DataError: They do not go together.
+    """
+    trained: Sequence[Run] = run.children
+    if others or len(trained) > 1:
+        trained = members([run, *others])
+        check_alike(trained)
+        alone = f" (the best on dev alone: {run.best().path})" if len(run.children) > 1 else ""
+        answers = "values" if trained[0].spec.task == "regression" else "probabilities"
+        note(f"{title(trained)}: {answers} are averaged{alone}")
+    scaled = sum(one.result.scaling is not None for one in trained)
+    if scaled:
+        some = f" of {scaled} of the {plural(len(trained), 'run')}" if scaled < len(trained) else ""
+        note(f"probabilities{some} are calibrated by the temperature fitted on dev")
+    return trained
 
 
 def one(

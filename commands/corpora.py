@@ -1,0 +1,226 @@
+"""Corpora: datasets, prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mer.commands.completion import complete_corpora
+from mer.commands.group import command
+from mer.commands.options import mapped, parted
+from mer.commands.output import say, say_json
+from mer.pipeline.errors import DataError
+
+
+@command()
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_corpora)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per corpus.")
+def datasets(name, as_json):
+    """Known corpora: size, language, modalities, task, licence, and what is found on this disk.
+    With NAME all that is known of one.
+    """
+    from mer.pipeline.datasets import OWN, overview, pages
+
+    if name in OWN:
+        raise DataError(f"{name} is no corpus, but for what is yours: see `mer prepare --help`")
+    found = overview(name)
+    if as_json:
+        say_json(found, indent=1)
+        return
+    for corpus in found:
+        for line in pages.in_list(corpus) if name is None else pages.page(corpus):
+            say(line)
+    for line in pages.OWN if name is None else ():
+        say(line)
+
+
+@command()
+@click.argument("dataset", metavar="DATASET", shell_complete=complete_corpora)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Where the corpus is. [default: $MER_DATA/NAME, else data/NAME]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="[default: manifest.parquet or manifest-LABELS.parquet in the root; table: in data/NAME]",
+)
+@click.option(
+    "--labels",
+    metavar="NAME",
+    help="Label set of the corpus, e.g. sentiment; for a table or folder its classes in order, "
+    "A,B,C.",
+)
+@click.option("--size", type=click.IntRange(min=1), help="synthetic: utterances. [default: 600]")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="synthetic, table and folder: random seed. [default: 0]",
+)
+@click.option(
+    "--vision",
+    is_flag=True,
+    default=None,
+    help="synthetic: draw faces, too; iemocap, mosi, mosei: name the films beside the sound.",
+)
+@click.option(
+    "--left",
+    type=click.Choice(["marked", "unmarked"]),
+    help="iemocap --vision: who is in the left half, the one who wears the markers or the other. "
+    "[default: marked]",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="table: the CSV, TSV, JSONL or Parquet file.",
+)
+@click.option(
+    "--audio-dir",
+    type=click.Path(path_type=Path),
+    help="table: folder of the audio. [default: the table's]",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="table: the column that holds a field; repeatable.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["single", "multi", "regression"]),
+    help="table: what the labels are. [default: single, or regression with --targets]",
+)
+@click.option(
+    "--targets",
+    metavar="A,B,C",
+    help="table: columns of numbers to learn, such as valence,arousal,dominance.",
+)
+@click.option(
+    "--soft-labels",
+    metavar="A,B,C",
+    help="table: columns that hold how many raters chose each class, or their share; the label is "
+    "that of most.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "none"]),
+    help="table or folder without a split: make one by group, or leave it open for folds.",
+)
+@click.option(
+    "--fold-lists",
+    type=click.Path(path_type=Path),
+    help="table: JSON with published folds, lists of ids; or name columns of the table with "
+    "--column fold=NAME.",
+)
+@click.option(
+    "--speaker-independent",
+    is_flag=True,
+    default=None,
+    help="table, emobox: refuse folds in which a speaker is in train and in test.",
+)
+@click.option(
+    "--meta",
+    type=click.Path(path_type=Path),
+    help="emobox: the folder of a corpus's lists, data/NAME of that repository; --root is where "
+    "the media are.",
+)
+@click.option("--fold", help="emobox: this fold alone, as the split. [default: all, as folds]")
+@click.option(
+    "--pattern",
+    help="folder: what the files' names say, as '{speaker}_{sentence}_{emotion}.wav'; fields may "
+    "have a form: {speaker:2} characters, {emotion:letters}, {number:digits}, {level:hi|lo}, "
+    "{rest:any}. Folders count: '{emotion}/{speaker}_{number}'.",
+)
+@click.option(
+    "--map",
+    "mapping",
+    multiple=True,
+    metavar="CODE=CLASS",
+    help="folder: the class that a label in the names stands for; without a class such files are "
+    "left out; repeatable. [default: the names are the classes]",
+)
+@click.option(
+    "--partial",
+    is_flag=True,
+    default=None,
+    help="folder: leave out, and count, files that the pattern does not fit.",
+)
+@click.option("--name", help="table, folder: name of the corpus. [default: the file's]")
+@click.option(
+    "--language",
+    help="table, folder, emobox: language code, for the default encoders. [default: en; of "
+    "emobox the corpus's]",
+)
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+def prepare(
+    dataset, root, out, labels, as_json, source, audio_dir, columns, pattern, mapping, **options
+):
+    """Build and check the manifest of DATASET (`mer datasets`), or of your own table or folder;
+    print what was found against what is expected.
+    """
+    from mer.pipeline.datasets import OWN, default_root
+    from mer.pipeline.datasets import prepare as build
+    from mer.pipeline.datasets.prepared import manifest_path
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if dataset == "table":
+        if source is None or root is not None:
+            beside = " and --audio-dir, not --root" if root is not None else ""
+            raise click.UsageError(f"table takes --from FILE{beside}")
+        folds, others = fold_columns(columns)
+        manifest, report = build(
+            "table",
+            audio_dir,
+            labels=labels,
+            source=source,
+            columns=mapped(others),
+            folds=folds,
+            **given,
+        )
+        folder = default_root(manifest.dataset)
+    elif dataset == "emobox":
+        if root is None or options["meta"] is None:
+            raise click.UsageError(
+                "emobox takes --meta DIR, of the lists, and --root DIR, of media"
+            )
+        manifest, report = build("emobox", root, labels=labels, **given)
+        folder = default_root(f"emobox-{manifest.dataset}")
+    elif dataset == "folder":
+        if root is None or pattern is None or source is not None or audio_dir is not None:
+            raise click.UsageError("folder takes --root DIR and --pattern '{speaker}_{emotion}'")
+        folder, classes = root, parted("--map", "CODE=CLASS", mapping)
+        manifest, report = build(
+            "folder", root, labels=labels, pattern=pattern, mapping=classes, **given
+        )
+    else:
+        if pattern is not None or mapping:
+            raise click.UsageError("--pattern and --map go with `mer prepare folder`")
+        if source is not None or audio_dir is not None or columns:
+            raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
+        folder = root if root is not None else default_root(dataset)
+        manifest, report = build(dataset, folder, labels=labels, **given)
+    named = labels if dataset not in OWN else None
+    out = out if out is not None else manifest_path(folder, named)
+    try:
+        manifest.write(out)
+    except OSError as error:
+        raise DataError(
+            f"{out}: {error.strerror or error}; name a file that can be written with --out"
+        ) from None
+    if as_json:
+        say_json(report.to_dict() | {"manifest": str(out), "hash": manifest.hash}, indent=1)
+    else:
+        for line in report.lines():
+            say(line)
+        say(f"wrote {out}")
+
+
+def fold_columns(columns: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """(the columns that --column fold=NAME names, the other pairs)."""
+    of_folds = [column for column in columns if column.partition("=")[0] == "fold"]
+    others = tuple(column for column in columns if column not in of_folds)
+    return [column.partition("=")[2] for column in of_folds if "=" in column], others

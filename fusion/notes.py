@@ -1,0 +1,26 @@
+"""Lines that the user should know, and who is told them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Note = Callable[[str], None]
+
+
+class Once:
+    """Passes on a line the first time only: what the runs of a group have in common is said for the
+    first of them.
+
+    Args:
+        note: Told what the user should know, line by line.
+    """
+
+    def __init__(self, note: Note) -> None:
+        self.note = note
+        self._said: set[str] = set()
+
+    def __call__(self, line: str, of: str = "") -> None:
+        """Pass on `line`, with the name `of` its run in front, unless another run has said it."""
+        if line not in self._said:
+            self._said.add(line)
+            self.note(f"{of}: {line}" if of else line)
