@@ -18,7 +18,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mer.fusion.losses.precision import widened
-from mer.fusion.modules.dropout import Dropout, keep_mask, plus_dropout
+from mer.fusion.modules.dropout import (
+    Dropout,
+    first_kept,
+    kept_scale,
+    plus_dropout,
+    random_levels,
+    relu_dropout,
+)
 
 
 def sinusoids(steps: int, width: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -77,13 +84,20 @@ class Allowed:
         return cls(mask | ~some, some)
 
 
+# Up to so many pairs of query and key in a sequence, attention without dropout is computed in steps
+# in training, too: that is faster than PyTorch's, which keeps nothing of the size of the pairs.
+SHORT_PAIRS = 128 * 128
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
     """softmax(q k' / sqrt(d)) v, weights dropped with probability `p`: (B, H, Tq, d), (B, H, Tk, d)
     twice, bool mask broadcastable to (B, H, Tq, Tk) -> (B, H, Tq, d).
 
     With dropout PyTorch computes it in such steps on a CPU, too, but draws the mask slowly.
     """
-    if p == 0 or q.device.type != "cpu":
+    learns = torch.is_grad_enabled() and q.requires_grad
+    in_steps = p > 0 or (learns and q.shape[2] * k.shape[2] <= SHORT_PAIRS)
+    if q.device.type != "cpu" or not in_steps:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
     with torch.autocast("cpu", enabled=False):  # of a few numbers per head
         return _Attend.apply(widened(q), widened(k), widened(v), mask, p)
@@ -93,8 +107,10 @@ class _Attend(torch.autograd.Function):
     """`apply(q, k, v, mask, p)`, see `attend`.
 
     Beside what autograd does for these steps this saves: hidden keys are an addend, because filling
-    by a mask takes as long as the rest, and twice, though no gradient passes there; and products
-    whose result has a few columns are computed transposed, as many rows.
+    by a mask takes as long as the rest, and twice, though no gradient passes there; products whose
+    result has a few columns are computed transposed, as many rows; and of the shares, which are
+    most of what a layer keeps for its gradient, one copy is kept, negative where a share is
+    dropped.
     """
 
     @staticmethod
@@ -103,24 +119,25 @@ class _Attend(torch.autograd.Function):
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q * q.shape[3] ** -0.5, k, v))
         share = torch.bmm(q, k.transpose(1, 2))
         if mask is not None:
-            hidden = share.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-            share.unflatten(0, shape).add_(hidden)
+            share.unflatten(0, shape).add_(mask.to(share.dtype).log_())  # 0, or -inf where hidden
         share = share.softmax(-1)
-        kept = keep_mask(share.shape, p, share)
-        dropped = share * kept
-        ctx.save_for_backward(q, k, v, share, kept, dropped)
-        y = torch.bmm(v.transpose(1, 2), dropped.transpose(1, 2))
+        if p:
+            share.copysign_(random_levels(share.shape).ge_(first_kept(p)).sub_(1))
+        ctx.save_for_backward(q, k, v, share)
+        ctx.scale = kept_scale(p)
+        y = torch.bmm((v * ctx.scale).transpose(1, 2), share.relu().transpose(1, 2))
         return y.transpose(1, 2).unflatten(0, shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
         shape = grad.shape[:2]
-        q, k, v, share, kept, dropped = ctx.saved_tensors
-        grad = grad.reshape(-1, *grad.shape[2:])
-        to_v = torch.bmm(grad.transpose(1, 2), dropped)
-        to_share = torch.bmm(grad, v.transpose(1, 2)).mul_(kept)
-        to_scores = torch._softmax_backward_data(to_share, share, -1, share.dtype)
+        q, k, v, share = ctx.saved_tensors
+        grad = grad.reshape(-1, *grad.shape[2:]) * ctx.scale
+        to_v = torch.bmm(grad.transpose(1, 2), share.relu())
+        to_share = torch.bmm(grad, v.transpose(1, 2))
+        to_share = torch.ops.aten.threshold_backward(to_share, share, 0)  # 0 where it is dropped
+        to_scores = torch._softmax_backward_data(to_share, share.abs(), -1, share.dtype)
         to_q = torch.bmm(k.transpose(1, 2), to_scores.transpose(1, 2)).mul_(q.shape[2] ** -0.5)
         to_k = torch.bmm(q.transpose(1, 2), to_scores)
         found = (x.transpose(1, 2).unflatten(0, shape) for x in (to_q, to_k, to_v))
@@ -146,12 +163,13 @@ class Attention(nn.Module):
         instead of NaN.
         """
         if query is key:
-            q, k, v = self.qkv(query).chunk(3, -1)
+            parts = self.qkv(query).unflatten(-1, (3, self.heads, -1))
+            q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
         else:
-            q, k, v = map(
+            each = map(
                 F.linear, (query, key, value), self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
             )
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+            q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in each)
         mask = None if allowed is None else allowed.mask
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         if allowed is not None and allowed.any is not None:
@@ -196,7 +214,8 @@ class CrossModalLayer(nn.Module):
             k = self.norm1(key)
             attended = self.attention(query, k, k if value is key else self.norm1(value), allowed)
         x = self.residual(x, attended)
-        hidden = self.hidden_dropout(F.relu(self.fc1(self.norm2(x))))
+        units = self.fc1(self.norm2(x))
+        hidden = relu_dropout(units, self.hidden_dropout.p, self.training)
         return self.residual(x, self.fc2(hidden))
 
     def residual(self, x: Tensor, y: Tensor) -> Tensor:

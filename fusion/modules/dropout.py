@@ -8,9 +8,11 @@ of a training step of the smaller models. Here an element takes 16 random bits: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LEVELS = 1 << 16  # of the 16 random bits that decide on an element
@@ -42,19 +44,58 @@ def plus_dropout(x: Tensor, y: Tensor, p: float, training: bool = True) -> Tenso
     return torch.addcmul(x, y, keep_mask(y.shape, p, y))
 
 
+class _ReluDropout(torch.autograd.Function):
+    """`apply(x, p)`, see `relu_dropout`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        y = x.relu().mul_(keep_mask(x.shape, p, x))
+        ctx.save_for_backward(y)
+        ctx.scale = kept_scale(p)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, y, 0).mul_(ctx.scale), None
+
+
+def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """dropout(relu(x)). On a CPU nothing but the result is kept for the gradient: it passes where
+    that is positive.
+    """
+    if not training or p == 0 or x.device.type != "cpu":
+        return dropout(F.relu(x), p, training)
+    return _ReluDropout.apply(x, p)
+
+
 def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     """A mask of `shape` in dtype and place of `like`: 0 with probability `p`, else the reciprocal
     of the probability to be kept.
     """
     if like.device.type != "cpu":
         return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
-    dropped = min(round(p * LEVELS), LEVELS - 1)
+    # compared in place: making numbers of truth values takes longer than drawing them
+    kept = random_levels(shape).ge_(first_kept(p))
+    return kept.to(like.dtype).mul_(kept_scale(p))
+
+
+def random_levels(shape: Sequence[int]) -> Tensor:
+    """16 random bits for each element, as int16."""
     elements = torch.Size(shape).numel()
     draws = torch.empty(-(-elements // PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
-    levels = draws.view(torch.int16)[:elements].view(shape)
-    # compared in place: making numbers of truth values takes longer than drawing them
-    kept = levels.ge_(dropped - LEVELS // 2)
-    return kept.to(like.dtype).mul_(LEVELS / (LEVELS - dropped))
+    return draws.view(torch.int16)[:elements].view(shape)
+
+
+def first_kept(p: float) -> int:
+    """The first of `random_levels` with which an element is kept."""
+    return min(round(p * LEVELS), LEVELS - 1) - LEVELS // 2
+
+
+def kept_scale(p: float) -> float:
+    """The reciprocal of the probability to be kept, on a CPU."""
+    return LEVELS / (LEVELS // 2 - first_kept(p))
 
 
 class Dropout(nn.Module):

@@ -13,6 +13,7 @@ from mer.fusion.modules.dropout import (
     dropout,
     keep_mask,
     plus_dropout,
+    relu_dropout,
 )
 
 N = 1 << 18
@@ -117,6 +118,66 @@ def test_attention_is_that_of_pytorch_with_its_gradients(width, steps, kind):
     gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_dropped_weights_have_the_gradient_of_autograd(masked):
+    """The same draw, in the steps of the formula; what is kept for it is one share for each pair of
+    steps.
+    """
+    q, k, v = torch.randn(3, 2, 3, 7, 4, dtype=torch.float64).requires_grad_().unbind(0)
+    weights = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    mask = torch.arange(7) < torch.tensor([3, 7])[:, None, None, None]
+    sizes = []
+
+    def noted(kept: torch.Tensor) -> torch.Tensor:
+        sizes.append(kept.numel())
+        return kept
+
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda kept: kept):
+        ours = attend(q, k, v, mask if masked else None, 0.4)
+    torch.manual_seed(0)
+    kept = keep_mask((6, 7, 7), 0.4, q).view(2, 3, 7, 7)
+    scores = q @ k.transpose(2, 3) / 2
+    share = (scores.masked_fill(~mask, -torch.inf) if masked else scores).softmax(-1)
+    theirs = (share * kept) @ v
+    assert sizes.count(kept.numel()) == 1 and 0 < (kept == 0).sum() < kept.numel()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    gradients = [
+        torch.autograd.grad((y * weights).sum(), (q, k, v), retain_graph=True)
+        for y in (ours, theirs)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [5, 130])
+def test_attention_that_drops_nothing_has_the_gradient_of_pytorch(steps):
+    """On both sides of the length from which PyTorch's own is taken."""
+    inputs = torch.randn(3, 1, 2, steps, 4, dtype=torch.float64).requires_grad_().unbind(0)
+    mask = torch.rand(1, 1, steps, steps) < 0.7
+    mask[..., 0] = True
+    weights = torch.randn(1, 2, steps, 4, dtype=torch.float64)
+    ours = attend(*inputs, mask, 0.0)
+    theirs = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_units_that_are_dropped_or_not_positive_have_no_gradient():
+    """The same draw as of the two steps, values and gradients; nothing else is kept."""
+    x, weights = torch.randn(6, 50).requires_grad_(), torch.randn(6, 50)
+    torch.manual_seed(0)
+    ours = relu_dropout(x, 0.3)
+    torch.manual_seed(0)
+    theirs = dropout(x.relu(), 0.3)
+    assert torch.equal(ours, theirs) and 0 < (ours > 0).sum() < (x > 0).sum()
+    a, b = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (ours, theirs))
+    torch.testing.assert_close(a, b)
+    assert torch.equal(relu_dropout(x, 0.3, training=False), x.relu())
 
 
 def test_a_sum_with_what_is_dropped_out_is_the_two_steps():
