@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mer.fusion import calibration, data, infer, splits, unimodal
+from mer.fusion import calibration, data, inconsistency, infer, splits
 from mer.fusion.checkpoint import Run
 from mer.fusion.data import BatchSource
 from mer.fusion.models import reads_summary
@@ -119,7 +119,7 @@ def _predict(
             [None if np.isnan(row).any() else row.tolist() for row in shares[out.rows]],
             pa.list_(pa.float32()),
         )
-    columns.update(unimodal.columns(source, spec))
+    columns.update(inconsistency.columns(source, spec))
     pred = infer.decide(out.scores, task, run.result.thresholds)
     columns["pred"] = named(pred, task, labels)
     scaling, scores = run.result.scaling, out.scores

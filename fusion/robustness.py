@@ -28,6 +28,7 @@ from mer.fusion import (
     answering,
     evaluate,
     files,
+    inconsistency,
     intervals,
     ledger,
     metrics,
@@ -36,7 +37,6 @@ from mer.fusion import (
     scoring,
     splits,
     typed,
-    unimodal,
 )
 from mer.fusion.batch import Batch
 from mer.fusion.checkpoint import Run, check_store
@@ -515,9 +515,9 @@ def _heads(
     if len(there) == len(whole):
         differ = np.mean(there, axis=0) > 0.5
         kinds += [(True, None, ~differ), (False, None, differ)]
-    own = unimodal.truth(whole[0].table, whole[0].task, whole[0].labels)
+    own = inconsistency.truth(whole[0].table, whole[0].task, whole[0].labels)
     if len(own) > 1:
-        differ, known = unimodal.inconsistent(own)
+        differ, known = inconsistency.inconsistent(own)
         kinds += [(True, True, known & ~differ), (False, True, differ)]
     found: list[Heads] = []
     pairs: list[Paired | None] = []

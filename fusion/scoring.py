@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mer.fusion import calibration, intervals, metrics, splits, unimodal
+from mer.fusion import calibration, inconsistency, intervals, metrics, splits
 from mer.fusion.calibration import Scaling
 from mer.fusion.checkpoint import Run
 from mer.fusion.crosscorpus import LabelMap
@@ -197,7 +197,7 @@ def _by_own_labels(p: Predicted, heads: dict[str, np.ndarray]) -> dict[str, Any]
     """What metrics.json says by unimodal labels, by its keys: each head against those of its own
     modality, and how well the model and its heads tell where these differ.
     """
-    own = unimodal.truth(p.table, p.task, p.labels)
+    own = inconsistency.truth(p.table, p.task, p.labels)
     found = {}
     for m, pred in heads.items():
         if m in own:
@@ -207,11 +207,11 @@ def _by_own_labels(p: Predicted, heads: dict[str, np.ndarray]) -> dict[str, Any]
                 n=int(rows.sum()), without=int((~rows).sum()), figures={**head.figures(rows)}
             )
     told: dict[str, Any] = {"own_labels": found or None}
-    told["unlike_labels"] = unimodal.told_by(p.table["disagreement"].to_pylist(), own)
+    told["unlike_labels"] = inconsistency.told_by(p.table["disagreement"].to_pylist(), own)
     among = {m: heads[m] for m in own if m in heads}
     if len(among) > 1:
         differ = _differ(p, among).astype(float)
-        told["unlike_heads"] = unimodal.told_by(differ.tolist(), own)
+        told["unlike_heads"] = inconsistency.told_by(differ.tolist(), own)
     return told
 
 

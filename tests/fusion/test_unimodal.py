@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from sklearn import metrics as reference
 
 from mer.cli import main
-from mer.fusion import config, data, experiment, report, robustness, unimodal
+from mer.fusion import config, data, experiment, inconsistency, report, robustness, unimodal
 from mer.fusion import scoring as module
 from mer.fusion.evaluate import evaluate
 from mer.pipeline.errors import DataError
@@ -91,7 +91,7 @@ def test_inconsistent_rows_are_those_of_a_loop():
                     there.append(value)
             known.append(len(there) > 1)
             wanted.append(len(set(there)) > 1)
-        found = unimodal.inconsistent(columns)
+        found = inconsistency.inconsistent(columns)
         assert found[0].tolist() == wanted and found[1].tolist() == known
 
 
@@ -100,16 +100,16 @@ def test_a_score_is_held_against_the_rows_that_are_known():
     columns = {"text": rng.integers(-1, 2, size=60), "audio": rng.integers(-1, 2, size=60)}
     score = rng.choice([0.1, 0.5, 0.6, 0.9], size=60).tolist()
     score[3] = None
-    differ, known = unimodal.inconsistent(columns)
+    differ, known = inconsistency.inconsistent(columns)
     known[3] = False
-    found = unimodal.told_by(score, columns)
+    found = inconsistency.told_by(score, columns)
     said = np.array([0.0 if value is None else value for value in score])[known]
     assert (found.n, found.of) == (differ[known].sum(), known.sum())
     assert found.auc == pytest.approx(reference.roc_auc_score(differ[known], said))
     wanted = reference.balanced_accuracy_score(differ[known], said > 0.5)
     assert found.balanced_accuracy == pytest.approx(wanted)
-    assert unimodal.told_by(score, {"text": columns["text"]}) is None
-    assert unimodal.told_by([None] * 60, columns) is None
+    assert inconsistency.told_by(score, {"text": columns["text"]}) is None
+    assert inconsistency.told_by([None] * 60, columns) is None
 
 
 # ---- What heads learn
