@@ -116,7 +116,7 @@ def predict(
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer.commands import predicting
-    from mer.fusion.checkpoint import Run
+    from mer.fusion.runs.checkpoint import Run
 
     group = Run.open(run).trained()
     over = {child.fold for child in group.children}
@@ -246,8 +246,8 @@ def checked_out(out: Path | None, as_csv: bool, as_json: bool) -> tuple[Path, bo
 
 def show_predictions(rows: list[dict], spec, out: tuple[Path, bool] | None, as_csv, as_json):
     """Print predictions, or write them where --out says."""
-    from mer.fusion import answer_text
-    from mer.fusion.files import write_text
+    from mer.fusion.evaluation import answer_text
+    from mer.fusion.runtime.files import write_text
 
     if out is not None:
         path, lines = out

@@ -59,7 +59,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 def check_run_folders(runs: Iterable[Path]) -> None:
     """DataError for each that is none, said before torch is loaded."""
-    from mer.fusion.files import check_run
+    from mer.fusion.runtime.files import check_run
 
     checks = Together()
     for run in runs:

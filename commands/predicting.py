@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mer.fusion.answer_text import missing_lines
-from mer.fusion.answering import modalities_of, predict_rows
 from mer.fusion.batch import ContextSpec
-from mer.fusion.checkpoint import Run
-from mer.fusion.devices import pick_device
-from mer.fusion.ensemble import check_alike, mean_table, members, title
-from mer.fusion.typed import tree
+from mer.fusion.evaluation.answer_text import missing_lines
+from mer.fusion.evaluation.answering import modalities_of, predict_rows
+from mer.fusion.evaluation.ensemble import check_alike, mean_table, members, title
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime.devices import pick_device
+from mer.fusion.runtime.typed import tree
 from mer.pipeline.datasets.newclips import GIVEN, NewClips, gather
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction.clips import Places, encoders_now, extract_clips

@@ -48,8 +48,8 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
 
     What is unfinished or damaged is named as such.
     """
-    from mer.fusion import runs_columns, runs_table
-    from mer.fusion.runs import find
+    from mer.fusion.runs import runs_columns, runs_table
+    from mer.fusion.runs.run_rows import find
 
     if not folders and not Path("runs").exists():
         note("no folder runs here; `mer train` puts runs there, `mer runs FOLDER` looks elsewhere")
@@ -97,7 +97,7 @@ def prune(runs, dry_run, yes):
     They are evaluated, reported and predicted with as before. Runs that are not finished or not
     sound are left as they are, and named.
     """
-    from mer.fusion import prune as pruning
+    from mer.fusion.runs import prune as pruning
 
     found, refused = pruning.sort_out(runs)
     if len(runs) == len(refused) == 1:

@@ -119,7 +119,8 @@ def train(
 
     The same command goes on with an interrupted run, and does nothing for a finished one.
     """
-    from mer.fusion import config, sinks
+    from mer.fusion import config
+    from mer.fusion.training import sinks
     from mer.pipeline.store import FeatureStore
 
     features = the_store(store, features)
@@ -130,12 +131,13 @@ def train(
     checks.of(lambda: sinks.check(log))
     checks.settle()
     settings = config.load(model=model, preset=preset, sets=sets)
-    from mer.fusion import experiment, report
-    from mer.fusion.devices import pick_device
-    from mer.fusion.evaluate import evaluate, has_test
-    from mer.fusion.parallel import processes
-    from mer.fusion.result_files import stored_metrics
-    from mer.fusion.typed import tree
+    from mer.fusion import report
+    from mer.fusion.evaluation.evaluate import evaluate, has_test
+    from mer.fusion.runs.result_files import stored_metrics
+    from mer.fusion.runtime.devices import pick_device
+    from mer.fusion.runtime.parallel import processes
+    from mer.fusion.runtime.typed import tree
+    from mer.fusion.training import experiment
     from mer.pipeline.runtime.progress import Silent, choose
 
     with processes() as together, store:
@@ -253,7 +255,8 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     interrupted, and with more --trials it adds some. The best configuration of each model is
     written as a preset for `mer train --preset`.
     """
-    from mer.fusion import config, space
+    from mer.fusion import config
+    from mer.fusion.training import space
     from mer.pipeline.store import FeatureStore
 
     features = the_store(store, features)
@@ -266,8 +269,9 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     bases = [config.load(model=name, sets=sets) for name in models]
     fixed = [text.partition("=")[0].strip() for text in sets]
     searched = [one.without(fixed) for one in space.spaces_of(models, spaces)]
-    from mer.fusion import experiment, tables, tuning
-    from mer.fusion.devices import pick_device
+    from mer.fusion.measures import tables
+    from mer.fusion.runtime.devices import pick_device
+    from mer.fusion.training import experiment, tuning
     from mer.pipeline.runtime.progress import choose
 
     with store:
@@ -382,12 +386,13 @@ def evaluate(
         )
     beside_valence(valence, together or robust or features or mapping or split)
     check_run_folders([*runs, *filter(None, [against, valence])])
-    from mer.fusion import combined, ensemble, report
-    from mer.fusion.checkpoint import Run
-    from mer.fusion.devices import pick_device
-    from mer.fusion.evaluate import evaluate
-    from mer.fusion.records import GroupMetrics, SingleMetrics
-    from mer.fusion.typed import tree
+    from mer.fusion import report
+    from mer.fusion.evaluation import combined, ensemble
+    from mer.fusion.evaluation.evaluate import evaluate
+    from mer.fusion.runs.checkpoint import Run
+    from mer.fusion.runs.records import GroupMetrics, SingleMetrics
+    from mer.fusion.runtime.devices import pick_device
+    from mer.fusion.runtime.typed import tree
     from mer.pipeline.runtime.progress import choose
 
     if len(runs) > 1 and not together:
@@ -410,7 +415,7 @@ def evaluate(
     else:
         found = evaluate(opened, features, split, mapping=mapping or None, **asked)
     if figures:
-        from mer.fusion import figures as pictures
+        from mer.fusion.report import figures as pictures
 
         written = pictures.write(
             opened, found, figures, features=features, device=pick_device(device)
@@ -418,7 +423,7 @@ def evaluate(
         note(f"wrote {plural(len(written), 'file')} to {figures}")
     said, tables = {}, []  # beside the figures
     if robust:
-        from mer.fusion import robustness
+        from mer.fusion.evaluation import robustness
 
         measured = robustness.measure(
             opened,
@@ -461,8 +466,8 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     """RUN_B minus RUN_A on the same test rows, with a paired bootstrap over dialogues."""
     check_run_folders([run_a, run_b])
     from mer.fusion import report
-    from mer.fusion.checkpoint import Run
-    from mer.fusion.typed import tree
+    from mer.fusion.runs.checkpoint import Run
+    from mer.fusion.runtime.typed import tree
 
     checks = Together()
     first, second = (checks.of(partial(Run.open, run)) for run in (run_a, run_b))
@@ -512,8 +517,8 @@ def layers(store, modalities, folds, out, as_json):
     """In which layer of an encoder the emotion is: a linear probe on the utterance means of each,
     fitted on train, scored on dev. The test part is not opened.
     """
-    from mer.fusion import layers as probes
-    from mer.fusion.typed import tree
+    from mer.fusion.evaluation import layers as probes
+    from mer.fusion.runtime.typed import tree
     from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore
 
@@ -579,7 +584,7 @@ def report(runs, out, against, metric, tables, figures):
     Runs that are unfinished, not evaluated or damaged are listed with the reason.
     """
     from mer.fusion import report
-    from mer.fusion.files import write_text
+    from mer.fusion.runtime.files import write_text
     from mer.pipeline.runtime.progress import choose
 
     progress = choose()

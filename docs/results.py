@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-from mer.fusion.intervals import holm
+from mer.fusion.measures.intervals import holm
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "tests/bench/results"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion.typed import added
+from mer.fusion.runtime.typed import added
 from mer.pipeline.runtime.terms import targets_of
 
 

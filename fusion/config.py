@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
-from mer.fusion import typed
 from mer.fusion.models import REGISTRY, model_class
+from mer.fusion.runtime import typed
 from mer.pipeline.errors import DataError, Together
 from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
 from mer.pipeline.runtime.terminal import did_you_mean, initials, listed, shown

@@ -1,6 +1,6 @@
 """Model and rows -> predictions as arrays, and their figures.
 
-Used on dev by the trainer and on anything by `mer.fusion.evaluate`.
+Used on dev by the trainer and on anything by `mer.fusion.evaluation.evaluate`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mer.fusion import metrics
 from mer.fusion.batch import Batch
-from mer.fusion.data import BatchSource
+from mer.fusion.data.sources import BatchSource
 from mer.fusion.losses.supervised import task_loss
+from mer.fusion.measures import metrics
 from mer.fusion.models.base import FusionModel
 from mer.pipeline.runtime.progress import Advance
 

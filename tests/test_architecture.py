@@ -127,10 +127,10 @@ def test_arrows(path: Path):
             above = under(
                 module,
                 "mer.fusion.models",
-                "mer.fusion.train",
-                "mer.fusion.training_setup",
-                "mer.fusion.evaluate",
-                "mer.fusion.data",
+                "mer.fusion.training.train",
+                "mer.fusion.training.training_setup",
+                "mer.fusion.evaluation.evaluate",
+                "mer.fusion.data.sources",
             )
             assert not above, f"{name} imports {module}: against the arrow"
         if name.startswith("fusion/ops/"):

@@ -121,7 +121,7 @@ def test_a_wrong_path_is_told_before_torch_is_loaded(command, code, said, tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").touch()
     (tmp_path / "clip.wav").touch()
-    for name in ("mer.commands.predicting", "mer.fusion.checkpoint", "torch"):
+    for name in ("mer.commands.predicting", "mer.fusion.runs.checkpoint", "torch"):
         monkeypatch.setitem(sys.modules, name, None)  # to import it is an error
     line = refused(*command.split(), code=code, cwd=tmp_path)
     assert said in line

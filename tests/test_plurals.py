@@ -15,7 +15,7 @@ NOUNS = (
 ).split()
 # Counts that are more than one by the code around them.
 SEVERAL = {
-    "fusion/typed.py: len(args) values",  # of a tuple in the source
+    "fusion/runtime/typed.py: len(args) values",  # of a tuple in the source
     "pipeline/extraction/outcome.py: self.utterances utterances",  # one is said otherwise
     "pipeline/interchange/labelling.py: len(texts) different labels",  # > MANY_CLASSES
 }

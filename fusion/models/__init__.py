@@ -17,7 +17,7 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
 - `lr_scale: dict[str, float]`        parameters whose learning rate is a multiple of the
                                       optimizer's, by name
 - `summary: bool`                     whether batches of mean and deviation, x (B, 1, 2D)
-                                      (`mer.fusion.data.summarise`), are all it needs;
+                                      (`mer.fusion.data.sources.summarise`), are all it needs;
                                       `reads_summary(config)` where that depends on an argument
 - `turns`                             what reads the neighbours of an utterance, where the spec has
                                       a `context` (`mer.fusion.modules.context`); None: it sees each

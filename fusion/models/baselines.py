@@ -27,7 +27,7 @@ from mer.fusion.modules.pooling import (
     masked_mean_std,
     zero_padding,
 )
-from mer.fusion.typed import added
+from mer.fusion.runtime.typed import added
 from mer.pipeline.errors import DataError
 
 

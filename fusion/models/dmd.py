@@ -51,7 +51,7 @@ from mer.fusion.modules.dictionary import Matches
 from mer.fusion.modules.dropout import Dropout
 from mer.fusion.modules.graph_distillation import GDUnit
 from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
-from mer.fusion.typed import added
+from mer.fusion.runtime.typed import added
 from mer.pipeline.errors import DataError
 
 # The published orders: of modalities everywhere (L, V, A), and of the streams a memory transformer

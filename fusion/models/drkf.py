@@ -51,7 +51,7 @@ from mer.fusion.modules.orl import (
     twice,
 )
 from mer.fusion.modules.pooling import Standardise, masked_mean
-from mer.fusion.typed import added
+from mer.fusion.runtime.typed import added
 from mer.pipeline.errors import DataError
 
 

@@ -5,10 +5,11 @@ results.py     figures as tables of text; the comparison of two runs
 comparison.py  many runs against one
 gathering.py   which runs a report can be made of, and what it reads of each
 page.py        the page: its parts, written by templates/
-drawing.py     pictures (mer.fusion.pictures) as shapes of an SVG
+drawing.py     pictures (mer.fusion.report.pictures) as shapes of an SVG
 export.py      every table as CSV and LaTeX, every picture as PNG, SVG and PDF
 """
 
+from mer.fusion.measures.tables import Table, glossary, number, plain
 from mer.fusion.report.export import write_figures, write_tables
 from mer.fusion.report.gathering import LeftOut, Told, gather, told
 from mer.fusion.report.page import Report, made_now, page, prepared, rendered
@@ -23,7 +24,6 @@ from mer.fusion.report.results import (
     tables,
     untrained,
 )
-from mer.fusion.tables import Table, glossary, number, plain
 
 __all__ = [
     "LeftOut",

@@ -10,10 +10,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from mer.fusion import intervals, prediction_table, scoring
-from mer.fusion.checkpoint import Run
-from mer.fusion.intervals import Paired, Sampled
+from mer.fusion.evaluation import scoring
+from mer.fusion.measures import intervals
+from mer.fusion.measures.intervals import Paired, Sampled
 from mer.fusion.report.results import predictions
+from mer.fusion.runs import prediction_table
+from mer.fusion.runs.checkpoint import Run
 
 
 @dataclass(frozen=True)

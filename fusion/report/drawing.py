@@ -14,8 +14,8 @@ from unicodedata import east_asian_width
 
 import numpy as np
 
-from mer.fusion import pictures
-from mer.fusion.pictures import Bars, Curves, Dot, Intervals, Layers, Line, Matrix, Picture
+from mer.fusion.report import pictures
+from mer.fusion.report.pictures import Bars, Curves, Dot, Intervals, Layers, Line, Matrix, Picture
 from mer.pipeline.runtime.terminal import escape, plural
 
 WIDTH = 360.0

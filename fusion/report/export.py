@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mer.fusion import files, pictures
+from mer.fusion.measures.tables import Table
+from mer.fusion.report import pictures
 from mer.fusion.report.page import PagePicture, PageTable
-from mer.fusion.tables import Table
+from mer.fusion.runtime import files
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.cells import guarded
 from mer.pipeline.runtime.progress import SILENT, Silent
@@ -130,7 +131,7 @@ def write_figures(
     Returns:
         The files.
     """
-    from mer.fusion import figures
+    from mer.fusion.report import figures
 
     some = list(given)
     by_run: dict[Path | None, list[PagePicture]] = {}

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mer.fusion import files, pictures, result_files, robustness, runs
-from mer.fusion.checkpoint import AGAIN, Run
-from mer.fusion.records import Epoch, GroupMetrics, SingleMetrics
-from mer.fusion.robustness import Robustness
-from mer.fusion.runs import RunRow
+from mer.fusion.evaluation import robustness
+from mer.fusion.evaluation.robustness import Robustness
+from mer.fusion.report import pictures
+from mer.fusion.runs import result_files, run_rows
+from mer.fusion.runs.checkpoint import AGAIN, Run
+from mer.fusion.runs.records import Epoch, GroupMetrics, SingleMetrics
+from mer.fusion.runs.run_rows import RunRow
+from mer.fusion.runtime import files
 from mer.pipeline.errors import DataError, MerError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import plural, shown
@@ -58,7 +61,7 @@ def told(run: Run) -> Told:
     children = run.children
     logs = [pictures.read_log(child) for child in children]
     config = files.read_text(children[0].path / files.CONFIG, AGAIN)
-    row = runs.read(run.path)
+    row = run_rows.read(run.path)
     if row.state == "damaged":
         raise DataError(f"{run.path}: {row.why}")
     measured = (robustness.stored(run, split) for split in ("test", "dev"))

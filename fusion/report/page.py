@@ -16,24 +16,16 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mer.fusion import (
-    files,
-    metrics,
-    opening_rows,
-    pictures,
-    result_files,
-    robustness,
-    runs_columns,
-    runs_table,
-)
-from mer.fusion.checkpoint import Run
-from mer.fusion.intervals import Paired, holm
-from mer.fusion.metrics import headline, in_order, lower_is_better
-from mer.fusion.pictures import Dot, Intervals, Picture
-from mer.fusion.records import GroupMetrics
+from mer.fusion.evaluation import opening_rows, robustness
+from mer.fusion.measures import metrics
+from mer.fusion.measures.intervals import Paired, holm
+from mer.fusion.measures.metrics import headline, in_order, lower_is_better
+from mer.fusion.measures.tables import Table, glossary, number
+from mer.fusion.report import pictures
 from mer.fusion.report.comparison import Drawn, drawn, paired
 from mer.fusion.report.drawing import Scene, scene
 from mer.fusion.report.gathering import LeftOut, Told, told
+from mer.fusion.report.pictures import Dot, Intervals, Picture
 from mer.fusion.report.results import (
     few_groups,
     interval_head,
@@ -44,7 +36,10 @@ from mer.fusion.report.results import (
     remarks,
     tables,
 )
-from mer.fusion.tables import Table, glossary, number
+from mer.fusion.runs import result_files, runs_columns, runs_table
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.records import GroupMetrics
+from mer.fusion.runtime import files
 from mer.pipeline.errors import DataError, MerError, Together
 from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown

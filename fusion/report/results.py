@@ -10,18 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.fusion import (
-    crosscorpus,
-    intervals,
-    metrics,
-    opening_rows,
-    prediction_table,
-    result_files,
-    scoring,
-)
-from mer.fusion.checkpoint import Run
-from mer.fusion.metrics import headline, in_order, lower_is_better
-from mer.fusion.records import (
+from mer.fusion.evaluation import crosscorpus, opening_rows, scoring
+from mer.fusion.measures import intervals, metrics
+from mer.fusion.measures.metrics import headline, in_order, lower_is_better
+from mer.fusion.measures.tables import Table, context_words, glossary, number, plain
+from mer.fusion.runs import prediction_table, result_files
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.records import (
     Bootstrap,
     Comparison,
     Difference,
@@ -32,7 +27,6 @@ from mer.fusion.records import (
     TwoWay,
     defined,
 )
-from mer.fusion.tables import Table, context_words, glossary, number, plain
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import did_you_mean, escape, listed, plural, shown
 

@@ -26,7 +26,7 @@ from tests.bench.synthetic import extracted
 from tests.bench.trimodal import Refused, mer
 
 if TYPE_CHECKING:
-    from mer.fusion.records import Comparison
+    from mer.fusion.runs.records import Comparison
 
 WHOLE = "whole"
 PARTS = {
@@ -137,14 +137,14 @@ def row(corpus: str, part: str, found: dict) -> dict:
 def worth(whole: Path, without: Path) -> Comparison:
     """The whole preset minus what is left without a part, as `mer compare` has it."""
     from mer.fusion import report
-    from mer.fusion.checkpoint import Run
+    from mer.fusion.runs.checkpoint import Run
 
     return report.compare(Run.open(without), Run.open(whole), metric=DECIDES)
 
 
 def ablated(corpus: str, args: argparse.Namespace) -> list[dict]:
     """A row for the whole preset and one for each part."""
-    from mer.fusion.intervals import holm
+    from mer.fusion.measures.intervals import holm
 
     head = store(corpus, args)
     rows = [row(corpus, part, trained(corpus, part, head, args)) for part in (WHOLE, *PARTS)]

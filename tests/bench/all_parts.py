@@ -114,7 +114,8 @@ def seeds(keep: Keep, tiny: bool) -> None:
     """Five seeds by one call beside five calls, wall seconds of all cores."""
     import torch
 
-    from mer.fusion import config, experiment
+    from mer.fusion import config
+    from mer.fusion.training import experiment
 
     from tests.bench import train as bench
 

@@ -94,10 +94,10 @@ def agreement(folder: Path, head: Path, split: str) -> float:
     """The AUC of the unimodal heads on the pairs on which ED is scored."""
     import torch
 
-    from mer.fusion import metrics
-    from mer.fusion.answering import part_of
-    from mer.fusion.checkpoint import Run
-    from mer.fusion.discrimination import PAIR_SEED, re_paired
+    from mer.fusion.evaluation.answering import part_of
+    from mer.fusion.evaluation.discrimination import PAIR_SEED, re_paired
+    from mer.fusion.measures import metrics
+    from mer.fusion.runs.checkpoint import Run
     from mer.pipeline.store import FeatureStore
 
     run = Run.open(folder)
@@ -135,8 +135,10 @@ def paired(out: Path) -> dict:
     """The difference of the settings of KEPT in WF1 on test, seeds and dialogues drawn together, as
     `mer compare` has it for runs over seeds.
     """
-    from mer.fusion import intervals, prediction_table, result_files, scoring
-    from mer.fusion.checkpoint import Run
+    from mer.fusion.evaluation import scoring
+    from mer.fusion.measures import intervals
+    from mer.fusion.runs import prediction_table, result_files
+    from mer.fusion.runs.checkpoint import Run
 
     drawn = []
     for setting in KEPT:

@@ -225,7 +225,8 @@ def race(keep: Keep, sides, lengths: np.ndarray, deadline: float) -> None:
 
 def drkf(keep: Keep, out: Path, deadline: float, device: torch.device, tiny: bool) -> None:
     """Features of MELD's shape, as many utterances as fit the time, the paper's preset."""
-    from mer.fusion import config, experiment
+    from mer.fusion import config
+    from mer.fusion.training import experiment
     from mer.pipeline.store import FeatureStore
 
     from tests.bench import gpu_store

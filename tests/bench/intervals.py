@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mer.fusion import intervals, metrics
-from mer.fusion.intervals import Sampled
+from mer.fusion.measures import intervals, metrics
+from mer.fusion.measures.intervals import Sampled
 
 from tests.bench.machine import save
 

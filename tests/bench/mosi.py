@@ -99,7 +99,7 @@ def run(job: tuple[str, tuple[str, ...], int], *, store_path: Path, out: Path) -
     import torch
 
     from mer.fusion import config
-    from mer.fusion.experiment import train
+    from mer.fusion.training.experiment import train
     from mer.pipeline.store import FeatureStore
 
     torch.set_num_threads(1)
@@ -128,8 +128,9 @@ def run(job: tuple[str, tuple[str, ...], int], *, store_path: Path, out: Path) -
 
 def test_hits(folder: str) -> dict[str, bool]:
     """id -> hit, on the test split, scored now."""
-    from mer.fusion import evaluate, result_files
-    from mer.fusion.checkpoint import Run
+    from mer.fusion.evaluation import evaluate
+    from mer.fusion.runs import result_files
+    from mer.fusion.runs.checkpoint import Run
 
     run = Run.open(Path(folder))
     evaluate.evaluate(run, note=lambda line: None)
@@ -183,9 +184,9 @@ def main(argv: list[str]) -> None:
     if args.data is None:
         sys.exit("mosi: name the folder with mosi/mosi_utt.npz by --data or MER_TEST_DATA")
 
-    from mer.fusion import splits
     from mer.fusion.config import DataConfig
-    from mer.fusion.metrics import bootstrap
+    from mer.fusion.data import splits
+    from mer.fusion.measures.metrics import bootstrap
 
     args.out.mkdir(parents=True, exist_ok=True)
     store_path = args.out / "mosi.h5"

@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mer.fusion import config, data, devices, optim, splits
+from mer.fusion import config
+from mer.fusion.data import sources, splits
 from mer.fusion.models import model_class
+from mer.fusion.runtime import devices
+from mer.fusion.training import optim
 
 from tests.bench.machine import save
 from tests.bench.train import HZ, LABELS, corpus
@@ -30,12 +33,12 @@ def measure(store, settings: config.TrainConfig, device: torch.device) -> dict:
     """One profiled step of the preset's batch size, and the number of operators of it and of a step
     four times as large.
     """
-    spec, size = data.spec(store, settings.data), settings.train.batch_size
+    spec, size = sources.spec(store, settings.data), settings.train.batch_size
     rows = np.arange(4 * size)
     target = splits.targets(store.table(), "single", LABELS)[rows]
     torch.manual_seed(0)
     model = model_class(settings.model)[0](settings.model_args, spec).to(device)
-    part = data.batch_source(
+    part = sources.batch_source(
         store, spec, settings.data, rows, target, device=device, summary=model.summary
     )
     model.calibrate(part.batches(part.in_order(size)))

@@ -193,7 +193,7 @@ def select(folder: Path, n: int) -> dict[str, float]:
 
 def train_key(folder: Path, n: int) -> dict[str, float]:
     """What `mer train` computes before anything else: the key of features, labels and splits."""
-    from mer.fusion.checkpoint import store_key
+    from mer.fusion.runs.checkpoint import store_key
 
     store = FeatureStore(folder / "feats.h5")
     started = time.process_time()
@@ -251,7 +251,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.step:
         if options.step == "train-key":
-            import mer.fusion.checkpoint  # noqa: F401  # torch's own memory is not counted
+            import mer.fusion.runs.checkpoint  # noqa: F401  # torch's own memory is not counted
         before = peak()
         found = CALLS[options.step](options.folder, options.utterances[0])
         print(

@@ -62,8 +62,9 @@ def stepping(preset: str) -> Callable[[], None]:
     """Takes a step on every batch of a preset."""
     import torch
 
-    from mer.fusion import config, train
+    from mer.fusion import config
     from mer.fusion.models import build
+    from mer.fusion.training import train
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -71,7 +72,7 @@ def stepping(preset: str) -> Callable[[], None]:
     model = build(settings.model, settings.model_args, spec).train()
     if hasattr(train, "optim"):
         optimizer, clip = train.optim.adamw(model, settings), train.optim.clip_gradients
-    else:  # before mer/fusion/optim.py
+    else:  # before mer/fusion/training/optim.py
         groups = train.parameter_groups(model, settings)
         optimizer = torch.optim.AdamW(groups, betas=settings.optim.betas)
         clip = torch.nn.utils.clip_grad_norm_

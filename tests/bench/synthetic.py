@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from tests.bench.machine import save
 
 if TYPE_CHECKING:
-    from mer.fusion.checkpoint import Run
-    from mer.fusion.records import Comparison
+    from mer.fusion.runs.checkpoint import Run
+    from mer.fusion.runs.records import Comparison
 
 SINGLE = ("audio", "text")
 MODELS = ("concat", "fusion", "drkf", "dmd", "dhmd")
@@ -44,10 +44,11 @@ def main(argv: list[str]) -> None:
 
 def corpus(folder: Path, seed: int, models: list[str], jobs: int | None) -> list[dict]:
     """The rows of one corpus."""
-    from mer.fusion import config, experiment
-    from mer.fusion.evaluate import evaluate
-    from mer.fusion.result_files import stored_metrics
-    from mer.fusion.typed import tree
+    from mer.fusion import config
+    from mer.fusion.evaluation.evaluate import evaluate
+    from mer.fusion.runs.result_files import stored_metrics
+    from mer.fusion.runtime.typed import tree
+    from mer.fusion.training import experiment
     from mer.pipeline.store import FeatureStore
 
     head = extracted(folder, seed)

@@ -23,8 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer.fusion import config, data, devices, one_epoch, optim, splits
+from mer.fusion import config
+from mer.fusion.data import sources, splits
 from mer.fusion.models import model_class
+from mer.fusion.runtime import devices
+from mer.fusion.training import one_epoch, optim
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 
@@ -103,11 +106,11 @@ def measure(
     store: FeatureStore, settings: config.TrainConfig, device: torch.device, seconds: float
 ) -> dict:
     """Rates of the trainer's epoch, after a warm-up."""
-    spec, size = data.spec(store, settings.data), settings.train.batch_size
+    spec, size = sources.spec(store, settings.data), settings.train.batch_size
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     torch.manual_seed(0)
     model = model_class(settings.model)[0](settings.model_args, spec).to(device)
-    part = data.batch_source(
+    part = sources.batch_source(
         store,
         spec,
         settings.data,
@@ -164,11 +167,11 @@ def beside_a_plain_loop(store: FeatureStore, device: torch.device, rounds: int =
     and their ratio.
     """
     settings = config.load(preset="concat")
-    spec = data.spec(store, settings.data)
+    spec = sources.spec(store, settings.data)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     model = model_class("concat")[0](settings.model_args, spec).to(device)
     rows = np.arange(len(store))
-    part = data.batch_source(
+    part = sources.batch_source(
         store, spec, settings.data, rows, target, device=device, summary=model.summary
     )
     model.calibrate(part.batches(part.in_order(64)))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mer.fusion import config, files
+from mer.fusion import config
+from mer.fusion.runtime import files
 from mer.pipeline.errors import DataError
 from mer.pipeline.media import audio, containers, readers
 from mer.pipeline.media.audio import MediaError

@@ -16,8 +16,12 @@ import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
 
-from mer.fusion import evaluate, experiment, files, report, result_files, scoring
-from mer.fusion import figures as pictures
+from mer.fusion import report
+from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.report import figures as pictures
+from mer.fusion.runs import result_files
+from mer.fusion.runtime import files
+from mer.fusion.training import experiment
 
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings

@@ -9,8 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mer.fusion import evaluate, experiment, report, scoring
-from mer.fusion import figures as pictures
+from mer.fusion import report
+from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.report import figures as pictures
+from mer.fusion.training import experiment
 
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings

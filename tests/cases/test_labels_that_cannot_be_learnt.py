@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mer.fusion import experiment, report, splits
+from mer.fusion import report
 from mer.fusion.config import DataConfig
-from mer.fusion.evaluate import evaluate
+from mer.fusion.data import splits
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.training import experiment
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 
 from tests.fusion.stores import quiet

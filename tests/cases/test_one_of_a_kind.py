@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mer.fusion import layers, splits
 from mer.fusion.config import DataConfig
-from mer.fusion.watch import chosen
+from mer.fusion.data import splits
+from mer.fusion.evaluation import layers
+from mer.fusion.training.watch import chosen
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction.outcome import ExtractReport
 from mer.pipeline.interchange.joining import join

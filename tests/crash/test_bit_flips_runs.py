@@ -12,17 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mer.fusion import (
-    checkpoint,
-    evaluate,
-    experiment,
-    files,
-    report,
-    result_files,
-    resume,
-    scoring,
-)
-from mer.fusion.checkpoint import Run
+from mer.fusion import report
+from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.runs import checkpoint, result_files
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime import files
+from mer.fusion.training import experiment, resume
 from mer.pipeline.errors import MerError
 
 from tests.fusion.stores import make_store, quiet

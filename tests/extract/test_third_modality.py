@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mer.fusion import config, experiment
+from mer.fusion import config
+from mer.fusion.training import experiment
 from mer.pipeline.encoders import MODALITIES
 from mer.pipeline.encoders.loading import Checkpoint
 from mer.pipeline.encoders.modality import (

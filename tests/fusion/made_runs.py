@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from mer.fusion import files
+from mer.fusion.runtime import files
 
 COPIED = (files.SPLIT, files.LOG, files.MODEL, files.LAST)
 RATES = (1e-4, 3e-4, 1e-3)

@@ -13,7 +13,8 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import config, models, resume, sinks
+from mer.fusion import config, models
+from mer.fusion.training import resume, sinks
 
 from tests.fusion.models import make_batch, make_spec, total
 from tests.fusion.stores import make_store
@@ -77,7 +78,7 @@ def table(tmp_path, monkeypatch):
     name, entry = re.fullmatch(r'"(\w+)": \((.*)\),\n', block(11, "python")).groups()
     monkeypatch.setitem(sinks.SINKS, name, tuple(re.findall(r'"([\w.]*)"', entry)))
     yield name
-    sys.modules.pop("mer.fusion.sinks.table", None)
+    sys.modules.pop("mer.fusion.training.sinks.table", None)
 
 
 def test_the_pages_sink_has_every_epoch_once_also_after_a_kill(table, tmp_path, monkeypatch):

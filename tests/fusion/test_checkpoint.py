@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
-from mer.fusion import checkpoint, experiment
-from mer.fusion.checkpoint import Run
-from mer.fusion.typed import tree
+from mer.fusion.runs import checkpoint
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime.typed import tree
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError, KeyMismatchError
 
 from tests.fusion.stores import make_store, quiet

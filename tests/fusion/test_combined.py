@@ -11,11 +11,13 @@ from click.testing import CliRunner
 from sklearn.metrics import f1_score, mean_squared_error
 
 from mer.cli import main
-from mer.fusion import combined, experiment, intervals
-from mer.fusion import scoring as module
-from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import evaluate
-from mer.fusion.prediction_table import Predicted
+from mer.fusion.evaluation import combined
+from mer.fusion.evaluation import scoring as module
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.measures import intervals
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.prediction_table import Predicted
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store, quiet

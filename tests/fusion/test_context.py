@@ -15,27 +15,17 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import (
-    answering,
-    checkpoint,
-    config,
-    context,
-    data,
-    evaluate,
-    experiment,
-    files,
-    report,
-    resume,
-    runs,
-    runs_columns,
-    runs_table,
-    train,
-)
+from mer.fusion import config, report
 from mer.fusion.batch import OTHER, SAME, UNKNOWN, ContextSpec
-from mer.fusion.checkpoint import Run
+from mer.fusion.data import context, sources
+from mer.fusion.data.splits import assign, targets
+from mer.fusion.evaluation import answering, evaluate
 from mer.fusion.models import REGISTRY, baselines
 from mer.fusion.models.base import FusionModel
-from mer.fusion.splits import assign, targets
+from mer.fusion.runs import checkpoint, run_rows, runs_columns, runs_table
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime import files
+from mer.fusion.training import experiment, resume, train
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, ShardWriter, build_index
 
@@ -199,13 +189,13 @@ def test_a_dialogue_of_one_turn_has_an_empty_mask_and_works(tmp_path):
     assert evaluate.evaluate(run, note=quiet).metrics.n == 2
 
 
-def source(store, rows, model: str, kind="both", where="device") -> data.BatchSource:
+def source(store, rows, model: str, kind="both", where="device") -> sources.BatchSource:
     chosen = settings(model, kind, f"data.residence={where}").data
     summary = model == "concat"
     every = targets(store.table(), "single", store.header.labels)
-    spec = data.spec(store, chosen, summary=summary)
+    spec = sources.spec(store, chosen, summary=summary)
     part = np.arange(len(rows))
-    return data.batch_source(store, spec, chosen, part, every, device="cpu", summary=summary)
+    return sources.batch_source(store, spec, chosen, part, every, device="cpu", summary=summary)
 
 
 @pytest.mark.parametrize("model", ["concat", "fusion"])
@@ -526,7 +516,7 @@ def test_every_table_names_the_kind(tmp_path, capsys):
     assert same.title.endswith(", context both 2")
     page = report.page([made[kind] for kind in made])
     assert page.count("past 2") >= 2 and page.count("both 2") >= 2
-    rows = runs.find([tmp_path / "runs"])
+    rows = run_rows.find([tmp_path / "runs"])
     names = runs_table.columns(rows)
     assert "data.context" in names and {
         runs_columns.cell(row, "data.context") for row in rows

@@ -15,10 +15,14 @@ from click.testing import CliRunner
 from sklearn import metrics as reference
 
 from mer.cli import main
-from mer.fusion import crosscorpus, experiment, infer, ledger, metrics, report, scoring
-from mer.fusion.evaluate import evaluate
-from mer.fusion.files import read_json
-from mer.fusion.records import GroupMetrics, SingleMetrics
+from mer.fusion import infer, report
+from mer.fusion.evaluation import crosscorpus, scoring
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.measures import metrics
+from mer.fusion.runs import ledger
+from mer.fusion.runs.records import GroupMetrics, SingleMetrics
+from mer.fusion.runtime.files import read_json
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.store import FeatureStore, build_index
 

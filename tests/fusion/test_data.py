@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mer.fusion import data, splits
 from mer.fusion.config import DataConfig
+from mer.fusion.data import sources, splits
 from mer.fusion.modules.pooling import masked_mean_std
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import ModalityInfo, ShardWriter, build_index
@@ -15,12 +15,12 @@ from mer.pipeline.store import ModalityInfo, ShardWriter, build_index
 from tests.fusion.stores import make_store
 
 
-def whole(store, *, summary: bool = False, **options) -> data.BatchSource:
+def whole(store, *, summary: bool = False, **options) -> sources.BatchSource:
     config = DataConfig(**{"pool_hz": float("inf"), **options})
     target = splits.targets(store.table(), store.header.task, store.header.labels)
-    return data.batch_source(
+    return sources.batch_source(
         store,
-        data.spec(store, config),
+        sources.spec(store, config),
         config,
         np.arange(len(store)),
         target,
@@ -34,7 +34,7 @@ def whole(store, *, summary: bool = False, **options) -> data.BatchSource:
 def test_pool_equals_a_plain_loop(lengths, factor):
     rng = np.random.default_rng(0)
     parts = [rng.normal(size=(n, 3)).astype(np.float32) for n in lengths]
-    packed, shorter = data.pool(np.concatenate(parts), np.array(lengths), factor)
+    packed, shorter = sources.pool(np.concatenate(parts), np.array(lengths), factor)
     wanted = [[p[i : i + factor].mean(0) for i in range(0, len(p), factor)] for p in parts]
     assert shorter.tolist() == [len(w) for w in wanted]
     flat = [v for w in wanted for v in w]
@@ -93,12 +93,12 @@ def test_streamed_batches_equal_resident_ones(tmp_path, summary):
 def test_small_room_means_streaming(tmp_path):
     store = make_store(tmp_path, n=12)
     config = DataConfig()
-    spec, target = data.spec(store, config), np.zeros(12, dtype=np.int64)
+    spec, target = sources.spec(store, config), np.zeros(12, dtype=np.int64)
     room = whole(store, pool_hz=12.5).nbytes()
-    assert data.batch_source(
+    assert sources.batch_source(
         store, spec, config, np.arange(12), target, device="cpu", room=room
     ).resident
-    assert not data.batch_source(
+    assert not sources.batch_source(
         store, spec, config, np.arange(12), target, device="cpu", room=room - 1
     ).resident
 
@@ -112,7 +112,9 @@ def test_an_error_while_reading_ahead_surfaces(tmp_path):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 9), st.integers(0, 5))
 def test_shuffled_batches_cover_every_row_once(n, size, seed):
-    part = data.BatchSource(None, None, None, np.arange(n), torch.zeros(n), torch.device("cpu"), {})
+    part = sources.BatchSource(
+        None, None, None, np.arange(n), torch.zeros(n), torch.device("cpu"), {}
+    )
     part._total_length = lambda: np.arange(n) % 7
     order = part.shuffled(size, (seed, 1))
     assert sorted(np.concatenate(order)) == list(range(n))
@@ -171,13 +173,13 @@ def test_absent_modalities_have_length_zero(tmp_path):
 
 def test_modalities_are_chosen_in_a_fixed_order(tmp_path):
     store = make_store(tmp_path, n=12, modalities={"vision": 3, "text": 2, "audio": 4})
-    assert list(data.spec(store, DataConfig()).modalities) == ["audio", "text", "vision"]
-    assert data.spec(store, DataConfig(modalities="vision, audio")).modalities == {
+    assert list(sources.spec(store, DataConfig()).modalities) == ["audio", "text", "vision"]
+    assert sources.spec(store, DataConfig(modalities="vision, audio")).modalities == {
         "audio": 4,
         "vision": 3,
     }
     with pytest.raises(DataError, match="the store has audio, text, vision"):
-        data.spec(store, DataConfig(modalities="audio,smell"))
+        sources.spec(store, DataConfig(modalities="audio,smell"))
 
 
 @pytest.mark.parametrize("residence", ["device", "stream"])
@@ -185,11 +187,11 @@ def test_a_summary_is_the_mean_and_deviation_of_the_sequence(tmp_path, residence
     store = make_store(tmp_path, n=30, rate=50.0)
     config = DataConfig(residence=residence, pool_hz=12.5)
     spec, target = (
-        data.spec(store, config),
+        sources.spec(store, config),
         splits.targets(store.table(), store.header.task, store.header.labels),
     )
     plain, summary = (
-        data.batch_source(store, spec, config, np.arange(30), target, device="cpu", summary=s)
+        sources.batch_source(store, spec, config, np.arange(30), target, device="cpu", summary=s)
         for s in (False, True)
     )
     index = np.array([3, 29, 3, 0])
@@ -205,8 +207,8 @@ def test_a_summary_is_the_mean_and_deviation_of_the_sequence(tmp_path, residence
 
 
 def test_a_summary_of_nothing_is_nothing():
-    packed, n = data.summarise(np.array([[1, 2], [3, 2]], np.float32), np.array([0, 2, 0]))
+    packed, n = sources.summarise(np.array([[1, 2], [3, 2]], np.float32), np.array([0, 2, 0]))
     np.testing.assert_allclose(packed, [[2, 2, 1, 1e-4]], atol=1e-6)
-    assert n.tolist() == [0, 1, 0] and data.summarise(np.zeros((0, 2), np.float32), np.array([0]))[
-        0
-    ].shape == (0, 4)
+    assert n.tolist() == [0, 1, 0] and sources.summarise(
+        np.zeros((0, 2), np.float32), np.array([0])
+    )[0].shape == (0, 4)

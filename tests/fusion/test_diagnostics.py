@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mer.fusion import config, experiment, figures, one_epoch, pictures
+from mer.fusion import config
 from mer.fusion.models import model_class
-from mer.fusion.parallel import ALONE
-from mer.fusion.records import Epoch
+from mer.fusion.report import figures, pictures
+from mer.fusion.runs.records import Epoch
+from mer.fusion.runtime.parallel import ALONE
+from mer.fusion.training import experiment, one_epoch
 
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings

@@ -14,21 +14,18 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import (
-    answering,
-    discrimination,
-    experiment,
-    metrics,
-    prediction_table,
-    report,
-    splits,
-)
+from mer.fusion import report
 from mer.fusion.batch import DataSpec
-from mer.fusion.checkpoint import Run
 from mer.fusion.config import load
-from mer.fusion.evaluate import evaluate
+from mer.fusion.data import splits
+from mer.fusion.evaluation import answering, discrimination
+from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.losses.supervised import same_emotion, task_loss
+from mer.fusion.measures import metrics
 from mer.fusion.report.results import compare
+from mer.fusion.runs import prediction_table
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.training import experiment
 from mer.pipeline.store import FeatureStore, build_index
 
 from tests.fusion.stores import make_store, quiet

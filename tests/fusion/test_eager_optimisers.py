@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mer.fusion import optim
+from mer.fusion.training import optim
 
 STEPS = 5
 

@@ -9,9 +9,10 @@ from click.testing import CliRunner
 
 from mer import cli
 from mer.commands import predicting
-from mer.fusion import answering, ensemble, evaluate, experiment
-from mer.fusion.checkpoint import Run
 from mer.fusion.config import load
+from mer.fusion.evaluation import answering, ensemble, evaluate
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store, quiet
@@ -110,6 +111,6 @@ def test_new_clips_get_the_mean_and_it_is_said(tmp_path):
 
 
 def predicting_lines(row, group):
-    from mer.fusion.answer_text import prediction_lines
+    from mer.fusion.evaluation.answer_text import prediction_lines
 
     return prediction_lines(row, group.children[0].spec)

@@ -8,21 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mer.fusion import (
-    answering,
-    discrimination,
-    experiment,
-    infer,
-    metrics,
-    prediction_table,
-    scoring,
-    splits,
-)
-from mer.fusion import evaluate as module
-from mer.fusion.answering import predict_rows
-from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import evaluate
-from mer.fusion.typed import tree
+from mer.fusion import infer
+from mer.fusion.data import splits
+from mer.fusion.evaluation import answering, discrimination, scoring
+from mer.fusion.evaluation import evaluate as module
+from mer.fusion.evaluation.answering import predict_rows
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.measures import metrics
+from mer.fusion.runs import prediction_table
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime.typed import tree
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError, KeyMismatchError
 from mer.pipeline.store import build_index
 

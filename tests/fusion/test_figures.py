@@ -10,9 +10,13 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from mer.fusion import config, evaluate, experiment, figures, files, pictures, scoring
-from mer.fusion.records import Bootstrap, Epoch, Scores, SingleMetrics
+from mer.fusion import config
+from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.report import figures, pictures
 from mer.fusion.report.drawing import scene
+from mer.fusion.runs.records import Bootstrap, Epoch, Scores, SingleMetrics
+from mer.fusion.runtime import files
+from mer.fusion.training import experiment
 
 from tests.fusion.stores import make_store, quiet
 

@@ -15,19 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mer.fusion import (
-    checkpoint,
-    config,
-    evaluate,
-    experiment,
-    files,
-    pictures,
-    report,
-    result_files,
-    resume,
-    scoring,
-)
-from mer.fusion.checkpoint import Run
+from mer.fusion import config, report
+from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.report import pictures
+from mer.fusion.runs import checkpoint, result_files
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime import files
+from mer.fusion.training import experiment, resume
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime import limits
 

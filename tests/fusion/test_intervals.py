@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mer.fusion import intervals, metrics
-from mer.fusion.intervals import Sampled
+from mer.fusion.measures import intervals, metrics
+from mer.fusion.measures.intervals import Sampled
 
 from tests.bench.intervals import CORPORA, called, coverage
 

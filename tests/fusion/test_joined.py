@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion.checkpoint import store_key
+from mer.fusion.runs.checkpoint import store_key
 from mer.pipeline.store import FeatureStore
 
 from tests.fusion.stores import make_store

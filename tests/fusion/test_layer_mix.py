@@ -11,22 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import (
-    answering,
-    config,
-    data,
-    evaluate,
-    experiment,
-    figures,
-    pictures,
-    report,
-    resume,
-    scoring,
-)
+from mer.fusion import config, report
 from mer.fusion.batch import Block, DataSpec, FeatureSet
-from mer.fusion.checkpoint import Run
+from mer.fusion.data import sources
+from mer.fusion.evaluation import answering, evaluate, scoring
 from mer.fusion.modules.layer_mix import LayerMix
-from mer.fusion.training_setup import spec_of
+from mer.fusion.report import figures, pictures
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.training import experiment, resume
+from mer.fusion.training.training_setup import spec_of
 from mer.pipeline.errors import DataError, KeyMismatchError
 
 from tests.fusion.stores import make_store, quiet
@@ -89,7 +82,7 @@ def test_a_summary_is_the_layer_means(tmp_path):
     spec = spec_of(store, chosen)
     assert spec.modalities == {"audio": 8} and spec.sources["audio"].means == 3
     rows = np.arange(20)
-    part = data.batch_source(
+    part = sources.batch_source(
         store, spec, chosen.data, rows, np.zeros(20, np.int64), device="cpu", summary=True
     )
     for streamed in (False, True):
@@ -120,7 +113,7 @@ def test_where_layers_are_mixed_no_step_is_read(tmp_path, monkeypatch):
     for hz in ("inf", "12.5", "0.5"):
         chosen = settings("audio", f"data.pool_hz={hz}")
         spec = spec_of(store, chosen)
-        part = data.batch_source(
+        part = sources.batch_source(
             store, spec, chosen.data, rows, np.zeros(20, np.int64), device="cpu", summary=True
         )
         assert part.resident and part.n["audio"].tolist() == (steps > 0).astype(int).tolist()
@@ -205,7 +198,7 @@ def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path
 
 @pytest.mark.parametrize("model", ["concat", "fusion"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, model):
-    from mer.fusion import train
+    from mer.fusion.training import train
 
     monkeypatch.setattr(resume, "SAVE_SECONDS", 0)
     store = make_store(tmp_path, means={"audio": 3}, stacks={"audio": (1, 2)})
@@ -285,7 +278,7 @@ def test_layers_that_are_no_number_of_the_store_are_damage(kept, tmp_path):
     for old, new in (('"means": 4', '"means": 5'), ('"width": 8', '"width": 7')):
         assert old in text
         value = json.loads(text.replace(old, new))
-        from mer.fusion.records import run_info
+        from mer.fusion.runs.records import run_info
 
         with pytest.raises(ValueError, match="spec and store differ"):
             run_info(value)
@@ -297,10 +290,10 @@ def test_layers_that_are_no_number_of_the_store_are_damage(kept, tmp_path):
 BOTH = {"audio": 8, "text": 6, "audio.egemaps": 3}
 
 
-def source(store, wanted: str, *, model: str = "fusion", **more) -> data.BatchSource:
+def source(store, wanted: str, *, model: str = "fusion", **more) -> sources.BatchSource:
     chosen = settings(model, f"data.modalities={wanted}")
     spec, rows = spec_of(store, chosen), np.arange(len(store))
-    return data.batch_source(
+    return sources.batch_source(
         store,
         spec,
         replace(chosen.data, **more),
@@ -318,7 +311,7 @@ def test_a_set_is_chosen_and_keeps_the_name_of_its_modality(tmp_path):
     batch = part.batch(np.arange(5))
     np.testing.assert_array_equal(batch.x["audio"][2, 0], store.features("audio.egemaps", 2)[0])
     assert list(source(store, "all").spec.modalities.values()) == [8, 6]
-    assert data.unread(store, source(store, "all").spec) == ["audio.egemaps"]
+    assert sources.unread(store, source(store, "all").spec) == ["audio.egemaps"]
 
 
 @pytest.mark.parametrize("residence", ["device", "stream"])

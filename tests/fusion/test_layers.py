@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import layers, splits
+from mer.fusion.data import splits
+from mer.fusion.evaluation import layers
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store

@@ -19,9 +19,13 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import evaluate as evaluation
-from mer.fusion import experiment, files, ledger, opening_rows, report, scoring, typed
-from mer.fusion.evaluate import evaluate
+from mer.fusion import report
+from mer.fusion.evaluation import evaluate as evaluation
+from mer.fusion.evaluation import opening_rows, scoring
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.runs import ledger
+from mer.fusion.runtime import files, typed
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import build_index
 

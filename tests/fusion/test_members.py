@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mer.fusion import config, experiment, members, pool
-from mer.fusion.checkpoint import HOLD, MODEL, Run
-from mer.fusion.parallel import Processes
+from mer.fusion import config
+from mer.fusion.runs.checkpoint import HOLD, MODEL, Run
+from mer.fusion.runtime import pool
+from mer.fusion.runtime.parallel import Processes
+from mer.fusion.training import experiment, members
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store, quiet

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from mer.fusion import metrics
+from mer.fusion.measures import metrics
 
 C = 4
 labels_strategy = st.lists(

@@ -13,9 +13,11 @@ import json
 import pytest
 import torch
 
-from mer.fusion import config, experiment, splits
-from mer.fusion.evaluate import evaluate
-from mer.fusion.typed import tree
+from mer.fusion import config
+from mer.fusion.data import splits
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.runtime.typed import tree
+from mer.fusion.training import experiment
 
 from tests.bench.mosi import make_store, settings
 from tests.fusion.stores import quiet

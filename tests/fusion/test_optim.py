@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import (
-    config,
-    data,
-    experiment,
-    one_epoch,
-    optim,
-    resume,
-    splits,
-    training_setup,
-)
+from mer.fusion import config
+from mer.fusion.data import sources, splits
 from mer.fusion.models import build
+from mer.fusion.training import experiment, one_epoch, optim, resume, training_setup
 from mer.pipeline.errors import DataError
 
 from tests.fusion.models import Operators, make_batch, make_model, make_spec
@@ -132,7 +125,7 @@ def test_an_epoch_is_that_of_the_authors_of_dmd(tmp_path):
     spec = training_setup.spec_of(store, chosen)
     target = splits.targets(store.table(), "regression", spec.labels)
     rows = np.arange(39)  # ten batches: two steps, and two batches that are left
-    part = data.batch_source(
+    part = sources.batch_source(
         store, spec, chosen.data, rows, target[rows], device="cpu", summary=True
     )
     ours = build("concat", chosen.model_args, spec)

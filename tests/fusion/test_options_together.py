@@ -14,28 +14,19 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import (
-    ensemble,
-    evaluate,
-    experiment,
-    members,
-    pool,
-    prediction_table,
-    robustness,
-    runs,
-    runs_table,
-    scoring,
-    splits,
-    tuning,
-)
-from mer.fusion.checkpoint import Run
 from mer.fusion.config import DataConfig, load
-from mer.fusion.members import Member, Setting
-from mer.fusion.one_epoch import DivergedError
+from mer.fusion.data import splits
+from mer.fusion.evaluation import ensemble, evaluate, robustness, scoring
 from mer.fusion.report.gathering import gather
 from mer.fusion.report.page import Named, _overview
 from mer.fusion.report.results import remarks
-from mer.fusion.space import spaces_of
+from mer.fusion.runs import prediction_table, run_rows, runs_table
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime import pool
+from mer.fusion.training import experiment, members, tuning
+from mer.fusion.training.members import Member, Setting
+from mer.fusion.training.one_epoch import DivergedError
+from mer.fusion.training.space import spaces_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.export import export
 from mer.pipeline.store import FeatureStore, build_index
@@ -195,7 +186,7 @@ def test_settings_that_files_leave_out_are_compared_at_their_defaults(tmp_path):
     trained(store, tmp_path / "runs" / "plain", model="audio")
     more = ("optim.ema=0.5", "train.calibrate=temperature", "model_args.pooling=attentive")
     trained(store, tmp_path / "runs" / "other", *more, model="audio")
-    rows = [runs.read(tmp_path / "runs" / name) for name in ("plain", "other")]
+    rows = [run_rows.read(tmp_path / "runs" / name) for name in ("plain", "other")]
     assert set(runs_table.differing(rows)) == {
         "optim.ema",
         "train.calibrate",

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from mer.fusion import config
-from mer.fusion.parallel import Processes
-from mer.fusion.splits import assign, targets
-from mer.fusion.train import fit
+from mer.fusion.data.splits import assign, targets
+from mer.fusion.runtime.parallel import Processes
+from mer.fusion.training.train import fit
 from mer.pipeline.errors import DataError
 
 from tests.fusion.models import SMALL
@@ -57,9 +57,9 @@ WORKER = """
 import sys
 from pathlib import Path
 from mer.fusion import config
-from mer.fusion.parallel import processes
-from mer.fusion.splits import assign, targets
-from mer.fusion.train import fit
+from mer.fusion.runtime.parallel import processes
+from mer.fusion.data.splits import assign, targets
+from mer.fusion.training.train import fit
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
 from tests.fusion.test_parallel import sets

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion.checkpoint import store_key
-from mer.fusion.files import SEAL, write_json
+from mer.fusion.runs.checkpoint import store_key
+from mer.fusion.runtime.files import SEAL, write_json
 from mer.pipeline.errors import DataError
 from mer.pipeline.extraction import extract
 from mer.pipeline.extraction.clips import encoders_now

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import splits
 from mer.fusion.config import DataConfig
-from mer.fusion.splits import Fold
+from mer.fusion.data import splits
+from mer.fusion.data.splits import Fold
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, build_index
 

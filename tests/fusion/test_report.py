@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import experiment, report, scoring
-from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import evaluate
+from mer.fusion import report
+from mer.fusion.evaluation import scoring
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store, quiet

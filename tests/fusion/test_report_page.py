@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import experiment, scoring
-from mer.fusion.evaluate import evaluate
+from mer.fusion.evaluation import scoring
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.training import experiment
 
 from tests.fusion.browser import CHROMIUM, browser
 from tests.fusion.stores import make_store, quiet

@@ -12,11 +12,15 @@ import torch
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import experiment, files, ledger, report, robustness, scoring
-from mer.fusion.answering import predict_rows
+from mer.fusion import report
 from mer.fusion.batch import Batch
-from mer.fusion.checkpoint import Run
-from mer.fusion.evaluate import evaluate
+from mer.fusion.evaluation import robustness, scoring
+from mer.fusion.evaluation.answering import predict_rows
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.runs import ledger
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime import files
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store, quiet

@@ -17,22 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import (
-    checkpoint,
-    config,
-    data,
-    evaluate,
-    experiment,
-    files,
-    means,
-    pictures,
-    report,
-    result_files,
-    scoring,
-)
-from mer.fusion.checkpoint import Run
-from mer.fusion.records import Subset
-from mer.fusion.typed import tree
+from mer.fusion import config, report
+from mer.fusion.data import sources
+from mer.fusion.evaluation import evaluate, means, scoring
+from mer.fusion.report import pictures
+from mer.fusion.runs import checkpoint, result_files
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.records import Subset
+from mer.fusion.runtime import files
+from mer.fusion.runtime.typed import tree
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.runtime.hold import hold
 
@@ -236,9 +230,9 @@ def test_a_row_is_checked_once(tmp_path, monkeypatch):
         ),
     )
     settings = config.DataConfig(residence="stream")
-    part = data.batch_source(
+    part = sources.batch_source(
         store,
-        data.spec(store, settings),
+        sources.spec(store, settings),
         settings,
         np.arange(10),
         np.zeros(10, np.int64),

@@ -17,21 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import (
-    checkpoint,
-    evaluate,
-    experiment,
-    files,
-    prune,
-    records,
-    report,
-    result_files,
-    runs,
-    runs_columns,
-    scoring,
-)
-from mer.fusion.checkpoint import Run
-from mer.fusion.typed import tree
+from mer.fusion import report
+from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.runs import checkpoint, prune, records, result_files, run_rows, runs_columns
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime import files
+from mer.fusion.runtime.typed import tree
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.hold import hold
 
@@ -92,7 +84,7 @@ def as_read_by_hand(path: Path) -> dict:
 
 
 def test_a_row_says_what_the_files_say(trained):
-    row = runs.read(trained)
+    row = run_rows.read(trained)
     info, found = as_read_by_hand(trained), json.loads((trained / "metrics.json").read_text())
     assert row.state == "finished" and row.model == "concat" and row.seeds == (0,)
     assert (row.date, row.command, row.mer) == (
@@ -105,11 +97,11 @@ def test_a_row_says_what_the_files_say(trained):
     assert row.settings["optim.lr"] == 3e-3 and row.settings["model_args.hidden"] == 16
     assert row.size == sum(path.stat().st_size for path in trained.iterdir())
     assert row.spare == (trained / "last.safetensors").stat().st_size
-    assert (runs.FORMAT, runs.VERSION) == (records.RUN_FORMAT, records.RUN_VERSION)
+    assert (run_rows.FORMAT, run_rows.VERSION) == (records.RUN_FORMAT, records.RUN_VERSION)
 
 
 def test_a_group_is_one_row_of_means_and_each_of_its_runs_can_be_asked_for(group):
-    (row,) = runs.find([group.parent])
+    (row,) = run_rows.find([group.parent])
     dev = [as_read_by_hand(group / f"seed-{seed}")["dev"]["wf1"] for seed in range(3)]
     mean = sum(dev) / 3
     assert row.dev["wf1"] == pytest.approx(mean) and row.seeds == (0, 1, 2)
@@ -118,7 +110,7 @@ def test_a_group_is_one_row_of_means_and_each_of_its_runs_can_be_asked_for(group
     found = json.loads((group / "metrics.json").read_text())
     assert row.test["wf1"] == found["metrics"]["wf1"] and row.test_sd["wf1"] == found["sd"]["wf1"]
     assert "train.seed" not in row.settings and row.command == "" and row.mer
-    each = runs.find([group.parent], each=True)
+    each = run_rows.find([group.parent], each=True)
     assert [Path(one.run).name for one in each] == ["seed-0", "seed-1", "seed-2"]
     assert [one.dev["wf1"] for one in each] == dev
 
@@ -130,7 +122,7 @@ def test_each_run_is_read_once(group, trained, monkeypatch):
         "read_text",
         lambda path, *rest, **more: read.append(path) or given(path, *rest, **more),
     )
-    found = runs.find([group, trained], each=True)
+    found = run_rows.find([group, trained], each=True)
     assert [Path(row.run) for row in found] == [*(group / f"seed-{n}" for n in range(3)), trained]
     assert len(read) == len(set(read)) and trained / files.INFO in read
     # of the group only who is in it
@@ -252,7 +244,7 @@ def test_other_folders(search, tmp_path):
     assert mer("runs", tmp_path / "none").out.startswith("0 runs")
     assert len(rows_of(mer("runs", "--json", cwd=tmp_path))) == 12, "the folder runs"
     (search / "again").symlink_to(search)
-    assert len(runs.find([search, search / "run-3", search])) == 12, "each folder once"
+    assert len(run_rows.find([search, search / "run-3", search])) == 12, "each folder once"
 
 
 # ---- What is not whole
@@ -302,7 +294,7 @@ def test_a_pipe_a_device_and_a_folder_for_a_file_are_rows(search):
         os.mkfifo(path)
     (search / "run-4" / "run.json").unlink()
     (search / "run-4" / "run.json").mkdir()
-    found = runs.find([search])
+    found = run_rows.find([search])
     damaged = [row.state == "damaged" for row in found]
     # of what is no file nothing was logged
     assert damaged == [True, True, True, False, True] + [False] * 7
@@ -311,12 +303,12 @@ def test_a_pipe_a_device_and_a_folder_for_a_file_are_rows(search):
 def test_a_group_without_one_of_its_runs(group, tmp_path):
     cut = shutil.copytree(group, tmp_path / "cut")
     shutil.rmtree(cut / "seed-1")
-    row = runs.read(cut)
+    row = run_rows.read(cut)
     assert (row.state, row.why) == ("damaged", "2 of 3 runs are finished") and row.dev
     files.write_json(cut / "run.json", tree(replace(Run.open(cut).info, finished=False)))
-    assert runs.read(cut).state == "unfinished"
+    assert run_rows.read(cut).state == "unfinished"
     (cut / "seed-2" / "config.toml").write_text("x")
-    assert runs.read(cut).why.startswith("seed-2: config.toml")
+    assert run_rows.read(cut).why.startswith("seed-2: config.toml")
 
 
 def test_a_group_in_itself_ends(group, tmp_path):
@@ -326,9 +318,13 @@ def test_a_group_in_itself_ends(group, tmp_path):
     files.write_json(loop / "run.json", info | {"children": ["a", "b", "seed-0"]})
     for name in ("a", "b"):
         (loop / name).symlink_to(loop)
-    row = runs.read(loop)
+    row = run_rows.read(loop)
     assert (row.state, row.why) == ("damaged", "a: run.json: a group within a group")
-    assert [one.state for one in runs.find([loop], each=True)] == ["damaged", "damaged", "finished"]
+    assert [one.state for one in run_rows.find([loop], each=True)] == [
+        "damaged",
+        "damaged",
+        "finished",
+    ]
 
 
 def test_a_run_that_is_being_trained_is_told_and_nothing_is_written(search):
@@ -337,17 +333,17 @@ def test_a_run_that_is_being_trained_is_told_and_nothing_is_written(search):
     info.pop(files.SEAL)
     files.write_json(run / "run.json", info | {"finished": False})
     before = sorted(path.name for path in run.iterdir())
-    assert runs.read(run).state == "unfinished"
+    assert run_rows.read(run).state == "unfinished"
     assert sorted(path.name for path in run.iterdir()) == before
     with hold(run / checkpoint.HOLD):
-        assert runs.read(run).state == "training"
-    assert runs.read(run).state == "unfinished"
+        assert run_rows.read(run).state == "training"
+    assert run_rows.read(run).state == "unfinished"
 
 
 def test_runs_of_an_earlier_mer_have_the_date_of_their_file(tmp_path):
     folder = shutil.copytree(ROOT / "tests" / "fusion" / "version1" / "runs", tmp_path / "runs")
     os.utime(folder / "drkf" / "run.json", (1_700_000_000, 1_700_000_000))
-    rows = {Path(row.run).name: row for row in runs.find([folder])}
+    rows = {Path(row.run).name: row for row in run_rows.find([folder])}
     assert all(row.state == "finished" and row.mer == "" for row in rows.values())
     assert not rows["drkf"].date_recorded
     assert runs_columns.cell(rows["drkf"], "date").startswith("~2023-11-1")
@@ -432,7 +428,7 @@ def test_a_pruned_run_does_all_that_it_did(trained, tmp_path):
     experiment.train(store, settings("train.epochs=2"), run, note=notes.append)
     assert any("already trained" in line for line in notes)
     assert "nothing to remove" in mer("prune", run).err
-    assert runs.read(run).spare == 0 and runs.read(run).state == "finished"
+    assert run_rows.read(run).spare == 0 and run_rows.read(run).state == "finished"
 
 
 def test_pruning_asks_and_a_dry_run_removes_nothing(group):

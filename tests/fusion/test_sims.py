@@ -16,8 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import experiment, metrics, report
-from mer.fusion.evaluate import evaluate
+from mer.fusion import report
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.measures import metrics
+from mer.fusion.training import experiment
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 
 from tests.fusion.stores import make_store, quiet

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import resume, sinks
-from mer.fusion.checkpoint import Run
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.training import resume, sinks
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store
@@ -136,7 +136,7 @@ def test_what_is_mistyped_is_guessed_and_what_is_missing_is_named(desk, monkeypa
     said = train("--log", "tensorbord", "--out", "run", code=1)
     assert "--log tensorbord: unknown (did you mean 'tensorboard'?)" in said
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    for name in ("mer.fusion.sinks.tensorboard", "torch.utils.tensorboard"):
+    for name in ("mer.fusion.training.sinks.tensorboard", "torch.utils.tensorboard"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     said = train("--log", "tensorboard", "--out", "run", code=1)
     assert said.strip().splitlines() == [
@@ -199,7 +199,7 @@ def test_tensorboard_reads_what_the_log_has(desk):
 def test_a_training_that_goes_on_has_every_epoch_once(desk, monkeypatch):
     """Killed after an epoch was saved and before it was told."""
     pytest.importorskip("tensorboard", reason="pip install 'mer[tensorboard]'")
-    from mer.fusion.sinks.tensorboard import TensorBoard
+    from mer.fusion.training.sinks.tensorboard import TensorBoard
 
     tell = TensorBoard.epoch
 

@@ -16,11 +16,15 @@ from click.testing import CliRunner
 from scipy.spatial.distance import jensenshannon
 
 from mer.cli import main
-from mer.fusion import config, data, ensemble, experiment, metrics, report, scoring, splits
+from mer.fusion import config, report
 from mer.fusion.config import DataConfig
-from mer.fusion.evaluate import evaluate
+from mer.fusion.data import sources, splits
+from mer.fusion.evaluation import ensemble, scoring
+from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.losses import task_loss
-from mer.fusion.training_setup import class_weights
+from mer.fusion.measures import metrics
+from mer.fusion.training import experiment
+from mer.fusion.training.training_setup import class_weights
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
 
@@ -119,10 +123,10 @@ def test_loss_is_cross_entropy_to_the_shares():
 def test_batches_bring_the_shares(tmp_path, residence):
     store = rated(tmp_path)
     asked = DataConfig(residence=residence, soft_labels=True)
-    spec = data.spec(store, asked)
+    spec = sources.spec(store, asked)
     rows = np.array([8, 3, 0, 1])
     target = splits.targets(store.table(), "single", LABELS)[rows]
-    part = data.batch_source(store, spec, asked, rows, target, device="cpu")
+    part = sources.batch_source(store, spec, asked, rows, target, device="cpu")
     batch = part.batch(np.array([1, 0, 3]))
     wanted = [shares_of(row)[1] for row in store.table().to_pylist()]
     assert batch.soft[0].tolist() == wanted[3] and batch.soft[1].isnan().all()
@@ -130,7 +134,9 @@ def test_batches_bring_the_shares(tmp_path, residence):
     assert first.soft.tolist() == [wanted[3]] and second.soft[1].tolist() == batch.soft[2].tolist()
     asked = DataConfig(residence=residence)
     assert (
-        data.batch_source(store, spec, asked, rows, target, device="cpu").batch(np.array([0])).soft
+        sources.batch_source(store, spec, asked, rows, target, device="cpu")
+        .batch(np.array([0]))
+        .soft
         is None
     )
 
@@ -146,8 +152,8 @@ def test_rows_with_a_tie_train_and_are_in_no_figure_but_one(tmp_path):
     assert set(soft.train) - set(hard.train) == set(in_train) and in_train
     assert soft.dev.tolist() == hard.dev.tolist()
     assert not any("without a label" in note for note in soft.notes if "train" not in note)
-    weights = class_weights(target[soft.train], data.spec(store, DataConfig()), "balanced")
-    wanted = class_weights(target[hard.train], data.spec(store, DataConfig()), "balanced")
+    weights = class_weights(target[soft.train], sources.spec(store, DataConfig()), "balanced")
+    wanted = class_weights(target[hard.train], sources.spec(store, DataConfig()), "balanced")
     assert torch.equal(weights, wanted)
     # dev that is carved has labels, too
     bare = splits.assign(

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mer.fusion import splits
 from mer.fusion.config import DataConfig
+from mer.fusion.data import splits
 from mer.pipeline.errors import DataError
 
 from tests.fusion.stores import make_store

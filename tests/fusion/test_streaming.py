@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import config, data
-from mer.fusion.splits import assign, targets
-from mer.fusion.train import fit
+from mer.fusion import config
+from mer.fusion.data import sources
+from mer.fusion.data.splits import assign, targets
+from mer.fusion.training.train import fit
 
 from tests.fusion.models import SMALL
 from tests.fusion.stores import make_store
@@ -43,9 +44,9 @@ def test_streamed_training_equals_resident_training(tmp_path, model):
 def test_only_a_few_batches_are_ever_ahead(tmp_path):
     """However slow the consumer: those waiting, and the one in the reader's hand."""
     store, made = make_store(tmp_path), []
-    part = data.batch_source(
+    part = sources.batch_source(
         store,
-        data.spec(store, config.DataConfig()),
+        sources.spec(store, config.DataConfig()),
         config.DataConfig(residence="stream"),
         np.arange(len(store)),
         np.zeros(len(store), np.int64),
@@ -56,5 +57,5 @@ def test_only_a_few_batches_are_ever_ahead(tmp_path):
     order = part.in_order(4)
     for taken, _ in enumerate(part.batches(order), start=1):
         torch.zeros(50_000).sum().item()  # a step
-        assert len(made) <= taken + data.AHEAD + 1
+        assert len(made) <= taken + sources.AHEAD + 1
     assert taken == len(made) == len(order)

@@ -12,21 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion import (
-    calibration,
-    checkpoint,
-    evaluate,
-    experiment,
-    metrics,
-    result_files,
-    resume,
-)
-from mer.fusion.averaging import WeightAverage
-from mer.fusion.checkpoint import Run
 from mer.fusion.config import load, to_toml
+from mer.fusion.evaluation import evaluate
+from mer.fusion.measures import calibration, metrics
 from mer.fusion.models import REGISTRY
 from mer.fusion.modules.modality_dropout import drop_modalities
 from mer.fusion.modules.pooling import AttentiveStatistics
+from mer.fusion.runs import checkpoint, result_files
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.training import experiment, resume
+from mer.fusion.training.averaging import WeightAverage
 from mer.pipeline.errors import DataError
 
 from tests.fusion.models import make_batch, make_model, make_spec, total

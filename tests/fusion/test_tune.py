@@ -12,9 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from mer import cli
-from mer.fusion import config, experiment, space, splits, tables, tuning
+from mer.fusion import config
+from mer.fusion.data import splits
+from mer.fusion.measures import tables
 from mer.fusion.models import REGISTRY
-from mer.fusion.tuning import Told, expected_best
+from mer.fusion.training import experiment, space, tuning
+from mer.fusion.training.tuning import Told, expected_best
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.store import FeatureStore
 

@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 import pytest
 
-from mer.fusion import records, typed
-from mer.fusion.typed import Misfit, convert, optional, rest, tree
+from mer.fusion.runs import records
+from mer.fusion.runtime import typed
+from mer.fusion.runtime.typed import Misfit, convert, optional, rest, tree
 from mer.pipeline.runtime.terms import TASKS
 
 

@@ -16,9 +16,12 @@ from click.testing import CliRunner
 from sklearn import metrics as reference
 
 from mer.cli import main
-from mer.fusion import config, data, experiment, inconsistency, report, robustness, unimodal
-from mer.fusion import scoring as module
-from mer.fusion.evaluate import evaluate
+from mer.fusion import config, report
+from mer.fusion.data import sources, unimodal
+from mer.fusion.evaluation import inconsistency, robustness
+from mer.fusion.evaluation import scoring as module
+from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore
 
@@ -148,16 +151,16 @@ def test_a_head_learns_its_own_labels_and_skips_rows_without(model, task):
 def test_batches_bring_the_labels_of_their_rows(tmp_path, residence):
     store = labelled(tmp_path, n=30)
     asked = config.DataConfig(unimodal_labels=True, residence=residence)
-    spec = data.spec(store, asked)
+    spec = sources.spec(store, asked)
     rows = np.arange(4, 24)
-    target = data.splits.targets(store.table(), spec.task, spec.labels)[rows]
-    part = data.batch_source(store, spec, asked, rows, target, device="cpu")
+    target = sources.splits.targets(store.table(), spec.task, spec.labels)[rows]
+    part = sources.batch_source(store, spec, asked, rows, target, device="cpu")
     wanted = unimodal.targets(store.table(), spec.task, spec.labels)
     for batch in part.batches(part.shuffled(7, (0,))):
         for whole in (batch, *batch.split([2, len(batch) - 2])):
             for m in ("audio", "text"):
                 assert whole.unimodal[m].tolist() == wanted[m][whole.row].tolist()
-    plain = data.batch_source(store, spec, config.DataConfig(), rows, target, device="cpu")
+    plain = sources.batch_source(store, spec, config.DataConfig(), rows, target, device="cpu")
     assert next(plain.batches(plain.in_order(8))).unimodal is None
 
 

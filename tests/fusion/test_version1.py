@@ -15,9 +15,14 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion import evaluate, experiment, figures, records, report, result_files, scoring, typed
-from mer.fusion.checkpoint import Run
-from mer.fusion.files import read_json
+from mer.fusion import report
+from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.report import figures
+from mer.fusion.runs import records, result_files
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runtime import typed
+from mer.fusion.runtime.files import read_json
+from mer.fusion.training import experiment
 from mer.pipeline.store import FeatureStore
 
 from tests.fusion.stores import quiet

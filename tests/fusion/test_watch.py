@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from mer.fusion import checkpoint, config, experiment, files, resume
+from mer.fusion import config
 from mer.fusion.batch import DataSpec
-from mer.fusion.checkpoint import Run
 from mer.fusion.models import build
-from mer.fusion.records import Epoch
-from mer.fusion.watch import Watch, rising
+from mer.fusion.runs import checkpoint
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.records import Epoch
+from mer.fusion.runtime import files
+from mer.fusion.training import experiment, resume
+from mer.fusion.training.watch import Watch, rising
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime import progress
 from mer.pipeline.runtime.progress import Lines, Silent

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mer.fusion import checkpoint, files
+from mer.fusion.runs import checkpoint
+from mer.fusion.runtime import files
 from mer.pipeline.errors import MerError
 from mer.pipeline.media import audio
 from mer.pipeline.store import FeatureStore

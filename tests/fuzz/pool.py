@@ -45,8 +45,8 @@ NOTE = 1000  # characters of any other line on stderr
 IMPORTED = (
     "matplotlib.pyplot", "pyarrow.csv", "torch._dynamo", "torchaudio.functional",
     "transformers.models.roberta.modeling_roberta",
-    "transformers.models.wav2vec2.modeling_wav2vec2", "mer.fusion.experiment",
-    "mer.fusion.figures", "mer.fusion.report", "mer.pipeline.encoders.wav2vec2",
+    "transformers.models.wav2vec2.modeling_wav2vec2", "mer.fusion.training.experiment",
+    "mer.fusion.report.figures", "mer.fusion.report", "mer.pipeline.encoders.wav2vec2",
     "mer.pipeline.encoders.bert", "mer.pipeline.extraction.clips", "mer.pipeline.extraction.steps",
     "mer.pipeline.interchange.mmsa", "mer.pipeline.interchange.npydir",
     "mer.pipeline.interchange.npz", "mer.pipeline.interchange.parquet",
@@ -68,7 +68,7 @@ def prepare() -> None:
     """Import what reading needs, so that every input finds it there."""
     for name in IMPORTED:
         importlib.import_module(name)
-    importlib.import_module("mer.fusion.evaluate").RESAMPLES = 20
+    importlib.import_module("mer.fusion.evaluation.evaluate").RESAMPLES = 20
     # clips are decoded in this process, so that its limits hold for them
     original = Decoders.__init__
     Decoders.__init__ = lambda self, workers, **rest: original(self, 0, **rest)

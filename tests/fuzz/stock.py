@@ -191,7 +191,8 @@ class Stock:
     @once
     def spoken(self, folder: Path) -> Path:
         """The clips, their store feats.h5, and `run`, trained on it."""
-        from mer.fusion import config, experiment
+        from mer.fusion import config
+        from mer.fusion.training import experiment
         from mer.pipeline.extraction import extract
         from mer.pipeline.store import FeatureStore
 
@@ -205,7 +206,9 @@ class Stock:
     @once
     def run(self, folder: Path) -> Path:
         """A store, `run` (finished and evaluated) and `half` (stopped after an epoch)."""
-        from mer.fusion import config, evaluate, experiment
+        from mer.fusion import config
+        from mer.fusion.evaluation import evaluate
+        from mer.fusion.training import experiment
 
         store = stores.make_store(folder, n=40)
         settings = config.load(model="concat", preset=None, sets=QUICK)

@@ -10,7 +10,7 @@ from importlib import metadata
 import pyarrow.parquet as pq
 import pytest
 
-from mer.fusion.files import SEAL, write_json
+from mer.fusion.runtime.files import SEAL, write_json
 from mer.pipeline.manifest import Manifest
 
 from tests.whole_way.conftest import QUICK

@@ -11,10 +11,10 @@ import pytest
 
 from mer.fusion import config, report
 from mer.fusion.batch import DataSpec
-from mer.fusion.checkpoint import Run
-from mer.fusion.metrics import MEANINGS, TITLES
+from mer.fusion.measures.metrics import MEANINGS, TITLES
+from mer.fusion.measures.tables import glossary, loss_title
 from mer.fusion.models import REGISTRY, build
-from mer.fusion.tables import glossary, loss_title
+from mer.fusion.runs.checkpoint import Run
 from mer.pipeline.runtime.progress import Count
 from mer.pipeline.runtime.terminal import plural, wrapped
 

@@ -1,0 +1,1 @@
+"""From a run to its figures and answers; the only room that opens the test part."""

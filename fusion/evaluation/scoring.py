@@ -1,0 +1,272 @@
+"""The figures of one run on one split, as metrics.json has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mer.fusion.data import splits
+from mer.fusion.evaluation import inconsistency
+from mer.fusion.evaluation.crosscorpus import LabelMap
+from mer.fusion.evaluation.discrimination import discrimination
+from mer.fusion.measures import calibration, intervals, metrics
+from mer.fusion.measures.calibration import Scaling
+from mer.fusion.measures.intervals import Sampled
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.prediction_table import Predicted, decisions, from_table, unit
+from mer.fusion.runs.records import (
+    Bootstrap,
+    Calibration,
+    Figures,
+    FinishedInfo,
+    OwnScores,
+    SingleMetrics,
+    SoftScores,
+    Subset,
+    TwoWay,
+    defined,
+)
+from mer.fusion.training.training_setup import measures_of
+from mer.pipeline.store import FeatureStore
+
+FEW_GROUPS = 25  # below this an interval is rough, however it is widened
+RESAMPLES = 1000
+UNEQUAL = "inconsistent"  # the tag of utterances whose voice and words are known to disagree
+
+
+def describe(
+    run: Run,
+    table: pa.Table,
+    split: str,
+    *,
+    device: torch.device | str,
+    store: FeatureStore,
+    together: bool = False,
+    labels: LabelMap | None = None,
+) -> SingleMetrics:
+    """The content of metrics.json for one run, or where it stands `together` with others whose
+    predictions these are the mean of: then without what its model alone would be asked. `labels`
+    says how those of another corpus are read, which `store` shows as the run's.
+    """
+    spec, info = run.spec, run.result
+    every = splits.targets(store.table(), spec.task, spec.labels)
+    measures = measures_of(store, every)
+    among = None if labels is None else labels.scored
+    p = from_table(table, spec.task, spec.labels, measures, among)
+    name, groups = unit(p.table)
+    stored = store.header.modalities
+    heads = _heads(p, spec.modalities)
+    agree, disagree = _where_heads_agree(p, heads)
+    answered = p.table["disagreement"].null_count < len(p.table) and not together
+    untrained = [name for name in spec.sources if not stored[name].trained]
+    alone: dict[str, Figures] = {}
+    for m, pred in heads.items():
+        alone[m] = {**replace(p, pred=pred).figures()}
+    return defined(
+        SingleMetrics(
+            run=run.path.name,
+            model=info.model,
+            dataset=store.header.dataset,
+            split=split,
+            task=info.store.task,
+            labels=spec.labels,
+            select_metric=info.select_metric,
+            modalities=tuple(spec.modalities),
+            fold=info.fold,
+            seed=info.seed,
+            untrained_encoders=tuple(untrained),
+            unlabelled=len(table) - len(p.table),
+            metrics=p.scores(),
+            interval=intervals_of([p], groups),
+            bootstrap=bootstrap_of(name, groups),
+            thresholds=info.thresholds,
+            unseen=unlearnt(info, p),
+            context=spec.context.title if spec.context is not None else None,
+            measures=measures if spec.task == "regression" else None,
+            unimodal=alone or None,
+            **_by_own_labels(p, heads),
+            heads_agree=agree,
+            heads_disagree=disagree,
+            attention=_attention(p, spec.modalities),
+            discrimination=discrimination(run, p, store, device) if answered else None,
+            inconsistent=_inconsistent(p),
+            calibration=_calibration(p, None if together else info.scaling),
+            soft=_soft_scores(table, spec.score_columns),
+        )
+    )
+
+
+def intervals_of(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Any]:
+    """95 % interval of every figure, averaged over the seeds."""
+    found = {}
+    for name, one in sampled(by_seed, groups).items():
+        # draws of seeds reach beyond the seeds there are, to where no figure can be
+        low, high = metrics.ends(name)
+        found[name] = np.clip(intervals.interval(one), low, high).tolist()
+    return found
+
+
+def sampled(by_seed: Sequence[Predicted], groups: np.ndarray) -> dict[str, Sampled]:
+    """Every figure of every seed, and its draws: the same for all that share their groups, so that
+    the draws of two runs on the same rows are paired.
+
+    Args:
+        by_seed: The predictions of each seed, their rows in the same order.
+        groups: (N,) that of each row.
+    """
+    count = intervals.effective(groups)
+    values = [p.figures() for p in by_seed]
+    draws = [_drawn(p, groups) for p in by_seed]
+    found = {}
+    for name in values[0]:
+        each = np.array([one[name] for one in values])
+        found[name] = Sampled(each, np.stack([one[name] for one in draws], axis=1), count)
+    return found
+
+
+def _drawn(p: Predicted, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """(resamples,) every figure of one seed under each draw of whole groups."""
+    if p.task == "single":
+        return metrics.resampled_classification(
+            p.true, p.pred, len(p.labels), groups, resamples=RESAMPLES, among=p.among
+        )
+    drawn = metrics.resampled(p.figures, groups, resamples=RESAMPLES)
+    return dict(zip(p.figures(), drawn.T, strict=True))
+
+
+def bootstrap_of(unit_name: str, groups: np.ndarray) -> Bootstrap:
+    """What the intervals resample: `groups` (N,) names the one of each utterance."""
+    return Bootstrap(unit_name, len(np.unique(groups)), RESAMPLES, 0.95)
+
+
+def unlearnt(info: FinishedInfo, p: Predicted) -> tuple[str, ...]:
+    """Labels that some of these utterances have and none that trained had."""
+    learnt = info.label_counts or {}
+    there = splits.label_counts(p.true, p.task, p.labels)
+    return tuple(name for name, count in there.items() if count and not learnt.get(name, 1))
+
+
+def _heads(p: Predicted, modalities: Iterable[str]) -> dict[str, np.ndarray]:
+    """What each modality's own head answers, where the model has such heads."""
+    there = [m for m in modalities if f"pred_{m}" in p.table.column_names]
+    return {m: decisions(p.table[f"pred_{m}"], p.task, p.labels) for m in there}
+
+
+def _where_heads_agree(
+    p: Predicted, heads: dict[str, np.ndarray]
+) -> tuple[Subset | None, Subset | None]:
+    """The model where the unimodal heads agree, and where they do not; None without two heads."""
+    if len(heads) < 2:
+        return None, None
+    differ = _differ(p, heads)
+    found = []
+    for rows in (~differ, differ):
+        share = float(rows.mean()) if len(rows) else float("nan")
+        found.append(Subset(n=int(rows.sum()), share=share, figures={**p.figures(rows)}))
+    return found[0], found[1]
+
+
+def where_heads_differ(p: Predicted, modalities: Iterable[str]) -> np.ndarray | None:
+    """(N,) bool: not all unimodal heads say the same; None for a model without two of them."""
+    heads = _heads(p, modalities)
+    return _differ(p, heads) if len(heads) > 1 else None
+
+
+def _differ(p: Predicted, heads: dict[str, np.ndarray]) -> np.ndarray:
+    """`heads_differ`, by the middle of the targets where those are dimensions."""
+    of_dimensions = p.measures == "ccc" and len(p.true)
+    middle = p.true.mean(0) if of_dimensions else 0.0
+    return heads_differ(list(heads.values()), p.task, middle)
+
+
+def heads_differ(
+    heads: list[np.ndarray], task: str, middle: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """(N,) bool: not all unimodal heads say the same. Regression: they are not on one side of the
+    `middle`, which is 0, or of dimensions the mean target.
+    """
+    heads = [h > middle for h in heads] if task == "regression" else heads
+    rows = [h != heads[0] for h in heads[1:]]
+    return np.any([row if row.ndim == 1 else row.any(1) for row in rows], axis=0)
+
+
+def _by_own_labels(p: Predicted, heads: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What metrics.json says by unimodal labels, by its keys: each head against those of its own
+    modality, and how well the model and its heads tell where these differ.
+    """
+    own = inconsistency.truth(p.table, p.task, p.labels)
+    found = {}
+    for m, pred in heads.items():
+        if m in own:
+            rows = splits.labelled(own[m])
+            head = replace(p, pred=pred, true=own[m])
+            found[m] = OwnScores(
+                n=int(rows.sum()), without=int((~rows).sum()), figures={**head.figures(rows)}
+            )
+    told: dict[str, Any] = {"own_labels": found or None}
+    told["unlike_labels"] = inconsistency.told_by(p.table["disagreement"].to_pylist(), own)
+    among = {m: heads[m] for m in own if m in heads}
+    if len(among) > 1:
+        differ = _differ(p, among).astype(float)
+        told["unlike_heads"] = inconsistency.told_by(differ.tolist(), own)
+    return told
+
+
+def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:
+    """The mean share of [CLS] attention of each modality; None: the model has no such thing."""
+    columns = {m: p.table[f"attention_{m}"] for m in modalities}
+    if any(column.null_count for column in columns.values()):
+        return None
+    if not len(p.table):
+        return dict.fromkeys(columns)
+    return {m: float(np.mean(column.to_numpy())) for m, column in columns.items()}
+
+
+def _calibration(p: Predicted, scaling: Scaling | None) -> Calibration | None:
+    """How well the probability of the chosen class is calibrated."""
+    if p.task != "single":
+        return None
+    scores = np.stack([p.table[f"p_{label}"].to_numpy() for label in p.labels], axis=1)
+    right = p.pred == p.true
+    before = None
+    if scaling is not None:  # 1 / T undoes what T has done
+        plain = calibration.scaled(scores, 1 / scaling.temperature)
+        before = metrics.ece(plain.max(1, initial=0), right)
+    return Calibration(metrics.ece(scores.max(1, initial=0), right), before)
+
+
+def _soft_scores(table: pa.Table, scores: Sequence[str]) -> SoftScores | None:
+    """How far the probabilities of a predictions table are from the shares of the raters, those
+    without a label among them.
+    """
+    if "shares" not in table.column_names:
+        return None
+    table = table.filter(table["shares"].is_valid())
+    if not len(table):
+        return None
+    shares = np.array(table["shares"].to_pylist())
+    answers = np.stack([table[name].to_numpy() for name in scores], axis=1)
+    js = metrics.jensen_shannon(shares, answers).mean()
+    return SoftScores(n=len(table), ties=table["label"].null_count, js=float(js))
+
+
+def _inconsistent(p: Predicted) -> TwoWay | None:
+    """How well the model's disagreement tells utterances that are tagged as inconsistent; None
+    without such utterances, or such a model.
+    """
+    tagged = np.array([UNEQUAL in (tags or ()) for tags in p.table["tags"].to_pylist()], dtype=bool)
+    column = p.table["disagreement"].to_pylist()
+    said = np.array([np.nan if v is None else v for v in column], dtype=float)
+    known = ~np.isnan(said)
+    if not tagged[known].any():
+        return None
+    return TwoWay(
+        n=int(tagged[known].sum()),
+        auc=metrics.auc(tagged[known], said[known]),
+        balanced_accuracy=metrics.balanced_accuracy(tagged[known], said[known] > 0.5),
+    )

@@ -1,0 +1,1 @@
+"""Figures: their definitions, their intervals, and how they are printed."""

@@ -1,0 +1,76 @@
+"""Which training a run folder holds: two commands with the same identity ask for the same run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mer.fusion.config import TrainConfig, differences, to_tree
+from mer.fusion.data import context
+from mer.fusion.runs import checkpoint
+from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.records import GroupInfo
+from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.machine import installed_version
+from mer.pipeline.store import FeatureStore
+
+
+def identity(config: TrainConfig, key: str, *more: Any) -> str:
+    """Two commands with the same identity ask for the same run."""
+    return hashlib.sha256(
+        json.dumps([to_tree(config), key, *more], sort_keys=True).encode()
+    ).hexdigest()
+
+
+def turns_key(store: FeatureStore, config: TrainConfig) -> list[str]:
+    """What belongs to the identity of a run with context beside the key of its store; nothing for
+    others, which no order of turns changes.
+    """
+    return [] if config.data.context == "none" else [context.key(store.table())]
+
+
+def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Run | None:
+    """The run of this identity that `folder` holds, None if it is free; anything else there is left
+    alone (DataError).
+    """
+    if not (folder / checkpoint.INFO).exists():
+        if checkpoint.strangers(folder, checkpoint.CONFIG, checkpoint.SPLIT):
+            raise DataError(f"{folder}: not empty and not a run folder; choose another --out")
+        return None
+    there = Run.open(folder)
+    if there.info.identity != wanted:
+        raise DataError(
+            f"{folder}: holds another run ({explain(there, key, config)}); choose another --out"
+        )
+    _ = there.config  # raises where it is damaged
+    return there
+
+
+def explain(there: Run, key: str, config: TrainConfig) -> str:
+    """Why a run folder is not the one asked for."""
+    if isinstance(there.info, GroupInfo):
+        return "one over seeds or folds"
+    reasons = differences(to_tree(there.config), to_tree(config))[:3]
+    if there.info.store_key != key:
+        reasons.append("trained on another store, or on other labels or splits of it")
+    labels = ", or other unimodal labels" if config.data.unimodal_labels else ""
+    return "; ".join(reasons) or f"another fold{labels}"
+
+
+def beginning(command: str | None) -> dict[str, Any]:
+    """What run.json says of when and by what a run was begun."""
+    versions = {name: installed_version(name) for name in ("mer", "torch", "numpy")}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def beginning_of(there: Run) -> dict[str, Any]:
+    """The same of a run that goes on."""
+    return {name: getattr(there.info, name) for name in ("date", "command", "versions")}

@@ -1,0 +1,1 @@
+"""The ground floor: typed records, files, devices, processes. Imports no other room."""
