@@ -518,12 +518,13 @@ def layers(store, modalities, folds, out, as_json):
     fitted on train, scored on dev. The test part is not opened.
     """
     from mer.fusion.evaluation import layers as probes
+    from mer.fusion.report import layer_curves
     from mer.fusion.runtime.typed import tree
     from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore
 
     if out is not None:
-        probes.check_name(out)
+        layer_curves.check_name(out)
     with FeatureStore(store) as opened:
         curves, notes = probes.probe(opened, modalities, folds=folds, progress=choose())
     for line in notes:
@@ -537,7 +538,7 @@ def layers(store, modalities, folds, out, as_json):
     if said:
         say(said)
     if out is not None:
-        probes.write(curves, out)
+        layer_curves.write(curves, out)
         note(f"wrote {out}")
 
 

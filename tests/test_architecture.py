@@ -34,6 +34,23 @@ ARROWS = {
 }
 WITHOUT_MANIFEST = ("errors", "runtime", "store", "media")
 MOST_ENTRIES = 10
+# what a room of fusion may import of fusion, besides itself
+FUSION_ARROWS = {
+    "runtime": (),
+    "ops": (),
+    "losses": ("ops",),
+    "measures": (),
+    "batch": ("runtime",),
+    "modules": ("batch", "losses"),
+    "models": ("batch", "losses", "modules", "runtime"),
+    "config": ("models", "runtime"),
+    "data": ("batch", "config", "models"),
+    "infer": ("batch", "data", "losses", "measures", "models"),
+    "runs": ("batch", "config", "data", "infer", "measures", "models", "runtime"),
+}
+FUSION_ARROWS["training"] = (*FUSION_ARROWS["runs"], "losses", "modules", "runs")
+FUSION_ARROWS["evaluation"] = (*FUSION_ARROWS["training"], "training")
+FUSION_ARROWS["report"] = ("data", "evaluation", "infer", "measures", "runs", "runtime")
 # Names of modalities as texts stand only where the column of a table, or a file format, is meant.
 MODALITIES = {"audio", "text", "vision"}
 MAY_NAME_THEM = {
@@ -123,20 +140,6 @@ def test_arrows(path: Path):
         if name.startswith("fusion/"):
             media = under(module, "transformers", "torchaudio", "dask", "av", "soundfile")
             assert not media, f"{name} imports {module}: fusion sees no media and no encoders"
-        if name.startswith(("fusion/modules/", "fusion/losses/", "fusion/ops/")):
-            above = under(
-                module,
-                "mer.fusion.models",
-                "mer.fusion.training.train",
-                "mer.fusion.training.training_setup",
-                "mer.fusion.evaluation.evaluate",
-                "mer.fusion.data.sources",
-            )
-            assert not above, f"{name} imports {module}: against the arrow"
-        if name.startswith("fusion/ops/"):
-            assert not under(module, "mer.fusion.losses", "mer.fusion.modules"), (
-                f"{name} imports {module}: ops stand alone"
-            )
 
 
 TORCH_USER = "pipeline/runtime/machine.py"  # asks torch for devices, inside its functions
@@ -156,6 +159,20 @@ def test_rooms_of_the_pipeline(path: Path):
         allowed.add("manifest")
     for module in needed(path):
         if under(module, "mer.pipeline") and module != "mer.pipeline":
+            assert module.split(".")[2] in allowed, f"{rel(path)} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if rel(path).startswith("fusion/")], ids=rel
+)
+def test_rooms_of_fusion(path: Path):
+    parts = module_of(path).split(".")
+    if parts == ["mer", "fusion"]:
+        assert not imports(path), "fusion/__init__.py stays free of imports"
+        return
+    allowed = {parts[2], *FUSION_ARROWS[parts[2]]}
+    for module in needed(path):
+        if under(module, "mer.fusion") and module != "mer.fusion":
             assert module.split(".")[2] in allowed, f"{rel(path)} imports {module}"
 
 
@@ -188,6 +205,15 @@ def test_the_pipeline_has_few_rooms():
     }
     assert len(entries - {"__init__.py"}) <= MOST_ENTRIES, sorted(entries)
     assert {entry.removesuffix(".py") for entry in entries} - {"__init__"} == ARROWS.keys()
+
+
+def test_the_rooms_of_fusion_are_the_list():
+    rooms = {
+        path.relative_to(ROOT / "fusion").parts[0].removesuffix(".py")
+        for path in FILES
+        if rel(path).startswith("fusion/")
+    }
+    assert rooms - {"__init__"} == FUSION_ARROWS.keys()
 
 
 def test_no_modality_is_named_where_the_registry_is_iterated():

@@ -6,8 +6,8 @@ otherwise a thread reads ahead. For a model that looks at nothing but mean and d
 sequence is reduced to them once, when it is read. Where the layers of such a model are mixed, the
 utterance mean of every layer takes the place of the mean. A modality may be joined from several
 feature sets: side by side in each step, a set of one step per utterance repeated over the others'.
-With `data.context` a batch also brings the neighbours of each row (`mer.fusion.data.context`), one step
-each, which are always kept in memory.
+With `data.context` a batch also brings the neighbours of each row (context.py), one step each,
+which are always kept in memory.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Whole groups go to one side, never single utterances.
 
-The trainer calls `assign`, which knows of no test rows; only `mer.fusion.evaluation.opening_rows` calls
+The trainer calls `assign`, which knows of no test rows; only evaluation/opening_rows.py calls
 `held_out`.
 """
 

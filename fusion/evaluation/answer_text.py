@@ -26,8 +26,8 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
     """What `mer predict` prints for a clip.
 
     Args:
-        row: Of the table that `mer.fusion.evaluation.answering.predict_rows` makes, perhaps with `modalities`,
-            `missing`, `noted` and `text_from`.
+        row: Of the table that `answering.predict_rows` makes, perhaps with `modalities`, `missing`,
+            `noted` and `text_from`.
         spec: What the model answers.
 
     Returns:

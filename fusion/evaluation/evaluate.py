@@ -76,9 +76,9 @@ def evaluate(
         split: train, dev or test; all: every row of a corpus that the run has not seen. None: test,
             or with a `mapping` all, where the store has no test part. Every opening of test or all
             is logged in the run folder.
-        mapping: The store is another corpus, its labels read as `mer.fusion.evaluation.crosscorpus.label_map`
-            is told here. Its parts are those that it stores, also where the run is of folds: each
-            run of a group is scored on the same rows. None: the labels are the run's.
+        mapping: The store is another corpus, its labels read as `crosscorpus.label_map` is told
+            here. Its parts are those that it stores, also where the run is of folds: each run of a
+            group is scored on the same rows. None: the labels are the run's.
         device: Where to predict.
         predictions: A Parquet file for the predictions, besides.
         note: Told what the user should know, line by line.

@@ -1,18 +1,15 @@
 """Where in a frozen encoder the emotion is: a linear probe on the utterance means of every layer,
 fitted on train, scored on dev, without training a model.
 
-Dev is found as the trainer finds it (`mer.fusion.data.splits.assign`): the store's own dev part, one
-carved by group where there is none, and with folds the one of each fold. No test row is read.
+Dev is found as the trainer finds it (`splits.assign`): the store's own dev part, one carved by
+group where there is none, and with folds the one of each fold. No test row is read.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,26 +22,20 @@ from mer.fusion.data.sources import modality_of
 from mer.fusion.losses.supervised import task_loss
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.tables import glossary, number
-from mer.fusion.report import figures as pictures
 from mer.fusion.runs.prediction_table import unit
-from mer.fusion.runtime import files
 from mer.fusion.training import optim
 from mer.fusion.training.training_setup import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import Silent
-from mer.pipeline.runtime.terminal import did_you_mean, escape, plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, plural, shown
 from mer.pipeline.runtime.terms import targets_of
 from mer.pipeline.store import FeatureStore
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Of the squared weights beside the mean loss. One for all layers, the one with the best mean of
 # their dev figures: chosen layer by layer it would flatter each by another amount.
 STRENGTHS = (1.0, 0.1, 0.01)
 STEPS = 40  # of L-BFGS for each strength, which begins where the stronger one ended
 RESAMPLES = 500
-FORMS = (".png", ".svg", ".html")
 FEW_ROWS = 50  # of dev: the interval of a figure in the middle is then wider than 25 points
 BAR_CHARACTERS = 30  # of the largest figure
 
@@ -306,7 +297,7 @@ def _decided(scores: np.ndarray, task: str) -> np.ndarray:
     return infer.decide(scores, task, [0.0] * scores.shape[1])
 
 
-# ---- Told and drawn
+# ---- Told
 
 
 def lines(curve: Curve, option: str) -> list[str]:
@@ -342,44 +333,3 @@ def meaning(curves: Sequence[Curve]) -> str:
 def option_of(name: str) -> str:
     """The option of `mer extract` that sets the layer of a feature set."""
     return f"--{modality_of(name)}-layer"
-
-
-def draw(curves: Sequence[Curve]) -> Figure:
-    """Every curve in a panel of its own, intervals shaded."""
-    figure, axes = pictures.new(5.6, 0.8 + 2.6 * len(curves), nrows=len(curves), squeeze=False)
-    for axis, curve in zip(axes[:, 0], curves, strict=True):
-        colour = pictures.COLOURS.get(modality_of(curve.name), "#7f7f7f")
-        at = [one.layer for one in curve.layers]
-        low, high = zip(*(one.interval for one in curve.layers), strict=True)
-        axis.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.plot(at, [one.figure for one in curve.layers], ".-", color=colour)
-        axis.axvspan(curve.first - 0.3, curve.last + 0.3, color="#7f7f7f", alpha=0.1, linewidth=0)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylabel(f"dev {metrics.title(curve.metric)}")
-        axis.set_title(f"{curve.name}: best {curve.best}", loc="left", fontsize=9)
-    axes[-1, 0].set_xlabel("layer")
-    figure.suptitle("linear probe on the utterance means of each layer")
-    return figure
-
-
-def check_name(path: Path) -> None:
-    """Raise DataError for a picture of another form than those that `write` knows."""
-    if path.suffix.lower() not in FORMS:
-        raise DataError(f"--out {shown(path, 120)}: name a file ending in {', '.join(FORMS)}")
-
-
-def write(curves: Sequence[Curve], path: Path) -> None:
-    """Draw into a PNG, an SVG, or an HTML page that has the figures as text, too."""
-    check_name(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind != "html":
-        with pictures.style():
-            files.write_bytes(path, pictures.drawn_as(draw(curves), kind))
-        return
-    with pictures.style(**{"svg.fonttype": "none"}):
-        picture = pictures.element(draw(curves))
-    told = ["\n".join(lines(curve, option_of(curve.name))) for curve in curves]
-    text = "\n\n".join([*told, meaning(curves)])
-    head = "<!doctype html>\n<html lang=en><meta charset=utf-8><title>mer layers</title>\n"
-    page = f"{head}{picture}\n<pre>{html.escape(text)}</pre>\n</html>\n"
-    files.write_text(path, escape(page, breaks=True))

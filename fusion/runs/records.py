@@ -1,8 +1,8 @@
 """What the JSON files of a run folder hold: run.json, split.json, log.jsonl, metrics.json, and the
 progress in last.safetensors.
 
-Each is a frozen dataclass, built from its file by `mer.fusion.runtime.files.read_json` and written by
-`typed.tree`; the names of its fields are the keys of the file. A field with a default is one that
+Each is a frozen dataclass, built from its file by `files.read_json` and written by `typed.tree`;
+the names of its fields are the keys of the file. A field with a default is one that
 files of an earlier mer may lack. A figure that is undefined is None.
 """
 

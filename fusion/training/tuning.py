@@ -5,9 +5,9 @@
     OUT/MODEL/trial-000.json       its settings and dev figures: written last, it says it is done
     OUT/MODEL.toml                 the configuration with the best dev figure, as a preset
 
-A trial is a `mer.fusion.training.experiment.train`, which knows no function that gives the test rows. The
-settings of a random trial follow from the seed of the search and its number alone, so that a
-search can be killed at any moment, goes on with the same trials, and can be given more of them.
+A trial is an `experiment.train`, which knows no function that gives the test rows. The settings of
+a random trial follow from the seed of the search and its number alone, so that a search can be
+killed at any moment, goes on with the same trials, and can be given more of them.
 """
 
 from __future__ import annotations
@@ -198,8 +198,7 @@ def tune(
         spaces: The space of each.
         folder: Where trials and presets go: new, or of this very search.
         trials: Of each model.
-        seeds: Runs per trial, as `mer.fusion.training.experiment.train` counts them; a trial's figure is
-            their mean.
+        seeds: Runs per trial, as `experiment.train` counts them; a trial's figure is their mean.
         folds: As there; a trial's figure is the mean over folds.
         method: `random`, or `tpe` (Bergstra et al. 2011), which needs Optuna.
         seed: Of the search.

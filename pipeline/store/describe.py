@@ -125,7 +125,9 @@ def render(description: dict) -> str:
     for split, entry in d["splits"].items():
         counts = [f"{name} {n:,}" for name, n in entry["labels"].items()]
         counts += [f"{name} {value:g}" for name, value in entry.get("targets", {}).items()]
-        counts += [f"{n:,} unimodal labels of {m}" for m, n in entry.get("unimodal", {}).items()]
+        counts += [
+            f"{plural(n, 'unimodal label')} of {m}" for m, n in entry.get("unimodal", {}).items()
+        ]
         said = ", ".join(counts)
         lines.append(f"  {split or 'no split':<9}{entry['utterances']:>9,}  {said}")
     for name, modality in d["modalities"].items():
