@@ -86,6 +86,7 @@ SCHEMA = pa.schema(
 )
 # Columns that came later: a manifest in which no row has one is written, and hashed, as before.
 LATER = ("video", "video_start", "video_end", "folds", "unimodal")
+TOGETHER = {"video", "video_start", "video_end", "folds"}  # where a row has one, all are written
 LISTED = ("tags", "folds", "unimodal")  # null and empty are the same
 
 
@@ -182,7 +183,9 @@ class Manifest:
     def _columns(self) -> list[str]:
         """The columns that it is written with."""
         used = {name for name in LATER for u in self.rows if getattr(u, name) not in (None, ())}
-        return [name for name in SCHEMA.names if name not in LATER or used]
+        if used & TOGETHER:
+            used |= TOGETHER
+        return [name for name in SCHEMA.names if name not in LATER or name in used]
 
     @property
     def _version(self) -> int:

@@ -124,6 +124,7 @@ def model(encoder: str):
 @functools.cache
 def _filled(encoder: str):
     import torch
+    from torch.nn.utils import parametrize
 
     lean.import_transformers()
     from transformers import (
@@ -150,6 +151,9 @@ def _filled(encoder: str):
     with torch.no_grad():
         for name, parameter in sorted(network.named_parameters()):
             parameter.copy_(torch.from_numpy(_values(name, tuple(parameter.shape), random)))
+    for module in network.modules():
+        if parametrize.is_parametrized(module):  # copies of such a module share one class
+            parametrize.remove_parametrizations(module, "weight")
     return network
 
 

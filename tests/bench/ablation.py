@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.machine import save
-from tests.bench.real import prepare_mosi
+from tests.bench.real_parts import import_mosi
 from tests.bench.synthetic import extracted
 from tests.bench.trimodal import Refused, mer
 
@@ -89,7 +89,7 @@ def store(corpus: str, args: argparse.Namespace) -> Path:
         return extracted(folder, SYNTHETIC[corpus])
     head = folder / "feats.h5"
     if not head.exists():
-        prepare_mosi(args.data, head)
+        import_mosi(args.data, head)
     return head
 
 

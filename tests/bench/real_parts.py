@@ -120,10 +120,14 @@ def mosi_store(bench: Bench) -> Path:
     """CMU-MOSI's vectors, negative or not."""
     store = bench.store("mosi")
     if not store.exists():
-        source = bench.data / "mosi" / "mosi_utt.npz"
-        columns = ("--column", "split=split_bclstm", "--labels", ",".join(mosi.LABELS))
-        mer("import", "npz", source, "--out", store, *columns)
+        import_mosi(bench.data, store)
     return store
+
+
+def import_mosi(data: Path, store: Path) -> None:
+    """Make the store of CMU-MOSI's vectors."""
+    columns = ("--column", "split=split_bclstm", "--labels", ",".join(mosi.LABELS))
+    mer("import", "npz", data / "mosi" / "mosi_utt.npz", "--out", store, *columns)
 
 
 def extract(bench: Bench, manifest: Path, store: Path, modality: str) -> None:

@@ -77,6 +77,7 @@ def test_what_is_left_aside_is_named_with_its_shape(tmp_path):
         "glove": np.ones((4, 300)),
         "words": [["x"]] * 4,
         "regression_labels_T": np.ones(4),
+        "classification_labels_T": np.ones(4),
     }
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"train": part, "meta": {"made": "by hand"}}))
     code, _, err = mer("import", "mmsa", tmp_path / "x.pkl", "--out", tmp_path / "f.h5")
@@ -86,7 +87,8 @@ def test_what_is_left_aside_is_named_with_its_shape(tmp_path):
         "glove (4, 300) float64",
         "words (list of 4 list)",
         "meta (dict of 1 str)",
-        "labels of single modalities, not used: regression_labels_T (4,) float64",
+        "unimodal labels: text = regression_labels_T",
+        "labels of single modalities, not used: classification_labels_T (4,) float64",
     ):
         assert said in err, (said, err)
 

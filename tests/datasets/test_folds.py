@@ -182,6 +182,35 @@ def test_a_manifest_without_folds_is_of_version_1_and_hashes_as_before(tmp_path)
     assert bare.hash == "1d393d4cb206c76714adb0603dabaeb2d2f476b31b71460ed0ff1ee24307018e"
 
 
+@pytest.mark.parametrize(
+    "later, version, digest",
+    [
+        (
+            {"folds": ("1=test",)},
+            2,
+            "7d2a0d7f3f503e03bf42c7188998aa8bb4bbda2ad97b459e22ba894a127e483c",
+        ),
+        (
+            {"video": "v.mp4", "video_start": 0.5, "video_end": 1.5},
+            2,
+            "7333a557ec1d9c9251611c02162ee2a9980eda680156a99eaca13c7340b21b50",
+        ),
+        ({"unimodal": ("text=a",)}, 3, None),
+    ],
+)
+def test_a_column_that_came_later_leaves_the_others_as_they_were(later, version, digest, tmp_path):
+    """The digests are sha256 of the version before unimodal labels came."""
+    import pyarrow.parquet as pq
+
+    one = Manifest("m", "single", ("a",), (Utterance("x", label="a", **later),), tmp_path)
+    assert digest in (None, one.hash)
+    one.write(tmp_path / "m.parquet")
+    schema = pq.read_schema(tmp_path / "m.parquet")
+    assert json.loads(schema.metadata[b"mer"])["version"] == version
+    assert ("unimodal" in schema.names) == ("unimodal" in later)
+    assert Manifest.read(tmp_path / "m.parquet").rows == one.rows
+
+
 @pytest.mark.parametrize("entry", ["1", "1=", "=test", "1=valid", " 1=test"])
 def test_a_fold_that_is_no_name_and_part_is_refused(entry, tmp_path):
     from mer.pipeline.errors import DataError

@@ -268,11 +268,11 @@ def test_seeds_alone(tmp_path):
 def test_pairs_are_balanced_and_rightly_labelled():
     rng = np.random.default_rng(0)
     y = rng.integers(3, size=40)
-    i, j, differs = discrimination._pairs(y[:, None] == y[None], rng)
+    i, j, differs = discrimination.re_paired(y[:, None] == y[None], rng)
     assert (i != j).all() and ((y[i] != y[j]) == differs).all() and differs.mean() == 0.5
-    i, j, differs = discrimination._pairs(np.ones((3, 3), dtype=bool), rng)  # one class only
+    i, j, differs = discrimination.re_paired(np.ones((3, 3), dtype=bool), rng)  # one class only
     assert not differs.any() and len(i) == 3
-    assert len(discrimination._pairs(np.ones((1, 1), dtype=bool), rng)[0]) == 0
+    assert len(discrimination.re_paired(np.ones((1, 1), dtype=bool), rng)[0]) == 0
 
 
 def test_disagreement_is_measured_on_what_it_is_asked_about(drkf, monkeypatch):

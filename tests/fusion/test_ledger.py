@@ -243,7 +243,8 @@ APPENDING = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from mer.fusion import ledger, typed
+from mer.fusion.runs import ledger
+from mer.fusion.runtime import typed
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 one = typed.convert(ledger.Opening, json.loads(sys.argv[3]))
