@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from mer.fusion.measures.intervals import holm
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "tests/bench/results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("results", "training", "extraction")),
+)
 
 MARKED = re.compile(r"(<!-- ([a-z-]+): written by `python -m docs` -->\n).*?(<!-- end -->)", re.S)
 LEVEL = 0.05  # of a difference that is called one, after Holm's correction
@@ -371,6 +374,18 @@ def trimodal() -> str:
     return "\n\n".join([counted(rows("trimodal")[0]), table(head, lines), source("trimodal")])
 
 
+def ratios(*parts: str) -> str:
+    """Some parts of the table of every ratio."""
+    head = ["", "mer", "beside", "that takes", "ratio", "aim"]
+    lines = []
+    for row in results("all")["rows"]:
+        if row["part"] in parts:
+            theirs = f"{row['theirs']} {row['unit']}" if row["peer"] else ""
+            ours = f"{row['ours']} {row['unit']}"
+            lines.append([row["what"], ours, row["peer"], theirs, str(row["ratio"]), row["aim"]])
+    return "\n\n".join([table(head, lines), source("all")] if lines else [source("all")])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "aims": aims,
     "meld": meld,
@@ -383,4 +398,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "synthetic": synthetic,
     "synthetic-readme": synthetic_readme,
     "trimodal": trimodal,
+    "speed-training": partial(ratios, "startup", "demo", "concat", "steps", "seeds"),
+    "speed-extraction": partial(ratios, "extraction", "transcripts"),
 }
