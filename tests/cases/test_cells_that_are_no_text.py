@@ -221,8 +221,9 @@ def test_a_list_of_labels_is_several_only_where_several_are_meant(tmp_path):
     "values", [*NO_TEXT[:4], pa.array([math.nan])], ids=lambda values: str(values.type)[:20]
 )
 def test_a_manifest_of_other_types_is_refused(tmp_path, name, values):
-    # the columns of films are there only where a row names one
-    row = Utterance("1", label="a", video="f.mp4", video_start=0.0, video_end=1.0)
+    # the columns of films, and of unimodal labels, are there only where a row names one
+    film = {"video": "f.mp4", "video_start": 0.0, "video_end": 1.0}
+    row = Utterance("1", label="a", unimodal=("text=a",), **film)
     Manifest("m", "single", ("a",), (row,), tmp_path).write(tmp_path / "m.parquet")
     table = pq.read_table(tmp_path / "m.parquet")
     pq.write_table(
