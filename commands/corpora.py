@@ -107,9 +107,10 @@ def datasets(name, as_json):
 )
 @click.option(
     "--unimodal",
+    multiple=True,
     metavar="MODALITY=COLUMN,…",
     help="table: columns that hold what one modality says by itself, such as "
-    "text=label_T,audio=label_A; classes or numbers as those of the label.",
+    "text=label_T,audio=label_A; classes or numbers as those of the label; repeatable.",
 )
 @click.option(
     "--split",
@@ -172,7 +173,7 @@ def prepare(
     from mer.pipeline.datasets import prepare as build
     from mer.pipeline.datasets.prepared import manifest_path
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, ())}
     if dataset == "table":
         if source is None or root is not None:
             beside = " and --audio-dir, not --root" if root is not None else ""
