@@ -475,15 +475,30 @@ def _unimodal(
             value: float | str | None = cell
             if task == "regression":
                 value = _number(table, cell, i, column)
-            elif cell not in labelling.names:
-                raise DataError(
-                    f"{table.at(i)} has {column} '{shown(cell)}', which is not among the labels "
-                    f"{listed(labelling.names)}"
-                )
+            else:
+                value = _class_of(cell, labelling.names)
+                if value is None:
+                    raise DataError(
+                        f"{table.at(i)} has {column} '{shown(cell)}', which is not among the "
+                        f"labels {listed(labelling.names)}"
+                    )
             if value is not None:
                 entries.append(entry(modality, value))
         rows.append(tuple(entries))
     return rows
+
+
+def _class_of(cell: str, names: Sequence[str]) -> str | None:
+    """The class that a cell says: of its name, else of its number, as a column of whole numbers
+    with gaps is often written with decimals.
+
+    >>> _class_of("1.0", ("0", "1")), _class_of("1.0", ("1", "1.0")), _class_of("2", ("0", "1"))
+    ('1', '1.0', None)
+    """
+    if cell in names or not NUMBER.fullmatch(cell):
+        return cell if cell in names else None
+    same = [name for name in names if NUMBER.fullmatch(name) and float(name) == float(cell)]
+    return same[0] if len(same) == 1 else None
 
 
 def _of_another_task(labels: Sequence[str]) -> Iterator[str]:

@@ -120,6 +120,19 @@ def test_columns_are_named_in_one_option_or_in_several_commas_and_all(tmp_path):
         assert Manifest.read(tmp_path / "m.parquet").rows[0].unimodal == ("text=b", "audio=a")
 
 
+def test_whole_numbers_with_decimals_are_the_classes_of_these_numbers(tmp_path):
+    done = run(write_table(tmp_path, [(1, "1.0", 0), (0, "", 1), (1, "0.0", 1)]), *BOTH)
+    assert done.exit_code == 0, done.stderr
+    rows = Manifest.read(tmp_path / "m.parquet").rows
+    assert [u.unimodal for u in rows] == [
+        ("text=1", "audio=0"),
+        ("audio=1",),
+        ("text=0", "audio=1"),
+    ]
+    done = run(write_table(tmp_path, [(1, "1.5", 0), (0, "", 1)]), *BOTH)
+    assert done.exit_code == 1 and "has label_T '1.5', which is not among the labels" in done.stderr
+
+
 def test_a_column_without_a_label_is_told(tmp_path):
     done = run(write_table(tmp_path, [(label, said, "") for label, said, _ in CLASSES]), *BOTH)
     assert done.exit_code == 0, done.stderr
