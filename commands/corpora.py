@@ -173,6 +173,10 @@ def prepare(
     from mer.pipeline.datasets import prepare as build
     from mer.pipeline.datasets.prepared import manifest_path
 
+    if dataset != "folder" and (pattern is not None or mapping):
+        raise click.UsageError("--pattern and --map go with `mer prepare folder`")
+    if dataset != "table" and (source is not None or audio_dir is not None or columns):
+        raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if dataset == "table":
         if source is None or root is not None:
@@ -197,17 +201,13 @@ def prepare(
         manifest, report = build("emobox", root, labels=labels, **given)
         folder = default_root(f"emobox-{manifest.dataset}")
     elif dataset == "folder":
-        if root is None or pattern is None or source is not None or audio_dir is not None:
+        if root is None or pattern is None:
             raise click.UsageError("folder takes --root DIR and --pattern '{speaker}_{emotion}'")
         folder, classes = root, parted("--map", "CODE=CLASS", mapping)
         manifest, report = build(
             "folder", root, labels=labels, pattern=pattern, mapping=classes, **given
         )
     else:
-        if pattern is not None or mapping:
-            raise click.UsageError("--pattern and --map go with `mer prepare folder`")
-        if source is not None or audio_dir is not None or columns:
-            raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
         folder = root if root is not None else default_root(dataset)
         manifest, report = build(dataset, folder, labels=labels, **given)
     named = labels if dataset not in OWN else None
