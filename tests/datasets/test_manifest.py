@@ -151,7 +151,8 @@ def test_a_picture_in_another_file(tmp_path):
     manifest.write(tmp_path / "m.parquet")
     again = Manifest.read(tmp_path / "m.parquet")
     assert again == manifest and again.hash == manifest.hash
-    assert pq.read_schema(tmp_path / "m.parquet").remove_metadata() == SCHEMA
+    before = pa.schema([field for field in SCHEMA if field.name != "unimodal"])
+    assert pq.read_schema(tmp_path / "m.parquet").remove_metadata() == before
     assert manifest.hash != make(tmp_path, (Utterance("1", "a.wav"), Utterance("2"))).hash
 
 
