@@ -96,11 +96,13 @@ def datasets(name, as_json):
 )
 @click.option(
     "--targets",
+    multiple=True,
     metavar="A,B,C",
     help="table: columns of numbers to learn, such as valence,arousal,dominance.",
 )
 @click.option(
     "--soft-labels",
+    multiple=True,
     metavar="A,B,C",
     help="table: columns that hold how many raters chose each class, or their share; the label is "
     "that of most.",
@@ -178,6 +180,8 @@ def prepare(
     if dataset != "table" and (source is not None or audio_dir is not None or columns):
         raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
     given = {name: value for name, value in options.items() if value not in (None, ())}
+    # given several times they say the same as once, with commas
+    given |= {name: ",".join(given[name]) for name in ("targets", "soft_labels") if name in given}
     if dataset == "table":
         if source is None or root is not None:
             beside = " and --audio-dir, not --root" if root is not None else ""

@@ -139,6 +139,13 @@ def test_a_column_without_a_label_is_told(tmp_path):
     assert "all cells of label_A are empty: no unimodal labels of audio" in done.stdout
 
 
+def test_targets_given_one_by_one_are_all_of_them(tmp_path):
+    table = write_table(tmp_path, NUMBERS)
+    done = run(table, "--targets", "label_T", "--targets", "label_A")
+    assert done.exit_code == 0, done.stderr
+    assert Manifest.read(tmp_path / "m.parquet").labels == ("label_T", "label_A")
+
+
 def test_several_targets_have_none(tmp_path):
     table = write_table(tmp_path, NUMBERS)
     done = run(table, "--targets", "label,label_A", "--unimodal", "text=label_T")
