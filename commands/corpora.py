@@ -96,20 +96,23 @@ def datasets(name, as_json):
 )
 @click.option(
     "--targets",
+    multiple=True,
     metavar="A,B,C",
     help="table: columns of numbers to learn, such as valence,arousal,dominance.",
 )
 @click.option(
     "--soft-labels",
+    multiple=True,
     metavar="A,B,C",
     help="table: columns that hold how many raters chose each class, or their share; the label is "
     "that of most.",
 )
 @click.option(
     "--unimodal",
+    multiple=True,
     metavar="MODALITY=COLUMN,…",
     help="table: columns that hold what one modality says by itself, such as "
-    "text=label_T,audio=label_A; classes or numbers as those of the label.",
+    "text=label_T,audio=label_A; classes or numbers as those of the label; repeatable.",
 )
 @click.option(
     "--split",
@@ -172,7 +175,13 @@ def prepare(
     from mer.pipeline.datasets import prepare as build
     from mer.pipeline.datasets.prepared import manifest_path
 
-    given = {name: value for name, value in options.items() if value is not None}
+    if dataset != "folder" and (pattern is not None or mapping):
+        raise click.UsageError("--pattern and --map go with `mer prepare folder`")
+    if dataset != "table" and (source is not None or audio_dir is not None or columns):
+        raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    # given several times they say the same as once, with commas
+    given |= {name: ",".join(given[name]) for name in ("targets", "soft_labels") if name in given}
     if dataset == "table":
         if source is None or root is not None:
             beside = " and --audio-dir, not --root" if root is not None else ""
@@ -196,17 +205,13 @@ def prepare(
         manifest, report = build("emobox", root, labels=labels, **given)
         folder = default_root(f"emobox-{manifest.dataset}")
     elif dataset == "folder":
-        if root is None or pattern is None or source is not None or audio_dir is not None:
+        if root is None or pattern is None:
             raise click.UsageError("folder takes --root DIR and --pattern '{speaker}_{emotion}'")
         folder, classes = root, parted("--map", "CODE=CLASS", mapping)
         manifest, report = build(
             "folder", root, labels=labels, pattern=pattern, mapping=classes, **given
         )
     else:
-        if pattern is not None or mapping:
-            raise click.UsageError("--pattern and --map go with `mer prepare folder`")
-        if source is not None or audio_dir is not None or columns:
-            raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
         folder = root if root is not None else default_root(dataset)
         manifest, report = build(dataset, folder, labels=labels, **given)
     named = labels if dataset not in OWN else None

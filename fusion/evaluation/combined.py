@@ -141,7 +141,8 @@ def _check_rows(first: Run, second: Run, p: Predicted, q: Predicted) -> None:
     some = f" (first: {shown(min(alone), 60)})" if alone else ""
     raise DataError(
         f"--valence: {first.path} has {plural(len(mine), 'labelled test row')} and {second.path} "
-        f"{len(theirs):,}; {len(alone):,} are in one alone{some}; both have to be the same"
+        f"{len(theirs):,}; {plural(len(alone), 'is', 'are')} in one alone{some}; both have to be "
+        "the same"
     )
 
 

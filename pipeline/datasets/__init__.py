@@ -8,9 +8,9 @@ counts and overlaps are added here, the same for every corpus.
 
 from __future__ import annotations
 
-import inspect
 import os
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 from mer.pipeline.datasets import corpora, folds, unimodal
@@ -68,8 +68,13 @@ def prepare(
     """
     if name in OWN:
         own, folder = OWN[name]
-        made = import_module(own).prepare(labels=labels, **{folder: root}, **options)
-        return complete(*made)
+        build = import_module(own).prepare
+        if unknown := [option for option in options if option not in signature(build).parameters]:
+            raise DataError(
+                f"{name} takes no option {', '.join(unknown)}; `mer prepare --help` says which go "
+                "with it"
+            )
+        return complete(*build(labels=labels, **{folder: root}, **options))
     if name not in DATASETS:
         if remedy := corpora.of_own_files(name):
             raise DataError(remedy)
@@ -96,7 +101,7 @@ def takes(name: str, option: str) -> bool:
 
 
 def _options(name: str) -> list[str]:
-    return list(inspect.signature(import_module(DATASETS[name]).prepare).parameters)[3:]
+    return list(signature(import_module(DATASETS[name]).prepare).parameters)[3:]
 
 
 def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings]:

@@ -48,7 +48,7 @@ def prepare(
     labels: str | None = None,
     targets: str | None = None,
     soft_labels: str | None = None,
-    unimodal: str | None = None,
+    unimodal: Sequence[str] = (),
     task: str | None = None,
     split: str = "auto",
     seed: int = 0,
@@ -71,8 +71,8 @@ def prepare(
         targets: Comma-separated columns of numbers, which are the targets of a regression.
         soft_labels: Comma-separated columns, one for each class, of the votes of raters or their
             shares; the label is the class with most of them, the targets are the shares.
-        unimodal: `MODALITY=COLUMN,…`: what each modality says by itself, a class or number as the
-            common label.
+        unimodal: `MODALITY=COLUMN,…`, one or several: what each modality says by itself, a class
+            or number as the common label.
         task: single (None, without targets), multi or regression.
         split: auto (the table's, else one by group) or none (left open, for folds).
         seed: Of the split by group.
@@ -104,7 +104,7 @@ def prepare(
         ("--labels", labels),
         ("--targets", targets),
         ("--soft-labels", soft_labels),
-        ("--unimodal", unimodal),
+        *(("--unimodal", pairs) for pairs in unimodal),
     ):
         _check_option(what, value)
     if folds and fold_lists is not None:
@@ -124,7 +124,7 @@ def prepare(
         labelling = _of_votes(table, voted, findings)
     else:
         labelling = _labels(table, labels, task, findings)
-    said = _unimodal(table, alone, labelling, task)
+    said = _unimodal(table, alone, labelling, task, findings)
     times = _times(table)
     _check_ids(table, ids)
     entries = _folds(table, ids, fold_lists)
@@ -445,7 +445,11 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
 
 
 def _unimodal(
-    table: Table, columns: Mapping[str, str], labelling: _Labelling, task: str
+    table: Table,
+    columns: Mapping[str, str],
+    labelling: _Labelling,
+    task: str,
+    findings: Findings,
 ) -> list[tuple[str, ...]]:
     """What each modality says by itself, per row; an empty cell says nothing."""
     if not columns:
@@ -456,6 +460,11 @@ def _unimodal(
             "with --column label=NAME"
         )
     check_task(str(table.source), task, labelling.names)
+    for modality, column in columns.items():
+        if not any(table.data[f"{UNIMODAL}{modality}"]):
+            findings.warnings.append(
+                f"all cells of {column} are empty: no unimodal labels of {modality}"
+            )
     rows = []
     for i in range(len(table)):
         entries = []
@@ -466,15 +475,30 @@ def _unimodal(
             value: float | str | None = cell
             if task == "regression":
                 value = _number(table, cell, i, column)
-            elif cell not in labelling.names:
-                raise DataError(
-                    f"{table.at(i)} has {column} '{shown(cell)}', which is not among the labels "
-                    f"{listed(labelling.names)}"
-                )
+            else:
+                value = _class_of(cell, labelling.names)
+                if value is None:
+                    raise DataError(
+                        f"{table.at(i)} has {column} '{shown(cell)}', which is not among the "
+                        f"labels {listed(labelling.names)}"
+                    )
             if value is not None:
                 entries.append(entry(modality, value))
         rows.append(tuple(entries))
     return rows
+
+
+def _class_of(cell: str, names: Sequence[str]) -> str | None:
+    """The class that a cell says: of its name, else of its number, as a column of whole numbers
+    with gaps is often written with decimals.
+
+    >>> _class_of("1.0", ("0", "1")), _class_of("1.0", ("1", "1.0")), _class_of("2", ("0", "1"))
+    ('1', '1.0', None)
+    """
+    if cell in names or not NUMBER.fullmatch(cell):
+        return cell if cell in names else None
+    same = [name for name in names if NUMBER.fullmatch(name) and float(name) == float(cell)]
+    return same[0] if len(same) == 1 else None
 
 
 def _of_another_task(labels: Sequence[str]) -> Iterator[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.terminal import plural, shown
-from mer.pipeline.runtime.unimodal import MODALITY, label_of
+from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
+from mer.pipeline.runtime.unimodal import label_of
+
+MODALITIES = ("text", "audio", "vision")  # what a table has features of, later
+NEXT = re.compile(r",(?=[^,=]*=)")  # between two pairs; a column may have a comma in its name
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,31 @@ class UnimodalCounts:
         return told
 
 
-def columns_of(given: str | None) -> dict[str, str]:
-    """Modality -> column, as `--unimodal text=label_T,audio=label_A` names them.
+def columns_of(given: Sequence[str]) -> dict[str, str]:
+    """Modality -> column, as `--unimodal text=label_T,audio=label_A` names them, once or several
+    times.
 
     Raises:
-        DataError: It names none, or one of them twice.
+        DataError: It names none, one of them twice, or what is no modality of a table.
     """
-    if given is None:
-        return {}
-    said = f"table: --unimodal {shown(given)}"
     columns: dict[str, str] = {}
-    for part in given.split(","):
-        modality, mark, column = (strip(word) for word in part.partition("="))
-        if not mark or not column or not MODALITY.fullmatch(modality):
-            raise DataError(f"{said}: expected MODALITY=COLUMN,…, as text=label_T,audio=label_A")
-        if modality in columns or column in columns.values():
-            raise DataError(f"{said}: a modality or a column is there twice")
-        columns[modality] = column
+    for pairs in given:
+        said = f"table: --unimodal {shown(pairs)}"
+        for part in NEXT.split(pairs):
+            modality, mark, column = (strip(word) for word in part.partition("="))
+            if not mark or not column or not modality:
+                raise DataError(
+                    f"{said}: expected MODALITY=COLUMN,…, as text=label_T,audio=label_A"
+                )
+            if modality not in MODALITIES:
+                guess = did_you_mean(modality, MODALITIES)
+                raise DataError(
+                    f"{said}: no modality {shown(modality, 40)}{guess}; there are "
+                    f"{listed(MODALITIES)}"
+                )
+            if modality in columns or column in columns.values():
+                raise DataError(f"{said}: a modality or a column is there twice")
+            columns[modality] = column
     return columns
 
 

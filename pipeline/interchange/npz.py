@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.columns import account, find_columns, find_features, find_layers
+from mer.pipeline.interchange.columns import (
+    FIELDS,
+    account,
+    find_columns,
+    find_features,
+    find_layers,
+)
 from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions, layers_of
 from mer.pipeline.interchange.padding import Spans, spans
 from mer.pipeline.interchange.ragged import NUMBERS
@@ -198,7 +204,7 @@ def _find(
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """(field -> array, modality -> array, every array but lengths and offsets -> what it is)."""
     names = _find_table(path, options, members)
-    named = set(options.columns.values())
+    named = {*options.columns.values(), names.get("targets")}
     arrays = [name for name, member in members.items() if len(member.shape) in (2, 3)]
     wide = [name for name in arrays if name not in named]
     features = find_features(path, wide, options)
@@ -214,7 +220,13 @@ def _find_table(
 ) -> dict[str, str]:
     """Field -> array of the table, each of a value per utterance."""
     named = set(options.columns.values())
-    flat = [name for name, member in members.items() if len(member.shape) == 1 or name in named]
+    # of a row as long as there are targets, which features are not called
+    usual = set(FIELDS["targets"]) - set(options.features.values())
+    flat = [
+        name
+        for name, member in members.items()
+        if len(member.shape) == 1 or name in named or (len(member.shape) == 2 and name in usual)
+    ]
     names = find_columns(path, flat, options)
     for field, name in names.items():
         member = members[name]

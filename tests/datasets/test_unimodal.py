@@ -94,7 +94,9 @@ def test_columns_of_a_table_are_numbers_or_classes_as_the_label_is(tmp_path):
     ("rows", "options", "told"),
     [
         (CLASSES, ("--unimodal", "text"), "expected MODALITY=COLUMN"),
-        (CLASSES, ("--unimodal", "Text=label_T"), "expected MODALITY=COLUMN"),
+        (CLASSES, ("--unimodal", "Text=label_T"), "no modality Text (did you mean 'text'?)"),
+        (CLASSES, ("--unimodal", "face=label_T"), "no modality face; there are text, audio, vis"),
+        (CLASSES, ("--unimodal", "text=label_T", "--unimodal", "text=label_A"), "there twice"),
         (CLASSES, ("--unimodal", "text=label_T,text=label_A"), "there twice"),
         (CLASSES, ("--unimodal", "text=label_T,audio=label_T"), "there twice"),
         (CLASSES, ("--unimodal", "text=label_X"), "no column 'label_X' (for unimodal); found"),
@@ -108,6 +110,40 @@ def test_what_cannot_be_is_one_line(rows, options, told, tmp_path):
     done = run(write_table(tmp_path, rows), *options)
     assert done.exit_code == 1 and told in done.stderr
     assert len(done.stderr.splitlines()) == 1 and len(done.stderr) <= 300
+
+
+def test_columns_are_named_in_one_option_or_in_several_commas_and_all(tmp_path):
+    table = write_table(tmp_path, CLASSES, "label label_T what,A")
+    for words in (("text=label_T,audio=what,A",), ("text=label_T", "audio=what,A")):
+        done = run(table, *(word for pair in words for word in ("--unimodal", pair)))
+        assert done.exit_code == 0, done.stderr
+        assert Manifest.read(tmp_path / "m.parquet").rows[0].unimodal == ("text=b", "audio=a")
+
+
+def test_whole_numbers_with_decimals_are_the_classes_of_these_numbers(tmp_path):
+    done = run(write_table(tmp_path, [(1, "1.0", 0), (0, "", 1), (1, "0.0", 1)]), *BOTH)
+    assert done.exit_code == 0, done.stderr
+    rows = Manifest.read(tmp_path / "m.parquet").rows
+    assert [u.unimodal for u in rows] == [
+        ("text=1", "audio=0"),
+        ("audio=1",),
+        ("text=0", "audio=1"),
+    ]
+    done = run(write_table(tmp_path, [(1, "1.5", 0), (0, "", 1)]), *BOTH)
+    assert done.exit_code == 1 and "has label_T '1.5', which is not among the labels" in done.stderr
+
+
+def test_a_column_without_a_label_is_told(tmp_path):
+    done = run(write_table(tmp_path, [(label, said, "") for label, said, _ in CLASSES]), *BOTH)
+    assert done.exit_code == 0, done.stderr
+    assert "all cells of label_A are empty: no unimodal labels of audio" in done.stdout
+
+
+def test_targets_given_one_by_one_are_all_of_them(tmp_path):
+    table = write_table(tmp_path, NUMBERS)
+    done = run(table, "--targets", "label_T", "--targets", "label_A")
+    assert done.exit_code == 0, done.stderr
+    assert Manifest.read(tmp_path / "m.parquet").labels == ("label_T", "label_A")
 
 
 def test_several_targets_have_none(tmp_path):

@@ -433,6 +433,17 @@ def test_what_of_a_file_was_used_is_said(tmp_path):
         assert code == 0 and err.splitlines()[0] == line
 
 
+def test_npz_of_targets_side_by_side(tmp_path):
+    rows = np.array([[0.5, 2], [-1, 3], [1, 1]])
+    arrays_file(tmp_path / "x.npz", label=None, targets=rows)
+    store = imported(npz, tmp_path / "x.npz", tmp_path / "f.h5", labels=("valence", "arousal"))
+    assert store.header.task == "regression"
+    assert store.table()["targets"].to_pylist() == rows.tolist()
+    arrays_file(tmp_path / "y.npz", label=None, targets=rows[:, :1])
+    store = imported(npz, tmp_path / "y.npz", tmp_path / "g.h5", task="regression")
+    assert store.table()["targets"].to_pylist() == [[0.5], [-1], [1]]
+
+
 def test_npz_with_other_names(tmp_path):
     other = {
         "mfcc": np.ones((3, 13)),
