@@ -30,8 +30,11 @@ _PACKING = threading.Lock()
 
 
 def can_pack(device: torch.device, precision: str) -> bool:
-    """Whether this machine's torch has the operators, for its processor."""
-    if device.type != "cpu" or precision not in DTYPES or not torch.backends.mkldnn.is_available():
+    """Whether this machine's torch has the operators, for its processor, and may use them."""
+    onednn = torch.backends.mkldnn
+    if device.type != "cpu" or precision not in DTYPES:
+        return False
+    if not (onednn.is_available() and onednn.enabled):
         return False
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     if not all(hasattr(torch.ops.mkldnn, name) for name in names):

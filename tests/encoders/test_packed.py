@@ -190,8 +190,13 @@ def test_what_is_replaced():
     assert type(narrow) is nn.Linear
 
 
-def test_without_the_operators_nothing_changes(monkeypatch):
-    monkeypatch.setattr(packed.torch.backends.mkldnn, "is_available", lambda: False)
+@pytest.mark.parametrize("how", ["absent", "turned off"])
+def test_without_the_operators_nothing_changes(monkeypatch, how):
+    onednn = packed.torch.backends.mkldnn
+    if how == "absent":
+        monkeypatch.setattr(onednn, "is_available", lambda: False)
+    else:
+        monkeypatch.setattr(onednn, "enabled", False)
     model = nn.Sequential(nn.Linear(128, 128))
     pack(model, CPU, "fp32")
     assert type(model[0]) is nn.Linear
