@@ -8,9 +8,9 @@ statistics; huggingface/transformers#21534 tells what batching otherwise does to
   asks for it;
 - a first layer with GroupNorm takes its statistics from each utterance's own samples
   (`OwnSampleGroupNorm`);
-- positional convolutions one after another (data2vec), and the convolutions between attention and
-  feed-forward layers (Conformer), see zeros beyond each utterance's own frames, before every one of
-  them;
+- positional convolutions one after another (data2vec) or behind a batch norm (some HuBERT), and the
+  convolutions between attention and feed-forward layers (Conformer), see zeros beyond each
+  utterance's own frames, before every one of them;
 - the attention mask is always given, and every output is cut to its true number of frames.
 """
 
@@ -148,10 +148,12 @@ class AudioEncoder:
 
     def _convolutions(self) -> list[nn.Module]:
         """Those that see what others have made of padding."""
-        encoder = self.model.encoder
-        positional = getattr(getattr(encoder, "pos_conv_embed", None), "layers", ())
-        within = (getattr(block, "conv_module", None) for block in encoder.layers)
-        return [*positional, *(module.depthwise_conv for module in within if module is not None)]
+        positions = getattr(self.model.encoder, "pos_conv_embed", None)
+        found = list(getattr(positions, "layers", ()))
+        if getattr(positions, "batch_norm", None) is not None:
+            found.append(positions.conv)
+        within = (getattr(block, "conv_module", None) for block in self.model.encoder.layers)
+        return [*found, *(module.depthwise_conv for module in within if module is not None)]
 
     def _silence(self, convolution: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         """Zeros beyond each row's own frames of what enters a convolution over them (B, C, T)."""

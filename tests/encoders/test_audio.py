@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mer.pipeline.encoders.frozen import invariance
 from mer.pipeline.encoders.loading import resolve
@@ -49,6 +50,16 @@ def test_batch_equals_single(norm, request):
 @pytest.mark.parametrize("family", ["hubert", "wavlm", "wav2vec2-conformer"])
 def test_batch_equals_single_in_the_family(family, tmp_path):
     encoder = load(checkpoints.audio(tmp_path / family, family))
+    absolute, _ = invariance(encoder.encode, [encoder.prepare(clip) for clip in clips()])
+    assert absolute < 2e-5
+
+
+def test_a_batch_norm_before_positions_makes_nothing_of_padding(tmp_path):
+    folder = checkpoints.audio(tmp_path / "hubert", "hubert", conv_pos_batch_norm=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.pos_conv_embed.batch_norm.running_mean"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    encoder = load(folder)
     absolute, _ = invariance(encoder.encode, [encoder.prepare(clip) for clip in clips()])
     assert absolute < 2e-5
 
@@ -196,6 +207,7 @@ def test_processor_without_normalisation(tmp_path):
         ({"processor": {"sampling_rate": 8000}}, "8000 Hz"),
         ({"config": {"add_adapter": True}}, "adapter"),
         ({"config": {"conv_kernel": None}}, "convolution"),
+        ({"config": {"model_type": "sew"}}, "joins frames"),
     ],
 )
 def test_unsuitable_checkpoints_are_refused(group, changes, words):
