@@ -148,7 +148,7 @@ class AudioEncoder:
 
     def _convolutions(self) -> list[nn.Module]:
         """Those that see what others have made of padding."""
-        positions = getattr(self.model.encoder, "pos_conv_embed", None)
+        positions: Any = getattr(self.model.encoder, "pos_conv_embed", None)
         found = list(getattr(positions, "layers", ()))
         if getattr(positions, "batch_norm", None) is not None:
             found.append(positions.conv)
