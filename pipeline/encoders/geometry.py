@@ -15,6 +15,8 @@ from mer.pipeline.errors import DataError, EncoderError
 from mer.pipeline.runtime.terminal import shown
 
 SAMPLE_RATE = 16_000
+# their layers have other frames than their output, and a clip of one frame has none
+SQUEEZED = ("sew", "sew-d")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Geometry:
         except (TypeError, ValueError):
             raise EncoderError(f"{what}: its config.json has no usable convolution sizes") from None
         _check(checkpoint)
+        kind = config.get("model_type")
+        if kind in SQUEEZED and config.get("squeeze_factor", 2) != 1:
+            raise EncoderError(
+                f"{what}: model type '{kind}' joins frames before its blocks (squeeze_factor), "
+                "which is not supported"
+            )
         return found
 
     @property

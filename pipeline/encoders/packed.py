@@ -30,8 +30,11 @@ _PACKING = threading.Lock()
 
 
 def can_pack(device: torch.device, precision: str) -> bool:
-    """Whether this machine's torch has the operators, for its processor."""
-    if device.type != "cpu" or precision not in DTYPES or not torch.backends.mkldnn.is_available():
+    """Whether this machine's torch has the operators, for its processor, and may use them."""
+    onednn = torch.backends.mkldnn
+    if device.type != "cpu" or precision not in DTYPES:
+        return False
+    if not (onednn.is_available() and onednn.enabled):
         return False
     names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     if not all(hasattr(torch.ops.mkldnn, name) for name in names):
@@ -55,9 +58,11 @@ def pack(model: nn.Module, device: torch.device, precision: str) -> None:
             if isinstance(layer, PackedLinear) and is_gelu(getattr(parent, ACTIVATION, None)):
                 layer.activation = "gelu"
                 setattr(parent, ACTIVATION, nn.Identity())
-    for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):  # a norm that is computed in every pass
-            parametrize.remove_parametrizations(module, "weight")
+    # a norm that is computed in every pass; what is rounded how follows from the number of threads
+    with one_thread():
+        for module in model.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
 
 
 def is_gelu(module: object) -> bool:
@@ -73,7 +78,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
     """`activation(x W' + b)`; `weight` in oneDNN's order, or as it is."""
     algorithm = "none" if activation == "gelu" else ""
     # it takes rows that lie apart, not rows that overlap
-    if x.stride(-2) < x.shape[-1]:
+    if x.dim() > 1 and x.stride(-2) < x.shape[-1]:
         x = x.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
 

@@ -8,8 +8,9 @@ statistics; huggingface/transformers#21534 tells what batching otherwise does to
   asks for it;
 - a first layer with GroupNorm takes its statistics from each utterance's own samples
   (`OwnSampleGroupNorm`);
-- positional convolutions one after another (data2vec) see zeros beyond each utterance's own
-  frames, before every one of them;
+- positional convolutions one after another (data2vec) or behind a batch norm (some HuBERT), and the
+  convolutions between attention and feed-forward layers (Conformer), see zeros beyond each
+  utterance's own frames, before every one of them;
 - the attention mask is always given, and every output is cut to its true number of frames.
 """
 
@@ -90,6 +91,20 @@ class OwnSampleGroupNorm(nn.Module):
         return out
 
 
+class OneAtATime(nn.Module):
+    """`module` for one thread at a time: Conformer's tables of positions are made for the batch
+    before, or anew.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module, self._lock = module, threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self._lock:
+            return self.module(x)
+
+
 class AudioEncoder:
     """`encode` turns waveforms (n,) float32 at 16 kHz into frames (T, dim) float32; T follows from
     n by `geometry`.
@@ -124,16 +139,24 @@ class AudioEncoder:
         first = extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             first.layer_norm = OwnSampleGroupNorm(first.layer_norm, self._state)
-        for layers in getattr(self._positions(), "layers", ()):
-            layers.register_forward_pre_hook(self._silence)
+        for convolution in self._convolutions():
+            convolution.register_forward_pre_hook(self._silence)
+        if getattr(self.model.encoder, "embed_positions", None) is not None:
+            self.model.encoder.embed_positions = OneAtATime(self.model.encoder.embed_positions)
         self._taps = LayerTaps(self.model, self.choice, means=layer_means)
         self.layer_count = self._taps.count
 
-    def _positions(self) -> nn.Module | None:
-        return getattr(self.model.encoder, "pos_conv_embed", None)
+    def _convolutions(self) -> list[nn.Module]:
+        """Those that see what others have made of padding."""
+        positions: Any = getattr(self.model.encoder, "pos_conv_embed", None)
+        found = list(getattr(positions, "layers", ()))
+        if getattr(positions, "batch_norm", None) is not None:
+            found.append(positions.conv)
+        within = (getattr(block, "conv_module", None) for block in self.model.encoder.layers)
+        return [*found, *(module.depthwise_conv for module in within if module is not None)]
 
     def _silence(self, convolution: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        """Zeros beyond each row's own frames of what enters a positional convolution (B, C, T)."""
+        """Zeros beyond each row's own frames of what enters a convolution over them (B, C, T)."""
         frames = self._state.frames
         if frames is None or min(frames) == args[0].shape[-1]:
             return args

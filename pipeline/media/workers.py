@@ -31,7 +31,7 @@ from mer.pipeline.runtime.terminal import first_line
 # Statuses of a decoder that somebody ended: the kernel for lack of memory, …
 ENDED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 
-TRIES = 2  # of a job whose decoder was killed
+TRIES = 2  # of a job whose decoder was killed, or crashed after it had done others
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class _Waiting:
         with self._lock:
             waiting, self._workers = self._workers, []
             for worker in waiting:
-                if worker.environment != environment or worker.process.poll() is not None:
+                if worker.environment != environment or _ended(worker):
                     ended.append(worker)
                 elif taken is None:
                     taken = worker
@@ -210,6 +210,10 @@ def workers_kept() -> Iterator[None]:
 
 def _environment() -> frozenset[tuple[str, str]]:
     return frozenset(os.environ.items())
+
+
+def _ended(worker: Worker) -> bool:
+    return worker.process.poll() is not None
 
 
 def _end(worker: Worker) -> None:
@@ -282,10 +286,15 @@ class Decoders:
                 future.cancel()
 
     def _one(self, job: Job) -> Decoded:
-        """Have one job done by this thread's worker; what ends the worker costs the clip alone."""
-        for _ in range(TRIES):
+        """Have one job done by this thread's worker; what ends the worker costs the clip alone.
+
+        A worker that has done other jobs may crash because of those, which the second try, by a new
+        one, tells apart.
+        """
+        for number in range(TRIES):
+            used = False
             try:
-                connection = self._connection()
+                connection, used = self._connection(new=number > 0)
                 if connection is None:
                     return Decoded(stage=Stage.KILLED, reason=f"{job.path}: no longer asked for")
                 connection.send((_folder(), job))
@@ -301,7 +310,7 @@ class Decoders:
                 )
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 code = self._drop()
-                if code not in ENDED:
+                if code not in ENDED and not used:
                     return Decoded(
                         stage=Stage.DECODE,
                         reason=f"{job.path}: the decoder crashed (status {code})",
@@ -314,19 +323,24 @@ class Decoders:
             "memory",
         )
 
-    def _connection(self) -> Connection | None:
-        """To this thread's worker, which is started where there is none; None: nobody waits for an
-        answer any more.
+    def _connection(self, *, new: bool = False) -> tuple[Connection | None, bool]:
+        """To this thread's worker, which is started where there is none, and whether it has done
+        other jobs; None: nobody waits for an answer any more.
+
+        `new`: where it has none, it gets none of those that were kept.
         """
         with self._lock:
             if self._closed:
-                return None
+                return None, False
             worker = getattr(self._local, "worker", None)
+            used = worker is not None
             if worker is None:
-                worker = self._local.worker = _WAITING.take() or _start()
+                kept = None if new else _WAITING.take()
+                used = kept is not None
+                worker = self._local.worker = kept or _start()
                 self._running.append(worker.process)
             self._idle.pop(worker.process, None)
-        return worker.connection
+        return worker.connection, used
 
     def _drop(self) -> int:
         """End this thread's worker; the next job starts another."""

@@ -4,9 +4,14 @@ was cut.
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mer.pipeline.encoders.frozen import invariance
 from mer.pipeline.encoders.loading import resolve
@@ -42,11 +47,44 @@ def test_batch_equals_single(norm, request):
 
 # inside transformers' WavLM
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
-@pytest.mark.parametrize("family", ["hubert", "wavlm"])
+@pytest.mark.parametrize("family", ["hubert", "wavlm", "wav2vec2-conformer"])
 def test_batch_equals_single_in_the_family(family, tmp_path):
     encoder = load(checkpoints.audio(tmp_path / family, family))
     absolute, _ = invariance(encoder.encode, [encoder.prepare(clip) for clip in clips()])
     assert absolute < 2e-5
+
+
+def test_a_batch_norm_before_positions_makes_nothing_of_padding(tmp_path):
+    folder = checkpoints.audio(tmp_path / "hubert", "hubert", conv_pos_batch_norm=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.pos_conv_embed.batch_norm.running_mean"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    encoder = load(folder)
+    absolute, _ = invariance(encoder.encode, [encoder.prepare(clip) for clip in clips()])
+    assert absolute < 2e-5
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+def test_conformers_in_threads(tmp_path, positions):
+    """Their tables of positions are one for all threads, and longer clips replace them."""
+    changes = {"position_embeddings_type": positions, "max_source_positions": 8}
+    encoder = load(checkpoints.audio(tmp_path / "conformer", "wav2vec2-conformer", **changes))
+    tables = encoder.model.encoder.embed_positions
+    entered, inside = [], threading.Event()
+
+    def enter(table, args):
+        entered.append(inside.is_set())
+        inside.set()
+        time.sleep(0.05)
+
+    tables.module.register_forward_pre_hook(enter)
+    tables.module.register_forward_hook(lambda *_: inside.clear())
+    waves = [encoder.prepare(clip) for clip in clips()[-3:]]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda wave: encoder.encode([wave])[0].frames, waves))
+    assert entered == [False] * 3
+    for frames, wave in zip(together, waves, strict=True):
+        np.testing.assert_allclose(frames, encoder.encode([wave])[0].frames, atol=2e-5)
 
 
 def test_the_check_can_fail(group):
@@ -169,6 +207,7 @@ def test_processor_without_normalisation(tmp_path):
         ({"processor": {"sampling_rate": 8000}}, "8000 Hz"),
         ({"config": {"add_adapter": True}}, "adapter"),
         ({"config": {"conv_kernel": None}}, "convolution"),
+        ({"config": {"model_type": "sew"}}, "joins frames"),
     ],
 )
 def test_unsuitable_checkpoints_are_refused(group, changes, words):

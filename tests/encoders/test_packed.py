@@ -16,6 +16,7 @@ from mer.pipeline.encoders.loading import resolve
 from mer.pipeline.encoders.packed import PackedLinear, can_pack, is_gelu, pack
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.encoders.waves import FRAMES_AT_A_TIME, Waves
+from mer.pipeline.runtime.machine import one_thread
 
 from tests.encoders import checkpoints
 
@@ -83,6 +84,24 @@ def test_a_clip_begins_the_same_in_any_company(tmp_path):
             assert not row[:, frames:].any()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bytes_do_not_depend_on_the_threads_it_was_loaded_with(tmp_path, precision):
+    """Weights that are made while loading, as by a weight norm, are rounded as in every pass."""
+    if not can_pack(CPU, precision):
+        pytest.skip("this processor has no bf16")
+    checkpoint = resolve("audio", str(checkpoints.audio(tmp_path / "base", **WIDE)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            encoder = AudioEncoder(checkpoint, device="cpu", precision=precision)
+            with one_thread():
+                found.append(encoder.encode([encoder.prepare(waveforms()[2])])[0].frames)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].tobytes() == found[1].tobytes()
+
+
 def test_silence_stays_finite(tmp_path):
     encoder = AudioEncoder(
         resolve("audio", str(checkpoints.audio(tmp_path / "base", **WIDE))), device="cpu"
@@ -125,11 +144,12 @@ def test_half_precision_and_what_is_asked_in_full(tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer(precision, activation, bias):
+@pytest.mark.parametrize("shape", [(3, 7), (7,), (), (0, 7)])
+def test_a_layer(precision, activation, bias, shape):
     if not can_pack(CPU, precision):
         pytest.skip("this processor has no bf16")
     torch.manual_seed(0)
-    linear, x = nn.Linear(130, 200, bias=bias).requires_grad_(False), torch.randn(3, 7, 130)
+    linear, x = nn.Linear(130, 200, bias=bias).requires_grad_(False), torch.randn(*shape, 130)
     with computing(CPU, precision):
         true = linear(x)
         true = nn.functional.gelu(true) if activation == "gelu" else true
@@ -170,8 +190,13 @@ def test_what_is_replaced():
     assert type(narrow) is nn.Linear
 
 
-def test_without_the_operators_nothing_changes(monkeypatch):
-    monkeypatch.setattr(packed.torch.backends.mkldnn, "is_available", lambda: False)
+@pytest.mark.parametrize("how", ["absent", "turned off"])
+def test_without_the_operators_nothing_changes(monkeypatch, how):
+    onednn = packed.torch.backends.mkldnn
+    if how == "absent":
+        monkeypatch.setattr(onednn, "is_available", lambda: False)
+    else:
+        monkeypatch.setattr(onednn, "enabled", False)
     model = nn.Sequential(nn.Linear(128, 128))
     pack(model, CPU, "fp32")
     assert type(model[0]) is nn.Linear

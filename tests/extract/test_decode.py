@@ -74,14 +74,45 @@ def test_a_hanging_decoder_costs_one_clip(clips):
     assert "did not answer within 5 s" in found[1].reason
 
 
-@pytest.mark.parametrize(("number", "stage"), [(signal.SIGSEGV, "decode"), (signal.SIGKILL, None)])
-def test_a_crashing_decoder_costs_one_clip_and_one_that_is_killed_none(clips, number, stage):
+@pytest.mark.parametrize("first", ["", "0"], ids=["new", "used"])
+def test_a_decoder_that_a_clip_crashes_costs_that_clip(clips, monkeypatch, first):
+    script = clips / "sitecustomize.py"
+    script.write_text(
+        "import os\nimport mer.pipeline.media.audio as m\nload = m.load\n"
+        "def crash(path, **k):\n    if '1.wav' in str(path): os.abort()\n    return "
+        "load(path, **k)\nm.load = crash\n"
+    )
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{clips}{os.pathsep}{before}")
+    names = (*first, "1", "2")
+    with Decoders(1) as decoders:
+        found = list(decoders.run(jobs(clips, names=names)))
+    assert [x.stage for x in found] == [None] * len(first) + ["decode", None]
+    assert f"crashed (status -{signal.SIGABRT.value})" in found[-2].reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_decoder_that_ends_between_two_clips_costs_none(clips, number):
     with Decoders(1) as decoders:
         stream = decoders.run(jobs(clips, names=("0", "1", "2")), ahead=1)
         assert next(stream).stage is None
         decoders._running[0].send_signal(number)
         decoders._running[0].wait()
-        assert [next(stream).stage, next(stream).stage] == [stage, None]
+        assert [next(stream).stage, next(stream).stage] == [None, None]
+
+
+def test_a_kept_worker_that_ends_before_its_next_clip_costs_none(clips, none_kept, monkeypatch):
+    """It is not seen yet that it has ended, of none of those that are kept."""
+    with workers_kept():
+        with Decoders(2) as decoders:
+            list(decoders.run(jobs(clips)))
+        monkeypatch.setattr(decode, "_ended", lambda worker: False)
+        for worker in decode._WAITING._workers:
+            worker.process.send_signal(signal.SIGSEGV)
+            worker.process.wait()
+        with Decoders(1) as decoders:
+            found = list(decoders.run(jobs(clips, names=("0", "1"))))
+    assert [x.stage for x in found] == [None, None]
 
 
 def test_signals_to_the_whole_group_leave_decoders_alone(clips):
