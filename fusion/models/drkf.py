@@ -149,7 +149,9 @@ class DRKFConfig:
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
-                raise DataError(f"{field}={getattr(self, field)!r}: known are {', '.join(values)}")
+                raise DataError(
+                    f"model_args.{field}={getattr(self, field)!r}: known are {', '.join(values)}"
+                )
         if self.mi_projection == "raw" and self.d_p != self.d:
             raise DataError(
                 f"mi_projection='raw' compares d_p = {self.d_p} with d = {self.d} numbers; set "
