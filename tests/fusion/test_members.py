@@ -187,7 +187,8 @@ def test_the_bar_shows_all_of_them():
 def test_nothing_goes_on_training_when_the_one_that_started_it_is_killed(tmp_path):
     store = make_store(tmp_path)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom mer.fusion import config, experiment\n"
+        "import sys\nfrom pathlib import Path\nfrom mer.fusion import config\n"
+        "from mer.fusion.training import experiment\n"
         "from mer.pipeline.store import FeatureStore\n"
         "sets = ['train.epochs=1000000', 'train.patience=1000000', 'model_args.hidden=8']\n"
         "settings = config.load(model='concat', sets=sets)\n"

@@ -239,17 +239,9 @@ def mer(*args) -> tuple[int, str, str]:
 
 def prepared(tmp_path, lines: list[str], *more: str) -> tuple[int, str, str]:
     (tmp_path / "votes.csv").write_text("\n".join(["id,text,joy,anger,neutral", *lines]) + "\n")
-    return mer(
-        "prepare",
-        "table",
-        "--from",
-        tmp_path / "votes.csv",
-        "--soft-labels",
-        "joy,anger,neutral",
-        "--out",
-        tmp_path / "m.parquet",
-        *more,
-    )
+    columns = () if "--soft-labels" in more else ("--soft-labels", "joy,anger,neutral")
+    paths = ("--from", tmp_path / "votes.csv", "--out", tmp_path / "m.parquet")
+    return mer("prepare", "table", *paths, *columns, *more)
 
 
 def test_votes_of_a_table(tmp_path):
