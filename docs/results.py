@@ -375,7 +375,7 @@ def trimodal() -> str:
 
 
 def ratios(*parts: str) -> str:
-    """Some parts of the table of every ratio."""
+    """Some parts of the table of every ratio, and which of them ran out of time."""
     head = ["", "mer", "beside", "that takes", "ratio", "aim"]
     lines = []
     for row in results("all")["rows"]:
@@ -383,7 +383,14 @@ def ratios(*parts: str) -> str:
             theirs = f"{row['theirs']} {row['unit']}" if row["peer"] else ""
             ours = f"{row['ours']} {row['unit']}"
             lines.append([row["what"], ours, row["peer"], theirs, str(row["ratio"]), row["aim"]])
-    return "\n\n".join([table(head, lines), source("all")] if lines else [source("all")])
+    if not lines:
+        return source("all")
+    cut = [
+        f"- {part['part']}: {part['ended']}"
+        for part in results("all")["parts"]
+        if part["part"] in parts and part["ended"] != "done"
+    ]
+    return "\n\n".join([table(head, lines), "\n".join([source("all"), *cut])])
 
 
 PARTS: dict[str, Callable[[], str]] = {
