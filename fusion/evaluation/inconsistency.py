@@ -72,7 +72,7 @@ def inconsistent(own: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]
 
 
 def told_by(score: Iterable[float | None], own: Mapping[str, np.ndarray]) -> TwoWay | None:
-    """How well a score in 0 … 1, high where modalities disagree, tells the inconsistent rows; None
+    """How well a score in 0 to 1, high where modalities disagree, tells the inconsistent rows; None
     where nobody knows of any row, or the model has no such score of one.
     """
     if len(own) < 2:

@@ -292,7 +292,7 @@ def _record_lines(file: Iterable[str], form: Dialect) -> Iterator[int]:
 
 
 def repair(text: str) -> str:
-    """C1 control characters are cp1252 punctuation that was read as Latin-1 (’ became U+0092): map
+    """C1 control characters are cp1252 punctuation read as Latin-1 (’ became U+0092): map
     them back, and no-break spaces to spaces, so that the corpus's revisions agree. Five code points
     that cp1252 does not define stay as they are.
     """

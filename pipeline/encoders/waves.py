@@ -158,5 +158,5 @@ class Waves(nn.Module):
 
 
 def windows(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """(…, n) → (…, T, kernel): what a convolution sees at each step; the numbers are not copied."""
+    """(…, n) → (…, T, kernel): what a convolution sees at each step. Nothing is copied."""
     return x.unfold(-1, kernel, stride)

@@ -119,13 +119,16 @@ def seeds(keep: Keep, tiny: bool) -> None:
 
     from tests.bench import train as bench
 
-    count, most = (2, 1) if tiny else (5, 4)
-    aims = {"concat": 0.6, "drkf": 0.8}
+    count = 2 if tiny else 5
+    # model -> the aim for the ratio, utterances, epochs
+    asked = {"concat": (0.6, 600, 4), "drkf": (0.8, 120, 2)}
+    if tiny:
+        asked = {"concat": (0.6, 64, 1), "drkf": (0.8, 32, 1)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = {"audio": (64, bench.HZ, 64), "text": (64, None, 32)}
-        with bench.corpus(folder / "store", 64 if tiny else 600, shape) as store:
-            for model, aim in aims.items():
+        for model, (aim, rows, most) in asked.items():
+            with bench.corpus(folder / model, rows, shape) as store:
                 sets = [f"train.epochs={most}", f"train.patience={most}", "data.dev_share=0.2"]
                 settings = config.load(model=model, sets=sets)
                 quiet = {"device": torch.device("cpu"), "note": lambda line: None, "warn": False}
@@ -218,10 +221,10 @@ def contrastive(keep: Keep, tiny: bool) -> None:
     from tests.bench import contrastive as bench
 
     torch.set_num_threads(1)
-    sizes = ((8, 16),) if tiny else ((128, 256), (2048, 256), (8192, 256))
+    sizes = ((8, 16),) if tiny else ((128, 256), (2048, 256), (4096, 256))
     for rows, d in sizes:
         for workload in ("nt_xent", "drkf") if rows <= 2048 else ("nt_xent",):
-            rounds = 1 if tiny else {128: 40, 2048: 5, 8192: 2}[rows]
+            rounds = 1 if tiny else {128: 40, 2048: 3, 4096: 2}[rows]
             found = bench.measure(
                 workload, rows, d, torch.device("cpu"), torch.float32,
                 rounds=rounds, compile_peers=False, paths=False, tiles=(), note=lambda peer: None,
