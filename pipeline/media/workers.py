@@ -361,9 +361,10 @@ def _folder() -> str | None:
 
 def _start() -> Worker:
     ours, theirs = Pipe()
+    # -P: what lies in the working folder, a script called av.py, is none of its modules.
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
