@@ -78,6 +78,15 @@ FIRST_VERSION_BELIEVED = ("mp3", "flac", "ogg")
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")
 # Streams of frames: what lies between two of them may be a tag.
 FRAMED = {"mp3", "aac", "ac3", "eac3", "flac", "loas", "dts"}
+# FFmpeg's kinds of samples; a "p" behind the name: each channel in a plane of its own.
+SAMPLE_TYPES = {
+    "u8": np.uint8,
+    "s16": np.int16,
+    "s32": np.int32,
+    "s64": np.int64,
+    "flt": np.float32,
+    "dbl": np.float64,
+}
 # Rate, names of the channels, offset, samples (channels, n).
 Block = tuple[int, tuple[str, ...], int, np.ndarray]
 Blocks = Generator[Block, None, None]
@@ -570,10 +579,19 @@ def _zeros(channels: int, n: int) -> np.ndarray:
 
 
 def _planes(frame) -> np.ndarray:
-    """An av.AudioFrame as float32 (channels, n), full scale 1."""
-    array = frame.to_ndarray()
-    if not frame.format.is_planar:
-        array = array.reshape(-1, len(frame.layout.channels)).T
+    """An av.AudioFrame as float32 (channels, n), full scale 1.
+
+    Its planes are counted here: of eight PyAV's own `to_ndarray` takes what lies behind them for a
+    ninth.
+    """
+    channels = frame.layout.nb_channels
+    dtype = SAMPLE_TYPES[frame.format.name.removesuffix("p")]
+    if frame.format.is_planar:
+        planes = frame.planes[:channels]
+        array = np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes])
+    else:
+        array = np.frombuffer(frame.planes[0], dtype, frame.samples * channels)
+        array = array.reshape(-1, channels).T
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128.0) / 128.0
     if array.dtype.kind == "i":

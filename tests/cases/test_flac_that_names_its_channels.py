@@ -70,7 +70,7 @@ def test_the_centre_is_taken_where_there_is_one(tmp_path, layout, names, centre)
 
 
 def test_old_stores_decode_them_again(tmp_path, monkeypatch):
-    """What an earlier version remembered of such a file, that it is like any other, is forgotten."""
+    """What an earlier version remembered of such a file, that it is like others, is forgotten."""
     path = write(tmp_path / "a.flac", "2.1", ["FL", "FR", "LFE"])
     assert media.changed(path) == "channels that the file names itself"
     assert media.changed(write(tmp_path / "b.flac", "3.0", ["FL", "FR", "FC"])) is None
