@@ -1,5 +1,5 @@
-"""An npz whose features are (N, D) with lengths beside: what these say is taken, or is an error. They
-were passed over where there were as many rows as utterances."""
+"""An npz whose features are (N, D) with lengths beside: what these say is taken, or is an error.
+They were passed over where there were as many rows as utterances."""
 
 from __future__ import annotations
 
