@@ -39,6 +39,9 @@ GAP_SECONDS = 0.05
 DECODER_DELAY_SECONDS = 0.2
 # A longer gap, in a format whose clock may start anew, is a new clock and no silence, as in ffmpeg.
 NEW_CLOCK_SECONDS = 10.0
+# By so much an MP3 is entered before what is wanted: frames may keep bits in as many as ten others
+# before them, and sound goes on from one to the next.
+MP3_WARM_UP_SECONDS = 1.0
 BROKEN_SHARE = 0.05  # of a stream's packets that may be undecodable before the file is refused
 # What the first version let be missing against a duration in the header.
 FIRST_VERSION_MISSING_SECONDS, FIRST_VERSION_MISSING_SHARE = 0.5, 0.1
@@ -220,6 +223,8 @@ def _soundfile_blocks(source: Source, start: float) -> Blocks:
             offset = 0
             if file.seekable():
                 offset = min(round(start * file.samplerate), max(0, file.frames))
+                if file.format == "MP3":  # a frame needs bits of those before it
+                    offset = max(0, offset - round(MP3_WARM_UP_SECONDS * file.samplerate))
             if offset:
                 file.seek(offset)
             more = True

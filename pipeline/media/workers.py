@@ -367,6 +367,8 @@ def _start() -> Worker:
             [sys.executable, "-P", "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            # what decoding libraries write there is not for the user: answers say what went wrong
+            stderr=None if os.environ.get("MER_DEBUG") else subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     return Worker(process, ours, _environment())
