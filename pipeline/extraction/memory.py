@@ -152,7 +152,9 @@ class FileMemory:
         return digest
 
     def remember(self, digest: str, span: str, found: int | Problem) -> None:
-        """The samples of a span of hashed content, or why they cannot be read."""
+        """The samples of a span of hashed content, or why they cannot be read, whatever its file is
+        called.
+        """
         if isinstance(found, Problem):
             found = Problem(found.stage, spelled(found.reason))
         self.spans[digest, span] = found
