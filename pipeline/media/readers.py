@@ -183,8 +183,9 @@ def _header(path: Path) -> Any:
     """The file as soundfile opens it; None where PyAV is to read it."""
     try:
         header = soundfile.SoundFile(os.fsencode(path))
-    except (soundfile.LibsndfileError, RuntimeError):
-        return None  # a codec only FFmpeg has
+    # A codec that only FFmpeg has; or a name in .raw, for which soundfile wants to be told a rate.
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        return None
     if header.format not in SOUNDFILE or not 0 <= header.frames < 1 << 62:
         return None
     if header.channels > 2 and (header.format != "FLAC" or header.channels > 8):
