@@ -65,15 +65,21 @@ def stepping(preset: str, precision: str) -> Callable[[], None]:
 
     from mer.fusion import config
     from mer.fusion.models import build
-    from mer.fusion.training import train
+
+    try:
+        from mer.fusion.training import optim
+    except ModuleNotFoundError:  # before fusion had rooms, and before it had this module
+        optim = None
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings, (spec, each) = config.load(preset=preset), batches(preset)
     model = build(settings.model, settings.model_args, spec).train()
-    if hasattr(train, "optim"):
-        optimizer, clip = train.optim.adamw(model, settings), train.optim.clip_gradients
-    else:  # before mer/fusion/training/optim.py
+    if optim is not None:
+        optimizer, clip = optim.adamw(model, settings), optim.clip_gradients
+    else:
+        from mer.fusion import train
+
         groups = train.parameter_groups(model, settings)
         optimizer = torch.optim.AdamW(groups, betas=settings.optim.betas)
         clip = torch.nn.utils.clip_grad_norm_
