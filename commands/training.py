@@ -423,7 +423,7 @@ def evaluate(
         note(f"wrote {plural(len(written), 'file')} to {figures}")
     said, tables = {}, []  # beside the figures
     if robust:
-        from mer.fusion.evaluation import robustness
+        from mer.fusion.evaluation import robustness, robustness_tables
 
         measured = robustness.measure(
             opened,
@@ -435,7 +435,7 @@ def evaluate(
             progress=asked["progress"],
         )
         said["robustness"] = tree(measured)
-        tables += robustness.tables(measured)
+        tables += robustness_tables.tables(measured)
     if other is not None:
         both = combined.of_runs(opened, other)
         said["mer2023"] = tree(both)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mer.fusion.evaluation import opening_rows, robustness
+from mer.fusion.evaluation import opening_rows, robustness_tables
 from mer.fusion.measures import metrics
 from mer.fusion.measures.intervals import Paired, holm
 from mer.fusion.measures.metrics import headline, in_order, lower_is_better
@@ -672,7 +672,7 @@ def _section(one: Named, file: str) -> Part:
     made = []
     every = tables(found)
     for measured in one.told.robust:
-        every += robustness.tables(measured)
+        every += robustness_tables.tables(measured)
     for number_, table in enumerate(every, start=1):
         made.append(PageTable(f"{one.id}-table-{number_}", f"{file}-table-{number_}", table))
     drawn_here = pictures.of_results(one.told.children, found, one.told.logs)
