@@ -173,7 +173,7 @@ def prepare(
     if speaker_independent:
         check_speakers(str(meta), counted(rows))
     language = language or LANGUAGES.get(corpus, "en")
-    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
     classes = tuple(dict.fromkeys(label_of.values()))
     source = {"lists": meta.name, "fold": fold}

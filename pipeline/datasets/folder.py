@@ -23,9 +23,11 @@ from mer.pipeline.datasets.filenames import (
 )
 from mer.pipeline.datasets.files import cut_blanks, look
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
 from mer.pipeline.datasets.newclips import WORDS, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
-from mer.pipeline.datasets.table import POSITION, SHARES, given_names, split_groups
+from mer.pipeline.datasets.tablelabels import given_names
+from mer.pipeline.datasets.tablevalues import POSITION
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
@@ -37,7 +39,6 @@ COLUMNS = (
     *("id", "text", "speaker", "sentence", "session", "dialogue", "position", "split"),
     *LABEL_FIELDS,
 )
-GROUPS = ("dialogue", "speaker")  # what a split is made by, the first that every file has
 LEFT_OUT = ""  # --map CODE=: utterances of that code are left out
 
 
@@ -95,7 +96,7 @@ def prepare(
     classes = _classes(rows, labels, mapping)
     rows = _split(rows, split, seed, findings)
     _warn_of_sentences(utterances.values(), rules, findings)
-    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
     made = {"pattern": pattern, "map": dict(mapping), "split": split, "seed": seed}
     return Manifest(name, "single", classes, tuple(rows), root, language, made), findings
