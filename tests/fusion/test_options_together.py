@@ -18,7 +18,8 @@ from mer.fusion.config import DataConfig, load
 from mer.fusion.data import splits
 from mer.fusion.evaluation import ensemble, evaluate, robustness, scoring
 from mer.fusion.report.gathering import gather
-from mer.fusion.report.page import Named, _overview
+from mer.fusion.report.page import _overview
+from mer.fusion.report.page_parts import Named
 from mer.fusion.report.results import remarks
 from mer.fusion.runs import prediction_table, run_rows, runs_table
 from mer.fusion.runs.checkpoint import Run
