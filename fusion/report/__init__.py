@@ -12,7 +12,7 @@ export.py      every table as CSV and LaTeX, every picture as PNG, SVG and PDF
 
 from mer.fusion.measures.tables import Table, glossary, number, plain
 from mer.fusion.report.export import write_figures, write_tables
-from mer.fusion.report.gathering import LeftOut, Told, gather, told
+from mer.fusion.report.gathering import LeftOut, ReadRun, gather, read_run
 from mer.fusion.report.page import made_now, page, prepared, rendered
 from mer.fusion.report.page_parts import Report
 from mer.fusion.report.results import (
@@ -29,9 +29,9 @@ from mer.fusion.report.results import (
 
 __all__ = [
     "LeftOut",
+    "ReadRun",
     "Report",
     "Table",
-    "Told",
     "caveats",
     "compare",
     "comparison_table",
@@ -44,11 +44,11 @@ __all__ = [
     "page",
     "plain",
     "prepared",
+    "read_run",
     "remarks",
     "rendered",
     "show",
     "tables",
-    "told",
     "untrained",
     "write_figures",
     "write_tables",

@@ -19,7 +19,7 @@ from mer.fusion.measures import metrics
 from mer.fusion.measures.metrics import in_order
 from mer.fusion.measures.tables import Table, glossary
 from mer.fusion.report import pictures
-from mer.fusion.report.gathering import LeftOut, Told, told
+from mer.fusion.report.gathering import LeftOut, ReadRun, read_run
 from mer.fusion.report.page_comparison import comparable, compared
 from mer.fusion.report.page_parts import Named, PageTable, Part, Report, pictured
 from mer.fusion.report.results import numbers, remarks, tables
@@ -48,13 +48,13 @@ def page(given: Sequence[Run], *, progress: Silent = SILENT) -> str:
         DataError: One is not finished, not evaluated, or damaged.
     """
     checks = Together()
-    found = [checks.of(partial(told, run)) for run in given]
+    runs = [checks.of(partial(read_run, run)) for run in given]
     checks.settle()
-    return rendered(prepared(found, progress=progress))
+    return rendered(prepared(runs, progress=progress))
 
 
 def prepared(
-    found: Sequence[Told],
+    runs: Sequence[ReadRun],
     *,
     left_out: Sequence[LeftOut] = (),
     against: Path | None = None,
@@ -75,15 +75,15 @@ def prepared(
     Raises:
         DataError: `against` is none of the runs, or no run has `metric`.
     """
-    named = _named(found)
+    named = _named(runs)
     _check_asked(named, against, metric)
     with progress.task("drawing", len(named), "runs", brief=True) as advance:
         sections = []
-        for number_, one in enumerate(named, start=1):
-            sections.append(_section(one, f"run-{number_:0{len(str(len(named)))}}"))
+        for number_, run in enumerate(named, start=1):
+            sections.append(_section(run, f"run-{number_:0{len(str(len(named)))}}"))
             advance(1)
-    names = [name for one in found for name in one.found.metrics.figures]
-    lead = plural(len(found), "run") + (f", {len(left_out)} left out" if left_out else "")
+    names = [name for run in runs for name in run.scores.metrics.figures]
+    lead = plural(len(runs), "run") + (f", {len(left_out)} left out" if left_out else "")
     sets = list(comparable(named).values())
     with progress.task("comparing", len(named), "runs", brief=True) as advance:
         comparisons = []
@@ -126,29 +126,29 @@ def _templates() -> Environment:
     )
 
 
-def _named(found: Sequence[Told]) -> list[Named]:
+def _named(runs: Sequence[ReadRun]) -> list[Named]:
     """Runs by the names of their folders; by the whole path where two have one name, and counted
     where two are one run.
     """
-    short = [one.run.path.name for one in found]
+    short = [run.run.path.name for run in runs]
     used: dict[str, int] = {}
     named = []
-    for place, (one, name) in enumerate(zip(found, short, strict=True), start=1):
-        name = name if name and short.count(name) == 1 else str(one.run.path)
+    for place, (run, name) in enumerate(zip(runs, short, strict=True), start=1):
+        name = name if name and short.count(name) == 1 else str(run.run.path)
         used[name] = used.get(name, 0) + 1
         again = f" ({used[name]})" if used[name] > 1 else ""
-        named.append(Named(f"{name}{again}", f"run-{place}", one))
+        named.append(Named(f"{name}{again}", f"run-{place}", run))
     return named
 
 
 def _check_asked(named: Sequence[Named], against: Path | None, metric: str | None) -> None:
-    known = dict.fromkeys(name for one in named for name in one.told.found.metrics.figures)
+    known = dict.fromkeys(name for run in named for name in run.read.scores.metrics.figures)
     if metric is not None and metric not in known:
         raise DataError(
             f"--metric {shown(metric, 40)}: no run has it{did_you_mean(metric, known)}; known are "
             f"{', '.join(known)}"
         )
-    if against is not None and not any(one.is_at(against) for one in named):
+    if against is not None and not any(run.is_at(against) for run in named):
         raise DataError(f"--against {against}: none of the runs that the report has figures of")
 
 
@@ -157,27 +157,27 @@ def _check_asked(named: Sequence[Named], against: Path | None, metric: str | Non
 
 def _overview(named: Sequence[Named]) -> PageTable:
     names = in_order(
-        dict.fromkeys(name for one in named for name in one.told.found.metrics.figures)
+        dict.fromkeys(name for run in named for name in run.read.scores.metrics.figures)
     )
     rows = []
-    for one in named:
-        found = one.told.found
-        cells = numbers(found.metrics.figures, names)
-        if isinstance(found, GroupMetrics):
-            spread = numbers(found.sd, names)
+    for run in named:
+        scores = run.read.scores
+        cells = numbers(scores.metrics.figures, names)
+        if isinstance(scores, GroupMetrics):
+            spread = numbers(scores.sd, names)
             pairs = zip(names, cells, spread, strict=True)
-            there = found.metrics.figures
-            cells = [f"{mean} ± {sd}" if name in there else mean for name, mean, sd in pairs]
-        part = f"{found.dataset} {found.split}"
-        rows.append((one.name, found.model, one.context, part, *cells))
+            figures = scores.metrics.figures
+            cells = [f"{mean} ± {sd}" if name in figures else mean for name, mean, sd in pairs]
+        part = f"{scores.dataset} {scores.split}"
+        rows.append((run.name, scores.model, run.context, part, *cells))
     heads = ("run", "model", "context", "test part", *map(metrics.title, names))
     table = Table("test figures of every run", heads, tuple(rows))
-    return PageTable("all-runs-table", "all-runs", table, tuple(one.id for one in named))
+    return PageTable("all-runs-table", "all-runs", table, tuple(run.id for run in named))
 
 
 def _provenance(named: Sequence[Named]) -> Part:
     """What all runs share, and a table of what they do not."""
-    facts = [_facts(one.told) for one in named]
+    facts = [_facts(run.read) for run in named]
     keys = list(dict.fromkeys(key for some in facts for key in some))
     common = {}
     for key in keys:
@@ -185,71 +185,72 @@ def _provenance(named: Sequence[Named]) -> Part:
         if len(values) == 1:
             common[key] = values.pop()
     differ = [key for key in keys if key not in common]
-    links = tuple(one.id for one in named)
-    found = []
+    links = tuple(run.id for run in named)
+    page_tables = []
     if differ:
         rows = [
-            (one.name, *(some.get(key, "") or "–" for key in differ))
-            for one, some in zip(named, facts, strict=True)
+            (run.name, *(some.get(key, "") or "–" for key in differ))
+            for run, some in zip(named, facts, strict=True)
         ]
         table = Table("what differs between the runs", ("run", *differ), tuple(rows))
-        found.append(PageTable("provenance-table", "provenance", table, links))
-    rows_of_runs = [one.told.row for one in named]
+        page_tables.append(PageTable("provenance-table", "provenance", table, links))
+    rows_of_runs = [run.read.row for run in named]
     settings = runs_table.differing(rows_of_runs)
     if settings:
         rows = [
-            (one.name, *(runs_columns.cell(one.told.row, name) or "–" for name in settings))
-            for one in named
+            (run.name, *(runs_columns.cell(run.read.row, name) or "–" for name in settings))
+            for run in named
         ]
         table = Table("settings that differ", ("run", *settings), tuple(rows))
-        found.append(PageTable("settings-table", "settings", table, links))
+        page_tables.append(PageTable("settings-table", "settings", table, links))
     shared = tuple((key, value) for key, value in common.items() if value)
-    return Part("provenance", "Provenance", facts=shared, tables=tuple(found))
+    return Part("provenance", "Provenance", facts=shared, tables=tuple(page_tables))
 
 
-def _facts(one: Told) -> dict[str, str]:
+def _facts(run: ReadRun) -> dict[str, str]:
     """Where the figures of a run come from."""
-    row, info, child = one.row, one.run.info, one.children[0].result
-    counts = {**child.counts, "test": one.found.metrics.n}
-    if isinstance(one.found, GroupMetrics):
-        counts["test"] = one.found.n
-    said = ", ".join(f"{part} {n:,.0f}" for part, n in counts.items() if n is not None)
-    epochs = [f"{run.result.best_epoch} of {run.result.epochs or '?'}" for run in one.children]
+    row, info, child = run.row, run.run.info, run.children[0].result
+    counts = {**child.counts, "test": run.scores.metrics.n}
+    if isinstance(run.scores, GroupMetrics):
+        counts["test"] = run.scores.n
+    utterances = ", ".join(f"{part} {n:,.0f}" for part, n in counts.items() if n is not None)
+    results = [training.result for training in run.children]
+    epochs = [f"{result.best_epoch} of {result.epochs or '?'}" for result in results]
     versions = info.versions or {}
     known = (name for name in ("torch", "python") if name in versions)
     return {
         "date": runs_columns.cell(row, "date"),
         "mer": " ".join([row.mer, *(f"{name} {versions[name]}" for name in known)]).strip(),
         "model": row.model,
-        "context": one.found.context or "none",
+        "context": run.scores.context or "none",
         "parameters": "" if row.parameters is None else f"{row.parameters:,}",
         "device": row.device,
         "store": row.store,
         "store key": runs_columns.cell(row, "key"),
         "dataset": f"{row.dataset} ({info.store.language})" if info.store.language else row.dataset,
-        "encoders": "; ".join(_encoders(one)),
+        "encoders": "; ".join(_encoders(run)),
         "seeds": runs_columns.cell(row, "seeds"),
         "folds": row.folds or "",
-        "utterances": said,
+        "utterances": utterances,
         "epoch chosen by dev": ", ".join(epochs),
         "test part opened": plural(row.opened, "time"),
         "command": row.command,
     }
 
 
-def _encoders(one: Told) -> Iterator[str]:
+def _encoders(run: ReadRun) -> Iterator[str]:
     """What the model read, a phrase for each feature set."""
-    stored = one.run.info.store.modalities
-    for name, used in one.children[0].spec.sources.items():
-        of = stored[name]
-        words = [of.encoder or "imported features"]
-        if of.revision:
-            words.append(f"revision {of.revision[:REVISION_CHARACTERS]}")
+    stored = run.run.info.store.modalities
+    for name, used in run.children[0].spec.sources.items():
+        info = stored[name]
+        words = [info.encoder or "imported features"]
+        if info.revision:
+            words.append(f"revision {info.revision[:REVISION_CHARACTERS]}")
         if used.means:
             words.append(f"mix of {plural(used.means, 'layer')}")
-        elif of.layer:
-            words.append(f"layer {of.layer}")
-        if of.trained is False:
+        elif info.layer:
+            words.append(f"layer {info.layer}")
+        if info.trained is False:
             words.append("untrained")
         yield f"{name}: {', '.join(words)}"
 
@@ -270,22 +271,22 @@ def _reason(one: LeftOut) -> str:
 # ---- One run
 
 
-def _section(one: Named, file: str) -> Part:
-    found = one.told.found
-    made = []
-    every = tables(found)
-    for measured in one.told.robust:
-        every += robustness_tables.tables(measured)
-    for number_, table in enumerate(every, start=1):
-        made.append(PageTable(f"{one.id}-table-{number_}", f"{file}-table-{number_}", table))
-    drawn_here = pictures.of_results(one.told.children, found, one.told.logs)
-    path = one.told.run.path
+def _section(run: Named, file: str) -> Part:
+    scores = run.read.scores
+    page_tables = []
+    shown_tables = tables(scores)
+    for measured in run.read.robust:
+        shown_tables += robustness_tables.tables(measured)
+    for number_, table in enumerate(shown_tables, start=1):
+        page_tables.append(PageTable(f"{run.id}-table-{number_}", f"{file}-table-{number_}", table))
+    drawn_here = pictures.of_results(run.read.children, scores, run.read.logs)
+    path = run.read.run.path
     return Part(
-        id=one.id,
-        title=one.name,
-        notes=tuple(remarks(found)),
-        facts=tuple((key, value) for key, value in _facts(one.told).items() if value),
-        tables=tuple(made),
-        pictures=tuple(pictured(picture, one.id, file, path) for picture in drawn_here),
-        config=one.told.config,
+        id=run.id,
+        title=run.name,
+        notes=tuple(remarks(scores)),
+        facts=tuple((key, value) for key, value in _facts(run.read).items() if value),
+        tables=tuple(page_tables),
+        pictures=tuple(pictured(picture, run.id, file, path) for picture in drawn_here),
+        config=run.read.config,
     )

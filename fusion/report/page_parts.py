@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mer.fusion.measures.tables import Table
 from mer.fusion.report.drawing import Scene, scene
-from mer.fusion.report.gathering import Told
+from mer.fusion.report.gathering import ReadRun
 from mer.fusion.report.pictures import Picture
 
 
@@ -84,16 +84,16 @@ class Named:
 
     name: str
     id: str
-    told: Told
+    read: ReadRun
 
     def is_at(self, path: Path) -> bool:
         """Whether the run lies in that folder."""
-        return self.told.run.path.resolve() == path.resolve()
+        return self.read.run.path.resolve() == path.resolve()
 
     @property
     def context(self) -> str:
         """The kind of conversation context that the run has seen."""
-        return self.told.found.context or "none"
+        return self.read.scores.context or "none"
 
 
 def pictured(
