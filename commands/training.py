@@ -255,14 +255,14 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     checks.settle()
     bases = [config.load(model=name, sets=sets) for name in models]
     fixed = [text.partition("=")[0].strip() for text in sets]
-    searched = [one.without(fixed) for one in space.spaces_of(models, spaces)]
+    searched = [own.without(fixed) for own in space.spaces_of(models, spaces)]
     from mer.fusion.measures import tables
     from mer.fusion.runtime.devices import pick_device
-    from mer.fusion.training import experiment, tuning
+    from mer.fusion.training import experiment, tuning, tuning_results
     from mer.pipeline.runtime.progress import choose
 
     with store:
-        found = tuning.tune(
+        results = tuning.tune(
             store,
             bases,
             searched,
@@ -275,8 +275,8 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
             command=command_line(click.get_current_context()),
         )
     if as_json:
-        say_json(tuning.as_json(found))
+        say_json(tuning_results.as_json(results))
         return
-    say_laid_out(tables.plain(tuning.table(found, given["seeds"])))
-    for line in tuning.lines(found, features, given["folds"]):
+    say_laid_out(tables.plain(tuning_results.table(results, given["seeds"])))
+    for line in tuning_results.lines(results, features, given["folds"]):
         say(line)
