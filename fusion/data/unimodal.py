@@ -87,22 +87,22 @@ def notes(store: FeatureStore, spec: DataSpec, config: TrainConfig, split: Split
     """
     if not config.data.unimodal_labels:
         return []
-    there = targets(store.table(), spec.task, spec.labels)
-    said = []
+    by_modality = targets(store.table(), spec.task, spec.labels)
+    lines = []
     for m in spec.modalities:
-        if m not in there:
-            said.append(f"no unimodal labels of {m}: its head learns the common label")
+        if m not in by_modality:
+            lines.append(f"no unimodal labels of {m}: its head learns the common label")
             continue
-        known = labelled(there[m][split.train])
+        known = labelled(by_modality[m][split.train])
         if lacking := int((~known).sum()):
             rows = plural(len(known), "training row")
-            said.append(
+            lines.append(
                 f"{m}: {lacking:,} of {rows} without a unimodal label, left out of its head"
             )
-        values = np.unique(there[m][split.train][known])
+        values = np.unique(by_modality[m][split.train][known])
         if len(values) == 1:
-            of = spec.labels[int(values[0])] if spec.task == "single" else f"{values[0]:g}"
-            said.append(f"all train's unimodal labels of {m} are {of}: nothing to learn from them")
-    if others := [m for m in there if m not in spec.modalities]:
-        said.append(f"unimodal labels of {listed(others)} are not used: the model does not read it")
-    return said
+            value = spec.labels[int(values[0])] if spec.task == "single" else f"{values[0]:g}"
+            lines.append(f"all train's unimodal labels of {m} are {value}: nothing to learn from them")
+    if others := [m for m in by_modality if m not in spec.modalities]:
+        lines.append(f"unimodal labels of {listed(others)} are not used: the model does not read it")
+    return lines

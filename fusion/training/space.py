@@ -238,8 +238,8 @@ def _between(
     if whole and not (isinstance(low, int) and isinstance(high, int)):
         raise DataError(f"{where}: bounds {low} and {high} of a whole number; write whole numbers")
     if low >= high:
-        said = "the bounds are reversed" if low > high else "the bounds are equal"
-        raise DataError(f"{where}: low = {low}, high = {high}: {said}")
+        why = "the bounds are reversed" if low > high else "the bounds are equal"
+        raise DataError(f"{where}: low = {low}, high = {high}: {why}")
     log = value.get("log", False)
     if not isinstance(log, bool):
         raise DataError(f"{where}: log = {shown(log, 40)}: expected true or false")
@@ -254,8 +254,8 @@ def _end(value: Mapping[str, Any], name: str, where: str) -> int | float:
     """One of the bounds."""
     end = value.get(name)
     if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-        said = "missing" if end is None else f"{shown(end, 40)}, which is no finite number"
-        raise DataError(f"{where}: {name} is {said}")
+        problem = "missing" if end is None else f"{shown(end, 40)}, which is no finite number"
+        raise DataError(f"{where}: {name} is {problem}")
     return end
 
 

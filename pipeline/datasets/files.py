@@ -79,17 +79,17 @@ def require_root(root: Path, info: CorpusInfo) -> None:
     """Raise DataError unless `root` is a folder; it says what lies beside it under a like name."""
     if root.is_dir():
         return
-    told = " (it is a file)" if root.exists() else ""
+    hint = " (it is a file)" if root.exists() else ""
     parent = root.absolute().parent
     name = _folded(root.name)
     with suppress(OSError):
         beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
         alike = sorted(other for other in beside if name in _folded(other))
         if alike:
-            told = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
+            hint = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
     where = shown(root.absolute(), 120)
     raise DataError(
-        f"{info.name}: no folder {where}{told} (--root or MER_DATA names another); to get it: "
+        f"{info.name}: no folder {where}{hint} (--root or MER_DATA names another); to get it: "
         f"{info.obtain}"
     )
 

@@ -246,13 +246,13 @@ def _not_measured(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def _told_lacking(lacking: list[str], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A line on the classes that train lacks, with the splits that have them."""
-    told = []
+    classes = []
     for label in lacking:
         where = [split or "no split" for split in SPLITS if label in counts.get(split, ())]
-        told.append(f"{shown(label, 40)} ({', '.join(where)})")
-    if not told:
+        classes.append(f"{shown(label, 40)} ({', '.join(where)})")
+    if not classes:
         return []
-    return [f"train has no utterance of class {listed(told)}: a model cannot learn it"]
+    return [f"train has no utterance of class {listed(classes)}: a model cannot learn it"]
 
 
 def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, dict[str, int]]:

@@ -148,9 +148,9 @@ def _mapped(
         return list(named)
     given = Counter(strip(file.fields[rules.label]) for file in named)
     if unknown := [label for label in given if label not in mapping]:
-        told = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
+        examples = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
         raise DataError(
-            f"--map has no class for {listed(told, 4)}; add --map {shown(unknown[0], 30)}=CLASS, "
+            f"--map has no class for {listed(examples, 4)}; add --map {shown(unknown[0], 30)}=CLASS, "
             "or with nothing behind the = to leave them out"
         )
     kept = []
@@ -203,13 +203,13 @@ def _classes(
     rows: Sequence[Utterance], labels: str | None, mapping: Mapping[str, str]
 ) -> tuple[str, ...]:
     """The classes in order; raises DataError for rows of another one."""
-    there = Counter(u.label for u in rows if u.label is not None)
+    present = Counter(u.label for u in rows if u.label is not None)
     names = given_names("folder", labels)
     if not names:
-        return tuple(sorted({*there, *mapping.values()} - {LEFT_OUT}))
-    if other := [label for label in there if label not in names]:
-        told = [f"{shown(label, 30)} ({plural(there[label], 'file')})" for label in other]
-        raise DataError(f"--labels has not {listed(told, 4)}; add them, or map them with --map")
+        return tuple(sorted({*present, *mapping.values()} - {LEFT_OUT}))
+    if other := [label for label in present if label not in names]:
+        examples = [f"{shown(label, 30)} ({plural(present[label], 'file')})" for label in other]
+        raise DataError(f"--labels has not {listed(examples, 4)}; add them, or map them with --map")
     return names
 
 

@@ -38,11 +38,11 @@ class FoldCounts:
 
     def line(self) -> str:
         """For people."""
-        told = ", ".join(f"{self.rows[part]:,} {part}" for part in PARTS if self.rows.get(part))
+        text = ", ".join(f"{self.rows[part]:,} {part}" for part in PARTS if self.rows.get(part))
         if self.speakers:
             both = plural(len(self.speakers), "speaker")
-            told += f"; {both} of its test ({plural(self.shared_rows, 'row')}) in train, too"
-        return told
+            text += f"; {both} of its test ({plural(self.shared_rows, 'row')}) in train, too"
+        return text
 
 
 def counted(rows: Iterable[Utterance]) -> dict[str, FoldCounts]:
@@ -55,12 +55,12 @@ def counted(rows: Iterable[Utterance]) -> dict[str, FoldCounts]:
             parts[name][part] += 1
             if u.speaker:
                 speakers[name][part][u.speaker] += 1
-    found = {}
+    counts = {}
     for name in sorted(parts, key=_in_order):
         test, trained = speakers[name]["test"], speakers[name]["train"] | speakers[name]["dev"]
         both = tuple(sorted(test.keys() & trained.keys()))
-        found[name] = FoldCounts(dict(parts[name]), both, sum(test[who] for who in both))
-    return found
+        counts[name] = FoldCounts(dict(parts[name]), both, sum(test[who] for who in both))
+    return counts
 
 
 def _in_order(name: str) -> tuple[bool, int, str]:
@@ -73,12 +73,12 @@ def lines(folds: Mapping[str, FoldCounts]) -> list[str]:
     """What a report says of the folds."""
     if not folds:
         return []
-    told = [f"published folds: {len(folds):,}, for `mer train --folds published`"]
+    report = [f"published folds: {len(folds):,}, for `mer train --folds published`"]
     for name, fold in list(folds.items())[:SHOWN_FOLDS]:
-        told.append(f"  {shown(name, 60)}: {fold.line()}")
+        report.append(f"  {shown(name, 60)}: {fold.line()}")
     if len(folds) > SHOWN_FOLDS:
-        told.append(f"  and {len(folds) - SHOWN_FOLDS:,} more (all with --json)")
-    return told
+        report.append(f"  and {len(folds) - SHOWN_FOLDS:,} more (all with --json)")
+    return report
 
 
 def check_speakers(where: str, folds: Mapping[str, FoldCounts]) -> None:

@@ -372,6 +372,6 @@ def _are(count: int) -> str:
 
 def _kinds(counts: Iterable[tuple[str, int]]) -> str:
     counts = list(counts)
-    told = [f"{count:,} {shown(kind, 12) or 'without ending'}" for kind, count in counts]
-    more = f" and {len(told) - SHOWN_KINDS:,} other kinds" if len(told) > SHOWN_KINDS else ""
-    return ", ".join(told[:SHOWN_KINDS]) + more
+    parts = [f"{count:,} {shown(kind, 12) or 'without ending'}" for kind, count in counts]
+    more = f" and {len(parts) - SHOWN_KINDS:,} other kinds" if len(parts) > SHOWN_KINDS else ""
+    return ", ".join(parts[:SHOWN_KINDS]) + more

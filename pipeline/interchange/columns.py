@@ -165,8 +165,8 @@ def account(
     return f"{line}; not used: {aside_line(rest)}" if rest else line
 
 
-def aside_line(there: Mapping[str, str]) -> str:
+def aside_line(left_aside: Mapping[str, str]) -> str:
     """What was left aside: every name with what it is, up to a number that can be read."""
-    told = [f"{shown(name, 40)} {what}".strip() for name, what in there.items()]
-    more = f" and {len(told) - MANY_NAMES:,} more" if len(told) > MANY_NAMES else ""
-    return ", ".join(told[:MANY_NAMES]) + more
+    parts = [f"{shown(name, 40)} {what}".strip() for name, what in left_aside.items()]
+    more = f" and {len(parts) - MANY_NAMES:,} more" if len(parts) > MANY_NAMES else ""
+    return ", ".join(parts[:MANY_NAMES]) + more
