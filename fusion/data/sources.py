@@ -239,7 +239,9 @@ def _lacks(store: FeatureStore, one: FeatureSet) -> bool:
 
 
 def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[str]:
-    """Of how many utterances a joined modality counts as absent although a part of it is there."""
+    """Lines that count the utterances in which a joined modality is absent although some of its
+    feature sets are there.
+    """
     notes = []
     lack = ("utterance lacks one of them and counts", "utterances lack one of them and count")
     for m, sets in spec.sets.items():
@@ -365,8 +367,8 @@ class BatchSource:
         return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), joined
 
     def _read_set(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
-        """Of one feature set: its steps, or its means and deviations, or the means of its layers
-        (then no step is read); and their lengths.
+        """What is read of one feature set: its steps, or their means and deviations, or the means
+        of its layers (then no step is read); and the lengths of these.
         """
         if _lacks(self.store, one):
             return self._nothing(one, len(rows))
@@ -384,7 +386,7 @@ class BatchSource:
         return np.split(packed, 2, axis=1), there
 
     def _read_means(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
-        """Of one feature set: the means of its layers side by side, one step where it is there."""
+        """The layer means of one feature set side by side, one step for each row that has it."""
         started = time.perf_counter()
         present = self.store.lengths(one.name)[rows] > 0
         means = self.store.layer_means(one.name, rows)[present]

@@ -39,7 +39,7 @@ def targets(table: pa.Table, task: str, labels: Sequence[str]) -> dict[str, np.n
 
 
 def unlabelled(rows: int, task: str) -> np.ndarray:
-    """Targets of so many rows, as of `targets`, of which none has a label."""
+    """Targets for so many rows without a label, in the form that `targets` gives."""
     if task == "single":
         return np.full(rows, -1, dtype=np.int64)
     return np.full((rows, 1), np.nan, dtype=np.float32)

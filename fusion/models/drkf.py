@@ -215,9 +215,7 @@ class DRKF(FusionModel):
         names = tuple(spec.modalities)
         self.pairs = list(combinations(names, 2))
 
-        make_adapters = partial(
-            adapters, spec.modalities, config.d, dropout=config.feature_dropout
-        )
+        make_adapters = partial(adapters, spec.modalities, config.d, dropout=config.feature_dropout)
         self.adapter = make_adapters()
         self.fe_adapter = make_adapters() if config.fe_input == "raw" else None
         self.unimodal = nn.ModuleDict({m: nn.Linear(config.d, spec.outputs) for m in names})
@@ -245,7 +243,8 @@ class DRKF(FusionModel):
         self.turns = self.turn_tokens(config.d)
         self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
-        self._weighs = ((0, -1), False)  # of which version of class_weights, and the answer
+        # the version of class_weights that was looked at last, and whether they weigh anything
+        self._weighs = ((0, -1), False)
 
     # Inference
 
@@ -547,10 +546,10 @@ class DRKF(FusionModel):
         return config.ae_blocks
 
     def diagnostics(self) -> dict[str, float]:
-        """Of the last `losses` call: tau, mi_bound_* (nats), mi_cap_nt_xent and mi_cap_info_nce,
-        above which those bounds cannot be in a batch of that size, cosine_m of raw and augmented
-        view (1: the augmentation is empty), ed_balanced_accuracy on the batch's pairs, ramp,
-        ae_blocks.
+        """What the last `losses` call showed: tau; mi_bound_* in nats, and mi_cap_nt_xent and
+        mi_cap_info_nce, the highest values that these bounds can have in a batch of that size;
+        cosine_m of raw and augmented view (1: the augmentation is empty); ed_balanced_accuracy on
+        the batch's pairs; ramp; ae_blocks.
         """
         return {name: float(value) for name, value in self.last.items()}
 
@@ -560,9 +559,9 @@ class DRKF(FusionModel):
     def standardisers(self) -> dict[str, list[Standardise]]:
         sets = [self.adapter] if self.fe_adapter is None else [self.adapter, self.fe_adapter]
         layers: dict[str, list[Standardise]] = {m: [] for m in self.spec.modalities}
-        for adapters in sets:
+        for layer_set in sets:
             for m, found in layers.items():
-                found.append(adapter_of(adapters, m).standardise)
+                found.append(adapter_of(layer_set, m).standardise)
         return layers
 
 

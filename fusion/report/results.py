@@ -38,8 +38,9 @@ ROUNDING = 1e-9  # of a figure, within which two are the same
 
 
 def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
-    """The bounds of an interval; a dash where they are not known, or one and the same: that all
-    draws give one figure, as of answers that are all right, says nothing of others.
+    """The bounds of an interval; a dash where they are not known or equal. Equal bounds mean that
+    every draw gave the same figure, for example because every answer was right; they say nothing
+    about other utterances.
     """
     if not bounds or len(bounds) != 2 or None in bounds or _without_width(bounds):
         return "–"
@@ -151,7 +152,9 @@ def _own_labels(scores: Metrics, names: Sequence[str]) -> Table:
 
 
 def _told_apart(scores: Metrics) -> Table:
-    by_name = {f"re-paired {pair}": two_way for pair, two_way in (scores.discrimination or {}).items()}
+    by_name = {
+        f"re-paired {pair}": two_way for pair, two_way in (scores.discrimination or {}).items()
+    }
     if scores.inconsistent is not None:
         by_name["tagged inconsistent"] = scores.inconsistent
     if scores.unlike_labels is not None:
@@ -259,7 +262,9 @@ def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
         fewest = (
             f"fewer than {prediction_table.FEWEST_UNITS} dialogues, sessions or speakers are known"
         )
-        lines.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
+        lines.append(
+            f"The interval resamples single utterances, as {fewest}: it may be too narrow."
+        )
     lines += (f"{line[0].upper()}{line[1:]}." for line in few_groups(scores.bootstrap))
     if one_figure := _without_spread(scores):
         lines.append(
@@ -308,9 +313,9 @@ def read_as(scores: Metrics) -> list[str]:
     if mapped.unmet:
         each = (f"{name} ({round(count, 1):,g})" for name, count in mapped.unmet.items())
         lines.append(
-            f"No label of {shown(scores.dataset)} stands for the run's {listed(each, MOST_LABELS)}: "
-            "such an answer is wrong (how often it was given). UA and macro-F1 are means over the "
-            "other labels."
+            f"No label of {shown(scores.dataset)} stands for the run's "
+            f"{listed(each, MOST_LABELS)}: such an answer is wrong (how often it was "
+            "given). UA and macro-F1 are means over the other labels."
         )
     return lines
 

@@ -42,12 +42,12 @@ Settings = dict[str, Any]  # TABLE.KEY -> value
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """A setting that is one of several values."""
 
     values: tuple[Any, ...]
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """One of them, each as likely."""
+        """A value, each with the same probability."""
         return self.values[int(rng.integers(len(self.values)))]
 
     @property
@@ -251,7 +251,7 @@ def _between(
 
 
 def _end(value: Mapping[str, Any], name: str, where: str) -> int | float:
-    """One of the bounds."""
+    """The bound of that name, low or high."""
     end = value.get(name)
     if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
         problem = "missing" if end is None else f"{shown(end, 40)}, which is no finite number"

@@ -20,8 +20,8 @@ AT_RANDOM = 10  # trials before TPE has something to go by, as in Optuna
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a trial has come to. `figures` are the dev figures of its runs; there are none where it
-    failed.
+    """A trial that has ended. `figures` are the dev figures of its runs; a trial that failed has
+    none.
     """
 
     model: str
@@ -57,14 +57,16 @@ class Search:
 
     @property
     def next(self) -> int | None:
-        """A trial that can begin; by TPE one follows from those before it."""
+        """The number of a trial that can begin. By TPE a trial waits for all before it, as its
+        settings follow from theirs.
+        """
         left = (n for n in range(self.trials) if n not in self.begun and n not in self.done)
         number = next(left, None)
         waits = self.method == "tpe" and number is not None and len(self.done) < number
         return None if waits else number
 
     def settings(self, number: int) -> Settings:
-        """Those of a trial."""
+        """The settings of a trial."""
         if self.drawn_at_random(number):
             return self.space.draw(self.seed, number)
         trials = [self.done[n] for n in range(number)]

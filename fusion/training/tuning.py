@@ -319,12 +319,12 @@ class _Tasks:
         return Task(str(self.store.path), config_text, folder, number_, self.training)
 
     def name(self, task: Task) -> str:
-        """What a trial that is trained is called."""
+        """The name of a trial that is being trained."""
         search, number_, _ = self._running[task.folder]
         return self._name(search, number_)
 
     def heard(self, task: Task, said: tuple[float, str]) -> None:
-        """A trial is so far, and says so."""
+        """Show how far a trial is, as it tells it: (share done, text)."""
         self._share[task.folder], text = said
         self.show(self._far(), f"{self.name(task)}: {text}")
 
@@ -362,7 +362,7 @@ class _Tasks:
 
 
 def _trained(task: Task, tell: Tell) -> TrialResult:
-    """Train a trial; that its loss is no longer finite is its result."""
+    """Train a trial. A loss that is no longer finite makes a failed trial, not an error."""
     config = configs.from_toml(task.config, f"trial {task.number}")
     training = task.training
     with FeatureStore(task.features) as store:

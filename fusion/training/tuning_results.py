@@ -126,7 +126,7 @@ def lines(results: Sequence[SearchResult], features: Path, folds: str | None = N
 
 
 def as_json(results: Sequence[SearchResult]) -> list[dict[str, Any]]:
-    """The same for a program."""
+    """The results as JSON: every trial, and the number of the best."""
     made = []
     for result in results:
         tree = typed.tree(result)

@@ -228,7 +228,7 @@ def _target(line: Line, cell: str) -> tuple[float, ...] | None:
 
 
 def _unimodal(line: Line, rules: TableRules) -> tuple[str, ...]:
-    """What each modality says by itself, of those that the line says something of."""
+    """The unimodal labels of a line, for the modalities that it has one for."""
     found = []
     for modality, column in rules.unimodal.items():
         cell = strip(line.cells.get(column) or "")

@@ -58,8 +58,8 @@ def prepare(
 
     Args:
         root: The folder; media files at any place below it are taken.
-        pattern: What their names say, as of `mer.pipeline.datasets.pattern`. Fields that are
-            columns of a manifest fill those; others become tags, `level=high`.
+        pattern: What their names say, in the form that `mer.pipeline.datasets.pattern` explains.
+            Fields that are columns of a manifest fill those; others become tags, `level=high`.
         mapping: What a name says -> class; to "": such files are left out. Empty: names say the
             classes themselves.
         partial: Leave out files that the pattern does not fit, instead of an error.
@@ -150,8 +150,8 @@ def _mapped(
     if unknown := [label for label in given if label not in mapping]:
         examples = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
         raise DataError(
-            f"--map has no class for {listed(examples, 4)}; add --map {shown(unknown[0], 30)}=CLASS, "
-            "or with nothing behind the = to leave them out"
+            f"--map has no class for {listed(examples, 4)}; add --map "
+            f"{shown(unknown[0], 30)}=CLASS, or with nothing behind the = to leave them out"
         )
     kept = []
     for file in named:

@@ -181,8 +181,8 @@ def from_json(path: Path, ids: Iterable[str]) -> Entries:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError for a name that is there twice, the first of which would be
-    lost.
+    """An object of JSON. Raises ValueError where a name occurs twice, as only the last of its
+    values would be kept.
     """
     made = dict(pairs)
     if len(made) < len(pairs):

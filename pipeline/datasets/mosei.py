@@ -81,8 +81,8 @@ class Spoken(NamedTuple):
 
 
 def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Findings) -> list[Segment]:
-    """One per labelled interval; its number is the transcript's, or its place where the transcript
-    has none.
+    """A segment for every labelled interval. Its number is that of the transcript; without a
+    transcript it is the interval's place.
     """
     split_of = cmu.read_folds(below, info, findings)
     lines = _transcripts(below, findings)
@@ -105,7 +105,7 @@ def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Finding
 
 
 def _spoken_at(lines: list[Spoken], start: float, end: float) -> Spoken | None:
-    """The line of those times, but for a hair's breadth."""
+    """The line whose start and end are these, to within `SAME_TIME` seconds."""
     for line in lines:
         if max(abs(line.start - start), abs(line.end - end)) <= SAME_TIME:
             return line

@@ -78,7 +78,7 @@ def prepare(
         name: Of the corpus, by default the table's.
         language: Code, for the default encoders.
         folds: The columns that name folds; none: `fold`, if there is one.
-        fold_lists: A JSON file of folds instead, as of `folds.from_json`.
+        fold_lists: A JSON file of folds instead, as `folds.from_json` reads it.
         speaker_independent: Refuse folds in which a speaker is trained on and tested.
         folder_option: What messages call `audio_dir`.
         fields: Those that messages name.
@@ -210,7 +210,7 @@ def _check_content(table: Table, root: MediaRoot, fields: Sequence[str]) -> None
 
 
 def _other_case(field: str, names: Sequence[str]) -> str | None:
-    """A column that is called like the field but for case and blanks."""
+    """A column whose name differs from the field's in case and blanks alone."""
     return next((name for name in names if name != field and strip(name).casefold() == field), None)
 
 

@@ -13,7 +13,7 @@ from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.terminal import plural, shown
 
 POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
-NUMBER_CHARACTERS = 400  # of a time or target; float() takes longer by the square of them
+NUMBER_CHARACTERS = 400  # of a time or target; float()'s time grows with the square of them
 # float() takes "1_0" and "infinity" as well.
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
@@ -107,8 +107,7 @@ def video_times(table: Table) -> list[tuple[float | None, float | None]]:
     found = []
     for i, values in enumerate(zip(*columns, strict=True)):
         start, end = (
-            number(table, value, i, field)
-            for field, value in zip(VIDEO_TIMES, values, strict=True)
+            number(table, value, i, field) for field, value in zip(VIDEO_TIMES, values, strict=True)
         )
         if (start is not None or end is not None) and table.column("video")[i] is None:
             raise DataError(

@@ -94,8 +94,8 @@ def lines(counts: Mapping[str, UnimodalCounts]) -> list[str]:
 
 
 def warnings(counts: Mapping[str, UnimodalCounts], manifest: Manifest) -> Iterable[str]:
-    """Lines on unimodal labels of which little can be learnt: all the same, or on another scale
-    than the common label.
+    """Lines on unimodal labels that little can be learnt from: all of one value, or on another
+    scale than the common label.
     """
     for modality, count in counts.items():
         if count.different == 1:
@@ -109,8 +109,8 @@ def warnings(counts: Mapping[str, UnimodalCounts], manifest: Manifest) -> Iterab
         if count.least is not None and count.largest is not None:
             if max(abs(count.least), abs(count.largest)) > 2 * reach:
                 yield (
-                    f"unimodal labels of {modality} go from {count.least:g} to {count.largest:g}, the "
-                    f"common ones from {least:g} to {largest:g}: are they on one scale?"
+                    f"unimodal labels of {modality} go from {count.least:g} to {count.largest:g}, "
+                    f"the common ones from {least:g} to {largest:g}: are they on one scale?"
                 )
 
 

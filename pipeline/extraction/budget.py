@@ -200,9 +200,10 @@ def try_budget(
 ) -> Trial:
     """The budget for an encoder.
 
-    `groups` are inputs of nearly one length each, in the order of their length; the last are the
-    longest of the corpus, which need most memory. `threads` batches are computed side by side, as
-    in a run. Budgets beyond `most` are not tried. `room()` is the share of the memory that is free.
+    `groups` are inputs of nearly equal length, the groups in order of length: the last group has
+    the longest inputs of the corpus, which need most memory. `threads` batches are computed side by
+    side, as in a run. Budgets beyond `most` are not tried. `room()` is the share of the memory that
+    is free.
     """
     room = room or free_memory
     unit = modality.per_unit

@@ -124,7 +124,7 @@ def extract_many(
     wanted: Collection[str],
     progress: Silent | None = None,
 ) -> Extracted:
-    """Extract many clips as `extract_clips` does, of which some or all may lack a modality.
+    """Extract many clips as `extract_clips` does; clips may lack a modality.
 
     Args:
         clips: As there, each with one of the modalities.
@@ -297,7 +297,7 @@ def _extracted(
 
 
 def _failures(clips: Sequence[Utterance], error: UnreadableError) -> list[Failure]:
-    """Of clips of which none can be read."""
+    """The failures of clips none of which can be read."""
     found = []
     for clip, (stage, reason) in zip(clips, error.problems, strict=True):
         known = clip.known_bad is not None

@@ -183,7 +183,7 @@ def _read_plan(path: Path) -> dict:
 
 
 def _checksum(content: dict) -> str:
-    """Of a plan, as JSON has it: numbers of rows are texts there."""
+    """The checksum of a plan in the form that JSON gives it, where row numbers as keys are texts."""
     text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

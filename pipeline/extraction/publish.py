@@ -181,8 +181,8 @@ def describe_modalities(settled: Settled) -> dict[str, ModalityInfo]:
 
 
 def _taken_over(settled: Settled) -> set[str]:
-    """Modalities of the store before of which this run computed nothing: what they were computed
-    with, and how exactly, is as it was.
+    """Modalities of the earlier store for which this run computed nothing; what is recorded of how
+    they were computed stays as it was.
     """
     before = settled.before
     there = before.modalities if before is not None else {}
@@ -198,7 +198,9 @@ def _as_before(settled: Settled, name: str) -> ModalityInfo:
 
 
 def _self_tests(settled: Settled) -> dict[str, dict]:
-    """Those of this run, and of what was taken over those of the run that computed it."""
+    """The self-tests of this run; of modalities that were taken over, those of the run that
+    computed them.
+    """
     provenance = settled.before.provenance if settled.before is not None else {}
     before = provenance.get("extract", {}).get("self_test", {})
     kept = {name: test for name, test in before.items() if name in _taken_over(settled)}

@@ -194,7 +194,9 @@ class Reusable:
     parts: dict[tuple[str, ...], Keys]
 
     def of(self, row: int) -> tuple[Copy, tuple[str, ...]] | None:
-        """Where a row's features are, and of which modalities; the most that one shard has."""
+        """The shard that has the most modalities of a row, where in it they are, and which these
+        are; None where no shard has any.
+        """
         for names, copies in self.copies.items():
             copy = copies.get(self.parts[names].contents[row])
             if copy is not None:

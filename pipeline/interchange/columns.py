@@ -75,8 +75,8 @@ def find_columns(path: Path, names: Sequence[str], options: ImportOptions) -> di
 def find_features(
     path: Path, names: Sequence[str], options: ImportOptions, header: Header | None = None
 ) -> dict[str, str]:
-    """Which arrays are the features of which modality: those that the user named, else those of
-    the exported header, else those of usual names.
+    """Which arrays are the features of which modality: those that the user named, else those that
+    the exported header names, else those with usual names.
 
     Args:
         path: The file, for messages.

@@ -317,7 +317,9 @@ def _padded_spans(
 
 
 def _mask_lengths(part: Part, x: np.ndarray) -> np.ndarray | None:
-    """(N,) lengths by the mask of the BERT tokens, where they are of the same steps."""
+    """(N,) lengths by the mask of the BERT tokens, where that has the same steps as the features;
+    else None.
+    """
     mask = part.content.get(BERT)
     if not isinstance(mask, np.ndarray) or mask.dtype.kind not in NUMBERS:
         return None

@@ -127,8 +127,8 @@ class FeatureStore:
 
         Returns:
             The columns id, split, session, dialogue, speaker, position, label, targets, text, tags,
-            duration (seconds), n_<modality> for each modality (steps), and, but in a joined store,
-            shard and shard_row.
+            duration (seconds), n_<modality> for each modality (steps), and, unless the store is
+            joined, shard and shard_row.
         """
         return self._table
 
@@ -530,7 +530,9 @@ class FeatureStore:
         return [shard.ids[i] for i in at.tolist()] == self._table["id"].take(rows).to_pylist()
 
     def _done(self, modality: str) -> np.ndarray:
-        """Which rows this object has held against their checksums: (N,) bool, to be filled in."""
+        """(N,) bool: which rows this object has checked against their checksums. Callers set what
+        they check.
+        """
         return self._checked.setdefault(modality, np.zeros(len(self), bool))
 
     def _known(self, modality: str) -> None:
