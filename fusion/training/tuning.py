@@ -68,7 +68,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrialOptions:
     """How every trial is trained: `runs` over seeds and folds, where, and with what in run.json."""
 
     seeds: int
@@ -87,7 +87,7 @@ class Task:
     config: str
     folder: Path
     number: int
-    training: Training
+    options: TrialOptions
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def tune(
             "dev parts of folds are test parts of other folds: say that the configuration was "
             "chosen on them when you quote figures of these folds"
         )
-    training = Training(seeds, folds, seeds * parts, str(device), lock, command)
+    options = TrialOptions(seeds, folds, seeds * parts, str(device), lock, command)
     with hold(folder / checkpoint.HOLD, lock=lock) as left_behind:
         if left_behind:
             note(f"{folder}: {left_behind}")
@@ -178,7 +178,7 @@ def tune(
         for search in searches:
             search.folder.mkdir(exist_ok=True)
             _read_done(search)
-        tasks = _Tasks(store, searches, training, note)
+        tasks = _Tasks(store, searches, options, note)
         with progress.follow(trials * len(searches)) as show:
             tasks.show = show
             if processes == 1:
@@ -201,9 +201,7 @@ def _check_one_metric(searches: Sequence[Search]) -> None:
         )
 
 
-def _head(
-    store: FeatureStore, searches: Sequence[Search], seeds: int, folds: str | None
-) -> Head:
+def _head(store: FeatureStore, searches: Sequence[Search], seeds: int, folds: str | None) -> Head:
     """What tune.json says of this search."""
     bases = [search.base for search in searches]
     method, seed = searches[0].method, searches[0].seed
@@ -292,10 +290,10 @@ class _Tasks:
         self,
         store: FeatureStore,
         searches: Sequence[Search],
-        training: Training,
+        options: TrialOptions,
         note: Note,
     ) -> None:
-        self.store, self.searches, self.training, self.note = store, searches, training, note
+        self.store, self.searches, self.options, self.note = store, searches, options, note
         self.show: Callable[..., None] = lambda done, text, told=False: None
         self._running: dict[Path, tuple[Search, int, Settings]] = {}
         self._share: dict[Path, float] = {}
@@ -316,7 +314,7 @@ class _Tasks:
         folder = search.folder / f"trial-{number_:03d}"
         self._running[folder] = (search, number_, settings)
         config_text = configs.to_toml(config)
-        return Task(str(self.store.path), config_text, folder, number_, self.training)
+        return Task(str(self.store.path), config_text, folder, number_, self.options)
 
     def name(self, task: Task) -> str:
         """The name of a trial that is being trained."""
@@ -364,20 +362,20 @@ class _Tasks:
 def _trained(task: Task, tell: Tell) -> TrialResult:
     """Train a trial. A loss that is no longer finite makes a failed trial, not an error."""
     config = configs.from_toml(task.config, f"trial {task.number}")
-    training = task.training
+    options = task.options
     with FeatureStore(task.features) as store:
         try:
             run = train(
                 store,
                 config,
                 task.folder,
-                seeds=training.seeds,
-                folds=training.folds,
-                device=training.device,
+                seeds=options.seeds,
+                folds=options.folds,
+                device=options.device,
                 note=lambda line: None,
-                lock=training.lock,
-                command=training.command,
-                progress=_Relay(tell, training.runs),
+                lock=options.lock,
+                command=options.command,
+                progress=_Relay(tell, options.runs),
                 warn=False,
             )
         except DivergedError as error:
