@@ -220,7 +220,7 @@ def _space(model: str, tree: Mapping[str, Any], where: str) -> Space:
 def _choice(values: list[Any], where: str) -> Choice:
     if not values:
         raise DataError(f"{where} = []: an empty list; name what may be drawn")
-    return Choice(tuple(tuple(one) if isinstance(one, list) else one for one in values))
+    return Choice(tuple(tuple(value) if isinstance(value, list) else value for value in values))
 
 
 def _between(
