@@ -18,7 +18,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -209,9 +208,7 @@ def measure(
         KeyMismatchError: The store is of another recipe or of other labels.
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
-    path = Path(features if features is not None else run.info.features)
-    if not path.exists():
-        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
+    path = opening_rows.scored_store(run, features)
     other = None
     if against is not None:
         other = (against if isinstance(against, Run) else Run.open(against)).trained()
@@ -455,9 +452,7 @@ def _with_difference(entry: Heads, pair: Paired | None, p_holm: float) -> Heads:
     """The entry with its difference from another run; a pair is missing where no row is left."""
     if pair is None:
         return entry
-    return replace(
-        entry, difference=pair.difference, interval=(pair.low, pair.high), p_holm=p_holm
-    )
+    return replace(entry, difference=pair.difference, interval=(pair.low, pair.high), p_holm=p_holm)
 
 
 def _confidence(whole: Sequence[Predicted]) -> tuple[np.ndarray, np.ndarray]:
