@@ -4,18 +4,16 @@ what they hold, fold by fold.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer.pipeline.datasets.textfiles import read_text
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.columnar import reason
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import PARTS, SPLIT_ALIASES, fold_entry, fold_of
 
@@ -158,10 +156,7 @@ def from_json(path: Path, ids: Iterable[str]) -> Entries:
         DataError: It is not such a file, or a fold names ids that no row has, one id twice, or
             nothing to test.
     """
-    try:
-        value = json.loads(read_text(path), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({reason(error)})") from None
+    value = read_json(path, pairs=_once)
     if isinstance(value, list):
         value = {str(number): fold for number, fold in enumerate(value, start=1)}
     if not isinstance(value, dict) or not value:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mer.pipeline.datasets.newclips import of_manifest
 from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.encoders.modality import Modality
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError, MissingError, UnreadableError
@@ -386,11 +385,6 @@ def _check_spelling(clips: Sequence[Utterance]) -> None:
                 f"{value!r} is not UTF-8; rename that file or write that text in UTF-8, then run "
                 "the command again"
             ) from None
-
-
-def clips_of(manifest: Manifest, root: Path | None = None) -> list[Utterance]:
-    """A manifest's utterances as `extract_clips` takes them."""
-    return of_manifest(manifest, root).clips
 
 
 def encoders_now(
