@@ -55,7 +55,9 @@ def spec(store: FeatureStore, config: DataConfig, *, summary: bool = False) -> D
     mixes = layers_of(store, config, summary=summary) == "mix"
     widths, rates, sets = {}, {}, {}
     for m, names in chosen.items():
-        feature_sets = tuple(_feature_set(header.modalities[name], name, mixes, summary) for name in names)
+        feature_sets = tuple(
+            _feature_set(header.modalities[name], name, mixes, summary) for name in names
+        )
         if feature_sets != (FeatureSet(m, feature_sets[0].width),):
             sets[m] = feature_sets
         widths[m] = sum(feature_set.width for feature_set in feature_sets)
@@ -180,7 +182,7 @@ def modality_of(feature_set: str) -> str:
 
 
 def unread(store: FeatureStore, spec: DataSpec) -> list[str]:
-    """The feature sets of the store's that stand beside those that are read."""
+    """The store's feature sets of the same modalities that the model does not read."""
     read = spec.sources
     stored = store.header.modalities
     return [m for m in stored if m not in read and modality_of(m) in spec.modalities]
@@ -366,7 +368,9 @@ class BatchSource:
         parts += [spread(x, n, joined) for pieces, n in found for x in pieces[1:]]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), joined
 
-    def _read_set(self, rows: np.ndarray, feature_set: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
+    def _read_set(
+        self, rows: np.ndarray, feature_set: FeatureSet
+    ) -> tuple[list[np.ndarray], np.ndarray]:
         """What is read of one feature set: its steps, or their means and deviations, or the means
         of its layers (then no step is read); and the lengths of these.
         """
@@ -385,7 +389,9 @@ class BatchSource:
         packed, there = summarise(packed, lengths)
         return np.split(packed, 2, axis=1), there
 
-    def _read_means(self, rows: np.ndarray, feature_set: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
+    def _read_means(
+        self, rows: np.ndarray, feature_set: FeatureSet
+    ) -> tuple[list[np.ndarray], np.ndarray]:
         """The layer means of one feature set side by side, one step for each row that has it."""
         started = time.perf_counter()
         present = self.store.lengths(feature_set.name)[rows] > 0
@@ -394,17 +400,23 @@ class BatchSource:
         new = int((present & ~counted[rows]).sum())
         if new:
             dtype = self.store.header.modalities[feature_set.name].layer_dtype
-            self.checked.bytes += new * feature_set.means * feature_set.width * np.dtype(dtype).itemsize
+            self.checked.bytes += (
+                new * feature_set.means * feature_set.width * np.dtype(dtype).itemsize
+            )
             self.checked.seconds += time.perf_counter() - started
             counted[rows] = True
-        return [means.reshape(len(means), feature_set.means * feature_set.width)], present.astype(np.int64)
+        return [means.reshape(len(means), feature_set.means * feature_set.width)], present.astype(
+            np.int64
+        )
 
     def _nothing(self, feature_set: FeatureSet, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
         """What `_read_set` gives where a set is absent in so many rows."""
         stored = feature_set.width * max(len(feature_set.stack), 1)
         widths = [stored]
         if self.summary:
-            widths = [feature_set.means * feature_set.width] if feature_set.means else [stored, stored]
+            widths = (
+                [feature_set.means * feature_set.width] if feature_set.means else [stored, stored]
+            )
         pieces = [np.zeros((0, width), dtype=np.float32) for width in widths]
         return pieces, np.zeros(rows, dtype=np.int64)
 

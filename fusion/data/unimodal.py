@@ -57,8 +57,8 @@ def key(store: FeatureStore, config: TrainConfig) -> list[str]:
 
 
 def check(store: FeatureStore, spec: DataSpec, config: TrainConfig, model: FusionModel) -> None:
-    """Raise DataError where unimodal labels are to be learnt, and there are none of what the model
-    reads, or no head that could.
+    """Raise DataError where unimodal labels are to be learnt, but no modality that the model reads
+    has any, or the model has no head for them.
     """
     if not config.data.unimodal_labels:
         return
@@ -102,7 +102,11 @@ def notes(store: FeatureStore, spec: DataSpec, config: TrainConfig, split: Split
         values = np.unique(by_modality[m][split.train][known])
         if len(values) == 1:
             value = spec.labels[int(values[0])] if spec.task == "single" else f"{values[0]:g}"
-            lines.append(f"all train's unimodal labels of {m} are {value}: nothing to learn from them")
+            lines.append(
+                f"all train's unimodal labels of {m} are {value}: nothing to learn from them"
+            )
     if others := [m for m in by_modality if m not in spec.modalities]:
-        lines.append(f"unimodal labels of {listed(others)} are not used: the model does not read it")
+        lines.append(
+            f"unimodal labels of {listed(others)} are not used: the model does not read it"
+        )
     return lines

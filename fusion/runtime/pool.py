@@ -158,7 +158,7 @@ def start(threads: int) -> Worker:
 
 @contextmanager
 def ended(workers: list[Worker]) -> Iterator[None]:
-    """End these processes, and those that are added to the list, with the block."""
+    """At the end of the block, end the processes of the list, also those added within it."""
     try:
         yield
     finally:

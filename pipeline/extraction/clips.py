@@ -235,8 +235,8 @@ def _groups(like: dict, wanted: Collection[str] | None) -> list[Group]:
 def _clips_for(
     clips: Sequence[Utterance], group: Group, kinds: Collection[str], number: int
 ) -> list[Utterance]:
-    """The clips that have something of a group; with the first group those that have nothing of any
-    group, which is a failure.
+    """The clips that have a modality of a group. Clips without a modality of any group, which are
+    failures, are counted with the first group.
     """
     known = {modality.name: modality for modality in configured(ExtractOptions())}
     found = []

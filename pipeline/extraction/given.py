@@ -24,7 +24,7 @@ HEARD = "transcribed by"  # begins what is said of words that a checkpoint has h
 
 @dataclass(frozen=True)
 class Hearing:
-    """By which checkpoint words are transcribed, and in which language (None: it tells that)."""
+    """The checkpoint that transcribes words, and their language (None: it detects the language)."""
 
     source: str
     language: str | None = None

@@ -20,8 +20,8 @@ LOOKS_AHEAD = 256
 
 @dataclass(frozen=True)
 class Present:
-    """`clips` have something of the `features`, which are those of a store that some clip has;
-    `empty` has the failures of the others.
+    """`features` are the sets of features that some clip has; `clips` are the clips that have one
+    of them or more, and `empty` the failures of the others.
     """
 
     clips: list[Utterance]

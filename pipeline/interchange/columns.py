@@ -122,7 +122,7 @@ def find_layers(names: Iterable[str], modalities: Iterable[str]) -> dict[str, st
 
 
 def _usual(wanted: Mapping[str, Iterable[str]], names: Sequence[str]) -> dict[str, str]:
-    """What is wanted -> the first of its usual names that is there, for those that have one."""
+    """Wanted name -> the first of its usual names that the file has; without one it is left out."""
     found = {}
     for what, usual in wanted.items():
         name = next((word for word in usual if word in names), None)

@@ -524,8 +524,8 @@ class Shard:
             start = stop
 
     def differing(self, modality: str, x: np.ndarray, start: int, stop: int) -> Iterator[int]:
-        """Rows whose crc32 is not that of their frames in `x`, which are those of the utterances
-        [start, stop).
+        """The rows among `start` to `stop` (not included) whose frames do not have the stored
+        crc32. `x` holds the frames of these rows, end to end.
         """
         offsets, column = self.offsets[modality], list(self.modalities).index(modality)
         for row in range(start, stop):
