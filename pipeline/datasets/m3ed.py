@@ -18,7 +18,7 @@ from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import (
     elsewhere,
     folders,
-    look,
+    manifest_of,
     media_files,
     require_root,
 )
@@ -84,16 +84,7 @@ def prepare(
     findings.orphans = [
         os.path.relpath(path, root) for name, path in wavs.items() if name not in used
     ]
-    rows = look(rows, root, info, findings)
-    return Manifest(
-        "m3ed",
-        chosen.task,
-        chosen.labels,
-        tuple(rows),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(rows, root, info, chosen, findings)
 
 
 class Line(NamedTuple):

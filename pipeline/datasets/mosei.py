@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.files import look, require_root
+from mer.pipeline.datasets.files import manifest_of, require_root
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
@@ -59,16 +59,7 @@ def prepare(
         )
     media = cmu.Media(root, below, raw=by_table)
     found = cmu.utterances(segments, media, chosen, findings, vision=vision)
-    rows = look(found, root, info, findings)
-    return Manifest(
-        "mosei",
-        chosen.task,
-        chosen.labels,
-        tuple(rows),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(found, root, info, chosen, findings)
 
 
 class Spoken(NamedTuple):
