@@ -74,7 +74,7 @@ from mer.pipeline.runtime.terminal import amount, plural
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Print counts, hours, bytes, batches and padding; compute and write nothing.",
+    help="Print counts, hours, bytes, batches and padding; compute and write no features.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask before writing more than 20 GB.")
 @click.option("--force", is_flag=True, help="Replace a store made by another recipe.")

@@ -27,6 +27,7 @@ from mer.pipeline.extraction.outcome import Failure
 from mer.pipeline.extraction.presence import kinds_of
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag, Stage
+from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.progress import SILENT, Silent, choose
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
@@ -128,6 +129,7 @@ def one(
     run = runs[0]
     if video is not None and not video.exists():
         raise DataError(f"--video {shown(video, 240)}: no such file")
+    text = text if text and strip(text) else None
     sound, picture = (str(path.resolve()) if path is not None else None for path in (audio, video))
     clip = Utterance(id=str(audio or video or WORDS), audio=sound, text=text, video=picture)
     places = _places(run, asked)

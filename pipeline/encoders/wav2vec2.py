@@ -17,6 +17,7 @@ statistics; huggingface/transformers#21534 tells what batching otherwise does to
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -129,6 +130,8 @@ class AudioEncoder:
         self.dim = self.width * self.choice.copies
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
+        # of attention inside transformers' WavLM, where nobody can do anything about it
+        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
         # the family's processor defaults to True
         self.normalised = bool(checkpoint.processor.get("do_normalize", True))
         self.model = cast(Any, load_model(checkpoint, self.device))

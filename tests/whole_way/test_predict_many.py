@@ -94,6 +94,12 @@ def test_what_a_manifest_says_of_single_modalities_is_of_another_corpus(desk, cl
         assert [row["id"] for row in found] == ["a", "b"] and found[0]["pred"] in LABELS
 
 
+def test_blanks_are_no_words(desk, clips):
+    for text in ("", "  ", "\u00a0"):
+        told = mer("predict", desk.run, "--audio", clips / "1.wav", "--text", text, code=1).err
+        assert "give it text too (--text TEXT)" in told
+
+
 def test_a_table_with_spans_and_names_of_its_own(desk, clips, tmp_path):
     table = tmp_path / "own.csv"
     table.write_text(f"name,wav,said,from,to\na,{clips}/1.wav,hello there,0.0,0.5\n"
