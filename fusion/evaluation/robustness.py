@@ -31,7 +31,7 @@ from mer.fusion.evaluation.scoring import sampled
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.intervals import Paired
 from mer.fusion.measures.metrics import headline, lower_is_better
-from mer.fusion.measures.tables import Table, number
+from mer.fusion.measures.tables import Table, context_words, number
 from mer.fusion.runs import ledger, prediction_table
 from mer.fusion.runs.checkpoint import Run, check_store
 from mer.fusion.runs.prediction_table import Predicted, unit
@@ -601,9 +601,11 @@ def _confused(whole: Sequence[Predicted]) -> tuple[Confused, ...]:
 
 def tables(found: Robustness) -> list[Table]:
     """What the terminal and the page show of it."""
-    made = [_altered_table(found), _heads_table(found), _calibration_table(found)]
+    made = [_heads_table(found), _calibration_table(found)]
     made += [_speakers_table(found), _confused_table(found)]
-    return [table for table in made if table.rows]
+    if found.split != "test":  # on a page they stand below those of test
+        made = [replace(table, title=f"{table.title}, {found.split}") for table in made]
+    return [table for table in (_altered_table(found), *made) if table.rows]
 
 
 def _altered_table(found: Robustness) -> Table:
@@ -614,17 +616,16 @@ def _altered_table(found: Robustness) -> Table:
         if one.level is not None:
             name += f", {one.level:g} sd"
         rows.append((name, *_cells(metric, one), f"{one.n:,}"))
-    title = f"{found.model} on {found.dataset} {found.split}, when a modality fails"
-    if found.context != "none":
-        title += f", context {found.context}"
+    seen = context_words(found.context)
+    title = f"{found.model} on {found.dataset} {found.split}, when a modality fails, {seen}"
     groups = f"{found.bootstrap.groups} {found.bootstrap.unit}s"
     heads = ("", metrics.title(metric), "difference", f"95 % interval ({groups})", "p (Holm)", "n")
     return Table(title, heads, tuple(rows) if found.altered else ())
 
 
 def _cells(metric: str, one: Altered | Heads) -> tuple[str, str, str, str]:
-    bounds = "–"
-    if one.interval and None not in one.interval:
+    bounds = "–"  # also of an interval without width, which is no certainty
+    if one.interval and None not in one.interval and len(set(one.interval)) > 1:
         bounds = " … ".join(number(metric, end, signed=True) for end in one.interval)
     p = "–" if one.p_holm is None else f"{one.p_holm:.3f}"
     return (

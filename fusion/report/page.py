@@ -676,6 +676,8 @@ def _section(one: Named, file: str) -> Part:
     for number_, table in enumerate(every, start=1):
         made.append(PageTable(f"{one.id}-table-{number_}", f"{file}-table-{number_}", table))
     drawn_here = pictures.of_results(one.told.children, found, one.told.logs)
+    curves = map(pictures.reliability, one.told.robust)
+    drawn_here += [curve for curve in curves if curve is not None]
     path = one.told.run.path
     return Part(
         id=one.id,

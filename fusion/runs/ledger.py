@@ -49,8 +49,8 @@ class Opening:
     """One line: when which configuration has seen which test rows.
 
     `content` names the rows, `configuration` the settings and the features without the seed
-    (`opening_rows.configuration`), `training` is the identity of a run, wherever its folder `run`
-    is now. `rows` counts the rows, those without a label among them.
+    (`opening_rows.configuration`), or an ensemble of such; `training` is the identity of a run,
+    wherever its folder `run` is now. `rows` counts the rows, those without a label among them.
     """
 
     id: str

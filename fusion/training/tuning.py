@@ -26,9 +26,9 @@ import torch
 
 from mer.fusion import config as configs
 from mer.fusion.config import TrainConfig
-from mer.fusion.data import splits, unimodal
+from mer.fusion.data import context, splits, unimodal
 from mer.fusion.measures import metrics
-from mer.fusion.measures.tables import Table, number
+from mer.fusion.measures.tables import Table, context_words, number
 from mer.fusion.runs import checkpoint, prune
 from mer.fusion.runs.identity import identity, turns_key
 from mer.fusion.runtime import files, typed
@@ -91,12 +91,15 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The trials of a model, and the one that dev prefers (None: all failed)."""
+    """The trials of a model, and the one that dev prefers (None: all failed). `contexts` are the
+    kinds of conversation context of its trials, as tables name them.
+    """
 
     model: str
     metric: str
     trials: tuple[Trial, ...]
     best: Trial | None
+    contexts: tuple[str | None, ...] = (None,)
     expected: dict[int, float] = field(default_factory=dict)
     preset: str | None = None
 
@@ -219,6 +222,8 @@ def tune(
     _check(trials, seeds, processes, seed, method)
     if store.header.task == "regression":  # which has no classes to weigh
         spaces = [space.without(["train.class_weight"]) for space in spaces]
+    for space in spaces:
+        space.check_drawn()
     searches = []
     for base, space in zip(bases, spaces, strict=True):
         _, metric = check_config(store, base)
@@ -233,6 +238,7 @@ def tune(
     key = checkpoint.store_key(store)
     turns = [key for base in bases for key in turns_key(store, base)]
     turns += [key for base in bases for key in unimodal.key(store, base)]
+    turns += [key for one in searches for key in _read_by_trials(store, one)]
     asked = [[configs.to_tree(one.base), one.space.tree()] for one in searches]
     head = Head(
         identity=identity(bases[0], key, asked, seeds, folds, method, seed, *turns),
@@ -295,6 +301,17 @@ def _check(trials: int, seeds: int, processes: int, seed: int, method: str) -> N
         raise DataError(f"--seed {seed}: expected at least 0 and below 2^62")
     if method == "tpe":
         _optuna()
+
+
+def _read_by_trials(store: FeatureStore, search: Search) -> list[str]:
+    """What belongs to the identity of a search beside its base configuration: the order of turns
+    and unimodal labels, where its space itself has trials that read them.
+    """
+    space, found = search.space, []
+    for setting, key in (("data.context", turns_key), ("data.unimodal_labels", unimodal.key)):
+        for value in space.values(setting):
+            found += key(store, space.applied(search.base, {setting: value}))
+    return list(dict.fromkeys(found))
 
 
 def _optuna() -> Any:
@@ -562,9 +579,19 @@ def _found(search: Search) -> Found:
         metric=search.metric,
         trials=trials,
         best=best,
+        contexts=_contexts(search, trials),
         expected=expected,
         preset=preset,
     )
+
+
+def _contexts(search: Search, trials: Sequence[Trial]) -> tuple[str | None, ...]:
+    """The kinds of conversation context that the trials were trained with, each once."""
+    found = []
+    for trial in trials:
+        asked = context.spec(search.space.applied(search.base, trial.settings).data)
+        found.append(None if asked is None else asked.title)
+    return tuple(dict.fromkeys(found))
 
 
 def _preset(search: Search, best: Trial) -> str:
@@ -623,8 +650,10 @@ def table(found: Sequence[Found], seeds: int) -> Table:
         rows.append((one.model, str(most), str(failed), said, trial, *expected))
     of = f", mean of {plural(seeds, 'seed')}" if seeds > 1 else ""
     heads = [f"best of {n}" for n in budgets]
+    kinds = dict.fromkeys(kind for one in found for kind in one.contexts)
+    seen = " or ".join(map(context_words, kinds))
     return Table(
-        f"dev {title}{of}; best of n: expected over draws of n trials (Dodge et al. 2019)",
+        f"dev {title}{of}, {seen}; best of n: expected over draws of n trials (Dodge et al. 2019)",
         ("model", "trials", "failed", f"dev {title}", "trial", *heads),
         tuple(rows),
     )

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import report
+from mer.fusion.evaluation import ensemble, opening_rows, scoring
 from mer.fusion.evaluation import evaluate as evaluation
-from mer.fusion.evaluation import opening_rows, scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.runs import ledger
 from mer.fusion.runtime import files, typed
@@ -122,6 +122,32 @@ def test_configurations_and_trainings_that_saw_the_rows(tmp_path, state):
     assert folds.endswith("; other test rows of this store by 1 more")
     # that of the folds has the same settings as the first, and has seen other rows
     assert told(one).startswith("test part: 24 rows, seen by 2 configurations (4 trainings)")
+
+
+def test_an_ensemble_is_a_configuration_of_its_own(tmp_path, state):
+    """Whoever tries five sets of runs on test has tried five things, though no run is new. Those
+    that answered only together have not been seen alone.
+    """
+    store = make_store(tmp_path)
+    seeds = train(store, tmp_path / "seeds", seeds=3)
+    other = train(store, tmp_path / "other", "optim.lr=1e-4")
+    said: list[str] = []
+
+    def tried(*runs) -> str:
+        ensemble.score(runs, note=said.append)
+        return said[-1]
+
+    assert tried(seeds) == "test part: 24 rows, seen by 1 configuration (3 trainings)"
+    assert tried(seeds).endswith("by 1 configuration (3 trainings)")
+    assert tried(*seeds.children[:2]).endswith("by 2 configurations (3 trainings)")
+    assert tried(other, seeds).endswith("by 3 configurations (4 trainings)")
+    assert tried(seeds, other).endswith("by 3 configurations (4 trainings)")
+    assert told(seeds).endswith("by 4 configurations (4 trainings)")
+    assert told(other).endswith("by 5 configurations (4 trainings)")
+    lines: list[str] = []
+    ensemble.score([seeds], split="dev", note=lines.append)
+    assert not [line for line in lines if "test part" in line]
+    assert len(ledger.read(ledger.beside(store.path)).openings) == 3 + 3 + 2 + 4 + 4 + 3 + 1
 
 
 def test_a_dev_part_is_no_opening(tmp_path):

@@ -167,6 +167,25 @@ def test_a_search_with_context_is_of_one_order_of_turns(tmp_path):
     searched(other, tmp_path / "none")
 
 
+@pytest.mark.parametrize("drawn", ['["none", "past"]', '"past"'])
+def test_a_search_that_draws_its_context_is_of_one_order_of_turns(tmp_path, drawn):
+    """What the space says of the context counts as what --set says of it."""
+    path = tmp_path / "space.toml"
+    path.write_text(f"[data]\ncontext = {drawn}\n[optim]\nlr = [1e-3, 1e-2]\n")
+    spaces = spaces_of(["concat"], [path])
+    base = [load(model="concat", sets=SMALL)]
+    out = tmp_path / "out"
+    store = with_turns(tmp_path / "store")
+    first = tuning.tune(store, base, spaces, out, trials=1, note=quiet)
+    assert tuning.tune(store, base, spaces, out, trials=1, note=quiet)[0].trials == first[0].trials
+    kind = first[0].trials[0].settings.get("data.context", "past")
+    seen = "without context" if kind == "none" else "context past 8"
+    assert f", {seen}; best of n" in tuning.table(first, 1).title
+    other = with_turns(tmp_path / "store", shift=1)
+    with pytest.raises(DataError, match="holds another search"):
+        tuning.tune(other, base, spaces, out, trials=1, note=quiet)
+
+
 def test_a_loss_that_diverges_in_a_process_is_told_as_one(tmp_path):
     store = make_store(tmp_path / "store", n=60)
     config = load(model="concat", sets=[*SMALL, "optim.lr=1e25"])

@@ -277,6 +277,26 @@ def test_a_wrong_space_is_one_line(tmp_path, old, new, says):
     assert "\n" not in str(raised.value) and len(str(raised.value)) <= 300 + len(str(tmp_path))
 
 
+def test_settings_that_are_all_fixed_leave_nothing_to_search(tmp_path):
+    """Twenty trials of one configuration are no search, and their expected best is none."""
+    path = make_store(tmp_path, n=60).path
+    words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
+    words += ["--trials", "2", "--out", str(tmp_path / "out")]
+    for one in (*SMALL, "optim.lr=1e-3", "train.batch_size=8", "model_args.dropout=0.1"):
+        words += ["--set", one]
+    done = CliRunner().invoke(cli.main, words)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 1 and "nothing is left to draw" in line
+    assert len(line.replace(str(tmp_path), "")) <= 300 and not (tmp_path / "out").exists()
+
+
+def test_a_space_that_draws_class_weights_alone_has_nothing_for_a_regression(tmp_path):
+    store = make_store(tmp_path, n=60, task="regression")
+    text = '[train]\nclass_weight = ["none", "sqrt"]\n'
+    with pytest.raises(DataError, match="nothing is left to draw"):
+        searched(store, tmp_path / "out", text=text)
+
+
 def test_a_space_with_nothing_to_draw_or_no_file_is_one_line(tmp_path):
     with pytest.raises(DataError, match="nothing to draw"):
         space.spaces_of(["concat"], [space_of(tmp_path, "[optim]\nlr = 1e-3\n")])
