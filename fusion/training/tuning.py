@@ -333,7 +333,8 @@ def _checked(store: FeatureStore, search: Search, number_: int) -> tuple[Setting
         config = search.space.applied(search.base, settings)
         check_config(store, config)
     except DataError as error:
-        raise DataError(f"{search.space.where}, trial {number_}: {shown(error, 200)}") from None
+        said = str(error).removeprefix(f"{search.space.where}: ")
+        raise DataError(f"{search.space.where}, trial {number_}: {shown(said, 200)}") from None
     return settings, config
 
 

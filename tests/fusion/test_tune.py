@@ -274,6 +274,7 @@ def test_a_wrong_space_is_one_line(tmp_path, old, new, says):
     with pytest.raises(DataError) as raised:
         space.spaces_of(["concat"], [space_of(tmp_path, SPACE.replace(old, new))])
     assert says in str(raised.value)
+    assert str(raised.value).startswith(f"--space {tmp_path}/space.toml: ")
     assert "\n" not in str(raised.value) and len(str(raised.value)) <= 300 + len(str(tmp_path))
 
 
