@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench.machine import computes_in_bf16
 from tests.bench.parts import keeper
 
 Keep = Callable[[dict], None]
@@ -167,7 +168,7 @@ def extraction(keep: Keep, tiny: bool) -> None:
         paths = bench.clips(folder, clips)
         for modality in ("audio", "text"):
             loop: float | None = None
-            for precision in ("fp32", "bf16") if bench.bf16() and not tiny else ("fp32",):
+            for precision in ("fp32", "bf16") if computes_in_bf16() and not tiny else ("fp32",):
                 if modality == "audio":
                     encoder = bench.audio_encoder(size, folder / "a", precision)
                     budget = bench.Audio.fixed_budget["cpu"]
