@@ -289,10 +289,11 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
         )
     if as_json:
         say_json(tuning.as_json(found))
-        return
-    say_laid_out(tables.plain(tuning.table(found, given["seeds"])))
-    for line in tuning.lines(found, features, given["folds"]):
-        say(line)
+    else:
+        say_laid_out(tables.plain(tuning.table(found, given["seeds"])))
+        for line in tuning.lines(found, features, given["folds"]):
+            say(line)
+    tuning.check_found(found)
 
 
 @command()

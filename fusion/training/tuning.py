@@ -634,10 +634,13 @@ def expected_best(scores: Sequence[float | None], n: int, *, lower: bool = False
 
 
 def table(found: Sequence[Found], seeds: int) -> Table:
-    """What was found, a row per model."""
+    """What was found, a row per model; the expected best of n trials where they were drawn at
+    random.
+    """
     metric = found[0].metric
     most = len(found[0].trials)
-    budgets = [n for n in BUDGETS if n < most] + [most]
+    drawn = any(one.expected for one in found)
+    budgets = [n for n in BUDGETS if n < most] + [most] if drawn else []
     title = metrics.title(metric)
     rows = []
     for one in found:
@@ -653,8 +656,9 @@ def table(found: Sequence[Found], seeds: int) -> Table:
     heads = [f"best of {n}" for n in budgets]
     kinds = dict.fromkeys(kind for one in found for kind in one.contexts)
     seen = " or ".join(map(context_words, kinds))
+    words = "; best of n: expected over draws of n trials (Dodge et al. 2019)" if drawn else ""
     return Table(
-        f"dev {title}{of}, {seen}; best of n: expected over draws of n trials (Dodge et al. 2019)",
+        f"dev {title}{of}, {seen}{words}",
         ("model", "trials", "failed", f"dev {title}", "trial", *heads),
         tuple(rows),
     )
@@ -673,6 +677,20 @@ def lines(found: Sequence[Found], features: Path, folds: str | None = None) -> l
         store, preset = shlex.quote(str(features)), shlex.quote(one.preset or "")
         made.append(f"  mer train {store} --preset {preset}{over}")
     return made
+
+
+def check_found(found: Sequence[Found]) -> None:
+    """Raise DataError where a model has no trial that succeeded, so no preset."""
+    lost = [one.model for one in found if one.best is None]
+    if lost:
+        count = len(found[0].trials)
+        which = f"all {count:,} trials" if count > 1 else "the only trial"
+        failed = (one.failed for each in found if each.best is None for one in each.trials)
+        why = next(filter(None, failed), "")
+        raise DataError(
+            f"{which} of {' and '.join(lost)} failed ({shown(why, 120)}); "
+            "change the space, or what --set fixes"
+        )
 
 
 def as_json(found: Sequence[Found]) -> list[dict[str, Any]]:

@@ -226,6 +226,20 @@ def test_the_winner_is_a_preset_that_trains_to_the_same_run(tmp_path):
     assert (run.result.dev["wf1"],) == found.best.figures
 
 
+def test_a_search_without_a_winner_is_a_failure(tmp_path):
+    """What calls it goes on to a preset that is not there."""
+    path = make_store(tmp_path, n=60).path
+    words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
+    words += ["--trials", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    for one in (*SMALL, "optim.lr=1e25"):
+        words += ["--set", one]
+    done = CliRunner().invoke(cli.main, words)
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.exit_code == 1 and "the only trial of concat failed (epoch 1: the loss" in line
+    assert len(line) <= 300 and "concat: every trial failed" in done.stdout
+    assert not (tmp_path / "out" / "concat.toml").exists()
+
+
 def test_command(tmp_path):
     path = make_store(tmp_path, n=60).path
     words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
@@ -396,6 +410,8 @@ def test_tpe_goes_on_as_if_it_had_not_been_killed_and_finds_the_peak(tmp_path, m
     scores = [trial.score for trial in whole.trials]
     assert np.mean(scores[-10:]) > np.mean(scores[:10]) + 0.2
     assert whole.expected == {}, "its trials are no draws at random"
+    found = tuning.table([whole], 1)
+    assert "best of" not in found.title and found.columns[-1] == "trial"
 
 
 @pytest.mark.slow
