@@ -386,6 +386,23 @@ def test_a_folder_that_takes_no_file(tmp_path, state):
     assert (found.trainings, found.configurations) == (2, 2)
 
 
+def test_other_rows_of_a_store_whose_folder_takes_no_file(tmp_path, state):
+    """A label that was corrected makes other test rows; the state folder has a file for each."""
+    store = Path("/proc/feats.h5")
+    here = replace(ONE, store=str(store))
+    corrected = replace(here, id="2", content="d" * 64, configuration="b" * 64, training="b")
+    stranger = replace(corrected, id="3", store="/elsewhere/feats.h5", configuration="e" * 64)
+    for one in (here, corrected, stranger):
+        ledger.record(one, log=tmp_path / "log", store=store, note=quiet)
+    found = ledger.seen([ONE.content], 24, [store], [])
+    assert (found.configurations, found.elsewhere) == (1, 1)
+    assert found.line().endswith("; other test rows of this store by 1 more")
+    # damage of a file that is about other rows is nobody's here
+    (state / f"{'d' * 32}.jsonl").write_text("{\n")
+    found = ledger.seen([ONE.content], 24, [store], [])
+    assert found.elsewhere == 0 and not found.troubles
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes into any folder")
 def test_a_read_only_folder(tmp_path, state):
     (tmp_path / "store").mkdir(mode=0o555)
