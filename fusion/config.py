@@ -254,11 +254,13 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
 
 def filled(config: TrainConfig, tree: Mapping[str, Any], where: str) -> TrainConfig:
     """`config` with what the tables of `tree` name replaced; `where` opens the error messages."""
-    tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in TABLES if t in tree}
+    named = [table for table in TABLES if table in tree]
     try:
+        tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in named}
         return replace(config, **tables)
-    except DataError as error:  # values that make no sense, or not together
-        raise DataError(f"{where}: {error}") from None
+    except DataError as error:  # of values that make no sense, or not together
+        said = str(error)
+        raise DataError(said if said.startswith(where) else f"{where}: {said}") from None
 
 
 def override(config: TrainConfig, sets: Iterable[str]) -> TrainConfig:

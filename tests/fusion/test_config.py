@@ -101,6 +101,10 @@ def test_preset_files(tmp_path):
     path.write_text('model = "concat"\n[train]\nepochs = "3x"\n')
     with pytest.raises(DataError, match="a whole number"):
         config.load(preset=str(path))
+    for bad in ('"concat"\n[optim]\nlr = -1', '"drkf"\n[model_args]\ntau = 2'):
+        path.write_text(f"model = {bad}\n")
+        with pytest.raises(DataError, match=f"^preset {path}: "):
+            config.load(preset=str(path))
     path.write_text('model = "concat"\noptim = 3\n')
     with pytest.raises(DataError, match="is a table"):
         config.load(preset=str(path))

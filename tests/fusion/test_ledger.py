@@ -129,7 +129,7 @@ def test_an_ensemble_is_a_configuration_of_its_own(tmp_path, state):
     that answered only together have not been seen alone.
     """
     store = make_store(tmp_path)
-    seeds = train(store, tmp_path / "seeds", seeds=3)
+    seeds = train(store, tmp_path / "seeds", seeds=2)
     other = train(store, tmp_path / "other", "optim.lr=1e-4")
     said: list[str] = []
 
@@ -137,17 +137,14 @@ def test_an_ensemble_is_a_configuration_of_its_own(tmp_path, state):
         ensemble.score(runs, note=said.append)
         return said[-1]
 
-    assert tried(seeds) == "test part: 24 rows, seen by 1 configuration (3 trainings)"
-    assert tried(seeds).endswith("by 1 configuration (3 trainings)")
-    assert tried(*seeds.children[:2]).endswith("by 2 configurations (3 trainings)")
-    assert tried(other, seeds).endswith("by 3 configurations (4 trainings)")
-    assert tried(seeds, other).endswith("by 3 configurations (4 trainings)")
-    assert told(seeds).endswith("by 4 configurations (4 trainings)")
-    assert told(other).endswith("by 5 configurations (4 trainings)")
+    assert tried(seeds) == "test part: 24 rows, seen by 1 configuration (2 trainings)"
+    assert tried(other, seeds).endswith("by 2 configurations (3 trainings)")
+    assert tried(seeds, other).endswith("by 2 configurations (3 trainings)")
+    assert told(seeds).endswith("by 3 configurations (3 trainings)")
     lines: list[str] = []
     ensemble.score([seeds], split="dev", note=lines.append)
     assert not [line for line in lines if "test part" in line]
-    assert len(ledger.read(ledger.beside(store.path)).openings) == 3 + 3 + 2 + 4 + 4 + 3 + 1
+    assert len(ledger.read(ledger.beside(store.path)).openings) == 2 + 3 + 3 + 2
 
 
 def test_a_dev_part_is_no_opening(tmp_path):
