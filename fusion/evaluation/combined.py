@@ -20,7 +20,7 @@ import numpy as np
 from mer.fusion.evaluation import scoring
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.intervals import Sampled
-from mer.fusion.measures.tables import Table, number
+from mer.fusion.measures.tables import Table, context_words, number
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.prediction_table import Predicted, seeds_of, unit
 from mer.fusion.runs.records import Bootstrap
@@ -34,7 +34,9 @@ Figure = TypeVar("Figure", float, np.ndarray)
 
 @dataclass(frozen=True)
 class Combined:
-    """The measure and its two terms, means over the seeds; `interval` is that of the measure."""
+    """The measure and its two terms, means over the seeds; `interval` is that of the measure,
+    `contexts` are the kinds of conversation context of both runs.
+    """
 
     emotion: str  # the folders of both runs
     valence: str
@@ -46,6 +48,7 @@ class Combined:
     combined: float
     interval: tuple[float, ...]
     bootstrap: Bootstrap
+    contexts: tuple[str | None, str | None]
 
 
 def measure(wf1: Figure, mse: Figure) -> Figure:
@@ -87,7 +90,13 @@ def of_runs(first: Run, second: Run) -> Combined:
         combined=measure(float(wf1.values.mean()), float(mse.values.mean())),
         interval=tuple(intervals.interval_of_sum([wf1, mse], [1.0, -WEIGHT])),
         bootstrap=scoring.bootstrap_of(name, groups),
+        contexts=(_context(first), _context(second)),
     )
+
+
+def _context(run: Run) -> str | None:
+    asked = run.children[0].spec.context
+    return None if asked is None else asked.title
 
 
 def other_of(first: Run, place: str | os.PathLike) -> Run:
@@ -166,6 +175,7 @@ def table(found: Combined) -> Table:
             f"{low:.3f} … {high:.3f}",
         ),
     )
-    title = f"MER2023's combined measure, {plural(found.n, 'utterance')}"
+    seen = " and ".join(map(context_words, dict.fromkeys(found.contexts)))
+    title = f"MER2023's combined measure, {plural(found.n, 'utterance')}, {seen}"
     groups = plural(found.bootstrap.groups, found.bootstrap.unit)
     return Table(title, ("", "value", f"95 % interval ({groups})"), rows)
