@@ -219,14 +219,15 @@ def contrastive(keep: Keep, tiny: bool) -> None:
     """One thread, as docs/kernels.md has it; the quickest of the rounds."""
     import torch
 
-    from tests.bench import contrastive as bench
+    from tests.bench.contrastive_plot import TITLES
+    from tests.bench.contrastive_timing import measure
 
     torch.set_num_threads(1)
     sizes = ((8, 16),) if tiny else ((128, 256), (2048, 256), (4096, 256))
     for rows, d in sizes:
         for workload in ("nt_xent", "drkf") if rows <= 2048 else ("nt_xent",):
             rounds = 1 if tiny else {128: 40, 2048: 3, 4096: 2}[rows]
-            found = bench.measure(
+            found = measure(
                 workload, rows, d, torch.device("cpu"), torch.float32,
                 rounds=rounds, compile_peers=False, paths=False, tiles=(), note=lambda peer: None,
             )  # fmt: skip
@@ -239,7 +240,7 @@ def contrastive(keep: Keep, tiny: bool) -> None:
                 continue
             keep(
                 {
-                    "what": f"{bench.TITLES[workload]}, B = {rows}, D = {d}",
+                    "what": f"{TITLES[workload]}, B = {rows}, D = {d}",
                     "ours": round(times["mer"], 2),
                     "peer": "eager PyTorch",
                     "theirs": round(times["eager"], 2),
