@@ -279,6 +279,8 @@ def _section(run: Named, file: str) -> Part:
     for number_, table in enumerate(shown_tables, start=1):
         page_tables.append(PageTable(f"{run.id}-table-{number_}", f"{file}-table-{number_}", table))
     drawn_here = pictures.of_results(run.read.children, scores, run.read.logs)
+    curves = map(pictures.reliability, run.read.robust)
+    drawn_here += [curve for curve in curves if curve is not None]
     path = run.read.run.path
     return Part(
         id=run.id,

@@ -21,7 +21,7 @@ from mer.pipeline.datasets.filenames import (
     read_names,
     row_of,
 )
-from mer.pipeline.datasets.files import cut_blanks, look
+from mer.pipeline.datasets.files import cut_blanks, look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
 from mer.pipeline.datasets.newclips import WORDS, words_beside, words_of
@@ -98,6 +98,7 @@ def prepare(
     _warn_of_sentences(utterances.values(), rules, findings)
     info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
+    warn_of_places(rows, findings)
     made = {"pattern": pattern, "map": dict(mapping), "split": split, "seed": seed}
     return Manifest(name, "single", classes, tuple(rows), root, language, made), findings
 

@@ -247,6 +247,9 @@ def test_turns_have_their_place(tmp_path):
         ("d1", 0, ()),
         ("d1", 2, ()),
     ]
+    write_wav(tmp_path / "d1_02_joy.wav")
+    warnings = prepare("folder", tmp_path, pattern=pattern, split="none")[1].warnings
+    assert [line for line in warnings if line.startswith("1 row has the position of another row")]
     write_wav(tmp_path / "d1_x_joy.wav")
     with pytest.raises(DataError, match="position 'x' is not the number of a turn"):
         prepare("folder", tmp_path, pattern=pattern, split="none")
