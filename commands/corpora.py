@@ -11,6 +11,7 @@ from mer.commands.group import command
 from mer.commands.options import mapped, parted
 from mer.commands.output import say, say_json
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import shown
 
 
 @command()
@@ -220,7 +221,8 @@ def prepare(
         manifest.write(out)
     except OSError as error:
         raise DataError(
-            f"{out}: {error.strerror or error}; name a file that can be written with --out"
+            f"{shown(out, 200)}: {error.strerror or error}; name a file that can be written with "
+            "--out"
         ) from None
     if as_json:
         say_json(report.to_dict() | {"manifest": str(out), "hash": manifest.hash}, indent=1)

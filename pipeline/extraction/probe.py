@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mer.pipeline.datasets import takes
 from mer.pipeline.encoders.modality import Lengths, Rows
@@ -98,8 +98,8 @@ def _probe_one(
         known = memory.spans.get((key, modality.span(u)))
         if known is None:
             unknown.append(row)
-        elif isinstance(known, Problem):
-            problems[row] = known
+        elif isinstance(known, Problem):  # perhaps met in another file of the same bytes
+            problems[row] = replace(known, reason=f"{rows.root / file}: {known.reason}")
         else:
             lengths[row] = known
     for row, found in _decode(choice, unknown, request, rows, company):
@@ -109,8 +109,11 @@ def _probe_one(
         else:
             lengths[row] = found
         if not isinstance(found, Problem) or found.stage not in NOT_THE_CLIP:
-            digest = request.keys.digests[modality.file(u) or ""]
-            memory.remember(digest.key(sound=modality.sound), modality.span(u), found)
+            file = modality.file(u) or ""
+            if isinstance(found, Problem):
+                found = replace(found, reason=found.reason.removeprefix(f"{rows.root / file}: "))
+            key = request.keys.digests[file].key(sound=modality.sound)
+            memory.remember(key, modality.span(u), found)
     return tuple(lengths), problems
 
 
