@@ -250,3 +250,10 @@ def test_turns_have_their_place(tmp_path):
     write_wav(tmp_path / "d1_x_joy.wav")
     with pytest.raises(DataError, match="position 'x' is not the number of a turn"):
         prepare("folder", tmp_path, pattern=pattern, split="none")
+
+
+def test_of_two_fields_that_may_be_the_label_the_other_becomes_a_tag(tmp_path):
+    write_wav(tmp_path / "ann_joy_glad.wav")
+    pattern = "{speaker}_{emotion}_{label}"
+    manifest, _ = prepare("folder", tmp_path, pattern=pattern, split="none")
+    assert [(u.label, u.tags) for u in manifest.rows] == [("glad", ("emotion=joy",))]
