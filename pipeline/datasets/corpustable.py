@@ -58,7 +58,7 @@ def read_lines(
         root: The corpus's folder; the tables lie in it or a few folders below.
         info: The corpus, with rules for its table.
         chosen: The label set, whose column has to be there.
-        findings: Told when there is no table and it can do without.
+        findings: Told when there is no table and it can do without, or that of a part is absent.
 
     Returns:
         The lines in their order; None where an optional table is absent.
@@ -75,6 +75,9 @@ def read_lines(
         return None
     if not sources:
         tell_absent(root, info, rules.names)
+    there = {source.name for source in sources}
+    if absent := [name for name in rules.names if name in rules.splits and name not in there]:
+        findings.warnings.append(f"no {listed(absent)} below {root}: without these utterances")
     lines: dict[str, Line] = {}  # by what an utterance and its file have in common
     for source in sources:
         first_row = -1 if without_header(source, rules.header) else 0

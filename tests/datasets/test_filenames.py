@@ -277,3 +277,14 @@ def test_files_whose_names_differ_by_zeros_only_are_not_taken_for_one(tmp_path):
     root = write_tree(tmp_path / "t", tree.files, {"label.csv": twice})
     with pytest.raises(DataError, match="'video_0001/1' is there twice, first in label.csv"):
         prepare("ch_sims", root)
+
+
+def test_a_table_of_one_part_that_is_absent_is_told(tmp_path):
+    tree = TREES["mer2023"][0]
+    tables = {name: text for name, text in tree.tables.items() if "test1" not in name}
+    _, found = prepare("mer2023", write_tree(tmp_path / "r", tree.files, tables))
+    told = f"no test1-label.csv, test3-label.csv below {tmp_path / 'r'}: without these utterances"
+    assert told in found.warnings
+    tree = TREES["ch_sims"][0]  # whose table has two names
+    _, found = prepare("ch_sims", write_tree(tmp_path / "s", tree.files, tree.tables))
+    assert not any("without these" in line for line in found.warnings)
