@@ -240,10 +240,12 @@ def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
     said += read_as(found)
     if found.soft is not None:
         ties = plural(round(found.soft.ties), "row")
+        are = "is" if round(found.soft.ties) == 1 else "are"
+        of_folds = isinstance(found, GroupMetrics) and found.over == "folds"
+        each = " of each fold, on average" if of_folds else ""
         said.append(
             f"The divergence is the mean over {plural(round(found.soft.n), 'row')} with shares of "
-            f"raters; {ties} of these without a majority {'is' if ties == '1 row' else 'are'} in "
-            "no other figure."
+            f"raters{each}; {ties} of these without a majority {are} in no other figure."
         )
     if found.unseen:
         said.append(
