@@ -78,7 +78,7 @@ def prepare(
     rows: list[Utterance] = []
     unlabelled: defaultdict[str, list[str]] = defaultdict(list)
     found: Counter[str] = Counter()
-    votes_of: dict[str, Counter[str]] = {}
+    votes_of: dict[str, dict[str, float]] = {}
     unknown: Counter[str] = Counter()  # words of raters
     for session in _sessions(root, info, findings):
         texts = _transcripts(session, findings)
@@ -164,10 +164,10 @@ def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
     for file in _files(session / "dialog" / "EmoEvaluation"):
         text = _read(file, findings)
         found = list(EVALUATION.finditer(text))
-        ends = [line.start() for line in found[1:]] + [len(text)]
+        nexts = [line.start() for line in found[1:]] + [len(text)]
         lines = []
-        for line, end in zip(found, ends, strict=True):
-            lines.append((*line.groups(), text[line.end() : end]))
+        for line, following in zip(found, nexts, strict=True):
+            lines.append((*line.groups(), text[line.end() : following]))
         lines.sort(key=lambda line: float(line[0]))
         for position, (start, end, utterance, code, rated, below) in enumerate(lines):
             parts = UTTERANCE.match(utterance)
@@ -195,11 +195,11 @@ def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
             )
 
 
-def _votes(chosen: Iterable[str], labels: LabelSet, unknown: Counter[str]) -> Counter[str]:
+def _votes(chosen: Iterable[str], labels: LabelSet, unknown: Counter[str]) -> dict[str, float]:
     """Class, or OUTSIDE -> votes: one of each rater, divided where a rater chose several. Words
     that stand for no label are counted in `unknown`.
     """
-    votes: Counter[str] = Counter()
+    votes: dict[str, float] = defaultdict(float)
     for said in chosen:
         words = [word.strip().lower() for word in said.split(";") if word.strip()]
         for word in words:

@@ -68,7 +68,7 @@ def prepare(
 def _votes(path: Path, labels: LabelSet) -> Mapping[str, Counter[str]]:
     """Id -> class, or OUTSIDE -> how many raters chose it."""
     reader = dialect(path).reader(io.StringIO(read_text(path), newline=""))
-    header = next(reader, [])
+    header: list[str] = next(reader, [])
     place = next((header.index(name) for name in (CLASS, ALL_IN_ONE) if name in header), None)
     if CLIP not in header or place is None:
         raise DataError(

@@ -28,6 +28,7 @@ from tests.datasets.byname import write_tree
 DATA = Path(os.environ.get("MER_TEST_DATA", "/nowhere")) / "emobox"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="MER_TEST_DATA has no lists of EmoBox")
 WHOLE = ("savee", "emodb", "urdu", "aesdd", "cafe")
+SPLITS = {"train": "train", "valid": "dev", "test": "test"}  # what its parts are called here
 CLIPS = {  # name -> code
     "DC_a01": "a",
     "DC_n01": "n",
@@ -477,3 +478,50 @@ def test_lists_of_two_corpora_are_refused(meta, media):
     other.write_text(lines(["DC_a01"]))
     with pytest.raises(DataError, match="lists of several corpora"):
         prepare("emobox", media, meta=meta)
+
+
+@real
+def test_lists_of_all_32_corpora_have_the_published_folds_and_labels(tmp_path):
+    """Lists with a few clips of each published label: the folds, parts and labels that are read of
+    each corpus are these, whatever its codes and label map.
+    """
+    maps = json.loads((DATA / "label_maps.json").read_text())
+    counts = published()
+    corpora = dict.fromkeys(corpus for corpus, _, _ in counts)
+    assert len(corpora) == 32 and corpora.keys() - maps.keys() == {"emovo"}
+    (tmp_path / "media").mkdir()
+    for corpus in corpora:
+        parts = {key[1:]: labels for key, (_, labels) in counts.items() if key[0] == corpus}
+        # some training lists are too long for that table
+        for fold in {fold for fold, _ in parts}:
+            parts.setdefault((fold, "train"), {next(iter(maps.get(corpus, "-"))): 1})
+        for labels in parts.values():
+            labels.update({code: min(number, 3) for code, number in labels.items()})
+        wanted: Counter = Counter()
+        named = {code.casefold(): name.strip() for code, name in maps.get(corpus, {}).items()}
+        for (fold, part), labels in parts.items():
+            for code, number in labels.items():
+                wanted[fold, SPLITS[part], named.get(code.casefold(), code)] += number
+        meta = write_counted(tmp_path / corpus, corpus, parts)
+        if corpus in maps:
+            (meta / "label_map.json").write_text(json.dumps(maps[corpus]))
+        manifest, found = prepare("emobox", tmp_path / "media", meta=meta)
+        read: Counter = Counter()
+        for u in manifest.rows:
+            for entry in u.folds:
+                read[*fold_of(entry), u.label] += 1
+        assert read == wanted and not found.dropped, corpus
+
+
+def write_counted(meta: Path, corpus: str, parts: dict[tuple[str, str], dict[str, int]]) -> Path:
+    """Lists with so many clips of each code: (fold, part) -> code -> clips."""
+    for (fold, part), labels in parts.items():
+        rows = []
+        for code, number in labels.items():
+            for i in range(number):
+                key = f"{fold}-{part}-{code}-{i}"
+                rows.append({"key": key, "wav": f"downloads/{key}.wav", "emo": code})
+        path = meta / f"fold_{fold}" / f"{corpus}_{part}_fold_{fold}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return meta
