@@ -23,6 +23,7 @@ from mer.pipeline.datasets.filenames import media_below
 from mer.pipeline.datasets.files import look
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.datasets.pattern import MEDIA, Pattern, fill
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
@@ -173,7 +174,7 @@ def prepare(
     if speaker_independent:
         check_speakers(str(meta), counted(rows))
     language = language or LANGUAGES.get(corpus, "en")
-    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
     classes = tuple(dict.fromkeys(label_of.values()))
     source = {"lists": meta.name, "fold": fold}
@@ -304,10 +305,7 @@ def _label_map(meta: Path, clips: Iterable[Clip], findings: Findings) -> dict[st
     if not path.is_file():
         findings.warnings.append(f"no {LABELS}: labels are called as in the lists")
         return {code: code for code in sorted(codes)}
-    try:
-        given = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({reason(error)})") from None
+    given = read_json(path)
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
         raise DataError(f"{path}: expected an object, code to name")
     named = {code: name.strip() for code, name in given.items()}
@@ -348,24 +346,24 @@ def _find_media(clips: Iterable[Clip], root: Path, findings: Findings) -> dict[s
             found[owners[0]].append(path)
         else:
             unclear.update(owners)
-    places, several, untold = {}, [], []
+    places, several, unclaimed = {}, [], []
     for clip in clips:
         best = _best(clip.wav, found.get(clip.wav, []))
         places[clip.key] = best[0] if best else clip.wav.removeprefix(PREFIX)
         if len(best) > 1:
             several.append(clip.key)
         if not best and clip.wav in unclear:
-            untold.append(clip.key)
+            unclaimed.append(clip.key)
     if several:
         findings.warnings.append(
             f"{plural(len(several), 'clip has', 'clips have')} several files of their name below "
             f"{shown(root, 80)}, the first of which is taken: {listed(several, 3)}"
         )
-    if untold:
+    if unclaimed:
         findings.warnings.append(
-            f"{plural(len(untold), 'clip is', 'clips are')} missing although files of their name "
+            f"{plural(len(unclaimed), 'clip is', 'clips are')} missing although files of their name "
             f"are there: their folders do not tell whose they are, call these as the lists do "
-            f"({listed(untold, 3)})"
+            f"({listed(unclaimed, 3)})"
         )
     findings.orphans = sorted(set(everything) - set(places.values()))
     return places

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import elsewhere, hidden, look, require_root
+from mer.pipeline.datasets.files import elsewhere, hidden, manifest_of, require_root
 from mer.pipeline.datasets.findings import Findings, shared_texts, some
 from mer.pipeline.datasets.raters import OUTSIDE, check_task, with_shares
 from mer.pipeline.errors import DataError
@@ -112,19 +112,11 @@ def prepare(
         undecided = frozenset(unlabelled[NO_MAJORITY])
         rows = with_shares(rows, votes_of, undecided, chosen.labels, findings)
         if unknown:
-            told = [f"{shown(word, 40)} ({count:,})" for word, count in unknown.items()]
+            words = [f"{shown(word, 40)} ({count:,})" for word, count in unknown.items()]
             findings.warnings.append(
-                f"raters said what is no known label, taken as of no class: {some(told)}"
+                f"raters said what is no known label, taken as of no class: {some(words)}"
             )
-    return Manifest(
-        "iemocap",
-        chosen.task,
-        chosen.labels,
-        tuple(look(rows, root, info, findings)),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(rows, root, info, chosen, findings)
 
 
 def _seen(row: Utterance, line: Evaluation, session: Path, root: Path, left: str) -> Utterance:

@@ -61,10 +61,10 @@ def with_shares(
         elif u.label is not None:
             without += 1
         made.append(u)
-    told = f"raters: shares of {plural(labelled, 'labelled utterance')}"
+    line = f"raters: shares of {plural(labelled, 'labelled utterance')}"
     if split:
-        told += f" and of {split:,} without a majority, for data.soft_labels alone"
+        line += f" and of {split:,} without a majority, for data.soft_labels alone"
     if without:
-        told += f"; {plural(without, 'labelled one')} without a vote for a class of the set"
-    findings.warnings.append(told)
+        line += f"; {plural(without, 'labelled one')} without a vote for a class of the set"
+    findings.warnings.append(line)
     return made
