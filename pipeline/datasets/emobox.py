@@ -361,8 +361,8 @@ def _find_media(clips: Iterable[Clip], root: Path, findings: Findings) -> dict[s
         )
     if unclaimed:
         findings.warnings.append(
-            f"{plural(len(unclaimed), 'clip is', 'clips are')} missing although files of their name "
-            f"are there: their folders do not tell whose they are, call these as the lists do "
+            f"{plural(len(unclaimed), 'clip is', 'clips are')} missing although files of their "
+            "name are there: their folders do not tell whose they are, call these as the lists do "
             f"({listed(unclaimed, 3)})"
         )
     findings.orphans = sorted(set(everything) - set(places.values()))
