@@ -108,6 +108,7 @@ def _rules(pattern: Pattern) -> FileRules:
     """What the fields of a pattern are."""
     label = next((field for field in LABEL_FIELDS if field in pattern.names), "")
     others = [field for field in pattern.names if field not in COLUMNS]
+    others += [field for field in LABEL_FIELDS if field in pattern.names and field != label]
     tags = ["sentence", *others] if "sentence" in pattern.names else others
     id = "{id}" if "id" in pattern.names else ""
     return FileRules((pattern,), id=id, label=label, tags=tuple(tags))

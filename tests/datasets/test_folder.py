@@ -282,3 +282,10 @@ def test_files_are_found_however_deep(root):
     assert done.exit_code == 0, done.stderr
     manifest = Manifest.read(root.parent / "m.parquet")
     assert len(manifest) == 25 and "left out" not in done.stdout
+
+
+def test_of_two_fields_that_may_be_the_label_the_other_becomes_a_tag(tmp_path):
+    write_wav(tmp_path / "ann_joy_glad.wav")
+    pattern = "{speaker}_{emotion}_{label}"
+    manifest, _ = prepare("folder", tmp_path, pattern=pattern, split="none")
+    assert [(u.label, u.tags) for u in manifest.rows] == [("glad", ("emotion=joy",))]
