@@ -109,6 +109,12 @@ def datasets(name, as_json):
     "that of most.",
 )
 @click.option(
+    "--raters",
+    is_flag=True,
+    default=None,
+    help="iemocap, msp_podcast: keep how the raters divided over the classes, as soft labels.",
+)
+@click.option(
     "--unimodal",
     multiple=True,
     metavar="MODALITY=COLUMN,…",

@@ -58,9 +58,16 @@ def prepare(
 
 
 def prepare_with(
-    read: Reader, root: Path, info: CorpusInfo, labels: str | None
+    read: Reader,
+    root: Path,
+    info: CorpusInfo,
+    labels: str | None,
+    *,
+    undecided: str | None = None,
 ) -> tuple[Manifest, Findings]:
-    """As `prepare`, with another reader of what comes beside the files."""
+    """As `prepare`, with another reader of what comes beside the files; rows whose label is
+    `undecided` are kept without one.
+    """
     require_root(root, info)
     chosen = info.label_set(labels)
     rules = info.files
@@ -76,7 +83,7 @@ def prepare_with(
     if lines is None:
         rows = labelled(rows, chosen, findings)
     else:
-        rows = with_lines(rows, lines, info, chosen, findings)
+        rows = with_lines(rows, lines, info, chosen, findings, undecided=undecided)
     if rules.transcripts:
         rows = with_transcripts(rows, root, rules.transcripts, findings)
     if info.fixed_sentences:

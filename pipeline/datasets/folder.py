@@ -22,7 +22,7 @@ from mer.pipeline.datasets.filenames import (
     read_names,
     row_of,
 )
-from mer.pipeline.datasets.files import cut_blanks, look
+from mer.pipeline.datasets.files import cut_blanks, look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
 from mer.pipeline.datasets.newclips import WORDS, no_media, words_beside, words_of
@@ -99,6 +99,7 @@ def prepare(
     _warn_of_sentences(utterances.values(), rules, findings)
     info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
+    warn_of_places(rows, findings)
     made = {"pattern": pattern, "map": dict(mapping), "split": split, "seed": seed}
     return Manifest(name, "single", classes, tuple(rows), root, language, made), findings
 
@@ -107,6 +108,7 @@ def _rules(pattern: Pattern) -> FileRules:
     """What the fields of a pattern are."""
     label = next((field for field in LABEL_FIELDS if field in pattern.names), "")
     others = [field for field in pattern.names if field not in COLUMNS]
+    others += [field for field in LABEL_FIELDS if field in pattern.names and field != label]
     tags = ["sentence", *others] if "sentence" in pattern.names else others
     id = "{id}" if "id" in pattern.names else ""
     return FileRules((pattern,), id=id, label=label, tags=tuple(tags))

@@ -42,10 +42,10 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
     problems = dict(left_out)
     try:
         for choice in request.keys.chosen:
-            told, met = _probe_one(choice, request, rows, company, problems)
-            lengths[choice.name] = told
-            problems |= met
-            _tell_long_clips(choice, request, company, told)
+            measured, new_problems = _probe_one(choice, request, rows, company, problems)
+            lengths[choice.name] = measured
+            problems |= new_problems
+            _tell_long_clips(choice, request, company, measured)
     except BaseException:
         company.memory.save()  # lengths that have been read need not be read again
         raise
@@ -53,8 +53,8 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
     if len(problems) == len(rows):
         blank = [row for row, problem in problems.items() if problem == NOTHING]
         for choice in request.keys.chosen:
-            told = lengths[choice.name]
-            check_lengths(choice, request, rows, Lengths(told, told, ()), blank)
+            measured = lengths[choice.name]
+            check_lengths(choice, request, rows, Lengths(measured, measured, ()), blank)
         reasons = [(problems[row].stage, problems[row].reason) for row in range(len(rows))]
         raise UnreadableError(_none_can_be_read(request, problems), reasons)
     return Probed(lengths, problems)

@@ -247,6 +247,9 @@ def test_turns_have_their_place(tmp_path):
         ("d1", 0, ()),
         ("d1", 2, ()),
     ]
+    write_wav(tmp_path / "d1_02_joy.wav")
+    warnings = prepare("folder", tmp_path, pattern=pattern, split="none")[1].warnings
+    assert [line for line in warnings if line.startswith("1 row has the position of another row")]
     write_wav(tmp_path / "d1_x_joy.wav")
     with pytest.raises(DataError, match="position 'x' is not the number of a turn"):
         prepare("folder", tmp_path, pattern=pattern, split="none")
@@ -279,3 +282,10 @@ def test_files_are_found_however_deep(root):
     assert done.exit_code == 0, done.stderr
     manifest = Manifest.read(root.parent / "m.parquet")
     assert len(manifest) == 25 and "left out" not in done.stdout
+
+
+def test_of_two_fields_that_may_be_the_label_the_other_becomes_a_tag(tmp_path):
+    write_wav(tmp_path / "ann_joy_glad.wav")
+    pattern = "{speaker}_{emotion}_{label}"
+    manifest, _ = prepare("folder", tmp_path, pattern=pattern, split="none")
+    assert [(u.label, u.tags) for u in manifest.rows] == [("glad", ("emotion=joy",))]
