@@ -277,22 +277,22 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     """(path, table, what is to be filled in there) of a `TABLE.KEY=VALUE`."""
     path, equals, value = text.partition("=")
     path = path.strip()
-    said = shown(text, 40)
+    asked = shown(text, 40)
     table, dot, key = path.partition(".")
     if not equals or not dot:
         guess = _elsewhere(path, "") or did_you_mean(path, keys())
         raise DataError(
-            f"--set {said}: write TABLE.KEY=VALUE, for example optim.lr=3e-5{guess}; tables: "
+            f"--set {asked}: write TABLE.KEY=VALUE, for example optim.lr=3e-5{guess}; tables: "
             f"{', '.join(TABLES)}"
         )
     if table not in TABLES:
         raise DataError(
-            f"--set {said}: unknown table '{shown(table, 60)}'{did_you_mean(table, TABLES)}; "
+            f"--set {asked}: unknown table '{shown(table, 60)}'{did_you_mean(table, TABLES)}; "
             f"tables: {', '.join(TABLES)}"
         )
     if path.count(".") > CONFIG_LEVELS:
         raise DataError(
-            f"--set {said}: more than {CONFIG_LEVELS} tables within each other; tables: "
+            f"--set {asked}: more than {CONFIG_LEVELS} tables within each other; tables: "
             f"{', '.join(TABLES)}"
         )
     tree: Any = value.strip()

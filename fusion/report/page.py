@@ -188,19 +188,18 @@ def _provenance(named: Sequence[Named]) -> Part:
     links = tuple(run.id for run in named)
     page_tables = []
     if differ:
-        rows = [
-            (run.name, *(some.get(key, "") or "–" for key in differ))
-            for run, some in zip(named, facts, strict=True)
-        ]
+        rows = []
+        for run, of_run in zip(named, facts, strict=True):
+            rows.append((run.name, *(of_run.get(key, "") or "–" for key in differ)))
         table = Table("what differs between the runs", ("run", *differ), tuple(rows))
         page_tables.append(PageTable("provenance-table", "provenance", table, links))
     rows_of_runs = [run.read.row for run in named]
     settings = runs_table.differing(rows_of_runs)
     if settings:
-        rows = [
-            (run.name, *(runs_columns.cell(run.read.row, name) or "–" for name in settings))
-            for run in named
-        ]
+        rows = []
+        for run in named:
+            cells = [runs_columns.cell(run.read.row, name) or "–" for name in settings]
+            rows.append((run.name, *cells))
         table = Table("settings that differ", ("run", *settings), tuple(rows))
         page_tables.append(PageTable("settings-table", "settings", table, links))
     shared = tuple((key, value) for key, value in common.items() if value)

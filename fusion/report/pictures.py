@@ -31,7 +31,7 @@ Pick = Callable[[Epoch], Mapping[str, float | None]]
 # The colours of Okabe and Ito, which people with any colour vision tell apart. Modalities have
 # theirs; the others follow each other, then come again dashed and dotted.
 BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
-PURPLE, ORANGE, SKY, BLACK, YELLOW = "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442"
+PURPLE, ORANGE, SKY, BLACK = "#cc79a7", "#e69f00", "#56b4e9", "#000000"
 COLOURS = {"text": BLUE, "audio": VERMILLION, "vision": GREEN}
 OTHERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", ":")
