@@ -478,12 +478,12 @@ class DRKF(FusionModel):
         config, device, size = self.config, batch.target.device, len(batch)
         count = max(1, round(config.ed_anchors * size))
         anchors = torch.randperm(size, device=device)[:count]
-        truths = self.truths(batch)
+        rows, truths = torch.arange(size, device=device), self.truths(batch)
         logits, truth, known = [], [], []
         for (m, n), i in zip(self.pairs, anchors.tensor_split(len(self.pairs)), strict=True):
             same, labelled = truths[m, n]
-            usable = labelled[i] & seen.present[m][i, None] & seen.present[n][None]
-            another = torch.arange(size, device=device) != i[:, None]
+            usable = labelled[i] & seen.present[m][i, None] & seen.present[n]
+            another = rows != i[:, None]
             j, is_same, valid = sample_pairs(
                 same[i],
                 usable & another,
@@ -517,7 +517,7 @@ class DRKF(FusionModel):
             own = {m: batch.taught(m)[0] for m in self.spec.modalities}
             return {(m, n): same_label(own[m], own[n], task=task) for m, n in self.pairs}
         same, labelled = same_emotion(batch.target, task=task, jaccard=config.ed_jaccard)
-        return dict.fromkeys(self.pairs, (same, labelled[:, None] & labelled[None]))
+        return dict.fromkeys(self.pairs, (same, labelled[:, None] & labelled))
 
     def pair_logit(self, seen: Encoded, m: str, n: str, i: Tensor, j: Tensor) -> Tensor:
         """(N,) ED's logits for modality m of the rows i beside modality n of the rows j."""
