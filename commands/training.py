@@ -70,7 +70,7 @@ def beside_valence(valence: Path | None, others: object) -> None:
     default=1,
     show_default=True,
     metavar="N",
-    help="Train with N seeds; report mean and deviation.",
+    help="Train with N seeds; report mean and deviation. Those that --out lacks are added to it.",
 )
 @click.option(
     "--folds",

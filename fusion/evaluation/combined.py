@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -66,8 +65,8 @@ def of_runs(first: Run, second: Run) -> Combined:
         second: One that answers one number, on the same test rows; either may be over seeds.
 
     Returns:
-        The measure. The interval resamples dialogues, both runs scored on the same draw; seeds are
-        paired where both have as many, else every one is put beside every one.
+        The measure. The interval resamples dialogues, both runs scored on the same draw; the
+        seeds of each run are drawn by themselves.
 
     Raises:
         DataError: They are of other tasks or other rows, or one has not been evaluated.
@@ -77,25 +76,18 @@ def of_runs(first: Run, second: Run) -> Combined:
     _check_rows(first, second, classes[0], numbers[0])
     name, groups = unit(classes[0].table)
     wf1, mse = _wf1(classes, groups), _mse(numbers, groups)
-    both = list(product(range(wf1.seeds), range(mse.seeds)))
-    if wf1.seeds == mse.seeds:
-        both = [(seed, seed) for seed in range(wf1.seeds)]
-    left, right = map(list, zip(*both, strict=True))
-    one = Sampled(
-        measure(wf1.values[left], mse.values[right]),
-        measure(wf1.draws[:, left], mse.draws[:, right]),
-        wf1.groups,
-    )
+    emotion, squared = float(wf1.values.mean()), float(mse.values.mean())
+    weighed = Sampled(-WEIGHT * mse.values, -WEIGHT * mse.draws, mse.groups)
     return Combined(
         emotion=first.path.name,
         valence=second.path.name,
         target=numbers[0].labels[0],
         n=len(classes[0].true),
         seeds=(wf1.seeds, mse.seeds),
-        wf1=float(wf1.values.mean()),
-        mse=float(mse.values.mean()),
-        combined=float(one.values.mean()),
-        interval=tuple(intervals.interval(one)),
+        wf1=emotion,
+        mse=squared,
+        combined=measure(emotion, squared),
+        interval=tuple(intervals.interval_of_sum([wf1, weighed])),
         bootstrap=scoring.bootstrap_of(name, groups),
     )
 

@@ -99,6 +99,13 @@ def interval(one: Sampled, level: float = LEVEL) -> list[float]:
     return _bounds(_spread([one], [1.0]), level)
 
 
+def interval_of_sum(some: Sequence[Sampled], level: float = LEVEL) -> list[float]:
+    """The interval of a sum of figures of several runs on the same rows, each averaged over its own
+    seeds: the same groups are drawn for all, seeds for each.
+    """
+    return _bounds(_spread(some, [1.0] * len(some)), level)
+
+
 def difference(first: Sampled, second: Sampled, level: float = LEVEL) -> Paired:
     """Second minus first, of the same rows: the same groups are drawn for both, seeds for each. The
     same answers twice are the same seeds and differ in no draw.
