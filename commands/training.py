@@ -13,7 +13,9 @@ from mer.commands.group import command
 from mer.commands.options import BY_FOLD, DEVICE, NO_LOCK, check_run_folders, command_line
 from mer.commands.output import note, say, say_json, say_laid_out
 from mer.pipeline.errors import Together
-from mer.pipeline.runtime.terminal import plural
+from mer.pipeline.runtime.terminal import plural, shown
+
+TEXT_FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx")  # no Parquet
 
 
 def the_store(argument: Path | None, option: Path | None) -> Path:
@@ -383,6 +385,11 @@ def evaluate(
         raise click.UsageError(
             "--ensemble, --robustness and --figures go with the run's own labels and splits; leave "
             "them out, or --map and --split all"
+        )
+    if predictions is not None and predictions.suffix.lower() in TEXT_FILES:
+        raise click.UsageError(
+            f"--predictions {shown(predictions, 120)}: they are written as Parquet; end its name "
+            "in .parquet"
         )
     beside_valence(valence, together or robust or features or mapping or split)
     check_run_folders([*runs, *filter(None, [against, valence])])

@@ -87,8 +87,11 @@ def gather(
     """
     there: list[Told] = []
     left: list[LeftOut] = []
-    with progress.task("reading", len(paths), "runs", brief=True) as advance:
-        for path in paths:
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.resolve(), path)
+    with progress.task("reading", len(once), "runs", brief=True) as advance:
+        for path in once.values():
             why = UNREADABLE
             try:
                 run = Run.open(path)
@@ -101,7 +104,9 @@ def gather(
         checks = Together()
         checks.errors += [one.error for one in left]
         checks.settle()
-    return there, left, _lines(left)
+    twice = len(paths) - len(once)
+    again = [f"{plural(twice, 'run')} named twice, taken once"] if twice else []
+    return there, left, [*again, *_lines(left)]
 
 
 def _lacking(run: Run) -> str | None:

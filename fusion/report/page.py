@@ -239,7 +239,10 @@ def _check_asked(named: Sequence[Named], against: Path | None, metric: str | Non
             f"{', '.join(known)}"
         )
     if against is not None and not any(_is(one, against) for one in named):
-        raise DataError(f"--against {against}: none of the runs that the report has figures of")
+        raise DataError(
+            f"--against {against}: none of the runs that the report has figures of; name one of "
+            "these"
+        )
 
 
 def _is(one: Named, path: Path) -> bool:

@@ -219,9 +219,9 @@ class Run:
         """This run; raises DataError when its training was not finished, or that of one of its
         children, or a configuration is damaged or not that of the others.
         """
-        children = self.children
-        if not (self.finished and all(child.finished for child in children)):
+        if not (self.finished and all(child.finished for child in self.children)):
             raise self._unfinished()
+        children = self.children
         first = _without_seed(children[0].config)
         for child in children:
             if _without_seed(child.config) != first:
