@@ -228,8 +228,8 @@ def _rows(
     progress: Silent,
     turns: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row for each clip of which the model has anything, with what it had. `turns`: the clips of
-    a dialogue are seen with each other.
+    """A row for each clip that the model can read any modality of, and which modalities these were.
+    With `turns` the clips of a dialogue are seen with each other.
     """
     place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
     run = runs[0]
@@ -265,7 +265,7 @@ def _rows(
 
 
 def _noted(store: FeatureStore, row: int) -> list[str]:
-    """Of what was noted of a clip the part for which its answer says little."""
+    """What extraction noted of a clip that makes its answer doubtful."""
     return [flag.name for flag in DOUBTFUL if flag.name and store.flags[row] & flag]
 
 
@@ -316,7 +316,7 @@ def _context_line(asked: ContextSpec, new: NewClips, turns: bool) -> str:
 
 
 def _unanswered(clips: Sequence[Utterance], rows: Sequence[Mapping[str, Any]]) -> list[Failure]:
-    """The failures of clips of which nothing was left for the model, such as words without a
+    """The failures of clips that have nothing the model can read, such as words that give no
     token.
     """
     answered = {row["id"] for row in rows}

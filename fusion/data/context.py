@@ -3,8 +3,9 @@ them.
 
 Neighbours are of the same dialogue and of the same part (train, dev or test), whether they have a
 label or not. Each has the slot of its place in the dialogue (the column `position`): a turn that is
-missing leaves its slot empty and moves no other. They are shown as one step each, the mean over the
-utterance or what a pooled model is given of it, so that rows are shuffled as without them.
+missing leaves its slot empty and moves no other. A neighbour is shown as one step: the mean over
+the utterance, or the summary that a pooled model reads. Training rows are shuffled as without
+context.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def spec(config: DataConfig) -> ContextSpec | None:
 
 
 def check(table: pa.Table, asked: ContextSpec, where: str) -> None:
-    """Raise DataError for a store of which it cannot be told which turn follows which.
+    """Raise DataError for a store that does not say which turn follows which.
 
     Args:
         table: The store's.

@@ -185,10 +185,7 @@ def score(
     there = members(runs)
     if split not in SPLITS or not split:
         raise DataError(f"--split {split}: expected train, dev or test")
-    path = Path(features if features is not None else there[0].info.features)
-    if not path.exists():
-        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
-    with FeatureStore(path) as store:
+    with FeatureStore(opening_rows.scored_store(there[0], features)) as store:
         said = dict.fromkeys(line for run in there for line in checkpoint.check_store(run, store))
         for line in said:
             note(line)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,18 @@ from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
 
 OPENED = ("test", WHOLE)  # what nobody may have chosen by: every opening is noted
+
+
+def scored_store(run: Run, features: str | os.PathLike | None) -> Path:
+    """The store that a run is scored on: `features`, or the one that it was trained on.
+
+    Raises:
+        DataError: It is not there.
+    """
+    path = Path(features if features is not None else run.info.features)
+    if not path.exists():
+        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
+    return path
 
 
 def predict_split(

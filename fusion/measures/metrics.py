@@ -139,7 +139,9 @@ def title(name: str) -> str:
 
 
 def in_order(known: Collection[str]) -> list[str]:
-    """Those of the figures that have a title, as they are printed: a mean before what it is of."""
+    """The figures that have a title, in the order of print: a mean before the figures that it is
+    the mean of.
+    """
     there = sorted(known, key=lambda name: name not in TITLES)
     return [name for kind in TITLES for name in there if kind_of(name) == kind]
 

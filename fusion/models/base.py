@@ -181,9 +181,9 @@ class FusionModel(nn.Module):
         return {}
 
     def observed(self) -> dict[str, Tensor | float]:
-        """Those of `diagnostics` that are of the last `losses` call alone, still on their device:
-        the trainer averages them over the batches of an epoch, by rows. NaN: this batch says
-        nothing.
+        """The entries of `diagnostics` that describe the last `losses` call alone, still on their
+        device. The trainer averages them over the batches of an epoch, weighted by rows, and leaves
+        out a batch whose entry is NaN.
         """
         return {}
 

@@ -40,13 +40,14 @@ from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.heads import mlp
-from mer.fusion.modules.kf import FusionEncoder, LinearFusion, sample_pairs
+from mer.fusion.modules.kf import FusionEncoder, LinearFusion, fusion_encoder, sample_pairs
 from mer.fusion.modules.orl import (
-    Adapter,
     ResidualAutoencoder,
     Temperature,
     active_blocks,
+    adapt,
     adapter_of,
+    adapters,
     ramp,
     twice,
 )
@@ -218,31 +219,15 @@ class DRKF(FusionModel):
         names = tuple(spec.modalities)
         self.pairs = list(combinations(names, 2))
 
-        def adapters() -> nn.ModuleDict:
-            return nn.ModuleDict(
-                {
-                    m: Adapter(width, config.d, dropout=config.feature_dropout)
-                    for m, width in spec.modalities.items()
-                }
-            )
-
-        self.adapter = adapters()
-        self.fe_adapter = adapters() if config.fe_input == "raw" else None
+        make_adapters = partial(adapters, spec.modalities, config.d, dropout=config.feature_dropout)
+        self.adapter = make_adapters()
+        self.fe_adapter = make_adapters() if config.fe_input == "raw" else None
         self.unimodal = nn.ModuleDict({m: nn.Linear(config.d, spec.outputs) for m in names})
         self.fe: FusionEncoder | LinearFusion
         if config.fe == "linear":
             self.fe = LinearFusion(names, config.d, turns=spec.context is not None)
         else:
-            self.fe = FusionEncoder(
-                names,
-                config.d,
-                layers=config.layers,
-                heads=config.heads,
-                ffn=config.ffn,
-                dropout=config.dropout,
-                positions=config.positions,
-                max_positions=config.max_positions,
-            )
+            self.fe = fusion_encoder(names, config)
         self.ec = self.answer_head(config.d, config.d, dropout=config.dropout)
         self.ed = mlp(config.d, config.d, 1, dropout=config.dropout) if self.pairs else None
 
@@ -262,7 +247,8 @@ class DRKF(FusionModel):
         self.turns = self.turn_tokens(config.d)
         self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
-        self._weighs = ((0, -1), False)  # of which version of class_weights, and the answer
+        # the version of class_weights that was looked at last, and whether they weigh anything
+        self._weighs = ((0, -1), False)
 
     # Inference
 
@@ -287,10 +273,6 @@ class DRKF(FusionModel):
             valid.append(seen.present[m] & seen.present[n])
         value, known = torch.stack(values), torch.stack(valid)
         return value.where(known, 0).sum(0) / known.sum(0)  # 0 / 0 is the NaN
-
-    @staticmethod
-    def adapt(adapter: nn.ModuleDict, batch: Batch, mask: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {m: adapter[m](batch.x[m], mask[m]) for m in mask}
 
     # Training
 
@@ -328,8 +310,8 @@ class DRKF(FusionModel):
     def encode(self, batch: Batch) -> Encoded:
         """H_m and its mean for every modality, and what the fusion encoder reads."""
         mask = {m: batch.mask(m) for m in self.spec.modalities}
-        h = self.adapt(self.adapter, batch, mask)
-        x = h if self.fe_adapter is None else self.adapt(self.fe_adapter, batch, mask)
+        h = adapt(self.adapter, batch.x, mask)
+        x = h if self.fe_adapter is None else adapt(self.fe_adapter, batch.x, mask)
         present = {m: mask[m].any(1) for m in mask}
         mean = {m: masked_mean(h[m], mask[m]) for m in h}
         return Encoded(h, x, mean, mask, present, self.seen_turns(batch))
@@ -568,10 +550,10 @@ class DRKF(FusionModel):
         return config.ae_blocks
 
     def diagnostics(self) -> dict[str, float]:
-        """Of the last `losses` call: tau, mi_bound_* (nats), mi_cap_nt_xent and mi_cap_info_nce,
-        above which those bounds cannot be in a batch of that size, cosine_m of raw and augmented
-        view (1: the augmentation is empty), ed_balanced_accuracy on the batch's pairs, ramp,
-        ae_blocks.
+        """What the last `losses` call showed: tau; mi_bound_* in nats, and mi_cap_nt_xent and
+        mi_cap_info_nce, the highest values that these bounds can have in a batch of that size;
+        cosine_m of raw and augmented view (1: the augmentation is empty); ed_balanced_accuracy on
+        the batch's pairs; ramp; ae_blocks.
         """
         return {name: float(value) for name, value in self.last.items()}
 
@@ -581,9 +563,9 @@ class DRKF(FusionModel):
     def standardisers(self) -> dict[str, list[Standardise]]:
         sets = [self.adapter] if self.fe_adapter is None else [self.adapter, self.fe_adapter]
         layers: dict[str, list[Standardise]] = {m: [] for m in self.spec.modalities}
-        for adapters in sets:
+        for layer_set in sets:
             for m, found in layers.items():
-                found.append(adapter_of(adapters, m).standardise)
+                found.append(adapter_of(layer_set, m).standardise)
         return layers
 
 

@@ -254,7 +254,7 @@ def _members(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> l
 
 
 def _left(members: Sequence[Member], folder: Path) -> list[Member]:
-    """Those that are not trained yet."""
+    """The members that are not trained yet."""
     return [one for one in members if not finished(_no_link(folder / one.name))]
 
 

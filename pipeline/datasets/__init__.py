@@ -84,8 +84,8 @@ def prepare(
         )
     taken = _options(name)
     if unknown := [option for option in options if option not in taken]:
-        told = f"; it takes {', '.join(taken)}" if taken else ""
-        raise DataError(f"{name} takes no option {', '.join(unknown)}{told}")
+        hint = f"; it takes {', '.join(taken)}" if taken else ""
+        raise DataError(f"{name} takes no option {', '.join(unknown)}{hint}")
     module = import_module(DATASETS[name])
     root = Path(root) if root is not None else default_root(name)
     info = corpora.corpus(name)

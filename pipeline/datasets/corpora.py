@@ -130,6 +130,11 @@ class CorpusInfo:
     files: FileRules | None = None
     table: TableRules | None = None
 
+    @classmethod
+    def unknown(cls, name: str, language: str) -> CorpusInfo:
+        """A corpus of which nothing is known but its name: somebody's own files."""
+        return cls(name, name, language, licence="", obtain="", size="", label_sets={})
+
     def label_set(self, name: str | None = None) -> LabelSet:
         """The set of that name, by default the first; raises DataError with the known names."""
         if name is None:

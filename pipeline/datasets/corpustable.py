@@ -15,12 +15,12 @@ from typing import NoReturn
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet, TableRules
 from mer.pipeline.datasets.files import elsewhere, folders
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.datasets.pattern import MEDIA, fields_of, fill
-from mer.pipeline.datasets.textfiles import place, read_csv, read_text, without_header
+from mer.pipeline.datasets.textfiles import place, read_csv, without_header
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.columnar import reason
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
 from mer.pipeline.runtime.unimodal import entry, number_of
@@ -169,10 +169,7 @@ def _read(source: Path, columns: Sequence[str], header: Sequence[str]) -> list[d
     """The rows of a csv; or of JSON, an object of objects by id, whose column `id` that is."""
     if source.suffix.lower() != ".json":
         return read_csv(source, columns, header)
-    try:
-        value = json.loads(read_text(source))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: not JSON ({reason(error)})") from None
+    value = read_json(source)
     if not isinstance(value, dict) or not all(isinstance(row, dict) for row in value.values()):
         raise DataError(f"{source}: expected an object of objects")
     rows = []
@@ -228,7 +225,7 @@ def _target(line: Line, cell: str) -> tuple[float, ...] | None:
 
 
 def _unimodal(line: Line, rules: TableRules) -> tuple[str, ...]:
-    """What each modality says by itself, of those that the line says something of."""
+    """The unimodal labels of a line, for the modalities that it has one for."""
     found = []
     for modality, column in rules.unimodal.items():
         cell = strip(line.cells.get(column) or "")

@@ -23,6 +23,7 @@ from mer.pipeline.datasets.filenames import media_below
 from mer.pipeline.datasets.files import look
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.datasets.pattern import MEDIA, Pattern, fill
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
@@ -173,7 +174,7 @@ def prepare(
     if speaker_independent:
         check_speakers(str(meta), counted(rows))
     language = language or LANGUAGES.get(corpus, "en")
-    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
     classes = tuple(dict.fromkeys(label_of.values()))
     source = {"lists": meta.name, "fold": fold}
@@ -291,10 +292,7 @@ def _label_map(meta: Path, clips: Iterable[Clip], findings: Findings) -> dict[st
     if not path.is_file():
         findings.warnings.append(f"no {LABELS}: labels are called as in the lists")
         return {code: code for code in sorted(codes)}
-    try:
-        given = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({reason(error)})") from None
+    given = read_json(path)
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
         raise DataError(f"{path}: expected an object, code to name")
     named = {code: name.strip() for code, name in given.items()}

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from mer.pipeline.datasets.corpora import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.pattern import MEDIA
 from mer.pipeline.errors import DataError
-from mer.pipeline.manifest import NAMES, Utterance
+from mer.pipeline.manifest import NAMES, Manifest, Utterance
 from mer.pipeline.media.containers import other_content
 from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.terminal import listed, shown
@@ -79,17 +79,17 @@ def require_root(root: Path, info: CorpusInfo) -> None:
     """Raise DataError unless `root` is a folder; it says what lies beside it under a like name."""
     if root.is_dir():
         return
-    told = " (it is a file)" if root.exists() else ""
+    hint = " (it is a file)" if root.exists() else ""
     parent = root.absolute().parent
     name = _folded(root.name)
     with suppress(OSError):
         beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
         alike = sorted(other for other in beside if name in _folded(other))
         if alike:
-            told = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
+            hint = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
     where = shown(root.absolute(), 120)
     raise DataError(
-        f"{info.name}: no folder {where}{told} (--root or MER_DATA names another); to get it: "
+        f"{info.name}: no folder {where}{hint} (--root or MER_DATA names another); to get it: "
         f"{info.obtain}"
     )
 
@@ -156,6 +156,22 @@ def cut_blanks(rows: Iterable[Utterance], findings: Findings) -> list[Utterance]
                 findings.repairs[f"blanks at an end of {name}, cut off"].append(shown(u.id))
         out.append(replace(u, **changed) if changed else u)
     return out
+
+
+def manifest_of(
+    rows: Iterable[Utterance],
+    root: Path,
+    info: CorpusInfo,
+    chosen: LabelSet,
+    findings: Findings,
+) -> tuple[Manifest, Findings]:
+    """The manifest of a corpus from its rows, after a first `look` at their files; `findings` is
+    handed on.
+    """
+    seen = tuple(look(rows, root, info, findings))
+    made = {"labels": chosen.name}
+    manifest = Manifest(info.name, chosen.task, chosen.labels, seen, root, info.language, made)
+    return manifest, findings
 
 
 def look(

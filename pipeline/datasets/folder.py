@@ -23,9 +23,11 @@ from mer.pipeline.datasets.filenames import (
 )
 from mer.pipeline.datasets.files import cut_blanks, look
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
 from mer.pipeline.datasets.newclips import WORDS, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
-from mer.pipeline.datasets.table import POSITION, SHARES, given_names, split_groups
+from mer.pipeline.datasets.tablelabels import given_names
+from mer.pipeline.datasets.tablevalues import POSITION
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
@@ -37,7 +39,6 @@ COLUMNS = (
     *("id", "text", "speaker", "sentence", "session", "dialogue", "position", "split"),
     *LABEL_FIELDS,
 )
-GROUPS = ("dialogue", "speaker")  # what a split is made by, the first that every file has
 LEFT_OUT = ""  # --map CODE=: utterances of that code are left out
 
 
@@ -57,8 +58,8 @@ def prepare(
 
     Args:
         root: The folder; media files at any place below it are taken.
-        pattern: What their names say, as of `mer.pipeline.datasets.pattern`. Fields that are
-            columns of a manifest fill those; others become tags, `level=high`.
+        pattern: What their names say, in the form that `mer.pipeline.datasets.pattern` explains.
+            Fields that are columns of a manifest fill those; others become tags, `level=high`.
         mapping: What a name says -> class; to "": such files are left out. Empty: names say the
             classes themselves.
         partial: Leave out files that the pattern does not fit, instead of an error.
@@ -95,7 +96,7 @@ def prepare(
     classes = _classes(rows, labels, mapping)
     rows = _split(rows, split, seed, findings)
     _warn_of_sentences(utterances.values(), rules, findings)
-    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
     made = {"pattern": pattern, "map": dict(mapping), "split": split, "seed": seed}
     return Manifest(name, "single", classes, tuple(rows), root, language, made), findings
@@ -147,10 +148,10 @@ def _mapped(
         return list(named)
     given = Counter(strip(file.fields[rules.label]) for file in named)
     if unknown := [label for label in given if label not in mapping]:
-        told = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
+        examples = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
         raise DataError(
-            f"--map has no class for {listed(told, 4)}; add --map {shown(unknown[0], 30)}=CLASS, "
-            "or with nothing behind the = to leave them out"
+            f"--map has no class for {listed(examples, 4)}; add --map "
+            f"{shown(unknown[0], 30)}=CLASS, or with nothing behind the = to leave them out"
         )
     kept = []
     for file in named:
@@ -202,13 +203,13 @@ def _classes(
     rows: Sequence[Utterance], labels: str | None, mapping: Mapping[str, str]
 ) -> tuple[str, ...]:
     """The classes in order; raises DataError for rows of another one."""
-    there = Counter(u.label for u in rows if u.label is not None)
+    present = Counter(u.label for u in rows if u.label is not None)
     names = given_names("folder", labels)
     if not names:
-        return tuple(sorted({*there, *mapping.values()} - {LEFT_OUT}))
-    if other := [label for label in there if label not in names]:
-        told = [f"{shown(label, 30)} ({plural(there[label], 'file')})" for label in other]
-        raise DataError(f"--labels has not {listed(told, 4)}; add them, or map them with --map")
+        return tuple(sorted({*present, *mapping.values()} - {LEFT_OUT}))
+    if other := [label for label in present if label not in names]:
+        examples = [f"{shown(label, 30)} ({plural(present[label], 'file')})" for label in other]
+        raise DataError(f"--labels has not {listed(examples, 4)}; add them, or map them with --map")
     return names
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import elsewhere, hidden, look, require_root
+from mer.pipeline.datasets.files import elsewhere, hidden, manifest_of, require_root
 from mer.pipeline.datasets.findings import Findings, shared_texts, some
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
@@ -82,15 +82,7 @@ def prepare(
         findings.unlabelled[f"label {code}, not in the set '{chosen.name}'"] = unlabelled[code]
     _check_sessions(rows, found, chosen, info, findings)
     _check_texts(rows, findings)
-    return Manifest(
-        "iemocap",
-        chosen.task,
-        chosen.labels,
-        tuple(look(rows, root, info, findings)),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(rows, root, info, chosen, findings)
 
 
 def _seen(row: Utterance, line: Evaluation, session: Path, root: Path, left: str) -> Utterance:

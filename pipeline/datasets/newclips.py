@@ -1,8 +1,8 @@
 """Files, folders, tables and manifests as new clips: what `mer predict` is given.
 
-A folder is gone through whole, folders within it and linked ones too, each once, in the order of
-names. Its media files are clips; a text file beside one, of the same name but for its ending, holds
-its words. Whatever else lies there is counted.
+A folder is searched with all folders below it, linked ones too, each once, in the order of names.
+Its media files are clips; a text file beside a clip that differs from it in the ending alone holds
+its words. All other files are counted.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ def _of_table(path: Path, task: str, root: Path | None, columns: Mapping[str, st
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether a Parquet file is a manifest; also where it cannot be read, of which reading it as
-    one tells.
+    """Whether a Parquet file is a manifest. A file that cannot be read counts as one: the error of
+    reading it as a manifest then says why.
     """
     try:
         with path.open("rb") as file:
@@ -372,6 +372,6 @@ def _are(count: int) -> str:
 
 def _kinds(counts: Iterable[tuple[str, int]]) -> str:
     counts = list(counts)
-    told = [f"{count:,} {shown(kind, 12) or 'without ending'}" for kind, count in counts]
-    more = f" and {len(told) - SHOWN_KINDS:,} other kinds" if len(told) > SHOWN_KINDS else ""
-    return ", ".join(told[:SHOWN_KINDS]) + more
+    parts = [f"{count:,} {shown(kind, 12) or 'without ending'}" for kind, count in counts]
+    more = f" and {len(parts) - SHOWN_KINDS:,} other kinds" if len(parts) > SHOWN_KINDS else ""
+    return ", ".join(parts[:SHOWN_KINDS]) + more

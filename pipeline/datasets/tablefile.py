@@ -82,9 +82,9 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Table:
-    """A table by the fields that it has.
+    """A table that has been read, by field.
 
-    `names` are those of all its columns. `mapped` is what the user named: field -> column.
+    `names` are all its columns. `mapped` holds the columns that the user named: field -> column.
     """
 
     source: Path

@@ -35,7 +35,7 @@ class ExtractOptions:
     text_encoder: str = ""
     vision_encoder: str = ""
     audio_layer: str = "last"  # last | N | mean:A-B | stack:A-B[:S]
-    text_layer: str = "last"  # likewise
+    text_layer: str = "last"  # as for audio
     # keep the mean of every layer over an utterance's steps, too, where the encoder has layers
     layer_means: bool = True
     pool: int = 1  # mean over this many frames
@@ -57,8 +57,8 @@ class ExtractOptions:
     device: str = "auto"
     # padded seconds per batch; "auto": found by trying; None: the device's fixed figure
     budget_seconds: float | str | None = None
-    budget_tokens: int | str | None = None  # padded tokens per batch, likewise
-    budget_pictures: int | str | None = None  # pictures per batch, likewise
+    budget_tokens: int | str | None = None  # padded tokens per batch, as for seconds
+    budget_pictures: int | str | None = None  # pictures per batch, as for seconds
     max_failures: int = 0
     offline: bool = False
     force: bool = False  # replace a store made by another recipe

@@ -52,7 +52,7 @@ class Inputs:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self.chosen)
+        return tuple(choice.name for choice in self.chosen)
 
     def content(self, row: int, modalities: tuple[str, ...]) -> str:
         """The key of a row's content, as a store with these modalities has it."""
@@ -61,9 +61,9 @@ class Inputs:
 
     def seconds(self, row: int) -> float | None:
         """How long the utterance lasts; None where no modality tells."""
-        for one in self.chosen:
-            length = self.lengths[one.name].lengths[row]
-            seconds = one.modality.seconds(length) if length else None
+        for choice in self.chosen:
+            length = self.lengths[choice.name].lengths[row]
+            seconds = choice.modality.seconds(length) if length else None
             if seconds is not None:
                 return seconds
         return None
@@ -71,11 +71,11 @@ class Inputs:
     def total_seconds(self, rows: Sequence[int]) -> float:
         """How long utterances last together, without a rounding for each of them."""
         untold, total = set(rows), 0.0
-        for one in self.chosen:
-            lengths = self.lengths[one.name].lengths
-            if one.modality.seconds(1) is not None:
+        for choice in self.chosen:
+            lengths = self.lengths[choice.name].lengths
+            if choice.modality.seconds(1) is not None:
                 told = {row for row in untold if lengths[row]}
-                total += one.modality.seconds(sum(lengths[row] for row in told)) or 0.0
+                total += choice.modality.seconds(sum(lengths[row] for row in told)) or 0.0
                 untold -= told
         return total
 
@@ -183,7 +183,7 @@ def _read_plan(path: Path) -> dict:
 
 
 def _checksum(content: dict) -> str:
-    """Of a plan, as JSON has it: numbers of rows are texts there."""
+    """The checksum of a plan in the form that JSON gives it: row numbers are texts as keys."""
     text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -360,11 +360,11 @@ def _window_items(window: Sequence[ShardPlan], settings: Settings, inputs: Input
     absent = (shard for shard in window if shard.name not in settings.kept)
     needed = [row for shard in absent for row in shard.rows]
     items, owners = {}, {}
-    for one in inputs.chosen:
-        lengths = inputs.lengths[one.name]
-        rows = [row for row in needed if not settings.taken(row, (one.name,))]
-        items[one.name] = one.modality.items(rows, inputs.rows, lengths, one.checkpoint)
-        owners[one.name] = one.modality.owners(rows, inputs.rows)
+    for choice in inputs.chosen:
+        lengths = inputs.lengths[choice.name]
+        rows = [row for row in needed if not settings.taken(row, (choice.name,))]
+        items[choice.name] = choice.modality.items(rows, inputs.rows, lengths, choice.checkpoint)
+        owners[choice.name] = choice.modality.owners(rows, inputs.rows)
     return WindowItems(items, owners)
 
 

@@ -124,7 +124,7 @@ class Request:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self.keys.chosen)
+        return tuple(choice.name for choice in self.keys.chosen)
 
     def part(self, names: Collection[str]) -> Keys:
         """The keys of a store that has these of the modalities only."""

@@ -33,8 +33,8 @@ def label_of(said: str) -> tuple[str, str]:
 
 
 def check_task(where: str, task: str, labels: Sequence[str]) -> None:
-    """Raise DataError, beginning with `where`, for a task of which nobody can say what one modality
-    says: it needs one class or one number for each utterance.
+    """Raise DataError, beginning with `where`, for a task that has no unimodal labels: they are one
+    class or one number for each utterance and modality.
     """
     if task == "multi" or (task == "regression" and len(labels) > 1):
         what = "several labels" if task == "multi" else f"{len(labels)} targets"

@@ -153,7 +153,7 @@ def compose_join(
 
 
 def _version(rows: pa.Table) -> int:
-    """Of the format that a head with these columns is of: the first that has all of them."""
+    """The format version of a head with these columns: the first version that has all of them."""
     if "unimodal" in rows.column_names:
         return UNIMODAL_VERSION
     return FOLDS_VERSION if "folds" in rows.column_names else FORMAT_VERSION
@@ -314,8 +314,8 @@ def _decode_members(path: Path, data: Mapping[str, np.ndarray]) -> list[MemberRe
 
 
 def _check_members(header: Header, table: pa.Table, members: list[MemberRecord]) -> None:
-    """Raise ValueError for members that no writer makes. What is said of their rows is held against
-    each member when that is opened.
+    """Raise ValueError for members that no writer makes. Whether a member has the rows that the
+    head names is checked when that member is opened.
     """
     here = [name for member in members for name in member.modalities]
     once = len(set(here)) == len(here) and set(here) == set(header.modalities)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mer.cli import main
 from mer.pipeline.datasets import prepare, table
-from mer.pipeline.datasets.table import SHARES, split_groups
+from mer.pipeline.datasets.groupsplit import SHARES, split_groups
 from mer.pipeline.errors import DataError
 
 from tests.datasets.trees import write_wav

@@ -82,8 +82,8 @@ def test_they_are_trained_and_every_figure_is_that_of_a_run_over_all(tmp_path, j
     assert figures(more) == figures(whole)
     row = run_rows.read(folder)
     assert (row.state, row.seeds) == ("finished", (0, 1, 2, 3)) and row.test_sd
-    told = gathering.told(Run.open(folder))
-    assert not told.robust and len(told.logs) == 4
+    read = gathering.read_run(Run.open(folder))
+    assert not read.robust and len(read.logs) == 4
 
 
 def test_the_ledger_knows_them_as_trainings_of_one_configuration(tmp_path):

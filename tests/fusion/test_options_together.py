@@ -18,7 +18,8 @@ from mer.fusion.config import DataConfig, load
 from mer.fusion.data import splits
 from mer.fusion.evaluation import ensemble, evaluate, robustness, scoring
 from mer.fusion.report.gathering import gather
-from mer.fusion.report.page import Named, _overview
+from mer.fusion.report.page import _overview
+from mer.fusion.report.page_parts import Named
 from mer.fusion.report.results import remarks
 from mer.fusion.runs import prediction_table, run_rows, runs_table
 from mer.fusion.runs.checkpoint import Run
@@ -27,6 +28,7 @@ from mer.fusion.training import experiment, members, tuning
 from mer.fusion.training.members import Member, Setting
 from mer.fusion.training.one_epoch import DivergedError
 from mer.fusion.training.space import spaces_of
+from mer.fusion.training.trials import SearchResult
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.export import export
 from mer.pipeline.store import FeatureStore, build_index
@@ -134,7 +136,7 @@ def test_of_several_targets_only_one_that_does_not_vary_is_told():
     )
 
 
-def searched(store: FeatureStore, folder: Path, *sets: str, **options) -> list[tuning.Found]:
+def searched(store: FeatureStore, folder: Path, *sets: str, **options) -> list[SearchResult]:
     base = load(model="concat", sets=[*SMALL, *sets])
     return tuning.tune(
         store,

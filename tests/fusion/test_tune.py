@@ -16,8 +16,9 @@ from mer.fusion import config
 from mer.fusion.data import splits
 from mer.fusion.measures import tables
 from mer.fusion.models import REGISTRY
-from mer.fusion.training import experiment, space, tuning
-from mer.fusion.training.tuning import Told, expected_best
+from mer.fusion.training import experiment, space, tuning, tuning_results
+from mer.fusion.training.tuning import TrialResult
+from mer.fusion.training.tuning_results import expected_best
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.store import FeatureStore
 
@@ -204,8 +205,8 @@ def test_trials_that_diverge_are_counted_and_never_win(tmp_path, monkeypatch):
     def trained(task, tell):
         tell((0.5, "epoch 1"))
         if task.number == 1:
-            return Told((), (), "the loss is no longer finite")
-        return Told((0.1 * task.number,), (3,))
+            return TrialResult((), (), "the loss is no longer finite")
+        return TrialResult((0.1 * task.number,), (3,))
 
     monkeypatch.setattr(tuning, "_trained", trained)
     monkeypatch.setattr(tuning.prune, "spare", lambda folder: folder)
@@ -213,7 +214,7 @@ def test_trials_that_diverge_are_counted_and_never_win(tmp_path, monkeypatch):
     said: list[str] = []
     found = searched(store, tmp_path / "out", note=said.append)
     assert "concat, trial 1 of 4 failed: the loss is no longer finite" in said
-    text = tables.plain(tuning.table(found, 1))
+    text = tables.plain(tuning_results.table(found, 1))
     assert text.splitlines()[2].split()[:5] == ["concat", "4", "1", "30.0", "3"]
 
 
@@ -361,7 +362,7 @@ def test_tpe_goes_on_as_if_it_had_not_been_killed_and_finds_the_peak(tmp_path, m
 
     def trained(task, tell):
         made = config.from_toml(task.config, "test")
-        return Told(
+        return TrialResult(
             (1 - abs(np.log10(made.optim.lr) + 3) - abs(made.model_args.dropout - 0.2),), (1,)
         )
 

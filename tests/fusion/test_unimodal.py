@@ -18,7 +18,7 @@ from sklearn import metrics as reference
 from mer.cli import main
 from mer.fusion import config, report
 from mer.fusion.data import sources, unimodal
-from mer.fusion.evaluation import inconsistency, robustness
+from mer.fusion.evaluation import inconsistency, robustness, robustness_tables
 from mer.fusion.evaluation import scoring as module
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
@@ -238,7 +238,7 @@ def test_robustness_has_the_rows_where_labels_agree_and_differ(tmp_path):
             [r["label"] for r in mine], [r["pred"] for r in mine], average="weighted"
         )
         assert (found.n, found.value) == (len(mine), pytest.approx(wanted))
-    titles = [table.title for table in robustness.tables(measured)]
+    titles = [table.title for table in robustness_tables.tables(measured)]
     assert "where the unimodal heads, and the unimodal labels, agree and disagree" in titles
     assert robustness.stored(run).heads == measured.heads
 
