@@ -117,6 +117,7 @@ def test_killed_while_they_are_trained_the_run_is_as_it_was_and_goes_on(tmp_path
     assert sum("already trained" in line for line in said) == 3
 
 
+@pytest.mark.slow
 def test_to_a_run_that_is_not_finished_and_to_one_over_folds(tmp_path):
     store, folder = make_store(tmp_path), tmp_path / "run"
 
