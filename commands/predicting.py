@@ -284,7 +284,7 @@ def _turns(run: Run, new: NewClips) -> bool:
     """Whether clips are seen with their neighbours: the run was trained so, and they are turns of
     dialogues, in an order.
 
-    Raises DataError for dialogues without one.
+    Raises DataError for dialogues without one, and where two clips have one place.
     """
     asked = run.spec.context
     in_dialogues = [u for u in new.clips if u.dialogue]
@@ -298,6 +298,16 @@ def _turns(run: Run, new: NewClips) -> bool:
             f"{shown(without[0].id, 40)}); name its column with --column position=NAME, or leave "
             "the dialogues out"
         )
+    seen: dict[tuple[str | None, int | None], str] = {}
+    for u in in_dialogues:
+        first = seen.setdefault((u.dialogue, u.position), u.id)
+        if first != u.id:
+            raise DataError(
+                f"the run sees clips with their neighbours (context {asked.title}), and "
+                f"{shown(first, 40)} and {shown(u.id, 40)} both have position {u.position} of "
+                f"dialogue {shown(u.dialogue, 40)}; give every dialogue a name of its own, and its "
+                "turns different numbers"
+            )
     return True
 
 

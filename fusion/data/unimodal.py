@@ -58,9 +58,15 @@ def key(store: FeatureStore, config: TrainConfig) -> list[str]:
 
 def check(store: FeatureStore, spec: DataSpec, config: TrainConfig, model: FusionModel) -> None:
     """Raise DataError where unimodal labels are to be learnt, but no modality that the model reads
-    has any, or the model has no head for them.
+    has any, or the model has no head for them; or where the model needs them and they are not read.
     """
+    core = model.core
     if not config.data.unimodal_labels:
+        if core.pairs_by_own_labels:
+            raise DataError(
+                "model_args.ed_labels=own pairs by unimodal labels, which are not read; set "
+                "data.unimodal_labels=true, too"
+            )
         return
     there = targets(store.table(), spec.task, spec.labels)
     where = f"data.unimodal_labels: {store.path}"
@@ -74,7 +80,7 @@ def check(store: FeatureStore, spec: DataSpec, config: TrainConfig, model: Fusio
             f"{where} has those of {listed(there)}, and the model reads {listed(spec.modalities)}; "
             "leave the setting out"
         )
-    if not model.core.unimodal_heads:
+    if not (core.unimodal_heads or core.pairs_by_own_labels):
         raise DataError(
             f"data.unimodal_labels: {config.model} has no unimodal heads that learn, as drkf, dmd "
             "and dhmd have; leave the setting out"

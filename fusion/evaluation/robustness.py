@@ -242,7 +242,8 @@ def stored(run: Run, split: str = "test") -> Robustness | None:
     path = run.path / ("robustness.json" if split == "test" else f"robustness-{split}.json")
     if not path.exists():
         return None
-    remedy = f"run `mer evaluate {run.path} --robustness` again, or delete it"
+    of = "" if split == "test" else f" --split {split}"
+    remedy = f"run `mer evaluate {run.path} --robustness{of}` again, or delete it"
     found = files.read_json(path, Robustness, remedy)
     if found.format != Robustness.format or found.version != Robustness.version:
         raise files.damaged(path, "of another version of mer", remedy)

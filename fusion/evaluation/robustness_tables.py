@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mer.fusion.evaluation.robustness import Altered, Heads, Robustness
 from mer.fusion.measures import metrics
-from mer.fusion.measures.tables import Table, number
+from mer.fusion.measures.tables import Table, context_words, number
 from mer.pipeline.runtime.terminal import plural, shown
 
 NAMES = {"without": "without", "swapped": "another utterance's", "noise": "noise on"}
@@ -18,9 +19,11 @@ MOST_CONFUSIONS = 8  # in a table
 
 def tables(measured: Robustness) -> list[Table]:
     """What the terminal and the page show of it."""
-    made = [_altered_table(measured), _heads_table(measured), _calibration_table(measured)]
+    made = [_heads_table(measured), _calibration_table(measured)]
     made += [_speakers_table(measured), _confused_table(measured)]
-    return [table for table in made if table.rows]
+    if measured.split != "test":  # on a page they stand below those of test
+        made = [replace(table, title=f"{table.title}, {measured.split}") for table in made]
+    return [table for table in (_altered_table(measured), *made) if table.rows]
 
 
 def _altered_table(measured: Robustness) -> Table:
@@ -32,9 +35,9 @@ def _altered_table(measured: Robustness) -> Table:
         if entry.level is not None:
             name += f", {entry.level:g} sd"
         rows.append((name, *_cells(metric, entry), f"{entry.n:,}"))
-    title = f"{measured.model} on {measured.dataset} {measured.split}, when a modality fails"
-    if measured.context != "none":
-        title += f", context {measured.context}"
+    part = f"{measured.dataset} {measured.split}"
+    seen = context_words(measured.context)
+    title = f"{measured.model} on {part}, when a modality fails, {seen}"
     groups = f"{measured.bootstrap.groups} {measured.bootstrap.unit}s"
     heads = ("", metrics.title(metric), "difference", f"95 % interval ({groups})", "p (Holm)", "n")
     return Table(title, heads, tuple(rows) if measured.altered else ())
@@ -42,8 +45,8 @@ def _altered_table(measured: Robustness) -> Table:
 
 def _cells(metric: str, entry: Altered | Heads) -> tuple[str, ...]:
     """The figure, its difference, the interval of that and its p."""
-    bounds = "–"
-    if entry.interval and None not in entry.interval:
+    bounds = "–"  # also of an interval without width, which is no certainty
+    if entry.interval and None not in entry.interval and len(set(entry.interval)) > 1:
         bounds = " … ".join(number(metric, end, signed=True) for end in entry.interval)
     p = "–"
     if entry.p_holm is not None:

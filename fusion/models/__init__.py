@@ -25,6 +25,7 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
 - `unimodal_heads: bool`              whether there is a head for each modality that learns what
                                       `Batch.taught` gives for it: its own label, where one is to be
                                       learnt; False: `data.unimodal_labels` is refused
+- `pairs_by_own_labels: bool`         whether such labels are needed, for pairs of two utterances
 - `diagnostics() -> dict`             floats worth logging (temperature, MI bounds in nats,
                                       raw/augmented cosine, ...)
 - `observed() -> dict`                the diagnostics of the last `losses` call alone, detached and

@@ -55,6 +55,13 @@ class FusionModel(nn.Module):
         """
         return False
 
+    @property
+    def pairs_by_own_labels(self) -> bool:
+        """Whether modalities of two utterances are told alike by the labels of their own, which it
+        needs then (`Batch.taught`).
+        """
+        return False
+
     @classmethod
     def reads_summary(cls, config) -> bool:
         """Whether a model of this configuration is one of `summary`."""

@@ -35,6 +35,7 @@ from mer.fusion.losses import (
     mi_lower_bound,
     nt_xent_apart,
     same_emotion,
+    same_label,
 )
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel
@@ -114,6 +115,9 @@ class DRKFConfig:
     # also show the true pairs, as positives (the label of ED is then known to be wrong for mixed
     # emotions)
     ed_natural: bool = False
+    # what "the same emotion" of a pair goes by. common: the labels of its two utterances | own:
+    # what the one modality and the other say by themselves (data.unimodal_labels)
+    ed_labels: str = added("common")
     # multi-label: overlap of label sets from which two utterances carry the same emotion
     ed_jaccard: float = 1.0
 
@@ -145,6 +149,7 @@ class DRKFConfig:
             "kl_target": ("label", "posterior", "off"),
             "kl_reduction": ("batch", "classes"),
             "mi_negatives": ("all", "other"),
+            "ed_labels": ("common", "own"),
             "regression_loss": ("l1", "mse", "ccc"),
             "target_heads": ("shared", "per_target"),
         }
@@ -304,7 +309,7 @@ class DRKF(FusionModel):
                 terms[f"kl_{m}"] = self.kl(m, seen.mean[m][rows], augmented[m].mean[rows], target)
         terms |= self.mutual_information(seen, augmented, batch.target)
         if config.w_ed and self.pairs:
-            terms["ed"] = self.discrimination(seen, batch.target, z)
+            terms["ed"] = self.discrimination(seen, batch, z)
         return terms
 
     def encode(self, batch: Batch) -> Encoded:
@@ -468,20 +473,21 @@ class DRKF(FusionModel):
             if contrast.loss == "nt_xent":
                 self.last[name.replace("mi_", "cosine_", 1)] = F.cosine_similarity(x, y).mean()
 
-    def discrimination(self, seen: Encoded, target: Tensor, z: Tensor) -> Tensor:
+    def discrimination(self, seen: Encoded, batch: Batch, z: Tensor) -> Tensor:
         """ed: cross-entropy of ED(FE(H_m of i, H_n of j)) against "same emotion", i != j.
 
         The anchors i are dealt out over the pairs of modalities; partners are drawn by label, and
         both inputs gathered by index.
         """
-        config, device = self.config, target.device
-        same, labelled = same_emotion(target, task=self.spec.task, jaccard=config.ed_jaccard)
-        count = max(1, round(config.ed_anchors * len(target)))
-        anchors = torch.randperm(len(target), device=device)[:count]
+        config, device, size = self.config, batch.target.device, len(batch)
+        count = max(1, round(config.ed_anchors * size))
+        anchors = torch.randperm(size, device=device)[:count]
+        truths = self.truths(batch)
         logits, truth, known = [], [], []
         for (m, n), i in zip(self.pairs, anchors.tensor_split(len(self.pairs)), strict=True):
-            usable = (labelled & seen.present[n])[None] & (labelled & seen.present[m])[i, None]
-            another = torch.arange(len(target), device=device) != i[:, None]
+            same, labelled = truths[m, n]
+            usable = labelled[i] & seen.present[m][i, None] & seen.present[n][None]
+            another = torch.arange(size, device=device) != i[:, None]
             j, is_same, valid = sample_pairs(
                 same[i],
                 usable & another,
@@ -494,13 +500,28 @@ class DRKF(FusionModel):
             truth.append(is_same.flatten())
             known.append(valid.flatten())
         if config.ed_natural and len(self.pairs) == 1:
+            same, labelled = truths[self.pairs[0]]
             pair = z if seen.turns is None else self.fe(seen.x, seen.mask)[0]
             logits.append(self.same_emotion_logit(pair))
-            truth.append(torch.ones_like(labelled))
-            known.append(labelled & torch.stack(list(seen.present.values())).all(0))
-        logit, same_label, valid = torch.cat(logits), torch.cat(truth), torch.cat(known)
-        self.last["ed_balanced_accuracy"] = balanced_accuracy(logit.detach() > 0, same_label, valid)
-        return balanced_bce(logit, same_label, valid)
+            truth.append(same.diagonal())
+            known.append(labelled.diagonal() & torch.stack(list(seen.present.values())).all(0))
+        logit, same_pair, valid = torch.cat(logits), torch.cat(truth), torch.cat(known)
+        self.last["ed_balanced_accuracy"] = balanced_accuracy(logit.detach() > 0, same_pair, valid)
+        return balanced_bce(logit, same_pair, valid)
+
+    def truths(self, batch: Batch) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+        """(m, n) -> (same, known), both (B, B) bool: whether modality m of row i carries the same
+        emotion as modality n of row j, and of which pairs that is known.
+
+        By the common labels, or by those of the modalities themselves; one that nobody has labelled
+        says what the common label does.
+        """
+        config, task = self.config, self.spec.task
+        if config.ed_labels == "own":
+            own = {m: batch.taught(m)[0] for m in self.spec.modalities}
+            return {(m, n): same_label(own[m], own[n], task=task) for m, n in self.pairs}
+        same, labelled = same_emotion(batch.target, task=task, jaccard=config.ed_jaccard)
+        return dict.fromkeys(self.pairs, (same, labelled[:, None] & labelled[None]))
 
     def pair_logit(self, seen: Encoded, m: str, n: str, i: Tensor, j: Tensor) -> Tensor:
         """(N,) ED's logits for modality m of the rows i beside modality n of the rows j."""
@@ -532,6 +553,11 @@ class DRKF(FusionModel):
     @property
     def unimodal_heads(self) -> bool:
         return bool(self.config.w_uni) or (self.uses_kl and self.config.kl_target == "label")
+
+    @property
+    def pairs_by_own_labels(self) -> bool:
+        config = self.config
+        return config.ed_labels == "own" and bool(config.w_ed and self.pairs)
 
     @property
     def uses_kl(self) -> bool:

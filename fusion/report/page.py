@@ -191,19 +191,18 @@ def _provenance(named: Sequence[Named]) -> Part:
     links = tuple(run.id for run in named)
     page_tables = []
     if differ:
-        rows = [
-            (run.name, *(some.get(key, "") or "–" for key in differ))
-            for run, some in zip(named, facts, strict=True)
-        ]
+        rows = []
+        for run, of_run in zip(named, facts, strict=True):
+            rows.append((run.name, *(of_run.get(key, "") or "–" for key in differ)))
         table = Table("what differs between the runs", ("run", *differ), tuple(rows))
         page_tables.append(PageTable("provenance-table", "provenance", table, links))
     rows_of_runs = [run.read.row for run in named]
     settings = runs_table.differing(rows_of_runs)
     if settings:
-        rows = [
-            (run.name, *(runs_columns.cell(run.read.row, name) or "–" for name in settings))
-            for run in named
-        ]
+        rows = []
+        for run in named:
+            cells = [runs_columns.cell(run.read.row, name) or "–" for name in settings]
+            rows.append((run.name, *cells))
         table = Table("settings that differ", ("run", *settings), tuple(rows))
         page_tables.append(PageTable("settings-table", "settings", table, links))
     shared = tuple((key, value) for key, value in common.items() if value)
@@ -283,6 +282,8 @@ def _section(run: Named, file: str) -> Part:
     for number_, table in enumerate(shown_tables, start=1):
         page_tables.append(PageTable(f"{run.id}-table-{number_}", f"{file}-table-{number_}", table))
     drawn_here = pictures.of_results(run.read.children, scores, run.read.logs)
+    curves = map(pictures.reliability, run.read.robust)
+    drawn_here += [curve for curve in curves if curve is not None]
     path = run.read.run.path
     return Part(
         id=run.id,

@@ -243,10 +243,12 @@ def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
     lines += read_as(scores)
     if scores.soft is not None:
         ties = plural(round(scores.soft.ties), "row")
+        are = "is" if round(scores.soft.ties) == 1 else "are"
+        of_folds = isinstance(scores, GroupMetrics) and scores.over == "folds"
+        each = " of each fold, on average" if of_folds else ""
         lines.append(
             f"The divergence is the mean over {plural(round(scores.soft.n), 'row')} with shares of "
-            f"raters; {ties} of these without a majority {'is' if ties == '1 row' else 'are'} in "
-            "no other figure."
+            f"raters{each}; {ties} of these without a majority {are} in no other figure."
         )
     if scores.unseen:
         lines.append(

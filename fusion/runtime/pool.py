@@ -145,8 +145,10 @@ def start(threads: int) -> Worker:
     try:
         with theirs:
             number = theirs.fileno()
+            # -P: what lies in the working folder, a script called torch.py, is none of its modules.
+            module = [sys.executable, "-P", "-m", "mer.fusion.runtime.pool"]
             process = subprocess.Popen(
-                [sys.executable, "-m", "mer.fusion.runtime.pool", str(number), str(os.getpid())],
+                [*module, str(number), str(os.getpid())],
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},

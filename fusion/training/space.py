@@ -119,6 +119,22 @@ class Space:
         drawn = {key: one for key, one in self.drawn.items() if key not in gone}
         return Space(self.model, self.where, fixed, drawn)
 
+    def values(self, key: str) -> tuple[Any, ...]:
+        """Those that it gives a setting; of bounds both ends, and none of a setting that it leaves
+        to the base configuration.
+        """
+        if key in self.drawn:
+            return self.drawn[key].extremes
+        return (self.fixed[key],) if key in self.fixed else ()
+
+    def check_drawn(self) -> None:
+        """Raise DataError where every trial would be the same training."""
+        if not self.drawn:
+            raise DataError(
+                f"{self.where}: nothing is left to draw, so that every trial would be the same; "
+                "fix fewer of its settings with --set, or train with `mer train`"
+            )
+
     def tree(self) -> dict[str, Any]:
         """As JSON, for the identity of a search."""
         drawn = {key: typed.tree(one) for key, one in self.drawn.items()}

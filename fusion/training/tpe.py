@@ -55,7 +55,9 @@ def proposed(
     direction = "minimize" if lower else "maximize"
     study = optuna.create_study(sampler=sampler, direction=direction)
     known = [score for _, score in earlier if score is not None]
-    worst = (max(known) if lower else min(known)) if known else 0.0
+    worst = 0.0
+    if known:
+        worst = max(known) if lower else min(known)
     for settings, score in earlier:
         params = {key: _encoded(drawn, settings[key]) for key, drawn in named.items()}
         value = worst if score is None else score

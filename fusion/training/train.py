@@ -18,7 +18,7 @@ import torch
 
 from mer.fusion import infer
 from mer.fusion.batch import DataSpec
-from mer.fusion.config import TrainConfig, to_toml
+from mer.fusion.config import DataConfig, TrainConfig, to_toml
 from mer.fusion.data import context, sources, splits, unimodal
 from mer.fusion.data.splits import Fold, Split
 from mer.fusion.measures import calibration, metrics
@@ -134,6 +134,8 @@ def fit(
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
+    for line in _without_effect(model, config):
+        training.remark(line)
     optimizer = optim.adamw(model, config)
     info = _begin(training, model, there)
     parts = _parts(training, model.summary)
@@ -166,6 +168,17 @@ def fit(
                     _say_checked(training, parts)
                     checks_noted = True
         return _finish(training, info, progress)
+
+
+def _without_effect(model: FusionModel, config: TrainConfig) -> list[str]:
+    """Settings that somebody gave and that change nothing here."""
+    found = []
+    reads = model.core.modalities
+    if config.train.modality_dropout and len(reads) == 1:
+        found.append(f"train.modality_dropout does nothing: the model reads {reads[0]} alone")
+    if config.data.context == "none" and config.data.context_width != DataConfig.context_width:
+        found.append("data.context_width does nothing without data.context=past or both")
+    return found
 
 
 def _check_steps(config: TrainConfig, rows: int, processes: Processes) -> None:

@@ -91,11 +91,14 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The trials of a model, and the one that dev prefers (None: all failed)."""
+    """The trials of a model, and the one that dev prefers (None: all failed). `contexts` are the
+    kinds of conversation context of its trials, as tables name them.
+    """
 
     model: str
     metric: str
     trials: tuple[Trial, ...]
     best: Trial | None
+    contexts: tuple[str | None, ...] = (None,)
     expected: dict[int, float] = field(default_factory=dict)
     preset: str | None = None

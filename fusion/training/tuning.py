@@ -149,6 +149,7 @@ def tune(
     for base, space in zip(bases, spaces, strict=True):
         if store.header.task == "regression":  # which has no classes to weigh
             space = space.without(["train.class_weight"])
+        space.check_drawn()
         _, metric = check_config(store, base)
         place = folder / space.model
         searches.append(Search(space, base, metric, place, trials, method, seed))
@@ -208,6 +209,7 @@ def _head(store: FeatureStore, searches: Sequence[Search], seeds: int, folds: st
     key = checkpoint.store_key(store)
     further = [part for base in bases for part in turns_key(store, base)]
     further += [part for base in bases for part in unimodal.key(store, base)]
+    further += [part for search in searches for part in _read_by_trials(store, search)]
     asked = [[configs.to_tree(search.base), search.space.tree()] for search in searches]
     return Head(
         identity=identity(bases[0], key, asked, seeds, folds, method, seed, *further),
@@ -218,6 +220,17 @@ def _head(store: FeatureStore, searches: Sequence[Search], seeds: int, folds: st
         seed=seed,
         spaces=tuple(search.space.tree() for search in searches),
     )
+
+
+def _read_by_trials(store: FeatureStore, search: Search) -> list[str]:
+    """What belongs to the identity of a search beside its base configuration: the order of turns
+    and unimodal labels, where its space itself has trials that read them.
+    """
+    space, found = search.space, []
+    for setting, key in (("data.context", turns_key), ("data.unimodal_labels", unimodal.key)):
+        for value in space.values(setting):
+            found += key(store, space.applied(search.base, {setting: value}))
+    return list(dict.fromkeys(found))
 
 
 def _check(trials: int, seeds: int, processes: int, seed: int, method: str) -> None:
@@ -244,7 +257,8 @@ def _checked(store: FeatureStore, search: Search, number_: int) -> tuple[Setting
         config = search.space.applied(search.base, settings)
         check_config(store, config)
     except DataError as error:
-        raise DataError(f"{search.space.where}, trial {number_}: {shown(error, 200)}") from None
+        said = str(error).removeprefix(f"{search.space.where}: ")
+        raise DataError(f"{search.space.where}, trial {number_}: {shown(said, 200)}") from None
     return settings, config
 
 

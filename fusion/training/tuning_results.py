@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from mer.fusion import config as configs
+from mer.fusion.data import context
 from mer.fusion.measures import metrics
-from mer.fusion.measures.tables import Table, number
+from mer.fusion.measures.tables import Table, context_words, number
 from mer.fusion.runtime import files, typed
 from mer.fusion.training.trials import Search, SearchResult, Trial
-from mer.pipeline.runtime.terminal import plural
+from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import plural, shown
 
 BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # of the columns of the table
 
@@ -42,9 +44,19 @@ def result_of(search: Search) -> SearchResult:
         metric=search.metric,
         trials=trials,
         best=best,
+        contexts=_contexts(search, trials),
         expected=expected,
         preset=preset,
     )
+
+
+def _contexts(search: Search, trials: Sequence[Trial]) -> tuple[str | None, ...]:
+    """The kinds of conversation context that the trials were trained with, each once."""
+    found = []
+    for trial in trials:
+        asked = context.spec(search.space.applied(search.base, trial.settings).data)
+        found.append(None if asked is None else asked.title)
+    return tuple(dict.fromkeys(found))
 
 
 def _preset(search: Search, best: Trial) -> str:
@@ -86,10 +98,13 @@ def expected_best(scores: Sequence[float | None], n: int, *, lower: bool = False
 
 
 def table(results: Sequence[SearchResult], seeds: int) -> Table:
-    """What was found, a row per model."""
+    """What was found, a row per model; the expected best of n trials where they were drawn at
+    random.
+    """
     metric = results[0].metric
     most = len(results[0].trials)
-    budgets = [n for n in BUDGETS if n < most] + [most]
+    drawn = any(result.expected for result in results)
+    budgets = [n for n in BUDGETS if n < most] + [most] if drawn else []
     title = metrics.title(metric)
     rows = []
     for result in results:
@@ -103,8 +118,11 @@ def table(results: Sequence[SearchResult], seeds: int) -> Table:
         rows.append((result.model, str(most), str(failed), cell, trial, *expected))
     over_seeds = f", mean of {plural(seeds, 'seed')}" if seeds > 1 else ""
     heads = [f"best of {n}" for n in budgets]
+    kinds = dict.fromkeys(kind for result in results for kind in result.contexts)
+    seen = " or ".join(map(context_words, kinds))
+    words = "; best of n: expected over draws of n trials (Dodge et al. 2019)" if drawn else ""
     return Table(
-        f"dev {title}{over_seeds}; best of n: expected over draws of n trials (Dodge et al. 2019)",
+        f"dev {title}{over_seeds}, {seen}{words}",
         ("model", "trials", "failed", f"dev {title}", "trial", *heads),
         tuple(rows),
     )
@@ -123,6 +141,19 @@ def lines(results: Sequence[SearchResult], features: Path, folds: str | None = N
         store, preset = shlex.quote(str(features)), shlex.quote(result.preset or "")
         made.append(f"  mer train {store} --preset {preset}{over}")
     return made
+
+
+def check_found(results: Sequence[SearchResult]) -> None:
+    """Raise DataError where a model has no trial that succeeded, so no preset."""
+    lost = [result for result in results if result.best is None]
+    if lost:
+        count = len(lost[0].trials)
+        which = f"all {count:,} trials" if count > 1 else "the only trial"
+        why = next((trial.failed for trial in lost[0].trials if trial.failed), "")
+        raise DataError(
+            f"{which} of {' and '.join(result.model for result in lost)} failed "
+            f"({shown(why, 120)}); change the space, or what --set fixes"
+        )
 
 
 def as_json(results: Sequence[SearchResult]) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ DATASETS = {  # name -> module; one that has a module of its own is a line here
     "mosi": "mer.pipeline.datasets.mosi",
     "mosei": "mer.pipeline.datasets.mosei",
     "msp_improv": "mer.pipeline.datasets.msp_improv",
+    "msp_podcast": "mer.pipeline.datasets.msp_podcast",
     "ur_funny": "mer.pipeline.datasets.ur_funny",
 }
 DATASETS |= {name: BY_NAMES for name in corpora.names() if name not in DATASETS}

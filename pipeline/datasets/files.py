@@ -18,7 +18,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, Manifest, Utterance
 from mer.pipeline.media.containers import other_content
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 
 MISSING = "missing"  # what is wrong with a file that is not there
 SEARCHED = 10_000  # entries that are looked through for a hint
@@ -211,6 +211,36 @@ def look(
     missing = [audio for audio, fault in seen.items() if fault == MISSING]
     findings.warnings += _hints(missing, base)
     return out
+
+
+def warn_of_places(rows: Iterable[Utterance], findings: Findings) -> None:
+    """Warn of turns whose place in their dialogue nobody knows, or that stand where another turn of
+    their split does: a training with `data.context`, long after, refuses both.
+    """
+    turns = [u for u in rows if u.dialogue]
+    unplaced = [u.id for u in turns if u.position is None]
+    if len(unplaced) == len(turns):  # nobody has numbered them
+        return
+    if unplaced:
+        what = plural(len(unplaced), "row of a dialogue has", "rows of dialogues have")
+        findings.warnings.append(
+            f"{what} no position, which data.context needs (first: {shown(unplaced[0], 60)})"
+        )
+    first: dict[tuple[str | None, str | None, int], str] = {}
+    twice = []
+    for u in turns:
+        if u.position is not None:
+            other = first.setdefault((u.split, u.dialogue, u.position), u.id)
+            if other != u.id:
+                twice.append(u)
+    if twice:
+        one = twice[0]
+        other = first[one.split, one.dialogue, one.position or 0]
+        what = plural(len(twice), "row has", "rows have")
+        findings.warnings.append(
+            f"{what} the position of another row of the dialogue, which data.context cannot tell "
+            f"apart (first: {shown(other, 60)} and {shown(one.id, 60)})"
+        )
 
 
 def _hints(missing: list[str], base: str) -> list[str]:

@@ -16,15 +16,16 @@ from mer.pipeline.datasets.corpora import CorpusInfo, FileRules
 from mer.pipeline.datasets.filenames import (
     FIXED,
     Named,
+    files_below,
+    is_media,
     join_files,
-    media_below,
     read_names,
     row_of,
 )
-from mer.pipeline.datasets.files import cut_blanks, look
+from mer.pipeline.datasets.files import cut_blanks, look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
-from mer.pipeline.datasets.newclips import WORDS, words_beside, words_of
+from mer.pipeline.datasets.newclips import WORDS, no_media, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
 from mer.pipeline.datasets.tablelabels import given_names
 from mer.pipeline.datasets.tablevalues import POSITION
@@ -98,6 +99,7 @@ def prepare(
     _warn_of_sentences(utterances.values(), rules, findings)
     info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
+    warn_of_places(rows, findings)
     made = {"pattern": pattern, "map": dict(mapping), "split": split, "seed": seed}
     return Manifest(name, "single", classes, tuple(rows), root, language, made), findings
 
@@ -106,6 +108,7 @@ def _rules(pattern: Pattern) -> FileRules:
     """What the fields of a pattern are."""
     label = next((field for field in LABEL_FIELDS if field in pattern.names), "")
     others = [field for field in pattern.names if field not in COLUMNS]
+    others += [field for field in LABEL_FIELDS if field in pattern.names and field != label]
     tags = ["sentence", *others] if "sentence" in pattern.names else others
     id = "{id}" if "id" in pattern.names else ""
     return FileRules((pattern,), id=id, label=label, tags=tuple(tags))
@@ -113,13 +116,22 @@ def _rules(pattern: Pattern) -> FileRules:
 
 def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool) -> list[Named]:
     """The files that the pattern fits; raises DataError where it does not fit all of them."""
-    paths = media_below(root)
+    paths: list[str] = []
+    endings: Counter[str] = Counter()  # of files that are neither media nor words
+    for path in files_below(root):
+        ending = os.path.splitext(path)[1].lower()
+        if is_media(path):
+            paths.append(path)
+        elif ending != WORDS:
+            endings[ending] += 1
     (pattern,) = rules.patterns
     named, others = read_names(paths, rules)
     what = f"{len(named):,} of {plural(len(paths), 'media file')} below {shown(root, 80)}"
     text = shown(pattern.text, 80)
     if not named:
         first = f"; the first is {shown(others[0], 60)}" if others else ""
+        if endings and not paths:
+            first = f"; {no_media(endings)}: `mer prepare table` takes files of any ending"
         raise DataError(f"pattern '{text}' fits none of {plural(len(paths), 'media file')}{first}")
     if others and not partial:
         raise DataError(
@@ -129,6 +141,11 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
     findings.dropped["files that the pattern does not fit"] += map(shown, others)
     if not others:
         del findings.dropped["files that the pattern does not fit"]
+    if endings:
+        findings.warnings.append(
+            f"{no_media(endings)}; to take those that are media, name them in a table (`mer "
+            "prepare table`)"
+        )
     return named
 
 

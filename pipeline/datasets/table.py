@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.files import look
+from mer.pipeline.datasets.files import look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted, from_columns, from_json
 from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
@@ -156,6 +156,7 @@ def prepare(
     if speaker_independent:
         check_speakers(str(source), counted(rows))
     rows = look(rows, root.folder, CorpusInfo.unknown(name, language), findings)
+    warn_of_places(rows, findings)
     made = {"table": source.name, "columns": dict(columns), "split": split, "seed": seed}
     manifest = Manifest(name, task, labelling.names, tuple(rows), root.folder, language, made)
     return manifest, findings

@@ -111,12 +111,12 @@ class Vision(Modality):
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
         if not digest:
             return ()
-        told = [self.name, digest, self.span(u)]
+        parts = [self.name, digest, self.span(u)]
         if self.crop == "side":
-            told.append(self._side(u))
+            parts.append(self._side(u))
         if self.crop == "faces" and self.boxes:
-            told.append(boxes_digest(self.boxes, u.id, self.file(u) or ""))
-        return tuple(told)
+            parts.append(boxes_digest(self.boxes, u.id, self.file(u) or ""))
+        return tuple(parts)
 
     def resolve(
         self,

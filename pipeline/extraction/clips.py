@@ -160,10 +160,10 @@ def _made(
     kinds = dict.fromkeys(name for group in groups for name in group.infos)
     asked = []
     on_faces = [group for group in groups if group.on_faces]
-    told = [name for name, value in places.beside.items() if value]
-    if told and not on_faces:
+    face_options = [name for name, value in places.beside.items() if value]
+    if face_options and not on_faces:
         raise DataError(
-            f"--{told[0].replace('_', '-')}: the run does not look at faces; leave it out"
+            f"--{face_options[0].replace('_', '-')}: the run does not look at faces; leave it out"
         )
     for group in groups:
         given = {m: places.encoders.get(name) for m, name in group.names.items()}
@@ -335,9 +335,9 @@ def _check_given(clips: Sequence[Utterance], modalities: Collection[str]) -> Non
 
 def _options_for(names: Collection[str], kinds: Mapping[str, Modality]) -> str:
     """How a clip is given these modalities, as a parenthesis."""
-    found = [kinds[name].clip_option for name in names if name in kinds]
-    said = " and ".join(option for option in found if option)
-    return f" ({said})" if said else ""
+    by_name = [kinds[name].clip_option for name in names if name in kinds]
+    options = " and ".join(option for option in by_name if option)
+    return f" ({options})" if options else ""
 
 
 def _options(
@@ -363,13 +363,12 @@ def _options(
             decoders=0,
         )
     except (KeyError, TypeError, AttributeError):
-        said = (
+        why = (
             "what its run.json says of the features it was trained on is incomplete or not of "
             "`mer extract`"
         )
         raise DataError(
-            f"the run cannot predict new clips: {said}; put it back as it was, or use `mer "
-            "evaluate`"
+            f"the run cannot predict new clips: {why}; put it back as it was, or use `mer evaluate`"
         ) from None
 
 

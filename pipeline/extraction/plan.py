@@ -70,13 +70,13 @@ class Inputs:
 
     def total_seconds(self, rows: Sequence[int]) -> float:
         """How long utterances last together, without a rounding for each of them."""
-        untold, total = set(rows), 0.0
+        untimed, total = set(rows), 0.0
         for choice in self.chosen:
             lengths = self.lengths[choice.name].lengths
             if choice.modality.seconds(1) is not None:
-                told = {row for row in untold if lengths[row]}
-                total += choice.modality.seconds(sum(lengths[row] for row in told)) or 0.0
-                untold -= told
+                timed = {row for row in untimed if lengths[row]}
+                total += choice.modality.seconds(sum(lengths[row] for row in timed)) or 0.0
+                untimed -= timed
         return total
 
 
@@ -140,15 +140,15 @@ class Settings:
             return None
         if raw.get("fingerprint") != fingerprint:
             return None
-        told = raw.pop("checksum", None)
-        if told is None:
+        recorded = raw.pop("checksum", None)
+        if recorded is None:
             note(
                 f"{path}: the plan of an unfinished run has no checksum, as mer made them before; "
                 "starting again"
             )
             return None
         try:
-            demand(told == _checksum(raw), "it differs from its checksum")
+            demand(recorded == _checksum(raw), "it differs from its checksum")
             return cls(**_checked(raw))
         except (ValueError, TypeError) as error:
             note(f"{path}: the plan of an unfinished run is damaged ({error}); starting again")
@@ -431,8 +431,8 @@ def make_parts(modality: str, window: int, items: list[Item], settings: Settings
         h = hashlib.sha256(names.encode())
         for batch in batches:
             taken = [items[i] for i in batch]
-            said = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in taken)
-            h.update((" ".join(said) + "\n").encode())
+            spans = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in taken)
+            h.update((" ".join(spans) + "\n").encode())
             chosen.append(taken)
         parts.append(Part(modality, window, number, chosen, h.hexdigest()))
     return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mer.pipeline.datasets import takes
 from mer.pipeline.encoders.modality import Lengths, Rows
@@ -42,10 +42,10 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
     problems = dict(left_out)
     try:
         for choice in request.keys.chosen:
-            told, met = _probe_one(choice, request, rows, company, problems)
-            lengths[choice.name] = told
-            problems |= met
-            _tell_long_clips(choice, request, company, told)
+            measured, new_problems = _probe_one(choice, request, rows, company, problems)
+            lengths[choice.name] = measured
+            problems |= new_problems
+            _tell_long_clips(choice, request, company, measured)
     except BaseException:
         company.memory.save()  # lengths that have been read need not be read again
         raise
@@ -53,8 +53,8 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
     if len(problems) == len(rows):
         blank = [row for row, problem in problems.items() if problem == NOTHING]
         for choice in request.keys.chosen:
-            told = lengths[choice.name]
-            check_lengths(choice, request, rows, Lengths(told, told, ()), blank)
+            measured = lengths[choice.name]
+            check_lengths(choice, request, rows, Lengths(measured, measured, ()), blank)
         reasons = [(problems[row].stage, problems[row].reason) for row in range(len(rows))]
         raise UnreadableError(_none_can_be_read(request, problems), reasons)
     return Probed(lengths, problems)
@@ -98,8 +98,8 @@ def _probe_one(
         known = memory.spans.get((key, modality.span(u)))
         if known is None:
             unknown.append(row)
-        elif isinstance(known, Problem):
-            problems[row] = known
+        elif isinstance(known, Problem):  # perhaps met in another file of the same bytes
+            problems[row] = replace(known, reason=f"{rows.root / file}: {known.reason}")
         else:
             lengths[row] = known
     for row, found in _decode(choice, unknown, request, rows, company):
@@ -109,8 +109,11 @@ def _probe_one(
         else:
             lengths[row] = found
         if not isinstance(found, Problem) or found.stage not in NOT_THE_CLIP:
-            digest = request.keys.digests[modality.file(u) or ""]
-            memory.remember(digest.key(sound=modality.sound), modality.span(u), found)
+            file = modality.file(u) or ""
+            if isinstance(found, Problem):
+                found = replace(found, reason=found.reason.removeprefix(f"{rows.root / file}: "))
+            key = request.keys.digests[file].key(sound=modality.sound)
+            memory.remember(key, modality.span(u), found)
     return tuple(lengths), problems
 
 

@@ -24,8 +24,8 @@ def differences(old: dict, new: dict, names: Mapping[str, tuple[str, str]]) -> l
     for name in _modalities(old, new):
         was, now = part(old, name), part(new, name)
         if (was is None) != (now is None):
-            said = "not there, asked for now" if was is None else "there, not asked for now"
-            found.append(f"{name} features: {said}")
+            state = "not there, asked for now" if was is None else "there, not asked for now"
+            found.append(f"{name} features: {state}")
         elif was and now:
             found += _differences_within(name, was, now, names.get(name, ("", "")))
     found += _layer_means(old, new)

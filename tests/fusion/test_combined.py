@@ -95,7 +95,8 @@ def test_the_command_prints_it(runs):
     words = ["evaluate", str(runs["emotion"].path), "--valence", str(runs["v"].path)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.stderr
-    assert "MER2023's combined measure, 24 utterances" in done.stdout
+    assert "MER2023's combined measure, 24 utterances, without context" in done.stdout
+    assert "95 % interval (24 utterances)" in done.stdout
     done = CliRunner().invoke(main, [*words, "--json"])
     found = json.loads(done.stdout)["mer2023"]
     assert found["combined"] == pytest.approx(np.mean(by_hand(runs["emotion"], runs["v"])))
@@ -131,9 +132,9 @@ def test_the_interval_of_unequal_numbers_of_seeds_is_of_their_own_spread():
     groups = 1e9  # so many that they add nothing
     some = [
         intervals.Sampled(one, np.tile(one, (200_000, 1)), groups)
-        for one in (first, -combined.WEIGHT * second)
+        for one in (first, second)
     ]
-    low, high = intervals.interval_of_sum(some)
+    low, high = intervals.interval_of_sum(some, [1.0, -combined.WEIGHT])
     parts = [np.var(first, ddof=1) / 3, combined.WEIGHT**2 * np.var(second, ddof=1) / 5]
     dof = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 4)
     half = stats.t.ppf(0.975, dof) * np.sqrt(sum(parts))

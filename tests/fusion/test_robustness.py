@@ -5,6 +5,8 @@ disagree, by speaker; held against predictions that are made by hand.
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ from mer.fusion.batch import Batch
 from mer.fusion.evaluation import alterations, robustness, robustness_tables, scoring
 from mer.fusion.evaluation.answering import predict_rows
 from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.evaluation.robustness import Bin
+from mer.fusion.report import figures, pictures
+from mer.fusion.report.drawing import scene
 from mer.fusion.runs import ledger
 from mer.fusion.runs.checkpoint import Run
-from mer.fusion.runtime import files
+from mer.fusion.runtime import files, typed
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 
@@ -208,6 +213,43 @@ def test_the_report_shows_what_was_measured_and_measures_nothing(made, measured,
             robustness.stored(Run.open(run.path))
     finally:
         path.write_bytes(raw)
+
+
+def test_the_calibration_curve_is_drawn_where_its_numbers_say(measured):
+    """By hand: bins of 5, 15, … % in a picture whose axes go from 0 to 100 %."""
+    bins = (Bin(0.6, 0.7, 4, 0.65, 0.5), Bin(0.9, 1.0, 1, 0.95, 1.0))
+    made = pictures.reliability(replace(measured, calibration=bins))
+    assert made.bins == ((0.65, 0.5, 4), (0.95, 1.0, 1)) and made.name == "calibration"
+    drawn = scene(made)
+    (line,) = [one for one in drawn.marks if one.attributes.get("class") == "chance"]
+    left, right, bottom, top = (line.attributes[end] for end in ("x1", "x2", "y1", "y2"))
+    dots = [one.attributes for one in drawn.marks if one.tag == "circle"]
+    for dot, (mean, share) in zip(dots, ((0.65, 0.5), (0.95, 1.0)), strict=True):
+        assert dot["cx"] == pytest.approx(left + mean * (right - left), abs=0.1)
+        assert dot["cy"] == pytest.approx(bottom + share * (top - bottom), abs=0.1)
+    assert "4 answers of 65 % on average: 50 % right. 1 answer of 95 %" in drawn.description
+    curve = figures.draw(made).axes[0].lines[1]
+    np.testing.assert_allclose(curve.get_xydata(), [[65, 50], [95, 100]])
+    assert pictures.reliability(replace(measured, calibration=())) is None
+
+
+def test_an_interval_without_width_is_a_dash(measured):
+    """Noise that changes no answer of these utterances says nothing of others."""
+    none = replace(measured.altered[0], difference=0.0, interval=(0.0, 0.0), p=1.0, p_holm=1.0)
+    rows = robustness_tables.tables(replace(measured, altered=(none,)))[0].rows
+    assert rows[1][2:5] == ("+0.0", "–", "1.000")
+
+
+def test_the_report_tells_dev_from_test(made, measured):
+    """Both may have been measured, and stand below each other."""
+    run = made[1]
+    told = typed.tree(replace(measured, split="dev"))
+    files.write_json(run.path / "robustness-dev.json", told)
+    page = report.page([run])
+    for name in ("calibration", "calibration-dev"):
+        assert page.count(f'<figure id="run-1-{name}"') == 1
+    titles = re.findall("<caption[^>]*>(.*?)</caption>", page)
+    assert len(set(titles)) == len(titles) and "what is confused, dev" in titles
 
 
 @pytest.mark.parametrize(("model", "task"), [("concat", "regression"), ("text", "single")])

@@ -227,6 +227,20 @@ def test_the_winner_is_a_preset_that_trains_to_the_same_run(tmp_path):
     assert (run.result.dev["wf1"],) == found.best.figures
 
 
+def test_a_search_without_a_winner_is_a_failure(tmp_path):
+    """What calls it goes on to a preset that is not there."""
+    path = make_store(tmp_path, n=60).path
+    words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
+    words += ["--trials", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    for one in (*SMALL, "optim.lr=1e25"):
+        words += ["--set", one]
+    done = CliRunner().invoke(cli.main, words)
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.exit_code == 1 and "the only trial of concat failed (epoch 1: the loss" in line
+    assert len(line) <= 300 and "concat: every trial failed" in done.stdout
+    assert not (tmp_path / "out" / "concat.toml").exists()
+
+
 def test_command(tmp_path):
     path = make_store(tmp_path, n=60).path
     words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
@@ -275,7 +289,28 @@ def test_a_wrong_space_is_one_line(tmp_path, old, new, says):
     with pytest.raises(DataError) as raised:
         space.spaces_of(["concat"], [space_of(tmp_path, SPACE.replace(old, new))])
     assert says in str(raised.value)
+    assert str(raised.value).startswith(f"--space {tmp_path}/space.toml: ")
     assert "\n" not in str(raised.value) and len(str(raised.value)) <= 300 + len(str(tmp_path))
+
+
+def test_settings_that_are_all_fixed_leave_nothing_to_search(tmp_path):
+    """Twenty trials of one configuration are no search, and their expected best is none."""
+    path = make_store(tmp_path, n=60).path
+    words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
+    words += ["--trials", "2", "--out", str(tmp_path / "out")]
+    for one in (*SMALL, "optim.lr=1e-3", "train.batch_size=8", "model_args.dropout=0.1"):
+        words += ["--set", one]
+    done = CliRunner().invoke(cli.main, words)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 1 and "nothing is left to draw" in line
+    assert len(line.replace(str(tmp_path), "")) <= 300 and not (tmp_path / "out").exists()
+
+
+def test_a_space_that_draws_class_weights_alone_has_nothing_for_a_regression(tmp_path):
+    store = make_store(tmp_path, n=60, task="regression")
+    text = '[train]\nclass_weight = ["none", "sqrt"]\n'
+    with pytest.raises(DataError, match="nothing is left to draw"):
+        searched(store, tmp_path / "out", text=text)
 
 
 def test_a_space_with_nothing_to_draw_or_no_file_is_one_line(tmp_path):
@@ -376,6 +411,8 @@ def test_tpe_goes_on_as_if_it_had_not_been_killed_and_finds_the_peak(tmp_path, m
     scores = [trial.score for trial in whole.trials]
     assert np.mean(scores[-10:]) > np.mean(scores[:10]) + 0.2
     assert whole.expected == {}, "its trials are no draws at random"
+    found = tuning_results.table([whole], 1)
+    assert "best of" not in found.title and found.columns[-1] == "trial"
 
 
 @pytest.mark.slow
