@@ -12,7 +12,9 @@ from mer.commands.group import command
 from mer.commands.options import BY_FOLD, DEVICE, RUNS, check_run_folders
 from mer.commands.output import note, say, say_json, say_laid_out
 from mer.pipeline.errors import Together
-from mer.pipeline.runtime.terminal import plural
+from mer.pipeline.runtime.terminal import plural, shown
+
+TEXT_FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx")  # no Parquet
 
 
 @command()
@@ -103,6 +105,7 @@ def evaluate(
         against=against,
         valence=valence,
         split=split,
+        predictions=predictions,
         figures=figures,
     )
     check_run_folders([*runs, *filter(None, [against, valence])])
@@ -163,7 +166,7 @@ def evaluate(
 
 
 def check_options_of_evaluate(
-    *, features, mapping, ensemble, robust, against, valence, split, figures
+    *, features, mapping, ensemble, robust, against, valence, split, predictions, figures
 ) -> None:
     """UsageError for options of `mer evaluate` that do not go together."""
     if against is not None and not robust:
@@ -174,6 +177,11 @@ def check_options_of_evaluate(
         raise click.UsageError(
             "--ensemble, --robustness and --figures go with the run's own labels and splits; leave "
             "them out, or --map and --split all"
+        )
+    if predictions is not None and predictions.suffix.lower() in TEXT_FILES:
+        raise click.UsageError(
+            f"--predictions {shown(predictions, 120)}: they are written as Parquet; end its name "
+            "in .parquet"
         )
     if valence is not None and (ensemble or robust or features or mapping or split):
         raise click.UsageError(

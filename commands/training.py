@@ -65,7 +65,7 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
     default=1,
     show_default=True,
     metavar="N",
-    help="Train with N seeds; report mean and deviation.",
+    help="Train with N seeds; report mean and deviation. Those that --out lacks are added to it.",
 )
 @click.option(
     "--folds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -98,3 +99,38 @@ def test_the_kubernetes_job_is_yaml_and_its_command_exists():
     )
     known = {o for p in main.commands["extract"].params for o in p.opts}
     assert set(re.findall(r"--[a-z-]+", container["args"][0])) <= known
+
+
+TOYS = ("datasets.toy", "encoders.loudness", "models.average", "sinks.table")  # made by adding.md
+
+
+def named_in_python(text: str) -> set[str]:
+    """`mer.x.y` in the words of a page, and what its blocks import from there."""
+    found = set(re.findall(r"`(mer(?:\.\w+)+)", text))
+    for module, names in re.findall(r"^from (mer\.[\w.]+) import ([\w, ]+)$", text, flags=re.M):
+        found |= {f"{module}.{name.strip()}" for name in names.split(",")}
+    return {name for name in found if not any(toy in name for toy in TOYS)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_page_names_in_python_is_there(path: Path):
+    for name in sorted(named_in_python(path.read_text())):
+        assert importable(name), f"{path.name}: {name}"
+
+
+def importable(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, _, rest = name.rpartition(".")
+    try:
+        import_module(name)
+    except ModuleNotFoundError:
+        return bool(module) and hasattr(import_module(module), rest)
+    return True
+
+
+def test_a_name_that_is_not_there_is_found():
+    page = (
+        "see `mer.fusion.runs.checkpoint.Run`\n\nfrom mer.pipeline.store import FeatureStore, No\n"
+    )
+    found = sorted(named_in_python(page))
+    assert [importable(name) for name in found] == [True, True, False]

@@ -255,6 +255,31 @@ def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[st
     return notes
 
 
+def absent_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray, what: str) -> list[str]:
+    """Of how many rows each modality that a model reads is absent, and of how many all of them:
+    what is answered there says nothing of them.
+
+    Args:
+        store: The features.
+        spec: What the model reads.
+        rows: Of the store.
+        what: These rows, in words.
+    """
+    notes = []
+    there = []
+    for m in spec.modalities:
+        lengths = [store.lengths(one.name)[rows] > 0 for one in spec.read_from(m)]
+        there.append(np.all(lengths, axis=0))
+        missing = int((~there[-1]).sum())
+        if missing:
+            notes.append(f"{m}: absent in {missing:,} of {plural(len(rows), what)}")
+    nothing = int((~np.any(there, axis=0)).sum())
+    if nothing and len(there) > 1:
+        has = plural(nothing, "row has", "rows have")
+        notes.append(f"{has} no features at all: the answer there is the same for each")
+    return notes
+
+
 def pool_factor(frame_rate: float | None, pool_hz: float) -> int:
     """How many steps become one.
 

@@ -173,7 +173,11 @@ def assign(
     train_pool, dev_pool = train, dev
     train, dev = train[taught[train]], dev[known[dev]]
     if not len(train):
-        raise DataError("the store has no labelled training rows")
+        raise DataError(
+            "the store has no labelled training rows: none of the "
+            f"{plural(len(train_pool), 'row')} to train on has a label; give its table labels "
+            "there, or train with --folds"
+        )
     if not len(dev):
         by = _carve_by(table, train, config, fold)
         train, dev, note = _carve(table, train, target, by, config)
@@ -208,6 +212,7 @@ def _stored(table: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:
     train, dev = np.flatnonzero(split == "train"), np.flatnonzero(split == "dev")
     if not len(train):
         by = group_column(table, np.arange(len(table)), FOLDS)
+        by = PUBLISHED if published(table) else by
         remedy = f"train with --folds {by}" if by else "give its table a split column"
         raise DataError(f"the store has no training rows (its splits: {_counts(split)}); {remedy}")
     undecided = int((~np.isin(split, [name for name in SPLITS if name])).sum())
@@ -463,9 +468,9 @@ def _carve_by(table: pa.Table, train: np.ndarray, config: DataConfig, fold: Fold
         return "utterance"
     if by is None:
         raise DataError(
-            "the store has no dev split, and no dialogue, speaker or session column to carve one "
-            "by; add one, "
-            "or say that its utterances are independent: --set data.dev_by=utterance"
+            "the store has no dev split, and no dialogue, speaker or session column of two groups "
+            "or more to carve one by; add one, or say that its utterances are independent: --set "
+            "data.dev_by=utterance"
         )
     return by
 
@@ -479,7 +484,10 @@ def _carve(
     column = train if by == "utterance" else np.array(_values(table, by), dtype=object)[train]
     names, code = np.unique(column.astype(str), return_inverse=True)
     if len(names) < 2:
-        raise DataError(f"dev cannot be carved by {by}: there is one group only")
+        raise DataError(
+            f"dev cannot be carved by {by}: there is one group only; give the store more rows to "
+            "train on, or a dev part"
+        )
     size = np.bincount(code)
     wanted = config.dev_share * len(train)
     classes = _histogram(target)[train]

@@ -36,7 +36,7 @@ class UnimodalConfig:
     hidden: int = 256  # of the MLP
     dropout: float = 0.3  # before it and inside it
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse | ccc
+    regression_loss: Literal["l1", "mse", "ccc"] = "l1"
     # with several targets: shared: one MLP answers all of them; per_target: one each
     target_heads: Literal["shared", "per_target"] = added("shared")
     # with data.context: width of what is taken from neighbours, dropout on their features, and the
@@ -64,10 +64,10 @@ class FusionConfig:
     ffn: int = 512
     dropout: float = 0.1
     feature_dropout: float = 0.1
-    positions: str = "sinusoidal"  # sinusoidal | learned
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     max_positions: int = 2800
     label_smoothing: float = 0.0
-    regression_loss: str = "l1"  # l1 | mse | ccc
+    regression_loss: Literal["l1", "mse", "ccc"] = "l1"
     target_heads: Literal["shared", "per_target"] = added("shared")
     context_dropout: float = added(0.5)
     turn_dropout: float = added(0.3)

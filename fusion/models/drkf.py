@@ -173,6 +173,10 @@ class DRKFConfig:
                 raise DataError(f"{field}={getattr(self, field)}: at least one is needed")
         if not self.ae_layers:
             raise DataError("ae_layers is empty: name at least one width, such as 64,32,16")
+        if self.tau_lr_scale < 0:
+            raise DataError(f"tau_lr_scale={self.tau_lr_scale} must be at least 0 (0: tau stays)")
+        if not 0 < self.ed_jaccard <= 1:
+            raise DataError(f"ed_jaccard={self.ed_jaccard} must lie above 0 and be at most 1")
         if not 0 < self.ed_anchors <= 1:
             raise DataError(
                 f"ed_anchors={self.ed_anchors} must lie above 0 and be at most 1; w_ed=0 switches "

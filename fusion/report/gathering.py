@@ -87,8 +87,11 @@ def gather(
     """
     readable: list[ReadRun] = []
     left_out: list[LeftOut] = []
-    with progress.task("reading", len(paths), "runs", brief=True) as advance:
-        for path in paths:
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.resolve(), path)
+    with progress.task("reading", len(once), "runs", brief=True) as advance:
+        for path in once.values():
             why = UNREADABLE
             try:
                 run = Run.open(path)
@@ -101,7 +104,9 @@ def gather(
         checks = Together()
         checks.errors += [entry.error for entry in left_out]
         checks.settle()
-    return readable, left_out, _lines(left_out)
+    twice = len(paths) - len(once)
+    again = [f"{plural(twice, 'run')} named twice, taken once"] if twice else []
+    return readable, left_out, [*again, *_lines(left_out)]
 
 
 def _lacking(run: Run) -> str | None:

@@ -149,7 +149,10 @@ def _check_asked(named: Sequence[Named], against: Path | None, metric: str | Non
             f"{', '.join(known)}"
         )
     if against is not None and not any(run.is_at(against) for run in named):
-        raise DataError(f"--against {against}: none of the runs that the report has figures of")
+        raise DataError(
+            f"--against {against}: none of the runs that the report has figures of; name one of "
+            "these"
+        )
 
 
 # ---- All runs, and where they come from

@@ -497,7 +497,7 @@ def one_seed(seeds: Sequence[int]) -> str:
 
 def few_groups(bootstrap: Bootstrap) -> list[str]:
     """A warning where the interval rests on few groups."""
-    if bootstrap.groups >= scoring.FEW_GROUPS:
+    if not 0 < bootstrap.groups < scoring.FEW_GROUPS:  # of none there is no interval
         return []
     what = plural(bootstrap.groups, bootstrap.unit)
     return [f"{what} are few: the interval is widened for that, and rough"]

@@ -22,7 +22,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,18 @@ class Run:
         if not isinstance(self.info, GroupInfo):
             return [self]
         runs = [Run.open(self.path / name) for name in self.info.children]
+        trainings: dict[str, Run] = {}
         for run in runs:
-            if isinstance(run.info, GroupInfo) or not run.spec.alike(runs[0].spec):
+            ours = run.info.store_key == self.info.store_key
+            if isinstance(run.info, GroupInfo) or not ours or not run.spec.alike(runs[0].spec):
                 raise DataError(
                     f"{run.path / INFO}: not a run of the group that {self.path / INFO} names; "
+                    f"{AGAIN}"
+                )
+            twin = trainings.setdefault(run.info.identity, run)
+            if twin is not run:  # a copy: its figures would count twice
+                raise DataError(
+                    f"{run.path / INFO}: of the same training as {twin.path.name} beside it; "
                     f"{AGAIN}"
                 )
         return runs
@@ -209,12 +217,18 @@ class Run:
 
     def trained(self) -> Run:
         """This run; raises DataError when its training was not finished, or that of one of its
-        children, or a configuration is damaged.
+        children, or a configuration is damaged or not that of the others.
         """
         if not (self.finished and all(child.finished for child in self.children)):
             raise self._unfinished()
-        for child in self.children:
-            _ = child.config
+        children = self.children
+        first = _without_seed(children[0].config)
+        for child in children:
+            if _without_seed(child.config) != first:
+                raise DataError(
+                    f"{child.path}: trained with other settings than {children[0].path.name} "
+                    f"beside it; {AGAIN}"
+                )
         return self
 
     def best(self) -> Run:
@@ -269,6 +283,11 @@ class Run:
             f"{self.path}: the training is not finished; run the same `mer train` command again, "
             "or leave it out"
         )
+
+
+def _without_seed(config: TrainConfig) -> TrainConfig:
+    """What the runs of a group have in common."""
+    return replace(config, train=replace(config.train, seed=0))
 
 
 def strangers(folder: Path, *ours: str) -> set[str]:

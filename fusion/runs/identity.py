@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from mer.fusion.config import TrainConfig, differences, to_tree
 from mer.fusion.data import context
 from mer.fusion.runs import checkpoint
 from mer.fusion.runs.checkpoint import Run
-from mer.fusion.runs.records import GroupInfo
+from mer.fusion.runs.records import GroupInfo, RunInfo
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import installed_version
+from mer.pipeline.runtime.terminal import plural
 from mer.pipeline.store import FeatureStore
+
+OTHER_STORE = "trained on another store, or on other labels or splits of it"
 
 
 def identity(config: TrainConfig, key: str, *more: Any) -> str:
@@ -51,14 +55,35 @@ def check_folder(folder: Path, config: TrainConfig, key: str, wanted: str) -> Ru
 
 
 def explain(there: Run, key: str, config: TrainConfig) -> str:
-    """Why a run folder is not the one asked for."""
+    """Why a run folder is not the one training asked for."""
     if isinstance(there.info, GroupInfo):
         return "one over seeds or folds"
     reasons = differences(to_tree(there.config), to_tree(config))[:3]
     if there.info.store_key != key:
-        reasons.append("trained on another store, or on other labels or splits of it")
+        reasons.append(OTHER_STORE)
     labels = ", or other unimodal labels" if config.data.unimodal_labels else ""
     return "; ".join(reasons) or f"another fold{labels}"
+
+
+def explain_group(there: Run, asked: GroupInfo, config: TrainConfig) -> str:
+    """Why a run folder is not the run over seeds or folds asked for."""
+    found, reasons = there.info, []
+    if _extent(found) != _extent(asked):
+        reasons.append(f"{_extent(found)}; asked for: {_extent(asked)}")
+    with suppress(DataError):  # a run that is damaged, or not begun, says nothing of its settings
+        first = there.path / found.children[0] if isinstance(found, GroupInfo) else there.path
+        reasons += differences(to_tree(Run.open(first).config), to_tree(config))[:3]
+    if found.store_key != asked.store_key:
+        reasons.append(OTHER_STORE)
+    return "; ".join(reasons) or "other unimodal labels, or turns in another order"
+
+
+def _extent(info: RunInfo) -> str:
+    """Over what a run goes, in words."""
+    if not isinstance(info, GroupInfo):
+        return "one training"
+    folds = "" if info.folds is None else f", --folds {info.folds}"
+    return f"{plural(info.seeds, 'seed')}{folds}"
 
 
 def beginning(command: str | None) -> dict[str, Any]:

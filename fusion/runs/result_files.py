@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
 )
+# Figures and predictions of any part or store; robustness.py writes the last kind.
+MEASURED = re.compile(r"(metrics|predictions|robustness)(-.*)?\.(json|parquet)")
 
 
 def stored_metrics(run: Run) -> SingleMetrics | GroupMetrics | None:
@@ -100,6 +103,15 @@ def write(folder: Path, stem: str, found: Metrics, table: pa.Table) -> None:
     sha256 = write_parquet(table, folder / f"predictions{stem}.parquet")
     sealed = replace(found, predictions_sha256=sha256)
     files.write_json(folder / f"metrics{stem}.json", typed.tree(sealed))
+
+
+def remove(folder: Path) -> list[str]:
+    """Remove what was measured of a run over seeds, to which seeds have been added; the names."""
+    found = [path for path in folder.iterdir() if MEASURED.fullmatch(path.name)]
+    files_of_ours = sorted(path for path in found if path.is_file() or path.is_symlink())
+    for path in files_of_ours:
+        path.unlink()
+    return [path.name for path in files_of_ours]
 
 
 def write_parquet(table: pa.Table, path: Path) -> str:

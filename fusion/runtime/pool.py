@@ -205,6 +205,8 @@ def _answer(work: Callable, task: Any, name: str, connection: Connection) -> tup
         return "done", work(task, lambda said: connection.send(("said", said)))
     except (ConnectionResetError, BrokenPipeError):
         raise
+    except OSError as error:  # a full disk, say; its line names the file
+        return "failed", error
     except MerError as error:
         # a kind that is made of more than its message could not be made again from what is sent
         kind = type(error) if type(error).__init__ is MerError.__init__ else MerError

@@ -5,7 +5,7 @@ folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count
@@ -17,13 +17,13 @@ from mer.fusion.config import TrainConfig
 from mer.fusion.data import splits, unimodal
 from mer.fusion.data.splits import Fold
 from mer.fusion.models import build, model_class
-from mer.fusion.runs import checkpoint
+from mer.fusion.runs import checkpoint, result_files
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.identity import (
     beginning,
     beginning_of,
     check_folder,
-    explain,
+    explain_group,
     identity,
     turns_key,
 )
@@ -113,21 +113,15 @@ def train(
         raise DataError(f"--seeds {seeds}: expected at least 1 and at most {MOST_SEEDS:,}")
     config = settled(store, config)
     check_config(store, config)
-    table = store.table()
-    target = splits.targets(table, store.header.task, store.header.labels)
-    parts: list[Fold | None] = [None]
-    if folds is not None:
-        made, notes = splits.folds(table, target, folds, seed=config.data.split_seed)
-        parts = list(made)
-        for line in notes:
-            note(line)
+    parts = _parts(store, config, folds, note)
     key = checkpoint.store_key(store)
     turns = turns_key(store, config)
     alone = unimodal.key(store, config)
-    if grouped:
-        wanted = identity(config, key, seeds, folds, *turns, *alone)
-    else:
-        wanted = identity(config, key, None, *turns, *alone)
+
+    def of_seeds(count: int) -> str:
+        return identity(config, key, count, folds, *turns, *alone)
+
+    wanted = of_seeds(seeds) if grouped else identity(config, key, None, *turns, *alone)
     stem = f"{store.header.dataset}-{config.model}"
     folder = folder or processes.agree(lambda: _default_folder(runs, stem, wanted, note))
     if warn:
@@ -164,13 +158,16 @@ def train(
         finished=False,
         **beginning(command),
     )
-    processes.agree(lambda: _check_group(folder, info, config))
-    with alone_in(folder, processes, note, lock):
-        # again: another one may just have begun
-        there = processes.agree(lambda: _check_group(folder, info, config))
-        if processes.first and there is None:
+    check = partial(_check_group, folder, info, config, of_seeds)
+    at_once = partial(train_at_once, setting=setting, jobs=jobs, note=note, progress=progress)
+    there = processes.agree(check)
+    with alone_in(folder, processes, note, lock, to_add=_lacks_seeds(there, info)):
+        there = processes.agree(check)  # again: another one may just have begun
+        if there is None and processes.first:
             files.write_json(folder / checkpoint.INFO, typed.tree(info))
-        if there is not None:
+        if _lacks_seeds(there, info):
+            _say_more_seeds(there, info, note)
+        elif there is not None:
             info = replace(info, **beginning_of(there))
         left = _left(members, folder) if jobs > 1 else []
         for number, member in enumerate(members, start=1):
@@ -178,12 +175,25 @@ def train(
                 note(f"[{number}/{len(members)}] {member.name}")
                 train_into(member, _no_link(folder / member.name))
         if left:
-            path = Path(store.path).resolve()
-            train_at_once(path, left, folder, setting, jobs=jobs, note=note, progress=progress)
+            at_once(Path(store.path).resolve(), left, folder)
         done = replace(info, finished=True)
-        if processes.first and not (there and there.finished):
-            files.write_json(folder / checkpoint.INFO, typed.tree(done))
+        if processes.first:
+            _finish(folder, there, done, note)
     return Run(folder, done)
+
+
+def _parts(
+    store: FeatureStore, config: TrainConfig, folds: str | None, note: Note
+) -> Sequence[Fold | None]:
+    """The folds to train on; without any the store as it is split."""
+    if folds is None:
+        return [None]
+    table = store.table()
+    target = splits.targets(table, store.header.task, store.header.labels)
+    made, notes = splits.folds(table, target, folds, seed=config.data.split_seed)
+    for line in notes:
+        note(line)
+    return made
 
 
 def _name_untrained(store: FeatureStore, note: Note) -> None:
@@ -265,23 +275,58 @@ def _no_link(place: Path) -> Path:
     return place
 
 
-def _check_group(folder: Path, info: GroupInfo, config: TrainConfig) -> Run | None:
-    """The group of this identity that `folder` holds, None if it is free; anything else there is
-    left alone (DataError).
+def _check_group(
+    folder: Path, info: GroupInfo, config: TrainConfig, of_seeds: Callable[[int], str]
+) -> Run | None:
+    """The group of this identity that `folder` holds, or one of fewer of its seeds, to which the
+    others are to be added; None if it is free. Anything else there is left alone (DataError).
+    `of_seeds` gives the identity of the group over so many seeds.
     """
     if (folder / checkpoint.INFO).exists():
         there = Run.open(folder)
-        if there.info.identity != info.identity:
-            reason = (
-                explain(there, info.store_key, config)
-                if not isinstance(there.info, GroupInfo)
-                else "other configuration, seeds, folds or store"
-            )
-            raise DataError(f"{folder}: holds another run ({reason}); choose another --out")
-        return there
+        if there.info.identity == info.identity:
+            return there
+        found, remedy = there.info, "choose another --out"
+        if isinstance(found, GroupInfo) and found.identity == of_seeds(found.seeds):
+            if 1 < found.seeds < info.seeds:  # of one seed the folders have other names
+                return there
+            if found.seeds > info.seeds:
+                remedy = f"ask for --seeds {found.seeds}, as no seed is taken away, or {remedy}"
+        reason = explain_group(there, info, config)
+        raise DataError(f"{folder}: holds another run ({reason}); {remedy}")
     if checkpoint.strangers(folder):
         raise DataError(f"{folder}: not empty and not a run folder; choose another --out")
     return None
+
+
+def _lacks_seeds(there: Run | None, info: GroupInfo) -> bool:
+    """Whether a group that is there is one of fewer seeds."""
+    return there is not None and there.info.identity != info.identity
+
+
+def _finish(folder: Path, there: Run | None, done: GroupInfo, note: Note) -> None:
+    """Write that a group is finished, unless that is written; what was measured of fewer seeds
+    goes, which is said.
+    """
+    more = _lacks_seeds(there, done)
+    gone = result_files.remove(folder) if more else []
+    if gone:
+        note(f"{folder}: removed {', '.join(gone)}, which were of fewer seeds")
+    if more or there is None or not there.finished:
+        files.write_json(folder / checkpoint.INFO, typed.tree(done))
+
+
+def _say_more_seeds(there: Run | None, info: GroupInfo, note: Note) -> None:
+    """Say that seeds are added to a group, and where its test part has been seen what follows."""
+    assert there is not None and isinstance(there.info, GroupInfo)
+    seeds = there.info.seeds
+    note(f"{there.path}: has {seeds} of {info.seeds} seeds; the others are added")
+    logs = (there.path / name / files.TEST_LOG for name in there.info.children)
+    if any(log.exists() for log in logs):
+        note(
+            f"the test part was scored with {seeds} seeds before: who adds seeds until a "
+            "difference shows finds one that is not there"
+        )
 
 
 def _default_folder(runs: Path, stem: str, wanted: str, note: Note) -> Path:

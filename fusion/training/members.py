@@ -115,14 +115,16 @@ def train_member(
 
 
 @contextmanager
-def alone_in(folder: Path, processes: Processes, note: Note, lock: bool) -> Iterator[None]:
+def alone_in(
+    folder: Path, processes: Processes, note: Note, lock: bool, *, to_add: bool = False
+) -> Iterator[None]:
     """Hold a run folder, so that a second training into it is refused; a finished run is only
-    looked at.
+    looked at, unless there is something `to_add`.
     """
     with ExitStack() as stack:
 
         def enter() -> str | None:
-            if finished(folder):
+            if finished(folder) and not to_add:
                 return None
             left_behind = stack.enter_context(hold(folder / checkpoint.HOLD, lock=lock))
             files.tidy(folder)

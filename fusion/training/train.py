@@ -413,6 +413,8 @@ def read_notes(training: Training) -> list[str]:
     store, spec = training.store, training.spec
     rows = np.concatenate([training.split.train, training.split.dev])
     notes = sources.join_notes(store, spec, rows)
+    for part, mine in training.rows.items():
+        notes += sources.absent_notes(store, spec, mine, f"{part} row")
     notes += unimodal.notes(store, spec, training.config, training.split)
     for name, one in spec.sources.items():
         if one.means or one.stack:

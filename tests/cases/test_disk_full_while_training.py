@@ -7,6 +7,7 @@ safetensors, matplotlib and Arrow have errors of their own for it, in which the 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mer.fusion import report
 from mer.fusion.evaluation import evaluate, scoring
 from mer.fusion.report import figures as pictures
 from mer.fusion.runs import result_files
-from mer.fusion.runtime import files
+from mer.fusion.runtime import files, pool
 from mer.fusion.training import experiment
 
 from tests.fusion.stores import make_store, quiet
@@ -111,3 +112,17 @@ def test_a_cause_that_a_library_has_in_words_is_found(tmp_path, error):
 def test_what_is_no_failed_write_stays_itself(tmp_path):
     with pytest.raises(ZeroDivisionError), files.publishing(Path(tmp_path / "x")):
         raise ZeroDivisionError
+
+
+def test_in_a_process_of_its_own_it_is_the_same_error():
+    """With --jobs it was an internal error, with a traceback."""
+
+    def failing(task: str, tell) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), task)
+
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        theirs.send(pool._answer(failing, "runs/x/last.safetensors", "x", theirs))
+        kind, error = ours.recv()
+    assert kind == "failed" and type(error) is OSError
+    assert (error.errno, error.filename) == (errno.ENOSPC, "runs/x/last.safetensors")

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from scipy import stats
 from sklearn.metrics import f1_score, mean_squared_error
 
 from mer.cli import main
@@ -81,7 +82,7 @@ def by_hand(emotion: Run, valence: Run) -> list[float]:
     return found
 
 
-def test_seeds_are_paired(runs):
+def test_it_is_the_mean_over_seeds(runs):
     for name in ("v", "w"):
         found = combined.of_runs(runs["emotion"], runs[name])
         assert found.combined == pytest.approx(np.mean(by_hand(runs["emotion"], runs[name])))
@@ -120,3 +121,21 @@ def test_what_does_not_go_together_is_refused(runs, tmp_path):
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 2 and "leave out --ensemble" in done.stderr
     assert intervals.LEVEL == 0.95  # as the table says
+
+
+def test_the_interval_of_unequal_numbers_of_seeds_is_of_their_own_spread():
+    """Every draw of groups the same, so that only seeds vary: three of one run and five of the
+    other are eight trainings, not fifteen pairs. The interval is that of the difference of two
+    means, with the degrees of freedom of Welch and Satterthwaite.
+    """
+    first, second = np.array([0.60, 0.66, 0.63]), np.array([0.5, 0.9, 0.7, 0.2, 1.1])
+    groups = 1e9  # so many that they add nothing
+    some = [
+        intervals.Sampled(one, np.tile(one, (200_000, 1)), groups)
+        for one in (first, second)
+    ]
+    low, high = intervals.interval_of_sum(some, [1.0, -combined.WEIGHT])
+    parts = [np.var(first, ddof=1) / 3, combined.WEIGHT**2 * np.var(second, ddof=1) / 5]
+    dof = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 4)
+    half = stats.t.ppf(0.975, dof) * np.sqrt(sum(parts))
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)

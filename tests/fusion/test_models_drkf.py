@@ -201,6 +201,9 @@ def test_options_that_make_no_sense_are_one_line():
         ({"layers": 0}, "at least one"),
         ({"ae_layers": ()}, "at least one width"),
         ({"ed_anchors": 0.0}, "w_ed=0"),
+        ({"ed_jaccard": 5.0}, "above 0 and be at most 1"),
+        ({"ed_jaccard": 0.0}, "above 0 and be at most 1"),
+        ({"tau_lr_scale": -1.0}, "at least 0"),
         ({"regression_loss": "huber"}, "l1, mse"),
     ):
         with pytest.raises(DataError, match=words):

@@ -485,8 +485,8 @@ def test_seeds_and_folds_each_get_a_folder(tmp_path):
     assert {c.info.seed for c in done.children} == {0, 1} and {
         c.fold.name for c in done.children
     } == {"S0", "S1", "S2"}
-    with pytest.raises(DataError, match="holds another run"):
-        experiment.train(store, cfg, tmp_path / "run", seeds=3, folds="session", note=quiet)
+    with pytest.raises(DataError, match="holds another run .2 seeds, --folds session"):
+        experiment.train(store, cfg, tmp_path / "run", seeds=3, folds="speaker", note=quiet)
     with pytest.raises(DataError, match="at least 1"):
         experiment.train(store, cfg, tmp_path / "none", seeds=0, note=quiet)
 
