@@ -25,7 +25,7 @@ from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_
 from mer.pipeline.datasets.unimodal import columns_of as unimodal_columns
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.cells import strip, text_cell
+from mer.pipeline.runtime.cells import strip, text_cell, warn_gap_words
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 from mer.pipeline.runtime.unimodal import check_task, entry
@@ -280,6 +280,9 @@ def _warn_of_gaps(table: Table, findings: Findings) -> None:
             )
     for field in ("audio", "text", "speaker", "dialogue", "session"):
         _warn_of_gap(table, field, findings)
+    for field in ("text", "speaker", "dialogue", "session"):
+        what = "transcripts" if field == "text" else f"{field}s"
+        findings.warnings += warn_gap_words(table.data.get(field, ()), what)
 
 
 def _warn_of_gap(table: Table, field: str, findings: Findings) -> None:
@@ -436,6 +439,9 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
         targets = [None if number is None else (number,) for number in numbers]
         return _Labelling(names or (table.mapped.get("label", "label"),), none, targets)
     parts = [_parts(value, task) for value in values]
+    if not names:
+        said = (part for row in parts for part in row or ())
+        findings.warnings += warn_gap_words(said, "labels")
     names = names or _names_among(parts)
     _check_known(table, parts, names)
     if task == "multi":

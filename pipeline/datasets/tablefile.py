@@ -18,16 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.textfiles import (
-    EXPECTED,
-    SEPARATORS,
-    Dialect,
-    bounded,
-    dialect,
-    instead,
-    not_utf8,
-    place,
-)
+from mer.pipeline.datasets.textfiles import instead, place
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES
 from mer.pipeline.runtime.cells import strip, text_cell, without_zero_bytes
@@ -43,6 +34,7 @@ from mer.pipeline.runtime.columnar import (
     require_regular,
     to_list,
 )
+from mer.pipeline.runtime.delimited import EXPECTED, Dialect, bounded, dialect, not_utf8
 from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS
 from mer.pipeline.runtime.terminal import listed, plural, shown
 
@@ -230,16 +222,11 @@ def _without_blanks(table: Table, findings: Findings) -> Table:
 def _read_delimited(
     source: Path, delimiter: str, wanted: _Wanted, findings: Findings
 ) -> tuple[Sequence[str], Columns]:
-    form = dialect(source, delimiter)
+    form = dialect(source, delimiter, known=wanted.columns)
     _check_header(source, form, wanted)
-    if form.delimiter != delimiter or form.skipped:
-        seen = "its first line names them" if form.skipped else "as the header shows"
-        findings.warnings.append(f"columns are separated by {SEPARATORS[form.delimiter]}, {seen}")
+    findings.warnings += form.told(delimiter)
     keep = [name for name in wanted.columns if name in form.header]
     if form.spaced:
-        findings.warnings.append(
-            "a blank follows each separator of the header; blanks before cells are left out"
-        )
         raw = _read_spaced(source, form, keep)
     else:
         raw = _read_by_arrow(source, form, keep)

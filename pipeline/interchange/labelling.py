@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.values import listed_values, number
-from mer.pipeline.runtime.cells import warn_near_duplicates
+from mer.pipeline.runtime.cells import warn_gap_words, warn_near_duplicates
 from mer.pipeline.runtime.terminal import listed, plural, shown
 
 # A number of a class, as text: a csv of pandas has 1.0 where some cells are empty.
@@ -157,6 +157,9 @@ def set_classes(
         nothing, as_number = unlabelled, whole_number(unlabelled)
         values = [None if _means(given, nothing, as_number) else given for given in values]
     texts = {value for value in values if value is not None}
+    if unlabelled is None:
+        others = (value for value in values if value not in names)
+        notes += warn_gap_words(others, "labels", "say --unlabelled='WORD'")
     notes += warn_near_duplicates([*texts, *names])
     if texts and not texts <= set(names) and all(re.fullmatch(WHOLE, text) for text in texts):
         return _set_numbered(path, rows, values, names, unlabelled, spelled, notes)

@@ -13,6 +13,7 @@ import decimal
 import math
 import re
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from unicodedata import normalize
 
@@ -193,6 +194,43 @@ def warn_near_duplicates(names: Iterable[str | None], what: str = "labels") -> l
     return [
         f"{what} that {said[level]}: {'; '.join(some)}{more}; they count as different: write them "
         "alike if they are one"
+    ]
+
+
+# What other programs write into a text where there is nothing: what pandas.read_csv takes for a
+# gap, not-a-time, the gaps of MySQL and Hive, of JavaScript, SAS and ARFF, and the cells of a
+# spreadsheet whose formula failed.
+GAP_WORDS = frozenset(
+    (
+        "#N/A #NA -NaN -nan <NA> N/A NA NULL NaN None n/a nan null 1.#IND 1.#QNAN -1.#IND "
+        "-1.#QNAN NaT \\N (null) undefined ? - -- . #DIV/0! #NAME? #NUM! #REF! #VALUE!"
+    ).split()
+)
+
+
+def warn_gap_words(
+    values: Iterable[str | None], what: str, remedy: str = "leave the cell empty"
+) -> list[str]:
+    """Values that are words by their spelling and may be another program's gaps.
+
+    Args:
+        values: The cells of a column, each row's.
+        what: What they are, in the plural, for the line.
+        remedy: What to do where nothing is meant; "WORD" stands for the most frequent of them.
+
+    Returns:
+        No line, or one that counts them: "labels that may stand for a gap: 'nan' (2)".
+    """
+    found = Counter(value for value in values if value in GAP_WORDS)
+    if not found:
+        return []
+    most = found.most_common(3)
+    told = ", ".join(f"'{word}' ({count:,})" for word, count in most)
+    more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+    done = remedy.replace("WORD", most[0][0])
+    return [
+        f"{what} that may stand for a gap: {told}{more}; they count as words: where nothing is "
+        f"meant, {done}"
     ]
 
 
