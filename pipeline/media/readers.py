@@ -171,8 +171,8 @@ def _header(path: Path) -> Any:
     """The file as soundfile opens it; None where PyAV is to read it."""
     try:
         header = soundfile.SoundFile(os.fsencode(path))
-    except (soundfile.LibsndfileError, RuntimeError):
-        return None  # a codec only FFmpeg has
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        return None  # a codec only FFmpeg has, or a name that ends in .raw
     if header.format not in SOUNDFILE or not 0 <= header.frames < 1 << 62:
         return None
     if header.channels > 2 and (header.format != "FLAC" or header.channels > 8):
@@ -250,9 +250,11 @@ class Window:
         data = self._file.read(max(0, rest if count < 0 else min(count, rest)))
         if self.patch is not None:
             place, value = self.patch
-            at = place - self.begin - self._at
-            if 0 <= at <= len(data) - len(value):
-                data = data[:at] + value + data[at + len(value) :]
+            here = self.begin + self._at
+            first, last = max(place, here), min(place + len(value), here + len(data))
+            if first < last:
+                piece = value[first - place : last - place]
+                data = data[: first - here] + piece + data[last - here :]
         self._at += len(data)
         return data
 
