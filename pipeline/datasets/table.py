@@ -25,13 +25,17 @@ from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_
 from mer.pipeline.datasets.unimodal import columns_of as unimodal_columns
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.cells import strip, text_cell, warn_gap_words
+from mer.pipeline.runtime.cells import GAP_WORDS, strip, text_cell, warn_gap_words
+from mer.pipeline.runtime.delimited import SEPARATORS
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 from mer.pipeline.runtime.unimodal import check_task, entry
 
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
 MANY_LABELS = 50  # more classes than this look like numbers or free text
+SHOWN_FIELDS = 6  # in a message that a table has none of them
+MINUS_SIGNS = ("\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2212", "\ufe63", "\uff0d")
+CLOCK = re.compile(r"\d+:\d\d(:\d\d)?([.,]\d+)?|[\d.]+ ?(s|sec|ms)", re.ASCII)
 UNIMODAL = "unimodal "  # a column of --unimodal is the field of this and its modality
 TARGET = "target "  # a column of --targets is the field of this and its name
 POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
@@ -113,7 +117,8 @@ def prepare(
     read_from = {**columns, **{f"{TARGET}{one}": one for one in (*names, *voted)}}
     alone = unimodal_columns(unimodal)
     read_from |= {f"{UNIMODAL}{modality}": column for modality, column in alone.items()}
-    table = read(source, read_from, findings, several=task == "multi", folds=folds)
+    kind = {"several": task == "multi", "number": task == "regression"}
+    table = read(source, read_from, findings, folds=folds, **kind)
     root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root, fields)
     ids = _ids(table, findings)
@@ -220,12 +225,15 @@ def _check_content(table: Table, root: _Root, fields: Sequence[str]) -> None:
     """Raises DataError for a table without a field, a row, or anything to encode."""
     source = table.source
     if not table.data and table.names:
+        alone = len(table.names) == 1
+        known = f"; columns are separated by {', '.join(SEPARATORS.values())}" if alone else ""
         raise DataError(
-            f"{source}: no column is called {', '.join(fields)}; name yours with --column "
-            f"FIELD=NAME (found {listed(table.names)}{_near(table)})"
+            f"{source}: no column is called {', '.join(fields[:SHOWN_FIELDS])}, …; name yours with "
+            f"--column FIELD=NAME (found {listed(table.names)}{_near(table)}){known}"
         )
     if not len(table):
         raise DataError(f"{source}: no rows")
+    _check_rows(table)
     if not {"audio", "text", "video"} & set(table.data):
         remedy = "map one with --column audio=NAME or --column text=NAME"
         raise DataError(
@@ -234,6 +242,19 @@ def _check_content(table: Table, root: _Root, fields: Sequence[str]) -> None:
         )
     if {"audio", "video"} & set(table.data) and not root.folder.is_dir():
         raise DataError(f"{root.folder}: no such folder ({root.option})")
+
+
+def _check_rows(table: Table) -> None:
+    """Raises DataError for a row that is the header again, as where tables were joined, or that is
+    empty but for its separators.
+    """
+    names = {field: table.mapped.get(field, field) for field in FIELDS if field in table.data}
+    for i in range(len(table)):
+        cells = {field: table.data[field][i] for field in names}
+        if len(names) > 1 and cells == names:
+            raise DataError(f"{table.at(i)} is the header again; leave it out")
+        if not any(cells.values()):
+            raise DataError(f"{table.at(i)} has nothing in any column that is read; leave it out")
 
 
 def _other_case(field: str, names: Sequence[str]) -> str | None:
@@ -254,7 +275,8 @@ def _near(table: Table) -> str:
 def _ids(table: Table, findings: Findings) -> list[str | None]:
     if "id" in table.data:
         return table.data["id"]
-    findings.warnings.append("no id column (--column id=NAME): ids are row1, row2, …")
+    near = _other_case("id", table.names) or "NAME"
+    findings.warnings.append(f"no id column (--column id={shown(near, 40)}): ids are row1, row2, …")
     return [f"row{i + 1}" for i in range(len(table))]
 
 
@@ -422,9 +444,10 @@ def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _
     names = given_names("table", given)
     none = [None] * len(table)
     if "label" not in table.data:
+        near = _other_case("label", table.names) or "NAME"
         findings.warnings.append(
-            "no label column (--column label=NAME): the rows are unlabelled, good for `mer "
-            "predict` only"
+            f"no label column (--column label={shown(near, 40)}): the rows are unlabelled, good "
+            "for `mer predict` only"
         )
         return _Labelling(names, none, none)
     values = table.data["label"]
@@ -510,13 +533,15 @@ def _class_of(cell: str, names: Sequence[str]) -> str | None:
 def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
     """A line where labels look like values, or like several in one cell."""
     different = dict.fromkeys(labels)
-    values = [label for label in different if NUMBER.fullmatch(label)]
-    fractions = any("." in value or "-" in value for value in values)
+    values = [label for label in different if NUMBER.fullmatch(label.replace(",", "."))]
+    fractions = any(re.search("[.,-]", value) for value in values)
     if len(values) > len(different) / 2 and (fractions or len(values) > MANY_LABELS):
-        of_all = plural(len(different), "different label is", "different labels are")
+        of_all = plural(
+            len(different), "different label is a number", "different labels are numbers"
+        )
         yield (
-            f"{len(values):,} of {of_all} numbers ({listed(values, 2)}), taken as names of "
-            "classes; if they are values, say --task regression"
+            f"{len(values):,} of {of_all} ({listed(values, 2)}), taken as names of classes; if "
+            "they are values, say --task regression"
         )
     elif values and len(values) < len(different):
         names = [label for label in different if label not in values]
@@ -528,7 +553,8 @@ def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
     elif len(different) > MANY_LABELS:
         number = plural(len(different), "different label")
         yield f"{number}; numbers are meant? then --task regression"
-    several = [label for label in different if len(_parts(label, "multi") or ()) > 1]
+    words = [label for label in different if label not in values]
+    several = [label for label in words if len(_parts(label, "multi") or ()) > 1]
     if several:
         yield (
             f"labels such as '{shown(several[0], 60)}' are taken whole; if that is several labels "
@@ -585,9 +611,21 @@ def _number(table: Table, value: str | None, row: int, field: str) -> float | No
     if NUMBER.fullmatch(text) and len(text) < NUMBER_CHARACTERS:
         number = float(text)
     if not math.isfinite(number):
-        hint = "; a decimal comma? write a point" if DECIMAL_COMMA.fullmatch(text) else ""
-        raise DataError(f"{table.at(row)} has {field} '{shown(text)}', expected a number{hint}")
+        raise DataError(
+            f"{table.at(row)} has {field} '{shown(text)}', expected a number{_number_hint(text)}"
+        )
     return number
+
+
+def _number_hint(text: str) -> str:
+    """What may be meant by text that is no number."""
+    if DECIMAL_COMMA.fullmatch(text):
+        return "; a decimal comma? write a point"
+    if text in GAP_WORDS:
+        return "; where there is none, leave the cell empty"
+    if text[:1] in MINUS_SIGNS:
+        return f"; a minus sign of another kind (U+{ord(text[0]):04X})? write -"
+    return "; write seconds" if CLOCK.fullmatch(text) else ""
 
 
 def _position(table: Table, row: int, value: str | None) -> int | None:
@@ -791,8 +829,10 @@ def _given_splits(table: Table, given: list[str | None], findings: Findings) -> 
     for i, value in enumerate(given):
         name = (value or "").strip().lower()
         if name not in SPLIT_ALIASES:
+            hint = ", or an empty cell for none" if value in GAP_WORDS or name == "none" else ""
             raise DataError(
                 f"{table.at(i)} has split '{shown(value)}', expected train, dev (or valid) or test"
+                f"{hint}"
             )
         splits.append(SPLIT_ALIASES[name])
     if "train" in splits and "dev" not in splits:

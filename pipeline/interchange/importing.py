@@ -19,7 +19,7 @@ from mer.pipeline.runtime.files import folders_for, naming, refuse_link, tempora
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.limits import IMPORT_UTTERANCE_BYTES
 from mer.pipeline.runtime.progress import SILENT, Advance, Silent
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import (
     FeatureStore,
     ModalityInfo,
@@ -177,6 +177,8 @@ class Tally:
         self.infos = infos
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self.replaced |= dict.fromkeys(map(layers_of, foreign.layers), 0)
+        # utterances that begin, and that end, with a step of zeros
+        self.begin, self.end = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self._hash = hashlib.sha256()
         meaning: list = [
             foreign.kind,
@@ -207,6 +209,9 @@ class Tally:
             self.absent[modality] += kept is None or not kept.size
             if kept is not None and kept.dtype.kind in NUMBERS:
                 self._take(modality, kept)
+                if kept.ndim == 2 and len(kept) > 1 and kept.any():
+                    self.begin[modality] += not kept[0].any()
+                    self.end[modality] += not kept[-1].any()
         for modality in self.foreign.layers:
             frames, name = out[modality], layers_of(modality)
             means, bad = finite(features.get(name))
@@ -256,9 +261,19 @@ class Tally:
 
     def report(self, store: FeatureStore, *, written: bool = True) -> ImportReport:
         splits = Counter(row.get("split") or "" for row in self.foreign.rows)
-        return ImportReport(
-            len(store), dict(splits), self.replaced, self.absent, self.foreign.notes, written
-        )
+        notes = [*self.foreign.notes, *self._padding()]
+        return ImportReport(len(store), dict(splits), self.replaced, self.absent, notes, written)
+
+    def _padding(self) -> Iterator[str]:
+        """Lines on what looks like padding, where the reader has no lengths to hold it against."""
+        for modality, begin in self.begin.items():
+            end = self.end[modality]
+            if modality not in self.foreign.padded and (begin or end):
+                yield (
+                    f"{modality}: {plural(begin, 'utterance begins', 'utterances begin')} and "
+                    f"{end:,} end with steps that are all zero; kept: cut them off if they are "
+                    "padding"
+                )
 
 
 def _write(

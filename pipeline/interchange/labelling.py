@@ -17,6 +17,7 @@ from mer.pipeline.runtime.terminal import listed, plural, shown
 # A number of a class, as text: a csv of pandas has 1.0 where some cells are empty.
 WHOLE = r"[-+]?\d{1,9}(\.0{1,9})?"
 MANY_CLASSES = 10_000  # numbers above are no classes
+FAR_FROM_CLASSES = -9  # a number below is somebody's word for "none", such as -99
 NO_LABEL = -1  # what many files write beside the numbers of classes where there is no label
 
 
@@ -253,6 +254,7 @@ def _order_of_numbers(
         return list(range(len(names) or high + 1))
     if _negative_ones_are_classes(there, names, unlabelled):
         return sorted(there)
+    none = low if low < FAR_FROM_CLASSES else NO_LABEL
     what = (
         f"{plural(len(names), 'name')} in --labels cannot say which"
         if names
@@ -260,8 +262,8 @@ def _order_of_numbers(
     )
     raise DataError(
         f"{path}: labels are the numbers {listed(sorted(there))}, where {low} may be a class or "
-        f"mean none, and {what}; give --labels a name for each class, and --unlabelled=-1 if -1 "
-        "means none or --unlabelled=none if every number is a class"
+        f"mean none, and {what}; give --labels a name for each class, and --unlabelled={none} if "
+        f"{none} means none or --unlabelled=none if every number is a class"
     )
 
 

@@ -144,8 +144,8 @@ def _named_separator(file: TextIO, path: Path) -> tuple[str, int] | None:
     delimiter = named[:1] or "\t"  # a tab, which strip took
     if delimiter not in SEPARATORS:
         raise DataError(
-            f"{path}: line {number} names '{shown(delimiter)}' as separator; use a comma, "
-            "semicolon or tab"
+            f"{path}: '{shown(delimiter)}' as separator, on line {number}; use a comma, semicolon "
+            "or tab"
         )
     return delimiter, number
 
