@@ -22,7 +22,7 @@ from mer.pipeline.datasets.pattern import MEDIA, fill, has_fields
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
 
 DEPTH = 8  # folders below the root
@@ -90,8 +90,13 @@ def prepare_with(
 
 
 def media_below(root: Path) -> list[str]:
-    """The media files below a folder, hidden ones left out, as paths relative to it."""
+    """The media files below a folder, hidden ones left out, as paths relative to it.
+
+    Raises DataError for a folder that cannot be read, and for names that are not UTF-8, which no
+    manifest can hold.
+    """
     found = []
+    odd = []
     for folder in folders(root, DEPTH):
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -101,8 +106,24 @@ def media_below(root: Path) -> list[str]:
             if hidden(entry.name) or os.path.splitext(entry.name)[1].lower() not in MEDIA:
                 continue
             if entry.is_file():
-                found.append(os.path.relpath(entry.path, root))
+                path = os.path.relpath(entry.path, root)
+                (found if is_utf8(path) else odd).append(path)
+    if odd:
+        first = shown(ascii(odd[0])[1:-1], 100)
+        raise DataError(
+            f"{shown(root, 100)}: the names of {plural(len(odd), 'media file')} are not UTF-8, "
+            f"first {first}; rename them"
+        )
     return found
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path is text: names of files may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_names(paths: Iterable[str], rules: FileRules) -> tuple[list[Named], list[str]]:

@@ -201,6 +201,12 @@ def read(
 
 def _check_file(source: Path, suffix: str) -> None:
     """Raises DataError for what is no file of a kind that can be read, or too large."""
+    try:
+        str(source.absolute()).encode()
+    except UnicodeEncodeError:  # Arrow opens no such path
+        raise DataError(
+            f"{shown(source, 200)}: its path is not UTF-8; rename that file or folder"
+        ) from None
     if not source.exists() and suffix in SUFFIXES:
         raise DataError(f"{shown(source, 200)}: no such file")
     other = instead(source) if source.exists() else None
