@@ -37,8 +37,6 @@ def test_clips_of_such_names(latin):
     root = latin.parent / "clips"
     root.mkdir()
     write_wav(root / "s1_joy.wav")
-    write_wav(root / os.fsdecode(b"s2_ang\xe9r.wav"))
-    with pytest.raises(
-        DataError, match=r"names of 1 media file are not UTF-8, first s2_ang.*r.wav"
-    ):
+    (root / os.fsdecode(b"s2_ang\xe9r.wav")).write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"names of 1 media file are not UTF-8, first s2_ang.*r"):
         prepare("folder", root, pattern="{speaker}_{emotion}")
