@@ -51,6 +51,7 @@ def write_store(
     options: ImportOptions,
     *,
     force: bool = False,
+    lock: bool = True,
     progress: Silent = SILENT,
 ) -> tuple[FeatureStore, ImportReport]:
     """Write shards and head beside each other, as extraction does. NaN and infinite values become 0
@@ -65,6 +66,7 @@ def write_store(
         out: Where the head file goes; its shards go into a folder beside it.
         options: What the user says: frame rates and dtype are used here.
         force: Replace what is at `out`.
+        lock: Hold the folder of the shards; False on a file system without locks.
         progress: Shows how far it is.
 
     Returns:
@@ -87,7 +89,7 @@ def write_store(
         found = _finished(foreign, out, infos, dtype)
         if found is not None:
             return found
-    with folders_for(out), naming(out), _held(folder):
+    with folders_for(out), naming(out), _held(folder, lock):
         if os.path.lexists(out):
             temporary_for(out)  # refuses a device
             out.unlink()  # first: a head over shards that are being replaced would be a lie
@@ -360,13 +362,13 @@ def _write_shards(
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, lock: bool) -> Iterator[None]:
     """The hold that extraction takes, on the folder of the shards; a folder that was made for
     nothing goes again.
     """
     made = not folder.exists()
     try:
-        with hold(folder / ".hold"):
+        with hold(folder / ".hold", lock=lock):
             yield
     except BaseException:
         if made:
