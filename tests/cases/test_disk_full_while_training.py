@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
 
+from mer.cli import main
 from mer.fusion import report
 from mer.fusion.evaluation import evaluate, scoring
 from mer.fusion.report import figures as pictures
 from mer.fusion.runs import result_files
 from mer.fusion.runtime import files
 from mer.fusion.training import experiment
+from mer.pipeline.datasets import prepare
 
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
@@ -111,3 +114,24 @@ def test_a_cause_that_a_library_has_in_words_is_found(tmp_path, error):
 def test_what_is_no_failed_write_stays_itself(tmp_path):
     with pytest.raises(ZeroDivisionError), files.publishing(Path(tmp_path / "x")):
         raise ZeroDivisionError
+
+
+def test_a_corpus_made_by_code_names_the_clip(tmp_path):
+    """soundfile says "System error." only."""
+    with files_of_at_most(4_000), pytest.raises(OSError) as raised:
+        prepare("synthetic", tmp_path / "x")
+    assert raised.value.errno == errno.EFBIG and raised.value.filename.endswith(".wav")
+
+
+@pytest.mark.parametrize("words", [["runs"], ["inspect", "--json"]])
+def test_a_closed_output_is_no_error_of_ours(tmp_path, monkeypatch, words):
+    """`mer runs FOLDER >&-`, as a job without an output starts it."""
+    store = make_store(tmp_path).path
+    named = {"runs": tmp_path, "inspect": store}[words[0]]
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        main([words[0], str(named), *words[1:]])
+    sys.stdout.close()
+    sys.stderr.close()
+    assert not ended.value.code
