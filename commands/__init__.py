@@ -1,3 +1,3 @@
-"""The commands of `mer`: a file for each group of them that the help shows, and what they share.
+"""The commands of `mer` in files by what they work on, and what these files share.
 group.py says which there are.
 """

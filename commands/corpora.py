@@ -11,6 +11,7 @@ from mer.commands.group import command
 from mer.commands.options import mapped, parted
 from mer.commands.output import say, say_json
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import shown
 
 
 @command()
@@ -106,6 +107,12 @@ def datasets(name, as_json):
     metavar="A,B,C",
     help="table: columns that hold how many raters chose each class, or their share; the label is "
     "that of most.",
+)
+@click.option(
+    "--raters",
+    is_flag=True,
+    default=None,
+    help="iemocap, msp_podcast: keep how the raters divided over the classes, as soft labels.",
 )
 @click.option(
     "--unimodal",
@@ -220,7 +227,8 @@ def prepare(
         manifest.write(out)
     except OSError as error:
         raise DataError(
-            f"{out}: {error.strerror or error}; name a file that can be written with --out"
+            f"{shown(out, 200)}: {error.strerror or error}; name a file that can be written with "
+            "--out"
         ) from None
     if as_json:
         say_json(report.to_dict() | {"manifest": str(out), "hash": manifest.hash}, indent=1)

@@ -221,6 +221,7 @@ def find_manifest(
     """(manifest, its file): the named file, or the corpus's own, which is prepared when it is not
     there yet, or is of another size or seed than the generated corpus that is asked for.
     """
+    from mer.pipeline.datasets import OWN
     from mer.pipeline.datasets.prepared import own_manifest
     from mer.pipeline.manifest import Manifest
 
@@ -241,6 +242,11 @@ def find_manifest(
         raise click.UsageError(given)
     if asked and dataset != "synthetic":
         raise click.UsageError("--size and --seed go with --dataset synthetic")
+    if dataset in OWN:
+        raise click.UsageError(
+            f"--dataset {dataset} is no corpus, but for what is yours: `mer prepare {dataset}` "
+            "makes a manifest of it, then give --manifest FILE"
+        )
     return own_manifest(dataset, root, labels, tuple(generated), asked, note)
 
 

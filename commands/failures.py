@@ -51,6 +51,7 @@ def fail_on(call):
                 (errno.EEXIST, errno.ENOTDIR),
                 "; a file is where a folder is needed: name another place",
             ),
+            errno.ENAMETOOLONG: "; choose a shorter name",
             errno.EFBIG: "; raise the limit on the size of files (ulimit -f), or write elsewhere",
         }
         stop(

@@ -178,7 +178,8 @@ def fingerprint(dataset, manifest_file, root, labels, size, seed, as_json, **giv
 
 
 # what `extract` takes besides
-ALSO = [p for p in extract.params if p.name not in {own.name for own in fingerprint.params}]
+OF_FINGERPRINT = {param.name for param in fingerprint.params}
+ALSO = [param for param in extract.params if param.name not in OF_FINGERPRINT]
 fingerprint.params += ALSO
 
 

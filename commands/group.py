@@ -9,25 +9,19 @@ from importlib import import_module
 
 import click
 
-# title -> commands in the order in which they are used. A command that is in none is listed last.
-GROUPS = {
-    "Corpora": ("datasets", "prepare"),
-    "Features": ("extract", "fingerprint", "join"),
-    "Stores": ("inspect", "verify", "export", "import"),
-    "Training": ("train", "tune", "evaluate", "compare", "layers", "report"),
-    "Runs": ("runs", "prune"),
-    "New clips": ("predict",),
-    "This installation": ("doctor", "version", "help"),
-}
-# title -> the module of mer.commands that has them
-MODULES = {
-    "Corpora": "corpora",
-    "Features": "features",
-    "Stores": "stores",
-    "Training": "training",
-    "Runs": "runs",
-    "New clips": "newclips",
-    "This installation": "installation",
+# title -> module of mer.commands -> its commands, in the order in which they are used. A command
+# that is in none is listed last.
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Corpora": {"corpora": ("datasets", "prepare")},
+    "Features": {"features": ("extract", "fingerprint", "join")},
+    "Stores": {"stores": ("inspect", "verify", "export", "import")},
+    "Training": {
+        "training": ("train", "tune"),
+        "evaluating": ("evaluate", "compare", "layers", "report"),
+    },
+    "Runs": {"runs": ("runs", "prune")},
+    "New clips": {"newclips": ("predict",)},
+    "This installation": {"installation": ("doctor", "version", "help")},
 }
 OTHERS = "Others"
 EXAMPLES = {
@@ -55,6 +49,11 @@ EXAMPLES = {
 }
 UNKNOWN_OPTIONS = 20  # of one command line that are told at once
 SHORT_HELP = 300  # characters of a command's first sentence, which no sentence of ours reaches
+
+
+def commands_of(title: str) -> list[str]:
+    """The commands under a title of the help, in the order in which they are used."""
+    return [name for names in GROUPS[title].values() for name in names]
 
 
 class SeveralUsageErrors(click.UsageError):
@@ -127,7 +126,10 @@ class OnDemand(MutableMapping[str, click.Command]):
     """
 
     def __init__(self) -> None:
-        self._module = {name: MODULES[title] for title, names in GROUPS.items() for name in names}
+        self._module: dict[str, str] = {}
+        for modules in GROUPS.values():
+            for module, names in modules.items():
+                self._module |= dict.fromkeys(names, module)
         self._loaded: dict[str, click.Command] = {}
 
     def __getitem__(self, name: str) -> click.Command:
@@ -161,15 +163,17 @@ class Group(click.Group):
     command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        there = [name for names in GROUPS.values() for name in names if name in self.commands]
+        listed = [name for title in GROUPS for name in commands_of(title)]
+        there = [name for name in listed if name in self.commands]
         return there + sorted(set(self.commands) - set(there))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         names = self.list_commands(ctx)
-        grouped = {name for group in GROUPS.values() for name in group}
-        others = tuple(name for name in names if name not in grouped)
+        groups = {title: commands_of(title) for title in GROUPS}
+        listed = {name for group in groups.values() for name in group}
+        groups[OTHERS] = [name for name in names if name not in listed]
         width = max(map(len, names))
-        for title, group in {**GROUPS, OTHERS: others}.items():
+        for title, group in groups.items():
             there = [name for name in group if name in self.commands]
             rows = []
             for name in there:

@@ -20,6 +20,9 @@ NO_LOCK = click.option(
 )
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N")
 BY_FOLD = click.Choice(["session", "speaker", "dialogue", "published"])
+RUNS = click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 
 
 def command_line(context: click.Context) -> str:

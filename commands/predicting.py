@@ -228,8 +228,8 @@ def _rows(
     progress: Silent,
     turns: bool = False,
 ) -> list[dict[str, Any]]:
-    """A row for each clip of which the model has anything, with what it had. `turns`: the clips of
-    a dialogue are seen with each other.
+    """A row for each clip that the model can read any modality of, and which modalities these were.
+    With `turns` the clips of a dialogue are seen with each other.
     """
     place = {name: row for row, name in enumerate(store.table()["id"].to_pylist())}
     run = runs[0]
@@ -265,7 +265,7 @@ def _rows(
 
 
 def _noted(store: FeatureStore, row: int) -> list[str]:
-    """Of what was noted of a clip the part for which its answer says little."""
+    """What extraction noted of a clip that makes its answer doubtful."""
     return [flag.name for flag in DOUBTFUL if flag.name and store.flags[row] & flag]
 
 
@@ -284,7 +284,7 @@ def _turns(run: Run, new: NewClips) -> bool:
     """Whether clips are seen with their neighbours: the run was trained so, and they are turns of
     dialogues, in an order.
 
-    Raises DataError for dialogues without one.
+    Raises DataError for dialogues without one, and where two clips have one place.
     """
     asked = run.spec.context
     in_dialogues = [u for u in new.clips if u.dialogue]
@@ -298,6 +298,16 @@ def _turns(run: Run, new: NewClips) -> bool:
             f"{shown(without[0].id, 40)}); name its column with --column position=NAME, or leave "
             "the dialogues out"
         )
+    seen: dict[tuple[str | None, int | None], str] = {}
+    for u in in_dialogues:
+        first = seen.setdefault((u.dialogue, u.position), u.id)
+        if first != u.id:
+            raise DataError(
+                f"the run sees clips with their neighbours (context {asked.title}), and "
+                f"{shown(first, 40)} and {shown(u.id, 40)} both have position {u.position} of "
+                f"dialogue {shown(u.dialogue, 40)}; give every dialogue a name of its own, and its "
+                "turns different numbers"
+            )
     return True
 
 
@@ -316,7 +326,7 @@ def _context_line(asked: ContextSpec, new: NewClips, turns: bool) -> str:
 
 
 def _unanswered(clips: Sequence[Utterance], rows: Sequence[Mapping[str, Any]]) -> list[Failure]:
-    """The failures of clips of which nothing was left for the model, such as words without a
+    """The failures of clips that have nothing the model can read, such as words that give no
     token.
     """
     answered = {row["id"] for row in rows}

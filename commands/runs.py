@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mer.commands.group import command
+from mer.commands.options import RUNS
 from mer.commands.output import agreed, note, say, say_json, say_laid_out, somebody_is_there
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import amount, plural, terminal_columns
@@ -88,7 +89,7 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
 
 
 @command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@RUNS
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def prune(runs, dry_run, yes):

@@ -51,12 +51,8 @@ def inspect(store: Path, flag: str | None, as_json: bool):
                 say(utterance)
         return
     found = describe(opened) | {"flags": {name: len(ids) for name, ids in counted.items()}}
-    lines = [
-        f"  {line}"
-        for line in count_lines(
-            found["flags"], {name: ids[:NAMED] for name, ids in counted.items()}
-        )
-    ]
+    examples = {name: ids[:NAMED] for name, ids in counted.items()}
+    lines = [f"  {line}" for line in count_lines(found["flags"], examples)]
     say_json(found, indent=1) if as_json else say_laid_out(
         "\n".join([render(found), *map(escape, lines)])
     )

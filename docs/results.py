@@ -393,6 +393,17 @@ def ratios(*parts: str) -> str:
     return "\n\n".join([table(head, lines), "\n".join([source("all"), *cut])])
 
 
+def training_steps() -> str:
+    """A step of each preset in an earlier tree, now, and now in bfloat16."""
+    head = ["preset", "before, ms of CPU per step", "now", "ratio", "now, bf16", "ratio"]
+    lines = []
+    for row in rows("steps"):
+        line = [f"`{row['preset']}`", row["before_cpu_ms"], row["now_cpu_ms"], row["ratio"]]
+        line += [row.get("bf16_cpu_ms", ""), row.get("bf16_ratio", "")]
+        lines.append([str(cell) for cell in line])
+    return "\n\n".join([table(head, lines), source("steps")])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "aims": aims,
     "meld": meld,
@@ -406,5 +417,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "synthetic-readme": synthetic_readme,
     "trimodal": trimodal,
     "speed-training": partial(ratios, "startup", "demo", "concat", "steps", "seeds"),
+    "training-steps": training_steps,
     "speed-extraction": partial(ratios, "extraction", "transcripts"),
 }

@@ -110,9 +110,9 @@ class DataSpec:
 
         Args:
             modality: One of `modalities`.
-            summary: A step is an utterance: its means, then the deviations of those sets of which
-                one layer is read. A mixture of layer means comes without: the steps that deviations
-                could be taken of are of one layer, which may be the worst of them.
+            summary: A step is an utterance: its means, then the deviations of those sets that are
+                read from one layer. A mixture of layer means has no deviations: the store keeps the
+                steps of one layer only, which may be the worst one.
 
         Returns:
             The blocks, in their order.
@@ -185,7 +185,9 @@ class Context:
     speaker: Tensor
 
     def split(self, sizes: list[int]) -> Iterator[Context]:
-        """Those of consecutive groups of `sizes` rows, views of this one."""
+        """The context of each of consecutive groups of rows, as views of this one. `sizes` are the
+        numbers of rows of the groups.
+        """
         x = {m: t.split(sizes) for m, t in self.x.items()}
         there = {m: t.split(sizes) for m, t in self.there.items()}
         pairs = zip(self.offset.split(sizes), self.speaker.split(sizes), strict=True)

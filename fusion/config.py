@@ -254,8 +254,13 @@ def from_tree(tree: Mapping[str, Any], where: str) -> TrainConfig:
 
 def filled(config: TrainConfig, tree: Mapping[str, Any], where: str) -> TrainConfig:
     """`config` with what the tables of `tree` name replaced; `where` opens the error messages."""
-    tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in TABLES if t in tree}
-    return replace(config, **tables)
+    named = [table for table in TABLES if table in tree]
+    try:
+        tables = {t: _fill(getattr(config, t), tree[t], f"{where}: {t}") for t in named}
+        return replace(config, **tables)
+    except DataError as error:  # of values that make no sense, or not together
+        said = str(error)
+        raise DataError(said if said.startswith(where) else f"{where}: {said}") from None
 
 
 def override(config: TrainConfig, sets: Iterable[str]) -> TrainConfig:
@@ -272,22 +277,22 @@ def _parse(text: str) -> tuple[str, str, dict[str, Any]]:
     """(path, table, what is to be filled in there) of a `TABLE.KEY=VALUE`."""
     path, equals, value = text.partition("=")
     path = path.strip()
-    said = shown(text, 40)
+    asked = shown(text, 40)
     table, dot, key = path.partition(".")
     if not equals or not dot:
         guess = _elsewhere(path, "") or did_you_mean(path, keys())
         raise DataError(
-            f"--set {said}: write TABLE.KEY=VALUE, for example optim.lr=3e-5{guess}; tables: "
+            f"--set {asked}: write TABLE.KEY=VALUE, for example optim.lr=3e-5{guess}; tables: "
             f"{', '.join(TABLES)}"
         )
     if table not in TABLES:
         raise DataError(
-            f"--set {said}: unknown table '{shown(table, 60)}'{did_you_mean(table, TABLES)}; "
+            f"--set {asked}: unknown table '{shown(table, 60)}'{did_you_mean(table, TABLES)}; "
             f"tables: {', '.join(TABLES)}"
         )
     if path.count(".") > CONFIG_LEVELS:
         raise DataError(
-            f"--set {said}: more than {CONFIG_LEVELS} tables within each other; tables: "
+            f"--set {asked}: more than {CONFIG_LEVELS} tables within each other; tables: "
             f"{', '.join(TABLES)}"
         )
     tree: Any = value.strip()
@@ -480,6 +485,8 @@ def _plausible(name: str, value: Any) -> tuple[bool, str]:
         return 1 <= value < COUNT, "at least 1" if value < 1 else "below 2^31"
     if any(word in name for word in ("dropout", "smoothing", "noise", "share", "decay")):
         return 0 <= value <= 1, "between 0 and 1"
+    if name.startswith(("w_", "weight_")):  # of loss terms: below 0 one would be learnt backwards
+        return 0 <= value < LARGE, "at least 0 (0: off) and finite"
     if "temperature" in name:
         return 0 < value < LARGE, "above 0"
     return abs(value) < LARGE, "a finite number"

@@ -142,7 +142,7 @@ def figures(
     measures: str = "mosi",
     among: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """Those of `score` that are one number."""
+    """The figures of `score` that are a single number."""
     found = score(pred, target, task, labels, measures, among)
     return {name: value for name, value in found.items() if isinstance(value, float)}
 

@@ -184,8 +184,12 @@ def decoders() -> Iterator[Finding]:
 
 def models() -> Finding:
     """Encoders in the local Hugging Face cache: the ones `--offline` can use by hub id."""
-    hub = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    home = Path(os.environ.get("HF_HUB_CACHE") or Path(hub) / "hub")
+    try:
+        home = Path(import_module("huggingface_hub.constants").HF_HUB_CACHE)
+    except ImportError as error:
+        return Finding(
+            "bad", "encoders", f"{first_line(error)}; run `pip install -r requirements.txt`"
+        )
     folders = [folder.name.removeprefix("models--") for folder in home.glob("models--*")]
     names = sorted(name.replace("--", "/") for name in folders)
     if names:

@@ -313,8 +313,8 @@ def _check_blanks(where: str, name: str, values: Iterable[str | None]) -> None:
 
 
 def _check_as_many(where: str, rows: Iterable[Utterance]) -> None:
-    """Raise DataError where some rows have one target and others have as many as there are names:
-    one target under several names is allowed, but of all rows.
+    """Raise DataError where some rows have one target and others have one per name: a single target
+    under several names is allowed only if every row has just one.
     """
     first: dict[int, str] = {}  # number of targets -> the first row that has so many
     for u in rows:

@@ -3,8 +3,9 @@ them.
 
 Neighbours are of the same dialogue and of the same part (train, dev or test), whether they have a
 label or not. Each has the slot of its place in the dialogue (the column `position`): a turn that is
-missing leaves its slot empty and moves no other. They are shown as one step each, the mean over the
-utterance or what a pooled model is given of it, so that rows are shuffled as without them.
+missing leaves its slot empty and moves no other. A neighbour is shown as one step: the mean over
+the utterance, or the summary that a pooled model reads. Training rows are shuffled as without
+context.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from mer.pipeline.runtime.terminal import plural, shown
 ROWS = 256  # of the store that are read at a time
 NOBODY = -1  # the place of a neighbour that is not there
 STRIDE = 1 << 33  # from one dialogue's numbers to the next: more than positions and widths take
-WITHOUT = "or leave data.context out"  # the remedy that is always there
+# The remedies that are always there: of a training, and of a run that is trained.
+WITHOUT = "or leave data.context out"
+OTHER_RUN = "or take a run that was trained without context"
+NAMED_APART = "and name dialogues of other parts differently"  # as rows of all parts are in one
 
 
 def spec(config: DataConfig) -> ContextSpec | None:
@@ -37,37 +41,46 @@ def spec(config: DataConfig) -> ContextSpec | None:
     return ContextSpec(config.context, config.context_width)
 
 
-def check(table: pa.Table, asked: ContextSpec, where: str) -> None:
-    """Raise DataError for a store of which it cannot be told which turn follows which.
+def check(table: pa.Table, asked: ContextSpec, where: str, remedy: str = WITHOUT) -> None:
+    """Raise DataError for a store that does not say which turn follows which.
 
     Args:
         table: The store's.
         asked: Which neighbours are asked for.
         where: The store, for the message.
+        remedy: What can be done but to mend the store.
     """
     wanted = f"data.context = {asked.kind}: {shown(where, 100)}"
     dialogue, position = table["dialogue"].to_pylist(), table["position"].to_pylist()
     if not any(dialogue):
         raise DataError(
             f"{wanted} names no dialogues; give its table the columns dialogue and position, "
-            f"{WITHOUT}"
+            f"{remedy}"
         )
     ids = table["id"]
-    without = [
+    unplaced = [
         row
         for row, (name, place) in enumerate(zip(dialogue, position, strict=True))
         if name and place is None
     ]
-    if without:
-        some = plural(len(without), "utterance of a dialogue has", "utterances of dialogues have")
+    if unplaced:
+        some = plural(len(unplaced), "utterance of a dialogue has", "utterances of dialogues have")
         raise DataError(
-            f"{wanted}: {some} no position (first: {shown(ids[without[0]].as_py(), 40)}); prepare "
-            f"it with --column position=NAME, {WITHOUT}"
+            f"{wanted}: {some} no position (first: {shown(ids[unplaced[0]].as_py(), 40)}); prepare "
+            f"it with --column position=NAME, {remedy}"
         )
-    _check_positions(table, np.arange(len(table)), wanted, by_split=True)
+    for row, (name, place) in enumerate(zip(dialogue, position, strict=True)):
+        if name and place < 0:  # where it stands for "not known" it would be the turn before 0
+            raise DataError(
+                f"{wanted}: {shown(ids[row].as_py(), 40)} has position {place}; positions count "
+                f"from 0: mend them, {remedy}"
+            )
+    _check_positions(table, np.arange(len(table)), wanted, remedy, by_split=True)
 
 
-def _check_positions(table: pa.Table, rows: np.ndarray, wanted: str, *, by_split: bool) -> None:
+def _check_positions(
+    table: pa.Table, rows: np.ndarray, wanted: str, remedy: str, *, by_split: bool
+) -> None:
     """Raise DataError for two turns of one dialogue at one position; `by_split`: of one split, as
     corpora number the dialogues of each split anew.
     """
@@ -82,7 +95,7 @@ def _check_positions(table: pa.Table, rows: np.ndarray, wanted: str, *, by_split
             first, second = (shown(table["id"][one].as_py(), 40) for one in (seen[key], row))
             raise DataError(
                 f"{wanted}: {first} and {second} both have position {position} of dialogue "
-                f"{shown(dialogue, 40)}; number the turns of each dialogue, {WITHOUT}"
+                f"{shown(dialogue, 40)}; number the turns of each dialogue, {remedy}"
             )
         seen[key] = row
 
@@ -126,7 +139,8 @@ def neighbours(
     Raises:
         DataError: Two rows of the pool have the same place in a dialogue.
     """
-    _check_positions(table, pool, f"data.context = {asked.kind}", by_split=False)
+    wanted = f"data.context = {asked.kind}"
+    _check_positions(table, pool, wanted, NAMED_APART, by_split=False)
     names = np.array([name or "" for name in table["dialogue"].to_pylist()], dtype=object)
     _, dialogue = np.unique(names.astype(str), return_inverse=True)
     in_one = names != ""

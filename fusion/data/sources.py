@@ -55,10 +55,12 @@ def spec(store: FeatureStore, config: DataConfig, *, summary: bool = False) -> D
     mixes = layers_of(store, config, summary=summary) == "mix"
     widths, rates, sets = {}, {}, {}
     for m, names in chosen.items():
-        found = tuple(_feature_set(header.modalities[name], name, mixes, summary) for name in names)
-        if found != (FeatureSet(m, found[0].width),):
-            sets[m] = found
-        widths[m] = sum(one.width for one in found)
+        feature_sets = tuple(
+            _feature_set(header.modalities[name], name, mixes, summary) for name in names
+        )
+        if feature_sets != (FeatureSet(m, feature_sets[0].width),):
+            sets[m] = feature_sets
+        widths[m] = sum(feature_set.width for feature_set in feature_sets)
         rates[m] = _rate(store, names, config)
     labels, around = tuple(header.labels), context.spec(config)
     made = DataSpec(widths, rates, header.task, labels, sets, context=around)
@@ -78,8 +80,8 @@ def layers_of(
     """
     stored = store.header.modalities
     chosen = chain.from_iterable(_chosen(list(stored), config.modalities).values())
-    there = any(_several(stored[name], summary) for name in chosen)
-    if config.layers == "mix" and not there:
+    mixable = any(_several(stored[name], summary) for name in chosen)
+    if config.layers == "mix" and not mixable:
         what = "layer means" if summary else "layers side by side"
         remedy = "--layer-means" if summary else "--audio-layer stack:A-B (or --text-layer)"
         remedy += " --force"
@@ -87,7 +89,7 @@ def layers_of(
             f"data.layers = mix: {store.path} has no {what} of what this model reads; extract "
             f"again with {remedy}, or leave data.layers out"
         )
-    return "mix" if config.layers == "auto" and there else config.layers
+    return "mix" if config.layers == "auto" and mixable else config.layers
 
 
 def _several(info: ModalityInfo, summary: bool) -> bool:
@@ -137,9 +139,9 @@ def _chosen(stored: list[str], wanted: str | tuple[str, ...]) -> dict[str, tuple
 
 
 def _no_such(wanted: str, stored: list[str]) -> DataError:
-    there = shown(", ".join(_in_order(stored)), 120)
-    said = shown(wanted, 60)
-    return DataError(f"data.modalities = {said!r}: no such features; the store has {there}")
+    known = shown(", ".join(_in_order(stored)), 120)
+    asked = shown(wanted, 60)
+    return DataError(f"data.modalities = {asked!r}: no such features; the store has {known}")
 
 
 def _every(stored: list[str]) -> dict[str, tuple[str, ...]]:
@@ -165,9 +167,9 @@ def _own(modality: str, stored: list[str]) -> tuple[str, ...]:
 
 def _in_order(names: Iterable[str]) -> list[str]:
     """The known modalities first, each with its feature sets; the others as they come."""
-    there = list(names)
-    known = [name for m in ORDER for name in there if modality_of(name) == m]
-    return known + [name for name in there if name not in known]
+    given = list(names)
+    known = [name for m in ORDER for name in given if modality_of(name) == m]
+    return known + [name for name in given if name not in known]
 
 
 def modality_of(feature_set: str) -> str:
@@ -180,7 +182,7 @@ def modality_of(feature_set: str) -> str:
 
 
 def unread(store: FeatureStore, spec: DataSpec) -> list[str]:
-    """The feature sets of the store's that stand beside those that are read."""
+    """The store's feature sets of the same modalities that the model does not read."""
     read = spec.sources
     stored = store.header.modalities
     return [m for m in stored if m not in read and modality_of(m) in spec.modalities]
@@ -205,16 +207,16 @@ def steps(
     Raises:
         DataError: Their steps cannot be joined.
     """
-    each: dict[str, np.ndarray] = {}
-    for one in spec.read_from(modality):
-        if _lacks(store, one):
-            each[one.name] = np.zeros(len(store), dtype=np.int64)
+    by_set: dict[str, np.ndarray] = {}
+    for feature_set in spec.read_from(modality):
+        if _lacks(store, feature_set):
+            by_set[feature_set.name] = np.zeros(len(store), dtype=np.int64)
             continue
-        factor = pool_factor(store.header.modalities[one.name].frame_rate, config.pool_hz)
-        n = -(-np.asarray(store.lengths(one.name), dtype=np.int64) // factor)
-        each[one.name] = np.minimum(n, 1) if summary else n
-    present = np.all([n > 0 for n in each.values()], axis=0)
-    sequences = {name: n for name, n in each.items() if n.max(initial=0) > 1}
+        factor = pool_factor(store.header.modalities[feature_set.name].frame_rate, config.pool_hz)
+        n = -(-np.asarray(store.lengths(feature_set.name), dtype=np.int64) // factor)
+        by_set[feature_set.name] = np.minimum(n, 1) if summary else n
+    present = np.all([n > 0 for n in by_set.values()], axis=0)
+    sequences = {name: n for name, n in by_set.items() if n.max(initial=0) > 1}
     first = next(iter(sequences), None)
     for name, n in sequences.items():
         differs = np.flatnonzero(present & (n != sequences[str(first)]))
@@ -226,27 +228,29 @@ def steps(
                 f"steps differ (first: {utterance}, {sequences[str(first)][row]} and {n[row]}); "
                 "name one of them in data.modalities"
             )
-    joined = np.max(list(each.values()), axis=0)
+    joined = np.max(list(by_set.values()), axis=0)
     return np.where(present, joined, 0)
 
 
-def _lacks(store: FeatureStore, one: FeatureSet) -> bool:
+def _lacks(store: FeatureStore, feature_set: FeatureSet) -> bool:
     """Whether a store has nothing of a set of features, which is then absent in every row: so are
     the stores of new clips. Those that a run is evaluated on are checked beforehand
     (`mer.fusion.runs.checkpoint.check_store`).
     """
-    return one.name not in store.header.modalities
+    return feature_set.name not in store.header.modalities
 
 
 def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[str]:
-    """Of how many utterances a joined modality counts as absent although a part of it is there."""
+    """Lines that count the utterances in which a joined modality is absent although some of its
+    feature sets are there.
+    """
     notes = []
     lack = ("utterance lacks one of them and counts", "utterances lack one of them and count")
     for m, sets in spec.sets.items():
-        there = np.array([store.lengths(one.name)[rows] > 0 for one in sets])
-        partly = int((there.any(0) & ~there.all(0)).sum())
+        present = np.array([store.lengths(feature_set.name)[rows] > 0 for feature_set in sets])
+        partly = int((present.any(0) & ~present.all(0)).sum())
         if partly:
-            names = " + ".join(one.name for one in sets)
+            names = " + ".join(feature_set.name for feature_set in sets)
             notes.append(f"{m} ({names}): {partly:,} of {plural(len(rows), *lack)} as without")
     return notes
 
@@ -356,7 +360,7 @@ class BatchSource:
 
         What is read for the first time is held against its checksums.
         """
-        found = [self._read_set(rows, one) for one in self.spec.read_from(modality)]
+        found = [self._read_set(rows, feature_set) for feature_set in self.spec.read_from(modality)]
         lengths = [n for _, n in found]
         present = np.all([n > 0 for n in lengths], axis=0)
         joined = np.where(present, np.max(lengths, axis=0), 0)
@@ -364,45 +368,55 @@ class BatchSource:
         parts += [spread(x, n, joined) for pieces, n in found for x in pieces[1:]]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), joined
 
-    def _read_set(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
-        """Of one feature set: its steps, or its means and deviations, or the means of its layers
-        (then no step is read); and their lengths.
+    def _read_set(
+        self, rows: np.ndarray, feature_set: FeatureSet
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """What is read of one feature set: its steps, or their means and deviations, or the means
+        of its layers (then no step is read); and the lengths of these.
         """
-        if _lacks(self.store, one):
-            return self._nothing(one, len(rows))
-        if one.means:
-            return self._read_means(rows, one)
+        if _lacks(self.store, feature_set):
+            return self._nothing(feature_set, len(rows))
+        if feature_set.means:
+            return self._read_means(rows, feature_set)
         started = time.perf_counter()
-        self.checked.bytes += self.store.check(one.name, rows)
+        self.checked.bytes += self.store.check(feature_set.name, rows)
         self.checked.seconds += time.perf_counter() - started
-        packed, lengths = self.store.batch(one.name, rows)
-        rate = self.store.header.modalities[one.name].frame_rate
+        packed, lengths = self.store.batch(feature_set.name, rows)
+        rate = self.store.header.modalities[feature_set.name].frame_rate
         packed, lengths = pool(packed, lengths, pool_factor(rate, self.config.pool_hz))
         if not self.summary:
             return [packed], lengths
         packed, there = summarise(packed, lengths)
         return np.split(packed, 2, axis=1), there
 
-    def _read_means(self, rows: np.ndarray, one: FeatureSet) -> tuple[list[np.ndarray], np.ndarray]:
-        """Of one feature set: the means of its layers side by side, one step where it is there."""
+    def _read_means(
+        self, rows: np.ndarray, feature_set: FeatureSet
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """The layer means of one feature set side by side, one step for each row that has it."""
         started = time.perf_counter()
-        present = self.store.lengths(one.name)[rows] > 0
-        means = self.store.layer_means(one.name, rows)[present]
-        counted = self.checked.means.setdefault(one.name, np.zeros(len(self.store), bool))
+        present = self.store.lengths(feature_set.name)[rows] > 0
+        means = self.store.layer_means(feature_set.name, rows)[present]
+        counted = self.checked.means.setdefault(feature_set.name, np.zeros(len(self.store), bool))
         new = int((present & ~counted[rows]).sum())
         if new:
-            dtype = self.store.header.modalities[one.name].layer_dtype
-            self.checked.bytes += new * one.means * one.width * np.dtype(dtype).itemsize
+            dtype = self.store.header.modalities[feature_set.name].layer_dtype
+            self.checked.bytes += (
+                new * feature_set.means * feature_set.width * np.dtype(dtype).itemsize
+            )
             self.checked.seconds += time.perf_counter() - started
             counted[rows] = True
-        return [means.reshape(len(means), one.means * one.width)], present.astype(np.int64)
+        return [means.reshape(len(means), feature_set.means * feature_set.width)], present.astype(
+            np.int64
+        )
 
-    def _nothing(self, one: FeatureSet, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+    def _nothing(self, feature_set: FeatureSet, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
         """What `_read_set` gives where a set is absent in so many rows."""
-        stored = one.width * max(len(one.stack), 1)
+        stored = feature_set.width * max(len(feature_set.stack), 1)
         widths = [stored]
         if self.summary:
-            widths = [one.means * one.width] if one.means else [stored, stored]
+            widths = (
+                [feature_set.means * feature_set.width] if feature_set.means else [stored, stored]
+            )
         pieces = [np.zeros((0, width), dtype=np.float32) for width in widths]
         return pieces, np.zeros(rows, dtype=np.int64)
 

@@ -272,7 +272,7 @@ def label_notes(
     task: str = "",
 ) -> list[str]:
     """What the labels of the rows do not allow: to learn a class, to choose an epoch, to call a
-    high accuracy a success. `target` is of all rows, of which `train` and `dev` are the places.
+    high accuracy a success. `target` has all rows; `train` and `dev` are indices into it.
     """
     parts = {"train": target[train], "dev": target[dev]}
     if task == "regression" or (target.ndim == 2 and target.shape[1] == 1):

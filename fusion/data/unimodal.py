@@ -39,7 +39,7 @@ def targets(table: pa.Table, task: str, labels: Sequence[str]) -> dict[str, np.n
 
 
 def unlabelled(rows: int, task: str) -> np.ndarray:
-    """Targets of so many rows, as of `targets`, of which none has a label."""
+    """Targets for so many rows without a label, in the form that `targets` gives."""
     if task == "single":
         return np.full(rows, -1, dtype=np.int64)
     return np.full((rows, 1), np.nan, dtype=np.float32)
@@ -57,10 +57,16 @@ def key(store: FeatureStore, config: TrainConfig) -> list[str]:
 
 
 def check(store: FeatureStore, spec: DataSpec, config: TrainConfig, model: FusionModel) -> None:
-    """Raise DataError where unimodal labels are to be learnt, and there are none of what the model
-    reads, or no head that could.
+    """Raise DataError where unimodal labels are to be learnt, but no modality that the model reads
+    has any, or the model has no head for them; or where the model needs them and they are not read.
     """
+    core = model.core
     if not config.data.unimodal_labels:
+        if core.pairs_by_own_labels:
+            raise DataError(
+                "model_args.ed_labels=own pairs by unimodal labels, which are not read; set "
+                "data.unimodal_labels=true, too"
+            )
         return
     there = targets(store.table(), spec.task, spec.labels)
     where = f"data.unimodal_labels: {store.path}"
@@ -74,7 +80,7 @@ def check(store: FeatureStore, spec: DataSpec, config: TrainConfig, model: Fusio
             f"{where} has those of {listed(there)}, and the model reads {listed(spec.modalities)}; "
             "leave the setting out"
         )
-    if not model.core.unimodal_heads:
+    if not (core.unimodal_heads or core.pairs_by_own_labels):
         raise DataError(
             f"data.unimodal_labels: {config.model} has no unimodal heads that learn, as drkf, dmd "
             "and dhmd have; leave the setting out"
@@ -87,22 +93,26 @@ def notes(store: FeatureStore, spec: DataSpec, config: TrainConfig, split: Split
     """
     if not config.data.unimodal_labels:
         return []
-    there = targets(store.table(), spec.task, spec.labels)
-    said = []
+    by_modality = targets(store.table(), spec.task, spec.labels)
+    lines = []
     for m in spec.modalities:
-        if m not in there:
-            said.append(f"no unimodal labels of {m}: its head learns the common label")
+        if m not in by_modality:
+            lines.append(f"no unimodal labels of {m}: its head learns the common label")
             continue
-        known = labelled(there[m][split.train])
+        known = labelled(by_modality[m][split.train])
         if lacking := int((~known).sum()):
             rows = plural(len(known), "training row")
-            said.append(
+            lines.append(
                 f"{m}: {lacking:,} of {rows} without a unimodal label, left out of its head"
             )
-        values = np.unique(there[m][split.train][known])
+        values = np.unique(by_modality[m][split.train][known])
         if len(values) == 1:
-            of = spec.labels[int(values[0])] if spec.task == "single" else f"{values[0]:g}"
-            said.append(f"all train's unimodal labels of {m} are {of}: nothing to learn from them")
-    if others := [m for m in there if m not in spec.modalities]:
-        said.append(f"unimodal labels of {listed(others)} are not used: the model does not read it")
-    return said
+            value = spec.labels[int(values[0])] if spec.task == "single" else f"{values[0]:g}"
+            lines.append(
+                f"all train's unimodal labels of {m} are {value}: nothing to learn from them"
+            )
+    if others := [m for m in by_modality if m not in spec.modalities]:
+        lines.append(
+            f"unimodal labels of {listed(others)} are not used: the model does not read it"
+        )
+    return lines

@@ -120,6 +120,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
             "disagreement",
             "turns",
             "noted",
+            "temperature",
         )
         if kept and any(row[name] not in (None, []) for row in rows):
             others.append(name)

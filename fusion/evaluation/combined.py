@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from mer.fusion.evaluation import scoring
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.intervals import Sampled
-from mer.fusion.measures.tables import Table, number
+from mer.fusion.measures.tables import Table, context_words, number
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.prediction_table import Predicted, seeds_of, unit
 from mer.fusion.runs.records import Bootstrap
@@ -35,7 +34,9 @@ Figure = TypeVar("Figure", float, np.ndarray)
 
 @dataclass(frozen=True)
 class Combined:
-    """The measure and its two terms, means over the seeds; `interval` is that of the measure."""
+    """The measure and its two terms, means over the seeds; `interval` is that of the measure,
+    `contexts` are the kinds of conversation context of both runs.
+    """
 
     emotion: str  # the folders of both runs
     valence: str
@@ -47,6 +48,7 @@ class Combined:
     combined: float
     interval: tuple[float, ...]
     bootstrap: Bootstrap
+    contexts: tuple[str | None, str | None]
 
 
 def measure(wf1: Figure, mse: Figure) -> Figure:
@@ -66,8 +68,8 @@ def of_runs(first: Run, second: Run) -> Combined:
         second: One that answers one number, on the same test rows; either may be over seeds.
 
     Returns:
-        The measure. The interval resamples dialogues, both runs scored on the same draw; seeds are
-        paired where both have as many, else every one is put beside every one.
+        The measure. The interval resamples dialogues, both runs scored on the same draw, and the
+        seeds of each.
 
     Raises:
         DataError: They are of other tasks or other rows, or one has not been evaluated.
@@ -77,15 +79,6 @@ def of_runs(first: Run, second: Run) -> Combined:
     _check_rows(first, second, classes[0], numbers[0])
     name, groups = unit(classes[0].table)
     wf1, mse = _wf1(classes, groups), _mse(numbers, groups)
-    both = list(product(range(wf1.seeds), range(mse.seeds)))
-    if wf1.seeds == mse.seeds:
-        both = [(seed, seed) for seed in range(wf1.seeds)]
-    left, right = map(list, zip(*both, strict=True))
-    one = Sampled(
-        measure(wf1.values[left], mse.values[right]),
-        measure(wf1.draws[:, left], mse.draws[:, right]),
-        wf1.groups,
-    )
     return Combined(
         emotion=first.path.name,
         valence=second.path.name,
@@ -94,10 +87,16 @@ def of_runs(first: Run, second: Run) -> Combined:
         seeds=(wf1.seeds, mse.seeds),
         wf1=float(wf1.values.mean()),
         mse=float(mse.values.mean()),
-        combined=float(one.values.mean()),
-        interval=tuple(intervals.interval(one)),
+        combined=measure(float(wf1.values.mean()), float(mse.values.mean())),
+        interval=tuple(intervals.interval_of_sum([wf1, mse], [1.0, -WEIGHT])),
         bootstrap=scoring.bootstrap_of(name, groups),
+        contexts=(_context(first), _context(second)),
     )
+
+
+def _context(run: Run) -> str | None:
+    asked = run.children[0].spec.context
+    return None if asked is None else asked.title
 
 
 def other_of(first: Run, place: str | os.PathLike) -> Run:
@@ -176,5 +175,7 @@ def table(found: Combined) -> Table:
             f"{low:.3f} … {high:.3f}",
         ),
     )
-    title = f"MER2023's combined measure, {plural(found.n, 'utterance')}"
-    return Table(title, ("", "value", f"95 % by {found.bootstrap.unit}"), rows)
+    seen = " and ".join(map(context_words, dict.fromkeys(found.contexts)))
+    title = f"MER2023's combined measure, {plural(found.n, 'utterance')}, {seen}"
+    groups = plural(found.bootstrap.groups, found.bootstrap.unit)
+    return Table(title, ("", "value", f"95 % interval ({groups})"), rows)

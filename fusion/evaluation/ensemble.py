@@ -169,7 +169,8 @@ def score(
     Args:
         runs: Finished runs, or runs over seeds.
         features: The store; None: the one that the first was trained on.
-        split: train, dev or test. Every opening of the test part is logged in each run's folder.
+        split: train, dev or test. Every opening of the test part is logged in each run's folder,
+            and in the ledger as one of the ensemble's, which is a configuration of its own.
         device: Where to predict.
         predictions: A Parquet file for the predictions.
         note: Told what the user should know, line by line.
@@ -185,17 +186,16 @@ def score(
     there = members(runs)
     if split not in SPLITS or not split:
         raise DataError(f"--split {split}: expected train, dev or test")
-    path = Path(features if features is not None else there[0].info.features)
-    if not path.exists():
-        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
-    with FeatureStore(path) as store:
+    with FeatureStore(opening_rows.scored_store(there[0], features)) as store:
         said = dict.fromkeys(line for run in there for line in checkpoint.check_store(run, store))
         for line in said:
             note(line)
         tell = Once(note)
+        seen_by = opening_rows.ensemble_configuration(there)
         tables = []
         for run in there:
-            tables.append(opening_rows.predict_split(run, store, split, device, progress, tell))
+            table = opening_rows.predict_split(run, store, split, device, progress, tell, seen_by)
+            tables.append(table)
         table = mean_table(tables, there)
         found = scoring.describe(there[0], table, split, device=device, store=store, together=True)
         p = prediction_table.from_table(table, found.task, found.labels, found.measures or "mosi")
@@ -206,7 +206,7 @@ def score(
     if predictions is not None:
         result_files.write_parquet(table, Path(predictions))
     if split == "test":
-        by = opening_rows.seen(there, p)
+        by = opening_rows.seen(there, p, seen_by)
         for line in (by.line(), *by.troubles):
             note(line)
     return found

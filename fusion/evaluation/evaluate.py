@@ -21,7 +21,14 @@ from mer.fusion.data import splits
 from mer.fusion.evaluation.answering import predict_rows
 from mer.fusion.evaluation.crosscorpus import WHOLE, LabelMap, label_map
 from mer.fusion.evaluation.means import deviation_of, mean_figures, mean_of, mean_parts
-from mer.fusion.evaluation.opening_rows import OPENED, content_of_rows, opened_rows, rows_of, tried
+from mer.fusion.evaluation.opening_rows import (
+    OPENED,
+    content_of_rows,
+    opened_rows,
+    rows_of,
+    scored_store,
+    tried,
+)
 from mer.fusion.evaluation.scoring import bootstrap_of, describe, intervals_of
 from mer.fusion.measures import metrics
 from mer.fusion.runs import checkpoint, ledger
@@ -95,10 +102,7 @@ def evaluate(
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
     if split is not None and split not in (*PARTS, WHOLE):
         raise DataError(f"--split {split}: expected train, dev or test, or all of another corpus")
-    path = Path(features if features is not None else run.info.features)
-    if not path.exists():
-        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
-    with FeatureStore(path) as store:
+    with FeatureStore(scored_store(run, features)) as store:
         labels = None
         if mapping is not None:
             spec = run.children[0].spec

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,18 @@ from mer.pipeline.store import FeatureStore
 OPENED = ("test", WHOLE)  # what nobody may have chosen by: every opening is noted
 
 
+def scored_store(run: Run, features: str | os.PathLike | None) -> Path:
+    """The store that a run is scored on: `features`, or the one that it was trained on.
+
+    Raises:
+        DataError: It is not there.
+    """
+    path = Path(features if features is not None else run.info.features)
+    if not path.exists():
+        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
+    return path
+
+
 def predict_split(
     run: Run,
     store: FeatureStore,
@@ -42,9 +55,12 @@ def predict_split(
     device: torch.device | str,
     progress: Silent,
     note: Note,
+    seen_by: str | None = None,
 ) -> pa.Table:
-    """What a run answers of a split, as `predict_rows` describes it."""
-    rows, pool = opened_rows(run, store, split, note)
+    """What a run answers of a split, as `predict_rows` describes it; `seen_by` as for
+    `note_opening`.
+    """
+    rows, pool = opened_rows(run, store, split, note, seen_by=seen_by)
     return predict_rows(run, store, rows, device=device, progress=progress, pool=pool)
 
 
@@ -56,12 +72,13 @@ def opened_rows(
     what: str = ledger.FIGURES,
     *,
     mapped: bool = False,
+    seen_by: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `rows_of`; that the test part is opened is noted first."""
+    """As `rows_of`; that the test part is opened is noted first, as `note_opening` does."""
     rows, pool = rows_of(run, store, split, mapped=mapped)
     if split in OPENED:
         check_unseen(run, store, rows, split, note)
-        note_opening(run, store, rows, note, what)
+        note_opening(run, store, rows, note, what, seen_by)
     return rows, pool
 
 
@@ -120,10 +137,16 @@ def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray, split: str, no
 
 
 def note_opening(
-    run: Run, store: FeatureStore, rows: np.ndarray, note: Note, what: str = ledger.FIGURES
+    run: Run,
+    store: FeatureStore,
+    rows: np.ndarray,
+    note: Note,
+    what: str = ledger.FIGURES,
+    seen_by: str | None = None,
 ) -> None:
     """Note in the run's log and in the ledger that the test part is opened, before it is read; how
-    often that was is part of the result.
+    often that was is part of the result. `seen_by` is the configuration that the figures are of,
+    where that is not the run's own.
     """
     header = store.header
     opening = ledger.Opening(
@@ -133,7 +156,7 @@ def note_opening(
         fingerprint=header.fingerprint,
         rows=len(rows),
         content=content_of_rows(store, rows),
-        configuration=configuration(run),
+        configuration=seen_by or configuration(run),
         training=run.info.identity,
         run=str(run.path.resolve()),
         model=run.info.model,
@@ -171,12 +194,20 @@ def configuration(run: Run) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def seen(children: Sequence[Run], p: Predicted) -> ledger.Seen:
+def ensemble_configuration(runs: Iterable[Run]) -> str:
+    """What stands for the mean of some trainings, which is something else that was tried."""
+    each = sorted(map(configuration, runs))
+    return hashlib.sha256(json.dumps(["ensemble", each]).encode()).hexdigest()
+
+
+def seen(children: Sequence[Run], p: Predicted, seen_by: str | None = None) -> ledger.Seen:
     """Who has seen the rows on which evaluated runs were tested.
 
     Args:
         children: Single trainings, those of groups among them, that share their test rows.
         p: The test predictions of one of them, or of its group.
+        seen_by: The configuration that is shown of all of them together, an ensemble's; None: that
+            of each.
 
     Returns:
         The counts, by the ledgers of all stores on which these runs are known to be evaluated.
@@ -185,7 +216,10 @@ def seen(children: Sequence[Run], p: Predicted) -> ledger.Seen:
     for child in children:
         stores += [Path(child.info.features)] if ledger.is_path(child.info.features) else []
         stores += ledger.stores_of(child.path / TEST_LOG)
-    return ledger.seen(_contents(p), len(seeds_of(p)[0].true), stores, tried(children))
+    shown_here = tried(children)
+    if seen_by is not None:
+        shown_here = [(seen_by, training) for _, training in shown_here]
+    return ledger.seen(_contents(p), len(seeds_of(p)[0].true), stores, shown_here)
 
 
 def tried(children: Iterable[Run]) -> list[tuple[str, str]]:

@@ -1,37 +1,34 @@
 """Run + store -> robustness.json: where a model holds, and where it does not.
 
-Without each modality it reads; with that of another utterance in its place; with noise on each, at
-three levels; where its unimodal heads agree and where they disagree, also against another run (what
-ED does for DRKF is the difference from the same run with `model_args.w_ed=0`); how well its
-probabilities are calibrated; by speaker; and what it confuses. All of it is of one part, test or
-dev; on test it is an opening that the ledger knows.
+A finished run is scored on one part, dev or test, in these ways:
+- without each modality that it reads, with the modality of another utterance in its place, and with
+  noise on it at three levels (`alterations`);
+- where its unimodal heads agree and where they disagree, also against another run: what ED does for
+  DRKF is the difference from the same run with `model_args.w_ed=0`;
+- how well its probabilities are calibrated, how it does on each speaker, and which classes it takes
+  for which others.
 
-Noise is an offset of the utterance, the same on all its steps: normal, with a deviation of so many
-of each number's own over the utterance means of the part. So a model that reads steps cannot
-average it out, and one that reads means and deviations sees as much of it. Of a run with context
-the neighbours keep theirs, but when a modality is missing, which they then lack as well.
+On test all of this is an opening that the ledger records. In a run with context the neighbours keep
+what they have, except that a modality that is taken away is taken from them as well.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mer.fusion.batch import Batch
 from mer.fusion.data import splits
 from mer.fusion.evaluation import answering, evaluate, inconsistency, opening_rows, scoring
+from mer.fusion.evaluation.alterations import Change, Kind, Moments, alterations, unchanged
 from mer.fusion.evaluation.scoring import sampled
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.intervals import Paired
 from mer.fusion.measures.metrics import headline, lower_is_better
-from mer.fusion.measures.tables import Table, number
 from mer.fusion.runs import ledger, prediction_table
 from mer.fusion.runs.checkpoint import Run, check_store
 from mer.fusion.runs.prediction_table import Predicted, unit
@@ -42,16 +39,10 @@ from mer.fusion.runtime.typed import optional
 from mer.fusion.training.training_setup import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import SILENT, Silent
-from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
 
-LEVELS = (0.25, 0.5, 1.0)  # of noise, in deviations of each number
-SEED = 0  # of what is drawn
 BINS = 10  # of the calibration curve
-NAMES = {"without": "without", "swapped": "another utterance's", "noise": "noise on"}
 FEWEST_OF_A_SPEAKER = 5  # utterances from which a speaker has a figure
-MOST_SPEAKERS = 5  # in a table, those with the worst figures
-MOST_CONFUSIONS = 8  # in a table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +51,7 @@ class Altered:
     they are. `n` rows, those with something left to read; `p_holm` over all such entries.
     """
 
-    what: Literal["without", "swapped", "noise"]
+    what: Kind
     modality: str
     level: float | None = optional()
     n: int
@@ -164,8 +155,8 @@ class Measured:
     device: torch.device | str
     progress: Silent
 
-    def predict(self, change: Callable[[int], Callable[[Batch], Batch]]) -> list[Predicted]:
-        """By seed, under a change for each child."""
+    def predict(self, changes: Sequence[Change]) -> list[Predicted]:
+        """The predictions by seed, each child's batches altered by its change."""
         tables = []
         for place, child in enumerate(self.run.children):
             tables.append(
@@ -175,7 +166,7 @@ class Measured:
                     self.rows[place],
                     device=self.device,
                     progress=self.progress,
-                    change=change(place),
+                    change=changes[place],
                     pool=self.pools[place],
                 )
             )
@@ -217,26 +208,20 @@ def measure(
         KeyMismatchError: The store is of another recipe or of other labels.
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
-    path = Path(features if features is not None else run.info.features)
-    if not path.exists():
-        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
+    path = opening_rows.scored_store(run, features)
     other = None
     if against is not None:
         other = (against if isinstance(against, Run) else Run.open(against)).trained()
     with FeatureStore(path) as store:
         measured = _opened(run, store, split, device, note, progress)
         moments = [Moments() for _ in run.children]
-        whole = measured.predict(lambda place: moments[place].seen)
+        whole = measured.predict([each.count for each in moments])
         theirs = None
         if other is not None:
             check_store(other.children[0], store)
-            modalities = run.children[0].spec.modalities
-            if scoring.where_heads_differ(whole[0], modalities) is None:
-                raise DataError(
-                    f"{run.path}: {run.children[0].config.model} has no heads of single modalities "
-                    f"that agree or disagree; leave out {other.path}"
-                )
-            theirs = _opened(other, store, split, device, note, progress).predict(_as_it_is)
+            _check_has_heads(run, whole[0], other)
+            as_they_are = [unchanged] * len(other.children)
+            theirs = _opened(other, store, split, device, note, progress).predict(as_they_are)
             _check_same(run, other, whole[0], theirs[0])
         found = _found(measured, whole, moments, split)
         if other is not None:
@@ -257,7 +242,8 @@ def stored(run: Run, split: str = "test") -> Robustness | None:
     path = run.path / ("robustness.json" if split == "test" else f"robustness-{split}.json")
     if not path.exists():
         return None
-    remedy = f"run `mer evaluate {run.path} --robustness` again, or delete it"
+    of = "" if split == "test" else f" --split {split}"
+    remedy = f"run `mer evaluate {run.path} --robustness{of}` again, or delete it"
     found = files.read_json(path, Robustness, remedy)
     if found.format != Robustness.format or found.version != Robustness.version:
         raise files.damaged(path, "of another version of mer", remedy)
@@ -287,6 +273,16 @@ def _opened(
         rows.append(mine)
         pools.append(pool)
     return Measured(run, store, rows, pools, device, progress)
+
+
+def _check_has_heads(run: Run, answers: Predicted, other: Run) -> None:
+    """Raise DataError where no unimodal heads can be held against those of another run."""
+    modalities = run.children[0].spec.modalities
+    if scoring.where_heads_differ(answers, modalities) is None:
+        raise DataError(
+            f"{run.path}: {run.children[0].config.model} has no heads of single modalities that "
+            f"agree or disagree; leave out {other.path}"
+        )
 
 
 def _check_same(run: Run, other: Run, mine: Predicted, theirs: Predicted) -> None:
@@ -337,145 +333,58 @@ def _value(by_seed: Sequence[Predicted], metric: str) -> float:
     return float(np.mean([p.figures()[metric] for p in by_seed]))
 
 
-# ---- Without a modality, and with noise
-
-
-class Moments:
-    """Mean and deviation of every number of each modality, over the utterances of the batches."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, Tensor | float, Tensor | float]] = {}
-
-    def seen(self, batch: Batch) -> Batch:
-        """Count a batch; it stays as it is."""
-        for m, x in batch.x.items():
-            there = batch.lengths[m] > 0
-            mask = batch.mask(m)[there, :, None]
-            steps = torch.where(mask, x[there], 0).double()
-            mean = steps.sum(1) / mask.sum(1).clamp(min=1)
-            n, total, squares = self.sums.get(m, (0.0, 0.0, 0.0))
-            self.sums[m] = (n + len(mean), total + mean.sum(0), squares + (mean**2).sum(0))
-        return batch
-
-    def deviation(self, modality: str) -> Tensor:
-        """(D,)"""
-        n, total, squares = self.sums[modality]
-        n = max(n, 1.0)
-        variance = torch.as_tensor(squares / n - (total / n) ** 2)
-        return variance.clamp(min=0).sqrt()
-
-
-def _as_it_is(place: int) -> Callable[[Batch], Batch]:
-    return lambda batch: batch
-
-
-def without(modality: str) -> Callable[[Batch], Batch]:
-    """A change that takes a modality away, as if no utterance had it, nor any of its neighbours."""
-
-    def change(batch: Batch) -> Batch:
-        x = batch.x | {modality: batch.x[modality][:, :1] * 0}
-        lengths = batch.lengths | {modality: batch.lengths[modality] * 0}
-        turns = batch.context
-        if turns is not None and modality in turns.there:
-            nobody = turns.there | {modality: torch.zeros_like(turns.there[modality])}
-            turns = replace(turns, there=nobody)
-        return replace(batch, x=x, lengths=lengths, context=turns)
-
-    return change
-
-
-def swapped(modality: str) -> Callable[[Batch], Batch]:
-    """A change that gives every utterance a modality of another one of its batch, which is of about
-    the same length; one without it stays without.
-    """
-
-    def change(batch: Batch) -> Batch:
-        there = torch.nonzero(batch.lengths[modality] > 0).flatten().cpu().numpy()
-        drawn = np.random.default_rng(SEED).permutation(there)
-        partner = np.arange(len(batch))
-        partner[drawn] = np.roll(drawn, 1)  # one cycle: nobody keeps its own, but in a batch of one
-        index = torch.from_numpy(partner).to(batch.row.device)
-        x = batch.x | {modality: batch.x[modality][index]}
-        lengths = batch.lengths | {modality: batch.lengths[modality][index]}
-        return replace(batch, x=x, lengths=lengths)
-
-    return change
-
-
-def noisy(modality: str, level: float, deviation: Tensor, seed: int) -> Callable[[Batch], Batch]:
-    """A change that moves every utterance by an offset of its own, which follows from its row."""
-
-    def change(batch: Batch) -> Batch:
-        x = batch.x[modality]
-        offsets = []
-        for row in batch.row.tolist():
-            offsets.append(np.random.default_rng((seed, row)).normal(size=x.shape[2]))
-        drawn = torch.from_numpy(np.array(offsets).reshape(len(batch), x.shape[2]))
-        offset = (level * deviation.cpu() * drawn).to(x)
-        moved = torch.where(batch.mask(modality)[..., None], x + offset[:, None], x)
-        return replace(batch, x=batch.x | {modality: moved})
-
-    return change
+# ---- When a modality fails
 
 
 def _altered(
     measured: Measured, whole: list[Predicted], moments: Sequence[Moments], metric: str
 ) -> tuple[Altered, ...]:
-    """Without each modality, and with noise of each level on each."""
+    """The figure under every alteration beside that of the same rows as they are."""
     reads = measured.run.children[0].reads
-    left = _what_is_left(measured, reads)
-    made: list[tuple[str, str, float | None, int, float, Paired]] = []
-    for m in reads if len(reads) > 1 else ():
-        altered = measured.predict(lambda place, m=m: without(m))  # type: ignore[misc]
-        kept = _rows_with(whole[0], left[m])
-        if len(kept):
-            some = [[p.take(kept) for p in each] for each in (whole, altered)]
-            made.append(("without", m, None, len(kept), *_paired(some[0], some[1], metric)))
-    for m in reads:
-        altered = measured.predict(lambda place, m=m: swapped(m))  # type: ignore[misc]
-        n = len(whole[0].true)
-        made.append(("swapped", m, None, n, *_paired(whole, altered, metric)))
-    for number_, m in enumerate(reads):
-        for level in LEVELS:
-            seed = SEED + number_
-
-            def change(place: int, m=m, level=level, seed=seed) -> Callable[[Batch], Batch]:
-                return noisy(m, level, moments[place].deviation(m), seed)
-
-            altered = measured.predict(change)
-            made.append(("noise", m, level, n, *_paired(whole, altered, metric)))
-    together = intervals.holm([pair.p for *_, pair in made])
-    return tuple(
-        Altered(
-            what=what,  # type: ignore[arg-type]
-            modality=m,
-            level=level,
-            n=n,
+    readable = _readable_without(measured, reads)
+    entries: list[Altered] = []
+    p_values: list[float] = []
+    for alteration in alterations(reads, moments):
+        plain, altered = whole, measured.predict(alteration.changes)
+        if alteration.what == "without":
+            kept = _rows_with(whole[0], readable[alteration.modality])
+            if not len(kept):
+                continue
+            plain = [p.take(kept) for p in whole]
+            altered = [p.take(kept) for p in altered]
+        value, pair = _paired(plain, altered, metric)
+        p_values.append(pair.p)
+        entry = Altered(
+            what=alteration.what,
+            modality=alteration.modality,
+            level=alteration.level,
+            n=len(plain[0].true),
             value=value,
             difference=pair.difference,
             interval=(pair.low, pair.high),
             p=pair.p,
-            p_holm=p_holm,
+            p_holm=None,
         )
-        for (what, m, level, n, value, pair), p_holm in zip(made, together, strict=True)
-    )
+        entries.append(entry)
+    corrected = intervals.holm(p_values)
+    return tuple(replace(e, p_holm=p) for e, p in zip(entries, corrected, strict=True))
 
 
-def _what_is_left(measured: Measured, reads: Sequence[str]) -> dict[str, set[str]]:
-    """For each modality the ids of the rows that have another one."""
+def _readable_without(measured: Measured, reads: Sequence[str]) -> dict[str, set[str]]:
+    """For each modality the ids of the rows that have another one that the run reads."""
     ids = measured.store.table()["id"].to_pylist()
-    found: dict[str, set[str]] = {m: set() for m in reads}
+    readable: dict[str, set[str]] = {m: set() for m in reads}
     for child, rows in zip(measured.run.children, measured.rows, strict=True):
         there = answering.modalities_of(child, measured.store, rows)
         for row, has in zip(rows.tolist(), there, strict=True):
             for m in reads:
                 if set(has) - {m}:
-                    found[m].add(ids[row])
-    return found
+                    readable[m].add(ids[row])
+    return readable
 
 
 def _rows_with(p: Predicted, ids: set[str]) -> np.ndarray:
-    return np.flatnonzero(np.array([one in ids for one in p.table["id"].to_pylist()], dtype=bool))
+    return np.flatnonzero(np.array([id in ids for id in p.table["id"].to_pylist()], dtype=bool))
 
 
 def _paired(
@@ -496,23 +405,12 @@ def _paired(
 def _heads(
     run: Run, whole: Sequence[Predicted], theirs: Sequence[Predicted] | None, metric: str
 ) -> tuple[Heads, ...]:
-    """Where the heads agree and where they do not, in most seeds; the same of unimodal labels,
-    where there are such.
+    """The figure where the heads agree and where they disagree, likewise for unimodal labels where
+    the store has some; with the difference from another run, if one is given.
     """
-    modalities = run.children[0].spec.modalities
-    each = [scoring.where_heads_differ(p, modalities) for p in whole]
-    there = [one for one in each if one is not None]
-    kinds: list[tuple[bool, bool | None, np.ndarray]] = []  # agree, by labels, rows
-    if len(there) == len(whole):
-        differ = np.mean(there, axis=0) > 0.5
-        kinds += [(True, None, ~differ), (False, None, differ)]
-    own = inconsistency.truth(whole[0].table, whole[0].task, whole[0].labels)
-    if len(own) > 1:
-        differ, known = inconsistency.inconsistent(own)
-        kinds += [(True, True, known & ~differ), (False, True, differ)]
-    found: list[Heads] = []
+    entries: list[Heads] = []
     pairs: list[Paired | None] = []
-    for agree, labels, among in kinds:
+    for agree, labels, among in _agreements(run, whole):
         rows = np.flatnonzero(among)
         mine = [p.take(rows) for p in whole]
         pair = None
@@ -523,21 +421,39 @@ def _heads(
                 sampled(other, groups)[metric], sampled(mine, groups)[metric]
             )
         pairs.append(pair)
-        value = _value(mine, metric) if len(rows) else float("nan")
-        found.append(Heads(agree=agree, labels=labels, n=len(rows), value=value))
+        value = _value(mine, metric) if len(rows) else math.nan
+        entries.append(Heads(agree=agree, labels=labels, n=len(rows), value=value))
     if theirs is None:
-        return tuple(found)
-    undefined = float("nan")
-    together = intervals.holm([undefined if pair is None else pair.p for pair in pairs])
-    return tuple(
-        _against(one, pair, p) for one, pair, p in zip(found, pairs, together, strict=True)
-    )
+        return tuple(entries)
+    corrected = intervals.holm([math.nan if pair is None else pair.p for pair in pairs])
+    return tuple(map(_with_difference, entries, pairs, corrected))
 
 
-def _against(one: Heads, pair: Paired | None, p: float) -> Heads:
+def _agreements(
+    run: Run, whole: Sequence[Predicted]
+) -> Iterator[tuple[bool, bool | None, np.ndarray]]:
+    """(whether they agree, whether unimodal labels are meant, (N,) which rows) for the heads, in
+    most seeds, and for the unimodal labels.
+    """
+    modalities = run.children[0].spec.modalities
+    by_seed = [scoring.where_heads_differ(p, modalities) for p in whole]
+    with_heads = [differs for differs in by_seed if differs is not None]
+    if len(with_heads) == len(whole):
+        differ = np.mean(with_heads, axis=0) > 0.5
+        yield True, None, ~differ
+        yield False, None, differ
+    labels = inconsistency.truth(whole[0].table, whole[0].task, whole[0].labels)
+    if len(labels) > 1:
+        differ, known = inconsistency.inconsistent(labels)
+        yield True, True, known & ~differ
+        yield False, True, differ
+
+
+def _with_difference(entry: Heads, pair: Paired | None, p_holm: float) -> Heads:
+    """The entry with its difference from another run; a pair is missing where no row is left."""
     if pair is None:
-        return one
-    return replace(one, difference=pair.difference, interval=(pair.low, pair.high), p_holm=p)
+        return entry
+    return replace(entry, difference=pair.difference, interval=(pair.low, pair.high), p_holm=p_holm)
 
 
 def _confidence(whole: Sequence[Predicted]) -> tuple[np.ndarray, np.ndarray]:
@@ -578,7 +494,7 @@ def _speakers(whole: Sequence[Predicted], metric: str) -> tuple[Speaker, ...]:
     if len(found) < 2:
         return ()
     sign = -1 if lower_is_better(metric) else 1
-    return tuple(sorted(found, key=lambda one: (sign * (one.value or 0), one.name)))
+    return tuple(sorted(found, key=lambda speaker: (sign * (speaker.value or 0), speaker.name)))
 
 
 def _confused(whole: Sequence[Predicted]) -> tuple[Confused, ...]:
@@ -589,98 +505,8 @@ def _confused(whole: Sequence[Predicted]) -> tuple[Confused, ...]:
     each = [metrics.confusion(p.true, p.pred, len(labels)) for p in whole]
     matrix = np.mean(each, axis=0)
     sizes = matrix.sum(1)
-    found = []
+    pairs = []
     for (row, column), n in np.ndenumerate(matrix):
         if row != column and n:
-            found.append(Confused(labels[row], labels[column], float(n), float(n / sizes[row])))
-    return tuple(sorted(found, key=lambda one: -one.share))
-
-
-# ---- As tables
-
-
-def tables(found: Robustness) -> list[Table]:
-    """What the terminal and the page show of it."""
-    made = [_altered_table(found), _heads_table(found), _calibration_table(found)]
-    made += [_speakers_table(found), _confused_table(found)]
-    return [table for table in made if table.rows]
-
-
-def _altered_table(found: Robustness) -> Table:
-    metric = found.metric
-    rows = [("as it is", number(metric, found.value), "", "", "", f"{found.n:,}")]
-    for one in found.altered:
-        name = f"{NAMES[one.what]} {one.modality}"
-        if one.level is not None:
-            name += f", {one.level:g} sd"
-        rows.append((name, *_cells(metric, one), f"{one.n:,}"))
-    title = f"{found.model} on {found.dataset} {found.split}, when a modality fails"
-    if found.context != "none":
-        title += f", context {found.context}"
-    groups = f"{found.bootstrap.groups} {found.bootstrap.unit}s"
-    heads = ("", metrics.title(metric), "difference", f"95 % interval ({groups})", "p (Holm)", "n")
-    return Table(title, heads, tuple(rows) if found.altered else ())
-
-
-def _cells(metric: str, one: Altered | Heads) -> tuple[str, str, str, str]:
-    bounds = "–"
-    if one.interval and None not in one.interval:
-        bounds = " … ".join(number(metric, end, signed=True) for end in one.interval)
-    p = "–" if one.p_holm is None else f"{one.p_holm:.3f}"
-    return (
-        number(metric, one.value),
-        number(metric, one.difference, signed=True),
-        bounds,
-        p if one.p_holm is None or one.p_holm >= 0.0005 else "< 0.001",
-    )
-
-
-def _heads_table(found: Robustness) -> Table:
-    rows = []
-    for one in found.heads:
-        what = "unimodal labels" if one.labels else "heads"
-        name = f"{what} {'agree' if one.agree else 'disagree'}"
-        cells = _cells(found.metric, one) if found.against else _cells(found.metric, one)[:1]
-        rows.append((name, *cells, f"{one.n:,}"))
-    title = "where the unimodal heads agree and disagree"
-    if any(one.labels for one in found.heads):
-        title = "where the unimodal heads, and the unimodal labels, agree and disagree"
-    heads: tuple[str, ...] = ("", metrics.title(found.metric), "n")
-    if found.against:
-        title += f", minus {shown(Path(found.against).name, 60)}"
-        heads = ("", metrics.title(found.metric), "difference", "95 % interval", "p (Holm)", "n")
-    return Table(title, heads, tuple(rows))
-
-
-def _calibration_table(found: Robustness) -> Table:
-    rows = []
-    for one in found.calibration:
-        name = f"{100 * one.low:.0f} to {100 * one.high:.0f} %"
-        shares = (number("share", one.confidence), number("share", one.right))
-        rows.append((name, *shares, f"{one.n:,}"))
-    together = ", answers of all seeds together" if found.seeds > 1 else ""
-    title = f"calibration, expected error {number('ece', found.ece)} (15 bins{together})"
-    seeds = f" ({found.seeds} seeds)" if found.seeds > 1 else ""
-    heads = ("probability of the answer", "mean", "right, %", f"answers{seeds}")
-    return Table(title, heads, tuple(rows))
-
-
-def _speakers_table(found: Robustness) -> Table:
-    some = found.speakers
-    if not some:
-        return Table("", (), ())
-    values = np.array([one.value for one in some if one.value is not None])
-    rows = [(one.name, number(found.metric, one.value), f"{one.n:,}") for one in some]
-    if len(rows) > MOST_SPEAKERS + 1:
-        rows = [*rows[:MOST_SPEAKERS], rows[-1]]
-    spread = number(found.metric, float(np.std(values, ddof=1)) if len(values) > 1 else None)
-    title = f"{plural(len(some), 'speaker')}, the worst and the best; deviation {spread}"
-    return Table(title, ("speaker", metrics.title(found.metric), "n"), tuple(rows))
-
-
-def _confused_table(found: Robustness) -> Table:
-    rows = []
-    for one in found.confused[:MOST_CONFUSIONS]:
-        rows.append((one.reference, one.answer, number("share", one.share), f"{one.n:.1f}"))
-    heads = ("reference", "taken for", "% of the reference", "utterances")
-    return Table("what is confused", heads, tuple(rows))
+            pairs.append(Confused(labels[row], labels[column], float(n), float(n / sizes[row])))
+    return tuple(sorted(pairs, key=lambda pair: -pair.share))

@@ -11,7 +11,7 @@ from mer.fusion.losses.contrastive import (
 )
 from mer.fusion.losses.distillation import kl_to_label, kl_to_posterior
 from mer.fusion.losses.reconstruction import masked_mse
-from mer.fusion.losses.supervised import balanced_bce, same_emotion, task_loss
+from mer.fusion.losses.supervised import balanced_bce, same_emotion, same_label, task_loss
 
 __all__ = [
     "Contrast",
@@ -26,5 +26,6 @@ __all__ = [
     "nt_xent",
     "nt_xent_apart",
     "same_emotion",
+    "same_label",
     "task_loss",
 ]

@@ -81,8 +81,8 @@ def nt_xent(x: Tensor, y: Tensor, *, temperature: float | Tensor, impl: Impl = "
 
 
 def nt_xent_apart(x: Tensor, y: Tensor, same: Tensor, *, temperature: float | Tensor) -> Tensor:
-    """NT-Xent whose negatives are of other emotions: rows of the same emotion as the anchor are no
-    candidates of it, but for its positive.
+    """NT-Xent whose negatives are of other emotions: of the rows with the anchor's own emotion only
+    its positive is a candidate.
 
     Args:
         x: (B, D) one view; rows are normalised inside.

@@ -139,6 +139,30 @@ def same_emotion(target: Tensor, *, task: str, jaccard: float = 1.0) -> tuple[Te
     return both >= jaccard * either, labelled
 
 
+def same_label(first: Tensor, second: Tensor, *, task: str) -> tuple[Tensor, Tensor]:
+    """(same, known), both (N, B) bool: do one modality of each of N rows and another of each of B
+    carry the same emotion by the labels of their own?
+
+    single: equal classes. regression: the same sign, negative, 0 or positive, by which `mer
+    evaluate` says what is inconsistent.
+
+    Args:
+        first: Labels of the one modality, (N,) classes or (N, 1) numbers, -1 or NaN unlabelled.
+        second: Those of the other, likewise.
+        task: single or regression.
+
+    >>> same, known = same_label(torch.tensor([0, 1]), torch.tensor([1, -1]), task="single")
+    >>> same.tolist(), known.tolist()
+    ([[False, False], [True, False]], [[True, False], [True, False]])
+    """
+    if task == "single":
+        there = first >= 0, second >= 0
+    else:
+        there = ~first.isnan()[:, 0], ~second.isnan()[:, 0]
+        first, second = (values.nan_to_num().sign()[:, 0] for values in (first, second))
+    return first[:, None] == second[None], there[0][:, None] & there[1][None]
+
+
 def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Binary cross-entropy of (N,) logits in which positives and negatives weigh one half each,
     however many there are. 0 where one of the two is missing: a batch of one class would only teach

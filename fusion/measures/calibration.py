@@ -20,7 +20,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 @dataclass(frozen=True)
 class Scaling:
     """The temperature, and the calibration error (ECE) and negative log-likelihood of the dev rows
-    before and after. They are of the rows that it was fitted on.
+    before and after. They are measured on the very rows that it was fitted on.
     """
 
     temperature: float

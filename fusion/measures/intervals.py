@@ -99,6 +99,15 @@ def interval(one: Sampled, level: float = LEVEL) -> list[float]:
     return _bounds(_spread([one], [1.0]), level)
 
 
+def interval_of_sum(
+    some: Sequence[Sampled], weights: Sequence[float], level: float = LEVEL
+) -> list[float]:
+    """The interval of a weighted sum of figures of the same rows, each averaged over its seeds: the
+    same groups are drawn for all, seeds for each.
+    """
+    return _bounds(_spread(some, weights), level)
+
+
 def difference(first: Sampled, second: Sampled, level: float = LEVEL) -> Paired:
     """Second minus first, of the same rows: the same groups are drawn for both, seeds for each. The
     same answers twice are the same seeds and differ in no draw.
@@ -137,15 +146,16 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
-def _spread(some: Sequence[Sampled], signs: Sequence[float]) -> Spread:
-    """The draws of a signed sum of means over seeds."""
+def _spread(some: Sequence[Sampled], weights: Sequence[float]) -> Spread:
+    """The draws of a weighted sum of means over seeds."""
     fixed, joint = np.zeros(1), np.zeros(1)
     of_seeds = []
-    for place, (one, sign) in enumerate(zip(some, signs, strict=True)):
-        fixed = fixed + sign * one.draws.mean(1)
-        joint = joint + sign * (one.draws * _weights(*one.draws.shape, seed=place + 1)).sum(1)
+    for place, (one, weight) in enumerate(zip(some, weights, strict=True)):
+        fixed = fixed + weight * one.draws.mean(1)
+        joint = joint + weight * (one.draws * _weights(*one.draws.shape, seed=place + 1)).sum(1)
         if one.seeds > 1:
-            of_seeds.append((float(np.var(one.values, ddof=1)) / one.seeds, one.seeds - 1))
+            variance = weight**2 * float(np.var(one.values, ddof=1)) / one.seeds
+            of_seeds.append((variance, one.seeds - 1))
     groups = min(one.groups for one in some)
     defined = fixed[~np.isnan(fixed)]
     of_groups = float(np.var(defined)) if len(defined) else math.nan

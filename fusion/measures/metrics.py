@@ -139,7 +139,9 @@ def title(name: str) -> str:
 
 
 def in_order(known: Collection[str]) -> list[str]:
-    """Those of the figures that have a title, as they are printed: a mean before what it is of."""
+    """The figures that have a title, in the order of print: a mean before the figures that it is
+    the mean of.
+    """
     there = sorted(known, key=lambda name: name not in TITLES)
     return [name for kind in TITLES for name in there if kind_of(name) == kind]
 
@@ -204,8 +206,9 @@ def chance(reference: Sequence[float], learnt: Sequence[float]) -> dict[str, flo
     if not share.sum():
         return {name: NAN for name in from_confusion(np.zeros((1, 1)))}
     always = np.eye(len(share))[share.argmax()]
-    found = [from_confusion(np.outer(counts, answers)) for answers in (always, share / share.sum())]
-    return {name: max(one[name] for one in found) for name in found[0]}
+    of_always = from_confusion(np.outer(counts, always))
+    of_shares = from_confusion(np.outer(counts, share / share.sum()))
+    return {name: max(of_always[name], of_shares[name]) for name in of_always}
 
 
 def classification(
@@ -363,8 +366,8 @@ def ccc(x: np.ndarray, y: np.ndarray) -> float:
     2 cov(x, y) / (var x + var y + (mean x - mean y)^2). NaN for fewer than two samples, and where
     both are the same constant.
 
-    >>> ccc(np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0]))
-    0.5714285714285714
+    >>> round(ccc(np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0])), 4)  # 4/7
+    0.5714
     """
     if len(x) < 2:
         return NAN

@@ -37,8 +37,8 @@ def glossary(names: Iterable[str]) -> str:
     >>> glossary(["wa", "pearson", "mae"])
     'WA: weighted accuracy, the share of right answers; MAE: mean absolute error.'
     """
-    said = [MEANINGS[name] for name in dict.fromkeys(map(kind_of, names)) if name in MEANINGS]
-    return f"{'; '.join(said)}." if said else ""
+    meanings = [MEANINGS[name] for name in dict.fromkeys(map(kind_of, names)) if name in MEANINGS]
+    return f"{'; '.join(meanings)}." if meanings else ""
 
 
 # Loss terms of the log, by the part of their name before a modality. Drawings and messages show

@@ -25,9 +25,10 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
 - `unimodal_heads: bool`              whether there is a head for each modality that learns what
                                       `Batch.taught` gives for it: its own label, where one is to be
                                       learnt; False: `data.unimodal_labels` is refused
+- `pairs_by_own_labels: bool`         whether such labels are needed, for pairs of two utterances
 - `diagnostics() -> dict`             floats worth logging (temperature, MI bounds in nats,
                                       raw/augmented cosine, ...)
-- `observed() -> dict`                those of them that are of the last `losses` call, detached and
+- `observed() -> dict`                the diagnostics of the last `losses` call alone, detached and
                                       on their device; the log has their means over the epoch
 
 A model sees one layer of features. Where several are kept, `layered` mixes them into that one and

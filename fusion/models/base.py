@@ -55,6 +55,13 @@ class FusionModel(nn.Module):
         """
         return False
 
+    @property
+    def pairs_by_own_labels(self) -> bool:
+        """Whether modalities of two utterances are told alike by the labels of their own, which it
+        needs then (`Batch.taught`).
+        """
+        return False
+
     @classmethod
     def reads_summary(cls, config) -> bool:
         """Whether a model of this configuration is one of `summary`."""
@@ -181,9 +188,9 @@ class FusionModel(nn.Module):
         return {}
 
     def observed(self) -> dict[str, Tensor | float]:
-        """Those of `diagnostics` that are of the last `losses` call alone, still on their device:
-        the trainer averages them over the batches of an epoch, by rows. NaN: this batch says
-        nothing.
+        """The entries of `diagnostics` that describe the last `losses` call alone, still on their
+        device. The trainer averages them over the batches of an epoch, weighted by rows, and leaves
+        out a batch whose entry is NaN.
         """
         return {}
 

@@ -19,8 +19,8 @@ from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel, standardiser_of
 from mer.fusion.modules.context import TurnAttention
 from mer.fusion.modules.dropout import Dropout
-from mer.fusion.modules.kf import FusionEncoder
-from mer.fusion.modules.orl import Adapter, adapter_of
+from mer.fusion.modules.kf import fusion_encoder
+from mer.fusion.modules.orl import adapt, adapter_of, adapters
 from mer.fusion.modules.pooling import (
     AttentiveStatistics,
     Standardise,
@@ -185,22 +185,8 @@ class FusionEncoderModel(FusionModel):
 
     def __init__(self, config: FusionConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.adapter = nn.ModuleDict(
-            {
-                m: Adapter(width, config.d, dropout=config.feature_dropout)
-                for m, width in spec.modalities.items()
-            }
-        )
-        self.fe = FusionEncoder(
-            tuple(spec.modalities),
-            config.d,
-            layers=config.layers,
-            heads=config.heads,
-            ffn=config.ffn,
-            dropout=config.dropout,
-            positions=config.positions,
-            max_positions=config.max_positions,
-        )
+        self.adapter = adapters(spec.modalities, config.d, dropout=config.feature_dropout)
+        self.fe = fusion_encoder(tuple(spec.modalities), config)
         self.ec = self.answer_head(config.d, config.d, dropout=config.dropout)
         self.turns = self.turn_tokens(config.d)
 
@@ -216,7 +202,7 @@ class FusionEncoderModel(FusionModel):
 
     def classify(self, batch: Batch, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         mask = {m: batch.mask(m) for m in self.spec.modalities}
-        h = {m: self.adapter[m](batch.x[m], mask[m]) for m in mask}
+        h = adapt(self.adapter, batch.x, mask)
         z, share = self.fe(h, mask, attention=attention, turns=self.seen_turns(batch))
         return self.ec(z), share
 

@@ -211,7 +211,7 @@ class DMDOutputs:
 
 
 class HeadOutputs(NamedTuple):
-    """Of one head: logits (B, C), W1 x (B, hidden), y (B, n)."""
+    """What one head gives: logits (B, C), W1 x (B, hidden), y (B, n)."""
 
     logits: Tensor
     hidden: Tensor

@@ -35,18 +35,20 @@ from mer.fusion.losses import (
     mi_lower_bound,
     nt_xent_apart,
     same_emotion,
+    same_label,
 )
 from mer.fusion.models import Prediction
 from mer.fusion.models.base import FusionModel
 from mer.fusion.modules.dropout import LockedDropout
 from mer.fusion.modules.heads import mlp
-from mer.fusion.modules.kf import FusionEncoder, LinearFusion, sample_pairs
+from mer.fusion.modules.kf import FusionEncoder, LinearFusion, fusion_encoder, sample_pairs
 from mer.fusion.modules.orl import (
-    Adapter,
     ResidualAutoencoder,
     Temperature,
     active_blocks,
+    adapt,
     adapter_of,
+    adapters,
     ramp,
     twice,
 )
@@ -113,6 +115,9 @@ class DRKFConfig:
     # also show the true pairs, as positives (the label of ED is then known to be wrong for mixed
     # emotions)
     ed_natural: bool = False
+    # what "the same emotion" of a pair goes by. common: the labels of its two utterances | own:
+    # what the one modality and the other say by themselves (data.unimodal_labels)
+    ed_labels: str = added("common")
     # multi-label: overlap of label sets from which two utterances carry the same emotion
     ed_jaccard: float = 1.0
 
@@ -144,6 +149,7 @@ class DRKFConfig:
             "kl_target": ("label", "posterior", "off"),
             "kl_reduction": ("batch", "classes"),
             "mi_negatives": ("all", "other"),
+            "ed_labels": ("common", "own"),
             "regression_loss": ("l1", "mse", "ccc"),
             "target_heads": ("shared", "per_target"),
         }
@@ -214,31 +220,15 @@ class DRKF(FusionModel):
         names = tuple(spec.modalities)
         self.pairs = list(combinations(names, 2))
 
-        def adapters() -> nn.ModuleDict:
-            return nn.ModuleDict(
-                {
-                    m: Adapter(width, config.d, dropout=config.feature_dropout)
-                    for m, width in spec.modalities.items()
-                }
-            )
-
-        self.adapter = adapters()
-        self.fe_adapter = adapters() if config.fe_input == "raw" else None
+        make_adapters = partial(adapters, spec.modalities, config.d, dropout=config.feature_dropout)
+        self.adapter = make_adapters()
+        self.fe_adapter = make_adapters() if config.fe_input == "raw" else None
         self.unimodal = nn.ModuleDict({m: nn.Linear(config.d, spec.outputs) for m in names})
         self.fe: FusionEncoder | LinearFusion
         if config.fe == "linear":
             self.fe = LinearFusion(names, config.d, turns=spec.context is not None)
         else:
-            self.fe = FusionEncoder(
-                names,
-                config.d,
-                layers=config.layers,
-                heads=config.heads,
-                ffn=config.ffn,
-                dropout=config.dropout,
-                positions=config.positions,
-                max_positions=config.max_positions,
-            )
+            self.fe = fusion_encoder(names, config)
         self.ec = self.answer_head(config.d, config.d, dropout=config.dropout)
         self.ed = mlp(config.d, config.d, 1, dropout=config.dropout) if self.pairs else None
 
@@ -258,7 +248,8 @@ class DRKF(FusionModel):
         self.turns = self.turn_tokens(config.d)
         self.lr_scale = {"temperature.theta": config.tau_lr_scale}
         self.last: dict[str, Tensor | float] = {}
-        self._weighs = ((0, -1), False)  # of which version of class_weights, and the answer
+        # the version of class_weights that was looked at last, and whether they weigh anything
+        self._weighs = ((0, -1), False)
 
     # Inference
 
@@ -283,10 +274,6 @@ class DRKF(FusionModel):
             valid.append(seen.present[m] & seen.present[n])
         value, known = torch.stack(values), torch.stack(valid)
         return value.where(known, 0).sum(0) / known.sum(0)  # 0 / 0 is the NaN
-
-    @staticmethod
-    def adapt(adapter: nn.ModuleDict, batch: Batch, mask: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {m: adapter[m](batch.x[m], mask[m]) for m in mask}
 
     # Training
 
@@ -318,14 +305,14 @@ class DRKF(FusionModel):
                 terms[f"kl_{m}"] = self.kl(m, seen.mean[m][rows], augmented[m].mean[rows], target)
         terms |= self.mutual_information(seen, augmented, batch.target)
         if config.w_ed and self.pairs:
-            terms["ed"] = self.discrimination(seen, batch.target, z)
+            terms["ed"] = self.discrimination(seen, batch, z)
         return terms
 
     def encode(self, batch: Batch) -> Encoded:
         """H_m and its mean for every modality, and what the fusion encoder reads."""
         mask = {m: batch.mask(m) for m in self.spec.modalities}
-        h = self.adapt(self.adapter, batch, mask)
-        x = h if self.fe_adapter is None else self.adapt(self.fe_adapter, batch, mask)
+        h = adapt(self.adapter, batch.x, mask)
+        x = h if self.fe_adapter is None else adapt(self.fe_adapter, batch.x, mask)
         present = {m: mask[m].any(1) for m in mask}
         mean = {m: masked_mean(h[m], mask[m]) for m in h}
         return Encoded(h, x, mean, mask, present, self.seen_turns(batch))
@@ -482,20 +469,21 @@ class DRKF(FusionModel):
             if contrast.loss == "nt_xent":
                 self.last[name.replace("mi_", "cosine_", 1)] = F.cosine_similarity(x, y).mean()
 
-    def discrimination(self, seen: Encoded, target: Tensor, z: Tensor) -> Tensor:
+    def discrimination(self, seen: Encoded, batch: Batch, z: Tensor) -> Tensor:
         """ed: cross-entropy of ED(FE(H_m of i, H_n of j)) against "same emotion", i != j.
 
         The anchors i are dealt out over the pairs of modalities; partners are drawn by label, and
         both inputs gathered by index.
         """
-        config, device = self.config, target.device
-        same, labelled = same_emotion(target, task=self.spec.task, jaccard=config.ed_jaccard)
-        count = max(1, round(config.ed_anchors * len(target)))
-        anchors = torch.randperm(len(target), device=device)[:count]
+        config, device, size = self.config, batch.target.device, len(batch)
+        count = max(1, round(config.ed_anchors * size))
+        anchors = torch.randperm(size, device=device)[:count]
+        truths = self.truths(batch)
         logits, truth, known = [], [], []
         for (m, n), i in zip(self.pairs, anchors.tensor_split(len(self.pairs)), strict=True):
-            usable = (labelled & seen.present[n])[None] & (labelled & seen.present[m])[i, None]
-            another = torch.arange(len(target), device=device) != i[:, None]
+            same, labelled = truths[m, n]
+            usable = labelled[i] & seen.present[m][i, None] & seen.present[n][None]
+            another = torch.arange(size, device=device) != i[:, None]
             j, is_same, valid = sample_pairs(
                 same[i],
                 usable & another,
@@ -508,13 +496,28 @@ class DRKF(FusionModel):
             truth.append(is_same.flatten())
             known.append(valid.flatten())
         if config.ed_natural and len(self.pairs) == 1:
+            same, labelled = truths[self.pairs[0]]
             pair = z if seen.turns is None else self.fe(seen.x, seen.mask)[0]
             logits.append(self.same_emotion_logit(pair))
-            truth.append(torch.ones_like(labelled))
-            known.append(labelled & torch.stack(list(seen.present.values())).all(0))
-        logit, same_label, valid = torch.cat(logits), torch.cat(truth), torch.cat(known)
-        self.last["ed_balanced_accuracy"] = balanced_accuracy(logit.detach() > 0, same_label, valid)
-        return balanced_bce(logit, same_label, valid)
+            truth.append(same.diagonal())
+            known.append(labelled.diagonal() & torch.stack(list(seen.present.values())).all(0))
+        logit, same_pair, valid = torch.cat(logits), torch.cat(truth), torch.cat(known)
+        self.last["ed_balanced_accuracy"] = balanced_accuracy(logit.detach() > 0, same_pair, valid)
+        return balanced_bce(logit, same_pair, valid)
+
+    def truths(self, batch: Batch) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+        """(m, n) -> (same, known), both (B, B) bool: whether modality m of row i carries the same
+        emotion as modality n of row j, and of which pairs that is known.
+
+        By the common labels, or by those of the modalities themselves; one that nobody has labelled
+        says what the common label does.
+        """
+        config, task = self.config, self.spec.task
+        if config.ed_labels == "own":
+            own = {m: batch.taught(m)[0] for m in self.spec.modalities}
+            return {(m, n): same_label(own[m], own[n], task=task) for m, n in self.pairs}
+        same, labelled = same_emotion(batch.target, task=task, jaccard=config.ed_jaccard)
+        return dict.fromkeys(self.pairs, (same, labelled[:, None] & labelled[None]))
 
     def pair_logit(self, seen: Encoded, m: str, n: str, i: Tensor, j: Tensor) -> Tensor:
         """(N,) ED's logits for modality m of the rows i beside modality n of the rows j."""
@@ -548,6 +551,11 @@ class DRKF(FusionModel):
         return bool(self.config.w_uni) or (self.uses_kl and self.config.kl_target == "label")
 
     @property
+    def pairs_by_own_labels(self) -> bool:
+        config = self.config
+        return config.ed_labels == "own" and bool(config.w_ed and self.pairs)
+
+    @property
     def uses_kl(self) -> bool:
         return bool(self.config.w_kl) and self.config.kl_target != "off"
 
@@ -564,10 +572,10 @@ class DRKF(FusionModel):
         return config.ae_blocks
 
     def diagnostics(self) -> dict[str, float]:
-        """Of the last `losses` call: tau, mi_bound_* (nats), mi_cap_nt_xent and mi_cap_info_nce,
-        above which those bounds cannot be in a batch of that size, cosine_m of raw and augmented
-        view (1: the augmentation is empty), ed_balanced_accuracy on the batch's pairs, ramp,
-        ae_blocks.
+        """What the last `losses` call showed: tau; mi_bound_* in nats, and mi_cap_nt_xent and
+        mi_cap_info_nce, the highest values that these bounds can have in a batch of that size;
+        cosine_m of raw and augmented view (1: the augmentation is empty); ed_balanced_accuracy on
+        the batch's pairs; ramp; ae_blocks.
         """
         return {name: float(value) for name, value in self.last.items()}
 
@@ -577,9 +585,9 @@ class DRKF(FusionModel):
     def standardisers(self) -> dict[str, list[Standardise]]:
         sets = [self.adapter] if self.fe_adapter is None else [self.adapter, self.fe_adapter]
         layers: dict[str, list[Standardise]] = {m: [] for m in self.spec.modalities}
-        for adapters in sets:
+        for layer_set in sets:
             for m, found in layers.items():
-                found.append(adapter_of(adapters, m).standardise)
+                found.append(adapter_of(layer_set, m).standardise)
         return layers
 
 

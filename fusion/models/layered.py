@@ -74,7 +74,9 @@ class Layered(FusionModel):
         return replace(mixed, context=turns)
 
     def _mixed_steps(self, steps: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The steps (B, T, D_m) of each modality, of which the mask (B, T) is True."""
+        """The steps (B, T, D_m) of each modality, with layers mixed where there are several; mixed
+        steps are zero beyond the mask (B, T).
+        """
         x = dict(steps)
         for m, blocks in self.blocks.items():
             mask = masks[m]

@@ -117,6 +117,20 @@ class FusionEncoder(nn.Module):
         return torch.where(total > 0, on / total.clamp(min=torch.finfo(on.dtype).tiny), 1 / len(h))
 
 
+def fusion_encoder(names: tuple[str, ...], config) -> FusionEncoder:
+    """The fusion encoder of some modalities, by the fields of a model's configuration."""
+    return FusionEncoder(
+        names,
+        config.d,
+        layers=config.layers,
+        heads=config.heads,
+        ffn=config.ffn,
+        dropout=config.dropout,
+        positions=config.positions,
+        max_positions=config.max_positions,
+    )
+
+
 class LinearFusion(nn.Module):
     """z = LN(sum_m W_m mean H_m + W_turns mean c): what takes the place of the fusion encoder when
     an ablation asks what it is worth. Same arguments, same z; no step sees another one.

@@ -5,7 +5,7 @@ temperature (docs/papers/drkf.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, cast
 
@@ -34,6 +34,18 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.standardise(zero_padding(x, mask).to(self.linear.weight.dtype))
         return zero_padding(self.norm(self.linear(self.dropout(x))), mask)
+
+
+def adapters(widths: Mapping[str, int], d: int, *, dropout: float) -> nn.ModuleDict:
+    """An adapter to d numbers for each modality, by the width of its features."""
+    return nn.ModuleDict({m: Adapter(width, d, dropout=dropout) for m, width in widths.items()})
+
+
+def adapt(
+    layers: nn.ModuleDict, x: Mapping[str, Tensor], mask: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """H_m (B, T_m, d) of the modalities that have a mask."""
+    return {m: layers[m](x[m], mask[m]) for m in mask}
 
 
 def adapter_of(adapters: nn.ModuleDict, modality: str) -> Adapter:

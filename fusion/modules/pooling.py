@@ -59,7 +59,7 @@ class Moments:
         self.count = total
 
     def part(self, first: int, end: int) -> Moments:
-        """Those of some neighbouring channels."""
+        """The moments of the channels `first` to `end` (not included)."""
         found = Moments()
         if self.count:
             found.count = self.count
@@ -110,7 +110,7 @@ class AttentiveStatistics(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = zero_padding(x, mask)
         scores = self.score(torch.tanh(self.hidden(x)))[..., 0]
-        # not -inf, of which a row without steps would make NaN
+        # not -inf, which would give NaN in a row without steps
         weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(1) * mask
         mean = torch.einsum("bt,btd->bd", weights, x)
         variance = torch.einsum("bt,btd->bd", weights, (x - mean[:, None]).square())

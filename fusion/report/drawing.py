@@ -15,7 +15,17 @@ from unicodedata import east_asian_width
 import numpy as np
 
 from mer.fusion.report import pictures
-from mer.fusion.report.pictures import Bars, Curves, Dot, Intervals, Layers, Line, Matrix, Picture
+from mer.fusion.report.pictures import (
+    Bars,
+    Curves,
+    Dot,
+    Intervals,
+    Layers,
+    Line,
+    Matrix,
+    Picture,
+    Reliability,
+)
 from mer.pipeline.runtime.terminal import escape, plural
 
 WIDTH = 360.0
@@ -397,6 +407,27 @@ def _layers(picture: Layers) -> Scene:
     )
     title = f"{picture.title}, {picture.part}"
     return Scene(title, said, WIDTH, bottom + 2.8 * LINE, tuple(marks))
+
+
+# ---- Calibration
+
+
+@scene.register(Reliability)
+def _reliability(picture: Reliability) -> Scene:
+    top, bottom, left, right = 10.0, 210.0, 56.0, WIDTH - EDGE
+    x, y = Scale(0.0, 100.0, left + 6, right - 6), Scale(0.0, 100.0, bottom, top)
+    marks = _beside(y, ticks(0.0, 100.0), left, right, "right (%)")
+    marks += _below(x, ticks(0.0, 100.0), bottom, bottom, "probability of the answer (%)")
+    marks.append(_rule(x(0.0), y(0.0), x(100.0), y(100.0), "chance"))
+    points = [(x(100 * mean), y(100 * share)) for mean, share, _ in picture.bins]
+    if len(points) > 1:
+        marks.append(_path(points, "curve blue solid"))
+    marks += [_dot(*point, 3, "dot blue") for point in points]
+    said = ["On the dashed line answers are right as often as they say."]
+    for mean, share, n in picture.bins:
+        answers = plural(n, "answer")
+        said.append(f"{answers} of {100 * mean:.0f} % on average: {100 * share:.0f} % right.")
+    return Scene(picture.title, " ".join(said), WIDTH, bottom + 2.8 * LINE, tuple(marks))
 
 
 # ---- Runs below each other

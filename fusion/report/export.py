@@ -14,7 +14,7 @@ from typing import Any
 
 from mer.fusion.measures.tables import Table
 from mer.fusion.report import pictures
-from mer.fusion.report.page import PagePicture, PageTable
+from mer.fusion.report.page_parts import PagePicture, PageTable
 from mer.fusion.runtime import files
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.cells import guarded

@@ -33,6 +33,7 @@ from mer.fusion.report.pictures import (
     Line,
     Matrix,
     Picture,
+    Reliability,
 )
 from mer.fusion.runs import checkpoint
 from mer.fusion.runs.checkpoint import Run
@@ -295,6 +296,18 @@ def _intervals(picture: Intervals) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(title=picture.title, xlabel=picture.label)
+    return figure
+
+
+@draw.register(Reliability)
+def _reliability(picture: Reliability) -> Figure:
+    """The share of right answers over their probability, and the diagonal on which both agree."""
+    figure, axes = new(3.8, 3.6)
+    mean, share, _ = np.array(picture.bins).T
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
+    axes.plot(100 * mean, 100 * share, ".-", color=COLOURS["text"])
+    axes.set(xlim=(0, 100), ylim=(0, 103), title=picture.title)
+    axes.set(xlabel="probability of the answer (%)", ylabel="right (%)")
     return figure
 
 

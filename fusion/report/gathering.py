@@ -26,12 +26,12 @@ UNREADABLE = "damaged or no run"
 
 
 @dataclass(frozen=True)
-class Told:
+class ReadRun:
     """A finished run that has test figures, read: all that a page says of it."""
 
     run: Run
     children: tuple[Run, ...]
-    found: SingleMetrics | GroupMetrics
+    scores: SingleMetrics | GroupMetrics
     logs: tuple[list[Epoch], ...]
     config: str
     row: RunRow
@@ -47,14 +47,14 @@ class LeftOut:
     error: MerError
 
 
-def told(run: Run) -> Told:
+def read_run(run: Run) -> ReadRun:
     """All that a page says of a run.
 
     Raises:
         DataError: It is not finished, not evaluated, or damaged.
     """
-    found = result_files.stored_metrics(run.trained())
-    if found is None:
+    scores = result_files.stored_metrics(run.trained())
+    if scores is None:
         raise DataError(
             f"{run.path}: no test figures yet; run `mer evaluate {run.path}` first, or leave it out"
         )
@@ -64,14 +64,14 @@ def told(run: Run) -> Told:
     row = run_rows.read(run.path)
     if row.state == "damaged":
         raise DataError(f"{run.path}: {row.why}")
-    measured = (robustness.stored(run, split) for split in ("test", "dev"))
-    robust = tuple(one for one in measured if one is not None)
-    return Told(run, tuple(children), found, tuple(logs), config, row, robust)
+    robustness_files = (robustness.stored(run, split) for split in ("test", "dev"))
+    robust = tuple(one for one in robustness_files if one is not None)
+    return ReadRun(run, tuple(children), scores, tuple(logs), config, row, robust)
 
 
 def gather(
     paths: Sequence[Path], *, progress: Silent = SILENT
-) -> tuple[list[Told], list[LeftOut], list[str]]:
+) -> tuple[list[ReadRun], list[LeftOut], list[str]]:
     """The runs that a report can be made of.
 
     Args:
@@ -85,23 +85,23 @@ def gather(
     Raises:
         MerError: There is none that a report can be made of; says of each what it lacks.
     """
-    there: list[Told] = []
-    left: list[LeftOut] = []
+    readable: list[ReadRun] = []
+    left_out: list[LeftOut] = []
     with progress.task("reading", len(paths), "runs", brief=True) as advance:
         for path in paths:
             why = UNREADABLE
             try:
                 run = Run.open(path)
                 why = _lacking(run) or UNREADABLE
-                there.append(told(run))
+                readable.append(read_run(run))
             except MerError as error:
-                left.append(LeftOut(path, why, error))
+                left_out.append(LeftOut(path, why, error))
             advance(1)
-    if not there:
+    if not readable:
         checks = Together()
-        checks.errors += [one.error for one in left]
+        checks.errors += [entry.error for entry in left_out]
         checks.settle()
-    return there, left, _lines(left)
+    return readable, left_out, _lines(left_out)
 
 
 def _lacking(run: Run) -> str | None:
@@ -111,15 +111,15 @@ def _lacking(run: Run) -> str | None:
     return None if (run.path / files.METRICS).exists() else UNTESTED
 
 
-def _lines(left: Sequence[LeftOut]) -> list[str]:
+def _lines(left_out: Sequence[LeftOut]) -> list[str]:
     """A line for each kind of reason."""
     lines = []
-    for why in dict.fromkeys(one.why for one in left):
-        some = [one for one in left if one.why == why]
-        more = f" and {len(some) - NAMED_RUNS} more" if len(some) > NAMED_RUNS else ""
-        first = ", ".join(shown(one.path.name, 40) for one in some[:NAMED_RUNS])
+    for why in dict.fromkeys(entry.why for entry in left_out):
+        alike = [entry for entry in left_out if entry.why == why]
+        more = f" and {len(alike) - NAMED_RUNS} more" if len(alike) > NAMED_RUNS else ""
+        first = ", ".join(shown(entry.path.name, 40) for entry in alike[:NAMED_RUNS])
         if why == UNREADABLE:
-            first = f"{first}{more} (first: {shown(some[0].error, REASON_CHARACTERS)})"
+            first = f"{first}{more} (first: {shown(alike[0].error, REASON_CHARACTERS)})"
             more = ""
-        lines.append(f"{plural(len(some), 'run')} left out, {why}: {first}{more}")
+        lines.append(f"{plural(len(alike), 'run')} left out, {why}: {first}{more}")
     return lines

@@ -18,6 +18,7 @@ from itertools import product
 
 import numpy as np
 
+from mer.fusion.evaluation.robustness import Robustness
 from mer.fusion.measures import metrics
 from mer.fusion.measures.tables import PLAIN, loss_title
 from mer.fusion.runs import checkpoint, result_files
@@ -30,7 +31,7 @@ Pick = Callable[[Epoch], Mapping[str, float | None]]
 # The colours of Okabe and Ito, which people with any colour vision tell apart. Modalities have
 # theirs; the others follow each other, then come again dashed and dotted.
 BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
-PURPLE, ORANGE, SKY, BLACK, YELLOW = "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442"
+PURPLE, ORANGE, SKY, BLACK = "#cc79a7", "#e69f00", "#56b4e9", "#000000"
 COLOURS = {"text": BLUE, "audio": VERMILLION, "vision": GREEN}
 OTHERS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES = ("-", "--", ":")
@@ -144,7 +145,19 @@ class Intervals:
     signed: bool = False
 
 
-Picture = Curves | Bars | Matrix | Layers | Intervals
+@dataclass(frozen=True)
+class Reliability:
+    """How often answers are right, by their probability: of every bin that has answers the mean
+    probability, the share that is right, and how many there are. On the diagonal a probability
+    means what it says.
+    """
+
+    name: str
+    title: str
+    bins: tuple[tuple[float, float, int], ...]
+
+
+Picture = Curves | Bars | Matrix | Layers | Intervals | Reliability
 
 
 def key(picture: Picture) -> str:
@@ -445,3 +458,16 @@ def bars(
         return None
     shown = tuple((one, value, COLOURS.get(one, GREY)) for one, value in values.items())
     return Bars(name, title, label, shown, percent)
+
+
+def reliability(measured: Robustness) -> Reliability | None:
+    """The calibration curve, where the task has one answer of several."""
+    bins = []
+    for one in measured.calibration:
+        if one.confidence is not None and one.right is not None:
+            bins.append((one.confidence, one.right, one.n))
+    if not bins:
+        return None
+    name = "calibration" if measured.split == "test" else f"calibration-{measured.split}"
+    title = f"calibration on {measured.dataset} {measured.split}"
+    return Reliability(name, title, tuple(bins))

@@ -38,8 +38,9 @@ ROUNDING = 1e-9  # of a figure, within which two are the same
 
 
 def interval_text(name: str, bounds: Sequence[float | None] | None) -> str:
-    """The bounds of an interval; a dash where they are not known, or one and the same: that all
-    draws give one figure, as of answers that are all right, says nothing of others.
+    """The bounds of an interval; a dash where they are not known or equal. Equal bounds mean that
+    every draw gave the same figure, for example because every answer was right; they say nothing
+    about other utterances.
     """
     if not bounds or len(bounds) != 2 or None in bounds or _without_width(bounds):
         return "–"
@@ -57,83 +58,83 @@ def interval_head(bootstrap: Bootstrap) -> str:
     return f"95 % interval ({bootstrap.groups} {bootstrap.unit}s)"
 
 
-def tables(found: SingleMetrics | GroupMetrics) -> list[Table]:
+def tables(scores: SingleMetrics | GroupMetrics) -> list[Table]:
     """The content of a metrics.json, most important first."""
-    names = in_order(found.metrics.figures)
-    if isinstance(found, GroupMetrics):
-        made = [_group_table(found, names), _runs_table(found, names)]
+    names = in_order(scores.metrics.figures)
+    if isinstance(scores, GroupMetrics):
+        main = [_group_table(scores, names), _runs_table(scores, names)]
     else:
-        made = [_single_table(found, names)]
+        main = [_single_table(scores, names)]
     others = (
-        _per_class(found),
-        _heads(found, names),
-        _own_labels(found, names),
-        _told_apart(found),
-        _more(found),
+        _per_class(scores),
+        _heads(scores, names),
+        _own_labels(scores, names),
+        _told_apart(scores),
+        _more(scores),
     )
-    return made + [table for table in others if table.rows]
+    return main + [table for table in others if table.rows]
 
 
-def _title(found: Metrics, utterances: float | None) -> str:
-    said = (
+def _title(scores: Metrics, utterances: float | None) -> str:
+    counted = (
         "an unknown number of utterances" if utterances is None else plural(utterances, "utterance")
     )
-    rows = "as a whole" if found.split == crosscorpus.WHOLE else found.split
-    title = f"{found.model} on {found.dataset} {rows}, {said}, "
-    title += context_words(found.context)
-    if found.measures in metrics.CORPUS:
-        title += f", measures of {metrics.CORPUS[found.measures]}"
+    rows = "as a whole" if scores.split == crosscorpus.WHOLE else scores.split
+    title = f"{scores.model} on {scores.dataset} {rows}, {counted}, "
+    title += context_words(scores.context)
+    if scores.measures in metrics.CORPUS:
+        title += f", measures of {metrics.CORPUS[scores.measures]}"
     return title
 
 
-def _single_table(found: SingleMetrics, names: Sequence[str]) -> Table:
+def _single_table(scores: SingleMetrics, names: Sequence[str]) -> Table:
     rows = []
     for name in names:
-        interval = interval_text(name, found.interval.get(name))
-        rows.append((metrics.title(name), number(name, found.metrics[name]), interval))
-    columns = ("", "value", interval_head(found.bootstrap))
-    return Table(_title(found, found.metrics.n), columns, tuple(rows))
+        interval = interval_text(name, scores.interval.get(name))
+        rows.append((metrics.title(name), number(name, scores.metrics[name]), interval))
+    columns = ("", "value", interval_head(scores.bootstrap))
+    return Table(_title(scores, scores.metrics.n), columns, tuple(rows))
 
 
-def _group_table(found: GroupMetrics, names: Sequence[str]) -> Table:
-    count = len(found.folds) or len(found.seeds)
-    several = found.folds and len(found.seeds) > 1
-    seeds = f", {plural(len(found.seeds), 'seed')} each" if several else ""
+def _group_table(scores: GroupMetrics, names: Sequence[str]) -> Table:
+    count = len(scores.folds) or len(scores.seeds)
+    several = scores.folds and len(scores.seeds) > 1
+    seeds = f", {plural(len(scores.seeds), 'seed')} each" if several else ""
     rows = []
     for name in names:
-        mean, sd = number(name, found.metrics[name]), number(name, found.sd.get(name))
-        pooled = [number(name, found.pooled.get(name))] if found.pooled else []
-        interval = interval_text(name, found.interval.get(name))
+        mean, sd = number(name, scores.metrics[name]), number(name, scores.sd.get(name))
+        pooled = [number(name, scores.pooled.get(name))] if scores.pooled else []
+        interval = interval_text(name, scores.interval.get(name))
         rows.append((metrics.title(name), f"{mean} ± {sd}", *pooled, interval))
     columns = (
         "",
-        f"mean ± sd over {count} {found.over}{seeds}",
-        *(["pooled"] if found.pooled else []),
-        interval_head(found.bootstrap),
+        f"mean ± sd over {count} {scores.over}{seeds}",
+        *(["pooled"] if scores.pooled else []),
+        interval_head(scores.bootstrap),
     )
-    return Table(_title(found, found.n), columns, tuple(rows))
+    return Table(_title(scores, scores.n), columns, tuple(rows))
 
 
-def _runs_table(found: GroupMetrics, names: Sequence[str]) -> Table:
-    rows = [(run.run, str(run.best_epoch), *numbers(run.metrics, names)) for run in found.runs]
+def _runs_table(scores: GroupMetrics, names: Sequence[str]) -> Table:
+    rows = [(run.run, str(run.best_epoch), *numbers(run.metrics, names)) for run in scores.runs]
     return Table("runs", ("run", "epoch", *_titles(names)), tuple(rows))
 
 
-def _per_class(found: Metrics) -> Table:
+def _per_class(scores: Metrics) -> Table:
     rows = []
-    for name, one in (found.metrics.per_class or {}).items():
-        shares = [number("f1", share) for share in (one.precision, one.recall, one.f1)]
-        rows.append((name, *shares, str(one.support)))
+    for name, figures in (scores.metrics.per_class or {}).items():
+        shares = [number("f1", share) for share in (figures.precision, figures.recall, figures.f1)]
+        rows.append((name, *shares, str(figures.support)))
     return Table("per class", ("", "precision", "recall", "F1", "n"), tuple(rows))
 
 
-def _heads(found: Metrics, names: Sequence[str]) -> Table:
+def _heads(scores: Metrics, names: Sequence[str]) -> Table:
     rows = []
-    for m, figures in (found.unimodal or {}).items():
+    for m, figures in (scores.unimodal or {}).items():
         rows.append((f"{m} alone", number("share", None), *numbers(figures, names)))
     for name, subset in (
-        ("heads agree", found.heads_agree),
-        ("heads disagree", found.heads_disagree),
+        ("heads agree", scores.heads_agree),
+        ("heads disagree", scores.heads_disagree),
     ):
         if subset is not None:
             share = number("share", subset.share)
@@ -142,45 +143,47 @@ def _heads(found: Metrics, names: Sequence[str]) -> Table:
     return Table(title, ("", "share", *_titles(names)), tuple(rows))
 
 
-def _own_labels(found: Metrics, names: Sequence[str]) -> Table:
+def _own_labels(scores: Metrics, names: Sequence[str]) -> Table:
     rows = []
-    for m, one in (found.own_labels or {}).items():
-        rows.append((m, *numbers(one.figures, names), f"{one.n:,.0f}", f"{one.without:,.0f}"))
+    for m, own in (scores.own_labels or {}).items():
+        rows.append((m, *numbers(own.figures, names), f"{own.n:,.0f}", f"{own.without:,.0f}"))
     title = "each unimodal head against the labels of its own modality"
     return Table(title, ("", *_titles(names), "n", "without"), tuple(rows))
 
 
-def _told_apart(found: Metrics) -> Table:
-    told = {f"re-paired {pair}": one for pair, one in (found.discrimination or {}).items()}
-    if found.inconsistent is not None:
-        told["tagged inconsistent"] = found.inconsistent
-    if found.unlike_labels is not None:
-        told[f"unimodal labels differ ({_share(found.unlike_labels)})"] = found.unlike_labels
-    if found.unlike_heads is not None:
-        told[f"… by the heads' answers ({_share(found.unlike_heads)})"] = found.unlike_heads
+def _told_apart(scores: Metrics) -> Table:
+    by_name = {
+        f"re-paired {pair}": two_way for pair, two_way in (scores.discrimination or {}).items()
+    }
+    if scores.inconsistent is not None:
+        by_name["tagged inconsistent"] = scores.inconsistent
+    if scores.unlike_labels is not None:
+        by_name[f"unimodal labels differ ({_share(scores.unlike_labels)})"] = scores.unlike_labels
+    if scores.unlike_heads is not None:
+        by_name[f"… by the heads' answers ({_share(scores.unlike_heads)})"] = scores.unlike_heads
     rows = []
-    for name, one in told.items():
-        rows.append((name, number("auc", one.auc), number("auc", one.balanced_accuracy)))
+    for name, two_way in by_name.items():
+        rows.append((name, number("auc", two_way.auc), number("auc", two_way.balanced_accuracy)))
     columns = ("", "AUC", "balanced accuracy")
     return Table("telling apart what disagrees", columns, tuple(rows))
 
 
-def _share(one: TwoWay) -> str:
+def _share(two_way: TwoWay) -> str:
     """How many of how many utterances disagree; means over the runs of a group."""
-    return f"{one.n or 0:,.0f} of {one.of or 0:,.0f}"
+    return f"{two_way.n or 0:,.0f} of {two_way.of or 0:,.0f}"
 
 
-def _more(found: Metrics) -> Table:
+def _more(scores: Metrics) -> Table:
     rows = []
-    for m, share in (found.attention or {}).items():
+    for m, share in (scores.attention or {}).items():
         rows.append((f"[CLS] attention on {m}", number("share", share)))
-    if found.calibration is not None:
-        rows.append(("calibration error (ECE)", number("ece", found.calibration.ece)))
-        if found.calibration.uncalibrated is not None:
-            said = number("ece", found.calibration.uncalibrated)
-            rows.append(("… without the temperature", said))
-    if found.soft is not None:
-        js = "–" if found.soft.js is None else f"{found.soft.js:.3f}"
+    if scores.calibration is not None:
+        rows.append(("calibration error (ECE)", number("ece", scores.calibration.ece)))
+        if scores.calibration.uncalibrated is not None:
+            uncalibrated = number("ece", scores.calibration.uncalibrated)
+            rows.append(("… without the temperature", uncalibrated))
+    if scores.soft is not None:
+        js = "–" if scores.soft.js is None else f"{scores.soft.js:.3f}"
         rows.append(("Jensen-Shannon divergence from the raters, bits", js))
     return Table("more", ("", "value"), tuple(rows))
 
@@ -211,9 +214,9 @@ def dev_text(run: Run) -> str:
     """The dev table, and what must be known of it."""
     table, stored = dev_table(run), run.info.store.modalities
     names = [m for m in run.children[0].spec.modalities if m in stored and not stored[m].trained]
-    said = [untrained(names)] if names else []
-    said.append(glossary(run.children[0].result.dev))
-    return "\n\n".join([plain(table), *map(escape, filter(None, said))])
+    remarks_below = [untrained(names)] if names else []
+    remarks_below.append(glossary(run.children[0].result.dev))
+    return "\n\n".join([plain(table), *map(escape, filter(None, remarks_below))])
 
 
 def untrained(names: Sequence[str]) -> str:
@@ -224,123 +227,127 @@ def untrained(names: Sequence[str]) -> str:
     )
 
 
-def remarks(found: SingleMetrics | GroupMetrics) -> list[str]:
+def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
-    said = []
-    if isinstance(found, SingleMetrics) and found.members:
-        answers = "values" if found.task == "regression" else "probabilities"
-        members = plural(len(found.members), "run")
-        said.append(f"An ensemble: the mean of the {answers} of {members}.")
-    if found.untrained_encoders:
-        said.append(untrained(found.untrained_encoders))
-    if measured_alike := _measures_of_another(found):
-        said.append(measured_alike)
-    if found.unlabelled:
-        said.append(f"Not counted: {plural(found.unlabelled, 'utterance')} without a label.")
-    said += read_as(found)
-    if found.soft is not None:
-        ties = plural(round(found.soft.ties), "row")
-        said.append(
-            f"The divergence is the mean over {plural(round(found.soft.n), 'row')} with shares of "
-            f"raters; {ties} of these without a majority {'is' if ties == '1 row' else 'are'} in "
-            "no other figure."
+    lines = []
+    if isinstance(scores, SingleMetrics) and scores.members:
+        answers = "values" if scores.task == "regression" else "probabilities"
+        members = plural(len(scores.members), "run")
+        lines.append(f"An ensemble: the mean of the {answers} of {members}.")
+    if scores.untrained_encoders:
+        lines.append(untrained(scores.untrained_encoders))
+    if measured_alike := _measures_of_another(scores):
+        lines.append(measured_alike)
+    if scores.unlabelled:
+        lines.append(f"Not counted: {plural(scores.unlabelled, 'utterance')} without a label.")
+    lines += read_as(scores)
+    if scores.soft is not None:
+        ties = plural(round(scores.soft.ties), "row")
+        are = "is" if round(scores.soft.ties) == 1 else "are"
+        of_folds = isinstance(scores, GroupMetrics) and scores.over == "folds"
+        each = " of each fold, on average" if of_folds else ""
+        lines.append(
+            f"The divergence is the mean over {plural(round(scores.soft.n), 'row')} with shares of "
+            f"raters{each}; {ties} of these without a majority {are} in no other figure."
         )
-    if found.unseen:
-        said.append(
-            f"Training had no utterance of {shown(', '.join(found.unseen))}: whatever has that "
+    if scores.unseen:
+        lines.append(
+            f"Training had no utterance of {shown(', '.join(scores.unseen))}: whatever has that "
             "label here is missed."
         )
-    if one := _only_class(found):
-        said.append(
-            f"Every labelled utterance here is {shown(one)}: WA and UA of 100 % are what a "
+    if only_class := _only_class(scores):
+        lines.append(
+            f"Every labelled utterance here is {shown(only_class)}: WA and UA of 100 % are what a "
             "constant answer gets."
         )
-    if found.bootstrap.unit == "utterance":
+    if scores.bootstrap.unit == "utterance":
         fewest = (
             f"fewer than {prediction_table.FEWEST_UNITS} dialogues, sessions or speakers are known"
         )
-        said.append(f"The interval resamples single utterances, as {fewest}: it may be too narrow.")
-    said += (f"{line[0].upper()}{line[1:]}." for line in few_groups(found.bootstrap))
-    if one_figure := _without_spread(found):
-        said.append(
+        lines.append(
+            f"The interval resamples single utterances, as {fewest}: it may be too narrow."
+        )
+    lines += (f"{line[0].upper()}{line[1:]}." for line in few_groups(scores.bootstrap))
+    if one_figure := _without_spread(scores):
+        lines.append(
             f"No interval (–) of {shown(', '.join(one_figure), 120)}: every draw gives the same "
             "figure, which is no certainty; more utterances would tell."
         )
-    runs = len(found.runs) if isinstance(found, GroupMetrics) else 1
-    for name, subset in (("agree", found.heads_agree), ("disagree", found.heads_disagree)):
+    runs = len(scores.runs) if isinstance(scores, GroupMetrics) else 1
+    for name, subset in (("agree", scores.heads_agree), ("disagree", scores.heads_disagree)):
         if subset is not None and subset.without:
             what = f"{subset.without} of {runs} runs have no utterances where the heads {name}"
-            said.append(f"{what}; that row leaves them out.")
-    return said
+            lines.append(f"{what}; that row leaves them out.")
+    return lines
 
 
-def _measures_of_another(found: SingleMetrics | GroupMetrics) -> str:
+def _measures_of_another(scores: SingleMetrics | GroupMetrics) -> str:
     """Why a corpus is scored by the measures of another one; empty where it is not."""
-    scale = {"mosi": "[-3, 3]", "sims": "[-1, 1]"}.get(found.measures or "")
-    its_own = any(name in found.dataset.lower() for name in ("mosi", "mosei", "sims"))
-    if found.task != "regression" or scale is None or its_own:
+    scale = {"mosi": "[-3, 3]", "sims": "[-1, 1]"}.get(scores.measures or "")
+    its_own = any(name in scores.dataset.lower() for name in ("mosi", "mosei", "sims"))
+    if scores.task != "regression" or scale is None or its_own:
         return ""
     return (
-        f"Scored by the measures of {metrics.CORPUS[found.measures or '']}, as all targets are "
+        f"Scored by the measures of {metrics.CORPUS[scores.measures or '']}, as all targets are "
         f"within {scale}; its accuracies say little of another scale, MAE and Pearson hold on any."
     )
 
 
-def _without_spread(found: SingleMetrics | GroupMetrics) -> list[str]:
+def _without_spread(scores: SingleMetrics | GroupMetrics) -> list[str]:
     """The figures that are the same in every draw of the bootstrap."""
     same = []
-    for name in in_order(found.metrics.figures):
-        if _without_width(found.interval.get(name)):
+    for name in in_order(scores.metrics.figures):
+        if _without_width(scores.interval.get(name)):
             same.append(metrics.title(name))
     return same
 
 
-def read_as(found: Metrics) -> list[str]:
+def read_as(scores: Metrics) -> list[str]:
     """How the labels of another corpus were read, and what of both sides has no counterpart."""
-    if found.mapped is None:
+    if scores.mapped is None:
         return []
-    mapped = found.mapped
+    mapped = scores.mapped
     pairs = listed((f"{there} = {here}" for there, here in mapped.labels.items()), MOST_LABELS)
-    said = [f"Labels of {shown(found.dataset)} read as the run's: {pairs}."]
+    lines = [f"Labels of {shown(scores.dataset)} read as the run's: {pairs}."]
     if mapped.left_out:
         each = (f"{name} ({plural(n, 'utterance')})" for name, n in mapped.left_out.items())
-        said.append(f"Left out, as the run has no such label: {listed(each, MOST_LABELS)}.")
+        lines.append(f"Left out, as the run has no such label: {listed(each, MOST_LABELS)}.")
     if mapped.unmet:
         each = (f"{name} ({round(count, 1):,g})" for name, count in mapped.unmet.items())
-        said.append(
-            f"No label of {shown(found.dataset)} stands for the run's {listed(each, MOST_LABELS)}: "
-            "such an answer is wrong (how often it was given). UA and macro-F1 are means over the "
-            "other labels."
+        lines.append(
+            f"No label of {shown(scores.dataset)} stands for the run's "
+            f"{listed(each, MOST_LABELS)}: such an answer is wrong (how often it was "
+            "given). UA and macro-F1 are means over the other labels."
         )
-    return said
+    return lines
 
 
-def _only_class(found: SingleMetrics | GroupMetrics) -> str | None:
+def _only_class(scores: SingleMetrics | GroupMetrics) -> str | None:
     """The class that all the reference has, if it is one."""
-    matrix = result_files.reference_by_answer(found) or ()
-    there = [name for name, row in zip(found.labels, matrix, strict=False) if sum(row)]
-    return there[0] if len(there) == 1 and len(found.labels) > 1 else None
+    matrix = result_files.reference_by_answer(scores) or ()
+    present = [name for name, row in zip(scores.labels, matrix, strict=False) if sum(row)]
+    return present[0] if len(present) == 1 and len(scores.labels) > 1 else None
 
 
-def show(found: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:
+def show(scores: SingleMetrics | GroupMetrics, *, terminal: bool) -> None:
     """Print the tables to stdout: with rich on a terminal, else as aligned text."""
     if not terminal:
-        said = [*remarks(found), glossary(found.metrics.figures)]
-        print("\n\n".join([*map(plain, tables(found)), *map(escape, filter(None, said))]))
+        lines = [*remarks(scores), glossary(scores.metrics.figures)]
+        print("\n\n".join([*map(plain, tables(scores)), *map(escape, filter(None, lines))]))
         return
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console()
-    for table in tables(found):
+    for table in tables(scores):
         drawn = RichTable(title=Text(escape(table.title)), title_justify="left")
         for c, name in enumerate(table.columns):
             drawn.add_column(Text(escape(name)), justify="left" if c == 0 else "right")
         for row in table.rows:
             drawn.add_row(*(Text(escape(cell)) for cell in row))
         console.print(drawn)
-    for line in filter(None, [*remarks(found), glossary(found.metrics.figures)]):
+    for line in filter(None, [*remarks(scores), glossary(scores.metrics.figures)]):
         console.print(Text(escape(line)))
 
 
@@ -439,22 +446,22 @@ def _verdict(metric: str, low: float, high: float) -> str:
     return "worse" if high < 0 else "undecided"
 
 
-def comparison_table(found: Comparison) -> Table:
+def comparison_table(comparison: Comparison) -> Table:
     """Every metric of both runs, the difference and its interval."""
     rows = []
-    for name, one in found.metrics.items():
-        figures = (number(name, one.first), number(name, one.second))
-        difference = number(name, one.difference, signed=True)
-        interval = interval_text(name, one.interval)
-        p = (p_text(one.p), p_text(one.p_holm))
+    for name, figure in comparison.metrics.items():
+        figures = (number(name, figure.first), number(name, figure.second))
+        difference = number(name, figure.difference, signed=True)
+        interval = interval_text(name, figure.interval)
+        p = (p_text(figure.p), p_text(figure.p_holm))
         rows.append((metrics.title(name), *figures, difference, interval, *p))
-    names = (Path(found.first).name, Path(found.second).name)
-    columns = ("", *names, "difference", interval_head(found.bootstrap), "p", "p (Holm)")
-    title = f"{found.second} minus {found.first}, {plural(found.n, 'utterance')}, "
-    if len(set(found.contexts)) > 1:  # two tasks, as a model that sees more has it easier
-        title += f"context {found.contexts[1]} against {found.contexts[0]}"
+    names = (Path(comparison.first).name, Path(comparison.second).name)
+    columns = ("", *names, "difference", interval_head(comparison.bootstrap), "p", "p (Holm)")
+    title = f"{comparison.second} minus {comparison.first}, {plural(comparison.n, 'utterance')}, "
+    if len(set(comparison.contexts)) > 1:  # two tasks, as a model that sees more has it easier
+        title += f"context {comparison.contexts[1]} against {comparison.contexts[0]}"
     else:
-        title += context_words(found.contexts[0])
+        title += context_words(comparison.contexts[0])
     return Table(title, columns, tuple(rows))
 
 
@@ -469,12 +476,12 @@ def p_text(value: float | None) -> str:
     return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
-def caveats(found: Comparison) -> list[str]:
+def caveats(comparison: Comparison) -> list[str]:
     """What a comparison cannot show, and by whom its rows have been seen."""
-    said = list(few_groups(found.bootstrap))
-    if line := one_seed(found.seeds):
-        said.append(line)
-    return [*said, found.seen.line()]
+    lines = list(few_groups(comparison.bootstrap))
+    if line := one_seed(comparison.seeds):
+        lines.append(line)
+    return [*lines, comparison.seen.line()]
 
 
 def one_seed(seeds: Sequence[int]) -> str:

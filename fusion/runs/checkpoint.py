@@ -354,7 +354,7 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
             f"{'; '.join(shown(line, DIFFERENCE_CHARACTERS) for line in differs[:3])}{more}"
         )
     if run.spec.context is not None:
-        context.check(store.table(), run.spec.context, str(store.path))
+        context.check(store.table(), run.spec.context, str(store.path), context.OTHER_RUN)
     if not same_rows(run, store):
         return [
             f"{store.path} has other clips, labels or splits than the run was trained on (same "

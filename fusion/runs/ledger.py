@@ -25,7 +25,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -49,8 +49,8 @@ class Opening:
     """One line: when which configuration has seen which test rows.
 
     `content` names the rows, `configuration` the settings and the features without the seed
-    (`opening_rows.configuration`), `training` is the identity of a run, wherever its folder `run`
-    is now. `rows` counts the rows, those without a label among them.
+    (`opening_rows.configuration`), or an ensemble of such; `training` is the identity of a run,
+    wherever its folder `run` is now. `rows` counts the rows, those without a label among them.
     """
 
     id: str
@@ -146,13 +146,19 @@ def beside(store: Path) -> Path:
 
 def in_state(content: str) -> Path | None:
     """The file for some rows in the user's state folder; None where there is no such folder."""
+    folder = state_folder()
+    return None if folder is None else folder / f"{content[:CONTENT_CHARACTERS]}.jsonl"
+
+
+def state_folder() -> Path | None:
+    """The ledgers of stores whose folder takes none; None where nobody has a home."""
     given = os.environ.get("XDG_STATE_HOME", "")
     try:
         # a relative path there is to be ignored, says the XDG base directory specification
         root = Path(given) if given.startswith("/") else Path.home() / ".local" / "state"
     except RuntimeError:  # a process without a home
         return None
-    return root / "mer" / "ledgers" / f"{content[:CONTENT_CHARACTERS]}.jsonl"
+    return root / "mer" / "ledgers"
 
 
 def record(opening: Opening, *, log: Path, store: Path, note: Note) -> None:
@@ -292,6 +298,19 @@ def is_path(said: object) -> TypeGuard[str]:
     return isinstance(said, str) and "\0" not in said and bool(Path(said).name)
 
 
+def _of_other_rows(stores: Sequence[Path], known: Sequence[Path]) -> list[Opening]:
+    """What the state folder has of other rows of stores that have no ledger beside them; `known`
+    files are read already.
+    """
+    folder = state_folder()
+    names = {str(store) for store in stores if not os.path.lexists(beside(store))}
+    if folder is None or not names:
+        return []
+    places = set(folder.glob("*.jsonl")) - set(known)
+    every = chain.from_iterable(read(place).openings for place in sorted(places))
+    return [one for one in every if one.store in names]
+
+
 def seen(
     contents: Iterable[str],
     rows: int,
@@ -311,11 +330,12 @@ def seen(
     Returns:
         The counts.
     """
-    wanted = list(dict.fromkeys(contents))
-    places = [beside(store) for store in dict.fromkeys(stores)]
+    wanted, near = list(dict.fromkeys(contents)), list(dict.fromkeys(stores))
+    places = [beside(store) for store in near]
     places += [place for place in map(in_state, wanted) if place is not None]
     found = [read(place) for place in dict.fromkeys(places)]
     openings = {one.id: one for each in found for one in each.openings}
+    openings |= {one.id: one for one in _of_other_rows(near, places)}
     these = [one for one in openings.values() if one.content in wanted]
     known = {(one.configuration, one.training) for one in these}
     at_hand = set(shown_here)

@@ -68,15 +68,15 @@ def from_table(
 
 def unit(table: pa.Table) -> tuple[str, np.ndarray]:
     """What the bootstrap resamples: the first of dialogue, session, speaker with at least eight
-    groups, else single utterances.
+    groups, else single utterances. A row of which no group is known is one of its own.
     """
-    name = next((g for g in UNITS if _groups(table, g) >= FEWEST_UNITS), "id")
-    return ("utterance" if name == "id" else name), np.array(table[name].to_pylist())
-
-
-def _groups(table: pa.Table, by: str) -> int:
-    values = set(table[by].to_pylist())
-    return 0 if None in values or "" in values else len(values)
+    ids = table["id"].to_pylist()
+    for name in UNITS:
+        groups = table[name].to_pylist()
+        if len({one for one in groups if one}) >= FEWEST_UNITS:
+            alone = (f"\0{id}" for id in ids)  # no group is called so
+            return name, np.array([one or lone for one, lone in zip(groups, alone, strict=True)])
+    return "utterance", np.array(ids)
 
 
 def named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:

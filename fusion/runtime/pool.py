@@ -120,14 +120,14 @@ class Worker:
             raise self._lost() from None
 
     def receive(self) -> tuple[str, Any]:
-        """What it says next."""
+        """The next message of the process."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
             raise self._lost() from None
 
     def _lost(self) -> DataError:
-        """It has ended without a word."""
+        """The error that the process has ended without a message."""
         code = self.process.wait()
         why = f"by signal {-code}" if code < 0 else f"with status {code}"
         memory = ", perhaps for lack of memory: fewer --jobs need less"
@@ -145,8 +145,10 @@ def start(threads: int) -> Worker:
     try:
         with theirs:
             number = theirs.fileno()
+            # -P: what lies in the working folder, a script called torch.py, is none of its modules.
+            module = [sys.executable, "-P", "-m", "mer.fusion.runtime.pool"]
             process = subprocess.Popen(
-                [sys.executable, "-m", "mer.fusion.runtime.pool", str(number), str(os.getpid())],
+                [*module, str(number), str(os.getpid())],
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
@@ -158,7 +160,7 @@ def start(threads: int) -> Worker:
 
 @contextmanager
 def ended(workers: list[Worker]) -> Iterator[None]:
-    """End these processes, and those that are added to the list, with the block."""
+    """At the end of the block, end the processes of the list, also those added within it."""
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -228,23 +229,32 @@ def jobs_that_pay(store: FeatureStore, members: Sequence[Member], device: torch.
 def _members(config: TrainConfig, seeds: int, folds: Sequence[Fold | None]) -> list[Member]:
     """Every fold with every seed."""
     found = []
-    for fold in folds:
+    for fold, called in zip(folds, _fold_folders(folds), strict=True):
         for seed in range(config.train.seed, config.train.seed + seeds):
-            name = [f"fold-{plain_name(fold.name)}"] if fold else []
+            name = [called] if called else []
             name += [f"seed-{seed}"] if seeds > 1 else []
             one = replace(config, train=replace(config.train, seed=seed))
             found.append(Member("-".join(name), fold, one))
-    if len({member.name for member in found}) < len(found):
-        by = next(fold.by for fold in folds if fold)
-        raise DataError(
-            f"--folds {by}: two groups have the same name once written as a folder name; rename "
-            "them"
-        )
+    return found
+
+
+def _fold_folders(folds: Sequence[Fold | None]) -> list[str]:
+    """The folder of each fold; those whose names are written alike, as all of Chinese letters are,
+    are numbered.
+    """
+    taken: set[str] = set()
+    found = []
+    for fold in folds:
+        stem = f"fold-{plain_name(fold.name)}" if fold else ""
+        numbers = (f"{stem}-{number}" for number in count(2))
+        name = next(name for name in chain([stem], numbers) if name not in taken)
+        taken.add(name)
+        found.append(name)
     return found
 
 
 def _left(members: Sequence[Member], folder: Path) -> list[Member]:
-    """Those that are not trained yet."""
+    """The members that are not trained yet."""
     return [one for one in members if not finished(_no_link(folder / one.name))]
 
 

@@ -215,12 +215,12 @@ class _Board:
         self.show, self.finished = show, 0
 
     def at(self, name: str, share: float, text: str, told: bool) -> None:
-        """So far has one of them come."""
+        """One training has done this share of its epochs."""
         self.share[name] = share
         self.say(f"{name}: {text}", told)
 
     def done(self, name: str) -> None:
-        """One of them has ended, dev may have stopped it early."""
+        """One training has ended; dev may have stopped it early."""
         self.share[name] = 1.0
         self.finished += 1
         self.say(f"{name}: done", True)

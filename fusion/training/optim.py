@@ -25,7 +25,7 @@ WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_gra
 
 
 def eager(kind: Kind) -> Kind:
-    """The same optimiser to the bit, its step not to be compiled.
+    """The same optimiser to the bit, without PyTorch's wrapper that loads the compiler.
 
     Args:
         kind: A class of `torch.optim`.

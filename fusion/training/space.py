@@ -42,12 +42,12 @@ Settings = dict[str, Any]  # TABLE.KEY -> value
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """A setting that is one of several values."""
 
     values: tuple[Any, ...]
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """One of them, each as likely."""
+        """A value, each with the same probability."""
         return self.values[int(rng.integers(len(self.values)))]
 
     @property
@@ -118,6 +118,22 @@ class Space:
         fixed = {key: value for key, value in self.fixed.items() if key not in gone}
         drawn = {key: one for key, one in self.drawn.items() if key not in gone}
         return Space(self.model, self.where, fixed, drawn)
+
+    def values(self, key: str) -> tuple[Any, ...]:
+        """Those that it gives a setting; of bounds both ends, and none of a setting that it leaves
+        to the base configuration.
+        """
+        if key in self.drawn:
+            return self.drawn[key].extremes
+        return (self.fixed[key],) if key in self.fixed else ()
+
+    def check_drawn(self) -> None:
+        """Raise DataError where every trial would be the same training."""
+        if not self.drawn:
+            raise DataError(
+                f"{self.where}: nothing is left to draw, so that every trial would be the same; "
+                "fix fewer of its settings with --set, or train with `mer train`"
+            )
 
     def tree(self) -> dict[str, Any]:
         """As JSON, for the identity of a search."""
@@ -220,7 +236,7 @@ def _space(model: str, tree: Mapping[str, Any], where: str) -> Space:
 def _choice(values: list[Any], where: str) -> Choice:
     if not values:
         raise DataError(f"{where} = []: an empty list; name what may be drawn")
-    return Choice(tuple(tuple(one) if isinstance(one, list) else one for one in values))
+    return Choice(tuple(tuple(value) if isinstance(value, list) else value for value in values))
 
 
 def _between(
@@ -238,8 +254,8 @@ def _between(
     if whole and not (isinstance(low, int) and isinstance(high, int)):
         raise DataError(f"{where}: bounds {low} and {high} of a whole number; write whole numbers")
     if low >= high:
-        said = "the bounds are reversed" if low > high else "the bounds are equal"
-        raise DataError(f"{where}: low = {low}, high = {high}: {said}")
+        why = "the bounds are reversed" if low > high else "the bounds are equal"
+        raise DataError(f"{where}: low = {low}, high = {high}: {why}")
     log = value.get("log", False)
     if not isinstance(log, bool):
         raise DataError(f"{where}: log = {shown(log, 40)}: expected true or false")
@@ -251,11 +267,11 @@ def _between(
 
 
 def _end(value: Mapping[str, Any], name: str, where: str) -> int | float:
-    """One of the bounds."""
+    """The bound of that name, low or high."""
     end = value.get(name)
     if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-        said = "missing" if end is None else f"{shown(end, 40)}, which is no finite number"
-        raise DataError(f"{where}: {name} is {said}")
+        problem = "missing" if end is None else f"{shown(end, 40)}, which is no finite number"
+        raise DataError(f"{where}: {name} is {problem}")
     return end
 
 

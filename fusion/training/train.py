@@ -18,7 +18,7 @@ import torch
 
 from mer.fusion import infer
 from mer.fusion.batch import DataSpec
-from mer.fusion.config import TrainConfig, to_toml
+from mer.fusion.config import DataConfig, TrainConfig, to_toml
 from mer.fusion.data import context, sources, splits, unimodal
 from mer.fusion.data.splits import Fold, Split
 from mer.fusion.measures import calibration, metrics
@@ -88,43 +88,35 @@ def fit(
         DataError: The folder holds another run or a damaged one, the configuration does not fit the
             store, or the loss is no longer finite.
     """
-    processes.check(config.optim.accumulate)
-    batches = -(-len(split.train) // config.train.batch_size)
-    if not steps_of(batches, config.optim):
-        raise DataError(
-            f"optim.accumulate = {config.optim.accumulate}, but an epoch has {batches} batches: "
-            "summed, a smaller group takes no step; use a smaller train.batch_size or fewer batches"
-        )
-    if processes.size > 1 and config.optim.clip_value < math.inf:
-        raise DataError("optim.clip_value clips after every batch in turn: train in one process")
+    _check_steps(config, len(split.train), processes)
     spec, metric = check_config(store, config)
     key = checkpoint.store_key(store)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     spec = replace(spec, scale=splits.scale(target[split.train], spec.task))
     training = Training(
-        store,
-        config,
-        folder,
-        split,
-        fold,
-        torch.device(device),
-        note,
-        processes,
-        spec,
-        metric,
-        target,
-        measures_of(store, target),
-        identity(
+        store=store,
+        config=config,
+        folder=folder,
+        split=split,
+        fold=fold,
+        device=torch.device(device),
+        note=note,
+        processes=processes,
+        spec=spec,
+        metric=metric,
+        target=target,
+        measures=measures_of(store, target),
+        identity=identity(
             config,
             key,
             None if fold is None else [fold.by, *fold.held],
             *turns_key(store, config),
             *unimodal.key(store, config),
         ),
-        key,
-        command,
-        watch or Watch(note),
-        remark or note,
+        store_key=key,
+        command=command,
+        watch=watch or Watch(note),
+        remark=remark or note,
         among=among,
     )
     there = processes.agree(lambda: check_folder(folder, config, key, training.identity))
@@ -142,11 +134,13 @@ def fit(
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
+    for line in _without_effect(model, config):
+        training.remark(line)
     optimizer = optim.adamw(model, config)
     info = _begin(training, model, there)
     parts = _parts(training, model.summary)
-    said = all(part.resident for part in parts.values())
-    if said:
+    checks_noted = all(part.resident for part in parts.values())
+    if checks_noted:
         _say_checked(training, parts)
     keeper = Keeper(training.folder, model, optimizer, config.optim.ema)
     progress = resume(training, keeper)
@@ -157,7 +151,7 @@ def fit(
     explained = rising(model, config.train.epochs)
     if explained is not None:
         training.remark(explained)
-    told = training.watch.training(
+    watched = training.watch.training(
         epochs=config.train.epochs,
         rows=len(split.train),
         done=progress.epoch,
@@ -167,13 +161,39 @@ def fit(
         training = replace(training, sinks=listening if processes.first else ())
         for sink in training.sinks:
             sink.begin(info, config, progress.log)
-        with deterministic(training.device), announcements(note), told:
+        with deterministic(training.device), announcements(note), watched:
             while _goes_on(progress, config):
                 progress = _one_epoch(training, keeper, parts, progress)
-                if not said:  # by now each row has been read once
+                if not checks_noted:  # by now each row has been read once
                     _say_checked(training, parts)
-                    said = True
+                    checks_noted = True
         return _finish(training, info, progress)
+
+
+def _without_effect(model: FusionModel, config: TrainConfig) -> list[str]:
+    """Settings that somebody gave and that change nothing here."""
+    found = []
+    reads = model.core.modalities
+    if config.train.modality_dropout and len(reads) == 1:
+        found.append(f"train.modality_dropout does nothing: the model reads {reads[0]} alone")
+    if config.data.context == "none" and config.data.context_width != DataConfig.context_width:
+        found.append("data.context_width does nothing without data.context=past or both")
+    return found
+
+
+def _check_steps(config: TrainConfig, rows: int, processes: Processes) -> None:
+    """Raise DataError where an epoch over so many rows takes no step, or several processes cannot
+    take steps as one would.
+    """
+    processes.check(config.optim.accumulate)
+    batches = -(-rows // config.train.batch_size)
+    if not steps_of(batches, config.optim):
+        raise DataError(
+            f"optim.accumulate = {config.optim.accumulate}, but an epoch has {batches} batches: "
+            "summed, a smaller group takes no step; use a smaller train.batch_size or fewer batches"
+        )
+    if processes.size > 1 and config.optim.clip_value < math.inf:
+        raise DataError("optim.clip_value clips after every batch in turn: train in one process")
 
 
 def _goes_on(progress: Progress, config: TrainConfig) -> bool:

@@ -28,10 +28,11 @@ from mer.pipeline.runtime.terminal import did_you_mean
 from mer.pipeline.store import FeatureStore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one training is of. `target` is of all rows of the store, `metric` the dev figure that
-    chooses the epoch, `measures` by whose definitions a regression is scored.
+    """One training: its data, its configuration, and whom it tells. `target` has all rows of the
+    store; `metric` is the dev figure that chooses the epoch; `measures` names the corpus by whose
+    definitions a regression is scored.
     """
 
     store: FeatureStore

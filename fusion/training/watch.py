@@ -99,12 +99,12 @@ def chosen(
     >>> chosen(30, 34, 80, "wf1", 0.9, cooling=24)
     'chose epoch 30 of 34 (dev WF1 90.0), the learning rate fell to 0 from epoch 25 on'
     """
-    said = f"chose epoch {epoch} of {epochs} (dev {metrics.title(metric)} "
-    said += f"{number(metric, figure)})"
+    text = f"chose epoch {epoch} of {epochs} (dev {metrics.title(metric)} "
+    text += f"{number(metric, figure)})"
     if cooling:
-        return f"{said}, the learning rate fell to 0 from epoch {cooling + 1} on"
+        return f"{text}, the learning rate fell to 0 from epoch {cooling + 1} on"
     early = f", stopped early: {plural(epochs - epoch, 'epoch')} without a better one"
-    return said + (early if epochs < most else "")
+    return text + (early if epochs < most else "")
 
 
 def rising(model: FusionModel, epochs: int) -> str | None:

@@ -31,6 +31,7 @@ DATASETS = {  # name -> module; one that has a module of its own is a line here
     "mosi": "mer.pipeline.datasets.mosi",
     "mosei": "mer.pipeline.datasets.mosei",
     "msp_improv": "mer.pipeline.datasets.msp_improv",
+    "msp_podcast": "mer.pipeline.datasets.msp_podcast",
     "ur_funny": "mer.pipeline.datasets.ur_funny",
 }
 DATASETS |= {name: BY_NAMES for name in corpora.names() if name not in DATASETS}
@@ -84,8 +85,8 @@ def prepare(
         )
     taken = _options(name)
     if unknown := [option for option in options if option not in taken]:
-        told = f"; it takes {', '.join(taken)}" if taken else ""
-        raise DataError(f"{name} takes no option {', '.join(unknown)}{told}")
+        hint = f"; it takes {', '.join(taken)}" if taken else ""
+        raise DataError(f"{name} takes no option {', '.join(unknown)}{hint}")
     module = import_module(DATASETS[name])
     root = Path(root) if root is not None else default_root(name)
     info = corpora.corpus(name)

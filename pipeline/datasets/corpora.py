@@ -46,7 +46,8 @@ class LabelSet:
     note: str = ""
     # of a corpus by file names: the files that it takes, field -> what the field may hold
     where: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    column: str = ""  # of a corpus with a table: the column that holds these labels
+    # of a corpus with a table: the column that holds these labels, or one for each target
+    columns: tuple[str, ...] = ()
     language: str = ""  # where it is not the corpus's
 
 
@@ -91,9 +92,8 @@ class TableRules:
     splits: dict[str, str] = field(default_factory=dict)  # what it says, or a table's name -> split
     missing: str = ""  # template of the path that a missing file is named by
     optional: bool = False  # files without it still have labels, by their names
-    # modality -> the column of what it says by itself, and the scale of these numbers
-    unimodal: dict[str, str] = field(default_factory=dict)
-    unimodal_range: tuple[float, ...] = ()
+    unimodal: dict[str, str] = field(default_factory=dict)  # modality -> column of its own label
+    scale: tuple[float, ...] = ()  # from where to where its labels go, if they are numbers
     zeros: bool = True  # False: 0001 and 1 are one name, which some programs make of the other
 
 
@@ -129,6 +129,11 @@ class CorpusInfo:
     fixed_sentences: bool = False
     files: FileRules | None = None
     table: TableRules | None = None
+
+    @classmethod
+    def unknown(cls, name: str, language: str) -> CorpusInfo:
+        """A corpus of which nothing is known but its name: somebody's own files."""
+        return cls(name, name, language, licence="", obtain="", size="", label_sets={})
 
     def label_set(self, name: str | None = None) -> LabelSet:
         """The set of that name, by default the first; raises DataError with the known names."""
@@ -210,7 +215,7 @@ def _file_rules(data: dict) -> FileRules:
 
 def _table_rules(data: dict) -> TableRules:
     lists = {key: tuple(data.get(key, ())) for key in ("names", "header", "nobody")}
-    lists["unimodal_range"] = tuple(data.get("unimodal_range", ()))
+    lists["scale"] = tuple(data.get("scale", ()))
     return TableRules(**{**data, **lists})
 
 
@@ -244,6 +249,7 @@ def _encoders(
 def _label_set(name: str, data: dict) -> LabelSet:
     data = dict(data)
     labels = tuple(data.pop("order"))
+    data["columns"] = tuple(data.get("columns", ()))
     data["where"] = _allowed(data.get("where", {}))
     return LabelSet(
         name=name,

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -15,13 +16,13 @@ from typing import NoReturn
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet, TableRules
 from mer.pipeline.datasets.files import elsewhere, folders
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.datasets.pattern import MEDIA, fields_of, fill
-from mer.pipeline.datasets.textfiles import place, read_csv, read_text, without_header
+from mer.pipeline.datasets.textfiles import place, read_csv, without_header
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.columnar import reason
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
 from mer.pipeline.runtime.unimodal import entry, number_of
 
@@ -57,7 +58,7 @@ def read_lines(
         root: The corpus's folder; the tables lie in it or a few folders below.
         info: The corpus, with rules for its table.
         chosen: The label set, whose column has to be there.
-        findings: Told when there is no table and it can do without.
+        findings: Told when there is no table and it can do without, or that of a part is absent.
 
     Returns:
         The lines in their order; None where an optional table is absent.
@@ -74,28 +75,32 @@ def read_lines(
         return None
     if not sources:
         tell_absent(root, info, rules.names)
-    lines: dict[str, Line] = {}
+    there = {source.name for source in sources}
+    if absent := [name for name in rules.names if name in rules.splits and name not in there]:
+        findings.warnings.append(f"no {listed(absent)} below {root}: without these utterances")
+    lines: dict[str, Line] = {}  # by what an utterance and its file have in common
     for source in sources:
         first_row = -1 if without_header(source, rules.header) else 0
         cells_of_rows = _read(source, _columns(rules, chosen), rules.header)
         for row, cells in enumerate(cells_of_rows, start=first_row):
             line = Line(_id(rules.id, cells), cells, source, row)
-            if line.id in lines:
-                first = lines[line.id]
+            first = lines.setdefault(_key(line.id, rules), line)
+            if first is not line:
                 raise DataError(
                     f"{line.at}: '{shown(line.id, 60)}' is there twice, first in "
                     f"{first.source.name}, {place(first.source, first.row)}"
                 )
-            lines[line.id] = line
-    return lines
+    return {line.id: line for line in lines.values()}
 
 
 def with_lines(
-    rows: Iterable[Utterance],
+    rows: Sequence[Utterance],
     lines: Mapping[str, Line],
     info: CorpusInfo,
     chosen: LabelSet,
     findings: Findings,
+    *,
+    undecided: str | None = None,
 ) -> list[Utterance]:
     """A row for each line, with what its file's name says where the line does not.
 
@@ -106,21 +111,28 @@ def with_lines(
         chosen: The label set.
         findings: Files without a line, and lines of other labels, are added to these; that a line
             has no file is found by `look`.
+        undecided: The label that a line without a majority has, which is kept without a label.
 
     Returns:
         The rows in the order of the lines.
+
+    Raises:
+        DataError: A line may be of several files, or a value is no number, or out of its scale.
     """
     rules = info.table
     assert rules is not None
-    by_id = {_key(u.id, rules): u for u in rows}
-    named = {_key(id, rules) for id in lines}
-    findings.orphans += [u.audio or u.id for key, u in by_id.items() if key not in named]
+    files: dict[str, list[Utterance]] = defaultdict(list)
+    for u in rows:
+        files[_key(u.id, rules)].append(u)
     findings.warnings += _absent_unimodal(lines, rules)
-    out = []
+    columns = _of_labels(rules, chosen)
+    alone = len(columns) == 1
+    out, taken, partly = [], set(), []
     for line in lines.values():
-        base = by_id.get(_key(line.id, rules))
+        base = _file_of(line, files.get(_key(line.id, rules), ()))
         if base is None:
             base = Utterance(line.id, audio=fill(rules.missing or rules.id, line.cells))
+        taken.add(base.id)
         u = replace(
             base,
             text=(line.cells[rules.text] or None) if rules.text else base.text,
@@ -129,16 +141,43 @@ def with_lines(
             session=line.cell(rules.session) or base.session,
             split=_split(line, rules) if rules.split or rules.splits else base.split,
         )
-        column = chosen.column or rules.label
-        label = line.cell(column) if column else (u.label or "")
         if chosen.task == "regression":
-            targets, unimodal = _target(line, label), _unimodal(line, rules)
-            out.append(replace(u, label=None, targets=targets, unimodal=unimodal))
-        elif label in chosen.source:
+            values = [_number(line, column, rules, alone=alone) for column in columns]
+            known = tuple(value for value in values if value is not None)
+            targets = known if len(known) == len(columns) else None
+            if known and targets is None:
+                partly.append(shown(u.id))
+            out.append(replace(u, label=None, targets=targets, unimodal=_unimodal(line, rules)))
+            continue
+        label = line.cell(columns[0]) if columns[0] else (u.label or "")
+        if label in chosen.source:
             out.append(replace(u, label=chosen.source[label]))
+        elif label == undecided:
+            out.append(replace(u, label=None))
         else:
             findings.dropped[f"label {shown(label, 40) or '(none)'}"].append(shown(u.id))
+    findings.orphans += [u.audio or u.id for u in rows if u.id not in taken]
+    if partly:
+        findings.warnings.append(
+            f"{plural(len(partly), 'utterance')} with some of {', '.join(columns)} only: "
+            f"unlabelled, {listed(partly, 3)}"
+        )
     return out
+
+
+def _file_of(line: Line, files: Sequence[Utterance]) -> Utterance | None:
+    """What the name of a line's file says; None without a file. Of several whose names differ by
+    zeros only it is the one of just that name.
+    """
+    if len(files) < 2:
+        return files[0] if files else None
+    exact = [u for u in files if u.id == line.id]
+    if not exact:
+        paths = [u.audio or u.id for u in files]
+        raise DataError(
+            f"{line.at}: '{shown(line.id, 60)}' may be {listed(paths, 2)}; keep one of them"
+        )
+    return exact[0]
 
 
 def find_tables(root: Path, names: Sequence[str]) -> list[Path]:
@@ -158,9 +197,14 @@ def tell_absent(root: Path, info: CorpusInfo, names: Sequence[str]) -> NoReturn:
     raise DataError(f"{info.name}: no {' or '.join(names)} within {where}{hint}")
 
 
+def _of_labels(rules: TableRules, chosen: LabelSet) -> tuple[str, ...]:
+    """The columns with the labels; one of no name where the table has none."""
+    return chosen.columns or (rules.label,)
+
+
 def _columns(rules: TableRules, chosen: LabelSet) -> list[str]:
     """The columns that have to be there."""
-    named = (rules.text, rules.dialogue, rules.session, rules.split, chosen.column or rules.label)
+    named = (rules.text, rules.dialogue, rules.session, rules.split, *_of_labels(rules, chosen))
     of_templates = (*fields_of(rules.id), *fields_of(rules.speaker))
     return list(dict.fromkeys([*of_templates, *filter(None, named)]))
 
@@ -169,10 +213,7 @@ def _read(source: Path, columns: Sequence[str], header: Sequence[str]) -> list[d
     """The rows of a csv; or of JSON, an object of objects by id, whose column `id` that is."""
     if source.suffix.lower() != ".json":
         return read_csv(source, columns, header)
-    try:
-        value = json.loads(read_text(source))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: not JSON ({reason(error)})") from None
+    value = read_json(source)
     if not isinstance(value, dict) or not all(isinstance(row, dict) for row in value.values()):
         raise DataError(f"{source}: expected an object of objects")
     rows = []
@@ -217,33 +258,32 @@ def _split(line: Line, rules: TableRules) -> str:
     return SPLIT_ALIASES[split]
 
 
-def _target(line: Line, cell: str) -> tuple[float, ...] | None:
-    """The one target of a regression; None for an empty cell."""
+def _number(line: Line, column: str, rules: TableRules, *, alone: bool = False) -> float | None:
+    """A number on the scale of the labels; None for an empty cell. `alone`: there is no other such
+    column, which needs no name then.
+    """
+    cell = strip(line.cells.get(column) or "")
     if not cell:
         return None
     value = number_of(cell)
     if value is None:
-        raise DataError(f"{line.at} has '{shown(cell, 40)}' where a number belongs")
-    return (value,)
+        named = "" if alone else f"{column} "
+        raise DataError(f"{line.at} has {named}'{shown(cell, 40)}' where a number belongs")
+    if rules.scale and not rules.scale[0] <= value <= rules.scale[1]:
+        low, high = rules.scale
+        raise DataError(
+            f"{line.at} has {column} {value:g}, expected a number from {low:g} to {high:g}"
+        )
+    return value
 
 
 def _unimodal(line: Line, rules: TableRules) -> tuple[str, ...]:
-    """What each modality says by itself, of those that the line says something of."""
+    """The unimodal labels of a line, for the modalities that it has one for."""
     found = []
     for modality, column in rules.unimodal.items():
-        cell = strip(line.cells.get(column) or "")
-        if not cell:
-            continue
-        value = number_of(cell)
-        if value is None:
-            raise DataError(f"{line.at} has {column} '{shown(cell, 40)}' where a number belongs")
-        if rules.unimodal_range:
-            low, high = rules.unimodal_range
-            if not low <= value <= high:
-                raise DataError(
-                    f"{line.at} has {column} {value:g}, expected a number from {low:g} to {high:g}"
-                )
-        found.append(entry(modality, value))
+        value = _number(line, column, rules)
+        if value is not None:
+            found.append(entry(modality, value))
     return tuple(found)
 
 

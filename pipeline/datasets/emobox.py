@@ -2,8 +2,8 @@
 train, valid and test part of each official fold.
 
 The lists name files by paths of whoever made them (`downloads/savee/JE_n23.wav`); a file is looked
-for below the root by its name, the one whose folders agree with the list's longest. They have no
-speakers: where a corpus's names of files hold them, a rule of `SPEAKERS` reads them.
+for below the root by its name, and where several clips have one, by the folders above it. They
+have no speakers: where a corpus's names of files hold them, a rule of `SPEAKERS` reads them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mer.pipeline.datasets.filenames import media_below
 from mer.pipeline.datasets.files import look
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.datasets.pattern import MEDIA, Pattern, fill
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
@@ -146,7 +147,7 @@ def prepare(
     name = name or corpus
     findings = Findings(name)
     clips = _clips(meta, corpus, lists)
-    folds = _folds(clips, lists, fold)
+    folds = _folds(clips, lists, fold, findings)
     label_of = _label_map(meta, clips.values(), findings)
     places = _find_media(clips.values(), root, findings)
     speakers = _speakers(clips.values(), corpus, findings)
@@ -173,7 +174,7 @@ def prepare(
     if speaker_independent:
         check_speakers(str(meta), counted(rows))
     language = language or LANGUAGES.get(corpus, "en")
-    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
     classes = tuple(dict.fromkeys(label_of.values()))
     source = {"lists": meta.name, "fold": fold}
@@ -255,17 +256,22 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 
 def _folds(
-    clips: Mapping[str, Clip], lists: Mapping[str, Mapping[str, Path]], only: str | None
+    clips: Mapping[str, Clip],
+    lists: Mapping[str, Mapping[str, Path]],
+    only: str | None,
+    findings: Findings,
 ) -> dict[str, dict[str, str]]:
-    """Key -> fold -> part."""
+    """Key -> fold -> part. Labels that a fold gives otherwise than the whole list are counted."""
     if only is not None and only not in lists:
         raise DataError(f"--fold {shown(only, 20)}: there are {listed(lists, 40)}")
+    relabelled: dict[str, None] = {}
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for fold, parts in lists.items():
         if only is not None and fold != only:
             continue
         for part, path in parts.items():
-            keys = [clip.key for clip in _read(path)]
+            inside = list(_read(path))
+            keys = [clip.key for clip in inside]
             if unknown := [key for key in keys if key not in clips]:
                 raise DataError(
                     f"{path}: {len(unknown):,} of its {len(keys):,} keys are not in the list of "
@@ -277,8 +283,16 @@ def _folds(
                     f"{path}: {plural(len(both) or len(keys) - len(set(keys)), 'key')} twice in "
                     f"fold {fold}: {listed(both or keys, 2)}"
                 )
-            for key in keys:
-                found[key][fold] = part
+            for clip in inside:
+                found[clip.key][fold] = part
+                if clip.code.casefold() != clips[clip.key].code.casefold():
+                    relabelled[clip.key] = None
+    if relabelled:
+        some = plural(len(relabelled), "clip has", "clips have")
+        findings.warnings.append(
+            f"{some} another label in the lists of folds than in that of the whole corpus, whose "
+            f"label is taken: {listed(relabelled, 3)}"
+        )
     return found
 
 
@@ -291,10 +305,7 @@ def _label_map(meta: Path, clips: Iterable[Clip], findings: Findings) -> dict[st
     if not path.is_file():
         findings.warnings.append(f"no {LABELS}: labels are called as in the lists")
         return {code: code for code in sorted(codes)}
-    try:
-        given = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({reason(error)})") from None
+    given = read_json(path)
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given.values()):
         raise DataError(f"{path}: expected an object, code to name")
     named = {code: name.strip() for code, name in given.items()}
@@ -314,40 +325,95 @@ def _label_map(meta: Path, clips: Iterable[Clip], findings: Findings) -> dict[st
 
 
 def _find_media(clips: Iterable[Clip], root: Path, findings: Findings) -> dict[str, str]:
-    """Key -> path below the root: of the files of that name, whatever lies above them, the one with
-    the most folders in common; for one that is not there the list's own path.
+    """Key -> path below the root; for a file that is not there the list's own path.
+
+    A file is known by its name, whatever lies above it. Where several paths of the lists end in one
+    name (casia has a `201.wav` of each speaker in each emotion), a file is of the one whose folders
+    are most like its own, and of none where that is not one: a clip whose own file is absent must
+    not get another's.
     """
-    by_name: dict[str, list[str]] = defaultdict(list)
-    by_stem: dict[str, list[str]] = defaultdict(list)
-    for path in media_below(root):
-        name = _plain(path).rpartition("/")[2]
-        by_name[name].append(path)
-        by_stem[os.path.splitext(name)[0]].append(path)
-    places, used = {}, set()
-    several: list[str] = []
+    clips = list(clips)
+    wavs: dict[str, dict[str, None]] = defaultdict(dict)  # stem -> paths of the lists
     for clip in clips:
-        name = _plain(clip.wav).rpartition("/")[2]
-        stem = os.path.splitext(name)[0]
-        found = by_name.get(name) or by_stem.get(stem, [])
-        alike = {path: _common(clip.wav, path) for path in found}
-        best = [path for path in found if alike[path] == max(alike.values())]
-        if not best:
-            places[clip.key] = clip.wav.removeprefix(PREFIX)
-            continue
+        wavs[_stem(clip.wav)][clip.wav] = None
+    everything = media_below(root)
+    found: dict[str, list[str]] = defaultdict(list)  # path of the lists -> its files
+    unclear: set[str] = set()
+    by_tail = {stem: _by_tail(paths) for stem, paths in wavs.items()}
+    for path in everything:
+        owners = _most_like(path, by_tail.get(_stem(path), {}))
+        if len(owners) == 1:
+            found[owners[0]].append(path)
+        else:
+            unclear.update(owners)
+    places, several, unclaimed = {}, [], []
+    for clip in clips:
+        best = _best(clip.wav, found.get(clip.wav, []))
+        places[clip.key] = best[0] if best else clip.wav.removeprefix(PREFIX)
         if len(best) > 1:
             several.append(clip.key)
-        places[clip.key] = min(
-            best, key=lambda path: MEDIA.index(os.path.splitext(path)[1].lower())
-        )
-        used.add(places[clip.key])
+        if not best and clip.wav in unclear:
+            unclaimed.append(clip.key)
     if several:
         findings.warnings.append(
             f"{plural(len(several), 'clip has', 'clips have')} several files of their name below "
             f"{shown(root, 80)}, the first of which is taken: {listed(several, 3)}"
         )
-    everything = {path for paths in by_name.values() for path in paths}
-    findings.orphans = sorted(everything - used)
+    if unclaimed:
+        findings.warnings.append(
+            f"{plural(len(unclaimed), 'clip is', 'clips are')} missing although files of their "
+            "name are there: their folders do not tell whose they are, call these as the lists do "
+            f"({listed(unclaimed, 3)})"
+        )
+    findings.orphans = sorted(set(everything) - set(places.values()))
     return places
+
+
+def _by_tail(wavs: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    """The folders above a file, the nearest first and as many as one likes -> the paths that have
+    these.
+    """
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for wav in wavs:
+        folders = _folders_above(wav)
+        for length in range(len(folders) + 1):
+            found[folders[:length]].append(wav)
+    return found
+
+
+def _most_like(path: str, by_tail: Mapping[tuple[str, ...], Sequence[str]]) -> Sequence[str]:
+    """Those of the lists' paths that a file's is most like; several: nobody can tell them apart."""
+    folders = _folders_above(path)
+    lengths = range(len(folders), -1, -1)
+    wavs = next((by_tail[folders[:n]] for n in lengths if folders[:n] in by_tail), ())
+    if len(wavs) < 2:
+        return wavs
+    alike = {wav: _likeness(wav, path) for wav in wavs}
+    most = max(alike.values())
+    return [wav for wav in wavs if alike[wav] == most]
+
+
+def _best(wav: str, files: Sequence[str]) -> list[str]:
+    """Those of a clip's files that are called as in the list, whose folders are most like; the
+    ending that MEDIA has first stands first.
+    """
+    same = [path for path in files if _name(path) == _name(wav)] or files
+    most = max((_likeness(wav, path) for path in same), default=(0, 0, False))
+    best = [path for path in same if _likeness(wav, path) == most]
+    return sorted(best, key=lambda path: MEDIA.index(os.path.splitext(path)[1].lower()))
+
+
+def _likeness(wav: str, path: str) -> tuple[int, int, bool]:
+    """How many folders from the file upwards two paths have in common, how many at any height, and
+    whether the files are called the same, with their ending.
+    """
+    left, right = _folders_above(wav), _folders_above(path)
+    count = 0
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count, len({*left} & {*right}), _name(wav) == _name(path)
 
 
 def _plain(path: str) -> str:
@@ -355,15 +421,18 @@ def _plain(path: str) -> str:
     return normalize("NFC", path).casefold()
 
 
-def _common(left: str, right: str) -> int:
-    """How many folders above the file two paths have in common."""
-    pairs = zip(_plain(left).split("/")[-2::-1], _plain(right).split("/")[-2::-1], strict=False)
-    count = 0
-    for one, other in pairs:
-        if one != other:
-            break
-        count += 1
-    return count
+def _folders_above(path: str) -> tuple[str, ...]:
+    """The folders of a path, the nearest to the file first."""
+    return tuple(_plain(path).split("/")[-2::-1])
+
+
+def _name(path: str) -> str:
+    return _plain(path).rpartition("/")[2]
+
+
+def _stem(path: str) -> str:
+    """The name of a file without its ending, by which it is looked for."""
+    return os.path.splitext(_name(path))[0]
 
 
 def _speakers(clips: Iterable[Clip], corpus: str, findings: Findings) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import filecmp
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
 
-DEPTH = 8  # folders below the root
+DEPTH = 8  # folders below the root in which the one of transcripts is looked for
 FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 FIXED = (
     "the same sentences are said in every emotion: text carries no emotion here, and what a model "
@@ -58,9 +58,16 @@ def prepare(
 
 
 def prepare_with(
-    read: Reader, root: Path, info: CorpusInfo, labels: str | None
+    read: Reader,
+    root: Path,
+    info: CorpusInfo,
+    labels: str | None,
+    *,
+    undecided: str | None = None,
 ) -> tuple[Manifest, Findings]:
-    """As `prepare`, with another reader of what comes beside the files."""
+    """As `prepare`, with another reader of what comes beside the files; rows whose label is
+    `undecided` are kept without one.
+    """
     require_root(root, info)
     chosen = info.label_set(labels)
     rules = info.files
@@ -76,7 +83,7 @@ def prepare_with(
     if lines is None:
         rows = labelled(rows, chosen, findings)
     else:
-        rows = with_lines(rows, lines, info, chosen, findings)
+        rows = with_lines(rows, lines, info, chosen, findings, undecided=undecided)
     if rules.transcripts:
         rows = with_transcripts(rows, root, rules.transcripts, findings)
     if info.fixed_sentences:
@@ -95,26 +102,52 @@ def media_below(root: Path) -> list[str]:
     Raises DataError for a folder that cannot be read, and for names that are not UTF-8, which no
     manifest can hold.
     """
-    found = []
-    odd = []
-    for folder in folders(root, DEPTH):
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(f"{folder}: {error.strerror}") from None
-        for entry in entries:
-            if hidden(entry.name) or os.path.splitext(entry.name)[1].lower() not in MEDIA:
-                continue
-            if entry.is_file():
-                path = os.path.relpath(entry.path, root)
-                (found if is_utf8(path) else odd).append(path)
+    found = [path for path in files_below(root) if is_media(path)]
+    check_names(root, found)
+    return found
+
+
+def check_names(root: Path, paths: Iterable[str]) -> None:
+    """Raise DataError for paths of media that are not UTF-8, which no manifest can hold."""
+    odd = [path for path in paths if not is_utf8(path)]
     if odd:
         first = shown(ascii(odd[0])[1:-1], 100)
         raise DataError(
             f"{shown(root, 100)}: the names of {plural(len(odd), 'media file')} are not UTF-8, "
             f"first {first}; rename them"
         )
-    return found
+
+
+def is_media(path: str) -> bool:
+    """Whether a file is taken for media by the ending of its name."""
+    return os.path.splitext(path)[1].lower() in MEDIA
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """The files below a folder, however deep, hidden ones left out, as paths relative to it;
+    shallow ones first. A folder that links lead to as well is gone through once.
+
+    Raises DataError for a folder that cannot be read.
+    """
+    seen: set[tuple[int, int]] = set()
+    level = [os.fspath(root)]
+    while level:
+        below: list[str] = []
+        for folder in level:
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                names = sorted(name for name in os.listdir(folder) if not hidden(name))
+            except OSError as error:
+                raise DataError(f"{folder}: {error.strerror}") from None
+            for path in (os.path.join(folder, name) for name in names):
+                if os.path.isdir(path):
+                    below.append(path)
+                elif os.path.isfile(path):
+                    yield os.path.relpath(path, root)
+        level = below
 
 
 def is_utf8(path: str) -> bool:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from mer.pipeline.datasets.corpora import CorpusInfo
+from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.pattern import MEDIA
 from mer.pipeline.errors import DataError
-from mer.pipeline.manifest import NAMES, Utterance
+from mer.pipeline.manifest import NAMES, Manifest, Utterance
 from mer.pipeline.media.containers import other_content
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 
 MISSING = "missing"  # what is wrong with a file that is not there
 ADDRESS = re.compile(r"(https?|ftp|s3|gs|file):/")  # a slash is left of the two
@@ -81,17 +81,17 @@ def require_root(root: Path, info: CorpusInfo) -> None:
     """Raise DataError unless `root` is a folder; it says what lies beside it under a like name."""
     if root.is_dir():
         return
-    told = " (it is a file)" if root.exists() else ""
+    hint = " (it is a file)" if root.exists() else ""
     parent = root.absolute().parent
     name = _folded(root.name)
     with suppress(OSError):
         beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
         alike = sorted(other for other in beside if name in _folded(other))
         if alike:
-            told = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
+            hint = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
     where = shown(root.absolute(), 120)
     raise DataError(
-        f"{info.name}: no folder {where}{told} (--root or MER_DATA names another); to get it: "
+        f"{info.name}: no folder {where}{hint} (--root or MER_DATA names another); to get it: "
         f"{info.obtain}"
     )
 
@@ -160,6 +160,22 @@ def cut_blanks(rows: Iterable[Utterance], findings: Findings) -> list[Utterance]
     return out
 
 
+def manifest_of(
+    rows: Iterable[Utterance],
+    root: Path,
+    info: CorpusInfo,
+    chosen: LabelSet,
+    findings: Findings,
+) -> tuple[Manifest, Findings]:
+    """The manifest of a corpus from its rows, after a first `look` at their files; `findings` is
+    handed on.
+    """
+    seen = tuple(look(rows, root, info, findings))
+    made = {"labels": chosen.name}
+    manifest = Manifest(info.name, chosen.task, chosen.labels, seen, root, info.language, made)
+    return manifest, findings
+
+
 def look(
     rows: Iterable[Utterance], root: Path, info: CorpusInfo, findings: Findings
 ) -> list[Utterance]:
@@ -197,6 +213,36 @@ def look(
     missing = [audio for audio, fault in seen.items() if fault == MISSING]
     findings.warnings += _hints(missing, base)
     return out
+
+
+def warn_of_places(rows: Iterable[Utterance], findings: Findings) -> None:
+    """Warn of turns whose place in their dialogue nobody knows, or that stand where another turn of
+    their split does: a training with `data.context`, long after, refuses both.
+    """
+    turns = [u for u in rows if u.dialogue]
+    unplaced = [u.id for u in turns if u.position is None]
+    if len(unplaced) == len(turns):  # nobody has numbered them
+        return
+    if unplaced:
+        what = plural(len(unplaced), "row of a dialogue has", "rows of dialogues have")
+        findings.warnings.append(
+            f"{what} no position, which data.context needs (first: {shown(unplaced[0], 60)})"
+        )
+    first: dict[tuple[str | None, str | None, int], str] = {}
+    twice = []
+    for u in turns:
+        if u.position is not None:
+            other = first.setdefault((u.split, u.dialogue, u.position), u.id)
+            if other != u.id:
+                twice.append(u)
+    if twice:
+        one = twice[0]
+        other = first[one.split, one.dialogue, one.position or 0]
+        what = plural(len(twice), "row has", "rows have")
+        findings.warnings.append(
+            f"{what} the position of another row of the dialogue, which data.context cannot tell "
+            f"apart (first: {shown(other, 60)} and {shown(one.id, 60)})"
+        )
 
 
 def _hints(missing: list[str], base: str) -> list[str]:

@@ -231,8 +231,9 @@ def class_gaps(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[st
 
 
 def _not_measured(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """A line for dev and test on the classes of train that they lack, as one of a single utterance
-    is lacking somewhere; a part that has none of them has classes that train lacks, which is said.
+    """A line for dev and for test on the classes of train that the part lacks: a class with a
+    single utterance, for example, is lacking somewhere. A part that has none of train's classes is
+    left out here, as another line says which classes train lacks.
     """
     lines = []
     learnt = [label for label in counts["train"] if label != UNLABELLED]
@@ -246,13 +247,13 @@ def _not_measured(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 def _told_lacking(lacking: list[str], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A line on the classes that train lacks, with the splits that have them."""
-    told = []
+    classes = []
     for label in lacking:
         where = [split or "no split" for split in SPLITS if label in counts.get(split, ())]
-        told.append(f"{shown(label, 40)} ({', '.join(where)})")
-    if not told:
+        classes.append(f"{shown(label, 40)} ({', '.join(where)})")
+    if not classes:
         return []
-    return [f"train has no utterance of class {listed(told)}: a model cannot learn it"]
+    return [f"train has no utterance of class {listed(classes)}: a model cannot learn it"]
 
 
 def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, dict[str, int]]:

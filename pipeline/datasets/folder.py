@@ -16,16 +16,20 @@ from mer.pipeline.datasets.corpora import CorpusInfo, FileRules
 from mer.pipeline.datasets.filenames import (
     FIXED,
     Named,
+    check_names,
+    files_below,
+    is_media,
     join_files,
-    media_below,
     read_names,
     row_of,
 )
-from mer.pipeline.datasets.files import cut_blanks, look
+from mer.pipeline.datasets.files import cut_blanks, look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.newclips import WORDS, words_beside, words_of
+from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
+from mer.pipeline.datasets.newclips import WORDS, no_media, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
-from mer.pipeline.datasets.table import POSITION, SHARES, given_names, split_groups
+from mer.pipeline.datasets.tablelabels import given_names
+from mer.pipeline.datasets.tablevalues import POSITION
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
@@ -37,7 +41,6 @@ COLUMNS = (
     *("id", "text", "speaker", "sentence", "session", "dialogue", "position", "split"),
     *LABEL_FIELDS,
 )
-GROUPS = ("dialogue", "speaker")  # what a split is made by, the first that every file has
 LEFT_OUT = ""  # --map CODE=: utterances of that code are left out
 
 
@@ -57,8 +60,8 @@ def prepare(
 
     Args:
         root: The folder; media files at any place below it are taken.
-        pattern: What their names say, as of `mer.pipeline.datasets.pattern`. Fields that are
-            columns of a manifest fill those; others become tags, `level=high`.
+        pattern: What their names say, in the form that `mer.pipeline.datasets.pattern` explains.
+            Fields that are columns of a manifest fill those; others become tags, `level=high`.
         mapping: What a name says -> class; to "": such files are left out. Empty: names say the
             classes themselves.
         partial: Leave out files that the pattern does not fit, instead of an error.
@@ -95,8 +98,9 @@ def prepare(
     classes = _classes(rows, labels, mapping)
     rows = _split(rows, split, seed, findings)
     _warn_of_sentences(utterances.values(), rules, findings)
-    info = CorpusInfo(name, name, language, licence="", obtain="", size="", label_sets={})
+    info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
+    warn_of_places(rows, findings)
     made = {"pattern": pattern, "map": dict(mapping), "split": split, "seed": seed}
     return Manifest(name, "single", classes, tuple(rows), root, language, made), findings
 
@@ -105,6 +109,7 @@ def _rules(pattern: Pattern) -> FileRules:
     """What the fields of a pattern are."""
     label = next((field for field in LABEL_FIELDS if field in pattern.names), "")
     others = [field for field in pattern.names if field not in COLUMNS]
+    others += [field for field in LABEL_FIELDS if field in pattern.names and field != label]
     tags = ["sentence", *others] if "sentence" in pattern.names else others
     id = "{id}" if "id" in pattern.names else ""
     return FileRules((pattern,), id=id, label=label, tags=tuple(tags))
@@ -112,13 +117,23 @@ def _rules(pattern: Pattern) -> FileRules:
 
 def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool) -> list[Named]:
     """The files that the pattern fits; raises DataError where it does not fit all of them."""
-    paths = media_below(root)
+    paths: list[str] = []
+    endings: Counter[str] = Counter()  # of files that are neither media nor words
+    for path in files_below(root):
+        ending = os.path.splitext(path)[1].lower()
+        if is_media(path):
+            paths.append(path)
+        elif ending != WORDS:
+            endings[ending] += 1
+    check_names(root, paths)
     (pattern,) = rules.patterns
     named, others = read_names(paths, rules)
     what = f"{len(named):,} of {plural(len(paths), 'media file')} below {shown(root, 80)}"
     text = shown(pattern.text, 80)
     if not named:
         first = f"; the first is {shown(others[0], 60)}" if others else ""
+        if endings and not paths:
+            first = f"; {no_media(endings)}: `mer prepare table` takes files of any ending"
         raise DataError(f"pattern '{text}' fits none of {plural(len(paths), 'media file')}{first}")
     if others and not partial:
         raise DataError(
@@ -128,6 +143,11 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
     findings.dropped["files that the pattern does not fit"] += map(shown, others)
     if not others:
         del findings.dropped["files that the pattern does not fit"]
+    if endings:
+        findings.warnings.append(
+            f"{no_media(endings)}; to take those that are media, name them in a table (`mer "
+            "prepare table`)"
+        )
     return named
 
 
@@ -147,10 +167,10 @@ def _mapped(
         return list(named)
     given = Counter(strip(file.fields[rules.label]) for file in named)
     if unknown := [label for label in given if label not in mapping]:
-        told = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
+        examples = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
         raise DataError(
-            f"--map has no class for {listed(told, 4)}; add --map {shown(unknown[0], 30)}=CLASS, "
-            "or with nothing behind the = to leave them out"
+            f"--map has no class for {listed(examples, 4)}; add --map "
+            f"{shown(unknown[0], 30)}=CLASS, or with nothing behind the = to leave them out"
         )
     kept = []
     for file in named:
@@ -202,13 +222,13 @@ def _classes(
     rows: Sequence[Utterance], labels: str | None, mapping: Mapping[str, str]
 ) -> tuple[str, ...]:
     """The classes in order; raises DataError for rows of another one."""
-    there = Counter(u.label for u in rows if u.label is not None)
+    present = Counter(u.label for u in rows if u.label is not None)
     names = given_names("folder", labels)
     if not names:
-        return tuple(sorted({*there, *mapping.values()} - {LEFT_OUT}))
-    if other := [label for label in there if label not in names]:
-        told = [f"{shown(label, 30)} ({plural(there[label], 'file')})" for label in other]
-        raise DataError(f"--labels has not {listed(told, 4)}; add them, or map them with --map")
+        return tuple(sorted({*present, *mapping.values()} - {LEFT_OUT}))
+    if other := [label for label in present if label not in names]:
+        examples = [f"{shown(label, 30)} ({plural(present[label], 'file')})" for label in other]
+        raise DataError(f"--labels has not {listed(examples, 4)}; add them, or map them with --map")
     return names
 
 

@@ -4,18 +4,16 @@ what they hold, fold by fold.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer.pipeline.datasets.textfiles import read_text
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.columnar import reason
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import PARTS, SPLIT_ALIASES, fold_entry, fold_of
 
@@ -38,11 +36,11 @@ class FoldCounts:
 
     def line(self) -> str:
         """For people."""
-        told = ", ".join(f"{self.rows[part]:,} {part}" for part in PARTS if self.rows.get(part))
+        text = ", ".join(f"{self.rows[part]:,} {part}" for part in PARTS if self.rows.get(part))
         if self.speakers:
             both = plural(len(self.speakers), "speaker")
-            told += f"; {both} of its test ({plural(self.shared_rows, 'row')}) in train, too"
-        return told
+            text += f"; {both} of its test ({plural(self.shared_rows, 'row')}) in train, too"
+        return text
 
 
 def counted(rows: Iterable[Utterance]) -> dict[str, FoldCounts]:
@@ -55,12 +53,12 @@ def counted(rows: Iterable[Utterance]) -> dict[str, FoldCounts]:
             parts[name][part] += 1
             if u.speaker:
                 speakers[name][part][u.speaker] += 1
-    found = {}
+    counts = {}
     for name in sorted(parts, key=_in_order):
         test, trained = speakers[name]["test"], speakers[name]["train"] | speakers[name]["dev"]
         both = tuple(sorted(test.keys() & trained.keys()))
-        found[name] = FoldCounts(dict(parts[name]), both, sum(test[who] for who in both))
-    return found
+        counts[name] = FoldCounts(dict(parts[name]), both, sum(test[who] for who in both))
+    return counts
 
 
 def _in_order(name: str) -> tuple[bool, int, str]:
@@ -73,12 +71,12 @@ def lines(folds: Mapping[str, FoldCounts]) -> list[str]:
     """What a report says of the folds."""
     if not folds:
         return []
-    told = [f"published folds: {len(folds):,}, for `mer train --folds published`"]
+    report = [f"published folds: {len(folds):,}, for `mer train --folds published`"]
     for name, fold in list(folds.items())[:SHOWN_FOLDS]:
-        told.append(f"  {shown(name, 60)}: {fold.line()}")
+        report.append(f"  {shown(name, 60)}: {fold.line()}")
     if len(folds) > SHOWN_FOLDS:
-        told.append(f"  and {len(folds) - SHOWN_FOLDS:,} more (all with --json)")
-    return told
+        report.append(f"  and {len(folds) - SHOWN_FOLDS:,} more (all with --json)")
+    return report
 
 
 def check_speakers(where: str, folds: Mapping[str, FoldCounts]) -> None:
@@ -158,10 +156,7 @@ def from_json(path: Path, ids: Iterable[str]) -> Entries:
         DataError: It is not such a file, or a fold names ids that no row has, one id twice, or
             nothing to test.
     """
-    try:
-        value = json.loads(read_text(path), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({reason(error)})") from None
+    value = read_json(path, pairs=_once)
     if isinstance(value, list):
         value = {str(number): fold for number, fold in enumerate(value, start=1)}
     if not isinstance(value, dict) or not value:
@@ -181,14 +176,13 @@ def from_json(path: Path, ids: Iterable[str]) -> Entries:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError for a name that is there twice, the first of which would be
-    lost.
+    """An object of JSON. Raises ValueError where a name occurs twice, as only the last of its
+    values would be kept.
     """
     made = dict(pairs)
     if len(made) < len(pairs):
-        twice = next(
-            name for name, times in Counter(name for name, _ in pairs).items() if times > 1
-        )
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, times in counts.items() if times > 1)
         raise ValueError(f"'{shown(twice, 40)}' is there twice")
     return made
 

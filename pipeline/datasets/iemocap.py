@@ -12,14 +12,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
-from mer.pipeline.datasets.files import elsewhere, hidden, look, require_root
+from mer.pipeline.datasets.files import elsewhere, hidden, manifest_of, require_root
 from mer.pipeline.datasets.findings import Findings, shared_texts, some
+from mer.pipeline.datasets.raters import OUTSIDE, check_task, with_shares
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.limits import TABLE_BYTES
@@ -29,6 +30,23 @@ FILMS = Path("dialog", "avi", "DivX")
 SESSIONS = tuple(f"Session{n}" for n in range(1, 6))
 # A line such as [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5, …]
 EVALUATION = re.compile(r"^\[(\d+\.\d+) - (\d+\.\d+)\]\s+(\S+)\s+(\w+)\s+\[([^\]\n]*)\]", re.M)
+# What one rater chose, such as C-E2:  Anger; Frustration;  (comment). C-F1 and C-M1 are the actors'
+# own, of which the label is not made.
+RATER = re.compile(r"^C-E\d+:([^(\n]*)", re.M)
+CODES = {  # what raters call a label -> its code
+    "anger": "ang",
+    "disgust": "dis",
+    "excited": "exc",
+    "fear": "fea",
+    "frustration": "fru",
+    "happiness": "hap",
+    "neutral": "neu",
+    "neutral state": "neu",
+    "other": "oth",
+    "sadness": "sad",
+    "surprise": "sur",
+}
+NO_MAJORITY = "xxx"
 RATING = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 # Other lines (`M: …`) have no time and no utterance.
 TRANSCRIPT = re.compile(r"^(Ses\S+) \[\d+\.\d+-\d+\.\d+\]:[ \t]*(.*?)\s*$", re.M)
@@ -44,22 +62,30 @@ def prepare(
     labels: str | None = None,
     vision: bool = False,
     left: str = "marked",
+    raters: bool = False,
 ) -> tuple[Manifest, Findings]:
     """The manifest of IEMOCAP under `root`; `labels` is the number of classes, or vad
     for the ratings of valence, arousal and dominance from 1 to 5. With `vision` each
     row names its dialogue's film, its span there, and by a tag the half in which its speaker is;
-    `left` says who is in the left one: the "marked" speaker or the "unmarked" one.
+    `left` says who is in the left one: the "marked" speaker or the "unmarked" one. With `raters`
+    rows keep how their raters divided over the classes.
     """
     require_root(root, info)
     chosen = info.label_set(labels)
+    if raters:
+        check_task("iemocap", chosen.task)
     findings = Findings("iemocap", expected=chosen.expected)
     rows: list[Utterance] = []
     unlabelled: defaultdict[str, list[str]] = defaultdict(list)
     found: Counter[str] = Counter()
+    votes_of: dict[str, dict[str, float]] = {}
+    unknown: Counter[str] = Counter()  # words of raters
     for session in _sessions(root, info, findings):
         texts = _transcripts(session, findings)
         for line in _evaluations(session, findings):
             found[line.session] += 1
+            if raters:
+                votes_of[line.utterance] = _votes(line.chosen, chosen, unknown)
             rated = chosen.task == "regression"
             label = None if rated else chosen.source.get(line.code)
             if label is None and not rated:
@@ -82,15 +108,15 @@ def prepare(
         findings.unlabelled[f"label {code}, not in the set '{chosen.name}'"] = unlabelled[code]
     _check_sessions(rows, found, chosen, info, findings)
     _check_texts(rows, findings)
-    return Manifest(
-        "iemocap",
-        chosen.task,
-        chosen.labels,
-        tuple(look(rows, root, info, findings)),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    if raters:
+        undecided = frozenset(unlabelled[NO_MAJORITY])
+        rows = with_shares(rows, votes_of, undecided, chosen.labels, findings)
+        if unknown:
+            words = [f"{shown(word, 40)} ({count:,})" for word, count in unknown.items()]
+            findings.warnings.append(
+                f"raters said what is no known label, taken as of no class: {some(words)}"
+            )
+    return manifest_of(rows, root, info, chosen, findings)
 
 
 def _seen(row: Utterance, line: Evaluation, session: Path, root: Path, left: str) -> Utterance:
@@ -110,7 +136,7 @@ def _seen(row: Utterance, line: Evaluation, session: Path, root: Path, left: str
 class Evaluation(NamedTuple):
     """A line of EmoEvaluation: the utterance, its place in the dialogue, its label as a code; who
     wore the markers, (start, end) in seconds of the dialogue, and the mean ratings of valence,
-    arousal and dominance.
+    arousal and dominance; what each rater chose, as written.
     """
 
     utterance: str
@@ -122,14 +148,20 @@ class Evaluation(NamedTuple):
     marked: str
     span: tuple[float, float]
     ratings: tuple[float, ...]
+    chosen: tuple[str, ...]
 
 
 def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
     """The utterances of a session, dialogue by dialogue in order of time."""
     for file in _files(session / "dialog" / "EmoEvaluation"):
-        lines = EVALUATION.findall(_read(file, findings))
+        text = _read(file, findings)
+        found = list(EVALUATION.finditer(text))
+        nexts = [line.start() for line in found[1:]] + [len(text)]
+        lines = []
+        for line, following in zip(found, nexts, strict=True):
+            lines.append((*line.groups(), text[line.end() : following]))
         lines.sort(key=lambda line: float(line[0]))
-        for position, (start, end, utterance, code, rated) in enumerate(lines):
+        for position, (start, end, utterance, code, rated, below) in enumerate(lines):
             parts = UTTERANCE.match(utterance)
             if parts is None:
                 raise DataError(
@@ -151,7 +183,21 @@ def _evaluations(session: Path, findings: Findings) -> Iterator[Evaluation]:
                 marked=parts[2],
                 span=(float(start), float(end)),
                 ratings=tuple(map(float, ratings)),
+                chosen=tuple(RATER.findall(below)),
             )
+
+
+def _votes(chosen: Iterable[str], labels: LabelSet, unknown: Counter[str]) -> dict[str, float]:
+    """Class, or OUTSIDE -> votes: one of each rater, divided where a rater chose several. Words
+    that stand for no label are counted in `unknown`.
+    """
+    votes: dict[str, float] = defaultdict(float)
+    for said in chosen:
+        words = [word.strip().lower() for word in said.split(";") if word.strip()]
+        for word in words:
+            unknown.update([word] if word not in CODES else [])
+            votes[labels.source.get(CODES.get(word, ""), OUTSIDE)] += 1 / len(words)
+    return votes
 
 
 def _kind(dialogue: str) -> str:

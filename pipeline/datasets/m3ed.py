@@ -8,7 +8,6 @@ fewer samples than one wav2vec2 frame sees.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +18,16 @@ from mer.pipeline.datasets.corpora import CorpusInfo, LabelSet
 from mer.pipeline.datasets.files import (
     elsewhere,
     folders,
-    look,
+    manifest_of,
     media_files,
     require_root,
 )
 from mer.pipeline.datasets.findings import Findings
+from mer.pipeline.datasets.jsonfile import read_json
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import name_cell, strip, text_cell
-from mer.pipeline.runtime.columnar import reason
 from mer.pipeline.runtime.terminal import plural, shown
 
 # The download's name, and what other code calls it.
@@ -56,7 +55,7 @@ def prepare(
     folder, wavs = _wavs(below, root, findings)
     rows: list[Utterance] = []
     used: set[str] = set()
-    for series, dialogues in _object(read_text(file), file).items():
+    for series, dialogues in _object(file).items():
         series = strip(series)
         for dialogue, content in dialogues.items():
             with _reading(file, dialogue):
@@ -85,16 +84,7 @@ def prepare(
     findings.orphans = [
         os.path.relpath(path, root) for name, path in wavs.items() if name not in used
     ]
-    rows = look(rows, root, info, findings)
-    return Manifest(
-        "m3ed",
-        chosen.task,
-        chosen.labels,
-        tuple(rows),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(rows, root, info, chosen, findings)
 
 
 class Line(NamedTuple):
@@ -146,11 +136,9 @@ def _first(below: list[Path], name: str) -> Path | None:
     return next((folder / name for folder in below if (folder / name).is_file()), None)
 
 
-def _object(text: str, file: Path) -> dict:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
-        raise DataError(f"{file}: not JSON ({reason(error)})") from None
+def _object(file: Path) -> dict:
+    """The content of annotation.json, by series."""
+    value = read_json(file)
     if not isinstance(value, dict) or not all(isinstance(part, dict) for part in value.values()):
         raise DataError(f"{file}: expected an object of series")
     return value

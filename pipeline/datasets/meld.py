@@ -18,7 +18,7 @@ from mer.pipeline.datasets.files import (
     elsewhere,
     find_repeats,
     folders,
-    look,
+    manifest_of,
     media_files,
     require_root,
 )
@@ -61,16 +61,7 @@ def prepare(
         raise DataError(
             f"meld: no *_sent_emo.csv within {where}{hint or f'; to get it: {info.obtain}'}"
         )
-    rows = look(rows, root, info, findings)
-    return Manifest(
-        "meld",
-        chosen.task,
-        chosen.labels,
-        tuple(rows),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(rows, root, info, chosen, findings)
 
 
 def _rows(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.files import look, require_root
+from mer.pipeline.datasets.files import manifest_of, require_root
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
@@ -59,16 +59,7 @@ def prepare(
         )
     media = cmu.Media(root, below, raw=by_table)
     found = cmu.utterances(segments, media, chosen, findings, vision=vision)
-    rows = look(found, root, info, findings)
-    return Manifest(
-        "mosei",
-        chosen.task,
-        chosen.labels,
-        tuple(rows),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(found, root, info, chosen, findings)
 
 
 class Spoken(NamedTuple):
@@ -81,8 +72,8 @@ class Spoken(NamedTuple):
 
 
 def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Findings) -> list[Segment]:
-    """One per labelled interval; its number is the transcript's, or its place where the transcript
-    has none.
+    """A segment for every labelled interval. Its number is that of the transcript; without a
+    transcript it is the interval's place.
     """
     split_of = cmu.read_folds(below, info, findings)
     lines = _transcripts(below, findings)
@@ -105,7 +96,7 @@ def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Finding
 
 
 def _spoken_at(lines: list[Spoken], start: float, end: float) -> Spoken | None:
-    """The line of those times, but for a hair's breadth."""
+    """The line whose start and end are these, to within `SAME_TIME` seconds."""
     for line in lines:
         if max(abs(line.start - start), abs(line.end - end)) <= SAME_TIME:
             return line

@@ -12,7 +12,7 @@ from pathlib import Path
 from mer.pipeline.datasets import cmu
 from mer.pipeline.datasets.cmu import Segment
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.files import look, require_root
+from mer.pipeline.datasets.files import manifest_of, require_root
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
@@ -42,16 +42,7 @@ def prepare(
             f"{info.obtain}"
         )
     found = cmu.utterances(segments, cmu.Media(root, below), chosen, findings, vision=vision)
-    rows = look(found, root, info, findings)
-    return Manifest(
-        "mosi",
-        chosen.task,
-        chosen.labels,
-        tuple(rows),
-        root,
-        info.language,
-        {"labels": chosen.name},
-    ), findings
+    return manifest_of(found, root, info, chosen, findings)
 
 
 def _segments(file: Path, below: list[Path], info: CorpusInfo, findings: Findings) -> list[Segment]:

@@ -1,8 +1,8 @@
 """Files, folders, tables and manifests as new clips: what `mer predict` is given.
 
-A folder is gone through whole, folders within it and linked ones too, each once, in the order of
-names. Its media files are clips; a text file beside one, of the same name but for its ending, holds
-its words. Whatever else lies there is counted.
+A folder is searched with all folders below it, linked ones too, each once, in the order of names.
+Its media files are clips; a text file beside a clip that differs from it in the ending alone holds
+its words. All other files are counted.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def of_manifest(manifest: Manifest, root: Path | None = None) -> NewClips:
     for u in manifest.rows:
         audio = u.audio and os.path.normpath(os.path.join(base, u.audio))
         video = u.video and os.path.normpath(os.path.join(base, u.video))
-        found.clips.append(replace(u, audio=audio, video=video, label=None, targets=None))
+        bare = replace(u, label=None, targets=None, unimodal=())
+        found.clips.append(replace(bare, audio=audio, video=video))
         found.told[u.id] = {"label": u.label, "targets": u.targets}
         if u.text:
             found.words_from[u.id] = GIVEN
@@ -188,8 +189,8 @@ def _of_table(path: Path, task: str, root: Path | None, columns: Mapping[str, st
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether a Parquet file is a manifest; also where it cannot be read, of which reading it as
-    one tells.
+    """Whether a Parquet file is a manifest. A file that cannot be read counts as one: the error of
+    reading it as a manifest then says why.
     """
     try:
         with path.open("rb") as file:
@@ -351,11 +352,8 @@ def _passed_over(walked: _Folder, lonely: list[str], words: bool) -> Iterator[st
         yield f"{what} without a clip of the same name left out: {listed(lonely, 3)}"
     elif lonely:
         yield f"{plural(len(lonely), f'{WORDS} file')} not read: the run reads no words"
-    count = walked.others.total()
-    if count:
-        kinds = _kinds(walked.others.most_common())
-        what = f"{plural(count, 'file')} left out that {_are(count)} no media by name ({kinds})"
-        yield f"{what}; a file that is named itself is tried"
+    if walked.others:
+        yield f"{no_media(walked.others)}; a file that is named itself is tried"
     if walked.hidden:
         yield f"{plural(walked.hidden, 'hidden entry', 'hidden entries')} left out"
     if walked.repeated:
@@ -366,12 +364,18 @@ def _passed_over(walked: _Folder, lonely: list[str], words: bool) -> Iterator[st
         yield f"{what} left out that cannot be read: {listed(walked.closed, 3)}"
 
 
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+def no_media(others: Counter[str]) -> str:
+    """What is said of files that are left out by the endings of their names, which `others`
+    counts.
+    """
+    count = others.total()
+    are = "is" if count == 1 else "are"
+    kinds = _kinds(others.most_common())
+    return f"{plural(count, 'file')} left out that {are} no media by name ({kinds})"
 
 
 def _kinds(counts: Iterable[tuple[str, int]]) -> str:
     counts = list(counts)
-    told = [f"{count:,} {shown(kind, 12) or 'without ending'}" for kind, count in counts]
-    more = f" and {len(told) - SHOWN_KINDS:,} other kinds" if len(told) > SHOWN_KINDS else ""
-    return ", ".join(told[:SHOWN_KINDS]) + more
+    parts = [f"{count:,} {shown(kind, 12) or 'without ending'}" for kind, count in counts]
+    more = f" and {len(parts) - SHOWN_KINDS:,} other kinds" if len(parts) > SHOWN_KINDS else ""
+    return ", ".join(parts[:SHOWN_KINDS]) + more

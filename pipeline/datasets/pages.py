@@ -14,9 +14,20 @@ OWN = (
 WIDTH = 11  # of the first column of a page
 
 
+def kind_of(task: str, labels: Sequence[str]) -> str:
+    """What the labels of a set are.
+
+    >>> kind_of("regression", ["valence", "arousal"]), kind_of("multi", ["joy", "anger"])
+    ('2 numbers', 'several classes at once')
+    """
+    several = task == "regression" and len(labels) > 1
+    return f"{len(labels)} numbers" if several else TASKS[task]
+
+
 def in_list(corpus: Mapping) -> list[str]:
     """The lines of one corpus of `overview` in the list of all."""
-    tasks = dict.fromkeys(TASKS[task] for task in corpus["tasks"].values())
+    sets = corpus["labels"]
+    tasks = dict.fromkeys(kind_of(task, sets[name]) for name, task in corpus["tasks"].items())
     facts = (
         corpus["size"],
         corpus["language"],
@@ -44,7 +55,7 @@ def page(corpus: Mapping) -> list[str]:
     for number, (name, labels) in enumerate(corpus["labels"].items()):
         default = "" if number or len(corpus["labels"]) == 1 else ", the default"
         note = f"; {corpus['notes'][name]}" if name in corpus["notes"] else ""
-        task = TASKS[corpus["tasks"][name]]
+        task = kind_of(corpus["tasks"][name], labels)
         say("labels", f"{name}{default}: {', '.join(labels)} ({task}{note})")
         for split, counts in corpus["expected"][name].items():
             told = ", ".join(f"{label} {count:,}" for label, count in counts.items())
@@ -76,10 +87,12 @@ def table(corpora: Sequence[Mapping]) -> str:
     for corpus in sorted(corpora, key=lambda corpus: corpus["name"]):
         sets = []
         for name, labels in corpus["labels"].items():
-            single = corpus["tasks"][name] == "single"
-            many = f"{len(labels)}, several at once"
-            kind = "a number" if corpus["tasks"][name] == "regression" else many
-            sets.append(f"{name} ({len(labels) if single else kind})")
+            kind = str(len(labels))
+            if corpus["tasks"][name] == "multi":
+                kind = f"{len(labels)}, several at once"
+            elif corpus["tasks"][name] == "regression":
+                kind = kind_of("regression", labels)
+            sets.append(f"{name} ({kind})")
         cells = (
             f"[{corpus['name']}](#{corpus['name']})",
             corpus["title"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from mer.pipeline.datasets import default_root, prepare
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.runtime.terminal import shown
 
 
 def manifest_path(root: Path, labels: str | None) -> Path:
@@ -58,7 +59,7 @@ def own_manifest(
         manifest.write(file)
     except OSError as error:
         raise DataError(
-            f"{file}: {error.strerror or error}; run `mer prepare {dataset} --out FILE`, then use "
-            "--manifest FILE"
+            f"{shown(file, 200)}: {error.strerror or error}; run `mer prepare {dataset} --out "
+            "FILE`, then use --manifest FILE"
         ) from None
     return manifest, file

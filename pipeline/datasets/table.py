@@ -7,41 +7,39 @@ else speaker), never through the middle of one.
 
 from __future__ import annotations
 
-import math
 import os
-import random
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mer.pipeline.datasets.corpora import CorpusInfo
-from mer.pipeline.datasets.files import hidden, look
+from mer.pipeline.datasets.files import look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted, from_columns, from_json
-from mer.pipeline.datasets.pattern import MEDIA
-from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, FIELDS, TIMES, VIDEO_TIMES, Table, read
+from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
+from mer.pipeline.datasets.tablefile import FIELDS, Table, other_case, read
+from mer.pipeline.datasets.tablelabels import (
+    TARGET,
+    UNIMODAL,
+    labelled_by_labels,
+    labelled_by_targets,
+    labelled_by_votes,
+    target_names,
+    unimodal_labels,
+    voted_names,
+)
+from mer.pipeline.datasets.tablemedia import MediaRoot, media_paths
+from mer.pipeline.datasets.tablevalues import positions, times, video_times, warn_of_gap
 from mer.pipeline.datasets.unimodal import columns_of as unimodal_columns
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import GAP_WORDS, strip, text_cell, warn_gap_words
 from mer.pipeline.runtime.delimited import SEPARATORS
-from mer.pipeline.runtime.terminal import listed, plural, shown
+from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
-from mer.pipeline.runtime.unimodal import check_task, entry
 
-SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}  # of the utterances, when the table has no split
-MANY_LABELS = 50  # more classes than this look like numbers or free text
 SHOWN_FIELDS = 6  # in a message that a table has none of them
-MINUS_SIGNS = ("\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2212", "\ufe63", "\uff0d")
-CLOCK = re.compile(r"\d+:\d\d(:\d\d)?([.,]\d+)?|[\d.]+ ?(s|sec|ms)", re.ASCII)
-UNIMODAL = "unimodal "  # a column of --unimodal is the field of this and its modality
-TARGET = "target "  # a column of --targets is the field of this and its name
-POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
-NUMBER_CHARACTERS = 400  # of a time or target; float() takes longer by the square of them
-# float() takes "1_0" and "infinity" as well.
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 def prepare(
@@ -83,7 +81,7 @@ def prepare(
         name: Of the corpus, by default the table's.
         language: Code, for the default encoders.
         folds: The columns that name folds; none: `fold`, if there is one.
-        fold_lists: A JSON file of folds instead, as of `folds.from_json`.
+        fold_lists: A JSON file of folds instead, as `folds.from_json` reads it.
         speaker_independent: Refuse folds in which a speaker is trained on and tested.
         folder_option: What messages call `audio_dir`.
         fields: Those that messages name.
@@ -97,12 +95,12 @@ def prepare(
     """
     source = Path(source)
     columns = columns or {}
-    names = _target_names(targets, task, labels, columns)
-    voted = _voted_names(soft_labels, targets, task, labels, columns)
-    task = task or ("regression" if names else "single")
+    targeted = target_names(targets, task, labels, columns)
+    voted = voted_names(soft_labels, targets, task, labels, columns)
+    task = task or ("regression" if targeted else "single")
     _check_options(task, split, columns, fields)
     name = strip(name if name is not None else source.stem) or "table"
-    for what, value in (
+    for option, value in (
         ("--name", name),
         ("--language", language),
         ("--labels", labels),
@@ -110,63 +108,59 @@ def prepare(
         ("--soft-labels", soft_labels),
         *(("--unimodal", pairs) for pairs in unimodal),
     ):
-        _check_option(what, value)
+        _check_text(option, value)
     if folds and fold_lists is not None:
         raise DataError("table: folds by --column fold=… and by --fold-lists; give one of them")
     findings = Findings(name)
-    read_from = {**columns, **{f"{TARGET}{one}": one for one in (*names, *voted)}}
-    alone = unimodal_columns(unimodal)
-    read_from |= {f"{UNIMODAL}{modality}": column for modality, column in alone.items()}
+    of_modality = unimodal_columns(unimodal)
+    read_from = {**columns, **{f"{TARGET}{column}": column for column in (*targeted, *voted)}}
+    read_from |= {f"{UNIMODAL}{modality}": column for modality, column in of_modality.items()}
     kind = {"several": task == "multi", "number": task == "regression"}
     table = read(source, read_from, findings, folds=folds, **kind)
-    root = _Root(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
+    root = MediaRoot(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root, fields)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
-    if names:
-        labelling = _of_targets(table, names, findings)
+    if targeted:
+        labelling = labelled_by_targets(table, targeted, findings)
     elif voted:
-        labelling = _of_votes(table, voted, findings)
+        labelling = labelled_by_votes(table, voted, findings)
     else:
-        labelling = _labels(table, labels, task, findings)
-    said = _unimodal(table, alone, labelling, task, findings)
-    times = _times(table)
+        labelling = labelled_by_labels(table, labels, task, findings)
+    said_alone = unimodal_labels(table, of_modality, labelling, task, findings)
+    spans = times(table)
     _check_ids(table, ids)
-    entries = _folds(table, ids, fold_lists)
-    splits = _splits(table, "none" if entries and not _has_split(table) else split, seed, findings)
-    audio = _media(table, "audio", ids, root, findings)
-    video = _media(table, "video", ids, root, findings)
-    seen = _video_times(table)
-    turns = enumerate(table.column("position"))
-    positions = [_position(table, i, value) for i, value in turns]
-    named = [table.column(field) for field in ("text", "speaker", "dialogue", "session")]
+    in_folds = _folds(table, ids, fold_lists)
+    splits = _splits(table, "none" if in_folds and not _has_split(table) else split, seed, findings)
+    audio = media_paths(table, "audio", ids, root, findings)
+    video = media_paths(table, "video", ids, root, findings)
+    video_spans = video_times(table)
+    by_field: dict[str, Sequence[Any]] = {
+        "id": ids,
+        "audio": audio,
+        "text": table.column("text"),
+        "split": splits,
+        "label": labelling.label,
+        "targets": labelling.targets,
+        "speaker": table.column("speaker"),
+        "dialogue": table.column("dialogue"),
+        "session": table.column("session"),
+        "position": positions(table),
+        "start": [start for start, _ in spans],
+        "end": [end for _, end in spans],
+        "video": video,
+        "video_start": [start for start, _ in video_spans],
+        "video_end": [end for _, end in video_spans],
+        "folds": [in_folds.get(row_id or "", ()) for row_id in ids],
+        "unimodal": said_alone,
+    }
     rows = []
-    for i, (text, speaker, dialogue, session) in enumerate(zip(*named, strict=True)):
-        start, end = times[i]
-        rows.append(
-            Utterance(
-                id=ids[i] or "",
-                audio=audio[i],
-                text=text,
-                split=splits[i],
-                label=labelling.label[i],
-                targets=labelling.targets[i],
-                speaker=speaker,
-                dialogue=dialogue,
-                session=session,
-                position=positions[i],
-                start=start,
-                end=end,
-                video=video[i],
-                video_start=seen[i][0],
-                video_end=seen[i][1],
-                folds=entries.get(ids[i] or "", ()),
-                unimodal=said[i],
-            )
-        )
+    for cells in zip(*by_field.values(), strict=True):
+        rows.append(Utterance(**dict(zip(by_field, cells, strict=True))))
     if speaker_independent:
         check_speakers(str(source), counted(rows))
-    rows = look(rows, root.folder, _info(name, language), findings)
+    rows = look(rows, root.folder, CorpusInfo.unknown(name, language), findings)
+    warn_of_places(rows, findings)
     made = {"table": source.name, "columns": dict(columns), "split": split, "seed": seed}
     manifest = Manifest(name, task, labelling.names, tuple(rows), root.folder, language, made)
     return manifest, findings
@@ -190,38 +184,17 @@ def _check_options(
             )
 
 
-def _check_option(what: str, value: str | None) -> None:
+def _check_text(option: str, value: str | None) -> None:
     try:
         text_cell(value)
     except DataError as error:
-        raise DataError(f"table: {what} {error}") from None
-
-
-def _info(name: str, language: str) -> CorpusInfo:
-    """A corpus of which nothing is known."""
-    return CorpusInfo(
-        name,
-        name,
-        language,
-        licence="",
-        obtain="",
-        size="",
-        label_sets={},
-    )
-
-
-@dataclass(frozen=True)
-class _Root:
-    """What the paths of a table are relative to, and the option that says so."""
-
-    folder: Path
-    option: str
+        raise DataError(f"table: {option} {error}") from None
 
 
 # --- what the table has and lacks
 
 
-def _check_content(table: Table, root: _Root, fields: Sequence[str]) -> None:
+def _check_content(table: Table, root: MediaRoot, fields: Sequence[str]) -> None:
     """Raises DataError for a table without a field, a row, or anything to encode."""
     source = table.source
     if not table.data and table.names:
@@ -257,16 +230,11 @@ def _check_rows(table: Table) -> None:
             raise DataError(f"{table.at(i)} has nothing in any column that is read; leave it out")
 
 
-def _other_case(field: str, names: Sequence[str]) -> str | None:
-    """A column that is called like the field but for case and blanks."""
-    return next((name for name in names if name != field and strip(name).casefold() == field), None)
-
-
 def _near(table: Table) -> str:
     """The options that would take columns which differ from a field by case only."""
     options = []
     for field in FIELDS:
-        name = _other_case(field, table.names)
+        name = other_case(field, table.names)
         if name and field not in table.mapped:
             options.append(f"--column {field}={shown(name, 40)}")
     return f"; case counts: {' '.join(options)}" if options else ""
@@ -275,7 +243,7 @@ def _near(table: Table) -> str:
 def _ids(table: Table, findings: Findings) -> list[str | None]:
     if "id" in table.data:
         return table.data["id"]
-    near = _other_case("id", table.names) or "NAME"
+    near = other_case("id", table.names) or "NAME"
     findings.warnings.append(f"no id column (--column id={shown(near, 40)}): ids are row1, row2, …")
     return [f"row{i + 1}" for i in range(len(table))]
 
@@ -284,11 +252,11 @@ def _check_ids(table: Table, ids: list[str | None]) -> None:
     for i, row_id in enumerate(ids):
         if not row_id:
             raise DataError(f"{table.at(i)} has an empty id")
-    double, times = Counter(ids).most_common(1)[0]
-    if times > 1:
+    double, count = Counter(ids).most_common(1)[0]
+    if count > 1:
         first, second, *_ = (i for i, row_id in enumerate(ids) if row_id == double)
         raise DataError(
-            f"{table.source}: id '{shown(double)}' is there {times:,} times, first on "
+            f"{table.source}: id '{shown(double)}' is there {count:,} times, first on "
             f"{table.place(first)} and {table.place(second)}; ids must be unique"
         )
 
@@ -296,482 +264,15 @@ def _check_ids(table: Table, ids: list[str | None]) -> None:
 def _warn_of_gaps(table: Table, findings: Findings) -> None:
     for field in ("audio", "text"):
         if field not in table.data:
-            remedy = f"--column {field}={_other_case(field, table.names) or 'NAME'}"
+            remedy = f"--column {field}={other_case(field, table.names) or 'NAME'}"
             findings.warnings.append(
                 f"no {field} column ({remedy}): the utterances have no {field}"
             )
     for field in ("audio", "text", "speaker", "dialogue", "session"):
-        _warn_of_gap(table, field, findings)
+        warn_of_gap(table, field, findings)
     for field in ("text", "speaker", "dialogue", "session"):
         what = "transcripts" if field == "text" else f"{field}s"
         findings.warnings += warn_gap_words(table.data.get(field, ()), what)
-
-
-def _warn_of_gap(table: Table, field: str, findings: Findings) -> None:
-    gaps = [i for i, value in enumerate(table.data.get(field, ())) if value is None]
-    if gaps:
-        findings.warnings.append(
-            f"{plural(len(gaps), 'row has', 'rows have')} no {field}, "
-            f"the first on {table.place(gaps[0])}"
-        )
-
-
-# --- labels
-
-
-@dataclass(frozen=True)
-class _Labelling:
-    """Class names in order, and a label or targets per row."""
-
-    names: tuple[str, ...]
-    label: Sequence[str | None]
-    targets: Sequence[tuple[float, ...] | None]
-
-
-def _target_names(
-    targets: str | None, task: str | None, labels: str | None, columns: Mapping[str, str]
-) -> tuple[str, ...]:
-    """The columns of --targets; raises DataError where other options contradict it."""
-    if targets is None:
-        return ()
-    names = tuple(map(strip, targets.split(",")))
-    if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"table: --targets {shown(targets)}: a column is empty or there twice")
-    if task not in (None, "regression"):
-        raise DataError(
-            f"table: --targets are numbers, of --task regression; --task {task} has labels"
-        )
-    if labels is not None or "label" in columns:
-        raise DataError(
-            "table: --targets names the columns to learn; leave out --labels and --column label="
-        )
-    return names
-
-
-def _voted_names(
-    soft_labels: str | None,
-    targets: str | None,
-    task: str | None,
-    labels: str | None,
-    columns: Mapping[str, str],
-) -> tuple[str, ...]:
-    """The columns of --soft-labels; raises DataError where other options contradict it."""
-    if soft_labels is None:
-        return ()
-    names = tuple(map(strip, soft_labels.split(",")))
-    said = f"table: --soft-labels {shown(soft_labels)}"
-    if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"{said}: a column is empty or there twice")
-    if len(names) < 2:
-        raise DataError(f"{said}: expected a column for each of two classes or more")
-    if task not in (None, "single"):
-        raise DataError(
-            f"table: --soft-labels are of --task single, one class of several; not of {task}"
-        )
-    if labels is not None or targets is not None or "label" in columns:
-        raise DataError(
-            "table: --soft-labels names the classes and gives the label; leave out --labels, "
-            "--targets and --column label="
-        )
-    return names
-
-
-def _of_votes(table: Table, names: tuple[str, ...], findings: Findings) -> _Labelling:
-    """The shares of the columns of --soft-labels, and the class of most votes. An empty cell beside
-    others is no vote; a row without any vote is unlabelled, one with a tie has shares alone.
-    """
-    label: list[str | None] = []
-    shares: list[tuple[float, ...] | None] = []
-    found: dict[str, list[int]] = {"gap": [], "none": [], "tie": []}
-    for i in range(len(table)):
-        cells = [table.data[f"{TARGET}{name}"][i] for name in names]
-        given = [_number(table, cell, i, name) for cell, name in zip(cells, names, strict=True)]
-        votes = [value or 0.0 for value in given]
-        if min(votes) < 0:
-            name = names[votes.index(min(votes))]
-            raise DataError(
-                f"{table.at(i)} has {min(votes):g} votes for {name}, expected 0 or more"
-            )
-        most = max(votes)
-        if not most:
-            found["none"].append(i)
-            label.append(None)
-            shares.append(None)
-            continue
-        if None in given:
-            found["gap"].append(i)
-        scaled = [value / most for value in votes]
-        shares.append(tuple(value / sum(scaled) for value in scaled))
-        first = [name for name, value in zip(names, scaled, strict=True) if math.isclose(value, 1)]
-        label.append(first[0] if len(first) == 1 else None)
-        if len(first) > 1:
-            found["tie"].append(i)
-    for kind, what in (
-        ("none", "without a vote, unlabelled"),
-        ("gap", "with empty cells among the votes, which count as 0"),
-        ("tie", "where several classes have most votes: shares, but no label"),
-    ):
-        if rows := found[kind]:
-            findings.warnings.append(
-                f"{plural(len(rows), 'row')} {what}, the first on {table.place(rows[0])}"
-            )
-    return _Labelling(names, label, shares)
-
-
-def _of_targets(table: Table, names: tuple[str, ...], findings: Findings) -> _Labelling:
-    """The numbers of the columns of --targets. A row that lacks one of them is unlabelled; a label
-    column is left aside.
-    """
-    rows: list[tuple[float, ...] | None] = []
-    partly = 0
-    for i in range(len(table)):
-        cells = [table.data[f"{TARGET}{name}"][i] for name in names]
-        values = [_number(table, cell, i, name) for cell, name in zip(cells, names, strict=True)]
-        known = tuple(value for value in values if value is not None)
-        rows.append(known if len(known) == len(names) else None)
-        partly += 0 < len(known) < len(names)
-    gaps = [i for i, row in enumerate(rows) if row is None]
-    if gaps:
-        some = f" ({partly:,} of them with some of these)" if partly else ""
-        lacking = f"{plural(len(gaps), 'row')} without {' and '.join(names)}{some}"
-        findings.warnings.append(f"{lacking}, unlabelled, the first on {table.place(gaps[0])}")
-    if "label" in table.data:
-        findings.warnings.append("the label column is left aside, as --targets names what to learn")
-    return _Labelling(names, [None] * len(table), rows)
-
-
-def _labels(table: Table, given: str | None, task: str, findings: Findings) -> _Labelling:
-    names = given_names("table", given)
-    none = [None] * len(table)
-    if "label" not in table.data:
-        near = _other_case("label", table.names) or "NAME"
-        findings.warnings.append(
-            f"no label column (--column label={shown(near, 40)}): the rows are unlabelled, good "
-            "for `mer predict` only"
-        )
-        return _Labelling(names, none, none)
-    values = table.data["label"]
-    _warn_of_gap(table, "label", findings)
-    if task == "regression":
-        if len(names) > 1:
-            raise DataError(
-                f"table: --labels {shown(given)}: a regression on one column has one name; several "
-                "columns of numbers: --targets"
-            )
-        numbers = [_number(table, value, i, "label") for i, value in enumerate(values)]
-        targets = [None if number is None else (number,) for number in numbers]
-        return _Labelling(names or (table.mapped.get("label", "label"),), none, targets)
-    parts = [_parts(value, task) for value in values]
-    if not names:
-        said = (part for row in parts for part in row or ())
-        findings.warnings += warn_gap_words(said, "labels")
-    names = names or _names_among(parts)
-    _check_known(table, parts, names)
-    if task == "multi":
-        return _Labelling(names, none, [_indicators(row, names) for row in parts])
-    findings.warnings += _of_another_task([row[0] for row in parts if row])
-    return _Labelling(names, values, none)
-
-
-def _unimodal(
-    table: Table,
-    columns: Mapping[str, str],
-    labelling: _Labelling,
-    task: str,
-    findings: Findings,
-) -> list[tuple[str, ...]]:
-    """What each modality says by itself, per row; an empty cell says nothing."""
-    if not columns:
-        return [()] * len(table)
-    if not labelling.names or not any((*labelling.label, *labelling.targets)):
-        raise DataError(
-            f"{table.source}: --unimodal stands beside a common label, and there is none; name it "
-            "with --column label=NAME"
-        )
-    check_task(str(table.source), task, labelling.names)
-    for modality, column in columns.items():
-        if not any(table.data[f"{UNIMODAL}{modality}"]):
-            findings.warnings.append(
-                f"all cells of {column} are empty: no unimodal labels of {modality}"
-            )
-    rows = []
-    for i in range(len(table)):
-        entries = []
-        for modality, column in columns.items():
-            cell = table.data[f"{UNIMODAL}{modality}"][i]
-            if not cell:
-                continue
-            value: float | str | None = cell
-            if task == "regression":
-                value = _number(table, cell, i, column)
-            else:
-                value = _class_of(cell, labelling.names)
-                if value is None:
-                    raise DataError(
-                        f"{table.at(i)} has {column} '{shown(cell)}', which is not among the "
-                        f"labels {listed(labelling.names)}"
-                    )
-            if value is not None:
-                entries.append(entry(modality, value))
-        rows.append(tuple(entries))
-    return rows
-
-
-def _class_of(cell: str, names: Sequence[str]) -> str | None:
-    """The class that a cell says: of its name, else of its number, as a column of whole numbers
-    with gaps is often written with decimals.
-
-    >>> _class_of("1.0", ("0", "1")), _class_of("1.0", ("1", "1.0")), _class_of("2", ("0", "1"))
-    ('1', '1.0', None)
-    """
-    if cell in names or not NUMBER.fullmatch(cell):
-        return cell if cell in names else None
-    same = [name for name in names if NUMBER.fullmatch(name) and float(name) == float(cell)]
-    return same[0] if len(same) == 1 else None
-
-
-def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
-    """A line where labels look like values, or like several in one cell."""
-    different = dict.fromkeys(labels)
-    values = [label for label in different if NUMBER.fullmatch(label.replace(",", "."))]
-    fractions = any(re.search("[.,-]", value) for value in values)
-    if len(values) > len(different) / 2 and (fractions or len(values) > MANY_LABELS):
-        of_all = plural(
-            len(different), "different label is a number", "different labels are numbers"
-        )
-        yield (
-            f"{len(values):,} of {of_all} ({listed(values, 2)}), taken as names of classes; if "
-            "they are values, say --task regression"
-        )
-    elif values and len(values) < len(different):
-        names = [label for label in different if label not in values]
-        some = plural(len(values), "is a number", "are numbers")
-        yield (
-            f"of the labels {some} ({listed(values, 2)}), others are not ({listed(names, 2)}): all "
-            "are taken as names of classes; is another column meant? then --column label=NAME"
-        )
-    elif len(different) > MANY_LABELS:
-        number = plural(len(different), "different label")
-        yield f"{number}; numbers are meant? then --task regression"
-    words = [label for label in different if label not in values]
-    several = [label for label in words if len(_parts(label, "multi") or ()) > 1]
-    if several:
-        yield (
-            f"labels such as '{shown(several[0], 60)}' are taken whole; if that is several labels "
-            "of one utterance, say --task multi"
-        )
-
-
-def given_names(where: str, given: str | None) -> tuple[str, ...]:
-    """The classes of --labels; none where it was not given. Raises DataError."""
-    names = tuple(map(strip, given.split(","))) if given else ()
-    if len(set(names)) != len(names) or "" in names:
-        raise DataError(f"{where}: --labels {shown(given)}: a label is empty or there twice")
-    return names
-
-
-def _parts(value: str | list | None, task: str) -> list[str] | None:
-    """The labels of a cell."""
-    if value is None:
-        return None
-    if task != "multi":
-        return [str(value)]
-    found = value if isinstance(value, list) else re.split(r"[,;|]", value)
-    return [strip(part) for part in found if part and strip(part)]
-
-
-def _names_among(parts: Iterable[list[str] | None]) -> tuple[str, ...]:
-    names: set[str] = set()
-    for row in parts:
-        names.update(row or ())
-    return tuple(sorted(names))
-
-
-def _check_known(table: Table, parts: Iterable[list[str] | None], names: tuple[str, ...]) -> None:
-    known = set(names)
-    for i, row in enumerate(parts):
-        for part in row or ():
-            if part not in known:
-                raise DataError(
-                    f"{table.at(i)} has label '{shown(part)}', which is not among --labels "
-                    f"{listed(names).replace(', ', ',')}"
-                )
-
-
-def _indicators(row: list[str] | None, names: tuple[str, ...]) -> tuple[float, ...] | None:
-    """1 for each class that a row has, 0 for the others; None where it is unlabelled."""
-    return None if row is None else tuple(float(name in row) for name in names)
-
-
-def _number(table: Table, value: str | None, row: int, field: str) -> float | None:
-    if value is None:
-        return None
-    text = strip(value)
-    number = math.nan
-    if NUMBER.fullmatch(text) and len(text) < NUMBER_CHARACTERS:
-        number = float(text)
-    if not math.isfinite(number):
-        raise DataError(
-            f"{table.at(row)} has {field} '{shown(text)}', expected a number{_number_hint(text)}"
-        )
-    return number
-
-
-def _number_hint(text: str) -> str:
-    """What may be meant by text that is no number."""
-    if DECIMAL_COMMA.fullmatch(text):
-        return "; a decimal comma? write a point"
-    if text in GAP_WORDS:
-        return "; where there is none, leave the cell empty"
-    if text[:1] in MINUS_SIGNS:
-        return f"; a minus sign of another kind (U+{ord(text[0]):04X})? write -"
-    return "; write seconds" if CLOCK.fullmatch(text) else ""
-
-
-def _position(table: Table, row: int, value: str | None) -> int | None:
-    """The place of a row in its dialogue."""
-    if value is None:
-        return None
-    text = strip(value)
-    if not POSITION.fullmatch(text):
-        raise DataError(
-            f"{table.at(row)} has position '{shown(text)}', expected the number of a turn in its "
-            "dialogue: 0, 1, 2, …"
-        )
-    return int(text.partition(".")[0])
-
-
-# --- times, in seconds
-
-
-def _times(table: Table) -> list[tuple[float | None, float | None]]:
-    """(start, end) per row."""
-    if not set(TIMES) & set(table.data):
-        return [(None, None)] * len(table)
-    columns = [table.column(field) for field in TIMES]
-    return [_span(table, i, values) for i, values in enumerate(zip(*columns, strict=True))]
-
-
-def _span(
-    table: Table, row: int, values: Sequence[str | None]
-) -> tuple[float | None, float | None]:
-    start, end, duration = (
-        _number(table, value, row, field) for field, value in zip(TIMES, values, strict=True)
-    )
-    if start is not None and start < 0:
-        raise DataError(
-            f"{table.at(row)} starts at {start:g} s, before its file; times count from 0"
-        )
-    begin = start or 0.0
-    if end is None and duration is not None:
-        end = begin + duration
-    if end is not None and end <= begin:
-        raise DataError(f"{table.at(row)} ends at {end:g} s, not after its start at {begin:g} s")
-    return start, end
-
-
-def _video_times(table: Table) -> list[tuple[float | None, float | None]]:
-    """(video_start, video_end) per row."""
-    columns = [table.column(field) for field in VIDEO_TIMES]
-    found = []
-    for i, values in enumerate(zip(*columns, strict=True)):
-        start, end = (
-            _number(table, value, i, field)
-            for field, value in zip(VIDEO_TIMES, values, strict=True)
-        )
-        if (start is not None or end is not None) and table.column("video")[i] is None:
-            raise DataError(
-                f"{table.at(i)} has a {VIDEO_TIMES[0]} or {VIDEO_TIMES[1]}, and no video"
-            )
-        found.append((start, end))
-    return found
-
-
-# --- media
-
-
-def _media(
-    table: Table, field: str, ids: list[str | None], root: _Root, findings: Findings
-) -> list[str | None]:
-    """Paths of the field, audio or video, relative to `root`, which they may not leave.
-
-    A name without an extension is looked up among the media files there. Backslashes of Windows are
-    read as slashes where only that names a file, which is counted.
-    """
-    folders = _Folders(os.path.abspath(root.folder))
-    out: list[str | None] = []
-    for i, value in enumerate(table.column(field)):
-        if value is None:
-            out.append(None)
-            continue
-        if "\\" in value and not folders.has(value) and folders.has(value.replace("\\", "/")):
-            value = value.replace("\\", "/")
-            findings.repairs[f"backslashes in {field} read as /"].append(
-                shown(ids[i] or f"row{i + 1}")
-            )
-        found = folders.find(value)
-        if not found:
-            raise DataError(
-                f"{table.at(i)} has {field} '{shown(value)}', which is not a file within "
-                f"{folders.base} ({root.option})"
-            )
-        if len(found) > 1:
-            names = [os.path.basename(path) for path in found[:4]]
-            raise DataError(
-                f"{table.at(i)} has {field} '{shown(value)}', which may be {' or '.join(names)}; "
-                "give the extension"
-            )
-        out.append(found[0])
-    return out
-
-
-class _Folders:
-    """The media files below a folder, each folder listed once."""
-
-    def __init__(self, base: str):
-        self.base = base
-        # As written -> (relative to the base, file name or stem -> files); "" is outside of it.
-        self._known: dict[str, tuple[str, dict[str, list[str]]]] = {}
-
-    def has(self, value: str) -> bool:
-        """Whether a file of that name, with or without its extension, lies there."""
-        path = os.path.join(self.base, value)
-        return os.path.exists(path) or any(os.path.exists(path + suffix) for suffix in MEDIA)
-
-    def find(self, value: str) -> list[str]:
-        """The files that a name may mean, relative to the base; none when it leads out of it. A
-        file that is not there is taken by its name.
-        """
-        folder, slash, name = value.rpartition("/")
-        folder += slash  # "/" stays the root
-        if folder not in self._known:
-            self._known[folder] = self._open(folder)
-        relative, stems = self._known[folder]
-        if not relative or name in ("", ".", "..") or "\0" in name:
-            return []
-        files = stems.get(name, [name])
-        return files if relative == "." else [f"{relative}/{file}" for file in files]
-
-    def _open(self, folder: str) -> tuple[str, dict[str, list[str]]]:
-        full = os.path.normpath(os.path.join(self.base, folder))
-        below = self.base.rstrip(os.sep) + os.sep
-        if "\0" in folder or (full != self.base and not full.startswith(below)):
-            return "", {}
-        return os.path.relpath(full, self.base), _listing(full)
-
-
-def _listing(folder: str) -> dict[str, list[str]]:
-    """File name or stem -> the media files that it may mean."""
-    try:
-        names = sorted(name for name in os.listdir(folder) if not hidden(name))
-    except OSError:
-        return {}
-    stems: dict[str, list[str]] = {}
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in MEDIA:
-            stems.setdefault(stem, []).append(name)
-    return stems | {name: [name] for name in names}
 
 
 # --- splits and folds
@@ -818,7 +319,7 @@ def _splits(table: Table, split: str, seed: int, findings: Findings) -> list[str
 
 def _group_field(table: Table) -> str | None:
     """What the rows are grouped by: the first field that every row has."""
-    for field in ("dialogue", "speaker"):
+    for field in GROUPS:
         if field in table.data and all(table.data[field]):
             return field
     return None
@@ -838,27 +339,3 @@ def _given_splits(table: Table, given: list[str | None], findings: Findings) -> 
     if "train" in splits and "dev" not in splits:
         findings.warnings.append("no dev split: training takes one from train, by group")
     return splits
-
-
-def split_groups(groups: Iterable[str], seed: int) -> list[str]:
-    """A split for each row so that no group is in two: groups in seeded random order, each to the
-    split that lacks most of its share.
-
-    Args:
-        groups: (N,) the group of each row.
-        seed: Of the order.
-
-    Returns:
-        (N,) train, dev or test; each has a group where there are as many.
-    """
-    groups = list(groups)
-    sizes = Counter(groups)
-    order = sorted(sizes)
-    random.Random(seed).shuffle(order)
-    lack = {split: share * len(groups) for split, share in SHARES.items()}
-    # One group each, whatever the sizes.
-    chosen = dict(zip(order, ("test", "dev", "train"), strict=False))
-    for group in order:
-        split = chosen.setdefault(group, max(lack, key=lambda name: lack[name]))
-        lack[split] -= sizes[group]
-    return [chosen[group] for group in groups]

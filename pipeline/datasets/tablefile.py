@@ -85,9 +85,9 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Table:
-    """A table by the fields that it has.
+    """A table that has been read, by field.
 
-    `names` are those of all its columns. `mapped` is what the user named: field -> column.
+    `names` are all its columns. `mapped` holds the columns that the user named: field -> column.
     """
 
     source: Path
@@ -121,6 +121,11 @@ class Table:
         """A row's id, or its number where it has none."""
         given = self.data["id"][row] if "id" in self.data else None
         return shown(strip(given)) if given else f"row{row + 1}"
+
+
+def other_case(field: str, names: Sequence[str]) -> str | None:
+    """A column whose name differs from the field's in case and blanks alone."""
+    return next((name for name in names if name != field and strip(name).casefold() == field), None)
 
 
 def fold_field(column: str) -> str:

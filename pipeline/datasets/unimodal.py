@@ -30,10 +30,10 @@ class UnimodalCounts:
 
     def line(self, modality: str) -> str:
         """For people."""
-        told = f"{modality} {self.rows:,}"
+        text = f"{modality} {self.rows:,}"
         if self.without:
-            told += f" ({self.without:,} labelled {_rows(self.without)} without)"
-        return told
+            text += f" ({self.without:,} labelled {_rows(self.without)} without)"
+        return text
 
 
 def columns_of(given: Sequence[str]) -> dict[str, str]:
@@ -45,21 +45,21 @@ def columns_of(given: Sequence[str]) -> dict[str, str]:
     """
     columns: dict[str, str] = {}
     for pairs in given:
-        said = f"table: --unimodal {shown(pairs)}"
+        where = f"table: --unimodal {shown(pairs)}"
         for part in NEXT.split(pairs):
             modality, mark, column = (strip(word) for word in part.partition("="))
             if not mark or not column or not modality:
                 raise DataError(
-                    f"{said}: expected MODALITY=COLUMN,…, as text=label_T,audio=label_A"
+                    f"{where}: expected MODALITY=COLUMN,…, as text=label_T,audio=label_A"
                 )
             if modality not in MODALITIES:
                 guess = did_you_mean(modality, MODALITIES)
                 raise DataError(
-                    f"{said}: no modality {shown(modality, 40)}{guess}; there are "
+                    f"{where}: no modality {shown(modality, 40)}{guess}; there are "
                     f"{listed(MODALITIES)}"
                 )
             if modality in columns or column in columns.values():
-                raise DataError(f"{said}: a modality or a column is there twice")
+                raise DataError(f"{where}: a modality or a column is there twice")
             columns[modality] = column
     return columns
 
@@ -70,47 +70,47 @@ def counted(manifest: Manifest) -> dict[str, UnimodalCounts]:
     for u in manifest.rows:
         for modality, value in map(label_of, u.unimodal):
             values.setdefault(modality, []).append(value)
-    found = {}
-    for modality, said in values.items():
+    counts = {}
+    for modality, labels in values.items():
         without = 0
         for u in manifest.rows:
             labelled = u.label is not None or u.targets is not None
             without += labelled and modality not in dict(map(label_of, u.unimodal))
-        numbers = list(map(float, said)) if manifest.task == "regression" else []
-        found[modality] = UnimodalCounts(
-            len(said),
+        numbers = list(map(float, labels)) if manifest.task == "regression" else []
+        counts[modality] = UnimodalCounts(
+            len(labels),
             without,
-            len(set(numbers or said)),
+            len(set(numbers or labels)),
             min(numbers, default=None),
             max(numbers, default=None),
         )
-    return found
+    return counts
 
 
-def lines(found: Mapping[str, UnimodalCounts]) -> list[str]:
+def lines(counts: Mapping[str, UnimodalCounts]) -> list[str]:
     """One line on all of them; none where there are none."""
-    told = [one.line(modality) for modality, one in found.items()]
-    return [f"unimodal labels: {', '.join(told)}"] if told else []
+    parts = [count.line(modality) for modality, count in counts.items()]
+    return [f"unimodal labels: {', '.join(parts)}"] if parts else []
 
 
-def warnings(found: Mapping[str, UnimodalCounts], manifest: Manifest) -> Iterable[str]:
-    """Lines on unimodal labels of which little can be learnt: all the same, or on another scale
-    than the common label.
+def warnings(counts: Mapping[str, UnimodalCounts], manifest: Manifest) -> Iterable[str]:
+    """Lines on unimodal labels that little can be learnt from: all of one value, or on another
+    scale than the common label.
     """
-    for modality, one in found.items():
-        if one.different == 1:
+    for modality, count in counts.items():
+        if count.different == 1:
             yield f"all unimodal labels of {modality} are the same: there is nothing to learn"
     targets = [u.targets[0] for u in manifest.rows if u.targets and manifest.task == "regression"]
     if not targets:
         return
     least, largest = min(targets), max(targets)
     reach = max(abs(least), abs(largest))
-    for modality, one in found.items():
-        if one.least is not None and one.largest is not None:
-            if max(abs(one.least), abs(one.largest)) > 2 * reach:
+    for modality, count in counts.items():
+        if count.least is not None and count.largest is not None:
+            if max(abs(count.least), abs(count.largest)) > 2 * reach:
                 yield (
-                    f"unimodal labels of {modality} go from {one.least:g} to {one.largest:g}, the "
-                    f"common ones from {least:g} to {largest:g}: are they on one scale?"
+                    f"unimodal labels of {modality} go from {count.least:g} to {count.largest:g}, "
+                    f"the common ones from {least:g} to {largest:g}: are they on one scale?"
                 )
 
 

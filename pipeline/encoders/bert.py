@@ -143,8 +143,8 @@ class TextEncoder:
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            said = first_line(error)
-            raise EncoderError(f"{self.what}: takes no transcripts ({said})") from None
+            reason = first_line(error)
+            raise EncoderError(f"{self.what}: takes no transcripts ({reason})") from None
         if tuple(needed) == (shape.blocks,):
             return last.shape[-1], hooks
         remedy = "use --text-layer last and --no-layer-means"
@@ -156,8 +156,8 @@ class TextEncoder:
             )
         widths = sorted({states[number].shape[-1] for number in needed})
         if len(widths) > 1:
-            said = " and ".join(map(str, widths))
-            raise EncoderError(f"{self.what}: its layers are {said} numbers wide; {remedy}")
+            differ = " and ".join(map(str, widths))
+            raise EncoderError(f"{self.what}: its layers are {differ} numbers wide; {remedy}")
         return widths[0], hooks
 
     def tokens(

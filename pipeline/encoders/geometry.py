@@ -122,7 +122,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class WindowGeometry(Geometry):
-    """Frames that begin every `hop` samples, the last of which may reach beyond the clip."""
+    """Frames that begin every `hop` samples; the last frame may reach beyond the clip."""
 
     def frames(self, samples: int) -> int:
         return max(1, -(-samples // self.hop))

@@ -175,8 +175,8 @@ def _scaling_of(processor: Any) -> Scaling | None:
 
 @lru_cache(maxsize=2)
 def _load(folder: str) -> Any:
-    """transformers' processor; without torchvision or with it, that of Pillow, so that features do
-    not depend on what else is installed.
+    """transformers' processor that uses Pillow, also where torchvision is installed, so that
+    features do not depend on other packages.
     """
     lean.import_transformers()
     # the name in `transformers` itself asks for torchvision, which it does not need

@@ -158,12 +158,12 @@ def hooks_see(blocks: nn.ModuleList, forward: Callable[[], Sequence[Tensor]]) ->
     handles = [block.register_forward_hook(leave) for block in list(blocks)[:-1]]
     handles.append(blocks[0].register_forward_pre_hook(enter, with_kwargs=True))
     try:
-        told = list(forward())[:-1]
+        returned = list(forward())[:-1]
     finally:
         for handle in handles:
             handle.remove()
-    same = (a.shape == b.shape and torch.equal(a, b) for a, b in zip(seen, told, strict=False))
-    return len(seen) == len(told) and all(same)
+    same = (a.shape == b.shape and torch.equal(a, b) for a, b in zip(seen, returned, strict=False))
+    return len(seen) == len(returned) and all(same)
 
 
 def blocks_of(model: nn.Module, count: int) -> nn.ModuleList | None:

@@ -156,7 +156,7 @@ class Text(Modality):
         return super().differs(key, old or usual, new or usual)
 
     def measure(self, rows: Rows, probed: Sequence[int], encoder: Encoder) -> Lengths:
-        """A transcript of which the tokenizer makes nothing at all has no length, and is noted."""
+        """A transcript that gives no token at all has no length, and is noted."""
         texts = list(dict.fromkeys(u.text for u in rows.utterances if u.text))
         by = cast(Tokenising, encoder)
         ids, longer = by.tokens(texts, whole=self.long == WINDOWS) if texts else ([], [])

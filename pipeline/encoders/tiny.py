@@ -110,10 +110,10 @@ def digest(encoder: str) -> str:
     that fills them.
     """
     kind, settings = CONFIGS[encoder]
-    told = [encoder, settings, SEED, VERSION]
+    identity = [encoder, settings, SEED, VERSION]
     if kind == "vision":
-        told.append(PICTURES)
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        identity.append(PICTURES)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def model(encoder: str):

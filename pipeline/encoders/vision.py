@@ -111,12 +111,12 @@ class Vision(Modality):
     def content(self, u: Utterance, digest: str) -> tuple[str, ...]:
         if not digest:
             return ()
-        told = [self.name, digest, self.span(u)]
+        parts = [self.name, digest, self.span(u)]
         if self.crop == "side":
-            told.append(self._side(u))
+            parts.append(self._side(u))
         if self.crop == "faces" and self.boxes:
-            told.append(boxes_digest(self.boxes, u.id, self.file(u) or ""))
-        return tuple(told)
+            parts.append(boxes_digest(self.boxes, u.id, self.file(u) or ""))
+        return tuple(parts)
 
     def resolve(
         self,
@@ -241,7 +241,9 @@ class Vision(Modality):
         )
 
     def _check_boxes(self, asked: Sequence[Utterance]) -> None:
-        """Raise DataError where nothing is said of any of these: it is of another corpus."""
+        """Raise DataError where the boxes name none of these utterances: the file of boxes is then
+        another corpus's.
+        """
         if not any(has_boxes(self.boxes, u.id, self.file(u) or "") for u in asked):
             raise DataError(
                 f"--vision-boxes {shown(self.boxes, 160)}: has none of the "

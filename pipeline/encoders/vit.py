@@ -166,9 +166,9 @@ class ImageEncoder:
         except (TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            said = first_line(error)
+            reason = first_line(error)
             raise EncoderError(
-                f"{self.what}: does not take what its image processor gives ({said})"
+                f"{self.what}: does not take what its image processor gives ({reason})"
             ) from None
         if getattr(output, "last_hidden_state", None) is None:
             raise EncoderError(f"{self.what}: gives no hidden states; it is not supported")

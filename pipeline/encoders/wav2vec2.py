@@ -147,7 +147,9 @@ class AudioEncoder:
         self.layer_count = self._taps.count
 
     def _convolutions(self) -> list[nn.Module]:
-        """Those that see what others have made of padding."""
+        """The convolutions whose inputs beyond a clip are no longer zero, as earlier layers have
+        changed the padding.
+        """
         positions: Any = getattr(self.model.encoder, "pos_conv_embed", None)
         found = list(getattr(positions, "layers", ()))
         if getattr(positions, "batch_norm", None) is not None:

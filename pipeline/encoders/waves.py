@@ -73,7 +73,7 @@ class _Layer(nn.Module):
         self.product = PackedLinear(weight, conv.bias, precision, activation)
 
     def forward(self, seen: Tensor) -> Tensor:
-        """Of windows (T, kernel · in)."""
+        """The layer's output for windows (T, kernel · in)."""
         y = self.product(seen)
         if self.norm is None:
             return y
@@ -89,8 +89,8 @@ class _First(nn.Module):
         self.weight, self.norm = layer.conv.weight[:, 0].detach(), layer.layer_norm
 
     def of(self, seen: Tensor) -> Callable[[Tensor], Tensor]:
-        """The layer with the norm of a clip, all windows of which are `seen` (T, kernel); it takes
-        some of them.
+        """The layer with the norm of one clip. `seen` (T, kernel) are all windows of the clip, over
+        which its mean and variance are taken; the returned layer is then called on some of them.
         """
         # in float64, since variances are differences of products
         mean = seen.mean(0, dtype=torch.float64)
@@ -140,7 +140,7 @@ class Waves(nn.Module):
         return steps
 
     def _clip(self, seen: Tensor, out: Tensor) -> None:
-        """Write the frames of a clip of which the first layer sees the windows `seen`."""
+        """Write the frames of a clip; `seen` are the windows that its first layer sees."""
         enter = self.first.of(seen) if isinstance(self.first, _First) else self.first
         frames = self._frames(len(seen))
         for begin in range(0, frames, FRAMES_AT_A_TIME):

@@ -2,8 +2,8 @@
 decoder, where there is one, is not loaded.
 
 A frame is 20 ms: `Geometry.frames` gives a clip of n samples ceil(n / 320) of them. Whisper was
-trained on windows of 30 s, filled up with silence, and a longer clip is cut (`Audio.items`). Two
-settings, of which the recipe says which:
+trained on windows of 30 s, filled up with silence, and a longer clip is cut (`Audio.items`). There
+are two settings; which one was used is part of the recipe:
 - `full`: the whole window is computed, as transformers does, and the clip's own frames are kept;
 - `clip`: mels and positions are cut to the clip's frames, and nothing but the clip is computed.
 The mels are the same in both: those that the checkpoint's feature extractor gives for the padded

@@ -105,26 +105,26 @@ def choose_budgets(
     """
     found, path = {}, memory_file()
     threads = threads_for(encoders, options)
-    for one in chosen:
-        modality, encoder = one.modality, encoders[one.name]
-        items = drafted.by_length(one.name)
+    for choice in chosen:
+        modality, encoder = choice.modality, encoders[choice.name]
+        items = drafted.by_length(choice.name)
         if not items:
             continue
         key = device_key(encoder, threads)
         trial = remembered(key, path)
         if trial is not None:
-            line = trial.line(one.name, modality.unit)
+            line = trial.line(choice.name, modality.unit)
             note(f"budget remembered for this device in {path}: {line}")
         else:
-            groups = _groups(one.name, items, inputs, encoders, options)
+            groups = _groups(choice.name, items, inputs, encoders, options)
             if not groups:
                 continue
             # beyond it there are threads without a batch
             most = sum(item.length for item in items) / modality.per_unit / (2 * threads)
             trial = try_budget(modality, encoder, groups, most=most, threads=threads)
-            note(f"budget {trial.line(one.name, modality.unit)}")
+            note(f"budget {trial.line(choice.name, modality.unit)}")
             _keep(key, trial, path, note)
-        found[one.name] = round(trial.budget * modality.per_unit)
+        found[choice.name] = round(trial.budget * modality.per_unit)
     return found
 
 
@@ -200,9 +200,10 @@ def try_budget(
 ) -> Trial:
     """The budget for an encoder.
 
-    `groups` are inputs of nearly one length each, in the order of their length; the last are the
-    longest of the corpus, which need most memory. `threads` batches are computed side by side, as
-    in a run. Budgets beyond `most` are not tried. `room()` is the share of the memory that is free.
+    `groups` are inputs of nearly equal length, the groups in order of length: the last group has
+    the longest inputs of the corpus, which need most memory. `threads` batches are computed side by
+    side, as in a run. Budgets beyond `most` are not tried. `room()` is the share of the memory that
+    is free.
     """
     room = room or free_memory
     unit = modality.per_unit

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mer.pipeline.datasets.newclips import of_manifest
 from mer.pipeline.encoders import MODALITIES, configured
 from mer.pipeline.encoders.modality import Modality
 from mer.pipeline.errors import DataError, KeyMismatchError, MerError, MissingError, UnreadableError
@@ -124,7 +123,7 @@ def extract_many(
     wanted: Collection[str],
     progress: Silent | None = None,
 ) -> Extracted:
-    """Extract many clips as `extract_clips` does, of which some or all may lack a modality.
+    """Extract many clips as `extract_clips` does; clips may lack a modality.
 
     Args:
         clips: As there, each with one of the modalities.
@@ -161,10 +160,10 @@ def _made(
     kinds = dict.fromkeys(name for group in groups for name in group.infos)
     asked = []
     on_faces = [group for group in groups if group.on_faces]
-    told = [name for name, value in places.beside.items() if value]
-    if told and not on_faces:
+    face_options = [name for name, value in places.beside.items() if value]
+    if face_options and not on_faces:
         raise DataError(
-            f"--{told[0].replace('_', '-')}: the run does not look at faces; leave it out"
+            f"--{face_options[0].replace('_', '-')}: the run does not look at faces; leave it out"
         )
     for group in groups:
         given = {m: places.encoders.get(name) for m, name in group.names.items()}
@@ -236,8 +235,8 @@ def _groups(like: dict, wanted: Collection[str] | None) -> list[Group]:
 def _clips_for(
     clips: Sequence[Utterance], group: Group, kinds: Collection[str], number: int
 ) -> list[Utterance]:
-    """The clips that have something of a group; with the first group those that have nothing of any
-    group, which is a failure.
+    """The clips that have a modality of a group. Clips without a modality of any group, which are
+    failures, are counted with the first group.
     """
     known = {modality.name: modality for modality in configured(ExtractOptions())}
     found = []
@@ -297,7 +296,7 @@ def _extracted(
 
 
 def _failures(clips: Sequence[Utterance], error: UnreadableError) -> list[Failure]:
-    """Of clips of which none can be read."""
+    """The failures of clips none of which can be read."""
     found = []
     for clip, (stage, reason) in zip(clips, error.problems, strict=True):
         known = clip.known_bad is not None
@@ -336,9 +335,9 @@ def _check_given(clips: Sequence[Utterance], modalities: Collection[str]) -> Non
 
 def _options_for(names: Collection[str], kinds: Mapping[str, Modality]) -> str:
     """How a clip is given these modalities, as a parenthesis."""
-    found = [kinds[name].clip_option for name in names if name in kinds]
-    said = " and ".join(option for option in found if option)
-    return f" ({said})" if said else ""
+    by_name = [kinds[name].clip_option for name in names if name in kinds]
+    options = " and ".join(option for option in by_name if option)
+    return f" ({options})" if options else ""
 
 
 def _options(
@@ -364,13 +363,12 @@ def _options(
             decoders=0,
         )
     except (KeyError, TypeError, AttributeError):
-        said = (
+        why = (
             "what its run.json says of the features it was trained on is incomplete or not of "
             "`mer extract`"
         )
         raise DataError(
-            f"the run cannot predict new clips: {said}; put it back as it was, or use `mer "
-            "evaluate`"
+            f"the run cannot predict new clips: {why}; put it back as it was, or use `mer evaluate`"
         ) from None
 
 
@@ -386,11 +384,6 @@ def _check_spelling(clips: Sequence[Utterance]) -> None:
                 f"{value!r} is not UTF-8; rename that file or write that text in UTF-8, then run "
                 "the command again"
             ) from None
-
-
-def clips_of(manifest: Manifest, root: Path | None = None) -> list[Utterance]:
-    """A manifest's utterances as `extract_clips` takes them."""
-    return of_manifest(manifest, root).clips
 
 
 def encoders_now(

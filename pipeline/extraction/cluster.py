@@ -97,7 +97,9 @@ class WorkerSetup(WorkerPlugin):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             options = self._options_of(worker.name)
-        chosen = [self._resolved(one, worker.address) for one in self.assignment.inputs.chosen]
+        chosen = [
+            self._resolved(choice, worker.address) for choice in self.assignment.inputs.chosen
+        ]
         self.runner = LocalRunner(
             replace(self.assignment, options=options),
             load_encoders(chosen, options),
@@ -115,16 +117,16 @@ class WorkerSetup(WorkerPlugin):
             decoders=options.decoders if options.decoders >= 0 else 1,
         )
 
-    def _resolved(self, one: Chosen, address: str) -> Chosen:
+    def _resolved(self, choice: Chosen, address: str) -> Chosen:
         """The encoder's files on this machine. Raises EncoderError when they are others."""
-        source, offline = one.checkpoint.source, self.assignment.options.offline
-        here = one.modality.resolve(source, offline=offline)
-        if here.hash != one.checkpoint.hash:
+        source, offline = choice.checkpoint.source, self.assignment.options.offline
+        here = choice.modality.resolve(source, offline=offline)
+        if here.hash != choice.checkpoint.hash:
             raise EncoderError(
-                f"{one.name} encoder {source} has other files on {address} than on the machine "
+                f"{choice.name} encoder {source} has other files on {address} than on the machine "
                 "that made the plan"
             )
-        return Chosen(one.modality, here)
+        return Chosen(choice.modality, here)
 
     def teardown(self, worker) -> None:
         if self.runner.decoders is not None:

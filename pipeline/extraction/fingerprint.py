@@ -111,7 +111,7 @@ class Keys:
     @property
     def untrained(self) -> list[str]:
         """Modalities whose encoder carries no knowledge."""
-        return [one.name for one in self.chosen if not one.checkpoint.trained]
+        return [choice.name for choice in self.chosen if not choice.checkpoint.trained]
 
 
 def keys(
@@ -139,8 +139,8 @@ def keys(
 
 def part_of(found: Keys, manifest: Manifest, names: Collection[str]) -> Keys:
     """The keys of a store that has only the modalities `names` of those in `found`."""
-    chosen = tuple(one for one in found.chosen if one.name in names)
-    left_out = {one.name for one in found.chosen} - set(names)
+    chosen = tuple(choice for choice in found.chosen if choice.name in names)
+    left_out = {choice.name for choice in found.chosen} - set(names)
     recipe = {name: part for name, part in found.recipe.items() if name not in left_out}
     contents = _contents(manifest, chosen, found.digests)
     older = _older(manifest, chosen, found.digests)
@@ -153,7 +153,7 @@ def _contents(
     manifest: Manifest, chosen: Sequence[Chosen], digests: Mapping[str, Digest]
 ) -> tuple[str, ...]:
     """The key of each row's content, as far as the chosen modalities see it."""
-    wanted = {one.name: one.modality for one in chosen}
+    wanted = {choice.name: choice.modality for choice in chosen}
     asked = [wanted.get(name, kind.absent) for name, kind in MODALITIES.items()]
     return tuple(content_key(u, asked, digests) for u in manifest.rows)
 
@@ -164,7 +164,7 @@ def _older(
     """Rows that an earlier decoder read otherwise: the key of their content then, and why."""
     if not any(digest.otherwise for digest in digests.values()):
         return {}
-    wanted = {one.name: one.modality for one in chosen}
+    wanted = {choice.name: choice.modality for choice in chosen}
     asked = [wanted.get(name, kind.absent) for name, kind in MODALITIES.items()]
     plain = {name: replace(digest, otherwise="") for name, digest in digests.items()}
     found = {}
@@ -194,16 +194,16 @@ def find_encoders(
             modality.encoder, offline=options.offline, sha256=memory.sha256
         )
         chosen.append(Chosen(modality, checkpoint))
-    for one in chosen:
-        one.modality.check(one.checkpoint)
+    for choice in chosen:
+        choice.modality.check(choice.checkpoint)
     return tuple(chosen)
 
 
 def make_recipe(options: ExtractOptions, chosen: Sequence[Chosen]) -> dict:
     """Everything that decides a feature, given its content."""
     recipe: dict = {"extractor": EXTRACTOR, "dtype": options.dtype, "precision": options.precision}
-    for one in chosen:
-        recipe[one.name] = one.modality.recipe(one.checkpoint)
+    for choice in chosen:
+        recipe[choice.name] = choice.modality.recipe(choice.checkpoint)
     return recipe
 
 
@@ -240,7 +240,7 @@ def hash_files(
     manifest: Manifest, chosen: Sequence[Chosen], memory: FileMemory, cold: Cold
 ) -> dict[str, Digest]:
     """The digest of each media file that a chosen modality is read from, by its name."""
-    named = (one.modality.file(u) for one in chosen for u in manifest.rows)
+    named = (choice.modality.file(u) for choice in chosen for u in manifest.rows)
     found: dict[str, Digest] = {}
     unknown: list[str] = []
     size = 0
@@ -263,8 +263,8 @@ def hash_files(
         workers = ThreadPoolExecutor(min(HASHED_AT_A_TIME, cores()))
         with cold(len(unknown), size) as advance, workers as pool:
             hashed = pool.map(lambda name: _digest(manifest.root / name, memory), unknown)
-            for name, one in zip(unknown, hashed, strict=True):
-                found[name] = one
+            for name, read in zip(unknown, hashed, strict=True):
+                found[name] = read
                 advance(1)
     return found
 
@@ -277,7 +277,7 @@ def _read_otherwise(
     memory: FileMemory,
 ) -> dict[str, Digest]:
     """The digests of sound files that an earlier decoder read otherwise, with the reason."""
-    sound = [one.modality for one in chosen if one.modality.sound]
+    sound = [choice.modality for choice in chosen if choice.modality.sound]
     named = dict.fromkeys(modality.file(u) for modality in sound for u in manifest.rows)
     files = [name for name in named if name and digests[name].unreadable is None]
     paths: dict[str, str] = {}

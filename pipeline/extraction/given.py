@@ -24,7 +24,7 @@ HEARD = "transcribed by"  # begins what is said of words that a checkpoint has h
 
 @dataclass(frozen=True)
 class Hearing:
-    """By which checkpoint words are transcribed, and in which language (None: it tells that)."""
+    """The checkpoint that transcribes words, and their language (None: it detects the language)."""
 
     source: str
     language: str | None = None
@@ -115,12 +115,12 @@ def _notes(found: Present, words_from: Mapping[str, str], heard: Transcribed) ->
     """Where words come from, and where none were heard."""
     ids = [u.id for u in found.clips if u.text]
     counts = Counter(words_from[name] for name in ids if name in words_from)
-    said = {GIVEN: "given", BESIDE: "from files beside the clips"}
+    origins = {GIVEN: "given", BESIDE: "from files beside the clips"}
     lines = []
     several = len(found.clips) > 1  # of one the answer says it
     if several and (len(counts) > 1 or (counts and GIVEN not in counts)):
-        told = [f"{count:,} {said.get(kind, kind)}" for kind, count in counts.items()]
-        lines.append(f"words of {plural(len(ids), 'clip')}: {', '.join(told)}")
+        parts = [f"{count:,} {origins.get(kind, kind)}" for kind, count in counts.items()]
+        lines.append(f"words of {plural(len(ids), 'clip')}: {', '.join(parts)}")
     for why, count in Counter(heard.wordless.values()).items():
         first = next(name for name, reason in heard.wordless.items() if reason == why)
         lines.append(

@@ -80,7 +80,7 @@ def look(request: Request, progress: Silent) -> Found:
 def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
     """Raise KeyMismatchError: another recipe than the one asked for; with --force only say so."""
     was, recipe = head.header.modalities, request.keys.recipe
-    now = {one.name: one.checkpoint for one in request.keys.chosen}
+    now = {choice.name: choice.checkpoint for choice in request.keys.chosen}
     names = {m: (was[m].encoder, now[m].name) for m in was.keys() & now.keys()}
     found = differences(head.header.recipe, recipe, names)
     more = f"; {len(found) - NAMED:,} more" if len(found) > NAMED else ""
@@ -105,13 +105,13 @@ def _refuse(request: Request, head: FeatureStore, progress: Silent) -> None:
 
 def _options_for(request: Request, head: FeatureStore) -> list[str]:
     """The options that ask for the store that is there; [] where none do."""
-    chosen = {one.name: one for one in request.keys.chosen}
+    chosen = {choice.name: choice for choice in request.keys.chosen}
 
     def gives(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-        one = chosen[name]
+        choice = chosen[name]
         try:
-            other = type(one.modality).of(replace(request.options, **settings))
-            return other.recipe(one.checkpoint)
+            other = type(choice.modality).of(replace(request.options, **settings))
+            return other.recipe(choice.checkpoint)
         except (MerError, TypeError, AttributeError, ValueError):
             return {}  # values of a head that somebody else has written
 
@@ -131,7 +131,7 @@ def _sources(request: Request, head: FeatureStore) -> dict[str, str]:
     """
     made = head.header.provenance.get("extract")
     options = made.get("options") if isinstance(made, dict) else None
-    now = {one.name: one.checkpoint.name for one in request.keys.chosen}
+    now = {choice.name: choice.checkpoint.name for choice in request.keys.chosen}
     found = {}
     for name, info in head.header.modalities.items():
         source = options.get(f"{name}_encoder") if isinstance(options, dict) else None

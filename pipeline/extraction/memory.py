@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mer.pipeline.media.containers import DECODER
+from mer.pipeline.media.containers import DECODER, LOOK_VERSION
 from mer.pipeline.media.stages import STAGES, Problem, Stage
 from mer.pipeline.runtime.columnar import read_small
 from mer.pipeline.runtime.files import identity, publishing, sha256_file, sweep
@@ -66,7 +66,7 @@ class FileMemory:
         metadata = stored.schema.metadata or {}
         if metadata.get(b"mer", str(EXTRACTOR).encode()) != str(EXTRACTOR).encode():
             return
-        same_decoder = metadata.get(b"decoder") == str(DECODER).encode()
+        same_decoder = metadata.get(b"decoder") == _decoder().encode()
         for row in table.to_pylist():
             self._take(row, same_decoder=same_decoder)
 
@@ -108,7 +108,7 @@ class FileMemory:
         rows += [self._span_row(*where, found) for where, found in self.spans.items()]
         rows += [{"sha256": digest, "decoder": why} for digest, why in self.kinds.items()]
         table = pa.Table.from_pylist(rows, schema=self.SCHEMA)
-        marked = table.replace_schema_metadata({"mer": str(EXTRACTOR), "decoder": str(DECODER)})
+        marked = table.replace_schema_metadata({"mer": str(EXTRACTOR), "decoder": _decoder()})
         try:
             with publishing(self.path) as temporary, temporary.open("wb") as file:
                 pq.write_table(marked, file, compression="zstd", write_page_checksum=True)
@@ -152,11 +152,20 @@ class FileMemory:
         return digest
 
     def remember(self, digest: str, span: str, found: int | Problem) -> None:
-        """The samples of a span of hashed content, or why they cannot be read."""
+        """The samples of a span of hashed content, or why they cannot be read, whatever its file is
+        called.
+        """
         if isinstance(found, Problem):
             found = Problem(found.stage, spelled(found.reason))
         self.spans[digest, span] = found
         self.changed = True
+
+
+def _decoder() -> str:
+    """What is remembered beside the kinds of files and the problems that were met: others may be
+    met by another decoder.
+    """
+    return f"{DECODER}.{LOOK_VERSION}"
 
 
 def spelled(text: str | Path) -> str:

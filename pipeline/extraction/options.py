@@ -4,6 +4,7 @@ none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,7 +16,7 @@ from mer.pipeline.encoders.towers import POOLS
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.media.faces import CROPS, FALLBACKS
-from mer.pipeline.runtime.limits import MEDIA_FPS, MEDIA_FPS_LEAST
+from mer.pipeline.runtime.limits import MEDIA_FPS, MEDIA_FPS_LEAST, MEDIA_SAMPLES
 from mer.pipeline.runtime.terminal import shown
 
 # Options that came later, as every earlier extraction had them: what a store says of its making
@@ -35,7 +36,7 @@ class ExtractOptions:
     text_encoder: str = ""
     vision_encoder: str = ""
     audio_layer: str = "last"  # last | N | mean:A-B | stack:A-B[:S]
-    text_layer: str = "last"  # likewise
+    text_layer: str = "last"  # as for audio
     # keep the mean of every layer over an utterance's steps, too, where the encoder has layers
     layer_means: bool = True
     pool: int = 1  # mean over this many frames
@@ -57,8 +58,8 @@ class ExtractOptions:
     device: str = "auto"
     # padded seconds per batch; "auto": found by trying; None: the device's fixed figure
     budget_seconds: float | str | None = None
-    budget_tokens: int | str | None = None  # padded tokens per batch, likewise
-    budget_pictures: int | str | None = None  # pictures per batch, likewise
+    budget_tokens: int | str | None = None  # padded tokens per batch, as for seconds
+    budget_pictures: int | str | None = None  # pictures per batch, as for seconds
     max_failures: int = 0
     offline: bool = False
     force: bool = False  # replace a store made by another recipe
@@ -93,13 +94,13 @@ class ExtractOptions:
             raise DataError(f"--audio-track '{track:.200}' is not auto or a number from 0")
         if self.audio_window not in ("", *WINDOWS):
             raise DataError(f"--audio-window '{self.audio_window:.200}' is not full or clip")
-        for name, value, least in (
-            ("pool", self.pool, 1),
-            ("max-seconds", self.max_seconds, 0),
-            ("max-failures", self.max_failures, 0),
+        for name, value, least, most in (
+            ("pool", self.pool, 1, MEDIA_SAMPLES),
+            ("max-seconds", self.max_seconds, 0, MEDIA_SAMPLES),
+            ("max-failures", self.max_failures, 0, math.inf),
         ):
-            if value < least:
-                raise DataError(f"--{name} {value} is below {least}")
+            if not least <= value <= most:
+                raise DataError(f"--{name} {value} is not from {least} to {most:,}")
         self._check_vision()
         _check_budget("budget-pictures", self.budget_pictures)
         _check_budget("budget-seconds", self.budget_seconds)
@@ -124,7 +125,7 @@ class ExtractOptions:
 def _check_budget(name: str, budget: float | str | None) -> None:
     if budget is None or budget == "auto":
         return
-    if isinstance(budget, str) or not budget > 0:
+    if isinstance(budget, str) or not 0 < budget < math.inf:
         raise DataError(f"--{name} {budget} is neither auto nor a number above 0")
 
 

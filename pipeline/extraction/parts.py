@@ -305,8 +305,8 @@ def _encode(batch: ForwardPass, source: Source, dtype: str, stop: Stop) -> Encod
 def _feed(
     parts: Sequence[Part], sources: Mapping[str, Source], begun: dict[str, int]
 ) -> Iterator[ForwardPass]:
-    """Batches with their inputs decoded and padded, without the first `begun[name]` of a part; next
-    is always the modality of which the smaller share is done.
+    """Batches with their inputs decoded and padded, without the first `begun[name]` of a part. The
+    next batch is always of the modality that has done the smallest share of its work.
     """
     by_modality: dict[str, list[Part]] = {m: [] for m in sources}
     length = dict.fromkeys(sources, 0)

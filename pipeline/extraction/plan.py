@@ -52,7 +52,7 @@ class Inputs:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self.chosen)
+        return tuple(choice.name for choice in self.chosen)
 
     def content(self, row: int, modalities: tuple[str, ...]) -> str:
         """The key of a row's content, as a store with these modalities has it."""
@@ -61,22 +61,22 @@ class Inputs:
 
     def seconds(self, row: int) -> float | None:
         """How long the utterance lasts; None where no modality tells."""
-        for one in self.chosen:
-            length = self.lengths[one.name].lengths[row]
-            seconds = one.modality.seconds(length) if length else None
+        for choice in self.chosen:
+            length = self.lengths[choice.name].lengths[row]
+            seconds = choice.modality.seconds(length) if length else None
             if seconds is not None:
                 return seconds
         return None
 
     def total_seconds(self, rows: Sequence[int]) -> float:
         """How long utterances last together, without a rounding for each of them."""
-        untold, total = set(rows), 0.0
-        for one in self.chosen:
-            lengths = self.lengths[one.name].lengths
-            if one.modality.seconds(1) is not None:
-                told = {row for row in untold if lengths[row]}
-                total += one.modality.seconds(sum(lengths[row] for row in told)) or 0.0
-                untold -= told
+        untimed, total = set(rows), 0.0
+        for choice in self.chosen:
+            lengths = self.lengths[choice.name].lengths
+            if choice.modality.seconds(1) is not None:
+                timed = {row for row in untimed if lengths[row]}
+                total += choice.modality.seconds(sum(lengths[row] for row in timed)) or 0.0
+                untimed -= timed
         return total
 
 
@@ -140,15 +140,15 @@ class Settings:
             return None
         if raw.get("fingerprint") != fingerprint:
             return None
-        told = raw.pop("checksum", None)
-        if told is None:
+        recorded = raw.pop("checksum", None)
+        if recorded is None:
             note(
                 f"{path}: the plan of an unfinished run has no checksum, as mer made them before; "
                 "starting again"
             )
             return None
         try:
-            demand(told == _checksum(raw), "it differs from its checksum")
+            demand(recorded == _checksum(raw), "it differs from its checksum")
             return cls(**_checked(raw))
         except (ValueError, TypeError) as error:
             note(f"{path}: the plan of an unfinished run is damaged ({error}); starting again")
@@ -183,7 +183,7 @@ def _read_plan(path: Path) -> dict:
 
 
 def _checksum(content: dict) -> str:
-    """Of a plan, as JSON has it: numbers of rows are texts there."""
+    """The checksum of a plan in the form that JSON gives it: row numbers are texts as keys."""
     text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -360,11 +360,11 @@ def _window_items(window: Sequence[ShardPlan], settings: Settings, inputs: Input
     absent = (shard for shard in window if shard.name not in settings.kept)
     needed = [row for shard in absent for row in shard.rows]
     items, owners = {}, {}
-    for one in inputs.chosen:
-        lengths = inputs.lengths[one.name]
-        rows = [row for row in needed if not settings.taken(row, (one.name,))]
-        items[one.name] = one.modality.items(rows, inputs.rows, lengths, one.checkpoint)
-        owners[one.name] = one.modality.owners(rows, inputs.rows)
+    for choice in inputs.chosen:
+        lengths = inputs.lengths[choice.name]
+        rows = [row for row in needed if not settings.taken(row, (choice.name,))]
+        items[choice.name] = choice.modality.items(rows, inputs.rows, lengths, choice.checkpoint)
+        owners[choice.name] = choice.modality.owners(rows, inputs.rows)
     return WindowItems(items, owners)
 
 
@@ -431,8 +431,8 @@ def make_parts(modality: str, window: int, items: list[Item], settings: Settings
         h = hashlib.sha256(names.encode())
         for batch in batches:
             taken = [items[i] for i in batch]
-            said = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in taken)
-            h.update((" ".join(said) + "\n").encode())
+            spans = (f"{item.key}:{item.first}-{item.end}:{item.length}" for item in taken)
+            h.update((" ".join(spans) + "\n").encode())
             chosen.append(taken)
         parts.append(Part(modality, window, number, chosen, h.hexdigest()))
     return parts

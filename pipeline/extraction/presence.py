@@ -20,8 +20,8 @@ LOOKS_AHEAD = 256
 
 @dataclass(frozen=True)
 class Present:
-    """`clips` have something of the `features`, which are those of a store that some clip has;
-    `empty` has the failures of the others.
+    """`features` are the sets of features that some clip has; `clips` are the clips that have one
+    of them or more, and `empty` the failures of the others.
     """
 
     clips: list[Utterance]
@@ -95,7 +95,7 @@ def present(
     Returns:
         The clips that have some, and which sets any of them has.
     """
-    known = {one.name: one for one in configured(ExtractOptions())}
+    known = {modality.name: modality for modality in configured(ExtractOptions())}
     heard = {path: (True, picture) for path, (_, picture) in streams.items()}
     kept: list[Utterance] = []
     empty: list[Failure] = []
@@ -116,5 +116,5 @@ def present(
 
 
 def _nothing(needed: Sequence[Modality]) -> str:
-    names = [one.name for one in needed]
+    names = [modality.name for modality in needed]
     return f"has no {' and no '.join(names)}, and the run reads nothing else"

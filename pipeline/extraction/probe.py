@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mer.pipeline.datasets import takes
 from mer.pipeline.encoders.modality import Lengths, Rows
@@ -41,33 +41,33 @@ def probe(request: Request, company: Company, left_out: Mapping[int, Problem]) -
     lengths: dict[str, tuple[int, ...]] = {}
     problems = dict(left_out)
     try:
-        for one in request.keys.chosen:
-            told, met = _probe_one(one, request, rows, company, problems)
-            lengths[one.name] = told
-            problems |= met
-            _tell_long_clips(one, request, company, told)
+        for choice in request.keys.chosen:
+            measured, new_problems = _probe_one(choice, request, rows, company, problems)
+            lengths[choice.name] = measured
+            problems |= new_problems
+            _tell_long_clips(choice, request, company, measured)
     except BaseException:
         company.memory.save()  # lengths that have been read need not be read again
         raise
     problems |= _empty(request, lengths, problems)
     if len(problems) == len(rows):
         blank = [row for row, problem in problems.items() if problem == NOTHING]
-        for one in request.keys.chosen:
-            told = lengths[one.name]
-            check_lengths(one, request, rows, Lengths(told, told, ()), blank)
+        for choice in request.keys.chosen:
+            measured = lengths[choice.name]
+            check_lengths(choice, request, rows, Lengths(measured, measured, ()), blank)
         reasons = [(problems[row].stage, problems[row].reason) for row in range(len(rows))]
         raise UnreadableError(_none_can_be_read(request, problems), reasons)
     return Probed(lengths, problems)
 
 
 def check_lengths(
-    one: Chosen, request: Request, rows: Rows, lengths: Lengths, readable: Sequence[int]
+    choice: Chosen, request: Request, rows: Rows, lengths: Lengths, readable: Sequence[int]
 ) -> None:
     """Raise DataError where what was asked of a modality is in none of the readable rows, with the
     remedy for this corpus.
     """
     try:
-        one.modality.check_lengths(rows, lengths, readable)
+        choice.modality.check_lengths(rows, lengths, readable)
     except MissingError as error:
         corpus = request.manifest.dataset
         if not error.prepared or not takes(corpus, error.prepared):
@@ -77,10 +77,10 @@ def check_lengths(
 
 
 def _probe_one(
-    one: Chosen, request: Request, rows: Rows, company: Company, left_out: Mapping[int, Problem]
+    choice: Chosen, request: Request, rows: Rows, company: Company, left_out: Mapping[int, Problem]
 ) -> tuple[tuple[int, ...], dict[int, Problem]]:
     """(length of each row, problems by row) of one modality."""
-    modality, memory = one.modality, company.memory
+    modality, memory = choice.modality, company.memory
     lengths, unknown = [0] * len(rows), []
     problems: dict[int, Problem] = {}
     for row, u in enumerate(rows.utterances):
@@ -98,28 +98,31 @@ def _probe_one(
         known = memory.spans.get((key, modality.span(u)))
         if known is None:
             unknown.append(row)
-        elif isinstance(known, Problem):
-            problems[row] = known
+        elif isinstance(known, Problem):  # perhaps met in another file of the same bytes
+            problems[row] = replace(known, reason=f"{rows.root / file}: {known.reason}")
         else:
             lengths[row] = known
-    for row, found in _decode(one, unknown, request, rows, company):
+    for row, found in _decode(choice, unknown, request, rows, company):
         u = rows.utterances[row]
         if isinstance(found, Problem):
             problems[row] = found
         else:
             lengths[row] = found
         if not isinstance(found, Problem) or found.stage not in NOT_THE_CLIP:
-            digest = request.keys.digests[modality.file(u) or ""]
-            memory.remember(digest.key(sound=modality.sound), modality.span(u), found)
+            file = modality.file(u) or ""
+            if isinstance(found, Problem):
+                found = replace(found, reason=found.reason.removeprefix(f"{rows.root / file}: "))
+            key = request.keys.digests[file].key(sound=modality.sound)
+            memory.remember(key, modality.span(u), found)
     return tuple(lengths), problems
 
 
-def _decode(one: Chosen, unknown: list[int], request: Request, rows: Rows, company: Company):
+def _decode(choice: Chosen, unknown: list[int], request: Request, rows: Rows, company: Company):
     """(row, its length or problem) of rows whose length is not known, as decoders tell them."""
     if not unknown:
         return
-    jobs = (one.modality.probe_job(row, rows) for row in unknown)
-    task = company.progress.task(f"reading lengths ({one.name})", len(unknown), "clips")
+    jobs = (choice.modality.probe_job(row, rows) for row in unknown)
+    task = company.progress.task(f"reading lengths ({choice.name})", len(unknown), "clips")
     with open_decoders(request.options, len(unknown)) as decoders, task as advance:
         results = decoders.run((job for job in jobs if job is not None), ahead=PROBES_AHEAD)
         for row, result in zip(unknown, results, strict=True):
@@ -133,19 +136,19 @@ def _decode(one: Chosen, unknown: list[int], request: Request, rows: Rows, compa
 
 
 def _tell_long_clips(
-    one: Chosen, request: Request, company: Company, lengths: tuple[int, ...]
+    choice: Chosen, request: Request, company: Company, lengths: tuple[int, ...]
 ) -> None:
     """Say which clips take hours: a damaged header or a missing `end` may be to blame."""
     hours = {}
     for row, length in enumerate(lengths):
-        seconds = one.modality.seconds(length) if length else None
+        seconds = choice.modality.seconds(length) if length else None
         if seconds is not None and seconds > LONG_CLIP_SECONDS:
             hours[row] = seconds / 3600
     if hours:
         longest = max(hours, key=lambda row: hours[row])
         company.progress.note(
             f"{plural(len(hours), 'clip')} longer than {LONG_CLIP_SECONDS / 3600:g} h, "
-            f"{sum(hours.values()):,.1f} h of {one.name} together, the longest "
+            f"{sum(hours.values()):,.1f} h of {choice.name} together, the longest "
             f"{request.manifest.rows[longest].id:.80} ({hours[longest]:.1f} h); if they should "
             "not be, give start and end"
         )
@@ -158,8 +161,9 @@ def _empty(
     found = {}
     for row, u in enumerate(request.manifest.rows):
         if row not in left_out and not any(
-            one.modality.has(u) and (one.modality.file(u) is None or lengths[one.name][row])
-            for one in request.keys.chosen
+            choice.modality.has(u)
+            and (choice.modality.file(u) is None or lengths[choice.name][row])
+            for choice in request.keys.chosen
         ):
             found[row] = NOTHING
     return found

@@ -160,13 +160,13 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 def describe_modalities(settled: Settled) -> dict[str, ModalityInfo]:
     """What the header says of each modality."""
     infos = {}
-    for one in settled.request.keys.chosen:
-        if one.name in _taken_over(settled):
-            infos[one.name] = _as_before(settled, one.name)
+    for choice in settled.request.keys.chosen:
+        if choice.name in _taken_over(settled):
+            infos[choice.name] = _as_before(settled, choice.name)
             continue
-        point, encoder = one.checkpoint, settled.encoders[one.name]
-        described = one.modality.describe(point)
-        infos[one.name] = ModalityInfo(
+        point, encoder = choice.checkpoint, settled.encoders[choice.name]
+        described = choice.modality.describe(point)
+        infos[choice.name] = ModalityInfo(
             encoder.dim,
             described.frame_rate,
             point.name,
@@ -181,8 +181,8 @@ def describe_modalities(settled: Settled) -> dict[str, ModalityInfo]:
 
 
 def _taken_over(settled: Settled) -> set[str]:
-    """Modalities of the store before of which this run computed nothing: what they were computed
-    with, and how exactly, is as it was.
+    """Modalities of the earlier store for which this run computed nothing; what is recorded of how
+    they were computed stays as it was.
     """
     before = settled.before
     there = before.modalities if before is not None else {}
@@ -198,7 +198,9 @@ def _as_before(settled: Settled, name: str) -> ModalityInfo:
 
 
 def _self_tests(settled: Settled) -> dict[str, dict]:
-    """Those of this run, and of what was taken over those of the run that computed it."""
+    """The self-tests of this run; of modalities that were taken over, those of the run that
+    computed them.
+    """
     provenance = settled.before.provenance if settled.before is not None else {}
     before = provenance.get("extract", {}).get("self_test", {})
     kept = {name: test for name, test in before.items() if name in _taken_over(settled)}
@@ -208,7 +210,7 @@ def _self_tests(settled: Settled) -> dict[str, dict]:
 def describe_run(settled: Settled, done: ExtractReport, seconds: float) -> dict:
     """What goes into the head file and nowhere else: it differs from run to run."""
     request, settings = settled.request, settled.plan.settings
-    sources = {f"{one.name}_encoder": one.checkpoint.source for one in request.keys.chosen}
+    sources = {f"{choice.name}_encoder": choice.checkpoint.source for choice in request.keys.chosen}
     packages = ("mer", "torch", "transformers", "numpy")
     versions = {name: installed_version(name) for name in packages}
     return {

@@ -24,8 +24,8 @@ def differences(old: dict, new: dict, names: Mapping[str, tuple[str, str]]) -> l
     for name in _modalities(old, new):
         was, now = part(old, name), part(new, name)
         if (was is None) != (now is None):
-            said = "not there, asked for now" if was is None else "there, not asked for now"
-            found.append(f"{name} features: {said}")
+            state = "not there, asked for now" if was is None else "there, not asked for now"
+            found.append(f"{name} features: {state}")
         elif was and now:
             found += _differences_within(name, was, now, names.get(name, ("", "")))
     found += _layer_means(old, new)
@@ -42,7 +42,7 @@ def part(recipe: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def _modalities(old: dict, new: dict) -> list[str]:
-    """Those of the registry, then what another version of mer may have added."""
+    """The modalities of the registry, then those that another version of mer may have added."""
     others = (name for recipe in (old, new) for name in recipe if part(recipe, name) is not None)
     return list(dict.fromkeys([*MODALITIES, *others]))
 
@@ -62,7 +62,7 @@ def _differences_within(
 
 
 def _layer_means(old: dict, new: dict) -> list[str]:
-    """One phrase for all modalities of which one recipe has layer means and the other has not."""
+    """A phrase for the modalities whose layer means are in one of the two recipes alone."""
     found = []
     for one, other, which in ((old, new, "no layer means"), (new, old, "layer means")):
         lacking = without_layer_means(one, other)
@@ -72,7 +72,7 @@ def _layer_means(old: dict, new: dict) -> list[str]:
 
 
 def without_layer_means(one: dict, other: dict) -> list[str]:
-    """Modalities of both recipes of which `other` has layer means and `one` has not."""
+    """Modalities of both recipes that have layer means in `other`, but not in `one`."""
     found = []
     for name in _modalities(one, other):
         lacks, has = part(one, name), part(other, name)

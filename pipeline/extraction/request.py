@@ -20,6 +20,7 @@ from mer.pipeline.runtime.files import refuse_link
 from mer.pipeline.runtime.progress import Advance, Silent
 from mer.pipeline.runtime.signals import Stop
 from mer.pipeline.runtime.terminal import amount, plural
+from mer.pipeline.store import refuse_twin, shards_of
 
 HASHING_TOLD_BYTES = 1 << 28  # less than this is hashed without a word
 
@@ -83,7 +84,7 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        return self.out.with_name(self.out.name.removesuffix(".h5") + ".shards")
+        return shards_of(self.out)
 
     @property
     def parts(self) -> Path:
@@ -124,7 +125,7 @@ class Request:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self.keys.chosen)
+        return tuple(choice.name for choice in self.keys.chosen)
 
     def part(self, names: Collection[str]) -> Keys:
         """The keys of a store that has these of the modalities only."""
@@ -148,6 +149,7 @@ def check_place(out: Path) -> Place:
         raise DataError(f"{out}: is a {what}; --out names the head file, e.g. feats.h5")
     if spelled(out.name) != out.name:
         raise DataError(f"{spelled(out)}: the name of a store must be UTF-8; choose another --out")
+    refuse_twin(out)
     place = Place(out)
     for path in (out, place.folder, place.parts):
         refuse_link(path)

@@ -115,7 +115,7 @@ class Standing:
 
 def _files_to_read(inputs: Inputs, part: Part) -> int:
     """How many items of a part are decoded from media files."""
-    modality = next(one.modality for one in inputs.chosen if one.name == part.modality)
+    modality = next(choice.modality for choice in inputs.chosen if choice.name == part.modality)
     utterances = (inputs.rows.utterances[item.row] for item in part.items)
     return sum(modality.file(u) is not None for u in utterances)
 
@@ -123,9 +123,9 @@ def _files_to_read(inputs: Inputs, part: Part) -> int:
 def load_encoders(chosen: Sequence[Chosen], options: ExtractOptions) -> dict[str, Encoder]:
     """The encoder of each chosen modality, on its device. Raises EncoderError and DataError."""
     found = {}
-    for one in chosen:
-        found[one.name] = one.modality.load(
-            one.checkpoint, device=options.device, precision=options.precision
+    for choice in chosen:
+        found[choice.name] = choice.modality.load(
+            choice.checkpoint, device=options.device, precision=options.precision
         )
     return found
 
@@ -144,16 +144,16 @@ def sources(
 ) -> dict[str, Source]:
     """Where the items of each modality come from, and what they go through."""
     found = {}
-    for one in inputs.chosen:
-        encoder = encoders[one.name]
+    for choice in inputs.chosen:
+        encoder = encoders[choice.name]
         read = partial(
-            one.modality.read,
+            choice.modality.read,
             rows=inputs.rows,
-            lengths=inputs.lengths[one.name],
+            lengths=inputs.lengths[choice.name],
             encoder=encoder,
             decoders=decoders,
         )
-        found[one.name] = Source(encoder, read, one.modality.pool, one.name in one_by_one)
+        found[choice.name] = Source(encoder, read, choice.modality.pool, choice.name in one_by_one)
     return found
 
 

@@ -125,10 +125,10 @@ def measure(
     rows, chosen = request.rows(company.memory), request.keys.chosen
     readable = [row for row in range(len(rows)) if row not in probed.left_out]
     lengths = {}
-    for one in chosen:
-        measured = one.modality.measure(rows, probed.lengths[one.name], encoders[one.name])
-        check_lengths(one, request, rows, measured, readable)
-        lengths[one.name] = measured
+    for choice in chosen:
+        measured = choice.modality.measure(rows, probed.lengths[choice.name], encoders[choice.name])
+        check_lengths(choice, request, rows, measured, readable)
+        lengths[choice.name] = measured
     item_bytes = np.dtype(request.options.dtype).itemsize
     means = MEAN_BYTES * sum(encoder.dim for encoder in encoders.values())
     layers = item_bytes * sum(e.layer_count * e.width for e in encoders.values())
@@ -194,7 +194,9 @@ class Reusable:
     parts: dict[tuple[str, ...], Keys]
 
     def of(self, row: int) -> tuple[Copy, tuple[str, ...]] | None:
-        """Where a row's features are, and of which modalities; the most that one shard has."""
+        """The shard that has the most modalities of a row, where in it they are, and which these
+        are; None where no shard has any.
+        """
         for names, copies in self.copies.items():
             copy = copies.get(self.parts[names].contents[row])
             if copy is not None:
@@ -317,7 +319,7 @@ def _one_by_one(request: Request, company: Company, tested: dict[str, dict]) -> 
     time.
     """
     failed = [modality for modality, result in tested.items() if not result["passed"]]
-    names = {one.name: one.checkpoint.name for one in request.keys.chosen}
+    names = {choice.name: choice.checkpoint.name for choice in request.keys.chosen}
     for modality in failed:
         result = tested[modality]
         company.progress.note(
@@ -333,9 +335,9 @@ def _with_budgets(
 ) -> Settings:
     """The settings with the budgets that are to be found by trying."""
     asked = [
-        one
-        for one in request.keys.chosen
-        if one.modality.budget == "auto" and one.name not in settings.one_by_one
+        choice
+        for choice in request.keys.chosen
+        if choice.modality.budget == "auto" and choice.name not in settings.one_by_one
     ]
     if not asked:
         return settings

@@ -156,9 +156,9 @@ def existing(
     recorded: Mapping[str, str],
     sha256: Callable[[Path], str],
 ) -> Iterator[Shard | Unsound]:
-    """Shards of these recipes in the folder; for those that are not sound, the reason instead.
+    """The shards of these recipes in the folder; in place of a shard that is not sound, the reason.
 
-    `recorded` are the sha256 that a head file knows by name.
+    `recorded` are the sha256 of shards by name, as a head file has them.
     """
     for path in sorted(folder.glob("shard-*.h5")) if folder.is_dir() else ():
         try:

@@ -21,8 +21,9 @@ CLIPS_AHEAD = 16  # decoded before they are transcribed
 
 @dataclass
 class Transcribed:
-    """`clips` with the words that were heard; `heard` are the ids of these. `wordless` says of the
-    others why they have none, `failures` of which clip the sound cannot be read.
+    """`clips` with the words that were heard, and the ids (`heard`) of those in which words were
+    heard. `wordless` says why the others have none; `failures` are clips whose sound cannot be
+    read.
     """
 
     name: str
@@ -83,7 +84,7 @@ def transcribe(
 
 
 def _hear(u: Utterance, sound: Decoded, model: Any, found: Transcribed) -> str:
-    """The words of a clip; "" where there are none, of which `found` says why."""
+    """The words of a clip; "" where there are none, and the reason is added to `found`."""
     mute = sound.stage == Stage.EMPTY and (sound.reason or NO_SOUND).endswith(NO_SOUND)
     if mute:
         found.wordless[u.id] = "no sound"

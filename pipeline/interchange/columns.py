@@ -75,8 +75,8 @@ def find_columns(path: Path, names: Sequence[str], options: ImportOptions) -> di
 def find_features(
     path: Path, names: Sequence[str], options: ImportOptions, header: Header | None = None
 ) -> dict[str, str]:
-    """Which arrays are the features of which modality: those that the user named, else those of
-    the exported header, else those of usual names.
+    """Which arrays are the features of which modality: those that the user named, else those that
+    the exported header names, else those with usual names.
 
     Args:
         path: The file, for messages.
@@ -122,7 +122,7 @@ def find_layers(names: Iterable[str], modalities: Iterable[str]) -> dict[str, st
 
 
 def _usual(wanted: Mapping[str, Iterable[str]], names: Sequence[str]) -> dict[str, str]:
-    """What is wanted -> the first of its usual names that is there, for those that have one."""
+    """Wanted name -> the first of its usual names that the file has; without one it is left out."""
     found = {}
     for what, usual in wanted.items():
         name = next((word for word in usual if word in names), None)
@@ -165,8 +165,8 @@ def account(
     return f"{line}; not used: {aside_line(rest)}" if rest else line
 
 
-def aside_line(there: Mapping[str, str]) -> str:
+def aside_line(left_aside: Mapping[str, str]) -> str:
     """What was left aside: every name with what it is, up to a number that can be read."""
-    told = [f"{shown(name, 40)} {what}".strip() for name, what in there.items()]
-    more = f" and {len(told) - MANY_NAMES:,} more" if len(told) > MANY_NAMES else ""
-    return ", ".join(told[:MANY_NAMES]) + more
+    parts = [f"{shown(name, 40)} {what}".strip() for name, what in left_aside.items()]
+    more = f" and {len(parts) - MANY_NAMES:,} more" if len(parts) > MANY_NAMES else ""
+    return ", ".join(parts[:MANY_NAMES]) + more

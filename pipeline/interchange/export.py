@@ -87,6 +87,8 @@ def select(store: FeatureStore, subset: str | None) -> np.ndarray:
             "per line"
         )
     wanted = read_ids(Path(subset))
+    if not wanted:
+        raise DataError(f"{subset}: no id in it; write one in each line")
     ids = table["id"].to_pylist()
     rows = np.array([i for i, row_id in enumerate(ids) if row_id in wanted], np.int64)
     if len(rows) < len(wanted):

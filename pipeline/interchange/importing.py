@@ -25,6 +25,8 @@ from mer.pipeline.store import (
     ModalityInfo,
     ShardWriter,
     build_index,
+    refuse_twin,
+    shards_of,
     verify_shards,
 )
 from mer.pipeline.store.schema import canonical
@@ -81,7 +83,8 @@ def write_store(
         raise DataError(f"{foreign.path}: no utterances")
     dtype = _dtype(foreign, options)
     infos = _infos(foreign, options)
-    folder = out.parent / f"{out.name.removesuffix('.h5')}.shards"
+    refuse_twin(out)
+    folder = shards_of(out)
     refuse_link(folder)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: not a folder of this store; remove it, or name another --out")

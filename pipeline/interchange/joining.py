@@ -10,7 +10,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.foreign import Features, Foreign, ImportOptions, layers_of
 from mer.pipeline.interchange.importing import write_store
 from mer.pipeline.runtime.terminal import shown
-from mer.pipeline.store import FeatureStore
+from mer.pipeline.store import FeatureStore, shards_of
 from mer.pipeline.store.head import Head
 from mer.pipeline.store.join import plan, write
 
@@ -65,7 +65,7 @@ def join(
         require_all=require_all,
         keep_first=keep_first,
     )
-    folder = out.with_name(out.name.removesuffix(".h5") + ".shards")
+    folder = shards_of(out)
     if copy:
         _check_folder(folder, FeatureStore(out, head=found.head))
         store, report = write_store(

@@ -15,6 +15,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,14 +128,6 @@ def _read(path: Path, content: object, options: ImportOptions) -> Foreign:
     used = {*features.values(), *filter(None, label_keys), *alone.values()}
     notes += _aside(parts, rest, used, task)
 
-    def frames() -> Iterator[Features]:
-        for part in parts:
-            for i in range(len(part)):
-                yield {
-                    modality: _piece(part.features[key], where[part.name, modality], i)
-                    for modality, key in features.items()
-                }
-
     found = _table(path, parts, task, options, header)
     found.notes += unimodal.set_rows(path, parts, alone, found)
     dataset, language = _corpus(path, parts, header, known, notes, options)
@@ -147,7 +140,7 @@ def _read(path: Path, content: object, options: ImportOptions) -> Foreign:
         language=language,
         rows=found.rows,
         dims={modality: _width(filled, key) for modality, key in features.items()},
-        frames=frames,
+        frames=partial(_frames, parts, features, where),
         header=header,
         notes=notes + found.notes,
         source={"sha256": checksum, "published_as": known.title if known else ""},
@@ -157,6 +150,18 @@ def _read(path: Path, content: object, options: ImportOptions) -> Foreign:
             if all(isinstance(part.features.get(key), np.ndarray) for part in filled)
         ),
     )
+
+
+def _frames(
+    parts: Sequence[Part], features: Mapping[str, str], where: Mapping[tuple[str, str], Spans]
+) -> Iterator[Features]:
+    """The features of every utterance, split by split; `features` are their keys by modality."""
+    for part in parts:
+        for i in range(len(part)):
+            pieces: dict[str, np.ndarray | None] = {}
+            for modality, key in features.items():
+                pieces[modality] = _piece(part.features[key], where[part.name, modality], i)
+            yield pieces
 
 
 def _splits(path: Path, content: object) -> tuple[dict[str, dict], dict[str, object]]:
@@ -322,7 +327,9 @@ def _padded_spans(
 
 
 def _mask_lengths(part: Part, x: np.ndarray) -> np.ndarray | None:
-    """(N,) lengths by the mask of the BERT tokens, where they are of the same steps."""
+    """(N,) lengths by the mask of the BERT tokens, where that has the same steps as the features;
+    else None.
+    """
     mask = part.content.get(BERT)
     if not isinstance(mask, np.ndarray) or mask.dtype.kind not in NUMBERS:
         return None

@@ -296,15 +296,15 @@ def _spans(
             )
     lengths, offsets = given.get(_lengths_name(name)), given.get(_offsets_name(name))
     count = len(ids)
-    if x.ndim == 2 and (offsets is not None or (lengths is not None and len(x) != count)):
+    if x.ndim == 2:
         found = _end_to_end(len(x), count, lengths, offsets)
+        if found is None and offsets is None and len(x) == count:
+            found = _vectors(count, lengths)
         if found is None:
             raise _misfit(path, name, x, count)
         return found
     if len(x) != count or (lengths is not None and not _fit(lengths, count, x.shape[1])):
         raise _misfit(path, name, x, count)
-    if x.ndim == 2:  # one vector per utterance
-        return Spans(np.arange(count), np.arange(count) + 1)
     whole = None if lengths is None else lengths.astype(np.int64)
     return spans(path, name, x, ids, whole, strip=False)
 
@@ -324,6 +324,17 @@ def _are_whole(values: np.ndarray) -> bool:
 def _fit(values: np.ndarray, count: int, most: int) -> bool:
     """Whether there are so many numbers, each from 0 to `most`."""
     return values.shape == (count,) and not ((values < 0).any() or (values > most).any())
+
+
+def _vectors(count: int, lengths: np.ndarray | None) -> Spans | None:
+    """Where utterances lie of which each has a row of an array, or none where its length is 0; None
+    when the lengths say something else.
+    """
+    if lengths is None:
+        lengths = np.ones(count, np.int64)
+    if not _fit(lengths, count, 1):
+        return None
+    return Spans(np.arange(count), np.arange(count) + lengths.astype(np.int64))
 
 
 def _end_to_end(

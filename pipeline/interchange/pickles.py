@@ -437,7 +437,7 @@ class _Machine:
         self.push(self.acted_out(name, args))
 
     def acted_out(self, name: _Name, args: tuple):
-        """What a call gives, for the few names of which arrays are made."""
+        """The result of a call, for the few names that arrays are made by."""
         if name in ARRAY:
             return _Pending(_array)
         if name == "numpy.dtype":

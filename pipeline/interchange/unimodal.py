@@ -92,11 +92,11 @@ def set_rows(path: Path, parts: Sequence[Part], keys: Mapping[str, str], found: 
 
 def _notes(counts: Mapping[str, int], keys: Mapping[str, str], rows: int) -> Iterator[str]:
     """What was read as unimodal labels, and what is missing of it."""
-    told = []
+    parts = []
     for modality, count in counts.items():
         lacking = f" (of {plural(rows - count, 'utterance')} none)" if count < rows else ""
-        told.append(f"{modality} = {keys[modality]}{lacking}")
-    yield f"unimodal labels: {', '.join(told)}"
+        parts.append(f"{modality} = {keys[modality]}{lacking}")
+    yield f"unimodal labels: {', '.join(parts)}"
     absent = [modality for modality in LETTERS.values() if modality not in keys]
     if absent:
         yield f"no unimodal labels of {' and '.join(absent)}"
@@ -104,11 +104,11 @@ def _notes(counts: Mapping[str, int], keys: Mapping[str, str], rows: int) -> Ite
 
 def _values(path: Path, parts: Sequence[Part], key: str) -> list[float | None]:
     """A number for each utterance of all splits; None where the file has none."""
-    found: list[float | None] = []
+    numbers: list[float | None] = []
     for part in parts:
         given = part.content.get(key)
         if given is None:
-            found += [None] * len(part)
+            numbers += [None] * len(part)
             continue
         values = np.asarray(given)
         if values.size != len(part) or (values.size and values.dtype.kind not in NUMBERS):
@@ -117,11 +117,11 @@ def _values(path: Path, parts: Sequence[Part], key: str) -> list[float | None]:
                 f"{plural(len(part), 'utterance')}, is {described(given)}"
             )
         # by their shortest text, which is what was rated: -0.4 and not -0.4000000059604645
-        for value in (float(str(one)) for one in values.reshape(-1)):
+        for value in (float(str(item)) for item in values.reshape(-1)):
             if np.isinf(value):
                 raise DataError(f"{path}: {part.name}: {key} has a number that is not finite")
-            found.append(None if np.isnan(value) else value)
-    return found
+            numbers.append(None if np.isnan(value) else value)
+    return numbers
 
 
 def _names_of_numbers(parts: Sequence[Part], found: Rows) -> dict[float, str]:
@@ -151,14 +151,14 @@ def written(table: pa.Table, task: str, labels: Sequence[str]) -> dict[str, np.n
     number_of = {name: number for number, name in enumerate(labels)}
     content = {}
     for letter, modality in LETTERS.items():
-        said = [row.get(modality) for row in rows]
-        if not any(value is not None for value in said):
+        labels_of = [row.get(modality) for row in rows]
+        if not any(value is not None for value in labels_of):
             continue
         key = f"{STEMS[task]}_{letter}"
         if task == "single":
-            numbers = [UNKNOWN_CLASS if value is None else number_of[value] for value in said]
+            numbers = [UNKNOWN_CLASS if value is None else number_of[value] for value in labels_of]
             content[key] = np.array(numbers, np.int64)
         else:
-            values = [np.nan if value is None else float(value) for value in said]
+            values = [np.nan if value is None else float(value) for value in labels_of]
             content[key] = np.array(values, np.float32)
     return content

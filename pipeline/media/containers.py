@@ -22,6 +22,9 @@ from mer.pipeline.runtime.limits import MEDIA_CHUNKS, MEDIA_SCANNED_BYTES
 
 # The decoder's version; raise it when files whose `why` is not None would decode otherwise.
 DECODER = 2
+# Raise it when `why` is said of other files than before: what was remembered of them is looked at
+# again.
+LOOK_VERSION = 2
 # By so much a size may be too large before something counts as missing: writers count a header in,
 # or a byte too much.
 SLACK_BYTES = 64
@@ -40,6 +43,7 @@ SEVERAL = "streams that follow one another in one file"
 NEW = "a format that was not read before"
 CODED = "a compressed stream inside WAV"
 CUT = "a file that is cut off"
+LAYOUT = "channels that the file names itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,6 +548,8 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
 
 # The mark of a stream and the head of its STREAMINFO, which may be the last block of metadata.
 FLAC_MARK = Mark(re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"), 8)
+FLAC_COMMENTS = 4  # the kind of a metadata block
+FLAC_LAYOUT = b"WAVEFORMATEXTENSIBLE_CHANNEL_MASK="  # begins the comment that names channels
 
 
 def _flac(file: BinaryIO, size: int, begin: int) -> Look:
@@ -559,6 +565,7 @@ def _flac(file: BinaryIO, size: int, begin: int) -> Look:
     fixed = struct.unpack(">H", head[4:6])[0]
     largest = int.from_bytes(head[11:14], "big") or 1 << 17
     total = int.from_bytes(head[17:22], "big") & (1 << 36) - 1
+    channels = (head[16] >> 1 & 7) + 1
     if size > MEDIA_SCANNED_BYTES or not total:
         return Look("flac", why=NO_LENGTH, samples=total, flags=() if total else ("unsized",))
     marks = _marks(file, begin, size, FLAC_MARK)
@@ -567,7 +574,30 @@ def _flac(file: BinaryIO, size: int, begin: int) -> Look:
     tail = min(size - begin, largest + 64)
     file.seek(size - tail)
     end = _flac_end(file.read(tail), fixed)
-    return Look("flac", exact=True) if end == total else Look("flac", why=NO_LENGTH, samples=total)
+    if end != total:
+        return Look("flac", why=NO_LENGTH, samples=total)
+    if channels > 2 and _names_channels(file, begin):  # libsndfile takes no notice
+        return Look("flac", why=LAYOUT, samples=total)
+    return Look("flac", exact=True)
+
+
+def _names_channels(file: BinaryIO, begin: int) -> bool:
+    """Whether a FLAC file says in a comment which channels it has, instead of leaving that to their
+    number (RFC 9639 section 8.6.2).
+    """
+    at = begin + len(b"fLaC")
+    for _ in range(MEDIA_CHUNKS):
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4:
+            break
+        kind, length = head[0] & 0x7F, int.from_bytes(head[1:], "big")
+        if kind == FLAC_COMMENTS:
+            return FLAC_LAYOUT in file.read(length).upper()
+        if head[0] & 0x80:  # the last
+            break
+        at += 4 + length
+    return False
 
 
 def _flac_end(tail: bytes, fixed: int) -> int | None:

@@ -39,6 +39,9 @@ GAP_SECONDS = 0.05
 DECODER_DELAY_SECONDS = 0.2
 # A longer gap, in a format whose clock may start anew, is a new clock and no silence, as in ffmpeg.
 NEW_CLOCK_SECONDS = 10.0
+# By so much an MP3 is entered before what is wanted: frames may keep bits in as many as ten others
+# before them, and sound goes on from one to the next.
+MP3_WARM_UP_SECONDS = 1.0
 BROKEN_SHARE = 0.05  # of a stream's packets that may be undecodable before the file is refused
 # What the first version let be missing against a duration in the header.
 FIRST_VERSION_MISSING_SECONDS, FIRST_VERSION_MISSING_SHARE = 0.5, 0.1
@@ -78,6 +81,15 @@ FIRST_VERSION_BELIEVED = ("mp3", "flac", "ogg")
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")
 # Streams of frames: what lies between two of them may be a tag.
 FRAMED = {"mp3", "aac", "ac3", "eac3", "flac", "loas", "dts"}
+# FFmpeg's kinds of samples; a "p" behind the name: each channel in a plane of its own.
+SAMPLE_TYPES = {
+    "u8": np.uint8,
+    "s16": np.int16,
+    "s32": np.int32,
+    "s64": np.int64,
+    "flt": np.float32,
+    "dbl": np.float64,
+}
 # Rate, names of the channels, offset, samples (channels, n).
 Block = tuple[int, tuple[str, ...], int, np.ndarray]
 Blocks = Generator[Block, None, None]
@@ -171,8 +183,9 @@ def _header(path: Path) -> Any:
     """The file as soundfile opens it; None where PyAV is to read it."""
     try:
         header = soundfile.SoundFile(os.fsencode(path))
+    # A codec that only FFmpeg has; or a name in .raw, for which soundfile wants to be told a rate.
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        return None  # a codec only FFmpeg has, or a name that ends in .raw
+        return None
     if header.format not in SOUNDFILE or not 0 <= header.frames < 1 << 62:
         return None
     if header.channels > 2 and (header.format != "FLAC" or header.channels > 8):
@@ -211,6 +224,8 @@ def _soundfile_blocks(source: Source, start: float) -> Blocks:
             offset = 0
             if file.seekable():
                 offset = min(round(start * file.samplerate), max(0, file.frames))
+                if file.format == "MP3":  # a frame needs bits of those before it
+                    offset = max(0, offset - round(MP3_WARM_UP_SECONDS * file.samplerate))
             if offset:
                 file.seek(offset)
             more = True
@@ -572,10 +587,19 @@ def _zeros(channels: int, n: int) -> np.ndarray:
 
 
 def _planes(frame) -> np.ndarray:
-    """An av.AudioFrame as float32 (channels, n), full scale 1."""
-    array = frame.to_ndarray()
-    if not frame.format.is_planar:
-        array = array.reshape(-1, len(frame.layout.channels)).T
+    """An av.AudioFrame as float32 (channels, n), full scale 1.
+
+    Its planes are counted here: of eight PyAV's own `to_ndarray` takes what lies behind them for a
+    ninth.
+    """
+    channels = frame.layout.nb_channels
+    dtype = SAMPLE_TYPES[frame.format.name.removesuffix("p")]
+    if frame.format.is_planar:
+        planes = frame.planes[:channels]
+        array = np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes])
+    else:
+        array = np.frombuffer(frame.planes[0], dtype, frame.samples * channels)
+        array = array.reshape(-1, channels).T
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128.0) / 128.0
     if array.dtype.kind == "i":

@@ -361,11 +361,14 @@ def _folder() -> str | None:
 
 def _start() -> Worker:
     ours, theirs = Pipe()
+    # -P: what lies in the working folder, a script called av.py, is none of its modules.
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "mer.pipeline.media.workers", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            # what decoding libraries write there is not for the user: answers say what went wrong
+            stderr=None if os.environ.get("MER_DEBUG") else subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     return Worker(process, ours, _environment())

@@ -93,7 +93,7 @@ DETECTOR_BYTES = 64 << 20  # of the file of a detector of faces; YuNet has less 
 
 CONFIG_BYTES = 1 << 16  # of a preset or config.toml; those of mer have a kB or two
 CONFIG_LEVELS = 8  # tables within tables; mer has three
-CONFIG_DOTS = 32  # in a line before its "=": tomllib needs time by the square of them
+CONFIG_DOTS = 32  # in a line before its "=": tomllib's time grows with the square of their number
 CONFIG_LIST_ITEMS = 1 << 10
 LEDGER_BYTES = 1 << 26  # of a ledger of test openings: about 100,000 lines
 RUN_JSON_BYTES = 1 << 26  # of a JSON file of a run folder; a run.json has a few kB

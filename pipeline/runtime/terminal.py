@@ -106,7 +106,7 @@ def listed(names: Iterable[object], limit: int = SHOWN_NAMES) -> str:
 
 
 def initials(word: str) -> str:
-    """Those of the parts of a name; empty where it has one part only.
+    """The initials of the parts of a name; empty where it has one part only.
 
     >>> initials("learning_rate"), initials("rate")
     ('lr', '')

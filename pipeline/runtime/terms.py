@@ -83,8 +83,8 @@ def check_labelling(
     labels: Sequence[str],
 ) -> None:
     """Raise DataError, beginning with `where`, unless a row's split, label and targets fit the
-    task: a known split; for `single` a label of `labels`; for `multi` as many targets as labels;
-    for `regression` as many as it names, at least one.
+    task: a known split; for `single` a label of `labels`; for `multi` one target per label; for
+    `regression` one target per name, and at least one.
     """
     if split not in SPLITS:
         raise DataError(
@@ -96,6 +96,6 @@ def check_labelling(
         )
     wanted = targets_of(task, labels)
     if task == "regression" and targets is not None and len(targets) == 1:
-        return  # one target of which more names are given is the first of them
+        return  # a single target goes by the first name, even where there are more names
     if task != "single" and targets is not None and len(targets) != wanted:
         raise DataError(f"{where}: {shown(id)} has {len(targets)} targets, expected {wanted}")

@@ -26,15 +26,15 @@ def entry(modality: str, value: float | str) -> str:
     return f"{modality}{BETWEEN}{value if isinstance(value, str) else repr(float(value))}"
 
 
-def label_of(said: str) -> tuple[str, str]:
+def label_of(entry: str) -> tuple[str, str]:
     """(modality, what it says) of one entry of a row's `unimodal`."""
-    modality, _, value = said.partition(BETWEEN)
+    modality, _, value = entry.partition(BETWEEN)
     return modality, value
 
 
 def check_task(where: str, task: str, labels: Sequence[str]) -> None:
-    """Raise DataError, beginning with `where`, for a task of which nobody can say what one modality
-    says: it needs one class or one number for each utterance.
+    """Raise DataError, beginning with `where`, for a task that has no unimodal labels: they are one
+    class or one number for each utterance and modality.
     """
     if task == "multi" or (task == "regression" and len(labels) > 1):
         what = "several labels" if task == "multi" else f"{len(labels)} targets"
@@ -54,11 +54,11 @@ def check_unimodal(
         return
     check_task(where, task, labels)
     named = set()
-    for said in entries:
-        modality, value = label_of(said)
-        if not MODALITY.fullmatch(modality) or BETWEEN not in said:
+    for entry in entries:
+        modality, value = label_of(entry)
+        if not MODALITY.fullmatch(modality) or BETWEEN not in entry:
             raise DataError(
-                f"{where}: {shown(id)} has unimodal label '{shown(said, 60)}'; expected "
+                f"{where}: {shown(id)} has unimodal label '{shown(entry, 60)}'; expected "
                 "MODALITY=LABEL, as text=-0.4"
             )
         if modality in named:

@@ -6,6 +6,7 @@ docs/store.md has the format on one screen. Needs h5py, numpy and pyarrow only.
 """
 
 from mer.pipeline.store.build import build_index
+from mer.pipeline.store.head import refuse_twin, shards_of
 from mer.pipeline.store.reader import FeatureStore, verify_shards
 from mer.pipeline.store.schema import FORMAT_VERSION, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard, ShardWriter
@@ -19,5 +20,7 @@ __all__ = [
     "Shard",
     "ShardWriter",
     "build_index",
+    "refuse_twin",
+    "shards_of",
     "verify_shards",
 ]

@@ -217,8 +217,8 @@ def group_of(file: h5py.File, name: str) -> h5py.Group:
 
 
 def _hard_link(here: h5g.GroupID, name: str, kind: int, said: str) -> None:
-    """Raise ValueError, which names it by `said`, unless `name` is an object of that kind that lies
-    in the file itself.
+    """Raise ValueError unless `name` is an object of that kind that lies in the file itself; the
+    message names it by `said`.
     """
     try:
         link = here.links.get_info(name.encode())

@@ -128,8 +128,8 @@ def render(description: dict) -> str:
         counts += [
             f"{plural(n, 'unimodal label')} of {m}" for m, n in entry.get("unimodal", {}).items()
         ]
-        said = ", ".join(counts)
-        lines.append(f"  {split or 'no split':<9}{entry['utterances']:>9,}  {said}")
+        counted = ", ".join(counts)
+        lines.append(f"  {split or 'no split':<9}{entry['utterances']:>9,}  {counted}")
     for name, modality in d["modalities"].items():
         lines += _render_modality(name, modality)
     if d["untrained"]:
@@ -143,12 +143,12 @@ def render(description: dict) -> str:
 def _render_modality(name: str, modality: dict) -> list[str]:
     """The lines about one modality: its encoder, its lengths with a histogram, its odd rows."""
     rate = f"{modality['frame_rate']:g} Hz" if modality["frame_rate"] else "no frame rate"
-    said = [
+    words = [
         modality["encoder"] or "encoder unknown",
         modality["revision"] and f"@{modality['revision']}",
         modality["layer"] and f"layer {modality['layer']}",
     ]
-    encoder = " ".join(filter(None, said))
+    encoder = " ".join(filter(None, words))
     lengths = ", ".join(f"{what} {value:g}" for what, value in modality["length"].items())
     lines = [
         f"  {name}: {modality['dim']} x {modality['dtype']}, {rate}, {encoder}",
@@ -170,15 +170,15 @@ def _layers(modality: dict) -> str:
     count, stack = modality["layers"], modality["stack"]
     width = modality["dim"] // max(1, len(stack))
     if count:
-        said = f"the utterance means of {count} x {width}, {modality['layer_dtype']}"
+        kept = f"the utterance means of {count} x {width}, {modality['layer_dtype']}"
     else:
-        said = "no utterance means; " + (
+        kept = "no utterance means; " + (
             "extracting again with --layer-means --force keeps them"
             if modality["encoder"] not in ("", "imported")
             else "the features were made elsewhere"
         )
     beside = ", ".join(map(str, stack))
-    return f"{said}; a step has layers {beside} side by side" if stack else said
+    return f"{kept}; a step has layers {beside} side by side" if stack else kept
 
 
 def _targets(targets: np.ndarray, task: str, labels: Sequence[str]) -> dict[str, float]:

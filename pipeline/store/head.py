@@ -42,6 +42,7 @@ from mer.pipeline.store.schema import (
 from mer.pipeline.store.shard import check_format
 
 HEX = "S64"  # a sha256 in hexadecimal
+SUFFIX, SHARDS = ".h5", ".shards"  # end the names of a head file and of the folder of its shards
 # Where an utterance is, in a store that has shards: columns of the index, and their element types.
 PLACES = {"shard": "<i4", "shard_row": "<i8"}
 # The arrays about the shards, and their element types.
@@ -96,6 +97,25 @@ class Head:
     members: list[MemberRecord]
     flags: np.ndarray  # (N,) uint32
     content: str = ""  # `content_of` the file, where that was asked for
+
+
+def shards_of(head: Path) -> Path:
+    """The folder in which the shards of a store lie, by the path of its head file."""
+    return head.with_name(head.name.removesuffix(SUFFIX) + SHARDS)
+
+
+def refuse_twin(head: Path) -> None:
+    """Raise DataError where the folder of a store that is to be made is another one's: `feats` and
+    `feats.h5` would both have `feats.shards`.
+    """
+    stem = head.name.removesuffix(SUFFIX)
+    twin = head.with_name(stem if stem != head.name else stem + SUFFIX)
+    folder = shards_of(head)
+    if folder.is_dir() and twin.is_file() and h5py.is_hdf5(twin):
+        raise DataError(
+            f"{head}: its shards would lie in {folder.name}, where those of {twin.name} are; name "
+            "another --out"
+        )
 
 
 def compose(
@@ -153,7 +173,7 @@ def compose_join(
 
 
 def _version(rows: pa.Table) -> int:
-    """Of the format that a head with these columns is of: the first that has all of them."""
+    """The format version of a head with these columns: the first version that has all of them."""
     if "unimodal" in rows.column_names:
         return UNIMODAL_VERSION
     return FOLDS_VERSION if "folds" in rows.column_names else FORMAT_VERSION
@@ -221,8 +241,7 @@ def read_head(path: Path, *, with_content: bool = False) -> Head:
         StoreError: It is damaged, or no head file.
         StoreVersionError: It is of a format version that this code does not read.
     """
-    shards = path.with_name(path.name.removesuffix(".h5") + ".shards")
-    if (shards / ".work").exists() and not path.exists():
+    if (shards_of(path) / ".work").exists() and not path.exists():
         raise DataError(f"{path}: not finished; repeat the `mer extract` that makes it")
     with arrays.opened(path, "store") as file:
         check_format(file, path, HEAD_FORMAT, "store")
@@ -314,8 +333,8 @@ def _decode_members(path: Path, data: Mapping[str, np.ndarray]) -> list[MemberRe
 
 
 def _check_members(header: Header, table: pa.Table, members: list[MemberRecord]) -> None:
-    """Raise ValueError for members that no writer makes. What is said of their rows is held against
-    each member when that is opened.
+    """Raise ValueError for members that no writer makes. Whether a member has the rows that the
+    head names is checked when that member is opened.
     """
     here = [name for member in members for name in member.modalities]
     once = len(set(here)) == len(here) and set(here) == set(header.modalities)

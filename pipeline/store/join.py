@@ -308,7 +308,9 @@ def _conflict(
     other: tuple[int, object],
     count: int,
 ) -> DataError:
-    """That two stores, by number and value, contradict each other in a column."""
+    """The error that two stores contradict each other in a column. `first` and `other` are the
+    number of a store and the value it has.
+    """
     keep = f", or keep the first with --keep-first {name}" if name in KEEPABLE else ""
     more = f" ({count:,} such)" if count > 1 else ""
     return DataError(
@@ -348,8 +350,8 @@ def _durations(sources: _Sources, keep_first: bool, notes: list[str]) -> np.ndar
 def _members(
     sources: _Sources, names: list[dict[str, str]]
 ) -> tuple[list[MemberRecord], dict[str, ModalityInfo], dict[str, np.ndarray]]:
-    """The members, each with shards of its own; what is said of each modality, and its lengths (N,)
-    int64.
+    """The members, each with shards of its own; and for each modality its entry in the header and
+    its lengths, (N,) int64.
     """
     members: list[MemberRecord] = []
     infos: dict[str, ModalityInfo] = {}

@@ -127,8 +127,8 @@ class FeatureStore:
 
         Returns:
             The columns id, split, session, dialogue, speaker, position, label, targets, text, tags,
-            duration (seconds), n_<modality> for each modality (steps), and, but in a joined store,
-            shard and shard_row.
+            duration (seconds), n_<modality> for each modality (steps), and, unless the store is
+            joined, shard and shard_row.
         """
         return self._table
 
@@ -417,8 +417,8 @@ class FeatureStore:
         return self._joined[number]
 
     def _opened_member(self, record: MemberRecord) -> FeatureStore:
-        """A member that is the one that was joined, and has what the head says of it; StoreError
-        otherwise.
+        """The member, after a check that it is the store that was joined and matches the head.
+        Raises StoreError otherwise.
         """
         try:
             head = read_head(record.path, with_content=True)
@@ -442,8 +442,8 @@ class FeatureStore:
         return store
 
     def _fits_member(self, record: MemberRecord, store: FeatureStore) -> bool:
-        """Whether a member has what the head says of it, so that neither can lead to a place
-        outside an array.
+        """Whether a member matches what the head says of it; then no index of the head is outside
+        the member's arrays.
         """
         here = np.flatnonzero(record.rows >= 0)
         at = record.rows[here]
@@ -508,8 +508,8 @@ class FeatureStore:
         return shard
 
     def _fits(self, number: int, shard: Shard) -> bool:
-        """Whether the shard has what the head says of it, so that neither can lead to a place
-        outside an array.
+        """Whether a shard matches what the head says of it; then no index of the head is outside
+        the shard's arrays.
         """
         # One shard holds every row, which need not be looked for.
         several = len(self.shards) > 1
@@ -530,7 +530,9 @@ class FeatureStore:
         return [shard.ids[i] for i in at.tolist()] == self._table["id"].take(rows).to_pylist()
 
     def _done(self, modality: str) -> np.ndarray:
-        """Which rows this object has held against their checksums: (N,) bool, to be filled in."""
+        """(N,) bool: which rows this object has checked against their checksums. Callers set what
+        they check.
+        """
         return self._checked.setdefault(modality, np.zeros(len(self), bool))
 
     def _known(self, modality: str) -> None:

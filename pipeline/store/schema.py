@@ -307,8 +307,18 @@ def _table_of(rows: Sequence[Mapping]) -> pa.Table:
     """Rows as a table, with what is absent as null."""
     columns = {}
     for field_ in EVERY:
-        columns[field_.name] = pa.array([row.get(field_.name) for row in rows], field_.type)
+        values = [row.get(field_.name) for row in rows]
+        if pa.types.is_integer(field_.type):
+            _check_whole(field_.name, values)
+        columns[field_.name] = pa.array(values, field_.type)
     return pa.table(columns)
+
+
+def _check_whole(name: str, values: Sequence[object]) -> None:
+    """Raise DataError for a fraction, of which Arrow would keep the whole part."""
+    for value in values:
+        if isinstance(value, float | np.floating) and not float(value).is_integer():
+            raise DataError(f"table: {name} {value} is no whole number; null where none is known")
 
 
 def _normalised(table: pa.Table, field_: pa.Field) -> pa.Array:

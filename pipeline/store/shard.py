@@ -372,7 +372,7 @@ class Shard:
         flags: (n,) uint32, bits of the writer's.
         crc32: (n, modalities) uint32, of the frames.
         offsets: For each modality, where its utterances begin and end: (n+1,) int64, in steps.
-        layers_crc32: For each modality with layer means (n,) uint32, of those.
+        layers_crc32: For each modality with layer means their checksums, (n,) uint32.
 
     Args:
         path: The file.
@@ -524,8 +524,8 @@ class Shard:
             start = stop
 
     def differing(self, modality: str, x: np.ndarray, start: int, stop: int) -> Iterator[int]:
-        """Rows whose crc32 is not that of their frames in `x`, which are those of the utterances
-        [start, stop).
+        """The rows among `start` to `stop` (not included) whose frames do not have the stored
+        crc32. `x` holds the frames of these rows, end to end.
         """
         offsets, column = self.offsets[modality], list(self.modalities).index(modality)
         for row in range(start, stop):
@@ -534,7 +534,7 @@ class Shard:
                 yield row
 
     def differing_layer_means(self, modality: str, rows: Iterable[int]) -> Iterator[int]:
-        """Those of `rows` whose crc32 is not that of their layer means."""
+        """The rows among `rows` whose layer means do not have the stored crc32."""
         means, sums = self.layer_means(modality), self.layers_crc32[modality]
         for row in rows:
             if checksum(means[row]) != sums[row]:

@@ -43,8 +43,8 @@ def damages(store: Verifiable, progress: Silent = SILENT) -> list[Damage]:
         try:
             found += damages(store.member(number), progress)
         except (MerError, OSError) as error:
-            told = str(error).removeprefix(f"{member.path}: ")
-            found.append(Damage(number, str(member.path), told, str(store.path)))
+            message = str(error).removeprefix(f"{member.path}: ")
+            found.append(Damage(number, str(member.path), message, str(store.path)))
     if not store.shards:
         return found
     with progress.task("verifying", len(store.shards), "shards", brief=True) as advance:

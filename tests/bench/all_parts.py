@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench.machine import computes_in_bf16
 from tests.bench.parts import keeper
 
 Keep = Callable[[dict], None]
@@ -167,7 +168,7 @@ def extraction(keep: Keep, tiny: bool) -> None:
         paths = bench.clips(folder, clips)
         for modality in ("audio", "text"):
             loop: float | None = None
-            for precision in ("fp32", "bf16") if bench.bf16() and not tiny else ("fp32",):
+            for precision in ("fp32", "bf16") if computes_in_bf16() and not tiny else ("fp32",):
                 if modality == "audio":
                     encoder = bench.audio_encoder(size, folder / "a", precision)
                     budget = bench.Audio.fixed_budget["cpu"]
@@ -218,14 +219,15 @@ def contrastive(keep: Keep, tiny: bool) -> None:
     """One thread, as docs/kernels.md has it; the quickest of the rounds."""
     import torch
 
-    from tests.bench import contrastive as bench
+    from tests.bench.contrastive_plot import TITLES
+    from tests.bench.contrastive_timing import measure
 
     torch.set_num_threads(1)
     sizes = ((8, 16),) if tiny else ((128, 256), (2048, 256), (4096, 256))
     for rows, d in sizes:
         for workload in ("nt_xent", "drkf") if rows <= 2048 else ("nt_xent",):
             rounds = 1 if tiny else {128: 40, 2048: 3, 4096: 2}[rows]
-            found = bench.measure(
+            found = measure(
                 workload, rows, d, torch.device("cpu"), torch.float32,
                 rounds=rounds, compile_peers=False, paths=False, tiles=(), note=lambda peer: None,
             )  # fmt: skip
@@ -238,7 +240,7 @@ def contrastive(keep: Keep, tiny: bool) -> None:
                 continue
             keep(
                 {
-                    "what": f"{bench.TITLES[workload]}, B = {rows}, D = {d}",
+                    "what": f"{TITLES[workload]}, B = {rows}, D = {d}",
                     "ours": round(times["mer"], 2),
                     "peer": "eager PyTorch",
                     "theirs": round(times["eager"], 2),

@@ -44,7 +44,7 @@ from mer.pipeline.media.stages import Flag
 from mer.pipeline.media.workers import Decoders
 
 from tests.bench import decoding, films, transcripts, whisper
-from tests.bench.machine import save
+from tests.bench.machine import computes_in_bf16, save
 from tests.bench.transcripts import Took
 from tests.encoders import checkpoints
 from tests.extract.test_batching import QUANTILES
@@ -127,13 +127,6 @@ def text_encoder(size: str, folder: Path, precision: str) -> TextEncoder:
             max_position_embeddings=514,
         )
     return TextEncoder(resolve("text", str(folder)), device="cpu", precision=precision)
-
-
-def bf16() -> bool:
-    """Whether the processor computes in it; elsewhere it is emulated, many times slower, and nobody
-    would ask for it.
-    """
-    return bool({"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
 
 
 def plan(modality: str, lengths: list[int], budget: int) -> list:
@@ -256,7 +249,9 @@ def main(argv: list[str]) -> None:
         for size in args.sizes.split(","):
             for modality in ("audio", "text"):
                 baseline: dict[int, Took] = {}
-                for precision in ("fp32", "bf16") if size != "tiny" and bf16() else ("fp32",):
+                for precision in (
+                    ("fp32", "bf16") if size != "tiny" and computes_in_bf16() else ("fp32",)
+                ):
                     if modality == "audio":
                         sides = audio_sides(
                             audio_encoder(size, folder / f"a-{size}", precision),

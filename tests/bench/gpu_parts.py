@@ -25,7 +25,6 @@ import torch
 from tests.bench.parts import ROOT, keeper
 
 RATE = 16_000  # samples per second
-FRAMES_HZ = 49.95
 PROBE_ITEMS = 512  # by whose rate the number of items is chosen
 LOOP_ITEMS = 192  # of the loop of transformers, evenly spaced by length
 DECODING = ("av", "soundfile")  # imported at the top of modules here; nothing here decodes

@@ -48,6 +48,13 @@ def commit() -> str:
     return f"{said}-dirty" if changed else said
 
 
+def computes_in_bf16() -> bool:
+    """Whether the processor computes in it; elsewhere it is emulated, many times slower, and nobody
+    would ask for it.
+    """
+    return bool({"amx_bf16", "avx512_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+
+
 def git(*args: str) -> str:
     """What git says of this checkout; nothing where there is none."""
     try:

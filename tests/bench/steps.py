@@ -7,7 +7,8 @@ step), `dmd` and `dhmd` MOSI's shapes: 16 utterances of 50 steps, widths 768, 5 
 
 The steps are losses, gradients, clipping and AdamW as the trainer has them, each tree by its own
 code (`--side` is such a process). Nothing but the model's module, `losses`, `weights` and the
-configuration is asked of the earlier tree.
+configuration is asked of the earlier tree. Where the processor computes in bfloat16, a third
+process takes the steps of the present tree as `--set train.precision=bf16` does.
 """
 
 from __future__ import annotations
@@ -58,21 +59,27 @@ def batches(preset: str) -> tuple:
     return DataSpec(widths, dict.fromkeys(widths), task, labels), made
 
 
-def stepping(preset: str) -> Callable[[], None]:
-    """Takes a step on every batch of a preset."""
+def stepping(preset: str, precision: str) -> Callable[[], None]:
+    """Takes a step on every batch of a preset, in `fp32` or `bf16`."""
     import torch
 
     from mer.fusion import config
     from mer.fusion.models import build
-    from mer.fusion.training import train
+
+    try:
+        from mer.fusion.training import optim
+    except ModuleNotFoundError:  # before fusion had rooms, and before it had this module
+        optim = None
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings, (spec, each) = config.load(preset=preset), batches(preset)
     model = build(settings.model, settings.model_args, spec).train()
-    if hasattr(train, "optim"):
-        optimizer, clip = train.optim.adamw(model, settings), train.optim.clip_gradients
-    else:  # before mer/fusion/training/optim.py
+    if optim is not None:
+        optimizer, clip = optim.adamw(model, settings), optim.clip_gradients
+    else:
+        from mer.fusion import train
+
         groups = train.parameter_groups(model, settings)
         optimizer = torch.optim.AdamW(groups, betas=settings.optim.betas)
         clip = torch.nn.utils.clip_grad_norm_
@@ -80,8 +87,10 @@ def stepping(preset: str) -> Callable[[], None]:
 
     def steps() -> None:
         for batch in each:
-            weights, terms = model.weights(0.5), model.losses(batch, 0.5)
-            sum(weights[name] * value for name, value in terms.items()).backward()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                weights, terms = model.weights(0.5), model.losses(batch, 0.5)
+                total = sum(weights[name] * value for name, value in terms.items())
+            total.backward()
             clip(parameters, settings.optim.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -89,9 +98,9 @@ def stepping(preset: str) -> Callable[[], None]:
     return steps
 
 
-def side(preset: str) -> None:
+def side(preset: str, precision: str) -> None:
     """Answer each line with the CPU seconds of that many rounds of steps."""
-    steps = stepping(preset)
+    steps = stepping(preset, precision)
     for line in sys.stdin:
         started = time.process_time()
         for _ in range(int(line)):
@@ -102,10 +111,10 @@ def side(preset: str) -> None:
 class Side:
     """A process in which one tree takes its steps."""
 
-    def __init__(self, folder: Path, preset: str) -> None:
+    def __init__(self, folder: Path, preset: str, precision: str = "fp32") -> None:
         self.process = subprocess.Popen(
             # -P: this folder has a `profile`, which would stand for Python's own
-            [sys.executable, "-P", str(Path(__file__).resolve()), "--side", preset],
+            [sys.executable, "-P", str(Path(__file__).resolve()), "--side", preset, precision],
             env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -123,8 +132,12 @@ class Side:
 
 
 def beside(trees: dict[str, Path], preset: str, turns: int, rounds: int) -> dict:
-    """CPU milliseconds of a step in each tree, and their ratio."""
+    """CPU milliseconds of a step in each tree and precision, and their ratios."""
+    from tests.bench.machine import computes_in_bf16
+
     sides = {name: Side(folder, preset) for name, folder in trees.items()}
+    if computes_in_bf16():
+        sides["bf16"] = Side(trees["now"], preset, "bf16")
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, one in sides.items():
@@ -135,11 +148,14 @@ def beside(trees: dict[str, Path], preset: str, turns: int, rounds: int) -> dict
         one.end()
     steps = 5 if preset.startswith("drkf") else 1
     medians = {name: median(spent) / steps for name, spent in found.items()}
-    return {
+    row = {
         "preset": preset,
         **{f"{name}_cpu_ms": round(1e3 * spent, 1) for name, spent in medians.items()},
         "ratio": round(medians["before"] / medians["now"], 2),
     }
+    if "bf16" in medians:
+        row["bf16_ratio"] = round(medians["before"] / medians["bf16"], 2)
+    return row
 
 
 def main(argv: list[str]) -> None:
@@ -174,4 +190,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    side(sys.argv[2])
+    side(*sys.argv[2:])

@@ -28,6 +28,7 @@ from tests.datasets.byname import write_tree
 DATA = Path(os.environ.get("MER_TEST_DATA", "/nowhere")) / "emobox"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="MER_TEST_DATA has no lists of EmoBox")
 WHOLE = ("savee", "emodb", "urdu", "aesdd", "cafe")
+SPLITS = {"train": "train", "valid": "dev", "test": "test"}  # what its parts are called here
 CLIPS = {  # name -> code
     "DC_a01": "a",
     "DC_n01": "n",
@@ -119,6 +120,86 @@ def test_of_files_of_one_name_the_one_with_the_lists_folders_is_taken(meta, medi
     places = {u.id: u.audio for u in Manifest.read(meta.parent / "m.parquet").rows}
     assert places["savee-DC-a01"] == "b/savee/DC_a01.wav"
     assert places["savee-JE-a01"] == "AudioData/x/je_A01.WAV"
+
+
+def write_lists(folder: Path, corpus: str, wavs, part: str = "test") -> Path:
+    """Lists of one fold; what is not in `part` has a clip of its own."""
+    lists = folder / "fold_1"
+    lists.mkdir(parents=True)
+    other = {"train": "test", "test": "train"}[part]
+    for name, paths in ((part, wavs), (other, ["elsewhere/only.wav"])):
+        rows = []
+        for path in paths:
+            rows.append({"key": path, "wav": f"downloads/{corpus}/{path}", "emo": "a"})
+        (lists / f"{corpus}_{name}_fold_1.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+CASIA = [
+    f"{who}/{emotion}/{number}.wav"
+    for who in ("liu", "zhao")
+    for emotion in ("angry", "sad")
+    for number in (201, 202)
+]
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        "{who}/{emotion}/{number}",
+        "downloads/casia/{who}/{emotion}/{number}",
+        "CASIA {who}/wav/{who}/{emotion}/{number}",
+        "{who}/wav/{emotion}/{number}",
+        "{emotion}/{who}/{number}",
+    ],
+)
+def test_a_clip_whose_file_is_absent_never_gets_the_file_of_another(moved, tmp_path):
+    """All clips are called as others are; each file lies in folders of its own."""
+    places = {}
+    for wav in CASIA:
+        who, emotion, number = wav.split("/")
+        places[wav] = moved.format(who=who, emotion=emotion, number=number)
+    absent = CASIA[5]
+    there = [place for wav, place in places.items() if wav != absent]
+    root = write_tree(tmp_path / "media", there)
+    meta = write_lists(tmp_path / "meta", "casia", CASIA)
+    manifest, found = prepare("emobox", root, meta=meta)
+    got = {u.id: u.audio for u in manifest.rows if u.id in places}
+    assert got == places | {absent: f"casia/{absent}"}
+    assert found.missing == [absent, "elsewhere/only.wav"] and not found.orphans
+
+
+def test_files_that_no_folder_tells_apart_are_of_nobody(tmp_path):
+    root = write_tree(tmp_path / "media", ["angry/201.wav", "sad/201.wav", "sad/202.wav"])
+    meta = write_lists(tmp_path / "meta", "casia", CASIA)
+    _, found = prepare("emobox", root, meta=meta)
+    assert sorted(found.missing) == sorted([*CASIA, "elsewhere/only.wav"])
+    assert found.orphans == ["angry/201.wav", "sad/201.wav", "sad/202.wav"]
+    (said,) = [line for line in found.warnings if "do not tell whose they are" in line]
+    # 201 of both in both emotions, 202 of both in one
+    assert said.startswith("6 clips are missing although files of their name are there")
+
+
+def test_pieces_of_one_file_are_no_rivals(tmp_path):
+    lists = tmp_path / "meta" / "fold_1"
+    lists.mkdir(parents=True)
+    for part, span in (("train", (0.0, 0.5)), ("test", (0.5, 1.0))):
+        row = {"key": part, "wav": "downloads/x/whole.wav", "emo": "a"}
+        row |= {"start_time": span[0], "end_time": span[1]}
+        (lists / f"x_{part}_fold_1.jsonl").write_text(json.dumps(row))
+    root = write_tree(tmp_path / "media", ["whole.wav"])
+    manifest, found = prepare("emobox", root, meta=lists.parent)
+    assert {u.audio for u in manifest.rows} == {"whole.wav"} and not found.missing
+
+
+def test_a_fold_that_labels_a_clip_otherwise_is_told(meta, media):
+    path = meta / "fold_1" / "savee_test_fold_1.jsonl"
+    path.write_text(path.read_text().replace('"emo": "n"', '"emo": "a"'))
+    manifest, found = prepare("emobox", media, meta=meta)
+    assert any(
+        line.startswith("1 clip has another label in the lists of folds") for line in found.warnings
+    )
+    assert {u.id: u.label for u in manifest.rows}["savee-DC-n01"] == "Neutral"
 
 
 def test_accents_may_be_composed_otherwise_and_another_ending_is_taken(meta, tmp_path):
@@ -397,3 +478,50 @@ def test_lists_of_two_corpora_are_refused(meta, media):
     other.write_text(lines(["DC_a01"]))
     with pytest.raises(DataError, match="lists of several corpora"):
         prepare("emobox", media, meta=meta)
+
+
+@real
+def test_lists_of_all_32_corpora_have_the_published_folds_and_labels(tmp_path):
+    """Lists with a few clips of each published label: the folds, parts and labels that are read of
+    each corpus are these, whatever its codes and label map.
+    """
+    maps = json.loads((DATA / "label_maps.json").read_text())
+    counts = published()
+    corpora = dict.fromkeys(corpus for corpus, _, _ in counts)
+    assert len(corpora) == 32 and corpora.keys() - maps.keys() == {"emovo"}
+    (tmp_path / "media").mkdir()
+    for corpus in corpora:
+        parts = {key[1:]: labels for key, (_, labels) in counts.items() if key[0] == corpus}
+        # some training lists are too long for that table
+        for fold in {fold for fold, _ in parts}:
+            parts.setdefault((fold, "train"), {next(iter(maps.get(corpus, "-"))): 1})
+        for labels in parts.values():
+            labels.update({code: min(number, 3) for code, number in labels.items()})
+        wanted: Counter = Counter()
+        named = {code.casefold(): name.strip() for code, name in maps.get(corpus, {}).items()}
+        for (fold, part), labels in parts.items():
+            for code, number in labels.items():
+                wanted[fold, SPLITS[part], named.get(code.casefold(), code)] += number
+        meta = write_counted(tmp_path / corpus, corpus, parts)
+        if corpus in maps:
+            (meta / "label_map.json").write_text(json.dumps(maps[corpus]))
+        manifest, found = prepare("emobox", tmp_path / "media", meta=meta)
+        read: Counter = Counter()
+        for u in manifest.rows:
+            for entry in u.folds:
+                read[*fold_of(entry), u.label] += 1
+        assert read == wanted and not found.dropped, corpus
+
+
+def write_counted(meta: Path, corpus: str, parts: dict[tuple[str, str], dict[str, int]]) -> Path:
+    """Lists with so many clips of each code: (fold, part) -> code -> clips."""
+    for (fold, part), labels in parts.items():
+        rows = []
+        for code, number in labels.items():
+            for i in range(number):
+                key = f"{fold}-{part}-{code}-{i}"
+                rows.append({"key": key, "wav": f"downloads/{key}.wav", "emo": code})
+        path = meta / f"fold_{fold}" / f"{corpus}_{part}_fold_{fold}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return meta

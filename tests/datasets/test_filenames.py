@@ -21,7 +21,7 @@ NAMES = [name for name, module in DATASETS.items() if module == BY_NAMES]
 
 
 def test_every_corpus_by_names_has_a_tree():
-    assert {*NAMES, "msp_improv", "ur_funny"} == set(TREES)
+    assert {*NAMES, "msp_improv", "msp_podcast", "ur_funny"} == set(TREES)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -222,3 +222,69 @@ def test_a_line_that_is_there_twice_is_named(tmp_path):
 def test_an_empty_folder_says_where_to_get_the_corpus(name, tmp_path):
     with pytest.raises(DataError, match="to get it"):
         prepare(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("msp_podcast", {"MSP-PODCAST_0001_0008": (3.8, 4.2, 4.0)}),
+        ("msp_improv", {"MSP-IMPROV-S01A-F01-S-FM01": (3.5, 3.0, 2.0)}),
+    ],
+)
+def test_valence_arousal_and_dominance_are_three_targets(name, wanted, tmp_path):
+    tree = TREES[name][0]
+    manifest, _ = prepare(name, write_tree(tmp_path / "r", tree.files, tree.tables), labels="vad")
+    assert (manifest.task, manifest.labels) == ("regression", ("valence", "arousal", "dominance"))
+    found = {u.id: u.targets for u in manifest.rows}
+    assert found | wanted == found and all(len(targets) == 3 for targets in found.values())
+
+
+def test_a_line_that_lacks_one_of_three_targets_is_unlabelled_and_told(tmp_path):
+    tree = TREES["msp_podcast"][0]
+    place = "Labels/labels_consensus.csv"
+    tables = tree.tables | {place: tree.tables[place].replace(",N,4.2,3.8,", ",N,,3.8,")}
+    root = write_tree(tmp_path / "r", tree.files, tables)
+    manifest, found = prepare("msp_podcast", root, labels="vad")
+    assert [u.id for u in manifest.rows if u.targets is None] == ["MSP-PODCAST_0001_0008"]
+    told = "1 utterance with some of EmoVal, EmoAct, EmoDom only: unlabelled"
+    assert any(line.startswith(told) for line in found.warnings)
+    tables[place] = tree.tables[place].replace(",N,4.2,3.8,", ",N,4.2,high,")
+    again = write_tree(tmp_path / "again", tree.files, tables)
+    with pytest.raises(DataError, match="line 2 has EmoVal 'high' where a number belongs"):
+        prepare("msp_podcast", again, labels="vad")
+
+
+def test_numbers_beyond_the_scale_of_a_corpus_are_refused(tmp_path):
+    tree = TREES["ch_sims"][0]
+    table = tree.tables["label.csv"].replace("-1.0,-0.8", "-10,-0.8", 1)
+    root = write_tree(tmp_path / "r", tree.files, {"label.csv": table})
+    with pytest.raises(DataError, match="line 2 has label -10, expected a number from -1 to 1"):
+        prepare("ch_sims", root)
+
+
+def test_files_whose_names_differ_by_zeros_only_are_not_taken_for_one(tmp_path):
+    tree = TREES["ch_sims"][0]
+    files = (*tree.files, "Raw/video_0001/1.mp4")
+    root = write_tree(tmp_path / "r", files, tree.tables)
+    manifest, found = prepare("ch_sims", root)
+    assert [u.audio for u in manifest.rows] == list(tree.files)
+    assert found.orphans == ["Raw/video_0001/1.mp4"]
+    dropped_zeros = {"label.csv": tree.tables["label.csv"].replace("_0001,0001,", "_0001,001,")}
+    root = write_tree(tmp_path / "s", files, dropped_zeros)
+    with pytest.raises(DataError, match="may be Raw/video_0001/0001.mp4, Raw/video_0001/1.mp4"):
+        prepare("ch_sims", root)
+    twice = tree.tables["label.csv"] + "video_0001,1,again,0,0,0,0,Neutral,train\n"
+    root = write_tree(tmp_path / "t", tree.files, {"label.csv": twice})
+    with pytest.raises(DataError, match="'video_0001/1' is there twice, first in label.csv"):
+        prepare("ch_sims", root)
+
+
+def test_a_table_of_one_part_that_is_absent_is_told(tmp_path):
+    tree = TREES["mer2023"][0]
+    tables = {name: text for name, text in tree.tables.items() if "test1" not in name}
+    _, found = prepare("mer2023", write_tree(tmp_path / "r", tree.files, tables))
+    told = f"no test1-label.csv, test3-label.csv below {tmp_path / 'r'}: without these utterances"
+    assert told in found.warnings
+    tree = TREES["ch_sims"][0]  # whose table has two names
+    _, found = prepare("ch_sims", write_tree(tmp_path / "s", tree.files, tree.tables))
+    assert not any("without these" in line for line in found.warnings)

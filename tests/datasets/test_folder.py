@@ -247,6 +247,45 @@ def test_turns_have_their_place(tmp_path):
         ("d1", 0, ()),
         ("d1", 2, ()),
     ]
+    write_wav(tmp_path / "d1_02_joy.wav")
+    warnings = prepare("folder", tmp_path, pattern=pattern, split="none")[1].warnings
+    assert [line for line in warnings if line.startswith("1 row has the position of another row")]
     write_wav(tmp_path / "d1_x_joy.wav")
     with pytest.raises(DataError, match="position 'x' is not the number of a turn"):
         prepare("folder", tmp_path, pattern=pattern, split="none")
+
+
+def test_files_of_other_endings_are_counted(root):
+    """What is left out by the ending of its name is told; so is why nothing is left."""
+    (root / "ann" / "ann_s3_ANG_hi.wma").write_bytes(b"sound")
+    (root / "ann" / "ann_s3_HAP_hi.WMA").write_bytes(b"sound")
+    (root / "ann" / "ann_s1_ANG_hi.txt").write_text("words of a clip")
+    (root / "README").write_text("notes")
+    done = run(root, "--pattern", "{speaker}_{sentence}_{emotion}_{level}")
+    assert done.exit_code == 0 and "mine: 24 utterances" in done.stdout
+    told = "3 files left out that are no media by name (2 .wma, 1 without ending)"
+    assert f"warning: {told}; to take those that are media, name them in a table" in done.stdout
+    for path in root.rglob("*.wav"):
+        path.unlink()
+    done = run(root, "--pattern", "{speaker}_{sentence}_{emotion}_{level}.wma")
+    assert done.exit_code == 1 and f"fits none of 0 media files; {told}" in done.stderr
+    assert len(done.stderr) <= 300
+
+
+def test_files_are_found_however_deep(root):
+    deep = root.joinpath(*"abcdefghijkl")
+    deep.mkdir(parents=True)
+    write_wav(deep / "eve_s1_ANG_hi.wav", 800)
+    (deep / "back").symlink_to(root)  # gone through once
+    (deep / "itself").symlink_to("itself")
+    done = run(root, "--pattern", "{speaker}_{sentence}_{emotion}_{level}")
+    assert done.exit_code == 0, done.stderr
+    manifest = Manifest.read(root.parent / "m.parquet")
+    assert len(manifest) == 25 and "left out" not in done.stdout
+
+
+def test_of_two_fields_that_may_be_the_label_the_other_becomes_a_tag(tmp_path):
+    write_wav(tmp_path / "ann_joy_glad.wav")
+    pattern = "{speaker}_{emotion}_{label}"
+    manifest, _ = prepare("folder", tmp_path, pattern=pattern, split="none")
+    assert [(u.label, u.tags) for u in manifest.rows] == [("glad", ("emotion=joy",))]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mer.cli import main
 from mer.pipeline.datasets import prepare, table
-from mer.pipeline.datasets.table import SHARES, split_groups
+from mer.pipeline.datasets.groupsplit import SHARES, split_groups
 from mer.pipeline.errors import DataError
 
 from tests.datasets.trees import write_wav
@@ -473,3 +473,21 @@ def test_an_empty_position_is_none(tmp_path):
     path = write(tmp_path, "csv", rows)
     found = prepare("table", source=path, columns={"position": "turn"})[0].rows
     assert {u.position for u in found} == {None}
+
+
+def test_turns_without_a_place_or_at_one_place_are_told_before_anything_is_extracted(tmp_path):
+    """By hand, of four rows of two dialogues in two splits."""
+    places = [("d", "0", "train"), ("d", "", "train"), ("d", "0", "train"), ("d", "0", "test")]
+    rows = []
+    for row, (dialogue, turn, split) in zip(ROWS, places, strict=True):
+        rows.append({**row, "dialogue": dialogue, "turn": turn, "split": split})
+    path = write(tmp_path, "csv", rows)
+    said = prepare("table", source=path, columns={"position": "turn"})[1].warnings
+    ids = [row["id"] for row in ROWS]
+    assert (
+        f"1 row of a dialogue has no position, which data.context needs (first: {ids[1]})" in said
+    )
+    (twice,) = [line for line in said if "position of another" in line]
+    assert twice.startswith("1 row has") and twice.endswith(f"(first: {ids[0]} and {ids[2]})")
+    said = prepare("table", source=path)[1].warnings
+    assert not [line for line in said if "position" in line], "nobody has numbered them"

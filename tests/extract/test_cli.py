@@ -78,6 +78,23 @@ def test_failures_exit_with_3_after_writing(folder):
     )
 
 
+def test_a_failure_that_is_remembered_names_its_own_file(folder):
+    """Of two files of the same bytes, and where they are now."""
+    for i in (1, 2):
+        (folder / f"clip{i}.wav").write_text("no audio")
+    for moved, pool in (("there", "1"), ("elsewhere", "2")):
+        place = folder / moved
+        place.mkdir()
+        for path in list(folder.rglob("clip*.wav")):
+            path.rename(place / path.name)
+        result = mer("extract", "--manifest", "manifest.parquet", "--root", str(place),
+                     *TINY, "--pool", pool, "--out", f"{pool}.h5")  # fmt: skip
+        assert result.exit_code == 3
+        for i in (1, 2):
+            told = f"failed: u00{i}: open: {place}/clip{i}.wav: not a media file that can be read"
+            assert told in result.stderr
+
+
 def test_what_is_counted_is_named_explained_and_listed(folder):
     for i in (0, 2):
         corpus.write_clip(folder / f"clip{i}.wav", 0.004, i)
@@ -122,6 +139,12 @@ def test_dry_run(folder):
         ),
         (("--manifest", "nowhere.parquet"), 1, "nowhere.parquet: no such manifest"),
         (("--dataset", "nothing"), 1, "dataset 'nothing' is not known"),
+        (("--dataset", "table"), 2, "`mer prepare table` makes a manifest of it"),
+        (("--dataset", "emobox"), 2, "then give --manifest FILE"),
+        (("--manifest", "manifest.parquet", *TINY, "--max-seconds", "nan"), 1, "is not from 0"),
+        (("--manifest", "manifest.parquet", *TINY, "--max-seconds", "inf"), 1, "is not from 0"),
+        (("--manifest", "manifest.parquet", *TINY, "--budget-seconds", "inf"), 1, "number above 0"),
+        (("--manifest", "manifest.parquet", *TINY, "--pool", "9" * 20), 1, "is not from 1"),
         (("--manifest", "manifest.parquet", "--labels", "x"), 2, "--labels goes with --dataset"),
         (
             ("--manifest", "manifest.parquet", "--budget-seconds", "much"),

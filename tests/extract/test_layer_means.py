@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mer.pipeline.datasets.newclips import of_manifest
 from mer.pipeline.encoders.modality import States
 from mer.pipeline.encoders.wav2vec2 import AudioEncoder
 from mer.pipeline.errors import DataError, KeyMismatchError, StoreError
 from mer.pipeline.extraction import ExtractOptions, extract, repair, steps
-from mer.pipeline.extraction.clips import clips_of, extract_clips
+from mer.pipeline.extraction.clips import extract_clips
 from mer.pipeline.extraction.options import as_recorded, with_defaults
 from mer.pipeline.extraction.parts import Begun, Source, compute
 from mer.pipeline.manifest import Manifest
@@ -179,14 +180,14 @@ def entry(store: FeatureStore, without: str = "") -> dict:
 
 def test_a_run_may_have_them_of_one_modality_only(clips, whole, tmp_path):
     """As of two stores that were joined; what is beyond them does no harm."""
-    rows = clips_of(Manifest.read(clips / "manifest.parquet"))[:2]
+    rows = of_manifest(Manifest.read(clips / "manifest.parquet")).clips[:2]
     store, _ = extract_clips(rows, entry(whole, "text"), tmp_path / "new.h5", device="cpu")
     assert store.layer_means("audio").shape == (2, LAYERS, WIDTH)
 
 
 def test_new_clips_have_the_means_of_the_store(clips, whole, tmp_path):
     """What `mer predict` gives a model that reads them."""
-    rows = clips_of(Manifest.read(clips / "manifest.parquet"))[3:6]
+    rows = of_manifest(Manifest.read(clips / "manifest.parquet")).clips[3:6]
     store, failures = extract_clips(rows, entry(whole), tmp_path / "new.h5", device="cpu")
     assert not failures
     for modality in ("audio", "text"):

@@ -94,7 +94,8 @@ def test_the_command_prints_it(runs):
     words = ["evaluate", str(runs["emotion"].path), "--valence", str(runs["v"].path)]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.stderr
-    assert "MER2023's combined measure, 24 utterances" in done.stdout
+    assert "MER2023's combined measure, 24 utterances, without context" in done.stdout
+    assert "95 % interval (24 utterances)" in done.stdout
     done = CliRunner().invoke(main, [*words, "--json"])
     found = json.loads(done.stdout)["mer2023"]
     assert found["combined"] == pytest.approx(np.mean(by_hand(runs["emotion"], runs["v"])))

@@ -76,6 +76,15 @@ def test_a_wrong_set_is_one_line_that_names_the_remedy(text, says):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "text"), [("drkf", "w_ed=-1"), ("drkf", "w_mi=nan"), ("dmd", "weight_margin=-0.01")]
+)
+def test_a_loss_term_weighs_0_or_more(model, text):
+    """Below 0 a term would be learnt backwards, and the figures would not say so."""
+    with pytest.raises(DataError, match=r"at least 0 \(0: off\) and finite"):
+        config.load(model=model, sets=[f"model_args.{text}"])
+
+
 def test_preset_files(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('model = "concat"\n[optim]\nlr = 1\n[model_args]\nhidden = 9\n')
@@ -92,6 +101,10 @@ def test_preset_files(tmp_path):
     path.write_text('model = "concat"\n[train]\nepochs = "3x"\n')
     with pytest.raises(DataError, match="a whole number"):
         config.load(preset=str(path))
+    for bad in ('"concat"\n[optim]\nlr = -1', '"drkf"\n[model_args]\ntau = 2'):
+        path.write_text(f"model = {bad}\n")
+        with pytest.raises(DataError, match=f"^preset {path}: "):
+            config.load(preset=str(path))
     path.write_text('model = "concat"\noptim = 3\n')
     with pytest.raises(DataError, match="is a table"):
         config.load(preset=str(path))

@@ -442,6 +442,15 @@ def test_refused_positions_that_are_missing(tmp_path):
     assert "2 utterances of dialogues have no position (first: d0t3)" in line
 
 
+def test_refused_positions_below_zero(tmp_path):
+    """A script may write -1 for a place that it does not know."""
+    rows = turns()
+    rows[3]["position"] = -1
+    assert "d0t3 has position -1; positions count from 0" in refused(tmp_path, rows)
+    rows[3]["dialogue"] = None  # of no dialogue, it has no place there
+    fitted(store_of(tmp_path / "other", rows), tmp_path / "run")
+
+
 def test_refused_positions_that_are_there_twice(tmp_path):
     rows = turns()
     rows[3]["position"] = 1
@@ -490,8 +499,11 @@ def test_evaluating_on_a_store_without_an_order_is_refused(tmp_path):
     run = fitted(store_of(tmp_path / "a", turns()), tmp_path / "run")
     rows = [{**row, "position": None} for row in turns()]
     other = store_of(tmp_path / "b", rows)
-    with pytest.raises(DataError, match="no position"):
+    with pytest.raises(DataError, match="no position") as caught:
         evaluate.evaluate(run, other.path, note=quiet)
+    # what a run is trained with can no longer be left out
+    assert "take a run that was trained without context" in str(caught.value)
+    assert "data.context out" not in str(caught.value)
 
 
 # ---- What is said of it

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -79,6 +80,21 @@ def test_figures_are_those_of_the_predictions(drkf):
         assert found.heads_disagree["wa"] == pytest.approx((true == pred)[differ].mean())
     assert found.bootstrap.unit == "utterance"  # six dialogues are too few
     assert found.discrimination["audio-text"].pairs == 48
+
+
+def test_an_utterance_of_no_known_group_is_one_of_its_own():
+    """Two of eighteen name no dialogue: the other sixteen stay together in their eight. Of fewer
+    than eight each utterance is one.
+    """
+    ids = [f"u{row}" for row in range(18)]
+    dialogues = [f"d{row // 2}" for row in range(16)] + [None, ""]
+    nobody = pa.nulls(18, pa.string())
+    table = pa.table({"id": ids, "dialogue": dialogues, "session": nobody, "speaker": nobody})
+    name, groups = prediction_table.unit(table)
+    assert name == "dialogue" and len(set(groups)) == 10
+    assert groups[:16].tolist() == dialogues[:16]
+    name, groups = prediction_table.unit(table.slice(2))
+    assert name == "utterance" and groups.tolist() == ids[2:]
 
 
 def test_the_test_part_is_logged_each_time_it_is_opened(tmp_path):

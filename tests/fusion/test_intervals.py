@@ -87,6 +87,22 @@ def test_seeds_are_drawn_along():
     assert found.p == pytest.approx(2 * stats.t.sf(5 / math.sqrt(2 / 3), 4), rel=0.1)
 
 
+def test_of_a_weighted_sum_each_figure_has_its_own_seeds():
+    """Three seeds of one figure, two of another that counts a quarter: by Welch and Satterthwaite,
+    not as six pairs that would be six independent seeds.
+    """
+    a, b = sampled([0.0, 1.0, 2.0], noise=0.0), sampled([0.0, 12.0], noise=0.0)
+    low, high = intervals.interval_of_sum([a, b], [1.0, -0.25])
+    of_a, of_b = 1 / 3, 0.25**2 * 72 / 2
+    dof = (of_a + of_b) ** 2 / (of_a**2 / 2 + of_b**2 / 1)
+    half = stats.t.ppf(0.975, dof) * math.sqrt(of_a + of_b)
+    spread = intervals._spread([a, b], [1.0, -0.25])
+    assert spread.dof == pytest.approx(dof)
+    assert spread.draws.std() == pytest.approx(math.sqrt(of_a + of_b), rel=0.05)
+    # draws of two and three seeds have ends of their own, which the widened quantiles reach
+    assert -0.5 - half < low < -1.5 and 0.5 < high < -0.5 + half
+
+
 def test_one_seed_has_no_spread_of_seeds():
     a, b = sampled([0.0], noise=0.01), sampled([0.5], noise=0.01, seed=1)
     found = intervals.difference(a, b)

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import report
+from mer.fusion.evaluation import ensemble, opening_rows, scoring
 from mer.fusion.evaluation import evaluate as evaluation
-from mer.fusion.evaluation import opening_rows, scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.runs import ledger
 from mer.fusion.runtime import files, typed
@@ -122,6 +122,29 @@ def test_configurations_and_trainings_that_saw_the_rows(tmp_path, state):
     assert folds.endswith("; other test rows of this store by 1 more")
     # that of the folds has the same settings as the first, and has seen other rows
     assert told(one).startswith("test part: 24 rows, seen by 2 configurations (4 trainings)")
+
+
+def test_an_ensemble_is_a_configuration_of_its_own(tmp_path, state):
+    """Whoever tries five sets of runs on test has tried five things, though no run is new. Those
+    that answered only together have not been seen alone.
+    """
+    store = make_store(tmp_path)
+    seeds = train(store, tmp_path / "seeds", seeds=2)
+    other = train(store, tmp_path / "other", "optim.lr=1e-4")
+    said: list[str] = []
+
+    def tried(*runs) -> str:
+        ensemble.score(runs, note=said.append)
+        return said[-1]
+
+    assert tried(seeds) == "test part: 24 rows, seen by 1 configuration (2 trainings)"
+    assert tried(other, seeds).endswith("by 2 configurations (3 trainings)")
+    assert tried(seeds, other).endswith("by 2 configurations (3 trainings)")
+    assert told(seeds).endswith("by 3 configurations (3 trainings)")
+    lines: list[str] = []
+    ensemble.score([seeds], split="dev", note=lines.append)
+    assert not [line for line in lines if "test part" in line]
+    assert len(ledger.read(ledger.beside(store.path)).openings) == 2 + 3 + 3 + 2
 
 
 def test_a_dev_part_is_no_opening(tmp_path):
@@ -358,6 +381,23 @@ def test_a_folder_that_takes_no_file(tmp_path, state):
     note_into(tmp_path, replace(ONE, id="second", configuration="b" * 64, training="b"))
     found = ledger.seen([ONE.content], 24, [tmp_path / "feats.h5"], [])
     assert (found.trainings, found.configurations) == (2, 2)
+
+
+def test_other_rows_of_a_store_whose_folder_takes_no_file(tmp_path, state):
+    """A label that was corrected makes other test rows; the state folder has a file for each."""
+    store = Path("/proc/feats.h5")
+    here = replace(ONE, store=str(store))
+    corrected = replace(here, id="2", content="d" * 64, configuration="b" * 64, training="b")
+    stranger = replace(corrected, id="3", store="/elsewhere/feats.h5", configuration="e" * 64)
+    for one in (here, corrected, stranger):
+        ledger.record(one, log=tmp_path / "log", store=store, note=quiet)
+    found = ledger.seen([ONE.content], 24, [store], [])
+    assert (found.configurations, found.elsewhere) == (1, 1)
+    assert found.line().endswith("; other test rows of this store by 1 more")
+    # damage of a file that is about other rows is nobody's here
+    (state / f"{'d' * 32}.jsonl").write_text("{\n")
+    found = ledger.seen([ONE.content], 24, [store], [])
+    assert found.elsewhere == 0 and not found.troubles
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes into any folder")

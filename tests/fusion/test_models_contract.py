@@ -121,6 +121,10 @@ def test_every_term_is_finite_and_reaches_every_parameter(name, task):
         if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
     ]
     assert not untouched
+    # that of attention over the steps is no zero, either, as it would be of a mask without steps
+    attend = [p for n, p in model.named_parameters() if n.startswith("attend.")]
+    assert bool(attend) == (name == "concat attentive")
+    assert all(p.grad.abs().sum() > 0 for p in attend)
 
 
 @every_model

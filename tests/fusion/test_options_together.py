@@ -18,15 +18,17 @@ from mer.fusion.config import DataConfig, load
 from mer.fusion.data import splits
 from mer.fusion.evaluation import ensemble, evaluate, robustness, scoring
 from mer.fusion.report.gathering import gather
-from mer.fusion.report.page import Named, _overview
+from mer.fusion.report.page import _overview
+from mer.fusion.report.page_parts import Named
 from mer.fusion.report.results import remarks
 from mer.fusion.runs import prediction_table, run_rows, runs_table
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runtime import pool
-from mer.fusion.training import experiment, members, tuning
+from mer.fusion.training import experiment, members, tuning, tuning_results
 from mer.fusion.training.members import Member, Setting
 from mer.fusion.training.one_epoch import DivergedError
 from mer.fusion.training.space import spaces_of
+from mer.fusion.training.trials import SearchResult
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.export import export
 from mer.pipeline.store import FeatureStore, build_index
@@ -134,7 +136,7 @@ def test_of_several_targets_only_one_that_does_not_vary_is_told():
     )
 
 
-def searched(store: FeatureStore, folder: Path, *sets: str, **options) -> list[tuning.Found]:
+def searched(store: FeatureStore, folder: Path, *sets: str, **options) -> list[SearchResult]:
     base = load(model="concat", sets=[*SMALL, *sets])
     return tuning.tune(
         store,
@@ -165,6 +167,27 @@ def test_a_search_with_context_is_of_one_order_of_turns(tmp_path):
     with pytest.raises(DataError, match="holds another search"):
         searched(other, tmp_path / "context", "data.context=past")
     searched(other, tmp_path / "none")
+
+
+def test_a_search_that_draws_its_context_is_of_one_order_of_turns(tmp_path):
+    """What the space says of the context counts as what --set says of it."""
+    path = tmp_path / "space.toml"
+    drawn = "[optim]\nlr = [1e-3, 1e-2]\n[data]\ncontext ="
+    path.write_text(f'{drawn} "past"\n')
+    assert spaces_of(["concat"], [path])[0].values("data.context") == ("past",)
+    path.write_text(f'{drawn} ["none", "past"]\n')
+    spaces = spaces_of(["concat"], [path])
+    base = [load(model="concat", sets=SMALL)]
+    out = tmp_path / "out"
+    store = with_turns(tmp_path / "store")
+    first = tuning.tune(store, base, spaces, out, trials=1, note=quiet)
+    assert tuning.tune(store, base, spaces, out, trials=1, note=quiet)[0].trials == first[0].trials
+    kind = first[0].trials[0].settings["data.context"]
+    seen = "without context" if kind == "none" else "context past 8"
+    assert f", {seen}; best of n" in tuning_results.table(first, 1).title
+    other = with_turns(tmp_path / "store", shift=1)
+    with pytest.raises(DataError, match="holds another search"):
+        tuning.tune(other, base, spaces, out, trials=1, note=quiet)
 
 
 def test_a_loss_that_diverges_in_a_process_is_told_as_one(tmp_path):

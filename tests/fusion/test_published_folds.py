@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
+from mer.fusion import config
 from mer.fusion.config import DataConfig
 from mer.fusion.data import splits
 from mer.fusion.data.splits import Fold
+from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, build_index
 
@@ -148,3 +150,14 @@ def test_folds_go_with_the_store(store, tmp_path):
 def test_stores_without_folds_are_written_as_before(tmp_path):
     made = make_store(tmp_path, n=12)
     assert made.header.version == 2 and "folds" not in made.table().column_names
+
+
+def test_folds_whose_names_make_one_folder_have_one_each():
+    """As names of speakers do that have no Latin letter in them."""
+    names = ("张三", "李四", "a/b", "a-b", "a-b-2", "c")
+    made = experiment._members(config.load(model="concat"), 2, [published(name) for name in names])
+    of_first_seed = [one.name for one in made if one.name.endswith("seed-0")]
+    assert of_first_seed == [
+        f"fold-{name}-seed-0" for name in ("x", "x-2", "a-b", "a-b-2", "a-b-2-2", "c")
+    ]
+    assert len({one.name for one in made}) == 2 * len(names)

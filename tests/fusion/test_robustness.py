@@ -5,6 +5,8 @@ disagree, by speaker; held against predictions that are made by hand.
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +16,15 @@ from click.testing import CliRunner
 from mer.cli import main
 from mer.fusion import report
 from mer.fusion.batch import Batch
-from mer.fusion.evaluation import robustness, scoring
+from mer.fusion.evaluation import alterations, robustness, robustness_tables, scoring
 from mer.fusion.evaluation.answering import predict_rows
 from mer.fusion.evaluation.evaluate import evaluate
+from mer.fusion.evaluation.robustness import Bin
+from mer.fusion.report import figures, pictures
+from mer.fusion.report.drawing import scene
 from mer.fusion.runs import ledger
 from mer.fusion.runs.checkpoint import Run
-from mer.fusion.runtime import files
+from mer.fusion.runtime import files, typed
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 
@@ -75,13 +80,13 @@ def test_figures_are_those_of_altered_predictions(made, measured):
     assert measured.n == len(test) == 24 and measured.seeds == 2 and measured.metric == "wf1"
     assert measured.value == pytest.approx(wf1(run, store, test, None))
     found = {(one.what, one.modality, one.level): one for one in measured.altered}
-    kinds = [("without", None), ("swapped", None), *(("noise", k) for k in robustness.LEVELS)]
+    kinds = [("without", None), ("swapped", None), *(("noise", k) for k in alterations.LEVELS)]
     assert found.keys() == {(what, m, level) for what, level in kinds for m in ("audio", "text")}
     # without their voice the two rows that have no words have nothing
     rest = np.array([row for row in test if row not in (16, 17)])
     silent = found["without", "audio", None]
     assert silent.n == 22
-    assert silent.value == pytest.approx(wf1(run, store, rest, robustness.without("audio")))
+    assert silent.value == pytest.approx(wf1(run, store, rest, alterations.without("audio")))
     plain = wf1(run, store, rest, None)
     assert silent.difference == pytest.approx(silent.value - plain)
     assert found["without", "text", None].n == 24
@@ -96,7 +101,7 @@ def test_a_modality_that_is_taken_away_is_absent():
         torch.tensor([0, 1]),
         torch.tensor([7, 8]),
     )
-    found = robustness.without("audio")(batch)
+    found = alterations.without("audio")(batch)
     assert found.lengths["audio"].tolist() == [0, 0] and not found.x["audio"].any()
     assert torch.equal(found.x["text"], batch.x["text"])
 
@@ -106,7 +111,7 @@ def test_a_modality_of_another_utterance():
     x = torch.arange(6.0).reshape(6, 1, 1)
     lengths = torch.tensor([1, 1, 0, 1, 1, 1])
     batch = Batch({"audio": x}, {"audio": lengths}, torch.zeros(6), torch.arange(6))
-    found = robustness.swapped("audio")(batch)
+    found = alterations.swapped("audio")(batch)
     given = found.x["audio"].flatten().tolist()
     assert sorted(given) == [0, 1, 2, 3, 4, 5] and given[2] == 2
     assert all(mine != own for own, mine in enumerate(given) if own != 2)
@@ -119,7 +124,7 @@ def test_noise_is_an_offset_of_the_utterance_of_the_size_that_is_named():
     x = torch.zeros(1000, 2, 3)
     lengths = torch.where(torch.arange(1000) < 500, 2, 1)
     batch = Batch({"audio": x}, {"audio": lengths}, torch.zeros(1000), torch.arange(1000))
-    change = robustness.noisy("audio", 0.5, deviation, 0)
+    change = alterations.noisy("audio", 0.5, deviation, 0)
     moved = change(batch).x["audio"]
     assert moved[:, 0].std(0).tolist() == pytest.approx([0.5, 2.0, 0.0], rel=0.1)
     assert torch.equal(moved[:500, 0], moved[:500, 1]) and not moved[500:, 1].any()
@@ -131,10 +136,10 @@ def test_noise_is_an_offset_of_the_utterance_of_the_size_that_is_named():
 
 def test_deviations_are_over_utterances_by_hand():
     """Means 1 and 3 of two utterances: deviation 1; a third one is absent."""
-    moments = robustness.Moments()
+    moments = alterations.Moments()
     x = torch.tensor([[[0.0], [2.0]], [[3.0], [99.0]], [[50.0], [50.0]]])
     lengths = torch.tensor([2, 1, 0])
-    moments.seen(Batch({"audio": x}, {"audio": lengths}, torch.zeros(3), torch.arange(3)))
+    moments.count(Batch({"audio": x}, {"audio": lengths}, torch.zeros(3), torch.arange(3)))
     assert moments.deviation("audio").tolist() == pytest.approx([1.0])
 
 
@@ -210,6 +215,43 @@ def test_the_report_shows_what_was_measured_and_measures_nothing(made, measured,
         path.write_bytes(raw)
 
 
+def test_the_calibration_curve_is_drawn_where_its_numbers_say(measured):
+    """By hand: bins of 5, 15, … % in a picture whose axes go from 0 to 100 %."""
+    bins = (Bin(0.6, 0.7, 4, 0.65, 0.5), Bin(0.9, 1.0, 1, 0.95, 1.0))
+    made = pictures.reliability(replace(measured, calibration=bins))
+    assert made.bins == ((0.65, 0.5, 4), (0.95, 1.0, 1)) and made.name == "calibration"
+    drawn = scene(made)
+    (line,) = [one for one in drawn.marks if one.attributes.get("class") == "chance"]
+    left, right, bottom, top = (line.attributes[end] for end in ("x1", "x2", "y1", "y2"))
+    dots = [one.attributes for one in drawn.marks if one.tag == "circle"]
+    for dot, (mean, share) in zip(dots, ((0.65, 0.5), (0.95, 1.0)), strict=True):
+        assert dot["cx"] == pytest.approx(left + mean * (right - left), abs=0.1)
+        assert dot["cy"] == pytest.approx(bottom + share * (top - bottom), abs=0.1)
+    assert "4 answers of 65 % on average: 50 % right. 1 answer of 95 %" in drawn.description
+    curve = figures.draw(made).axes[0].lines[1]
+    np.testing.assert_allclose(curve.get_xydata(), [[65, 50], [95, 100]])
+    assert pictures.reliability(replace(measured, calibration=())) is None
+
+
+def test_an_interval_without_width_is_a_dash(measured):
+    """Noise that changes no answer of these utterances says nothing of others."""
+    none = replace(measured.altered[0], difference=0.0, interval=(0.0, 0.0), p=1.0, p_holm=1.0)
+    rows = robustness_tables.tables(replace(measured, altered=(none,)))[0].rows
+    assert rows[1][2:5] == ("+0.0", "–", "1.000")
+
+
+def test_the_report_tells_dev_from_test(made, measured):
+    """Both may have been measured, and stand below each other."""
+    run = made[1]
+    told = typed.tree(replace(measured, split="dev"))
+    files.write_json(run.path / "robustness-dev.json", told)
+    page = report.page([run])
+    for name in ("calibration", "calibration-dev"):
+        assert page.count(f'<figure id="run-1-{name}"') == 1
+    titles = re.findall("<caption[^>]*>(.*?)</caption>", page)
+    assert len(set(titles)) == len(titles) and "what is confused, dev" in titles
+
+
 @pytest.mark.parametrize(("model", "task"), [("concat", "regression"), ("text", "single")])
 def test_other_tasks_and_models(tmp_path, model, task):
     """A regression has no calibration and no confusions; a model of one modality is not tried
@@ -225,7 +267,7 @@ def test_other_tasks_and_models(tmp_path, model, task):
     assert without == (set() if model == "text" else {"audio", "text"})
     assert noise == ({"text"} if model == "text" else {"audio", "text"})
     assert bool(found.calibration) == (task == "single") and found.heads == ()
-    assert robustness.tables(found) and robustness.stored(run) == found
+    assert robustness_tables.tables(found) and robustness.stored(run) == found
 
 
 def test_from_the_command_line(tmp_path):

@@ -5,6 +5,7 @@ divergence. Held against SciPy, PyTorch's own cross-entropy and figures by hand.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -200,6 +201,10 @@ def test_shares_make_a_model_less_sure(tmp_path):
     said = "\n".join(table.title + str(table.rows) for table in report.tables(found["soft"]))
     assert f"{found['soft'].soft.js:.3f}" in said
     assert "without a majority are in no other figure" in "\n".join(report.remarks(found["soft"]))
+    of_folds = "\n".join(report.remarks(replace(found["soft"], over="folds")))
+    assert (
+        "the mean over 18 rows with shares of raters of each fold, on average; 6 rows" in of_folds
+    )
     assert (found["soft"].soft.n, found["soft"].soft.ties) == (18, 6)
     together = ensemble.score([run], note=quiet)  # of the last, which learnt the shares
     assert together.soft.n == found["soft"].soft.n and together.soft.js > 0

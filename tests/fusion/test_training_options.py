@@ -57,6 +57,18 @@ def test_values_that_make_no_sense(text, says):
         load(model="concat", sets=[text])
 
 
+def test_what_changes_nothing_is_said(tmp_path):
+    """Modality dropout of a model of one modality, and a width of no context."""
+    store, said = make_store(tmp_path, n=60), []
+    sets = ("train.modality_dropout=0.5", "data.context_width=3", "train.epochs=1")
+    trained(store, tmp_path / "text", *sets, model="text", note=said.append)
+    assert "train.modality_dropout does nothing: the model reads text alone" in said
+    assert "data.context_width does nothing without data.context=past or both" in said
+    said.clear()
+    trained(store, tmp_path / "concat", sets[0], sets[2], note=said.append)
+    assert not [line for line in said if "does nothing" in line]
+
+
 # ---- Moving average
 
 

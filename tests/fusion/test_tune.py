@@ -16,8 +16,9 @@ from mer.fusion import config
 from mer.fusion.data import splits
 from mer.fusion.measures import tables
 from mer.fusion.models import REGISTRY
-from mer.fusion.training import experiment, space, tuning
-from mer.fusion.training.tuning import Told, expected_best
+from mer.fusion.training import experiment, space, tuning, tuning_results
+from mer.fusion.training.tuning import TrialResult
+from mer.fusion.training.tuning_results import expected_best
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.store import FeatureStore
 
@@ -204,8 +205,8 @@ def test_trials_that_diverge_are_counted_and_never_win(tmp_path, monkeypatch):
     def trained(task, tell):
         tell((0.5, "epoch 1"))
         if task.number == 1:
-            return Told((), (), "the loss is no longer finite")
-        return Told((0.1 * task.number,), (3,))
+            return TrialResult((), (), "the loss is no longer finite")
+        return TrialResult((0.1 * task.number,), (3,))
 
     monkeypatch.setattr(tuning, "_trained", trained)
     monkeypatch.setattr(tuning.prune, "spare", lambda folder: folder)
@@ -213,7 +214,7 @@ def test_trials_that_diverge_are_counted_and_never_win(tmp_path, monkeypatch):
     said: list[str] = []
     found = searched(store, tmp_path / "out", note=said.append)
     assert "concat, trial 1 of 4 failed: the loss is no longer finite" in said
-    text = tables.plain(tuning.table(found, 1))
+    text = tables.plain(tuning_results.table(found, 1))
     assert text.splitlines()[2].split()[:5] == ["concat", "4", "1", "30.0", "3"]
 
 
@@ -224,6 +225,20 @@ def test_the_winner_is_a_preset_that_trains_to_the_same_run(tmp_path):
     assert made.optim.lr == found.best.settings["optim.lr"]
     run = experiment.train(store, made, tmp_path / "run", note=quiet)
     assert (run.result.dev["wf1"],) == found.best.figures
+
+
+def test_a_search_without_a_winner_is_a_failure(tmp_path):
+    """What calls it goes on to a preset that is not there."""
+    path = make_store(tmp_path, n=60).path
+    words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
+    words += ["--trials", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    for one in (*SMALL, "optim.lr=1e25"):
+        words += ["--set", one]
+    done = CliRunner().invoke(cli.main, words)
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.exit_code == 1 and "the only trial of concat failed (epoch 1: the loss" in line
+    assert len(line) <= 300 and "concat: every trial failed" in done.stdout
+    assert not (tmp_path / "out" / "concat.toml").exists()
 
 
 def test_command(tmp_path):
@@ -274,7 +289,28 @@ def test_a_wrong_space_is_one_line(tmp_path, old, new, says):
     with pytest.raises(DataError) as raised:
         space.spaces_of(["concat"], [space_of(tmp_path, SPACE.replace(old, new))])
     assert says in str(raised.value)
+    assert str(raised.value).startswith(f"--space {tmp_path}/space.toml: ")
     assert "\n" not in str(raised.value) and len(str(raised.value)) <= 300 + len(str(tmp_path))
+
+
+def test_settings_that_are_all_fixed_leave_nothing_to_search(tmp_path):
+    """Twenty trials of one configuration are no search, and their expected best is none."""
+    path = make_store(tmp_path, n=60).path
+    words = ["tune", str(path), "--model", "concat", "--space", str(space_of(tmp_path))]
+    words += ["--trials", "2", "--out", str(tmp_path / "out")]
+    for one in (*SMALL, "optim.lr=1e-3", "train.batch_size=8", "model_args.dropout=0.1"):
+        words += ["--set", one]
+    done = CliRunner().invoke(cli.main, words)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 1 and "nothing is left to draw" in line
+    assert len(line.replace(str(tmp_path), "")) <= 300 and not (tmp_path / "out").exists()
+
+
+def test_a_space_that_draws_class_weights_alone_has_nothing_for_a_regression(tmp_path):
+    store = make_store(tmp_path, n=60, task="regression")
+    text = '[train]\nclass_weight = ["none", "sqrt"]\n'
+    with pytest.raises(DataError, match="nothing is left to draw"):
+        searched(store, tmp_path / "out", text=text)
 
 
 def test_a_space_with_nothing_to_draw_or_no_file_is_one_line(tmp_path):
@@ -361,7 +397,7 @@ def test_tpe_goes_on_as_if_it_had_not_been_killed_and_finds_the_peak(tmp_path, m
 
     def trained(task, tell):
         made = config.from_toml(task.config, "test")
-        return Told(
+        return TrialResult(
             (1 - abs(np.log10(made.optim.lr) + 3) - abs(made.model_args.dropout - 0.2),), (1,)
         )
 
@@ -375,6 +411,8 @@ def test_tpe_goes_on_as_if_it_had_not_been_killed_and_finds_the_peak(tmp_path, m
     scores = [trial.score for trial in whole.trials]
     assert np.mean(scores[-10:]) > np.mean(scores[:10]) + 0.2
     assert whole.expected == {}, "its trials are no draws at random"
+    found = tuning_results.table([whole], 1)
+    assert "best of" not in found.title and found.columns[-1] == "trial"
 
 
 @pytest.mark.slow

@@ -18,12 +18,12 @@ from sklearn import metrics as reference
 from mer.cli import main
 from mer.fusion import config, report
 from mer.fusion.data import sources, unimodal
-from mer.fusion.evaluation import inconsistency, robustness
+from mer.fusion.evaluation import inconsistency, robustness, robustness_tables
 from mer.fusion.evaluation import scoring as module
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
-from mer.pipeline.store import FeatureStore
+from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 
 from tests.fusion.models import make_batch, make_model, make_spec
 from tests.fusion.stores import LABELS, make_store, quiet
@@ -177,6 +177,139 @@ def test_what_is_learnt_is_what_the_head_then_says(tmp_path):
     assert found["on"].metrics["wa"] > 0.9
 
 
+# ---- Emotion discrimination by the labels of the modalities themselves
+
+
+def class_of(value: float, task: str) -> float | None:
+    """What a label says, None where there is none: its class, or of a number the sign."""
+    if task == "single":
+        return None if value < 0 else value
+    return None if np.isnan(value) else np.sign(value)
+
+
+@pytest.mark.parametrize("task", ["single", "regression"])
+def test_pairs_are_alike_where_the_labels_of_their_modalities_are(task):
+    """200 random cases against loops, gaps, zeros and rows that nobody labelled among them."""
+    rng = np.random.default_rng(2)
+    values = [-1, 0, 1, 2] if task == "single" else [-1.0, -0.2, -0.0, 0.0, 0.4, np.nan]
+    spec = make_spec(task=task)
+    net = make_model("drkf", spec, ed_labels="own")
+    for case in range(200):
+        batch = make_batch(spec, b=int(rng.integers(1, 7)))
+        own = {}
+        for m in ("audio", "text")[case % 2 :]:
+            own[m] = torch.as_tensor(rng.choice(values, size=batch.target.shape))
+        batch = replace(batch, unimodal=own)
+        same, known = net.truths(batch)["audio", "text"]
+        taught = {m: batch.taught(m)[0].flatten().tolist() for m in ("audio", "text")}
+        for i, heard in enumerate(taught["audio"]):
+            for j, read in enumerate(taught["text"]):
+                one, other = class_of(heard, task), class_of(read, task)
+                assert bool(known[i, j]) == (one is not None and other is not None)
+                if known[i, j]:
+                    assert bool(same[i, j]) == (one == other)
+
+
+def test_by_default_pairs_go_by_the_common_labels():
+    batch = make_batch(make_spec())
+    words = replace(batch, unimodal={"text": batch.target.roll(1, 0)})
+    net = make_model("drkf", make_spec())
+    (same, known), (again, _) = (net.truths(b)["audio", "text"] for b in (batch, words))
+    assert torch.equal(same, batch.target[:, None] == batch.target[None]) and known.all()
+    assert torch.equal(again, same)
+
+
+def test_true_pairs_are_what_their_own_labels_say():
+    """Of two utterances nobody is another's partner where only true pairs have labels."""
+    spec = make_spec()
+    batch = make_batch(spec, b=2)
+    own = {"audio": torch.tensor([0, 1]), "text": torch.tensor([0, 2])}
+    net = make_model("drkf", spec, ed_labels="own", ed_natural=True).eval()
+    batch = replace(batch, unimodal=own)
+    seen = net.encode(batch)
+    z = net.fe(seen.x, seen.mask)[0]
+    asked = []
+
+    def remembered(logit, target, valid):
+        asked.append((target[-2:].tolist(), valid[-2:].tolist()))
+        return logit.sum() * 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mer.fusion.models.drkf.balanced_bce", remembered)
+        net.discrimination(seen, batch, z)
+    assert asked == [([True, False], [True, True])]
+
+
+def contradicting(folder, n: int) -> FeatureStore:
+    """Voices and words that each say a class of their own; the common label is the voice's."""
+    rng = np.random.default_rng(5)
+    centre = {m: np.random.default_rng(k).normal(size=(3, 6)) for k, m in enumerate("av")}
+    voice, words = rng.integers(3, size=(2, n))
+    shard = folder / "c.shards" / "shard-00000.h5"
+    shard.parent.mkdir(parents=True)
+    with ShardWriter(shard, {"audio": 6, "text": 6}) as writer:
+        for i in range(n):
+            heard = 3 * centre["a"][voice[i]] + rng.normal(size=(2, 6))
+            read = 3 * centre["v"][words[i]] + rng.normal(size=(2, 6))
+            writer.add(f"u{i:03d}", {"audio": heard, "text": read}, duration=1.0)
+    rows = []
+    for i in range(n):
+        rows.append(
+            {
+                "id": f"u{i:03d}",
+                "split": ("train", "train", "train", "dev", "test")[i // 4 % 5],
+                "dialogue": f"d{i // 4}",
+                "label": LABELS[voice[i]],
+                "unimodal": [f"audio={LABELS[voice[i]]}", f"text={LABELS[words[i]]}"],
+            }
+        )
+    info = {m: ModalityInfo(6, None, encoder=m) for m in ("audio", "text")}
+    return build_index(
+        folder / "c.h5", [shard], rows, dataset="c", task="single", labels=LABELS, modalities=info
+    )
+
+
+def test_what_contradicts_itself_is_told_by_pairs_of_their_own_labels(tmp_path):
+    """The common label is the voice's alone, so that words tell nothing of it: only their own
+    labels teach that an utterance contradicts itself.
+    """
+    store = contradicting(tmp_path / "store", n=160)
+    others = tuple(f"model_args.w_{term}=0" for term in ("mi", "cross", "rec", "kl"))
+    more = (
+        *others,
+        LEARN,
+        "model_args.w_ed=1",
+        "model_args.ed_anchors=1",
+        "train.epochs=12",
+        "optim.lr=5e-3",
+        "train.batch_size=16",
+        "train.select_metric=loss",
+        "train.patience=12",
+    )
+    found = {}
+    for name, sets in (
+        ("common", ()),
+        ("own", ("model_args.ed_labels=own",)),
+    ):
+        run = experiment.train(store, settings(*more, *sets), tmp_path / name, note=quiet)
+        found[name] = evaluate(run, note=quiet).unlike_labels.auc
+    assert found["own"] > 0.85 > 0.6 > found["common"]
+
+
+def test_pairs_by_own_labels_need_these(tmp_path):
+    own = "model_args.ed_labels=own"
+    store = labelled(tmp_path / "store", n=40)
+    with pytest.raises(DataError, match="set data.unimodal_labels=true, too"):
+        experiment.train(store, settings(own), tmp_path / "a", note=quiet)
+    plain = make_store(tmp_path / "plain", n=40)
+    with pytest.raises(DataError, match="has no unimodal labels; prepare it with --unimodal"):
+        experiment.train(plain, settings(own, LEARN), tmp_path / "b", note=quiet)
+    off = ("model_args.w_uni=0", "model_args.w_kl=0", "model_args.w_mi=0", "model_args.w_cross=0")
+    experiment.train(store, settings(own, LEARN, *off), tmp_path / "c", note=quiet)
+    with pytest.raises(DataError, match="ed_labels='ours': known are common, own"):
+        settings("model_args.ed_labels=ours")
+
+
 # ---- Figures
 
 
@@ -238,7 +371,7 @@ def test_robustness_has_the_rows_where_labels_agree_and_differ(tmp_path):
             [r["label"] for r in mine], [r["pred"] for r in mine], average="weighted"
         )
         assert (found.n, found.value) == (len(mine), pytest.approx(wanted))
-    titles = [table.title for table in robustness.tables(measured)]
+    titles = [table.title for table in robustness_tables.tables(measured)]
     assert "where the unimodal heads, and the unimodal labels, agree and disagree" in titles
     assert robustness.stored(run).heads == measured.heads
 

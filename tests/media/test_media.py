@@ -376,3 +376,15 @@ def test_a_wav_header_that_claims_4_gb_is_no_reason_to_refuse_a_stream(tmp_path)
     content[40:44] = b"\xff\xff\xff\xff"  # what a writer to a pipe leaves
     (tmp_path / "a.wav").write_bytes(content)
     assert len(load(tmp_path / "a.wav").waveform) == 1000
+
+
+def test_a_recording_may_be_called_raw(tmp_path):
+    """By that ending soundfile takes any file for bare samples, of which it wants the rate."""
+    wave = noise(4000)
+    soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
+    (tmp_path / "a.wav").rename(tmp_path / "a.raw")
+    assert np.array_equal(load(tmp_path / "a.raw").waveform, wave)
+    assert probe(tmp_path / "a.raw").samples == 4000
+    (tmp_path / "b.raw").write_bytes(np.random.default_rng(0).bytes(4000))
+    with pytest.raises(MediaError, match="not a media file that can be read"):
+        load(tmp_path / "b.raw")

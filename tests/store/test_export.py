@@ -105,6 +105,7 @@ def test_subset_by_split_and_by_file(tmp_path, to):
         (b"x" * 1_000_000, "ids.txt: 1 of 1 id is not in"),
         (b"u1\n\0\x1b[31m\n", r"1 of 2 ids are not in .*first '\\x00"),
         (None, "ids.txt: more than 268,435,456 bytes"),
+        (b"\n\r\n", "ids.txt: no id in it"),
     ],
 )
 def test_a_subset_that_is_no_list_of_ids_is_one_line(tmp_path, content, words):

@@ -283,6 +283,8 @@ def test_build_index_names_what_does_not_fit(tmp_path):
         ("a", [{"id": "u"}], {"task": "ranking"}, "task 'ranking'"),
         ("a", [{"name": "u"}], {}, "every row needs an 'id'"),
         ("a", [{"id": 5}], {}, "table: "),
+        ("a", [{"id": "u", "position": 1.5}], {}, "table: position 1.5 is no whole number"),
+        ("a", [{"id": "u", "position": np.float32("nan")}], {}, "table: position nan is no whole"),
         ("a", [{"id": "u"}], {"modalities": {"text": {}}}, "modality 'text' is in no shard"),
         (
             "a",

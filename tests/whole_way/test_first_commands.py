@@ -9,8 +9,10 @@ from importlib import metadata
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 
 from mer.fusion.runtime.files import SEAL, write_json
+from mer.pipeline import doctor
 from mer.pipeline.manifest import Manifest
 
 from tests.whole_way.conftest import QUICK
@@ -201,3 +203,11 @@ def test_doctor_and_every_command_name_a_wrong_torchaudio(monkeypatch, desk):
     outcome = mer("doctor", code=1)
     assert all(word in outcome.out for word in words)
     assert mer("extract", "--help").out
+
+
+def test_doctor_looks_for_encoders_where_the_hub_keeps_them(tmp_path, monkeypatch):
+    """`XDG_CACHE_HOME` moves the hub's cache, too."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "models--roberta--base").mkdir(parents=True)
+    found = doctor.models()
+    assert (found.state, found.detail) == ("ok", f"in {tmp_path}/hub: roberta/base")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mer.commands import predicting
 from mer.pipeline.manifest import Manifest
 
 from tests.whole_way.mer import mer
@@ -148,6 +149,20 @@ def test_a_table_with_columns_of_its_own(desk, run, talk, tmp_path):
     table.write_text(table.read_text().replace(",talk1,1,", ",talk1,first,"))
     line = mer("predict", run, table, *columns, "--column", "position=turn", code=1).err.strip()
     assert "line 2 has position 'first', expected the number of a turn" in line
+
+
+def test_two_turns_at_one_place_are_told_before_the_work(run, talk, tmp_path, monkeypatch):
+    """As of dialogues that are numbered anew in each part of a corpus."""
+    folder, _ = talk
+    table = tmp_path / "talk.csv"
+    files = sorted(folder.glob("*.wav"))[:2]
+    lines = [f"{path.stem},{path},0,0,hello" for path in files]
+    table.write_text("\n".join(["id,audio,dialogue,position,text", *lines]) + "\n")
+    monkeypatch.setattr(predicting, "make_ready", None)
+    columns = ("--column", "position=position")
+    line = mer("predict", run, table, *columns, code=1).err.strip().splitlines()[-1]
+    both = f"{files[0].stem} and {files[1].stem} both have position 0 of dialogue 0"
+    assert both in line and len(line) <= 300
 
 
 def test_what_does_not_go_together_is_one_line(desk, run, talk, tmp_path):

@@ -79,6 +79,21 @@ def test_a_manifest_gives_what_evaluate_gave(desk, tmp_path):
         assert shares(row) == pytest.approx(shares(expected[row["id"]]), abs=2e-3)
 
 
+def test_what_a_manifest_says_of_single_modalities_is_of_another_corpus(desk, clips, tmp_path):
+    """Its unimodal labels are no classes of the run, or numbers, and no reason to refuse it."""
+    for task, label, alone in (("single", "glad", "sad"), ("regression", "0.5", "-1")):
+        table = tmp_path / f"{task}.csv"
+        table.write_text(
+            f"id,audio,text,label,words\na,{clips}/1.wav,hello there,{label},{alone}\n"
+            f"b,{clips}/2.wav,well well,{alone},{label}\n"
+        )
+        manifest = tmp_path / f"{task}.parquet"
+        mer("prepare", "table", "--from", table, "--audio-dir", clips, "--split", "none",
+            "--task", task, "--unimodal", "text=words", "--out", manifest)  # fmt: skip
+        found, _ = rows(desk.run, manifest)
+        assert [row["id"] for row in found] == ["a", "b"] and found[0]["pred"] in LABELS
+
+
 def test_a_table_with_spans_and_names_of_its_own(desk, clips, tmp_path):
     table = tmp_path / "own.csv"
     table.write_text(f"name,wav,said,from,to\na,{clips}/1.wav,hello there,0.0,0.5\n"

@@ -128,7 +128,7 @@ def _paired(
 
 
 def kept_size(layout: TermLayout, bytes_each: int) -> int:
-    """Entries carried from forward to backward: those of the first tiles, as many as fit
+    """Entries carried from forward to backward: those of the first tiles that fit into
     KEEP_BYTES.
     """
     size = 0
