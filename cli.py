@@ -7,6 +7,7 @@ for. Heavy imports stay inside the commands, so that `mer --help` does not load 
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 
@@ -34,6 +35,9 @@ class Mer(Group):
     def invoke(self, ctx: click.Context):
         # click empties args before the group's callback
         ctx.obj = bool({"--help", "-h"} & set(ctx.args))
+        for name in ("stdout", "stderr"):  # closed by whoever started us: `mer runs >&-`
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w"))
         # a file name that the locale cannot express is no reason to end
         if isinstance(sys.stdout, io.TextIOWrapper):
             utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"

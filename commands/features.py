@@ -212,7 +212,8 @@ fingerprint.params += ALSO
     "--copy", is_flag=True, help="Copy the features, instead of reading them from the stores."
 )
 @click.option("--force", is_flag=True, help="Replace the store at --out.")
-def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], **choices):
+@NO_LOCK
+def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], no_lock: bool, **choices):
     """Put the modalities of several stores of the same utterances under one head, by id, without
     copying them.
     """
@@ -224,7 +225,7 @@ def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], **choice
         if not equals:
             raise click.BadParameter(f"'{spelled}' is not STORE:MODALITY=NAME", param_hint="--as")
         names[place] = name
-    store, notes, written = put_together(stores, out, renamed=names, **choices)
+    store, notes, written = put_together(stores, out, renamed=names, lock=not no_lock, **choices)
     for line in notes:
         note(line)
     modalities = ", ".join(

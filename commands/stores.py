@@ -213,7 +213,8 @@ def export(store: Path, out: Path, to: str, **choices):
     help="The label that means there is none, e.g. -1; none: every label is a class.",
 )
 @click.option("--force", is_flag=True, help="Replace the store at --out.")
-def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **given):
+@NO_LOCK
+def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, no_lock: bool, **given):
     """Turn features made elsewhere into a store: MMSA pickles, npz, Parquet, a folder of npy files
     with a csv.
     """
@@ -230,7 +231,9 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, **give
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     options = ImportOptions(labels=names, frame_rates=rates, **given)
     foreign = reader(kind)(file, options)
-    store, report = write_store(foreign, out, options, force=force, progress=choose())
+    store, report = write_store(
+        foreign, out, options, force=force, lock=not no_lock, progress=choose()
+    )
     for line in report.notes:
         note(line)
     replaced = ("value was NaN or infinite and is", "values were NaN or infinite and are")

@@ -111,7 +111,9 @@ def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings
     findings.folds = folds.counted(manifest.rows)
     findings.unimodal = unimodal.counted(manifest)
     findings.warnings += warn_near_duplicates(manifest.labels)
-    findings.warnings += warn_near_duplicates({u.speaker for u in manifest.rows}, "speakers")
+    for field in ("speaker", "dialogue", "session"):
+        names = {getattr(u, field) for u in manifest.rows}
+        findings.warnings += warn_near_duplicates(names, f"{field}s")
     findings.warnings += class_gaps(manifest, findings.counts)
     findings.warnings += unimodal.warnings(findings.unimodal, manifest)
     findings.overlaps |= overlaps(manifest.rows, language=manifest.language)

@@ -22,7 +22,7 @@ from mer.pipeline.datasets.pattern import MEDIA, fill, has_fields
 from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES
 
 DEPTH = 8  # folders below the root in which the one of transcripts is looked for
@@ -97,8 +97,25 @@ def prepare_with(
 
 
 def media_below(root: Path) -> list[str]:
-    """The media files below a folder, hidden ones left out, as paths relative to it."""
-    return [path for path in files_below(root) if is_media(path)]
+    """The media files below a folder, hidden ones left out, as paths relative to it.
+
+    Raises DataError for a folder that cannot be read, and for names that are not UTF-8, which no
+    manifest can hold.
+    """
+    found = [path for path in files_below(root) if is_media(path)]
+    check_names(root, found)
+    return found
+
+
+def check_names(root: Path, paths: Iterable[str]) -> None:
+    """Raise DataError for paths of media that are not UTF-8, which no manifest can hold."""
+    odd = [path for path in paths if not is_utf8(path)]
+    if odd:
+        first = shown(ascii(odd[0])[1:-1], 100)
+        raise DataError(
+            f"{shown(root, 100)}: the names of {plural(len(odd), 'media file')} are not UTF-8, "
+            f"first {first}; rename them"
+        )
 
 
 def is_media(path: str) -> bool:
@@ -131,6 +148,15 @@ def files_below(root: Path) -> Iterator[str]:
                 elif os.path.isfile(path):
                     yield os.path.relpath(path, root)
         level = below
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path is text: names of files may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_names(paths: Iterable[str], rules: FileRules) -> tuple[list[Named], list[str]]:

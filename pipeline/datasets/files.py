@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.terminal import listed, plural, shown
 
 MISSING = "missing"  # what is wrong with a file that is not there
+ADDRESS = re.compile(r"(https?|ftp|s3|gs|file):/")  # a slash is left of the two
 SEARCHED = 10_000  # entries that are looked through for a hint
 SEARCH_LEVELS = 6  # folders below a root
 
@@ -244,8 +246,8 @@ def warn_of_places(rows: Iterable[Utterance], findings: Findings) -> None:
 
 
 def _hints(missing: list[str], base: str) -> list[str]:
-    """Why files may seem to be missing: other Unicode composition, other case, other blanks,
-    backslashes.
+    """Why files may seem to be missing: links to nothing, addresses, other Unicode composition,
+    other case, other blanks, backslashes.
     """
     listings: dict[str, dict[str, str]] = {}
     kinds: dict[str, list[str]] = {}
@@ -254,7 +256,11 @@ def _hints(missing: list[str], base: str) -> list[str]:
         if folder not in listings:
             listings[folder] = _by_plain_name(f"{base}/{folder}")
         other = listings[folder].get(strip(_folded(name)))
-        if other is not None:
+        if os.path.islink(f"{base}/{audio}"):
+            what = "are links to nothing: of git-annex or DataLad? run `git annex get` there"
+        elif ADDRESS.match(audio):
+            what = "are addresses, not paths: download them first"
+        elif other is not None:
             what = f"are there but for {_difference(name, other)}"
         elif "\\" in audio:
             what = "hold backslashes, which separate folders on Windows only: write /"

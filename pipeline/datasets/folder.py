@@ -16,6 +16,7 @@ from mer.pipeline.datasets.corpora import CorpusInfo, FileRules
 from mer.pipeline.datasets.filenames import (
     FIXED,
     Named,
+    check_names,
     files_below,
     is_media,
     join_files,
@@ -124,6 +125,7 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
             paths.append(path)
         elif ending != WORDS:
             endings[ending] += 1
+    check_names(root, paths)
     (pattern,) = rules.patterns
     named, others = read_names(paths, rules)
     what = f"{len(named):,} of {plural(len(paths), 'media file')} below {shown(root, 80)}"

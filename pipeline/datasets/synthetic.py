@@ -23,6 +23,7 @@ raise VERSION.
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -431,4 +432,6 @@ def _resonances(tract: float, fft: int, cache: Resonances) -> np.ndarray:
 def _write(path: Path, wave: np.ndarray) -> None:
     # Not synced: there are hundreds of them, and the same seed makes them again.
     with publishing(path, durable=False, swept=True) as temporary:
-        soundfile.write(temporary, wave, RATE, format="WAV", subtype="PCM_16")
+        packed = io.BytesIO()  # soundfile does not say why a file could not be written
+        soundfile.write(packed, wave, RATE, format="WAV", subtype="PCM_16")
+        temporary.write_bytes(packed.getbuffer())

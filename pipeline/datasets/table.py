@@ -18,7 +18,7 @@ from mer.pipeline.datasets.files import look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted, from_columns, from_json
 from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
-from mer.pipeline.datasets.tablefile import FIELDS, Table, read
+from mer.pipeline.datasets.tablefile import FIELDS, Table, other_case, read
 from mer.pipeline.datasets.tablelabels import (
     TARGET,
     UNIMODAL,
@@ -34,9 +34,12 @@ from mer.pipeline.datasets.tablevalues import positions, times, video_times, war
 from mer.pipeline.datasets.unimodal import columns_of as unimodal_columns
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime.cells import strip, text_cell
+from mer.pipeline.runtime.cells import GAP_WORDS, strip, text_cell, warn_gap_words
+from mer.pipeline.runtime.delimited import SEPARATORS
 from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
+
+SHOWN_FIELDS = 6  # in a message that a table has none of them
 
 
 def prepare(
@@ -112,7 +115,8 @@ def prepare(
     of_modality = unimodal_columns(unimodal)
     read_from = {**columns, **{f"{TARGET}{column}": column for column in (*targeted, *voted)}}
     read_from |= {f"{UNIMODAL}{modality}": column for modality, column in of_modality.items()}
-    table = read(source, read_from, findings, several=task == "multi", folds=folds)
+    kind = {"several": task == "multi", "number": task == "regression"}
+    table = read(source, read_from, findings, folds=folds, **kind)
     root = MediaRoot(Path(audio_dir) if audio_dir is not None else source.parent, folder_option)
     _check_content(table, root, fields)
     ids = _ids(table, findings)
@@ -194,12 +198,15 @@ def _check_content(table: Table, root: MediaRoot, fields: Sequence[str]) -> None
     """Raises DataError for a table without a field, a row, or anything to encode."""
     source = table.source
     if not table.data and table.names:
+        alone = len(table.names) == 1
+        known = f"; columns are separated by {', '.join(SEPARATORS.values())}" if alone else ""
         raise DataError(
-            f"{source}: no column is called {', '.join(fields)}; name yours with --column "
-            f"FIELD=NAME (found {listed(table.names)}{_near(table)})"
+            f"{source}: no column is called {', '.join(fields[:SHOWN_FIELDS])}, …; name yours with "
+            f"--column FIELD=NAME (found {listed(table.names)}{_near(table)}){known}"
         )
     if not len(table):
         raise DataError(f"{source}: no rows")
+    _check_rows(table)
     if not {"audio", "text", "video"} & set(table.data):
         remedy = "map one with --column audio=NAME or --column text=NAME"
         raise DataError(
@@ -210,16 +217,24 @@ def _check_content(table: Table, root: MediaRoot, fields: Sequence[str]) -> None
         raise DataError(f"{root.folder}: no such folder ({root.option})")
 
 
-def _other_case(field: str, names: Sequence[str]) -> str | None:
-    """A column whose name differs from the field's in case and blanks alone."""
-    return next((name for name in names if name != field and strip(name).casefold() == field), None)
+def _check_rows(table: Table) -> None:
+    """Raises DataError for a row that is the header again, as where tables were joined, or that is
+    empty but for its separators.
+    """
+    names = {field: table.mapped.get(field, field) for field in FIELDS if field in table.data}
+    for i in range(len(table)):
+        cells = {field: table.data[field][i] for field in names}
+        if len(names) > 1 and cells == names:
+            raise DataError(f"{table.at(i)} is the header again; leave it out")
+        if not any(cells.values()):
+            raise DataError(f"{table.at(i)} has nothing in any column that is read; leave it out")
 
 
 def _near(table: Table) -> str:
     """The options that would take columns which differ from a field by case only."""
     options = []
     for field in FIELDS:
-        name = _other_case(field, table.names)
+        name = other_case(field, table.names)
         if name and field not in table.mapped:
             options.append(f"--column {field}={shown(name, 40)}")
     return f"; case counts: {' '.join(options)}" if options else ""
@@ -228,7 +243,8 @@ def _near(table: Table) -> str:
 def _ids(table: Table, findings: Findings) -> list[str | None]:
     if "id" in table.data:
         return table.data["id"]
-    findings.warnings.append("no id column (--column id=NAME): ids are row1, row2, …")
+    near = other_case("id", table.names) or "NAME"
+    findings.warnings.append(f"no id column (--column id={shown(near, 40)}): ids are row1, row2, …")
     return [f"row{i + 1}" for i in range(len(table))]
 
 
@@ -248,12 +264,15 @@ def _check_ids(table: Table, ids: list[str | None]) -> None:
 def _warn_of_gaps(table: Table, findings: Findings) -> None:
     for field in ("audio", "text"):
         if field not in table.data:
-            remedy = f"--column {field}={_other_case(field, table.names) or 'NAME'}"
+            remedy = f"--column {field}={other_case(field, table.names) or 'NAME'}"
             findings.warnings.append(
                 f"no {field} column ({remedy}): the utterances have no {field}"
             )
     for field in ("audio", "text", "speaker", "dialogue", "session"):
         warn_of_gap(table, field, findings)
+    for field in ("text", "speaker", "dialogue", "session"):
+        what = "transcripts" if field == "text" else f"{field}s"
+        findings.warnings += warn_gap_words(table.data.get(field, ()), what)
 
 
 # --- splits and folds
@@ -311,8 +330,10 @@ def _given_splits(table: Table, given: list[str | None], findings: Findings) -> 
     for i, value in enumerate(given):
         name = (value or "").strip().lower()
         if name not in SPLIT_ALIASES:
+            hint = ", or an empty cell for none" if value in GAP_WORDS or name == "none" else ""
             raise DataError(
                 f"{table.at(i)} has split '{shown(value)}', expected train, dev (or valid) or test"
+                f"{hint}"
             )
         splits.append(SPLIT_ALIASES[name])
     if "train" in splits and "dev" not in splits:

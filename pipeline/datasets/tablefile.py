@@ -12,22 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.textfiles import (
-    EXPECTED,
-    SEPARATORS,
-    Dialect,
-    bounded,
-    dialect,
-    instead,
-    not_utf8,
-    place,
-)
+from mer.pipeline.datasets.textfiles import instead, place
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES
 from mer.pipeline.runtime.cells import strip, text_cell, without_zero_bytes
@@ -42,6 +34,14 @@ from mer.pipeline.runtime.columnar import (
     reason,
     require_regular,
     to_list,
+)
+from mer.pipeline.runtime.delimited import (
+    EXPECTED,
+    SEPARATORS,
+    Dialect,
+    bounded,
+    dialect,
+    not_utf8,
 )
 from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS
 from mer.pipeline.runtime.terminal import listed, plural, shown
@@ -73,6 +73,9 @@ PARQUET = ".parquet"
 SUFFIXES = (*EXPECTED, ".jsonl", ".ndjson", PARQUET)
 BLOCK_BYTES = 1 << 24  # of a csv, read at a time; a record must fit
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+HEADER_LINES = 20  # among which the names of the columns are looked for, under a title
+BLANK_QUOTE = re.compile(r'\s+".*"\s*$', re.DOTALL)
+ESCAPED_QUOTE = re.compile(r'\\"')
 LABELS_HINT = "; several labels? then --task multi"
 MEND_HINT = "; mend that cell"
 
@@ -120,6 +123,11 @@ class Table:
         return shown(strip(given)) if given else f"row{row + 1}"
 
 
+def other_case(field: str, names: Sequence[str]) -> str | None:
+    """A column whose name differs from the field's in case and blanks alone."""
+    return next((name for name in names if name != field and strip(name).casefold() == field), None)
+
+
 def fold_field(column: str) -> str:
     """The field that a column of folds is read as: there may be several."""
     return f"{FOLD} {column}"
@@ -127,10 +135,13 @@ def fold_field(column: str) -> str:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is read of a file: field -> column. `several`: a label may be a list."""
+    """What is read of a file: field -> column. `several`: a label may be a list; `number`: it is
+    one.
+    """
 
     column_of: Mapping[str, str]
     several: bool
+    number: bool
 
     @property
     def columns(self) -> list[str]:
@@ -148,6 +159,7 @@ def read(
     findings: Findings,
     *,
     several: bool = False,
+    number: bool = False,
     folds: Sequence[str] = (),
 ) -> Table:
     """Read the fields that a table has.
@@ -158,6 +170,7 @@ def read(
             besides FIELDS; `a.b` reaches into JSON objects.
         findings: Blanks that were cut off, and what is odd, are added to these.
         several: A label may be a list.
+        number: A label is a number.
         folds: The columns that name folds; none: `fold`, if there is one.
 
     Returns:
@@ -174,7 +187,7 @@ def read(
     column_of = {field: field for field in read_here} | dict(columns)
     if not folds:
         column_of[fold_field(FOLD)] = FOLD
-    wanted = _Wanted(column_of, several)
+    wanted = _Wanted(column_of, several, number)
     if suffix in EXPECTED:
         names, raw = _read_delimited(source, EXPECTED[suffix], wanted, findings)
     elif suffix == PARQUET:
@@ -193,6 +206,12 @@ def read(
 
 def _check_file(source: Path, suffix: str) -> None:
     """Raises DataError for what is no file of a kind that can be read, or too large."""
+    try:
+        str(source.absolute()).encode()
+    except UnicodeEncodeError:  # Arrow opens no such path
+        raise DataError(
+            f"{shown(source, 200)}: its path is not UTF-8; rename that file or folder"
+        ) from None
     if not source.exists() and suffix in SUFFIXES:
         raise DataError(f"{shown(source, 200)}: no such file")
     other = instead(source) if source.exists() else None
@@ -230,20 +249,16 @@ def _without_blanks(table: Table, findings: Findings) -> Table:
 def _read_delimited(
     source: Path, delimiter: str, wanted: _Wanted, findings: Findings
 ) -> tuple[Sequence[str], Columns]:
-    form = dialect(source, delimiter)
+    form = dialect(source, delimiter, known=wanted.columns)
     _check_header(source, form, wanted)
-    if form.delimiter != delimiter or form.skipped:
-        seen = "its first line names them" if form.skipped else "as the header shows"
-        findings.warnings.append(f"columns are separated by {SEPARATORS[form.delimiter]}, {seen}")
+    findings.warnings += form.told(delimiter)
     keep = [name for name in wanted.columns if name in form.header]
     if form.spaced:
-        findings.warnings.append(
-            "a blank follows each separator of the header; blanks before cells are left out"
-        )
         raw = _read_spaced(source, form, keep)
     else:
         raw = _read_by_arrow(source, form, keep)
     _warn_of_line_breaks(source, raw, findings)
+    _warn_of_quotes(source, raw, findings)
     fields = wanted.field_of
     cells = {}
     for name, values in raw.items():
@@ -262,10 +277,31 @@ def _check_header(source: Path, form: Dialect, wanted: _Wanted) -> None:
             f"{source}: {len(header):,} columns, more than {TABLE_COLUMNS:,}; keep those that are "
             "needed"
         )
+    if not _names_any(header, wanted) and (number := _header_line(source, form, wanted)):
+        raise DataError(
+            f"{source}: its first line names no column, line {number:,} does; leave out what is "
+            "above that"
+        )
     times = Counter(header)
     for name in header:
         if times[name] > 1 and name in wanted.columns:
             raise DataError(f"{source}: column '{shown(name)}' is there twice")
+
+
+def _names_any(cells: Sequence[str], wanted: _Wanted) -> bool:
+    return any(strip(cell) in wanted.columns for cell in cells)
+
+
+def _header_line(source: Path, form: Dialect, wanted: _Wanted) -> int | None:
+    """The number of the line that names columns, where titles or comments stand above it."""
+    with source.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = enumerate(islice(bounded(file, source), HEADER_LINES), start=1)
+        for number, line in lines:
+            for separator in SEPARATORS:
+                cells = line.rstrip("\r\n").replace('"', "").split(separator)
+                if len(cells) > 1 and _names_any(cells, wanted) and number > form.skipped + 1:
+                    return number
+    return None
 
 
 def _read_by_arrow(source: Path, form: Dialect, keep: list[str]) -> Columns:
@@ -300,19 +336,26 @@ def _read_by_arrow(source: Path, form: Dialect, keep: list[str]) -> Columns:
             for name, column in cells.items():
                 column += batch.column(name).to_pylist()
     except pa.ArrowInvalid as error:
-        raise DataError(f"{source}: {_arrows_words(error, source, form)}; mend that line") from None
+        raise DataError(f"{source}: {_arrows_words(error, source, form)}") from None
     return {name: column[1:] for name, column in cells.items()}
 
 
 def _arrows_words(error: Exception, source: Path, form: Dialect) -> str:
-    """Arrow's words with the line as an editor counts it; Arrow counts the header as row 1."""
+    """Arrow's words with the line as an editor counts it, and the remedy; Arrow counts the header
+    as row 1.
+    """
     words = str(error).splitlines()[0].removeprefix("CSV parse error: ")
     if "straddling" in words:
         return f"a record of more than {BLOCK_BYTES:,} bytes (a quote that is not closed?)"
-    words = re.sub(
-        r"Row #(\d+)", lambda match: place(source, int(match[1]) - 2 - form.skipped), words
-    )
-    return shown(words, 160)
+    row = re.search(r"Row #(\d+)", words)
+    remedy = "mend that line"
+    if row is not None:
+        number = int(row[1]) - 2 - form.skipped
+        words = words.replace(row[0], place(source, number))
+        if number == 0:  # all the others may be like it
+            remedy = "mend that line, or the header where all lines have as many"
+    words = re.sub(r"\b1 columns\b", "1 column", words)
+    return f"{shown(words, 160)}; {remedy}"
 
 
 def _read_spaced(source: Path, form: Dialect, keep: list[str]) -> Columns:
@@ -350,12 +393,30 @@ def _warn_of_line_breaks(source: Path, cells: Columns, findings: Findings) -> No
             )
 
 
+def _warn_of_quotes(source: Path, cells: Columns, findings: Findings) -> None:
+    """Quotes that other programs mean and this form does not know: behind a blank, where they stay
+    part of the cell, and behind a backslash (Spark, MySQL), where they end it.
+    """
+    for name, values in cells.items():
+        behind_blank = [i for i, value in enumerate(values) if BLANK_QUOTE.match(value)]
+        escaped = [i for i, value in enumerate(values) if ESCAPED_QUOTE.search(value)]
+        for rows, what in (
+            (behind_blank, "that begin with a blank and a quote: leave the blanks out"),
+            (escaped, 'with a backslash before a quote: write a quote within quotes twice ("")'),
+        ):
+            if rows:
+                count = plural(len(rows), "cell")
+                first = place(source, rows[0])
+                findings.warnings.append(f"{count} of {shown(name)} {what}; the first on {first}")
+
+
 def _decimal_points(cells: Columns, wanted: _Wanted, findings: Findings) -> None:
     """In a table with semicolons, where Excel writes a comma for the point: numbers of times with
     points.
     """
     numbers = [field for field in wanted.column_of if field not in FIELDS]
-    for field in (*TIMES, *VIDEO_TIMES, *numbers):
+    labels = ["label"] if wanted.number else []
+    for field in (*TIMES, *VIDEO_TIMES, *labels, *numbers):
         column = cells.get(wanted.column_of[field], [])
         given = [value for value in column if value]
         commas = sum(DECIMAL_COMMA.fullmatch(strip(value)) is not None for value in given)
@@ -451,11 +512,23 @@ def _read_jsonl(source: Path, wanted: _Wanted) -> tuple[Sequence[str], Columns]:
         raise not_utf8(source, error) from None
     # json's own error is a ValueError, and so is a number of 5,000 digits.
     except (ValueError, RecursionError) as error:
+        remedy = _json_remedy(source, number)
         raise DataError(
-            f"{source}: line {number} is not JSON ({reason(error)}); mend that line"
+            f"{source}: line {number} is not JSON ({reason(error)}); {remedy}"
         ) from None
     present |= found.keys()
     return list(found), {name: column for name, column in values.items() if name in present}
+
+
+def _json_remedy(source: Path, number: int) -> str:
+    """What to do about a line that is no JSON: whole files of JSON begin with a part of it."""
+    with source.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.read(64).lstrip()[:1]
+    if number == 1 and first == "[":
+        return "a JSON array? write one object a line"
+    if number == 1 and first == "{":
+        return "write each object whole, on a line of its own"
+    return "mend that line"
 
 
 def _object(line: str, number: int, source: Path) -> dict:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.tablefile import Table
+from mer.pipeline.datasets.tablefile import Table, other_case
 from mer.pipeline.datasets.tablevalues import NUMBER, number, warn_of_gap
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.cells import strip, warn_gap_words
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.unimodal import check_task, entry
 
@@ -168,9 +168,10 @@ def labelled_by_labels(table: Table, given: str | None, task: str, findings: Fin
     names = given_names("table", given)
     none = [None] * len(table)
     if "label" not in table.data:
+        near = other_case("label", table.names) or "NAME"
         findings.warnings.append(
-            "no label column (--column label=NAME): the rows are unlabelled, good for `mer "
-            "predict` only"
+            f"no label column (--column label={shown(near, 40)}): the rows are unlabelled, good "
+            "for `mer predict` only"
         )
         return Labelling(names, none, none)
     values = table.data["label"]
@@ -185,6 +186,9 @@ def labelled_by_labels(table: Table, given: str | None, task: str, findings: Fin
         targets = [None if value is None else (value,) for value in numbers]
         return Labelling(names or (table.mapped.get("label", "label"),), none, targets)
     parts = [_parts(value, task) for value in values]
+    if not names:
+        said = (part for row in parts for part in row or ())
+        findings.warnings += warn_gap_words(said, "labels")
     names = names or _names_among(parts)
     _check_known(table, parts, names)
     if task == "multi":
@@ -196,13 +200,15 @@ def labelled_by_labels(table: Table, given: str | None, task: str, findings: Fin
 def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
     """A line where labels look like values, or like several in one cell."""
     different = dict.fromkeys(labels)
-    values = [label for label in different if NUMBER.fullmatch(label)]
-    fractions = any("." in value or "-" in value for value in values)
+    values = [label for label in different if NUMBER.fullmatch(label.replace(",", "."))]
+    fractions = any(re.search("[.,-]", value) for value in values)
     if len(values) > len(different) / 2 and (fractions or len(values) > MANY_LABELS):
-        of_all = plural(len(different), "different label is", "different labels are")
+        of_all = plural(
+            len(different), "different label is a number", "different labels are numbers"
+        )
         yield (
-            f"{len(values):,} of {of_all} numbers ({listed(values, 2)}), taken as names of "
-            "classes; if they are values, say --task regression"
+            f"{len(values):,} of {of_all} ({listed(values, 2)}), taken as names of classes; if "
+            "they are values, say --task regression"
         )
     elif values and len(values) < len(different):
         names = [label for label in different if label not in values]
@@ -214,7 +220,8 @@ def _of_another_task(labels: Sequence[str]) -> Iterator[str]:
     elif len(different) > MANY_LABELS:
         many = plural(len(different), "different label")
         yield f"{many}; numbers are meant? then --task regression"
-    several = [label for label in different if len(_parts(label, "multi") or ()) > 1]
+    words = [label for label in different if label not in values]
+    several = [label for label in words if len(_parts(label, "multi") or ()) > 1]
     if several:
         yield (
             f"labels such as '{shown(several[0], 60)}' are taken whole; if that is several labels "

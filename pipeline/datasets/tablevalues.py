@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.tablefile import DECIMAL_COMMA, TIMES, VIDEO_TIMES, Table
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.cells import GAP_WORDS, strip
 from mer.pipeline.runtime.terminal import plural, shown
 
 POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
 NUMBER_CHARACTERS = 400  # of a time or target; float()'s time grows with the square of them
 # float() takes "1_0" and "infinity" as well.
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+
+# Hyphens, dashes and minus signs that are not the one of a number.
+MINUS_SIGNS = ("\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2212", "\ufe63", "\uff0d")
+CLOCK = re.compile(r"\d+:\d\d(:\d\d)?([.,]\d+)?|[\d.]+ ?(s|sec|ms)", re.ASCII)
 
 
 def number(table: Table, value: str | None, row: int, field: str) -> float | None:
@@ -40,9 +44,21 @@ def number(table: Table, value: str | None, row: int, field: str) -> float | Non
     if NUMBER.fullmatch(text) and len(text) < NUMBER_CHARACTERS:
         parsed = float(text)
     if not math.isfinite(parsed):
-        hint = "; a decimal comma? write a point" if DECIMAL_COMMA.fullmatch(text) else ""
-        raise DataError(f"{table.at(row)} has {field} '{shown(text)}', expected a number{hint}")
+        raise DataError(
+            f"{table.at(row)} has {field} '{shown(text)}', expected a number{_hint(text)}"
+        )
     return parsed
+
+
+def _hint(text: str) -> str:
+    """What may be meant by text that is no number."""
+    if DECIMAL_COMMA.fullmatch(text):
+        return "; a decimal comma? write a point"
+    if text in GAP_WORDS:
+        return "; where there is none, leave the cell empty"
+    if text[:1] in MINUS_SIGNS:
+        return f"; a minus sign of another kind (U+{ord(text[0]):04X})? write -"
+    return "; write seconds" if CLOCK.fullmatch(text) else ""
 
 
 def positions(table: Table) -> list[int | None]:

@@ -1,6 +1,4 @@
-"""Text files of a corpus: what a file is instead, how a csv separates its columns, its rows as
-text, and on which line a row stands.
-"""
+"""Text files of a corpus: what a file is instead, its rows as text, and where a row stands."""
 
 from __future__ import annotations
 
@@ -8,20 +6,17 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime import beginnings
-from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.columnar import require_regular
-from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_LINE_CHARACTERS
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.delimited import EXPECTED, Dialect, dialect
+from mer.pipeline.runtime.limits import TABLE_BYTES
+from mer.pipeline.runtime.terminal import listed
 
 NO_BREAK_SPACE = "\u00a0"
-HEADER_CHARACTERS = 131_072  # of one column's name
 # What to do about a file that is no table.
 REMEDIES = {
     beginnings.OLD_EXCEL: "save it as CSV UTF-8",
@@ -32,8 +27,6 @@ REMEDIES = {
     beginnings.PARQUET: "give it a name that ends in .parquet",
 }
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-EXPECTED = {".csv": ",", ".tsv": "\t"}
 
 
 def instead(path: Path) -> str | None:
@@ -57,12 +50,6 @@ def instead(path: Path) -> str | None:
     return None
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
-    return DataError(
-        f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
-    )
-
-
 def read_text(path: Path) -> str:
     """A UTF-8 file, with or without a byte order mark. Raises DataError."""
     if other := instead(path):
@@ -77,119 +64,6 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: not UTF-8 ({where}); save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a csv separates its columns, by its first lines.
-
-    `spaced`: a blank follows each separator, and is none of the cell. `skipped`: lines before the
-    header (`sep=;`). `header`: names without blanks at their ends.
-    """
-
-    delimiter: str
-    header: tuple[str, ...]
-    skipped: int = 0
-    spaced: bool = False
-
-    def rows(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        """The records after the skipped lines, the header first; blank lines are none."""
-        return filter(None, self.reader(lines))
-
-    def reader(self, lines: Iterable[str]):
-        csv.field_size_limit(TABLE_BYTES)  # Python's own bound, 131,072, is below a long cell
-        return csv.reader(
-            islice(lines, self.skipped, None),
-            delimiter=self.delimiter,
-            skipinitialspace=self.spaced,
-        )
-
-
-def dialect(path: Path, expected: str = ",") -> Dialect:
-    """How a csv separates its columns.
-
-    Args:
-        path: The file.
-        expected: The separator that it should have by its name; another one is taken only where
-            this one finds a single column.
-
-    Returns:
-        Separator, header, and what else the first lines show.
-
-    Raises:
-        DataError: It is empty, not UTF-8, or its header is longer than the bounds.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _dialect(file, path, expected)
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from None
-    except csv.Error as error:
-        what = str(error)
-        if "field limit" in what:
-            what = f"a column name is longer than {HEADER_CHARACTERS:,} characters"
-        raise DataError(f"{path}: {what}; mend its first line") from None
-
-
-def _dialect(file: TextIO, path: Path, expected: str) -> Dialect:
-    named = _named_separator(file, path)
-    if named is not None:
-        return _by_header(_header(file, path, named, 1), named, 1)
-    header = _header(file, path, expected, 0)
-    if len(header) > 1:
-        return _by_header(header, expected, 0)
-    found = {other: _header(file, path, other, 0) for other in SEPARATORS}
-    best = max(found, key=lambda other: len(found[other]))
-    if len(found[best]) > 1:
-        return _by_header(found[best], best, 0)
-    return _by_header(header, expected, 0)
-
-
-def _by_header(header: list[str], delimiter: str, skipped: int) -> Dialect:
-    spaced = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
-    return Dialect(delimiter, tuple(map(_column_name, header)), skipped, spaced)
-
-
-def _column_name(cell: str) -> str:
-    """A cell of the header without blanks, and without quotes that a blank kept from being such."""
-    return strip(cell.strip().strip('"')) if cell.startswith(" ") else strip(cell)
-
-
-def _named_separator(file: TextIO, path: Path) -> str | None:
-    """The separator that the first line names, as Excel writes it: `sep=;`."""
-    first = next(filter(str.strip, bounded(file, path)), "")
-    named = strip(first).strip('"').lower()
-    if not named.startswith("sep=") or len(named) > len("sep=;"):
-        return None
-    delimiter = named.removeprefix("sep=") or "\t"  # a tab, which strip took
-    if delimiter not in SEPARATORS:
-        raise DataError(
-            f"{path}: line 1 names '{shown(delimiter)}' as separator; use a comma, semicolon or tab"
-        )
-    return delimiter
-
-
-def _header(file: TextIO, path: Path, delimiter: str, skipped: int) -> list[str]:
-    """The first record behind the skipped lines, as this separator has it."""
-    file.seek(0)
-    csv.field_size_limit(HEADER_CHARACTERS)
-    lines = islice(bounded(file, path), skipped, None)
-    header = next(filter(None, csv.reader(lines, delimiter=delimiter)), None)
-    if not header:
-        raise DataError(f"{path}: empty file")
-    return header
-
-
-def bounded(file, path: Path) -> Iterator[str]:
-    """The lines of an open file, none longer than the bound."""
-    number = 0
-    while line := file.readline(TABLE_LINE_CHARACTERS + 1):
-        number += 1
-        if len(line) > TABLE_LINE_CHARACTERS:
-            raise DataError(
-                f"{path}: line {number} has more than {TABLE_LINE_CHARACTERS:,} characters"
-            )
-        yield line
 
 
 def without_header(path: Path, names: Sequence[str]) -> bool:
@@ -217,7 +91,7 @@ def read_csv(path: Path, columns: Sequence[str], names: Sequence[str] = ()) -> l
         DataError: A column is missing or there twice, or a row is cut off or damaged.
     """
     text = read_text(path)
-    form = dialect(path)
+    form = dialect(path, known=columns)
     headless = without_header(path, names)
     header = tuple(names) if headless else form.header
     if absent := [name for name in columns if name not in header]:

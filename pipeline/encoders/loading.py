@@ -22,6 +22,7 @@ from typing import Any
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
+from mer.pipeline.runtime import beginnings
 from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import CHECKPOINT_TEXT_BYTES
 from mer.pipeline.runtime.terminal import first_line, shown
@@ -57,6 +58,8 @@ PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.
 # what sentence-transformers adds: the list of its modules, and the folder of the first, where the
 # transformer was before it moved to the top
 MODULES = "modules.json"
+# What may stand in the place of a file of a checkpoint.
+STAND_INS = (beginnings.LFS, beginnings.ANNEX, beginnings.PAGE, beginnings.EMPTY, beginnings.ZEROS)
 FIRST_MODULE = "0_Transformer"
 
 
@@ -135,6 +138,9 @@ def resolve(
         folder = _snapshot(kind, name, revision or None, offline, also)
         revision = folder.name  # the hub's cache names a snapshot by its commit
     folder = _transformer(kind, folder)
+    first = folder / "config.json"
+    if first.is_file() and first.stat().st_size <= CHECKPOINT_TEXT_BYTES:
+        _check_content(kind, first)
     config = _json(kind, folder / "config.json", required=True)
     weights = matching(folder, SAFE)
     safetensors = any(path.suffix == ".safetensors" for path in weights)
@@ -153,6 +159,8 @@ def resolve(
                 f"{kind} encoder: {path}: more than {CHECKPOINT_TEXT_BYTES:,} bytes; the directory "
                 "is not a complete checkpoint"
             )
+    for path in sorted({*weights, *configuration}):
+        _check_content(kind, path)
     digest = hashlib.sha256()
     for path in sorted({*weights, *configuration}):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
@@ -161,6 +169,19 @@ def resolve(
     return Checkpoint(
         kind, name, revision, folder, config, processor, safetensors, digest.hexdigest()
     )
+
+
+def _check_content(kind: str, path: Path) -> None:
+    """Raise EncoderError for a file that is a stand-in for another: a clone without git-lfs has
+    pointers, a download that failed a page or nothing.
+    """
+    try:
+        with path.open("rb") as file:
+            found = beginnings.recognise(file.read(beginnings.LOOK_BYTES))
+    except OSError as error:
+        raise EncoderError(f"{kind} encoder: {path}: {error.strerror}") from None
+    if found in STAND_INS:
+        raise EncoderError(f"{kind} encoder: {path}: {found.name}; {found.remedy}")
 
 
 def _transformer(kind: str, folder: Path) -> Path:

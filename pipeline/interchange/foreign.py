@@ -54,6 +54,7 @@ class Foreign:
     notes: list[str] = field(default_factory=list)  # lines for the user
     source: dict = field(default_factory=dict)  # for the store's provenance
     flags: list[int] = field(default_factory=list)  # of each row; empty: none is known
+    padded: frozenset[str] = frozenset()  # modalities whose padding the reader has looked at
 
 
 def layers_of(modality: str) -> str:

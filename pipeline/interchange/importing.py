@@ -19,7 +19,7 @@ from mer.pipeline.runtime.files import folders_for, naming, refuse_link, tempora
 from mer.pipeline.runtime.hold import hold
 from mer.pipeline.runtime.limits import IMPORT_UTTERANCE_BYTES
 from mer.pipeline.runtime.progress import SILENT, Advance, Silent
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import (
     FeatureStore,
     ModalityInfo,
@@ -53,6 +53,7 @@ def write_store(
     options: ImportOptions,
     *,
     force: bool = False,
+    lock: bool = True,
     progress: Silent = SILENT,
 ) -> tuple[FeatureStore, ImportReport]:
     """Write shards and head beside each other, as extraction does. NaN and infinite values become 0
@@ -67,6 +68,7 @@ def write_store(
         out: Where the head file goes; its shards go into a folder beside it.
         options: What the user says: frame rates and dtype are used here.
         force: Replace what is at `out`.
+        lock: Hold the folder of the shards; False on a file system without locks.
         progress: Shows how far it is.
 
     Returns:
@@ -90,7 +92,7 @@ def write_store(
         found = _finished(foreign, out, infos, dtype)
         if found is not None:
             return found
-    with folders_for(out), naming(out), _held(folder):
+    with folders_for(out), naming(out), _held(folder, lock):
         if os.path.lexists(out):
             temporary_for(out)  # refuses a device
             out.unlink()  # first: a head over shards that are being replaced would be a lie
@@ -180,6 +182,8 @@ class Tally:
         self.infos = infos
         self.replaced, self.absent = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self.replaced |= dict.fromkeys(map(layers_of, foreign.layers), 0)
+        # utterances that begin, and that end, with a step of zeros
+        self.begin, self.end = dict.fromkeys(foreign.dims, 0), dict.fromkeys(foreign.dims, 0)
         self._hash = hashlib.sha256()
         meaning: list = [
             foreign.kind,
@@ -210,6 +214,9 @@ class Tally:
             self.absent[modality] += kept is None or not kept.size
             if kept is not None and kept.dtype.kind in NUMBERS:
                 self._take(modality, kept)
+                if kept.ndim == 2 and len(kept) > 1 and kept.any():
+                    self.begin[modality] += not kept[0].any()
+                    self.end[modality] += not kept[-1].any()
         for modality in self.foreign.layers:
             frames, name = out[modality], layers_of(modality)
             means, bad = finite(features.get(name))
@@ -259,9 +266,19 @@ class Tally:
 
     def report(self, store: FeatureStore, *, written: bool = True) -> ImportReport:
         splits = Counter(row.get("split") or "" for row in self.foreign.rows)
-        return ImportReport(
-            len(store), dict(splits), self.replaced, self.absent, self.foreign.notes, written
-        )
+        notes = [*self.foreign.notes, *self._padding()]
+        return ImportReport(len(store), dict(splits), self.replaced, self.absent, notes, written)
+
+    def _padding(self) -> Iterator[str]:
+        """Lines on what looks like padding, where the reader has no lengths to hold it against."""
+        for modality, begin in self.begin.items():
+            end = self.end[modality]
+            if modality not in self.foreign.padded and (begin or end):
+                yield (
+                    f"{modality}: {plural(begin, 'utterance begins', 'utterances begin')} and "
+                    f"{end:,} end with steps that are all zero; kept: cut them off if they are "
+                    "padding"
+                )
 
 
 def _write(
@@ -348,13 +365,13 @@ def _write_shards(
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, lock: bool) -> Iterator[None]:
     """The hold that extraction takes, on the folder of the shards; a folder that was made for
     nothing goes again.
     """
     made = not folder.exists()
     try:
-        with hold(folder / ".hold"):
+        with hold(folder / ".hold", lock=lock):
             yield
     except BaseException:
         if made:

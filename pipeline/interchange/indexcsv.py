@@ -5,16 +5,19 @@ header.json.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.interchange.columns import FIELDS
 from mer.pipeline.interchange.copying import Copy
 from mer.pipeline.interchange.source import exported_header, require_file
 from mer.pipeline.runtime.cells import guarded, unguarded
+from mer.pipeline.runtime.delimited import Dialect, dialect
 from mer.pipeline.runtime.limits import (
     CELL_CHARACTERS,
     HEADER_BYTES,
@@ -48,15 +51,31 @@ def find_index(folder: Path) -> Path:
     return tables[0]
 
 
-def read_index(path: Path) -> tuple[dict[str, list[str]], Header | None]:
-    """(columns of a csv, cells as they were before they were guarded; the exported header beside
-    it). Raises DataError.
+@dataclass(frozen=True)
+class Index:
+    """What lies beside a folder of arrays: the columns of its csv, the header of `mer export` where
+    there is one, and lines for the user.
+    """
+
+    columns: dict[str, list[str]]
+    header: Header | None
+    notes: list[str]
+
+
+def read_index(path: Path) -> Index:
+    """A csv, its cells as they were before they were guarded, and what is beside it. Raises
+    DataError.
     """
     columns = read_csv(path)
     header = _read_header(path.parent / HEADER)
     if header is not None and header.provenance.get(CELLS) == GUARDED:
         columns = {name: list(map(unguarded, column)) for name, column in columns.items()}
-    return columns, header
+    notes = [f"{path.name}: {line}" for line in _form(path).told()]
+    return Index(columns, header, notes)
+
+
+def _form(path: Path) -> Dialect:
+    return dialect(path, known=FIELDS["id"])
 
 
 def _read_header(path: Path) -> Header | None:
@@ -82,14 +101,16 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     if require_file(path, "csv") > TABLE_BYTES:
         raise DataError(f"{path}: more than {TABLE_BYTES >> 20:,} MiB; import it in parts")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            names, *rows = _records(file, path)
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it "
             "as UTF-8"
         ) from None
-    if not names or not rows:
+    form = _form(path)
+    names = form.header
+    rows = list(_records(io.StringIO(text, newline=""), path, form))
+    if not rows:
         raise DataError(f"{path}: no rows")
     if len(set(names)) != len(names):
         raise DataError(f"{path}: two columns of the same name")
@@ -97,25 +118,25 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     return dict(zip(names, columns, strict=True))
 
 
-def _records(file, path: Path) -> Iterator[list[str]]:
-    """The header and the rows of an open csv file, blank lines left out."""
+def _records(file, path: Path, form: Dialect) -> Iterator[list[str]]:
+    """The rows of a csv, blank lines left out."""
+    names = form.header
+    reader = form.reader(file, strict=True)
     csv.field_size_limit(CELL_CHARACTERS)
-    reader = csv.reader(file, strict=True)
     try:
-        names = next(reader, [])
+        next(filter(None, reader))
         if len(names) > TABLE_COLUMNS:
             raise DataError(
                 f"{path}: {len(names):,} columns, more than {TABLE_COLUMNS:,}; features belong "
                 "in .npy files"
             )
-        yield names
-        count, begins = 0, reader.line_num + 1
+        count, begins = 0, reader.line_num + form.skipped + 1
         for row in reader:
             if row and len(row) != len(names):
                 raise DataError(
                     f"{path}: line {begins} has {plural(len(row), 'cell')}, the header {len(names)}"
                 )
-            begins = reader.line_num + 1
+            begins = reader.line_num + form.skipped + 1
             if not row:
                 continue
             count += 1
@@ -123,7 +144,7 @@ def _records(file, path: Path) -> Iterator[list[str]]:
                 raise DataError(f"{path}: more than {IMPORT_ROWS:,} rows; import it in parts")
             yield row
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: {error}") from None
+        raise DataError(f"{path}: line {reader.line_num + form.skipped}: {error}") from None
 
 
 # --- writing

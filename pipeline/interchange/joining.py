@@ -24,6 +24,7 @@ def join(
     keep_first: Sequence[str] = (),
     copy: bool = False,
     force: bool = False,
+    lock: bool = True,
 ) -> tuple[FeatureStore, list[str], bool]:
     """Put the modalities of several stores of the same utterances under one head.
 
@@ -37,6 +38,7 @@ def join(
         copy: Copy the features into shards of the new store, instead of reading them from the
             others.
         force: Replace what is at `out`.
+        lock: Hold the folder of copied shards; False on a file system without locks.
 
     Returns:
         The store, lines for the user, and whether anything was written: False where this very store
@@ -66,7 +68,9 @@ def join(
     folder = shards_of(out)
     if copy:
         _check_folder(folder, FeatureStore(out, head=found.head))
-        store, report = write_store(_copied(out, found.head), out, ImportOptions(), force=force)
+        store, report = write_store(
+            _copied(out, found.head), out, ImportOptions(), force=force, lock=lock
+        )
         return store, [*found.notes, *report.notes], report.written
     if os.path.lexists(folder):
         raise DataError(

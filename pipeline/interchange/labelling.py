@@ -11,12 +11,13 @@ from pathlib import Path
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.values import listed_values, number
-from mer.pipeline.runtime.cells import warn_near_duplicates
+from mer.pipeline.runtime.cells import warn_gap_words, warn_near_duplicates
 from mer.pipeline.runtime.terminal import listed, plural, shown
 
 # A number of a class, as text: a csv of pandas has 1.0 where some cells are empty.
 WHOLE = r"[-+]?\d{1,9}(\.0{1,9})?"
 MANY_CLASSES = 10_000  # numbers above are no classes
+FAR_FROM_CLASSES = -9  # a number below is somebody's word for "none", such as -99
 NO_LABEL = -1  # what many files write beside the numbers of classes where there is no label
 
 
@@ -157,6 +158,9 @@ def set_classes(
         nothing, as_number = unlabelled, whole_number(unlabelled)
         values = [None if _means(given, nothing, as_number) else given for given in values]
     texts = {value for value in values if value is not None}
+    if unlabelled is None:
+        others = (value for value in values if value not in names)
+        notes += warn_gap_words(others, "labels", "say --unlabelled='WORD'")
     notes += warn_near_duplicates([*texts, *names])
     if texts and not texts <= set(names) and all(re.fullmatch(WHOLE, text) for text in texts):
         return _set_numbered(path, rows, values, names, unlabelled, spelled, notes)
@@ -250,6 +254,7 @@ def _order_of_numbers(
         return list(range(len(names) or high + 1))
     if _negative_ones_are_classes(there, names, unlabelled):
         return sorted(there)
+    none = low if low < FAR_FROM_CLASSES else NO_LABEL
     what = (
         f"{plural(len(names), 'name')} in --labels cannot say which"
         if names
@@ -257,8 +262,8 @@ def _order_of_numbers(
     )
     raise DataError(
         f"{path}: labels are the numbers {listed(sorted(there))}, where {low} may be a class or "
-        f"mean none, and {what}; give --labels a name for each class, and --unlabelled=-1 if -1 "
-        "means none or --unlabelled=none if every number is a class"
+        f"mean none, and {what}; give --labels a name for each class, and --unlabelled={none} if "
+        f"{none} means none or --unlabelled=none if every number is a class"
     )
 
 

@@ -144,6 +144,11 @@ def _read(path: Path, content: object, options: ImportOptions) -> Foreign:
         header=header,
         notes=notes + found.notes,
         source={"sha256": checksum, "published_as": known.title if known else ""},
+        padded=frozenset(
+            modality
+            for modality, key in features.items()
+            if all(isinstance(part.features.get(key), np.ndarray) for part in filled)
+        ),
     )
 
 

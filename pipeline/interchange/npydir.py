@@ -45,7 +45,8 @@ def read(path: Path, options: ImportOptions) -> Foreign:
     if not path.is_dir():
         raise DataError(f"{path}: not a folder")
     table = find_index(path)
-    cells, header = read_index(path=table)
+    index = read_index(table)
+    cells, header = index.columns, index.header
     named = [name for name in cells if name != FILE or "id" not in cells]
     names = find_columns(path, named, options)
     folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
@@ -84,7 +85,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         frames=frames,
         header=header,
         source={"sha256_of_csv": sha256_file(table)},
-        notes=[account(names, arrays, found.task, there), *found.notes],
+        notes=[*index.notes, account(names, arrays, found.task, there), *found.notes],
     )
 
 

@@ -37,6 +37,8 @@ from mer.pipeline.runtime.terminal import plural, shown
 
 TABLE_KINDS = f"{NUMBERS}USO"  # kinds of element that a column of the table may have
 NPY = ".npy"
+# Usual names of columns that may come as (N, 1); not those of features.
+COLUMNS_OF_ONE = {name for field in ("id", "split", "label", "speaker") for name in FIELDS[field]}
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,11 @@ def _read(
     for name in features.values():
         used += _spans_among(members, name)
     _check_unpacked(path, members, names.values(), used)
-    columns = {field: arrays[name].tolist() for field, name in names.items()}
+    columns = {}
+    for field, name in names.items():
+        x = arrays[name]
+        flat = x.ndim == 2 and x.shape[1] == 1 and field in ("id", "split", "label", "speaker")
+        columns[field] = (x.reshape(-1) if flat else x).tolist()
     found = interpret(path, columns, options)
     ids = [row["id"] for row in found.rows]
     named = {layers_of(modality): name for modality, name in layers.items()}
@@ -195,6 +201,7 @@ def _read(
         layers={modality: x.shape[1] for modality, x in means.items()},
         frames=frames,
         source={"sha256": sha256_file(path)},
+        padded=frozenset(features),
         notes=notes + found.notes,
     )
 
@@ -225,9 +232,14 @@ def _find_table(
     flat = [
         name
         for name, member in members.items()
-        if len(member.shape) == 1 or name in named or (len(member.shape) == 2 and name in usual)
+        if len(member.shape) == 1
+        or name in named
+        or (len(member.shape) == 2 and name in usual)
+        or (member.shape[1:] == (1,) and name in COLUMNS_OF_ONE)
     ]
     names = find_columns(path, flat, options)
+    if options.task in (None, "single") and not {"label", "targets"} & set(names):
+        _check_labels(path, members)
     for field, name in names.items():
         member = members[name]
         if not member.shape or member.dtype.kind not in TABLE_KINDS:
@@ -241,6 +253,18 @@ def _find_table(
             f"{path}: {count:,} utterances, more than {IMPORT_ROWS:,}; import it in parts"
         )
     return names
+
+
+def _check_labels(path: Path, members: Mapping[str, Member]) -> None:
+    """DataError for labels of several values each, of which no class can be told: they would be
+    left aside, and every utterance unlabelled.
+    """
+    for name in FIELDS["label"]:
+        if name in members and len(members[name].shape) == 2:
+            raise DataError(
+                f"{path}: {name} is {members[name]}: several values for each utterance; save one "
+                f"(argmax, of one-hot rows), or say --task multi --column targets={name}"
+            )
 
 
 # --- where an utterance lies in its array

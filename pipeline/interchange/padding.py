@@ -26,12 +26,12 @@ class Spans:
 
 
 def extents(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first, one past the last) step that is not all zero, of each utterance of (N, T, D); (0, 0)
-    where all are.
+    """(first, one past the last) step that is not all zero or missing, of each utterance of
+    (N, T, D); (0, 0) where all are. Some files pad with NaN.
     """
     first, last = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
     for i, one in enumerate(x):  # row by row: a copy of one utterance, not of the file
-        there = np.flatnonzero((one != 0).any(axis=1))
+        there = np.flatnonzero(((one != 0) & (one == one)).any(axis=1))
         if len(there):
             first[i], last[i] = there[0], there[-1] + 1
     return first, last

@@ -32,14 +32,17 @@ def features_of(value: object, ids: Sequence[str]) -> Ragged | None:
     """The features of `ids` in whatever form they come.
 
     Args:
-        value: (N, T, D) or (N, D) numbers; a list, tuple or object array of N items, each (T, D),
-            (D,), lists of the same, or None; or a dict from id to such an item.
+        value: (N, T, D) or (N, D) numbers, or objects that are numbers; a list, tuple or object
+            array of N items, each (T, D), (D,), lists of the same, None or NaN; or a dict from id,
+            or from 0 … N - 1, to such an item.
         ids: (N,) as the file has them.
 
     Returns:
         An array (N, T, D) or (N, D), or a list of (T, D), (D,) or None for each utterance; None
         when `value` is no features.
     """
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O" and value.ndim in (2, 3):
+        value = _from_lists(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
         return value if value.ndim in (2, 3) else None
     items = _items(_by_utterance(value, ids) or ())
@@ -71,6 +74,8 @@ def _are_uneven_vectors(shapes: set[tuple[int, ...]]) -> bool:
 def _by_utterance(value: object, ids: Sequence[str]) -> Sequence | None:
     """A value for each utterance; None when that is not its form."""
     if isinstance(value, Mapping):
+        if value and value.keys() == set(range(len(ids))):
+            return [value[i] for i in range(len(ids))]
         return [value[i] for i in ids] if value and value.keys() >= set(ids) else None
     if isinstance(value, np.ndarray):
         return list(value) if value.dtype.kind == "O" and value.ndim else None
@@ -89,6 +94,8 @@ def _item(item: object) -> np.ndarray | None:
 def _from_lists(item: list | tuple | np.ndarray) -> np.ndarray | None:
     """An array of lists of numbers, or of lists of steps; None when their lengths differ."""
     try:
+        if isinstance(item, np.ndarray) and item.ndim > 1:
+            return np.array(item.tolist())
         if all(isinstance(step, np.ndarray | list | tuple) for step in item):
             return np.array([np.asarray(step) for step in item])
         return np.array(list(item))
@@ -99,4 +106,6 @@ def _from_lists(item: list | tuple | np.ndarray) -> np.ndarray | None:
 def _is_empty(item: object) -> bool:
     if isinstance(item, np.ndarray):
         return not item.size
+    if isinstance(item, float | np.floating):
+        return bool(np.isnan(item))
     return isinstance(item, list | tuple) and not item

@@ -11,7 +11,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.foreign import ImportOptions
 from mer.pipeline.interchange.labelling import set_classes, set_targets
 from mer.pipeline.interchange.values import cell, listed_values, number, spelled_number
-from mer.pipeline.runtime.cells import name_cell, text_cell, warn_near_duplicates
+from mer.pipeline.runtime.cells import name_cell, text_cell, warn_gap_words, warn_near_duplicates
 from mer.pipeline.runtime.limits import IMPORT_ROWS
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS, check_folds
@@ -160,10 +160,12 @@ class _Table:
         notes = []
         for row, text in self.cells("text", text_cell):
             row["text"] = text
+        notes += warn_gap_words((row["text"] for row in self.rows), "transcripts")
         for name in ("speaker", "dialogue", "session"):
             for row, value in self.cells(name, name_cell):
                 row[name] = value
             notes += warn_near_duplicates((row[name] for row in self.rows), f"{name}s")
+            notes += warn_gap_words((row[name] for row in self.rows), f"{name}s")
         return notes
 
     def set_tags(self) -> None:

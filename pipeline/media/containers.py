@@ -9,12 +9,13 @@ end of the file.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from mer.pipeline.runtime import beginnings
 from mer.pipeline.runtime.limits import MEDIA_CHUNKS, MEDIA_SCANNED_BYTES
@@ -29,7 +30,10 @@ LOOK_VERSION = 2
 SLACK_BYTES = 64
 FIRST_FRAME_BYTES = 64 * 1024  # searched for the first frame of an MP3 or AAC stream
 ASF_HEADER_BYTES = 64 * 1024  # searched for the properties of an ASF file
-ENDLESS_BYTES = 0x7FFF_0000  # a size from here on is what writers to a pipe leave
+# A size from here on is what writers to a pipe leave: SoX 0x7F000000 in AIFF, others 0x7FFFFFFF.
+ENDLESS_BYTES = 0x7F00_0000
+TTA_HEADER_BYTES = 22
+APE_TAG_BYTES = 32  # of the header of an APE tag, and of its footer
 HEAD_BYTES = 64  # from the beginning of a file, by which its container is told
 BLOCK_BYTES = 1 << 20  # searched at a time
 
@@ -89,6 +93,10 @@ def look(path: str | os.PathLike) -> Look:
             found = _look(file, size, begin, head)
         except (struct.error, IndexError, OverflowError):
             return Look("")  # it ends within a header: the decoder will say so
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return Look("")  # a size that no file has led beyond what can be sought
     noticed_before = found.kind == "wav" and head[:4] == b"RIFF"  # by the first version
     return replace(found, why=CUT) if found.missing and not noticed_before else found
 
@@ -97,13 +105,17 @@ def _look(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
     """The look of the container that the first bytes, `head`, are those of."""
     if head[:4] in (b"RIFF", b"RF64", b"BW64", b"RIFX") and head[8:12] == b"WAVE":
         return _wav(file, size, begin, head)
+    if head[:4] == b"FORM" and head[8:12] not in (b"AIFF", b"AIFC"):
+        end = begin + 8 + struct.unpack(">I", head[4:8])[0]
+        cut = _beyond(end - size) if end < ENDLESS_BYTES else None
+        return Look("", missing=cut, flags=_another(file, end, size, b"FORM"))
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
         claimed = begin + 8 + struct.unpack("<I", head[4:8])[0]
         return Look("avi", missing=_beyond(claimed - size) if claimed < ENDLESS_BYTES else None)
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return _aiff(file, size, begin, head)
     if head[4:8] in FIRST_BOXES:
-        return Look("mp4", missing=_cut_box(file, size))
+        return _mp4(file, size)
     for signature, look_at in LOOKS:
         if head.startswith(signature):
             return look_at(file, size, begin)
@@ -123,21 +135,62 @@ def _matroska(file: BinaryIO, size: int, begin: int) -> Look:
     return Look("matroska", missing=_cut_segment(file, size))
 
 
+VOC_HEADER = b"Creative Voice File\x1a"
+
+
 def _voc(file: BinaryIO, size: int, begin: int) -> Look:
-    return Look("voc", why=NEW)  # its block sizes are not to be relied on: SoX writes wrong ones
+    """Its block sizes are not to be relied on: SoX writes wrong ones. So a second header is looked
+    for.
+    """
+    again = size <= MEDIA_SCANNED_BYTES and len(_marks(file, begin, size, VOC_MARK)) > 1
+    return Look("voc", why=NEW, flags=("trailing",) if again else ())
 
 
 def _flv(file: BinaryIO, size: int, begin: int) -> Look:
-    return Look("flv", missing=_cut_flv(file, size))
+    missing, end = _cut_flv(file, size)
+    return Look("flv", missing=missing, flags=_another(file, end, size, b"FLV\x01"))
+
+
+def _tta(file: BinaryIO, size: int, begin: int) -> Look:
+    """TTA1: its frames' sizes are in a table; a frame is 256/245 of a second."""
+    file.seek(begin + 10)
+    rate, samples = struct.unpack("<II", file.read(8))
+    frame = 256 * rate // 245
+    count = -(-samples // frame) if frame else 0
+    if not 0 < count <= MEDIA_CHUNKS:
+        return Look("")
+    file.seek(begin + TTA_HEADER_BYTES)
+    sizes = struct.unpack(f"<{count}I", file.read(4 * count))
+    end = begin + TTA_HEADER_BYTES + 4 * count + 4 + sum(sizes)
+    file.seek(end)
+    tag = file.read(16)
+    if tag.startswith(b"APETAGEX"):
+        end += APE_TAG_BYTES + struct.unpack("<I", tag[12:16])[0]
+    return Look("", flags=_another(file, end, size, b"TTA1"))
 
 
 def _asf(file: BinaryIO, size: int, begin: int) -> Look:
-    return Look("asf", missing=_cut_asf(file, size))
+    claimed = _asf_size(file)
+    if claimed is None:
+        return Look("asf")
+    flags = _another(file, claimed, size, ASF_HEADER)
+    return Look("asf", missing=_beyond(claimed - size), flags=flags)
 
 
 def _beyond(missing: int) -> str | None:
     """What is missing, where that is more than writers miscount."""
     return f"{missing:,} bytes are missing" if missing > SLACK_BYTES else None
+
+
+def _another(file: BinaryIO, end: int, size: int, signature: bytes) -> tuple[str, ...]:
+    """The flag of a file that another one follows at `end`, behind a byte of padding at most: no
+    decoder reads it.
+    """
+    if end <= 0 or end >= size:
+        return ()
+    file.seek(end)
+    rest = file.read(len(signature) + 1)
+    return ("trailing",) if rest.startswith(signature) or rest[1:] == signature else ()
 
 
 def _behind_id3(file: BinaryIO, at: int) -> int:
@@ -185,6 +238,35 @@ def _placeholder(length: int) -> bool:
     return length >= 1 << 27 and abs(length - power) <= SLACK_BYTES
 
 
+class Mark(NamedTuple):
+    """What a stream begins with; `length` in bytes."""
+
+    pattern: re.Pattern[bytes]
+    length: int
+
+
+VOC_MARK = Mark(re.compile(re.escape(VOC_HEADER)), len(VOC_HEADER))
+
+
+def _marks(file: BinaryIO, begin: int, size: int, mark: Mark) -> list[int]:
+    """Where streams begin in a file, from `begin` on.
+
+    The whole file is searched, since nothing else tells a second stream of the same length from the
+    end of the first. One pass takes 0.3 ms per MB.
+    """
+    found: list[int] = []
+    file.seek(begin)
+    at, before = begin, b""
+    # Asked for more than there is, Python would allocate all of it first.
+    while block := file.read(min(BLOCK_BYTES, max(1, size - at))):
+        data = before + block if before else block
+        place = at - len(before)
+        found += [place + match.start() for match in mark.pattern.finditer(data)]
+        at += len(block)
+        before = data[1 - mark.length :]
+    return found
+
+
 def _chunks(file: BinaryIO, at: int, size: int, form: str) -> Iterator[tuple[bytes, int, int]]:
     """(name, where its content begins, its size) of each chunk from `at` on; `form` is how struct
     reads a chunk's head.
@@ -213,11 +295,12 @@ def _wav(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
     order = ">" if head[:4] == b"RIFX" else "<"
     outer = struct.unpack(order + "I", head[4:8])[0]
     whole = abs(begin + outer + 8 - size) <= SLACK_BYTES
-    tag, long_size = 1, None
+    tag, long_size, long_at = 1, None, 0
     for name, at, length in _chunks(file, begin + 12, size, order + "4sI"):
         if name == b"ds64":
             file.seek(at)
             long_outer, long_size = struct.unpack("<QQ", file.read(16))
+            long_at = at + 8
             whole = abs(begin + long_outer + 8 - size) <= SLACK_BYTES
         elif name == b"fmt ":
             file.seek(at)
@@ -227,10 +310,14 @@ def _wav(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
                 tag = struct.unpack(order + "H", content[24:26])[0]
         elif name == b"data":
             available = size - at
+            patch = at - 4, struct.pack(order + "I", 0xFFFFFFFF)
             if length == 0xFFFFFFFF and long_size is not None:
-                length = long_size
+                length, patch = long_size, (long_at, struct.pack("<Q", available))
             if length == 0 and _tidy_end(file, at, size, order):
                 return Look("wav", exact=True)
+            if length <= SLACK_BYTES < available and not _tidy_end(file, at + length, size, order):
+                # nothing, or the size of a header: FFmpeg takes nothing but 0 for no size
+                return Look("wav", why=NO_LENGTH, flags=("unsized",), patch=patch)
             tidy = length >= available or _tidy_end(file, at + length, size, order)
             flags = () if tidy else ("trailing",)
             found = _sized("wav", length, available, whole=whole, flags=flags)
@@ -264,14 +351,23 @@ def _tidy_end(file: BinaryIO, at: int, size: int, order: str) -> bool:
 
 
 def _aiff(file: BinaryIO, size: int, begin: int, head: bytes) -> Look:
-    whole = abs(begin + struct.unpack(">I", head[4:8])[0] + 8 - size) <= SLACK_BYTES
+    end = begin + struct.unpack(">I", head[4:8])[0] + 8
+    whole, flags = abs(end - size) <= SLACK_BYTES, _another(file, end, size, b"FORM")
     for name, at, length in _chunks(file, begin + 12, size, ">4sI"):
         if name == b"SSND":
-            found = _sized("aiff", max(0, length - 8), size - at - 8, whole=whole)
+            found = _sized("aiff", max(0, length - 8), size - at - 8, whole=whole, flags=flags)
             if length <= 8 < size - at:  # a writer to a pipe left it
-                return replace(found, patch=(at - 4, struct.pack(">I", size - at)))
+                return replace(found, patch=_aiff_sizes(file, begin, at, size))
             return found
     return Look("aiff")
+
+
+def _aiff_sizes(file: BinaryIO, begin: int, at: int, size: int) -> tuple[int, bytes]:
+    """The patch that gives a file and its SSND chunk, whose content begins at `at`, their sizes."""
+    file.seek(begin + 8)
+    between = file.read(at - 4 - (begin + 8))
+    outer, inner = struct.pack(">I", size - begin - 8), struct.pack(">I", size - at)
+    return begin + 4, outer + between + inner
 
 
 def _caf(file: BinaryIO, size: int, begin: int) -> Look:
@@ -285,11 +381,28 @@ def _caf(file: BinaryIO, size: int, begin: int) -> Look:
         if name == b"data":
             if length == -1:  # as the specification has it for what is still being written
                 return Look("caf", exact=True)
-            return _sized("caf", max(0, length - 4), size - at - 16, whole=False)
+            found = _sized("caf", max(0, length - 4), size - at - 16, whole=False)
+            flags = _second_caf(file, at + 12 + length, size)
+            return replace(found, flags=(*found.flags, *flags))
         if length < 0:
             break
         at += 12 + length
     return Look("caf")
+
+
+def _second_caf(file: BinaryIO, at: int, size: int) -> tuple[str, ...]:
+    """The flag of a file whose chunks from `at` on are followed by another file."""
+    for _ in range(MEDIA_CHUNKS):
+        flags = _another(file, at, size, b"caff")
+        if flags or at >= size:
+            return flags
+        file.seek(at)
+        head = file.read(12)
+        length = struct.unpack(">4sq", head)[1] if len(head) == 12 else -1
+        if length < 0:
+            return ()
+        at += 12 + length
+    return ()
 
 
 def _w64(file: BinaryIO, size: int, begin: int) -> Look:
@@ -336,33 +449,42 @@ def _sphere(file: BinaryIO, size: int, begin: int) -> Look:
         return Look("sphere", why=NEW)
     missing = claimed - (size - header)
     said = f"{missing:,} of {claimed:,} bytes of audio are missing"
-    return Look("sphere", exact=True, why=NEW, missing=said if missing > SLACK_BYTES else None)
+    flags = ("unsized",) if missing < -SLACK_BYTES else ()  # libsndfile reads to the end
+    cut = said if missing > SLACK_BYTES else None
+    return Look("sphere", exact=True, why=NEW, missing=cut, flags=flags)
 
 
-def _cut_flv(file: BinaryIO, size: int) -> str | None:
-    """What is missing of an FLV file whose last tag ends behind the end of the file."""
+def _cut_flv(file: BinaryIO, size: int) -> tuple[str | None, int]:
+    """What is missing of an FLV file whose last tag ends behind the end of the file, and where its
+    tags end.
+    """
     file.seek(5)
     at = struct.unpack(">I", file.read(4))[0] + 4
     for _ in range(MEDIA_SCANNED_BYTES >> 8):
         file.seek(at)
         head = file.read(11)
-        if len(head) < 11 or head[0] not in (8, 9, 18):
-            return None
+        if head and head[0] in (8, 9, 18) and len(head) < 11:
+            return "its last tag is not complete", at
+        if not head or head[0] not in (8, 9, 18):
+            return None, at
         at += 11 + int.from_bytes(head[1:4], "big")
         if at > size:
-            return f"{at - size:,} bytes of its last tag are missing"
+            return f"{at - size:,} bytes of its last tag are missing", at
         at += 4
-    return None
+    return None, 0
 
 
-def _cut_asf(file: BinaryIO, size: int) -> str | None:
-    """What is missing of an ASF file (WMA, WMV) that is shorter than its properties say."""
+ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+
+
+def _asf_size(file: BinaryIO) -> int | None:
+    """Bytes of an ASF file (WMA, WMV) by its properties."""
     file.seek(0)
     head = file.read(ASF_HEADER_BYTES)
     at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
     if at < 0 or at + 48 > len(head):
         return None
-    return _beyond(struct.unpack("<Q", head[at + 40 : at + 48])[0] - size)
+    return struct.unpack("<Q", head[at + 40 : at + 48])[0]
 
 
 # Boxes that stand at the top level of an MP4 file.
@@ -372,23 +494,28 @@ BOXES = {
 }  # fmt: skip
 
 
-def _cut_box(file: BinaryIO, size: int) -> str | None:
-    """What is missing of an MP4 whose last box ends behind the end of the file."""
-    at = 0
+def _mp4(file: BinaryIO, size: int) -> Look:
+    """Cut off where its last box ends behind the end of the file. A second file behind the first is
+    not read, unless both are in fragments.
+    """
+    at, begun, fragments = 0, 0, False
     for _ in range(MEDIA_CHUNKS):
         file.seek(at)
         head = file.read(16)
         if len(head) < 8:
-            return None
+            break
         length, name = struct.unpack(">I4s", head[:8])
         if length == 1 and len(head) == 16:
             length = struct.unpack(">Q", head[8:])[0]
         if length < 8 or name not in BOXES:
-            return None
+            break
+        begun += name == b"ftyp"
+        fragments = fragments or name == b"moof"
         at += length
         if at - size > SLACK_BYTES:
-            return f"{at - size:,} bytes of its {name.decode('latin-1')} box are missing"
-    return None
+            said = f"{at - size:,} bytes of its {name.decode('latin-1')} box are missing"
+            return Look("mp4", missing=said)
+    return Look("mp4", flags=("trailing",) if begun > 1 and not fragments else ())
 
 
 def _cut_segment(file: BinaryIO, size: int) -> str | None:
@@ -420,8 +547,7 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
 # --- FLAC
 
 # The mark of a stream and the head of its STREAMINFO, which may be the last block of metadata.
-FLAC_STREAM = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
-FLAC_STREAM_BYTES = 8
+FLAC_MARK = Mark(re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"), 8)
 FLAC_COMMENTS = 4  # the kind of a metadata block
 FLAC_LAYOUT = b"WAVEFORMATEXTENSIBLE_CHANNEL_MASK="  # begins the comment that names channels
 
@@ -442,7 +568,7 @@ def _flac(file: BinaryIO, size: int, begin: int) -> Look:
     channels = (head[16] >> 1 & 7) + 1
     if size > MEDIA_SCANNED_BYTES or not total:
         return Look("flac", why=NO_LENGTH, samples=total, flags=() if total else ("unsized",))
-    marks = _stream_marks(file, begin, size)
+    marks = _marks(file, begin, size, FLAC_MARK)
     if len(marks) > 1:
         return Look("flac", why=SEVERAL, parts=tuple(zip(marks, [*marks[1:], size], strict=True)))
     tail = min(size - begin, largest + 64)
@@ -472,25 +598,6 @@ def _names_channels(file: BinaryIO, begin: int) -> bool:
             break
         at += 4 + length
     return False
-
-
-def _stream_marks(file: BinaryIO, begin: int, size: int) -> list[int]:
-    """Where FLAC streams begin in a file, from `begin` on.
-
-    The whole file is searched, since nothing else tells a second stream of the same length from the
-    end of the first. One pass takes 0.3 ms per MB.
-    """
-    found: list[int] = []
-    file.seek(begin)
-    at, before = begin, b""
-    # Asked for more than there is, Python would allocate all of it first.
-    while block := file.read(min(BLOCK_BYTES, max(1, size - at))):
-        data = before + block if before else block
-        place = at - len(before)
-        found += [place + match.start() for match in FLAC_STREAM.finditer(data)]
-        at += len(block)
-        before = data[1 - FLAC_STREAM_BYTES :]
-    return found
 
 
 def _flac_end(tail: bytes, fixed: int) -> int | None:
@@ -665,10 +772,13 @@ def _next_page(file: BinaryIO, at: int) -> int:
 
 # --- MP3 and AAC: frame after frame
 
-BIT_RATES = {  # kbit/s by index, of MPEG-1 and MPEG-2 layer III
-    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+BIT_RATES = {  # kbit/s by index, of MPEG-1 layer III and II, and of both in MPEG-2
+    (3, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (3, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }  # fmt: skip
+LAYER_BITS = {3: 0x02, 2: 0x04}  # of a header's second byte
 AC3_BIT_RATES = (  # kbit/s by index
     32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640,
 )  # fmt: skip
@@ -689,15 +799,25 @@ class _Frame:
 
 def _mp3_frame(data: bytes, at: int) -> _Frame | None:
     """The frame of MPEG layer III at `at`, if there is one."""
-    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
+    return _mpeg_frame(data, at, 3)
+
+
+def _mp2_frame(data: bytes, at: int) -> _Frame | None:
+    """The frame of MPEG layer II at `at`, if there is one."""
+    return _mpeg_frame(data, at, 2)
+
+
+def _mpeg_frame(data: bytes, at: int, layer: int) -> _Frame | None:
+    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE0 | LAYER_BITS[layer]:
         return None
     version = data[at + 1] >> 3 & 3  # 0: 2.5, 2: 2, 3: 1
     index, rate = data[at + 2] >> 4, data[at + 2] >> 2 & 3
     if version == 1 or rate == 3 or index in (0, 15):
         return None
     hertz = SAMPLE_RATES[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    samples = 1152 if version == 3 else 576
-    length = samples // 8 * BIT_RATES[version == 3][index] * 1000 // hertz + (data[at + 2] >> 1 & 1)
+    samples = 1152 if version == 3 or layer == 2 else 576
+    kbits = BIT_RATES[max(version, 2), layer][index]
+    length = samples // 8 * kbits * 1000 // hertz + (data[at + 2] >> 1 & 1)
     return _Frame(length, samples, (version, hertz, data[at + 3] >> 6 == 3))
 
 
@@ -747,6 +867,7 @@ FRAME_KINDS: tuple[tuple[str, FrameAt], ...] = (
     ("mp3", _mp3_frame),
     ("aac", _adts_frame),
     ("ac3", _ac3_frame),
+    ("mp2", _mp2_frame),
 )
 
 
@@ -802,7 +923,9 @@ def _walk(data: bytes, begin: int, first: _Frame, frame_at: FrameAt) -> _FrameWa
             walk.broken, settings = True, frame.settings
             walk.parts.append(at)
         if at + frame.length > walk.end:
-            walk.beyond = at + frame.length - walk.end
+            rest = data[walk.end : at + frame.length]
+            if at + frame.length > len(data) or rest.strip(b"\0"):  # not only zeros at its end
+                walk.beyond = at + frame.length - walk.end
             break
         walk.frames += 1
         at += frame.length
@@ -821,8 +944,8 @@ def _look_at_frames(kind: str, data: bytes, at: int, frame_at: FrameAt) -> Look:
     missing = _missing_frames(walk, counted, claimed, claimed_bytes, first.length)
     if missing:
         return Look(kind, missing=missing)
-    if kind == "ac3":
-        return Look(kind, why=NEW)
+    if kind in ("ac3", "mp2"):
+        return Look(kind, why=NEW if kind == "ac3" else None)
     if kind == "aac":
         parts: tuple[tuple[int, int], ...] = ()
         if 1 < len(walk.parts) < MEDIA_CHUNKS:
@@ -937,6 +1060,7 @@ LOOKS: tuple[tuple[bytes, Callable[[BinaryIO, int, int], Look]], ...] = (
     (b"NIST_1A", _sphere),
     (b"Creative Voice File", _voc),
     (b"FLV\x01", _flv),
+    (b"TTA1", _tta),
     (b"\x30\x26\xb2\x75", _asf),
     (b"\x0b\x77", _frames),
     (b"\xff", _frames),

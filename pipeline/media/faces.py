@@ -22,9 +22,10 @@ import numpy as np
 from mer.pipeline.errors import DataError
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
+from mer.pipeline.runtime.delimited import Dialect, dialect
 from mer.pipeline.runtime.files import identity
 from mer.pipeline.runtime.limits import DETECTOR_BYTES, TABLE_BYTES
-from mer.pipeline.runtime.terminal import amount, first_line, shown
+from mer.pipeline.runtime.terminal import amount, first_line, listed, shown
 
 COLUMNS = ("id", "time", "x", "y", "w", "h")
 LANDMARKS = 68  # of OpenFace, in pixels: x_0 … x_67, y_0 … y_67
@@ -321,7 +322,8 @@ def _line(source: str, row: int) -> int:
     """Where a row below the header begins, as an editor counts: Arrow passes over empty lines."""
     with open(source, encoding="utf-8-sig") as file:
         filled = (number for number, line in enumerate(file, start=1) if line.strip("\r\n"))
-        return next(islice(filled, row + 1, None))
+        above = 1 + bool(dialect(Path(source), known=COLUMNS).skipped)  # the header, and `sep=;`
+        return next(islice(filled, row + above, None))
 
 
 @lru_cache(maxsize=256)
@@ -357,26 +359,25 @@ def _read(path: Path, columns: Sequence[str]) -> list[list]:
             raise DataError(f"{path}: no such table of boxes")
         if path.stat().st_size > TABLE_BYTES:
             raise DataError(f"{path}: more than {TABLE_BYTES:,} bytes")
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline().rstrip("\r\n")
-        mark = "\t" if "\t" in header else ","
-        names = [name.strip().strip('"').strip() for name in header.split(mark)]
+        form = dialect(path, known=columns) if path.stat().st_size else Dialect(",", ())
+        names = form.header
         twice = [name for name in columns if names.count(name) > 1]
         if twice:
             raise DataError(f"{path}: two columns are called {twice[0]}")
         absent = [name for name in columns if name not in names]
         if absent:
+            there = listed(names, 4) or "none"
             raise DataError(
-                f"{path}: no column {shown(absent[0])}; a table of boxes has "
+                f"{path}: no column {shown(absent[0])} among {there}; a table of boxes has "
                 f"{', '.join(COLUMNS)}, OpenFace's files timestamp, success, x_0 …"
             )
-        reading = csv.ReadOptions(column_names=names, skip_rows=1)
+        reading = csv.ReadOptions(column_names=list(names), skip_rows=form.skipped)
         kinds = {name: pa.string() for name in columns}
         converting = csv.ConvertOptions(include_columns=list(columns), column_types=kinds)
-        table = csv.read_csv(path, reading, csv.ParseOptions(delimiter=mark), converting)
+        table = csv.read_csv(path, reading, csv.ParseOptions(delimiter=form.delimiter), converting)
     except (OSError, UnicodeDecodeError, pa.ArrowException, ValueError) as error:
         if isinstance(error, DataError):
             raise
         said = first_line(error)
         raise DataError(f"{path}: not a readable table ({said})") from None
-    return [[value.strip() for value in table[name].to_pylist()] for name in columns]
+    return [[value.strip() for value in table[name].to_pylist()[1:]] for name in columns]

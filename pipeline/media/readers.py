@@ -265,9 +265,11 @@ class Window:
         data = self._file.read(max(0, rest if count < 0 else min(count, rest)))
         if self.patch is not None:
             place, value = self.patch
-            at = place - self.begin - self._at
-            if 0 <= at <= len(data) - len(value):
-                data = data[:at] + value + data[at + len(value) :]
+            here = self.begin + self._at
+            first, last = max(place, here), min(place + len(value), here + len(data))
+            if first < last:
+                piece = value[first - place : last - place]
+                data = data[: first - here] + piece + data[last - here :]
         self._at += len(data)
         return data
 

@@ -32,6 +32,7 @@ class Content:
 
 
 LFS = Content("a Git LFS pointer, not the file itself", "run `git lfs pull` where it came from")
+ANNEX = Content("a git-annex pointer, not the file itself", "run `git annex get` where it is")
 EMPTY = Content("an empty file", AGAIN)
 ZEROS = Content("a file that begins with nothing but zero bytes", AGAIN)
 PAGE = Content("a web page (an HTML page, perhaps of a login or a warning)", AGAIN)
@@ -69,13 +70,23 @@ SIGNATURES = (
     (b"\x93NUMPY", NPY),
     (b"PAR1", PARQUET),
     (b"ARROW1", ARROW),
+    (b"FEA1", ARROW),
+    (b"Obj\x01", Content("an Avro file", "write it as Parquet")),
+    (b"ORC", Content("an ORC file", "write it as Parquet")),
+    (b"\x04\x22\x4d\x18", Content("an lz4 archive", UNPACK)),
+    (b"\x1f\x9d", Content("a compress archive (.Z)", UNPACK)),
+    (b"/annex/objects/", ANNEX),
+    (b"HTTP/1.", Content("an answer of a web server, headers and all", AGAIN)),
+    (b"<<<<<<< ", Content("a file with a merge conflict of git", "resolve it")),
+    (b"{\\rtf", Content("a document (RTF)")),
+    (b"MATLAB 5.0", Content("a MATLAB file", "save its arrays with scipy.io and numpy.savez")),
     (b"%PDF", PDF),
     (b"\x89PNG", PNG),
     (b"\xff\xd8\xff", JPEG),
     (b"GIF8", GIF),
     (b"\x7fELF", PROGRAM),
 )
-PAGES = (b"<!doctype html", b"<html", b"<head")
+PAGES = (b"<!doctype html", b"<html", b"<head", b"<!--", b"<body", b"<script", b"<table", b"<meta")
 BLANKS = b"\xef\xbb\xbf \t\r\n"  # that may stand before the first tag of a page
 TAR_MAGIC = slice(257, 262)  # where a tar has b"ustar"
 

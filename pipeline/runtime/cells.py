@@ -13,6 +13,7 @@ import decimal
 import math
 import re
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from unicodedata import normalize
 
@@ -36,7 +37,18 @@ NO_WIDTH = (
     "\u2060\u2066\u2067\u2068\u2069\ufeff"
 )
 BLANKS = WHITE_SPACE + NO_WIDTH
-_GONE = str.maketrans("", "", BLANKS)
+# Also without width, but not cut off: soft hyphen, fillers, grapheme joiner, variation selectors
+# (which belong to emoji), and control characters.
+UNSEEN = "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u3164\uffa0" + "".join(
+    map(chr, (*range(0x20), 0x7F, *range(0xFE00, 0xFE10)))
+)
+_GONE = str.maketrans("", "", BLANKS + UNSEEN)
+# Letters of Cyrillic and Greek that look like Latin ones, in lower case.
+_LATIN = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u03bf", "aeopcyxijso"
+)
+JOINED = re.compile(r"(?<=[^\W\d_])[-_\u2010-\u2015]+(?=[^\W\d_])")  # between two letters
+NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,15})?", re.ASCII)
 _KINDS = {
     dict: "a struct",
     Mapping: "a struct",
@@ -163,8 +175,8 @@ def _check_unicode(text: str) -> None:
 
 
 def warn_near_duplicates(names: Iterable[str | None], what: str = "labels") -> list[str]:
-    """Names that a person would take for one: they differ only by case, by blanks or by Unicode's
-    composition.
+    """Names that a person would take for one: they differ only by case, by blanks, hyphens or what
+    is not seen, by Unicode's composition, or are one number (1 and 1.0).
 
     Args:
         names: Names, in any number and order; None is passed over.
@@ -183,7 +195,8 @@ def warn_near_duplicates(names: Iterable[str | None], what: str = "labels") -> l
     said = (
         "differ only by case",
         "differ only by case or blanks",
-        "look alike (case, blanks or Unicode form)",
+        "look alike (case, blanks, hyphens or Unicode form)",
+        "are one number, spelled otherwise",
     )
     level = max(map(_difference, alike))
     some = []
@@ -196,16 +209,58 @@ def warn_near_duplicates(names: Iterable[str | None], what: str = "labels") -> l
     ]
 
 
+# What other programs write into a text where there is nothing: what pandas.read_csv takes for a
+# gap, not-a-time, the gaps of MySQL and Hive, of JavaScript, SAS and ARFF, and the cells of a
+# spreadsheet whose formula failed.
+GAP_WORDS = frozenset(
+    (
+        "#N/A #NA -NaN -nan <NA> N/A NA NULL NaN None n/a nan null 1.#IND 1.#QNAN -1.#IND "
+        "-1.#QNAN NaT \\N (null) undefined ? - -- . #DIV/0! #NAME? #NUM! #REF! #VALUE!"
+    ).split()
+)
+
+
+def warn_gap_words(
+    values: Iterable[str | None], what: str, remedy: str = "leave the cell empty"
+) -> list[str]:
+    """Values that are words by their spelling and may be another program's gaps.
+
+    Args:
+        values: The cells of a column, each row's.
+        what: What they are, in the plural, for the line.
+        remedy: What to do where nothing is meant; "WORD" stands for the most frequent of them.
+
+    Returns:
+        No line, or one that counts them: "labels that may stand for a gap: 'nan' (2)".
+    """
+    found = Counter(value for value in values if value in GAP_WORDS)
+    if not found:
+        return []
+    most = found.most_common(3)
+    told = ", ".join(f"'{word}' ({count:,})" for word, count in most)
+    more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+    done = remedy.replace("WORD", most[0][0])
+    return [
+        f"{what} that may stand for a gap: {told}{more}; they count as words: where nothing is "
+        f"meant, {done}"
+    ]
+
+
 def _plain(name: str) -> str:
-    return normalize("NFKC", name).casefold().translate(_GONE)
+    plain = normalize("NFKC", name).casefold().translate(_GONE).replace("i\u0307", "i")
+    if NUMBER.fullmatch(plain):
+        return f"{float(plain):g}"
+    return JOINED.sub("", plain).translate(_LATIN).rstrip(".,;:")
 
 
 def _difference(group: list[str]) -> int:
-    """0: by case; 1: by blanks as well; 2: by composed and decomposed characters, or other forms of
-    them.
+    """0: by case; 1: by blanks as well; 2: by hyphens, composed and decomposed characters, or other
+    forms of them; 3: numbers.
     """
     if len({name.casefold() for name in group}) == 1:
         return 0
+    if all(NUMBER.fullmatch(name) for name in group):
+        return 3
     return 1 if len({name.casefold().translate(_GONE) for name in group}) == 1 else 2
 
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.pipeline import manifest as manifests
-from mer.pipeline.datasets import prepare, tablefile, textfiles
+from mer.pipeline.datasets import prepare, tablefile
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
-from mer.pipeline.runtime import columnar, limits
+from mer.pipeline.runtime import columnar, delimited, limits
 from mer.pipeline.runtime.cells import text_cell
 
 
@@ -91,7 +91,7 @@ def test_long_lists_and_cells(tmp_path, monkeypatch):
 def test_files_and_lines(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_text("id,text\n1," + "x" * 5_000 + "\n")
     (tmp_path / "t.jsonl").write_text(json.dumps({"id": "1", "text": "x" * 5_000}))
-    monkeypatch.setattr(textfiles, "TABLE_LINE_CHARACTERS", 1_000)
+    monkeypatch.setattr(delimited, "TABLE_LINE_CHARACTERS", 1_000)
     refused(tmp_path / "t.jsonl", "line 1 has more than 1,000 characters")
     (tmp_path / "h.csv").write_text("id," + "x" * 5_000 + "\n")
     refused(tmp_path / "h.csv", "line 1 has more than 1,000 characters")

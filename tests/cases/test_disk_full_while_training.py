@@ -10,6 +10,7 @@ import errno
 import multiprocessing
 import os
 import resource
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +18,14 @@ import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
 
+from mer.cli import main
 from mer.fusion import report
 from mer.fusion.evaluation import evaluate, scoring
 from mer.fusion.report import figures as pictures
 from mer.fusion.runs import result_files
 from mer.fusion.runtime import files, pool
 from mer.fusion.training import experiment
+from mer.pipeline.datasets import prepare
 
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
@@ -126,3 +129,24 @@ def test_in_a_process_of_its_own_it_is_the_same_error():
         kind, error = ours.recv()
     assert kind == "failed" and type(error) is OSError
     assert (error.errno, error.filename) == (errno.ENOSPC, "runs/x/last.safetensors")
+
+
+def test_a_corpus_made_by_code_names_the_clip(tmp_path):
+    """soundfile says "System error." only."""
+    with files_of_at_most(4_000), pytest.raises(OSError) as raised:
+        prepare("synthetic", tmp_path / "x")
+    assert raised.value.errno == errno.EFBIG and raised.value.filename.endswith(".wav")
+
+
+@pytest.mark.parametrize("words", [["runs"], ["inspect", "--json"]])
+def test_a_closed_output_is_no_error_of_ours(tmp_path, monkeypatch, words):
+    """`mer runs FOLDER >&-`, as a job without an output starts it."""
+    store = make_store(tmp_path).path
+    named = {"runs": tmp_path, "inspect": store}[words[0]]
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        main([words[0], str(named), *words[1:]])
+    sys.stdout.close()
+    sys.stderr.close()
+    assert not ended.value.code

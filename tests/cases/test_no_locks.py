@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -87,6 +88,24 @@ def test_extract(tmp_path, no_locks, monkeypatch):
     assert share.exit_code == 1 and "shares of a run need locks" in share.stderr.splitlines()[-1]
     assert mer(*command, "--no-lock").exit_code == 0
     FeatureStore(tmp_path / "feats.h5").verify()
+
+
+def test_import_and_join(tmp_path, no_locks):
+    """The remedy that is named works there, too."""
+    features = {name: np.ones((3, 4, 2), np.float32) for name in ("audio", "text")}
+    for name, x in features.items():
+        np.savez(tmp_path / f"{name}.npz", id=["a", "b", "c"], label=["x", "y", "x"], **{name: x})
+    imported = [tmp_path / f"{name}.h5" for name in features]
+    asked = [["import", "npz", tmp_path / f"{path.stem}.npz", "--out", path] for path in imported]
+    asked.append(["join", *imported, "--copy", "--out", tmp_path / "both.h5"])
+    for words in asked:
+        refused = mer(*words)
+        assert refused.exit_code == 1 and not words[-1].exists()
+        assert f"cannot be locked there ({no_locks}); add --no-lock" in refused.stderr
+        assert mer(*words, "--no-lock").exit_code == 0
+    with FeatureStore(tmp_path / "both.h5") as store:
+        store.verify()
+        assert set(store.header.modalities) == {"audio", "text"}
 
 
 def test_repair(tmp_path, no_locks):
