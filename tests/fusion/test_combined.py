@@ -130,10 +130,7 @@ def test_the_interval_of_unequal_numbers_of_seeds_is_of_their_own_spread():
     """
     first, second = np.array([0.60, 0.66, 0.63]), np.array([0.5, 0.9, 0.7, 0.2, 1.1])
     groups = 1e9  # so many that they add nothing
-    some = [
-        intervals.Sampled(one, np.tile(one, (200_000, 1)), groups)
-        for one in (first, second)
-    ]
+    some = [intervals.Sampled(one, np.tile(one, (200_000, 1)), groups) for one in (first, second)]
     low, high = intervals.interval_of_sum(some, [1.0, -combined.WEIGHT])
     parts = [np.var(first, ddof=1) / 3, combined.WEIGHT**2 * np.var(second, ddof=1) / 5]
     dof = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 4)
