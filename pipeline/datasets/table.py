@@ -39,7 +39,7 @@ from mer.pipeline.runtime.delimited import SEPARATORS
 from mer.pipeline.runtime.terminal import listed, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 
-SHOWN_FIELDS = 6  # in a message that a table has none of them
+SHOWN_FIELDS = 7  # in a message that a table has none of them
 
 
 def prepare(

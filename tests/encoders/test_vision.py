@@ -180,7 +180,7 @@ def test_what_is_no_image_model_is_told_at_once(tmp_path, made):
     film = tmp_path / "film"
     film.mkdir()
     (film / "config.json").write_text(json.dumps({"model_type": "videomae", "num_frames": 16}))
-    (film / "model.safetensors").write_bytes(b"")
+    (film / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(EncoderError, match="several pictures at once"):
         load(film)
     bare = pictures.checkpoint(tmp_path / "bare", "vit")

@@ -91,7 +91,7 @@ def test_an_encoder_that_sees_nothing_is_refused(desk, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 9, "hidden_size": 4}')
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes(b"weights")
     refused(
         "extract", "--manifest", desk / "corpus" / "manifest.parquet", "--vision-encoder", folder,
         "--out", tmp_path / "x.h5", says=["is no image model"],
