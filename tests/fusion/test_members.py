@@ -18,6 +18,7 @@ import torch
 from mer.fusion import config
 from mer.fusion.runs.checkpoint import HOLD, MODEL, Run
 from mer.fusion.runtime import pool
+from mer.fusion.runtime.notes import Once
 from mer.fusion.runtime.parallel import Processes
 from mer.fusion.training import experiment, members
 from mer.pipeline.errors import DataError
@@ -56,6 +57,15 @@ def stopped(started: list, folder) -> None:
     assert all(worker.process.poll() in (0, -signal.SIGTERM) for worker in started)
     held = [path.read_text() for path in folder.glob(f"**/{HOLD}")]
     assert held and not any(held)
+
+
+def test_what_two_runs_say_is_said_once_however_long_each_took():
+    lines: list[str] = []
+    remark = Once(lines.append)
+    for took in ("", " in 0.6 s", " in 12.3 s"):
+        remark(f"1.5 MB of features read{took}", of="seed-1")
+    remark("1.6 MB of features read")
+    assert lines == ["seed-1: 1.5 MB of features read", "1.6 MB of features read"]
 
 
 def test_at_once_after_a_failure_is_one_by_one(tmp_path, one_thread, started):
