@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import resource
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,18 +25,9 @@ from mer.fusion.runtime import files, pool
 from mer.fusion.training import experiment
 from mer.pipeline.datasets import prepare
 
+from tests.disk import files_of_at_most
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
-
-
-@contextmanager
-def files_of_at_most(size: int):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from mer.pipeline.store import ShardWriter
+sys.dont_write_bytecode = True  # it would be cut off, too
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
     with ShardWriter(Path(sys.argv[1]) / "a.h5", {"audio": 64}) as writer:

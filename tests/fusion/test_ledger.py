@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import build_index
 
+from tests.disk import files_of_at_most
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import SMALL, settings
 
@@ -451,13 +451,9 @@ def test_a_full_disk_takes_no_half_line(tmp_path, state):
     place = note_into(tmp_path, ONE)
     whole = place.read_bytes()
     place.write_bytes(whole * 20)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) * 20 + 100, before[1]))
     lines: list[str] = []
-    try:
+    with files_of_at_most(len(whole) * 20 + 100):
         note_into(tmp_path, replace(ONE, id="late"), lines)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert place.read_bytes() == whole * 20
     (kept,) = state.iterdir()
     assert [one.id for one in ledger.read(kept).openings] == ["late"]
