@@ -181,7 +181,10 @@ def prepare(
     from mer.pipeline.datasets import OWN, default_root
     from mer.pipeline.datasets import prepare as build
     from mer.pipeline.datasets.prepared import manifest_path
+    from mer.pipeline.runtime.outputs import MANIFEST, check_replaceable
 
+    if out is not None:
+        check_replaceable(out, MANIFEST, sources=() if source is None else (source,))
     if dataset != "folder" and (pattern is not None or mapping):
         raise click.UsageError("--pattern and --map go with `mer prepare folder`")
     if dataset != "table" and (source is not None or audio_dir is not None or columns):
@@ -222,7 +225,9 @@ def prepare(
         folder = root if root is not None else default_root(dataset)
         manifest, report = build(dataset, folder, labels=labels, **given)
     named = labels if dataset not in OWN else None
-    out = out if out is not None else manifest_path(folder, named)
+    if out is None:
+        out = manifest_path(folder, named)
+        check_replaceable(out, MANIFEST)
     try:
         manifest.write(out)
     except OSError as error:

@@ -183,6 +183,10 @@ def check_options_of_evaluate(
             f"--predictions {shown(predictions, 120)}: they are written as Parquet; end its name "
             "in .parquet"
         )
+    if predictions is not None:
+        from mer.pipeline.runtime.outputs import SCORES, check_replaceable
+
+        check_replaceable(predictions, SCORES, option="--predictions")
     if valence is not None and (ensemble or robust or features or mapping or split):
         raise click.UsageError(
             "--valence is of the test parts that both runs were trained beside; leave out "
@@ -262,11 +266,13 @@ def layers(store, modalities, folds, out, as_json):
     from mer.fusion.evaluation import layers as probes
     from mer.fusion.report import layer_curves
     from mer.fusion.runtime.typed import tree
+    from mer.pipeline.runtime.outputs import CURVES, check_replaceable
     from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore
 
     if out is not None:
         layer_curves.check_name(out)
+        check_replaceable(out, CURVES)
     with FeatureStore(store) as opened:
         curves, notes = probes.probe(opened, modalities, folds=folds, progress=choose())
     for line in notes:
@@ -328,8 +334,10 @@ def report(runs, out, against, metric, tables, figures):
     """
     from mer.fusion import report
     from mer.fusion.runtime.files import write_text
+    from mer.pipeline.runtime.outputs import REPORT, check_replaceable
     from mer.pipeline.runtime.progress import choose
 
+    check_replaceable(out, REPORT)
     progress = choose()
     gathered, left_out, lines = report.gather(runs, progress=progress)
     for line in lines:

@@ -105,8 +105,11 @@ def extract(
     Run it again to finish or update it.
     """
     from mer.pipeline import extraction
+    from mer.pipeline.runtime.outputs import STORE, check_replaceable
     from mer.pipeline.runtime.progress import choose
 
+    if given["force"]:
+        check_replaceable(out, STORE)
     checks = Together(MerError, click.UsageError)
     where = checks.of(lambda: where_to_run(workers, scheduler, shard, lock=not no_lock))
     given |= checks.of(lambda: budgets(budget_seconds, budget_tokens, budget_pictures)) or {}
@@ -218,7 +221,10 @@ def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], no_lock:
     copying them.
     """
     from mer.pipeline.interchange.joining import join as put_together
+    from mer.pipeline.runtime.outputs import STORE, check_replaceable
 
+    if choices["force"]:
+        check_replaceable(out, STORE)
     names = {}
     for spelled in renamed:
         place, equals, name = spelled.rpartition("=")

@@ -113,6 +113,11 @@ def predict(
     out = checked_out(out, as_csv, as_json)
     check_run_folders([run, *others])
     check_clips_are_there(clips, audio, manifest_file)
+    if out is not None:
+        from mer.pipeline.runtime.outputs import PREDICTIONS, check_replaceable
+
+        read = [*clips, *(path for path in (audio, video, manifest_file) if path is not None)]
+        check_replaceable(out[0], PREDICTIONS, sources=map(Path, read))
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer.commands import predicting

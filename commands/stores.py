@@ -220,8 +220,11 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, no_loc
     """
     from mer.pipeline.interchange.foreign import ImportOptions
     from mer.pipeline.interchange.importing import write_store
+    from mer.pipeline.runtime.outputs import STORE, check_replaceable
     from mer.pipeline.runtime.progress import choose
 
+    if force:
+        check_replaceable(out, STORE)
     try:
         rates = {name: float(value) for name, value in rates.items()}
     except ValueError:
