@@ -178,10 +178,11 @@ def prepare(
     """Build and check the manifest of DATASET (`mer datasets`), or of your own table or folder;
     print what was found against what is expected.
     """
-    from mer.pipeline.datasets import OWN, default_root
+    from mer.pipeline.datasets import OWN, check_known, default_root
     from mer.pipeline.datasets import prepare as build
     from mer.pipeline.datasets.prepared import manifest_path
 
+    check_known(dataset)
     if dataset != "folder" and (pattern is not None or mapping):
         raise click.UsageError("--pattern and --map go with `mer prepare folder`")
     if dataset != "table" and (source is not None or audio_dir is not None or columns):
