@@ -178,11 +178,12 @@ def prepare(
     """Build and check the manifest of DATASET (`mer datasets`), or of your own table or folder;
     print what was found against what is expected.
     """
-    from mer.pipeline.datasets import OWN, default_root
+    from mer.pipeline.datasets import OWN, check_known, default_root
     from mer.pipeline.datasets import prepare as build
     from mer.pipeline.datasets.prepared import manifest_path
     from mer.pipeline.runtime.outputs import MANIFEST, check_replaceable
 
+    check_known(dataset)
     if out is not None:
         check_replaceable(out, MANIFEST, sources=() if source is None else (source,))
     if dataset != "folder" and (pattern is not None or mapping):

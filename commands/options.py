@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from mer.pipeline.errors import Together
+from mer.pipeline.runtime.terminal import shown
 
 TYPED = "mer.typed"  # where the context has the words of the command line
 NO_LOCK = click.option(
@@ -41,7 +42,21 @@ def parted(option: str, form: str, given: tuple[str, ...]) -> dict[str, str]:
     bad = [pair for pair in given if "=" not in pair]
     if bad:
         raise click.UsageError(f"{option} {bad[0]}: expected {form}")
-    return dict(pair.split("=", 1) for pair in given)
+    split = [pair.split("=", 1) for pair in given]
+    if twice := _given_twice(split):
+        raise click.UsageError(f"{option} {twice}")
+    return {name: value for name, value in split}
+
+
+def _given_twice(split: list[list[str]]) -> str | None:
+    """What is said of the first name that has two values; None: each name is there once."""
+    first: dict[str, str] = {}
+    for name, value in split:
+        if name in first:
+            both = f"{shown(first[name], 60)} and {shown(value, 60)}"
+            return f"{shown(name, 60)} is given twice, as {both}; give it once"
+        first[name] = value
+    return None
 
 
 def mapped(columns: tuple[str, ...]) -> dict[str, str]:
@@ -51,13 +66,15 @@ def mapped(columns: tuple[str, ...]) -> dict[str, str]:
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """NAME=VALUE options as a dict."""
-    out = {}
+    split = []
     for value in values:
         name, equals, rest = value.partition("=")
         if not equals or not name or not rest:
             raise click.BadParameter(f"'{value}' is not NAME=VALUE")
-        out[name] = rest
-    return out
+        split.append([name, rest])
+    if twice := _given_twice(split):
+        raise click.BadParameter(twice)
+    return {name: rest for name, rest in split}
 
 
 def check_run_folders(runs: Iterable[Path]) -> None:

@@ -14,7 +14,13 @@ from inspect import signature
 from pathlib import Path
 
 from mer.pipeline.datasets import corpora, folds, unimodal
-from mer.pipeline.datasets.findings import Findings, class_gaps, count, overlaps
+from mer.pipeline.datasets.findings import (
+    Findings,
+    class_gaps,
+    count,
+    overlaps,
+    unknown_overlaps,
+)
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.cells import warn_near_duplicates
@@ -76,13 +82,7 @@ def prepare(
                 "with it"
             )
         return complete(*build(labels=labels, **{folder: root}, **options))
-    if name not in DATASETS:
-        if remedy := corpora.of_own_files(name):
-            raise DataError(remedy)
-        raise DataError(
-            f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, *OWN))}; known: "
-            f"{', '.join(DATASETS)}; and {', '.join(OWN)}, for your own files and lists"
-        )
+    check_known(name)
     taken = _options(name)
     if unknown := [option for option in options if option not in taken]:
         hint = f"; it takes {', '.join(taken)}" if taken else ""
@@ -94,6 +94,18 @@ def prepare(
     if not len(manifest):
         raise DataError(f"{name}: no utterance found under {root}; to get it: {info.obtain}")
     return complete(manifest, findings)
+
+
+def check_known(name: str) -> None:
+    """Raise DataError for a name that is in neither `DATASETS` nor `OWN`, with what to do."""
+    if name in DATASETS or name in OWN:
+        return
+    if remedy := corpora.of_own_files(name):
+        raise DataError(remedy)
+    raise DataError(
+        f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, *OWN))}; known: "
+        f"{', '.join(DATASETS)}; and {', '.join(OWN)}, for your own files and lists"
+    )
 
 
 def takes(name: str, option: str) -> bool:
@@ -117,6 +129,7 @@ def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings
     findings.warnings += class_gaps(manifest, findings.counts)
     findings.warnings += unimodal.warnings(findings.unimodal, manifest)
     findings.overlaps |= overlaps(manifest.rows, language=manifest.language)
+    findings.overlaps_unknown |= unknown_overlaps(manifest.rows)
     manifest.source["report"] = findings.to_dict()
     return manifest, findings
 

@@ -47,6 +47,9 @@ class Findings:
     unimodal: dict[str, UnimodalCounts] = field(default_factory=dict)
     # "train/test" -> texts, long_texts, speakers
     overlaps: dict[str, dict[str, int]] = field(default_factory=dict)
+    # "train/test" -> texts, speakers: those of which one of the two has none, so that an overlap
+    # is not known
+    overlaps_unknown: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -98,7 +101,7 @@ class Findings:
             lines.append("the whole lists: the same command with --json")
         lines += folds.lines(self.folds)
         lines += unimodal.lines(self.unimodal)
-        lines += _told_overlaps(self.overlaps)
+        lines += _told_overlaps(self.overlaps, self.overlaps_unknown)
         return lines + [f"warning: {warning}" for warning in self.warnings]
 
     def _compared(self) -> str:
@@ -125,6 +128,7 @@ class Findings:
             "unlabelled": self.unlabelled,
             "unimodal": {name: asdict(one) for name, one in self.unimodal.items()},
             "overlaps": self.overlaps,
+            "overlaps_unknown": self.overlaps_unknown,
             "warnings": self.warnings,
         }
 
@@ -138,22 +142,44 @@ def _with_reasons(why: Mapping[str, str]) -> list[str]:
     return [f"{name} ({reason})" for name, reason in why.items()]
 
 
-def _told_overlaps(found: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _told_overlaps(
+    found: Mapping[str, Mapping[str, int]], unknown: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Lines on what splits share: the pairs that share nothing together, then each other pair."""
     lines = []
-    clean = [pair for pair, number in found.items() if not any(number.values())]
-    if clean:
-        lines.append(f"overlap {', '.join(clean)}: no text and no speaker is in both")
+    clean: dict[str, list[str]] = {}  # what is said -> the pairs of which it is said
     for pair, number in found.items():
-        if pair in clean:
+        if not any(number.values()):
+            clean.setdefault(_nothing_shared(unknown.get(pair, ())), []).append(pair)
+    for said, pairs in clean.items():
+        lines.append(f"overlap {', '.join(pairs)}: {said}")
+    for pair, number in found.items():
+        if not any(number.values()):
             continue
         left, right = pair.split("/")
         repeated = plural(number["texts"], f"{right} utterance has", f"{right} utterances have")
-        lines.append(
-            f"overlap {pair}: {repeated} a text that {left} has ({number['long_texts']:,} with a "
-            f"text of at least {LONG_TEXT} words), "
-            f"{plural(number['speakers'], 'speaker is', 'speakers are')} in both"
+        speakers = f"{plural(number['speakers'], 'speaker is', 'speakers are')} in both"
+        if "speakers" in unknown.get(pair, ()):
+            speakers = "speakers are not known"
+        texts = (
+            f"{repeated} a text that {left} has ({number['long_texts']:,} with a text of at least "
+            f"{LONG_TEXT} words)"
         )
+        if "texts" in unknown.get(pair, ()):
+            texts = "texts are not known"
+        lines.append(f"overlap {pair}: {texts}, {speakers}")
     return lines
+
+
+def _nothing_shared(unknown: Sequence[str]) -> str:
+    """What is said of two splits that share nothing that is known."""
+    if "texts" in unknown and "speakers" in unknown:
+        return "not known, as there are no texts and no speakers in one or both"
+    if "texts" in unknown:
+        return "no speaker is in both; texts are not known"
+    if "speakers" in unknown:
+        return "no text is in both; speakers are not known"
+    return "no text and no speaker is in both"
 
 
 def count(manifest: Manifest) -> dict[str, dict[str, int]]:
@@ -284,6 +310,29 @@ def overlaps(rows: Iterable[Utterance], *, language: str = "en") -> dict[str, di
         both = speakers.get(left, set()) & speakers.get(right, set())
         found[f"{left}/{right}"] = {"texts": same, "long_texts": long, "speakers": len(both)}
     return found
+
+
+def unknown_overlaps(rows: Iterable[Utterance]) -> dict[str, list[str]]:
+    """What cannot be compared between two splits, since one of them has none of it.
+
+    Args:
+        rows: The utterances.
+
+    Returns:
+        "train/test" -> `texts`, `speakers` or both; pairs of which both are known are left out.
+    """
+    known: dict[str, set[str]] = {}
+    for u in rows:
+        if u.split:
+            there = known.setdefault(u.split, set())
+            there |= {"texts"} if u.text else set()
+            there |= {"speakers"} if u.speaker else set()
+    unknown = {}
+    for left, right in combinations([split for split in SPLITS if split in known], 2):
+        lacking = [what for what in ("texts", "speakers") if what not in known[left] & known[right]]
+        if lacking:
+            unknown[f"{left}/{right}"] = lacking
+    return unknown
 
 
 def shared_texts(

@@ -26,7 +26,7 @@ from mer.pipeline.datasets.filenames import (
 from mer.pipeline.datasets.files import cut_blanks, look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
-from mer.pipeline.datasets.newclips import WORDS, no_media, words_beside, words_of
+from mer.pipeline.datasets.newclips import WORDS, is_own_manifest, no_media, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
 from mer.pipeline.datasets.tablelabels import given_names
 from mer.pipeline.datasets.tablevalues import POSITION
@@ -40,6 +40,10 @@ LABEL_FIELDS = ("label", "emotion")  # the first of them that the pattern has
 COLUMNS = (
     *("id", "text", "speaker", "sentence", "session", "dialogue", "position", "split"),
     *LABEL_FIELDS,
+)
+FIXED_UNKNOWN = (
+    "the same sentences are said in every emotion: text carries no emotion here; so far the "
+    "utterances have none"
 )
 LEFT_OUT = ""  # --map CODE=: utterances of that code are left out
 
@@ -97,7 +101,8 @@ def prepare(
         raise DataError(f"--map leaves none of {shown(root, 100)}'s files; map a label to a class")
     classes = _classes(rows, labels, mapping)
     rows = _split(rows, split, seed, findings)
-    _warn_of_sentences(utterances.values(), rules, findings)
+    has_text = any(row.text for row in rows)
+    _warn_of_sentences(utterances.values(), rules, findings, has_text=has_text)
     info = CorpusInfo.unknown(name, language)
     rows = look(rows, root, info, findings)
     warn_of_places(rows, findings)
@@ -123,7 +128,7 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
         ending = os.path.splitext(path)[1].lower()
         if is_media(path):
             paths.append(path)
-        elif ending != WORDS:
+        elif ending != WORDS and not is_own_manifest(root / path):
             endings[ending] += 1
     check_names(root, paths)
     (pattern,) = rules.patterns
@@ -258,13 +263,19 @@ def _split(rows: Sequence[Utterance], split: str, seed: int, findings: Findings)
 
 
 def _warn_of_sentences(
-    utterances: Iterable[tuple[Named, Named | None]], rules: FileRules, findings: Findings
+    utterances: Iterable[tuple[Named, Named | None]],
+    rules: FileRules,
+    findings: Findings,
+    *,
+    has_text: bool,
 ) -> None:
-    """Say so where most sentences are said with several labels."""
+    """Say so where most sentences are said with several labels; without a text what it would be
+    worth.
+    """
     labels: dict[str, set[str]] = {}
     for heard, _ in utterances:
         if "sentence" in heard.fields and rules.label:
             labels.setdefault(heard.fields["sentence"], set()).add(heard.fields[rules.label])
     several = sum(len(found) > 1 for found in labels.values())
     if labels and 2 * several > len(labels):
-        findings.warnings.append(FIXED)
+        findings.warnings.append(FIXED if has_text else FIXED_UNKNOWN)

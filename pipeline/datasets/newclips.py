@@ -188,15 +188,29 @@ def _of_table(path: Path, task: str, root: Path | None, columns: Mapping[str, st
     return found
 
 
+def is_own_manifest(path: Path) -> bool:
+    """Whether a file is a manifest that `mer prepare` wrote, as in the folder that it is of."""
+    if path.suffix.lower() != PARQUET:
+        return False
+    try:
+        return _has_mark(path)
+    except (*FAILURES, DataError):
+        return False
+
+
 def _is_manifest(path: Path) -> bool:
     """Whether a Parquet file is a manifest. A file that cannot be read counts as one: the error of
     reading it as a manifest then says why.
     """
     try:
-        with path.open("rb") as file:
-            return b"mer" in (open_parquet(file, path).schema_arrow.metadata or {})
+        return _has_mark(path)
     except FAILURES:
         return True
+
+
+def _has_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"mer" in (open_parquet(file, path).schema_arrow.metadata or {})
 
 
 def _told(findings: Findings) -> list[str]:

@@ -36,10 +36,17 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import GAP_WORDS, strip, text_cell, warn_gap_words
 from mer.pipeline.runtime.delimited import SEPARATORS
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 
 SHOWN_FIELDS = 7  # in a message that a table has none of them
+# Fields that one column may hold: a film is heard and seen, a dialogue may be of one speaker.
+MAY_SHARE = (
+    {"audio", "video"},
+    {"start", "video_start"},
+    {"end", "video_end"},
+    {"speaker", "dialogue", "session"},
+)
 
 
 def prepare(
@@ -121,6 +128,7 @@ def prepare(
     _check_content(table, root, fields)
     ids = _ids(table, findings)
     _warn_of_gaps(table, findings)
+    _warn_of_shared_columns(table, findings)
     if targeted:
         labelling = labelled_by_targets(table, targeted, findings)
     elif voted:
@@ -160,6 +168,7 @@ def prepare(
     if speaker_independent:
         check_speakers(str(source), counted(rows))
     rows = look(rows, root.folder, CorpusInfo.unknown(name, language), findings)
+    _warn_of_no_file(table, rows, root, findings)
     warn_of_places(rows, findings)
     made = {"table": source.name, "columns": dict(columns), "split": split, "seed": seed}
     manifest = Manifest(name, task, labelling.names, tuple(rows), root.folder, language, made)
@@ -275,6 +284,39 @@ def _warn_of_gaps(table: Table, findings: Findings) -> None:
         findings.warnings += warn_gap_words(table.data.get(field, ()), what)
 
 
+def _warn_of_no_file(
+    table: Table, rows: Sequence[Utterance], root: MediaRoot, findings: Findings
+) -> None:
+    """Say so where not one of the media files is there: a wrong column or folder, most likely."""
+    with_media = [u for u in rows if u.audio or u.video]
+    if len(with_media) < 2 or len(findings.missing) < len(with_media):
+        return
+    field = "audio" if any(u.audio for u in with_media) else "video"
+    column = table.mapped.get(field, field)
+    findings.warnings.append(
+        f"none of the {plural(len(with_media), 'file')} is there; is '{shown(column, 40)}' the "
+        f"column of the {field}, and {root.option} their folder?"
+    )
+
+
+def _warn_of_shared_columns(table: Table, findings: Findings) -> None:
+    """Say which columns are read as two fields, such as the label as the transcript, which a model
+    would then read off. What may well be one column (`MAY_SHARE`, the id and any other) is not.
+    """
+    fields_of: dict[str, list[str]] = {}
+    for field in table.data:
+        name = TARGET if field.startswith(TARGET) else field
+        column = field.removeprefix(TARGET) if name == TARGET else table.mapped.get(field, field)
+        if name == TARGET or name in FIELDS[1:]:
+            fields_of.setdefault(column, []).append(name.strip(" :"))
+    for column, fields in fields_of.items():
+        if len(fields) > 1 and not any(may >= set(fields) for may in MAY_SHARE):
+            findings.warnings.append(
+                f"column {shown(column, 40)} is read as {' and as '.join(fields)}: is another "
+                "meant for one of them?"
+            )
+
+
 # --- splits and folds
 
 
@@ -301,12 +343,14 @@ def _splits(table: Table, split: str, seed: int, findings: Findings) -> list[str
         return _given_splits(table, given, findings)
     field = _group_field(table)
     if field is None:
-        why = "no split, and no dialogue or speaker on every row (--column speaker=NAME)"
+        why = "no split, and no dialogue or speaker (--column speaker=NAME)"
         findings.warnings.append(f"{why}: each utterance is its own group (seed {seed})")
         return split_groups(map(str, range(len(table))), seed)
-    groups = table.data[field]
-    count = len(set(groups))
-    if count < len(SHARES):
+    named = table.data[field]
+    count = len(set(named) - {None})
+    # no name has a zero byte, so that a row without one is in nobody's group
+    groups = [name or f"\0{i}" for i, name in enumerate(named)]
+    if len(set(groups)) < len(SHARES):
         raise DataError(
             f"{table.source}: no split column and only {count} {field}s, too few for train, dev "
             "and test; add a split column, or --split none and train with --folds"
@@ -314,15 +358,25 @@ def _splits(table: Table, split: str, seed: int, findings: Findings) -> list[str
     findings.warnings.append(
         f"no split column: split by {field} with seed {seed} ({count:,} {field}s)"
     )
+    if without := [i for i, name in enumerate(named) if not name]:
+        one = f"row without a {field} is a group of its own"
+        several = f"rows without a {field} are groups of their own"
+        findings.warnings.append(
+            f"{plural(len(without), one, several)} in the split, the first on "
+            f"{table.place(without[0])}"
+        )
     return split_groups(groups, seed)
 
 
 def _group_field(table: Table) -> str | None:
-    """What the rows are grouped by: the first field that every row has."""
+    """What the rows are grouped by: the first field that every row has, else the one that fewest
+    rows lack; None where no row has any.
+    """
+    lacking = {}
     for field in GROUPS:
-        if field in table.data and all(table.data[field]):
-            return field
-    return None
+        if any(table.column(field)):
+            lacking[field] = sum(not name for name in table.data[field])
+    return min(lacking, key=lambda field: lacking[field], default=None)
 
 
 def _given_splits(table: Table, given: list[str | None], findings: Findings) -> list[str]:

@@ -5,6 +5,7 @@ features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
@@ -36,6 +37,7 @@ MODALITIES = {
     "text": ("text", "language"),
     "vision": ("vision", "video", "visual"),
 }
+NEARLY = 0.75  # from this ratio of common letters (difflib) a modality is taken for misspelt
 MANY_NAMES = 40  # of what was left aside, in one line
 
 
@@ -91,6 +93,7 @@ def find_features(
         DataError: The user named an array that does not exist, or there are no features.
     """
     for modality, name in options.features.items():
+        _check_spelling(modality, name)
         if name not in names:
             raise DataError(
                 f"{path}: no features '{shown(name, 40)}' for {modality}; it has "
@@ -112,6 +115,19 @@ def find_features(
             f"{listed(names) or 'none'})"
         )
     return {modality: found[modality] for modality in (*MODALITIES, *found) if modality in found}
+
+
+def _check_spelling(modality: str, name: str) -> None:
+    """Raise DataError for a modality that is nearly one of the known ones. Others may be called as
+    one likes, `eeg` or `text2`.
+    """
+    word = modality.partition(".")[0]
+    near = get_close_matches(word.casefold(), list(MODALITIES), n=1, cutoff=NEARLY)
+    if near and word.isalpha() and word not in MODALITIES:
+        raise DataError(
+            f"--feature {shown(modality, 40)}={shown(name, 40)}: no such modality (did you mean "
+            f"'{near[0]}'?)"
+        )
 
 
 def find_layers(names: Iterable[str], modalities: Iterable[str]) -> dict[str, str]:
@@ -140,7 +156,11 @@ def _with_suffix(words: Sequence[str]) -> list[str]:
 
 
 def account(
-    names: Mapping[str, str], features: Mapping[str, str], task: str, there: Mapping[str, str]
+    names: Mapping[str, str],
+    features: Mapping[str, str],
+    task: str,
+    there: Mapping[str, str],
+    folders: Iterable[str] = (),
 ) -> str:
     """One line for the user on what became of a file.
 
@@ -149,6 +169,8 @@ def account(
         features: Modality -> array it was read from.
         task: Of which only the label or only the targets are used.
         there: Every column and array of the file -> what it is.
+        folders: Those that features lie in, where the columns are of a table beside them: a folder
+            may be called like a column.
 
     Returns:
         What was used as what, then what was left aside.
@@ -161,6 +183,9 @@ def account(
     used = {f"{field} = {name}": name for field, name in names.items() if field not in aside}
     used |= {f"{modality} features = {name}": name for modality, name in features.items()}
     rest = {name: what for name, what in there.items() if name not in used.values()}
+    for folder in folders:
+        if folder not in features.values():
+            rest[folder] = "(column and folder)" if folder in rest else "(folder)"
     line = ", ".join(used)
     return f"{line}; not used: {aside_line(rest)}" if rest else line
 

@@ -54,7 +54,6 @@ def read(path: Path, options: ImportOptions) -> Foreign:
     columns = {field: cells[name] for field, name in names.items()}
     there = dict.fromkeys(cells, "")
     there.pop(FILE, None)
-    there |= dict.fromkeys(folders, "(folder)")
     files = [name.removesuffix(NPY) for name in cells.get(FILE, columns["id"])]
     found = interpret(path, columns, options, header)
     dims = {
@@ -85,7 +84,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         frames=frames,
         header=header,
         source={"sha256_of_csv": sha256_file(table)},
-        notes=[*index.notes, account(names, arrays, found.task, there), *found.notes],
+        notes=[*index.notes, account(names, arrays, found.task, there, folders), *found.notes],
     )
 
 
