@@ -402,6 +402,30 @@ def folds(
     return made, tuple(notes)
 
 
+def untested(table: pa.Table, target: np.ndarray, by: str, tested: np.ndarray) -> dict[str, int]:
+    """How many rows no fold tests, by what they lack.
+
+    Args:
+        table: The store's.
+        target: Of all its rows, as `targets` gives it.
+        by: As for `folds`.
+        tested: The rows that the folds test.
+
+    Returns:
+        Counts under `by` (rows without such a group), "label" (those of groups without a labelled
+        row, which are no folds) and "fold" (others); none that is 0.
+    """
+    outside = np.full(len(table), True)
+    outside[tested] = False
+    lacks_group = np.full(len(table), False)
+    if by != PUBLISHED:
+        lacks_group = np.array([value is None for value in _values(table, by)], dtype=bool)
+    lacks_label = ~lacks_group & ~labelled(target)
+    parts = {by: lacks_group, "label": lacks_label, "fold": ~lacks_group & ~lacks_label}
+    counts = {name: int((outside & part).sum()) for name, part in parts.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
 def _published_folds(table: pa.Table, target: np.ndarray) -> list[Fold]:
     names = published(table)
     if not names:
