@@ -15,7 +15,7 @@ import numpy as np
 from mer.fusion.batch import ContextSpec
 from mer.fusion.evaluation.answer_text import missing_lines
 from mer.fusion.evaluation.answering import modalities_of, predict_rows
-from mer.fusion.evaluation.ensemble import check_alike, mean_table, members, title
+from mer.fusion.evaluation.ensemble import ALONE, check_alike, mean_table, members, title
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runtime.devices import pick_device
 from mer.fusion.runtime.typed import tree
@@ -250,6 +250,8 @@ def _rows(
     found = []
     for row, (clip, there) in zip(table.to_pylist(), answerable, strict=True):
         read = WORDS in there
+        # a head answers something of nothing, too
+        silent = (f"{ALONE}{m}" for m in run.spec.modalities if m not in there)
         had_by_clip: dict[str, Any] = {
             "file": clip.audio or clip.video,
             "modalities": list(there),
@@ -262,6 +264,7 @@ def _rows(
         }
         if any(one.result.scaling is not None for one in runs):
             had_by_clip["temperature"] = _temperature(runs)
+        row |= {name: None for name in silent if name in row}
         found.append({**row, **had_by_clip})
     return found
 

@@ -79,6 +79,7 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
     for line in (
         runs_table.tied(matching, len(rows), sort, metric) if sort is not None else "",
         runs_table.common(rows, names),
+        runs_table.trials(rows),
         runs_table.meaning(rows, metric),
         runs_table.could_go(matching),
     ):

@@ -109,6 +109,25 @@ def labelled(target: np.ndarray) -> np.ndarray:
     return target >= 0 if target.ndim == 1 else ~np.isnan(target).any(1)
 
 
+def check_any(taught: np.ndarray) -> None:
+    """Raise DataError where no row of a store is `taught` (N,), whatever part it is in."""
+    if not taught.any():
+        raise DataError(
+            "the store has no labelled training rows, nor others: none of its "
+            f"{plural(len(taught), 'row')} has a label; give the table or manifest that it was "
+            "made from labels, and run the same `mer extract` (which then encodes nothing) or "
+            "`mer import` again"
+        )
+
+
+def taught_rows(table: pa.Table, target: np.ndarray, config: DataConfig) -> np.ndarray:
+    """(N,) bool: whether training can learn from a row of the store, by its label or its shares."""
+    known = labelled(target)
+    if config.soft_labels:  # a row whose raters are split evenly has shares to learn, and no label
+        return known | table["targets"].is_valid().to_numpy()
+    return known
+
+
 def scale(target: np.ndarray, task: str) -> tuple[tuple[float, float], ...]:
     """(mean, deviation) of each of several targets over their labelled rows; () of anything else.
 
@@ -164,15 +183,14 @@ def assign(
     else:
         train, dev, notes = _outside(table, fold)
     known = labelled(target)
-    taught = known
-    if config.soft_labels:  # a row whose raters are split evenly has shares to learn, and no label
-        taught = known | table["targets"].is_valid().to_numpy()
+    taught = taught_rows(table, target, config)
     unlabelled = int((~taught[train]).sum() + (~known[dev]).sum())
     if unlabelled:
         notes.append(f"{plural(unlabelled, 'row')} without a label left out of train and dev")
     train_pool, dev_pool = train, dev
     train, dev = train[taught[train]], dev[known[dev]]
     if not len(train):
+        check_any(taught)
         raise DataError(
             "the store has no labelled training rows: none of the "
             f"{plural(len(train_pool), 'row')} to train on has a label; give its table labels "
@@ -364,6 +382,7 @@ def folds(
         return _published_folds(table, target), ()
     size = _sizes(table, target, by)
     if len(size) < FEWEST_FOLDS:
+        check_any(labelled(target))
         enough = (g for g in FOLDS if g != by and len(_sizes(table, target, g)) >= FEWEST_FOLDS)
         other = next(enough, None)
         remedy = f"; by {other} there are enough: --folds {other}" if other else ""
@@ -383,6 +402,30 @@ def folds(
     return made, tuple(notes)
 
 
+def untested(table: pa.Table, target: np.ndarray, by: str, tested: np.ndarray) -> dict[str, int]:
+    """How many rows no fold tests, by what they lack.
+
+    Args:
+        table: The store's.
+        target: Of all its rows, as `targets` gives it.
+        by: As for `folds`.
+        tested: The rows that the folds test.
+
+    Returns:
+        Counts under `by` (rows without such a group), "label" (those of groups without a labelled
+        row, which are no folds) and "fold" (others); none that is 0.
+    """
+    outside = np.full(len(table), True)
+    outside[tested] = False
+    lacks_group = np.full(len(table), False)
+    if by != PUBLISHED:
+        lacks_group = np.array([value is None for value in _values(table, by)], dtype=bool)
+    lacks_label = ~lacks_group & ~labelled(target)
+    parts = {by: lacks_group, "label": lacks_label, "fold": ~lacks_group & ~lacks_label}
+    counts = {name: int((outside & part).sum()) for name, part in parts.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
 def _published_folds(table: pa.Table, target: np.ndarray) -> list[Fold]:
     names = published(table)
     if not names:
@@ -393,6 +436,7 @@ def _published_folds(table: pa.Table, target: np.ndarray) -> list[Fold]:
             f"prepare table --help`) or `mer prepare emobox`{remedy}"
         )
     known = labelled(target)
+    check_any(known)
     for name in names:
         parts = _parts(table, name)
         for part in ("train", "test"):

@@ -42,9 +42,9 @@ def prediction_lines(row: Mapping[str, Any], spec: DataSpec) -> list[str]:
         lines.append(f"  calibrated     on dev, temperature {_temperature(row['temperature'])}")
     if row.get("seed", 0) is None:
         lines.append(f"  ensemble       {row['model']}")
-    alone = _known(row, "pred_", spec)
+    alone = {m: row[f"pred_{m}"] for m in spec.modalities if f"pred_{m}" in row}
     if alone:
-        said = (f"{m} {_decision(pred, ',', spec)}" for m, pred in alone.items())
+        said = (f"{m} {_alone(pred, spec)}" for m, pred in alone.items())
         lines.append("  each alone     " + "  ".join(said))
     share = _known(row, "attention_", spec)
     if share:
@@ -116,13 +116,15 @@ def as_csv(rows: Sequence[Mapping[str, Any]], spec: DataSpec) -> str:
     known = (*BEFORE, *scores, *BEHIND)
     others = []
     for name in rows[0] if rows else ():
-        kept = name.startswith(("attention_", "pred_")) or name in (
+        kept = name.startswith("attention_") or name in (
             "disagreement",
             "turns",
             "noted",
             "temperature",
         )
-        if kept and any(row[name] not in (None, []) for row in rows):
+        answered = kept and any(row[name] not in (None, []) for row in rows)
+        # that of a head stays where every clip lacks its modality: the model has the head
+        if answered or name.startswith("pred_"):
             others.append(name)
     last = [name for name in LAST if not rows or name in rows[0]]
     heads = [*known, *others, *last]
@@ -163,6 +165,11 @@ def _known(row: Mapping[str, Any], prefix: str, spec: DataSpec) -> dict[str, Any
     """The columns `prefix` + modality that the model has an answer for, by modality."""
     values = {m: row.get(f"{prefix}{m}") for m in spec.modalities}
     return {m: value for m, value in values.items() if value is not None}
+
+
+def _alone(pred: Any, spec: DataSpec) -> str:
+    """What a modality's own head decides; of one that the clip lacks it decides nothing."""
+    return "–" if pred is None else _decision(pred, ",", spec)
 
 
 def _temperature(value: float | str) -> str:

@@ -114,11 +114,14 @@ def evaluate(
         rows, what = np.unique(np.concatenate(opened)), "row" if split == WHOLE else f"{split} row"
         for line in sources.absent_notes(store, run.children[0].spec, rows, what):
             note(line)
+        tested_once = split == "test" and labels is None
+        untested = _untested(run, store, rows) if tested_once else None
     found: SingleMetrics | GroupMetrics = results[0].metrics
     table = results[0].table
     if isinstance(run.info, GroupInfo):
         shared = labels is not None or split == WHOLE
         found, table = _aggregate(run, results, shared=shared)
+        found = replace(found, untested=untested)
     write(run.path, stem, found, table)
     if predictions is not None:
         write_parquet(table, Path(predictions))
@@ -175,6 +178,15 @@ def _score_children(
             if isinstance(run.info, GroupInfo):
                 write(child.path, stem, figures, table)
     return results, opened
+
+
+def _untested(run: Run, store: FeatureStore, tested: np.ndarray) -> dict[str, int] | None:
+    """How many rows of a store are `tested` in no fold of a run; None: none, or it has no folds."""
+    folds = run.info.folds if isinstance(run.info, GroupInfo) else None
+    if folds is None:
+        return None
+    target = splits.targets(store.table(), store.header.task, store.header.labels)
+    return splits.untested(store.table(), target, folds, tested) or None
 
 
 def _seen_now(run: Run, store: FeatureStore, opened: Sequence[np.ndarray]) -> ledger.Seen:

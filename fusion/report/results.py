@@ -227,6 +227,18 @@ def untrained(names: Sequence[str]) -> str:
     )
 
 
+def _not_counted(scores: SingleMetrics | GroupMetrics) -> str:
+    """How many utterances are in no figure, and what they lack; empty where there are none."""
+    untested = (scores.untested or {}) if isinstance(scores, GroupMetrics) else {}
+    counts = {"without a label": scores.unlabelled + untested.get("label", 0)}
+    for name, count in untested.items():
+        if name not in ("label", "fold"):
+            counts[f"without a {name}, so of no fold"] = count
+    counts["of no fold's test part"] = untested.get("fold", 0)
+    said = [f"{plural(count, 'utterance')} {why}" for why, count in counts.items() if count]
+    return f"Not counted: {'; '.join(said)}." if said else ""
+
+
 def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
     """What a reader must know before quoting the figures."""
     lines = []
@@ -238,8 +250,8 @@ def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
         lines.append(untrained(scores.untrained_encoders))
     if measured_alike := _measures_of_another(scores):
         lines.append(measured_alike)
-    if scores.unlabelled:
-        lines.append(f"Not counted: {plural(scores.unlabelled, 'utterance')} without a label.")
+    if not_counted := _not_counted(scores):
+        lines.append(not_counted)
     lines += read_as(scores)
     if scores.soft is not None:
         ties = plural(round(scores.soft.ties), "row")

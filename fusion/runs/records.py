@@ -434,7 +434,9 @@ class GroupRow:
 @dataclass(frozen=True, kw_only=True)
 class GroupMetrics(Metrics):
     """Figures over seeds or folds: `metrics` are means, `sd` sample deviations; `pooled`, with
-    folds, is of all held-out predictions together; `confusion` is the mean over seeds.
+    folds, is of all held-out predictions together; `confusion` is the mean over seeds; `untested`
+    counts rows that no fold tests, as `mer.fusion.data.splits.untested` does (None: there are
+    none).
     """
 
     kind: Literal["group"] = "group"
@@ -446,6 +448,7 @@ class GroupMetrics(Metrics):
     pooled: Figures | None
     runs: tuple[GroupRow, ...]
     confusion: Confusion | None = optional()
+    untested: dict[str, int] | None = optional()
 
 
 # ---- Comparisons

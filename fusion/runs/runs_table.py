@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from mer.fusion.measures import metrics
@@ -19,7 +20,7 @@ from mer.fusion.runs.runs_columns import (
     spelled,
     value_of,
 )
-from mer.fusion.runtime import typed
+from mer.fusion.runtime import files, typed
 from mer.pipeline.runtime.cells import guarded
 from mer.pipeline.runtime.terminal import amount, escape, plural, shown
 
@@ -163,6 +164,26 @@ def tied(matching: Sequence[RunRow], count: int, by: str, metric: str | None = N
     here = sum(value(row) == last for row in matching[:count])
     said = f"{_head(name, [name], matching[:count], metric)} {cell(matching[count], name, metric)}"
     return f"{plural(alike, 'run')} have {said}, of which {here:,} shown, by name"
+
+
+def trials(rows: Sequence[RunRow]) -> str:
+    """How many of the rows shown are trials of a search, as one line; empty where none is."""
+    count = sum(_is_trial(Path(row.run).absolute()) for row in rows)
+    if not count:
+        return ""
+    are = "is a trial" if count == 1 else "are trials"
+    return (
+        f"{count:,} of {plural(len(rows), 'run')} shown {are} of `mer tune`: the dev figure of the "
+        "best of many flatters"
+    )
+
+
+def _is_trial(path: Path) -> bool:
+    """Whether a run, or the group that it is in, is a trial of a search."""
+    for folder in (path, path.parent):
+        if folder.name.startswith(files.TRIAL):
+            return (folder.parent.parent / files.SEARCH).exists()
+    return False
 
 
 def meaning(rows: Sequence[RunRow], metric: str | None = None) -> str:

@@ -100,6 +100,7 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
     """
     spec, loop = spec_of(store, config), config.train
     target = splits.targets(store.table(), spec.task, spec.labels)
+    splits.check_any(splits.taught_rows(store.table(), target, config.data))
     known = infer.names_of_figures(spec.task, spec.labels, measures_of(store, target))
     metric = loop.select_metric
     if metric == "auto":

@@ -45,7 +45,6 @@ from mer.pipeline.runtime.progress import SILENT, Silent
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
 
-HEAD = "tune.json"
 FORMAT, VERSION = "mer-tune", 1
 MOST_TRIALS = 10_000
 ELSEWHERE = "choose another --out"
@@ -175,7 +174,7 @@ def tune(
             note(f"{folder}: {left_behind}")
         _check_folder(folder, head)  # another one may just have begun
         files.tidy(folder)
-        files.write_json(folder / HEAD, typed.tree(head))
+        files.write_json(folder / files.SEARCH, typed.tree(head))
         for search in searches:
             search.folder.mkdir(exist_ok=True)
             _read_done(search)
@@ -264,7 +263,7 @@ def _checked(store: FeatureStore, search: Search, number_: int) -> tuple[Setting
 
 def _check_folder(folder: Path, head: Head) -> None:
     """Raise DataError for a folder that holds something else."""
-    path = folder / HEAD
+    path = folder / files.SEARCH
     if path.exists():
         there = files.read_json(path, Head, ELSEWHERE)
         if there.identity == head.identity:
@@ -325,7 +324,7 @@ class _Tasks:
         assert number_ is not None
         search.begun.add(number_)
         settings, config = _checked(self.store, search, number_)
-        folder = search.folder / f"trial-{number_:03d}"
+        folder = search.folder / f"{files.TRIAL}{number_:03d}"
         self._running[folder] = (search, number_, settings)
         config_text = configs.to_toml(config)
         return Task(str(self.store.path), config_text, folder, number_, self.options)

@@ -10,11 +10,13 @@ import pytest
 from mer.fusion import report
 from mer.fusion.config import DataConfig
 from mer.fusion.data import splits
+from mer.fusion.evaluation import layers
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
+from mer.pipeline.errors import DataError
 from mer.pipeline.store import FeatureStore, ModalityInfo, ShardWriter, build_index
 
-from tests.fusion.stores import quiet
+from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 
 LABELS = ("joy", "anger", "fear")
@@ -130,3 +132,31 @@ def test_a_store_of_one_class(tmp_path, options):
         "Every labelled utterance here is joy" in line
         for line in report.remarks(evaluate(run, note=quiet))
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "names"), [("single", LABELS), ("single", ()), ("regression", LABELS)]
+)
+@pytest.mark.parametrize("folds", [None, "speaker", "published"])
+def test_a_store_without_labels_is_refused_before_a_model_is_built(tmp_path, task, names, folds):
+    """PyTorch warned of a layer without outputs, and `--folds` was named, which needs labels."""
+    store = make_store(tmp_path, n=60, task=task, labels=names, unlabelled=60)
+    with pytest.raises(DataError, match="none of its 60 rows has a label") as caught:
+        experiment.train(store, settings(), tmp_path / "run", folds=folds, note=quiet)
+    assert "--folds" not in str(caught.value) and len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize("folds", [None, "speaker"])
+def test_probes_of_layers_need_labels_too(tmp_path, folds):
+    store = make_store(tmp_path, n=60, unlabelled=60, means={"audio": 3})
+    with pytest.raises(DataError, match="none of its 60 rows has a label"):
+        layers.probe(store, folds=folds)
+
+
+def test_where_another_part_has_labels_folds_are_named(tmp_path):
+    store = make_store(tmp_path, n=60)
+    table = store.table()
+    target = splits.targets(table, "single", store.header.labels)
+    train = np.array(table["split"].to_pylist()) == "train"
+    with pytest.raises(DataError, match="no labelled training rows.*--folds"):
+        splits.assign(table, np.where(train, -1, target), DataConfig())

@@ -35,6 +35,7 @@ def make_store(
     vectors: Sequence[str] = (),
     targets: Sequence[str] = (),
     prefix: str = "u",
+    ungrouped: Sequence[int] = (),
 ) -> FeatureStore:
     """`n` utterances in dialogues of 4 and 6 speakers; audio carries the label with strength
     `signal`, text half of it.
@@ -43,7 +44,7 @@ def make_store(
     `means`: layer means of so many layers, the signal strongest in the second; `stacks`: layers
     side by side, each as wide as `modalities` says; `absent`: rows without a modality; `vectors`:
     modalities of one step each; `targets`: several, rated from 1 to 7, that rise and fall with the
-    class in turn; `prefix`: of every id.
+    class in turn; `prefix`: of every id; `ungrouped`: rows without a dialogue, speaker and session.
     """
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
@@ -85,7 +86,7 @@ def make_store(
             "id": f"{prefix}{i:03d}",
             "split": ("train", "train", "train", "dev", "test")[(i // 4) % 5] if splits else "",
         }
-        if groups:
+        if groups and i not in ungrouped:
             row |= {
                 "dialogue": f"d{i // 4:02d}",
                 "speaker": f"s{i // 4 % 6}",

@@ -159,6 +159,23 @@ def test_how_many_match_and_how_many_are_alike_is_told(search):
     assert "shown, by name" not in mer("runs", search, "--sort", "dev", "--limit", "2").err
 
 
+def test_trials_of_a_search_are_said_to_be_such(search, trained, group):
+    """Found by a user: the best run by dev was one of many trials, which nothing said."""
+    tuned = search / "tune-toy"
+    for number in range(2):
+        shutil.copytree(trained, tuned / "concat" / f"trial-{number:03d}")
+    alone = shutil.copytree(trained, search / "drafts" / "concat" / "trial-000")
+    assert "mer tune" not in mer("runs", search).err, "a name alone makes no trial"
+    (tuned / "tune.json").write_text("{}")
+    assert "2 of 15 runs shown are trials of `mer tune`: " in mer("runs", search).err
+    first = mer("runs", tuned, "--limit", "1").err
+    assert "1 of 1 run shown is a trial of `mer tune`: " in first
+    assert "mer tune" not in mer("runs", alone).err
+    shutil.copytree(group, tuned / "concat" / "trial-002")
+    inside = mer("runs", ".", "--each", cwd=tuned / "concat" / "trial-002").err
+    assert "3 of 3 runs shown are trials" in inside
+
+
 def test_the_command_is_shown_where_nothing_else_differs(search):
     assert "mer train --features feats.h5" in mer("runs", search / "run-0").out
     assert "mer train --features feats.h5" not in mer("runs", search).out
