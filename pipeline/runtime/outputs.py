@@ -5,7 +5,6 @@ there, and only there: a mistyped name must not cost a store, a clip or the only
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +45,8 @@ def check_replaceable(
         option: That names `path`.
         sources: What the command reads; none of it is replaced, of whatever kind it is.
     """
-    if not os.path.lexists(path) or not path.is_file():
-        return  # of a folder, a pipe or a dangling link those who write it say what is wrong
+    if path.is_symlink() or not path.is_file():
+        return  # a link is replaced, not what it leads to; others are refused where they are written
     there = shown(path, 160)
     for source in sources:
         if source.exists() and path.samefile(source):
