@@ -46,7 +46,7 @@ def check_replaceable(
         sources: What the command reads; none of it is replaced, of whatever kind it is.
     """
     if path.is_symlink() or not path.is_file():
-        return  # a link is replaced, not what it leads to; others are refused where they are written
+        return  # a link is replaced, not what it leads to; others are refused when written
     there = shown(path, 160)
     for source in sources:
         if source.exists() and path.samefile(source):
