@@ -17,9 +17,10 @@ PARQUET = b"PAR1"
 HDF5 = b"\x89HDF"
 MANIFEST_KEY = b"mer"  # of the schema's metadata
 MANIFEST_FORMAT = "mer-manifest"
+TITLE = b"<title>mer "  # of a page
 # the first columns of `mer predict --out`, and columns of `mer evaluate --predictions`
 PREDICTED = ("id", "file", "pred")
-PREDICTED_LINE = b'{"id": '  # of JSON lines
+LINE_BYTES = 1 << 20  # looked at of JSON lines
 SCORED = ("id", "label", "pred", "tags")
 
 
@@ -70,17 +71,17 @@ def _is_store(path: Path, head: bytes) -> bool:
 
 
 def _is_page(path: Path, head: bytes) -> bool:
-    return head.lstrip().lower().startswith(b"<!doctype html")
+    return head.lstrip().lower().startswith(b"<!doctype html") and TITLE in head
 
 
 def _is_picture(path: Path, head: bytes) -> bool:
-    kinds = {".png": (b"\x89PNG",), ".svg": (b"<?xml", b"<svg"), ".html": (b"<!doctype", b"<html")}
-    begin = head.lstrip()[:9].lower() if path.suffix.lower() != ".png" else head
-    return begin.startswith(kinds.get(path.suffix.lower(), ()))
+    kinds = {".png": (b"\x89PNG",), ".svg": (b"<?xml", b"<svg")}
+    kind = path.suffix.lower()
+    return _is_page(path, head) if kind == ".html" else head.startswith(kinds.get(kind, ()))
 
 
 def _is_manifest(path: Path, head: bytes) -> bool:
-    metadata = (_schema(path, head).metadata or {}) if head.startswith(PARQUET) else {}
+    metadata = (_schema(path).metadata or {}) if head.startswith(PARQUET) else {}
     try:
         found = json.loads(metadata.get(MANIFEST_KEY, b"null"))
     except ValueError:
@@ -92,10 +93,10 @@ def _is_scored(path: Path, head: bytes) -> bool:
     """Whether it is a table of predictions that is no part of a run, whose files are sealed."""
     if not head.startswith(PARQUET) or (path.parent / "run.json").exists():
         return False
-    return set(SCORED) <= set(_schema(path, head).names)
+    return set(SCORED) <= set(_schema(path).names)
 
 
-def _schema(path: Path, head: bytes):
+def _schema(path: Path):
     """The schema of a Parquet file; an empty one where it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -107,7 +108,15 @@ def _schema(path: Path, head: bytes):
 
 
 def _is_predicted(path: Path, head: bytes) -> bool:
-    return head.startswith((",".join(PREDICTED).encode(), PREDICTED_LINE))
+    if head.startswith(",".join(PREDICTED).encode()):
+        return True
+    with path.open("rb") as file:
+        line = file.readline(LINE_BYTES)
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and set(PREDICTED) <= first.keys()
 
 
 STORE = Output("store", _is_store)

@@ -17,6 +17,8 @@ THINGS = {
     "picture.png": b"\x89PNG\r\n\x1a\nand so on",
     "features.parquet": b"PAR1 of somebody else",
     "run.json": b'{"format": "mer-run"}',
+    "clips.jsonl": b'{"id": "a", "audio": "a.wav", "label": "joy"}\n',
+    "page.html": b"<!doctype html>\n<title>My thesis</title>",
 }
 
 
@@ -63,7 +65,7 @@ def place(desk, tmp_path):
 def test_what_is_something_else_stays(desk, place, name):
     words = commands(desk)[name]
     for thing in [*THINGS, "other.h5"]:
-        if name == "evaluate" and thing in ("clips.csv", "notes.txt", "run.json"):
+        if name == "evaluate" and thing in ("clips.csv", "notes.txt", "run.json", "clips.jsonl"):
             continue  # refused by the ending of the name
         if thing == "other.h5" and name in ("extract", "join", "import"):
             continue  # a store: what they do with one is told elsewhere
