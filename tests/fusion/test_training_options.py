@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mer.fusion.config import load, to_toml
+from mer.fusion.config import TrainConfig, load, presets, to_toml
 from mer.fusion.evaluation import evaluate
 from mer.fusion.measures import calibration, metrics
 from mer.fusion.models import REGISTRY
@@ -37,10 +37,16 @@ def trained(store, folder, *sets, model="concat", note=quiet) -> Run:
 
 
 def test_defaults_leave_the_configuration_as_it_was_written_before():
-    text = to_toml(load(model="dmd"))
+    text = to_toml(TrainConfig(model="dmd"))
     for key in ("ema", "modality_dropout", "calibrate", "cooldown"):
         assert key not in text
     assert "pooling" not in to_toml(load(model="concat"))
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_a_preset_with_a_cosine_lets_it_end_when_training_ends(name):
+    chosen = load(preset=name)
+    assert chosen.optim.schedule != "cosine" or chosen.train.cooldown > 0
 
 
 @pytest.mark.parametrize(
