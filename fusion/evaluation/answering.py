@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from mer.fusion import infer
-from mer.fusion.data import sources, splits
+from mer.fusion.data import feature_sets, sources, splits
 from mer.fusion.data.sources import BatchSource
 from mer.fusion.evaluation import inconsistency
 from mer.fusion.measures import calibration
@@ -77,7 +77,7 @@ def modalities_of(
     summary = reads_summary(config.model, config.model_args)
     there = {}
     for m in run.reads:
-        n = sources.steps(store, spec, config.data, m, summary=summary)
+        n = feature_sets.steps(store, spec, config.data, m, summary=summary)
         there[m] = n[np.asarray(rows, dtype=np.int64)] > 0
     return [tuple(m for m in there if there[m][at]) for at in range(len(rows))]
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mer.fusion.data import sources, splits
+from mer.fusion.data import feature_sets, splits
 from mer.fusion.evaluation.answering import predict_rows
 from mer.fusion.evaluation.crosscorpus import WHOLE, LabelMap, label_map
 from mer.fusion.evaluation.means import deviation_of, mean_figures, mean_of, mean_parts
@@ -112,7 +112,7 @@ def evaluate(
         results, opened = _score_children(run, store, split, labels, stem, device, note, progress)
         seen_by = _seen_now(run, store, opened) if split in OPENED else None
         rows, what = np.unique(np.concatenate(opened)), "row" if split == WHOLE else f"{split} row"
-        for line in sources.absent_notes(store, run.children[0].spec, rows, what):
+        for line in feature_sets.absent_notes(store, run.children[0].spec, rows, what):
             note(line)
         tested_once = split == "test" and labels is None
         untested = _untested(run, store, rows) if tested_once else None

@@ -18,7 +18,7 @@ from torch import Tensor
 from mer.fusion import infer
 from mer.fusion.config import DataConfig
 from mer.fusion.data import splits
-from mer.fusion.data.sources import modality_of
+from mer.fusion.data.feature_sets import modality_of
 from mer.fusion.losses.supervised import task_loss
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.tables import glossary, number

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mer.fusion.data.sources import modality_of
+from mer.fusion.data.feature_sets import modality_of
 from mer.fusion.evaluation.layers import Curve, lines, meaning, option_of
 from mer.fusion.measures import metrics
 from mer.fusion.report import figures as pictures

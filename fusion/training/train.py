@@ -19,7 +19,7 @@ import torch
 from mer.fusion import infer
 from mer.fusion.batch import DataSpec
 from mer.fusion.config import DataConfig, TrainConfig, to_toml
-from mer.fusion.data import context, sources, splits, unimodal
+from mer.fusion.data import context, feature_sets, sources, splits, unimodal
 from mer.fusion.data.splits import Fold, Split
 from mer.fusion.measures import calibration, metrics
 from mer.fusion.models import build
@@ -412,15 +412,15 @@ def read_notes(training: Training) -> list[str]:
     """What of the store is read otherwise than it stands there."""
     store, spec = training.store, training.spec
     rows = np.concatenate([training.split.train, training.split.dev])
-    notes = sources.join_notes(store, spec, rows)
+    notes = feature_sets.join_notes(store, spec, rows)
     for part, mine in training.rows.items():
-        notes += sources.absent_notes(store, spec, mine, f"{part} row")
+        notes += feature_sets.absent_notes(store, spec, mine, f"{part} row")
     notes += unimodal.notes(store, spec, training.config, training.split)
     for name, one in spec.sources.items():
         if one.means or one.stack:
             what = plural(one.means, "layer mean") if one.means else plural(len(one.stack), "layer")
             notes.append(f"{name}: {what} mixed by learned weights (data.layers)")
-    if others := sources.unread(store, spec):
+    if others := feature_sets.unread(store, spec):
         notes.append(f"not read: {shown(', '.join(others), 120)} (name them in data.modalities)")
     return notes
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mer.fusion import infer
 from mer.fusion.batch import DataSpec
 from mer.fusion.config import TrainConfig
-from mer.fusion.data import context, sources, splits, unimodal
+from mer.fusion.data import context, feature_sets, splits, unimodal
 from mer.fusion.data.splits import Fold, Split
 from mer.fusion.measures import metrics
 from mer.fusion.models import build, reads_summary
@@ -67,7 +67,7 @@ class Training:
 
 
 def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
-    """By whose definitions the targets of `store` are scored (fusion.metrics)."""
+    """By whose definitions the targets of `store` are scored (`mer.fusion.measures.metrics`)."""
     if store.header.task != "regression":
         return "mosi"
     return metrics.measures_of(store.header.dataset, target, store.header.labels)
@@ -75,13 +75,14 @@ def measures_of(store: FeatureStore, target: np.ndarray) -> metrics.Measures:
 
 def spec_of(store: FeatureStore, config: TrainConfig) -> DataSpec:
     """What the model of `config` is built for."""
-    return sources.spec(store, config.data, summary=reads_summary(config.model, config.model_args))
+    summary = reads_summary(config.model, config.model_args)
+    return feature_sets.spec(store, config.data, summary=summary)
 
 
 def settled(store: FeatureStore, config: TrainConfig) -> TrainConfig:
     """The configuration with `data.layers` decided, where the store leaves a choice."""
     summary = reads_summary(config.model, config.model_args)
-    layers = sources.layers_of(store, config.data, summary=summary)
+    layers = feature_sets.layers_of(store, config.data, summary=summary)
     return replace(config, data=replace(config.data, layers=layers))
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from mer.fusion import config
-from mer.fusion.data import sources, splits
+from mer.fusion.data import feature_sets, sources, splits
 from mer.fusion.models import model_class
 from mer.fusion.runtime import devices
 from mer.fusion.training import optim
@@ -33,7 +33,7 @@ def measure(store, settings: config.TrainConfig, device: torch.device) -> dict:
     """One profiled step of the preset's batch size, and the number of operators of it and of a step
     four times as large.
     """
-    spec, size = sources.spec(store, settings.data), settings.train.batch_size
+    spec, size = feature_sets.spec(store, settings.data), settings.train.batch_size
     rows = np.arange(4 * size)
     target = splits.targets(store.table(), "single", LABELS)[rows]
     torch.manual_seed(0)

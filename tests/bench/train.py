@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mer.fusion import config
-from mer.fusion.data import sources, splits
+from mer.fusion.data import feature_sets, sources, splits
 from mer.fusion.models import model_class
 from mer.fusion.runtime import devices
 from mer.fusion.training import one_epoch, optim
@@ -106,7 +106,7 @@ def measure(
     store: FeatureStore, settings: config.TrainConfig, device: torch.device, seconds: float
 ) -> dict:
     """Rates of the trainer's epoch, after a warm-up."""
-    spec, size = sources.spec(store, settings.data), settings.train.batch_size
+    spec, size = feature_sets.spec(store, settings.data), settings.train.batch_size
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     torch.manual_seed(0)
     model = model_class(settings.model)[0](settings.model_args, spec).to(device)
@@ -167,7 +167,7 @@ def beside_a_plain_loop(store: FeatureStore, device: torch.device, rounds: int =
     and their ratio.
     """
     settings = config.load(preset="concat")
-    spec = sources.spec(store, settings.data)
+    spec = feature_sets.spec(store, settings.data)
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     model = model_class("concat")[0](settings.model_args, spec).to(device)
     rows = np.arange(len(store))

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from mer.cli import main
 from mer.fusion import config, report
 from mer.fusion.batch import OTHER, SAME, UNKNOWN, ContextSpec
-from mer.fusion.data import context, sources
+from mer.fusion.data import context, feature_sets, sources
 from mer.fusion.data.splits import assign, targets
 from mer.fusion.evaluation import answering, evaluate
 from mer.fusion.models import REGISTRY, baselines
@@ -193,7 +193,7 @@ def source(store, rows, model: str, kind="both", where="device") -> sources.Batc
     chosen = settings(model, kind, f"data.residence={where}").data
     summary = model == "concat"
     every = targets(store.table(), "single", store.header.labels)
-    spec = sources.spec(store, chosen, summary=summary)
+    spec = feature_sets.spec(store, chosen, summary=summary)
     part = np.arange(len(rows))
     return sources.batch_source(store, spec, chosen, part, every, device="cpu", summary=summary)
 

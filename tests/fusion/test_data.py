@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mer.fusion.config import DataConfig
-from mer.fusion.data import sources, splits
+from mer.fusion.data import feature_sets, sources, splits
 from mer.fusion.modules.pooling import masked_mean_std
 from mer.pipeline.errors import DataError
 from mer.pipeline.store import ModalityInfo, ShardWriter, build_index
@@ -20,7 +20,7 @@ def whole(store, *, summary: bool = False, **options) -> sources.BatchSource:
     target = splits.targets(store.table(), store.header.task, store.header.labels)
     return sources.batch_source(
         store,
-        sources.spec(store, config),
+        feature_sets.spec(store, config),
         config,
         np.arange(len(store)),
         target,
@@ -93,7 +93,7 @@ def test_streamed_batches_equal_resident_ones(tmp_path, summary):
 def test_small_room_means_streaming(tmp_path):
     store = make_store(tmp_path, n=12)
     config = DataConfig()
-    spec, target = sources.spec(store, config), np.zeros(12, dtype=np.int64)
+    spec, target = feature_sets.spec(store, config), np.zeros(12, dtype=np.int64)
     room = whole(store, pool_hz=12.5).nbytes()
     assert sources.batch_source(
         store, spec, config, np.arange(12), target, device="cpu", room=room
@@ -173,13 +173,13 @@ def test_absent_modalities_have_length_zero(tmp_path):
 
 def test_modalities_are_chosen_in_a_fixed_order(tmp_path):
     store = make_store(tmp_path, n=12, modalities={"vision": 3, "text": 2, "audio": 4})
-    assert list(sources.spec(store, DataConfig()).modalities) == ["audio", "text", "vision"]
-    assert sources.spec(store, DataConfig(modalities="vision, audio")).modalities == {
+    assert list(feature_sets.spec(store, DataConfig()).modalities) == ["audio", "text", "vision"]
+    assert feature_sets.spec(store, DataConfig(modalities="vision, audio")).modalities == {
         "audio": 4,
         "vision": 3,
     }
     with pytest.raises(DataError, match="the store has audio, text, vision"):
-        sources.spec(store, DataConfig(modalities="audio,smell"))
+        feature_sets.spec(store, DataConfig(modalities="audio,smell"))
 
 
 @pytest.mark.parametrize("residence", ["device", "stream"])
@@ -187,7 +187,7 @@ def test_a_summary_is_the_mean_and_deviation_of_the_sequence(tmp_path, residence
     store = make_store(tmp_path, n=30, rate=50.0)
     config = DataConfig(residence=residence, pool_hz=12.5)
     spec, target = (
-        sources.spec(store, config),
+        feature_sets.spec(store, config),
         splits.targets(store.table(), store.header.task, store.header.labels),
     )
     plain, summary = (

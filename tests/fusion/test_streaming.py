@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mer.fusion import config
-from mer.fusion.data import sources
+from mer.fusion.data import feature_sets, sources
 from mer.fusion.data.splits import assign, targets
 from mer.fusion.training.train import fit
 
@@ -46,7 +46,7 @@ def test_only_a_few_batches_are_ever_ahead(tmp_path):
     store, made = make_store(tmp_path), []
     part = sources.batch_source(
         store,
-        sources.spec(store, config.DataConfig()),
+        feature_sets.spec(store, config.DataConfig()),
         config.DataConfig(residence="stream"),
         np.arange(len(store)),
         np.zeros(len(store), np.int64),

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mer.fusion import config
-from mer.fusion.data import sources, splits
+from mer.fusion.batch import DataSpec
+from mer.fusion.data import feature_sets, sources, splits
 from mer.fusion.runs import checkpoint
 from mer.fusion.runtime import devices
 from mer.fusion.training import experiment, optim, resume, train, training_setup
@@ -278,7 +279,7 @@ def test_the_trainer_never_reads_a_test_row(tmp_path, monkeypatch):
             note=quiet,
         )
     assert len(seen) == 96 and len(test) == 24
-    for module in (train, experiment, sources):
+    for module in (train, experiment, feature_sets, sources):
         assert "held_out" not in Path(module.__file__).read_text()
 
 
@@ -288,9 +289,9 @@ def test_standardisation_comes_from_train_rows_only_and_can_be_switched_off(tmp_
     plan = splits.assign(
         store.table(),
         splits.targets(store.table(), "single", store.header.labels),
-        sources.DataConfig(),
+        config.DataConfig(),
     )
-    factor = sources.pool_factor(50.0, 12.5)
+    factor = feature_sets.pool_factor(50.0, 12.5)
     means = np.stack(
         [
             sources.pool(
@@ -402,7 +403,7 @@ def test_a_diverging_loss_is_one_line(tmp_path):
 
 
 def test_class_weights():
-    spec = sources.DataSpec({"audio": 1}, {"audio": None}, "single", ("a", "b", "c"))
+    spec = DataSpec({"audio": 1}, {"audio": None}, "single", ("a", "b", "c"))
     y = np.array([0] * 6 + [1] * 2)
     balanced = training_setup.class_weights(y, spec, "balanced")
     assert balanced[1] / balanced[0] == pytest.approx(3) and balanced[2] == 1
@@ -431,9 +432,7 @@ def test_decay_spares_norms_biases_and_parameters_with_their_own_rate():
     from mer.fusion.models import model_class
 
     cfg = settings(model="drkf")
-    spec = sources.DataSpec(
-        {"audio": 8, "text": 6}, {"audio": 12.5, "text": None}, "single", ("a", "b")
-    )
+    spec = DataSpec({"audio": 8, "text": 6}, {"audio": 12.5, "text": None}, "single", ("a", "b"))
     model = model_class("drkf")[0](cfg.model_args, spec)
     groups = optim.parameter_groups(model, cfg)
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
