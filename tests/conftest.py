@@ -74,3 +74,13 @@ def forks() -> Iterator[Forks]:
     made = Forks()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Intervals from 20 draws, not 1,000, where a test is about something else."""
+    from mer.fusion.evaluation import scoring
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "RESAMPLES", 20)
+        yield

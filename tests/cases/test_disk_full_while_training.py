@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from mer.cli import main
 from mer.fusion import report
-from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.evaluation import evaluate
 from mer.fusion.report import figures as pictures
 from mer.fusion.runs import result_files
 from mer.fusion.runtime import files, pool
@@ -31,13 +31,11 @@ from tests.fusion.test_train import settings
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, few_resamples):
     folder = tmp_path_factory.mktemp("full")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        yield experiment.train(
-            make_store(folder), settings("train.epochs=1"), folder / "run", note=quiet
-        )
+    return experiment.train(
+        make_store(folder), settings("train.epochs=1"), folder / "run", note=quiet
+    )
 
 
 @pytest.mark.parametrize(

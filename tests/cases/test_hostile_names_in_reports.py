@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mer.fusion import report
-from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.evaluation import evaluate
 from mer.fusion.report import figures as pictures
 from mer.fusion.training import experiment
 
@@ -40,13 +40,11 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, few_resamples):
     folder = tmp_path_factory.mktemp("names")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        store = make_store(folder, n=60, labels=HOSTILE, dataset="<b>toy</b>")
-        run = experiment.train(store, settings("train.epochs=1"), folder / "<i>run", note=quiet)
-        yield run, evaluate.evaluate(run, note=quiet)
+    store = make_store(folder, n=60, labels=HOSTILE, dataset="<b>toy</b>")
+    run = experiment.train(store, settings("train.epochs=1"), folder / "<i>run", note=quiet)
+    return run, evaluate.evaluate(run, note=quiet)
 
 
 def test_a_report_shows_names_as_text(run):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 
@@ -12,11 +11,10 @@ from tests.fusion.stores import make_store
 from tests.fusion.test_train import settings
 
 
-def test_training_and_evaluation_count_them(tmp_path, monkeypatch):
+def test_training_and_evaluation_count_them(tmp_path, few_resamples):
     """Of 60 rows 36 train, 12 choose and 12 test. No test row has text, two rows that train have no
     sound, and one of these no text either.
     """
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
     parts = np.array(["train", "train", "train", "dev", "test"])[np.arange(60) // 4 % 5]
     test, train = np.flatnonzero(parts == "test"), np.flatnonzero(parts == "train")
     absent = {"text": [*test, train[1]], "audio": train[:2]}

@@ -1,4 +1,4 @@
-"""Counts of one have their noun in the singular, whatever prints them (issue 16, by a new user)."""
+"""Counts of one have their noun in the singular, whatever prints them (reported by a new user)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import pytest
 
 from mer.fusion import report
 from mer.fusion.data import splits
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.runs import result_files
 from mer.fusion.training import experiment
@@ -15,10 +14,11 @@ from mer.fusion.training import experiment
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
-def said(tmp_path, monkeypatch, **store) -> tuple[str, str]:
+
+def said(tmp_path, **store) -> tuple[str, str]:
     """The line of a run over sessions, and its metrics.json."""
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
     config = settings("train.epochs=1", "model_args.hidden=8")
     made = make_store(tmp_path, n=60, **store)
     run = experiment.train(made, config, tmp_path / "run", folds="session", note=quiet)
@@ -29,16 +29,16 @@ def said(tmp_path, monkeypatch, **store) -> tuple[str, str]:
     return "".join(lines), (run.path / "metrics.json").read_text()
 
 
-def test_rows_without_a_group_and_rows_without_a_label_are_both_named(tmp_path, monkeypatch):
+def test_rows_without_a_group_and_rows_without_a_label_are_both_named(tmp_path):
     """Rows 0 to 2 have no label, and 2, 9 and 11 no session."""
-    line, _ = said(tmp_path, monkeypatch, unlabelled=3, ungrouped=[2, 9, 11])
+    line, _ = said(tmp_path, unlabelled=3, ungrouped=[2, 9, 11])
     assert line == (
         "Not counted: 2 utterances without a label; 3 utterances without a session, so of no fold."
     )
 
 
-def test_where_nothing_is_left_out_nothing_is_said_or_written(tmp_path, monkeypatch):
-    line, text = said(tmp_path, monkeypatch)
+def test_where_nothing_is_left_out_nothing_is_said_or_written(tmp_path):
+    line, text = said(tmp_path)
     assert line == "" and "untested" not in text
 
 

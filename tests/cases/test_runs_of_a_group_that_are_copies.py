@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.training import experiment
@@ -19,16 +18,14 @@ from tests.fusion.test_train import settings
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory):
+def groups(tmp_path_factory, few_resamples):
     """Two runs over two seeds, of other settings, and one on another store."""
     folder = tmp_path_factory.mktemp("copies")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        for name, seed, more in (("a", 0, ()), ("b", 0, ("optim.lr=1e-4",)), ("c", 1, ())):
-            store = make_store(folder / f"store-{name}", seed=seed)
-            config = settings("train.epochs=1", "model_args.hidden=8", *more)
-            experiment.train(store, config, folder / name, seeds=2, note=quiet)
-        yield folder
+    for name, seed, more in (("a", 0, ()), ("b", 0, ("optim.lr=1e-4",)), ("c", 1, ())):
+        store = make_store(folder / f"store-{name}", seed=seed)
+        config = settings("train.epochs=1", "model_args.hidden=8", *more)
+        experiment.train(store, config, folder / name, seeds=2, note=quiet)
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.report import gathering
 from mer.fusion.training import experiment
@@ -18,14 +17,12 @@ from tests.fusion.test_train import settings
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, few_resamples):
     made = tmp_path_factory.mktemp("twice")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        store = make_store(made)
-        for seed in (0, 1):
-            asked = settings("train.epochs=1", "model_args.hidden=8", f"train.seed={seed}")
-            evaluate(experiment.train(store, asked, made / f"run{seed}", note=quiet), note=quiet)
+    store = make_store(made)
+    for seed in (0, 1):
+        asked = settings("train.epochs=1", "model_args.hidden=8", f"train.seed={seed}")
+        evaluate(experiment.train(store, asked, made / f"run{seed}", note=quiet), note=quiet)
     return made
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mer.fusion import report
-from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.evaluation import evaluate
 from mer.fusion.runs import checkpoint, result_files
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runtime import files
@@ -31,13 +31,12 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, few_resamples):
     """(the store, a pristine finished run and what the commands say of it, a pristine interrupted
     one, the folder for trials)
     """
     folder = tmp_path_factory.mktemp("flips")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 10)
         patch.setattr(resume, "SAVE_SECONDS", 0)
         store = make_store(folder, n=60)
         done = train(store, folder / "done")

@@ -53,18 +53,16 @@ def test_it_is_the_challenges_in_200_random_cases():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, few_resamples):
     """An emotion of two seeds, and a valence of as many and of one, of the same clips."""
     folder = tmp_path_factory.mktemp("mer2023")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RESAMPLES", 50)
-        made = {}
-        for name, task, seeds in (("emotion", "single", 2), ("v", "regression", 2), ("w", "", 1)):
-            store = make_store(folder / (task or "regression"), task=task or "regression")
-            asked = settings("train.epochs=1")
-            made[name] = experiment.train(store, asked, folder / name, seeds=seeds, note=quiet)
-            evaluate(made[name], note=quiet)
-        yield made
+    made = {}
+    for name, task, seeds in (("emotion", "single", 2), ("v", "regression", 2), ("w", "", 1)):
+        store = make_store(folder / (task or "regression"), task=task or "regression")
+        asked = settings("train.epochs=1")
+        made[name] = experiment.train(store, asked, folder / name, seeds=seeds, note=quiet)
+        evaluate(made[name], note=quiet)
+    return made
 
 
 def by_hand(emotion: Run, valence: Run) -> list[float]:

@@ -16,7 +16,7 @@ from sklearn import metrics as reference
 
 from mer.cli import main
 from mer.fusion import infer, report
-from mer.fusion.evaluation import crosscorpus, scoring
+from mer.fusion.evaluation import crosscorpus
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.measures import metrics
 from mer.fusion.runs import ledger
@@ -29,16 +29,11 @@ from mer.pipeline.store import FeatureStore, build_index
 from tests.fusion.stores import LABELS, make_store, quiet
 from tests.fusion.test_train import settings
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 THERE = ("happy", "joyful", "boring")
 MAPPING = ["happy=glad,joyful=glad,boring=sad"]
 READ = {"happy": "glad", "joyful": "glad", "boring": "sad"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 20)
-        yield
 
 
 @pytest.fixture(scope="module")

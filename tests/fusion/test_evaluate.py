@@ -26,6 +26,8 @@ from mer.pipeline.store import build_index
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 
 def trained(
     folder, *more: str, model: str = "concat", epochs: int = 4, seeds: int = 1, folds=None, **store
@@ -40,13 +42,6 @@ def trained(
         note=quiet,
     )
     return made, run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 100)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mer.fusion import config
-from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.evaluation import evaluate
 from mer.fusion.report import figures, pictures
 from mer.fusion.report.drawing import scene
 from mer.fusion.runs.records import Bootstrap, Epoch, Scores, SingleMetrics
@@ -25,7 +25,7 @@ COMMON = {"confusion", "losses", "dev", "unimodal"}
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
+def drawn(tmp_path_factory, few_resamples):
     """A group of two DHMD runs on a tiny store, its figures of dev, and the folder they were drawn
     into.
     """
@@ -35,9 +35,7 @@ def drawn(tmp_path_factory):
     run = experiment.train(
         store, config.load(model="dhmd", sets=sets), folder / "run", seeds=2, note=quiet
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 10)
-        found = evaluate.evaluate(run, split="dev", note=quiet)
+    found = evaluate.evaluate(run, split="dev", note=quiet)
     return run, found, figures.write(run, found, folder / "pictures")
 
 
@@ -149,13 +147,12 @@ def test_groups_of_each_task():
     ).tolist()
 
 
-def test_command(drawn, tmp_path, monkeypatch):
+def test_command(drawn, tmp_path):
     from click.testing import CliRunner
 
     from mer import cli
 
     run, _, _ = drawn
-    monkeypatch.setattr(scoring, "RESAMPLES", 10)
     args = [
         "evaluate",
         str(run.children[0].path),

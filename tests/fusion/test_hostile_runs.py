@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mer.fusion import config, report
-from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.evaluation import evaluate
 from mer.fusion.report import pictures
 from mer.fusion.runs import checkpoint, result_files
 from mer.fusion.runs.checkpoint import Run
@@ -42,11 +42,10 @@ PLACES = (*READ, "last.safetensors", "test_log.jsonl", ".hold")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, few_resamples):
     """(store, finished run, interrupted run)"""
     folder = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
         patch.setattr(resume, "SAVE_SECONDS", 0)
         store = make_store(folder, n=60)
         done = train(store, folder / "done")

@@ -13,8 +13,8 @@ import torch
 
 from mer.fusion import config, report
 from mer.fusion.batch import Block, DataSpec, FeatureSet
-from mer.fusion.data import sources
-from mer.fusion.evaluation import answering, evaluate, scoring
+from mer.fusion.data import feature_sets, sources
+from mer.fusion.evaluation import answering, evaluate
 from mer.fusion.modules.layer_mix import LayerMix
 from mer.fusion.report import figures, pictures
 from mer.fusion.runs.checkpoint import Run
@@ -170,7 +170,7 @@ def kept(tmp_path_factory):
     return store, run
 
 
-def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path):
+def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path, few_resamples):
     store, run = kept
     child = run.children[0]
     assert child.config.data.layers == "mix"
@@ -185,10 +185,8 @@ def test_the_weights_find_the_layer_and_are_logged_drawn_and_kept(kept, tmp_path
     shares = child.model().layer_weights()["audio"]
     of_best = logs[0][child.result.best_epoch - 1].layers["audio"]
     assert shares == pytest.approx(of_best, abs=1e-6)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 10)
-        found = evaluate.evaluate(run, note=quiet)
-        again = answering.predict_rows(child, store, range(len(store)))
+    found = evaluate.evaluate(run, note=quiet)
+    again = answering.predict_rows(child, store, range(len(store)))
     assert again.num_rows == len(store)
     names = {p.name for p in figures.write(run, found, tmp_path / "pictures")}
     assert {"layers.png", "layers.svg"} <= names
@@ -262,8 +260,7 @@ def test_a_run_that_mixes_asks_for_the_same_layers(kept, tmp_path):
         assert "\n" not in str(refused.value)
 
 
-def test_a_run_that_mixes_none_takes_stores_with_and_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "RESAMPLES", 10)
+def test_a_run_that_mixes_none_takes_stores_with_and_without(tmp_path, few_resamples):
     store = make_store(tmp_path / "plain")
     make_store(tmp_path / "kept", means={"audio": 3})
     run = experiment.train(store, settings("concat"), tmp_path / "run", note=quiet, device="cpu")
@@ -311,7 +308,7 @@ def test_a_set_is_chosen_and_keeps_the_name_of_its_modality(tmp_path):
     batch = part.batch(np.arange(5))
     np.testing.assert_array_equal(batch.x["audio"][2, 0], store.features("audio.egemaps", 2)[0])
     assert list(source(store, "all").spec.modalities.values()) == [8, 6]
-    assert sources.unread(store, source(store, "all").spec) == ["audio.egemaps"]
+    assert feature_sets.unread(store, source(store, "all").spec) == ["audio.egemaps"]
 
 
 @pytest.mark.parametrize("residence", ["device", "stream"])

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import report
-from mer.fusion.evaluation import ensemble, opening_rows, scoring
+from mer.fusion.evaluation import ensemble, opening_rows
 from mer.fusion.evaluation import evaluate as evaluation
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.runs import ledger
@@ -31,6 +31,8 @@ from mer.pipeline.store import build_index
 from tests.disk import files_of_at_most
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import SMALL, settings
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 ONE = ledger.Opening(
     id="0123456789abcdef",
@@ -46,13 +48,6 @@ ONE = ledger.Opening(
     dataset="toy",
     seed=0,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 20)
-        yield
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion.evaluation import ensemble, robustness, scoring
+from mer.fusion.evaluation import ensemble, robustness
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.report import gathering
 from mer.fusion.runs import checkpoint, ledger, result_files, run_rows
@@ -21,14 +21,9 @@ from mer.pipeline.runtime.hold import hold
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 ONE_EPOCH = ("train.epochs=1", "model_args.hidden=8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 20)
-        yield
 
 
 def train(store, folder: Path, seeds: int, *more: str, note=quiet, **options) -> Run:

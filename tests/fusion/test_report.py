@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import report
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.training import experiment
@@ -21,14 +20,9 @@ from mer.pipeline.errors import DataError
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import SMALL, settings
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 ODD = ("<b>calm & co</b>", "glad", "sad")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 100)
-        yield
 
 
 @pytest.fixture(scope="module")

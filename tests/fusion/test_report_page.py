@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 
@@ -51,27 +50,25 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, few_resamples):
     """(the page, its folder of tables, its folder of figures, what was said) of two finished runs
     and an unfinished one, and a name that HTML, LaTeX and a narrow page must bear.
     """
     folder = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 50)
-        store = make_store(folder, n=120, labels=LABELS)
-        for name, lr in ((f"<i>50%_{'w' * 60}", "3e-3"), ("poor", "1e-9")):
-            wanted = settings("train.epochs=2", f"optim.lr={lr}")
-            run = experiment.train(store, wanted, folder / name, seeds=2, note=quiet)
-            evaluate(run, note=quiet)
-        shutil.copytree(folder / "poor", folder / "cut")
-        shutil.rmtree(folder / "cut" / "seed-1")
-        (folder / "empty").mkdir()
-        places = [folder / f"<i>50%_{'w' * 60}", folder / "poor", folder / "cut", folder / "empty"]
-        asked = ["report", *places, "--out", folder / "page.html"]
-        asked += ["--tables", folder / "tables", "--figures", folder / "figures"]
-        done = CliRunner().invoke(main, [str(one) for one in asked])
-        assert done.exit_code == 0, done.stderr
-        yield folder / "page.html", folder / "tables", folder / "figures", done.stderr
+    store = make_store(folder, n=120, labels=LABELS)
+    for name, lr in ((f"<i>50%_{'w' * 60}", "3e-3"), ("poor", "1e-9")):
+        wanted = settings("train.epochs=2", f"optim.lr={lr}")
+        run = experiment.train(store, wanted, folder / name, seeds=2, note=quiet)
+        evaluate(run, note=quiet)
+    shutil.copytree(folder / "poor", folder / "cut")
+    shutil.rmtree(folder / "cut" / "seed-1")
+    (folder / "empty").mkdir()
+    places = [folder / f"<i>50%_{'w' * 60}", folder / "poor", folder / "cut", folder / "empty"]
+    asked = ["report", *places, "--out", folder / "page.html"]
+    asked += ["--tables", folder / "tables", "--figures", folder / "figures"]
+    done = CliRunner().invoke(main, [str(one) for one in asked])
+    assert done.exit_code == 0, done.stderr
+    return folder / "page.html", folder / "tables", folder / "figures", done.stderr
 
 
 def test_ids_are_unique_and_links_lead_somewhere(made):

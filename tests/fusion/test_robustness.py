@@ -31,12 +31,7 @@ from mer.pipeline.errors import DataError
 from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 50)
-        yield
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.fixture(scope="module")

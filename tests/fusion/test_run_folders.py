@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from mer.fusion import config, report
-from mer.fusion.data import sources
-from mer.fusion.evaluation import evaluate, means, scoring
+from mer.fusion.data import feature_sets, sources
+from mer.fusion.evaluation import evaluate, means
 from mer.fusion.report import pictures
 from mer.fusion.runs import checkpoint, result_files
 from mer.fusion.runs.checkpoint import Run
@@ -35,14 +35,9 @@ from tests.fusion.test_train import run as fit_alone
 from tests.fusion.test_train import settings
 from tests.fuzz.jsons import wrong_values
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 20)
-        yield
 
 
 def train(store, folder, *more: str, model: str = "concat", note=quiet, **options) -> Run:
@@ -232,7 +227,7 @@ def test_a_row_is_checked_once(tmp_path, monkeypatch):
     settings = config.DataConfig(residence="stream")
     part = sources.batch_source(
         store,
-        sources.spec(store, settings),
+        feature_sets.spec(store, settings),
         settings,
         np.arange(10),
         np.zeros(10, np.int64),

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import report
-from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.evaluation import evaluate
 from mer.fusion.runs import checkpoint, prune, records, result_files, run_rows, runs_columns
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runtime import files
@@ -32,14 +32,9 @@ from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_train import settings
 from tests.whole_way.mer import mer, refused
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 20)
-        yield
 
 
 def train(folder, *more: str, **options) -> Run:

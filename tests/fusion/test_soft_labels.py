@@ -19,8 +19,8 @@ from scipy.spatial.distance import jensenshannon
 from mer.cli import main
 from mer.fusion import config, report
 from mer.fusion.config import DataConfig
-from mer.fusion.data import sources, splits
-from mer.fusion.evaluation import ensemble, scoring
+from mer.fusion.data import feature_sets, sources, splits
+from mer.fusion.evaluation import ensemble
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.losses import task_loss
 from mer.fusion.measures import metrics
@@ -33,6 +33,8 @@ from tests.fusion.stores import LABELS, make_store, quiet
 from tests.fusion.test_crosscorpus import renamed
 from tests.fusion.test_train import settings
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 SOFT = "data.soft_labels=true"
 TINY = "builtin:tiny-roberta"
 
@@ -41,13 +43,6 @@ QUICK = {
     "drkf": ("model_args.d=32", "model_args.layers=1", "model_args.ffn=64"),
     "fusion": ("model_args.d=16", "model_args.layers=1"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 20)
-        yield
 
 
 def shares_of(row: dict) -> tuple[str | None, list[float] | None]:
@@ -124,7 +119,7 @@ def test_loss_is_cross_entropy_to_the_shares():
 def test_batches_bring_the_shares(tmp_path, residence):
     store = rated(tmp_path)
     asked = DataConfig(residence=residence, soft_labels=True)
-    spec = sources.spec(store, asked)
+    spec = feature_sets.spec(store, asked)
     rows = np.array([8, 3, 0, 1])
     target = splits.targets(store.table(), "single", LABELS)[rows]
     part = sources.batch_source(store, spec, asked, rows, target, device="cpu")
@@ -153,8 +148,8 @@ def test_rows_with_a_tie_train_and_are_in_no_figure_but_one(tmp_path):
     assert set(soft.train) - set(hard.train) == set(in_train) and in_train
     assert soft.dev.tolist() == hard.dev.tolist()
     assert not any("without a label" in note for note in soft.notes if "train" not in note)
-    weights = class_weights(target[soft.train], sources.spec(store, DataConfig()), "balanced")
-    wanted = class_weights(target[hard.train], sources.spec(store, DataConfig()), "balanced")
+    weights = class_weights(target[soft.train], feature_sets.spec(store, DataConfig()), "balanced")
+    wanted = class_weights(target[hard.train], feature_sets.spec(store, DataConfig()), "balanced")
     assert torch.equal(weights, wanted)
     # dev that is carved has labels, too
     bare = splits.assign(

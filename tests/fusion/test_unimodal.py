@@ -17,9 +17,8 @@ from sklearn import metrics as reference
 
 from mer.cli import main
 from mer.fusion import config, report
-from mer.fusion.data import sources, unimodal
+from mer.fusion.data import feature_sets, sources, splits, unimodal
 from mer.fusion.evaluation import inconsistency, robustness, robustness_tables
-from mer.fusion.evaluation import scoring as module
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
@@ -29,6 +28,8 @@ from tests.fusion.models import make_batch, make_model, make_spec
 from tests.fusion.stores import LABELS, make_store, quiet
 from tests.fusion.test_crosscorpus import renamed
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 LEARN = "data.unimodal_labels=true"
 QUICK = {
     "drkf": ("model_args.d=16", "model_args.layers=1", "model_args.ffn=32", "model_args.heads=2"),
@@ -36,13 +37,6 @@ QUICK = {
 }
 # the auxiliary terms of DRKF, which this has nothing to do with
 ALONE = tuple(f"model_args.w_{term}=0" for term in ("mi", "cross", "rec", "ed"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RESAMPLES", 20)
-        yield
 
 
 def own(row: dict) -> list[str]:
@@ -151,9 +145,9 @@ def test_a_head_learns_its_own_labels_and_skips_rows_without(model, task):
 def test_batches_bring_the_labels_of_their_rows(tmp_path, residence):
     store = labelled(tmp_path, n=30)
     asked = config.DataConfig(unimodal_labels=True, residence=residence)
-    spec = sources.spec(store, asked)
+    spec = feature_sets.spec(store, asked)
     rows = np.arange(4, 24)
-    target = sources.splits.targets(store.table(), spec.task, spec.labels)[rows]
+    target = splits.targets(store.table(), spec.task, spec.labels)[rows]
     part = sources.batch_source(store, spec, asked, rows, target, device="cpu")
     wanted = unimodal.targets(store.table(), spec.task, spec.labels)
     for batch in part.batches(part.shuffled(7, (0,))):

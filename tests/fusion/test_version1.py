@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from mer.cli import main
 from mer.fusion import report
-from mer.fusion.evaluation import evaluate, scoring
+from mer.fusion.evaluation import evaluate
 from mer.fusion.report import figures
 from mer.fusion.runs import records, result_files
 from mer.fusion.runs.checkpoint import Run
@@ -26,6 +26,8 @@ from mer.fusion.training import experiment
 from mer.pipeline.store import FeatureStore
 
 from tests.fusion.stores import quiet
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 KEPT = Path(__file__).parent / "version1"
 # the figures of the same predictions, computed by that version
@@ -39,11 +41,6 @@ SHOWN = {
 def kept(tmp_path):
     """A copy of the folder, which tests may write into."""
     return Path(shutil.copytree(KEPT, tmp_path / "kept"))
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(scoring, "RESAMPLES", 20)
 
 
 def files_of(pattern: str) -> list[Path]:
