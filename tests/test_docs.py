@@ -90,6 +90,31 @@ def test_relative_links_exist(path: Path):
             assert (path.parent / target).exists(), f"{path.name}: link to {target}"
 
 
+def anchors(text: str) -> set[str]:
+    """What links may name of a page: its headings as GitHub spells them, and the second of a name
+    with a number.
+    """
+    found: list[str] = []
+    for title in re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M):
+        spelled = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        before = found.count(spelled)
+        found += [spelled, f"{spelled}-{before}"] if before else [spelled]
+    return set(found)
+
+
+def test_anchors_by_hand():
+    page = "# One: `two`, 3 & four\n\n```sh\n# no heading\n```\n\n## A B\n\n### A b\n"
+    assert anchors(page) == {"one-two-3--four", "a-b", "a-b-1"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_into_pages_name_a_heading(path: Path):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text()):
+        page = path.parent / target if target else path
+        if "://" not in target and page.suffix == ".md":
+            assert anchor in anchors(page.read_text()), f"{path.name}: link to {target}#{anchor}"
+
+
 def test_the_kubernetes_job_is_yaml_and_its_command_exists():
     job = yaml.safe_load((ROOT / "docs" / "kubernetes.yaml").read_text())
     container = job["spec"]["template"]["spec"]["containers"][0]
