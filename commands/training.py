@@ -29,13 +29,15 @@ def the_store(argument: Path | None, option: Path | None) -> Path:
     """The store of `mer train`, named as an argument or by --features; the argument wins over the
     environment.
     """
-    source = click.get_current_context().get_parameter_source("features")
-    if argument is None and option is None:
-        raise click.UsageError("name the store: mer train FEATS.H5, or --features FEATS.H5")
-    if argument is not None and option is not None and argument != option:
+    if argument is None:
+        if option is None:
+            raise click.UsageError("name the store: mer train FEATS.H5, or --features FEATS.H5")
+        return option
+    if option is not None and argument != option:
+        source = click.get_current_context().get_parameter_source("features")
         if source is not click.core.ParameterSource.ENVIRONMENT:
             raise click.UsageError(f"two stores, {argument} and --features {option}; name one")
-    return argument if argument is not None else option  # type: ignore[return-value]
+    return argument
 
 
 @command()

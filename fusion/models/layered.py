@@ -73,6 +73,10 @@ class Layered(FusionModel):
         turns = replace(context, x=self._mixed_steps(context.x, context.there))
         return replace(mixed, context=turns)
 
+    def _mixes(self, modality: str) -> nn.ModuleList:
+        """What mixes each block of a modality."""
+        return cast(nn.ModuleList, self.mix[modality])
+
     def _mixed_steps(self, steps: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """The steps (B, T, D_m) of each modality, with layers mixed where there are several; mixed
         steps are zero beyond the mask (B, T).
@@ -81,8 +85,7 @@ class Layered(FusionModel):
         for m, blocks in self.blocks.items():
             mask = masks[m]
             parts = zero_padding(x[m], mask).split([block.numbers for block in blocks], -1)
-            mixes = cast(nn.ModuleList, self.mix[m])
-            done = [mix(part) for mix, part in zip(mixes, parts, strict=True)]
+            done = [mix(part) for mix, part in zip(self._mixes(m), parts, strict=True)]
             x[m] = zero_padding(torch.cat(done, -1), mask)
         return x
 
@@ -97,7 +100,7 @@ class Layered(FusionModel):
                 moments[m].update(batch.x[m][batch.mask(m)])
         for m, blocks in self.blocks.items():
             at = 0
-            for block, mix in zip(blocks, cast(nn.ModuleList, self.mix[m]), strict=True):
+            for block, mix in zip(blocks, self._mixes(m), strict=True):
                 if isinstance(mix, LayerMix):
                     mix.standardise.set(moments[m].part(at, at + block.numbers))
                 at += block.numbers
@@ -106,7 +109,7 @@ class Layered(FusionModel):
     def layer_weights(self) -> dict[str, dict[str, float]]:
         found = {}
         for m, blocks in self.blocks.items():
-            for block, mix in zip(blocks, cast(nn.ModuleList, self.mix[m]), strict=True):
+            for block, mix in zip(blocks, self._mixes(m), strict=True):
                 if isinstance(mix, LayerMix):
                     names = map(str, block.layers)
                     found[block.label] = dict(zip(names, mix.shares().tolist(), strict=True))

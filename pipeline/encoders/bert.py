@@ -9,11 +9,11 @@ that is loaded, and in what a token sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mer.pipeline.encoders.frozen import (
     choose_precision,
@@ -82,7 +82,7 @@ class TextEncoder:
         self.choice = parse_layers(layer, shape.blocks, "--text-layer")
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model = cast(Any, self.network(checkpoint, self.device))
+        self.model = self.network(checkpoint, self.device)
         pack(self.model, self.device, self.precision)
         positions = None if shape.positions is None else shape.positions - self._unused_positions()
         self.tokenizer = Tokens(checkpoint, vocabulary=shape.vocabulary, positions=positions)
@@ -104,7 +104,7 @@ class TextEncoder:
             precision=precision,
         )
 
-    def network(self, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    def network(self, checkpoint: Checkpoint, device: torch.device) -> Any:
         """The part of the checkpoint that token states come from. Raises EncoderError."""
         return load_model(checkpoint, device)
 

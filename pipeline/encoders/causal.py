@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from mer.pipeline.encoders import lean
 from mer.pipeline.encoders.bert import TextEncoder
@@ -52,8 +51,8 @@ class CausalEncoder(TextEncoder):
 
     causal = True
 
-    def network(self, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    def network(self, checkpoint: Checkpoint, device: torch.device) -> Any:
         """Raises EncoderError."""
-        model: Any = super().network(checkpoint, device)
+        model = super().network(checkpoint, device)
         model.config.use_cache = False  # keys and values are for making text
         return model

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from mer.pipeline.encoders import lean, tiny
 from mer.pipeline.encoders.loading import Checkpoint
@@ -53,9 +53,9 @@ def load_model(
     unused: Sequence[str] = (),
     needed: Sequence[str] = (),
     **arguments: Any,
-) -> nn.Module:
-    """The frozen network in fp32; `kind` is its class in transformers (default: AutoModel), which
-    takes `arguments`.
+) -> Any:
+    """The frozen network in fp32, an `nn.Module`; `kind` is its class in transformers (default:
+    AutoModel), which takes `arguments`. What more it has depends on that class.
 
     A weight that is missing, or of another shape, is fatal: the features would be noise. Missing
     may be those that no feature passes through, which have one of `unused` in their names; `needed`

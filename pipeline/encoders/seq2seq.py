@@ -52,7 +52,7 @@ class EncoderOfPair(TextEncoder):
         kind = str(checkpoint.config.get("model_type"))
         architecture = getattr(transformers, ENCODERS.get(kind, "AutoModel"))
         unused = ["decoder.", *(SINUSOIDS[name] for name in SINUSOIDS if name == kind)]
-        whole: Any = load_model(checkpoint, torch.device("cpu"), architecture, unused=unused)
+        whole = load_model(checkpoint, torch.device("cpu"), architecture, unused=unused)
         encoder = getattr(whole, "encoder", None)
         if not isinstance(encoder, nn.Module) or getattr(whole, "decoder", encoder) is None:
             raise EncoderError(f"{self.what}: has no encoder of its own")

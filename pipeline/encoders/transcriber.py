@@ -82,7 +82,7 @@ class Transcriber:
             chunk_length=self.window // SAMPLE_RATE,
         )
         kind = WhisperForConditionalGeneration
-        self.model = cast(Any, load_model(checkpoint, self.device, kind))
+        self.model = load_model(checkpoint, self.device, kind)
         self.asked = _asked(self.model.generation_config, self.name, language)
 
     def words(self, waveform: np.ndarray) -> str:

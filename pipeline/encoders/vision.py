@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from mer.pipeline.encoders import tiny
 from mer.pipeline.encoders.images import check_processor, scale_of
@@ -203,9 +203,15 @@ class Vision(Modality):
         start, end = ("" if time is None else repr(float(time)) for time in self._times(u))
         return f"pictures {self.fps!r} {start}:{end}"
 
+    def _film(self, u: Utterance, rows: Rows) -> Path:
+        """Where the film is of an utterance that has one."""
+        file = self.file(u)
+        assert file is not None
+        return rows.root / file
+
     def _job(self, what: str, row: int, rows: Rows, wanted: Wanted) -> Job:
         u = rows.utterances[row]
-        path = str(rows.root / cast(str, self.file(u)))
+        path = str(self._film(u, rows))
         start, end = self._times(u)
         seen = rows.seen.get(path)
         return Job(what, path, "auto", start, end, seen, pictures=wanted)
@@ -230,7 +236,7 @@ class Vision(Modality):
             self._check_boxes([rows.utterances[row] for row in asked])
         if not asked or any(lengths.lengths[row] for row in asked):
             return
-        first = shown(rows.root / cast(str, self.file(rows.utterances[asked[0]])), 120)
+        first = shown(self._film(rows.utterances[asked[0]], rows), 120)
         named = any(rows.utterances[row].video for row in asked)
         raise MissingError(
             f"--vision-encoder: none of {plural(len(asked), 'clip')} has a picture (first: "
@@ -278,17 +284,18 @@ class Vision(Modality):
         items = list(items)
         jobs = (self._reading(item, rows, encoder.checkpoint) for item in items)
         for item, clip in zip(items, decoders.run(jobs, ahead=PIECES_AHEAD), strict=True):
-            path = rows.root / cast(str, self.file(rows.utterances[item.row]))
+            path = self._film(rows.utterances[item.row], rows)
             problem = problem_of(clip, lengths.lengths[item.row], path, "pictures")
-            if problem is None and len(cast(Any, clip.pictures)) != item.length:
-                reason = (
-                    f"{path}: {len(cast(Any, clip.pictures)):,} of {plural(item.length, 'picture')}"
-                )
-                problem = Problem(Stage.DECODE, reason)
             if problem is not None:
                 yield ReadItem(problem=problem)
+                continue
+            pictures = clip.pictures
+            assert pictures is not None
+            if len(pictures) == item.length:
+                yield ReadItem(pictures, Flag.of(clip.flags))
             else:
-                yield ReadItem(cast(Any, clip.pictures), Flag.of(clip.flags))
+                reason = f"{path}: {len(pictures):,} of {plural(item.length, 'picture')}"
+                yield ReadItem(problem=Problem(Stage.DECODE, reason))
 
     def _reading(self, item: Item, rows: Rows, checkpoint: Checkpoint) -> Job:
         u = rows.utterances[item.row]

@@ -114,7 +114,7 @@ class ImageEncoder:
         self.precision = choose_precision(precision, self.device)
         self.processor = scale_of(checkpoint)
         needed = ("pooler.",) if self.pool == "pooler" else ()
-        self.model = _tower(cast(Any, load_model(checkpoint, self.device, needed=needed)))
+        self.model = _tower(load_model(checkpoint, self.device, needed=needed))
         self._learn(layer_means)
 
     def _learn(self, layer_means: bool) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ class AudioEncoder:
         warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
         # the family's processor defaults to True
         self.normalised = bool(checkpoint.processor.get("do_normalize", True))
-        self.model = cast(Any, load_model(checkpoint, self.device))
+        self.model = load_model(checkpoint, self.device)
         self._state = PerBatch()
         extractor = self.model.feature_extractor
         self.model.feature_extractor = quicker(extractor, self._state, self.device, self.precision)

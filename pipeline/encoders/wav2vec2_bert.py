@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class MelEncoder:
         self.dim = self.width * self.choice.copies
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model = cast(Any, load_model(checkpoint, self.device))
+        self.model = load_model(checkpoint, self.device)
         self._taps = LayerTaps(self.model, self.choice, means=layer_means)
         self.layer_count = self._taps.count
         # tables of positions grow with the input and are shared by all threads

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,8 +90,7 @@ class WhisperEncoder:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         names = {r"^(model\.)?encoder\.": ""}  # with a decoder beside it, or without
-        model = load_model(checkpoint, self.device, Network, key_mapping=names)
-        self.model = cast(Any, model)
+        self.model = load_model(checkpoint, self.device, Network, key_mapping=names)
         self._taps = LayerTaps(self.model, self.choice, means=layer_means)
         self.layer_count = self._taps.count
         self.mel = mel_settings(checkpoint)
