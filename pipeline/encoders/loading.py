@@ -58,9 +58,9 @@ PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.
 # what sentence-transformers adds: the list of its modules, and the folder of the first, where the
 # transformer was before it moved to the top
 MODULES = "modules.json"
-FIRST_MODULE = "0_Transformer"
 # What may stand in the place of a file of a checkpoint.
 STAND_INS = (beginnings.LFS, beginnings.ANNEX, beginnings.PAGE, beginnings.EMPTY, beginnings.ZEROS)
+FIRST_MODULE = "0_Transformer"
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,30 @@ def resolve(
             True,
             tiny.digest(encoder),
         )
-    name, revision, folder = _located(kind, encoder, offline, also)
+    folder, revision = Path(encoder).expanduser(), ""
+    name = encoder
+    if not folder.is_dir() or not encoder:
+        if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1 or not encoder.strip():
+            raise EncoderError(
+                f"{kind} encoder '{encoder}': no such directory; give a checkpoint's directory or "
+                "a hub id"
+            )
+        name, _, revision = encoder.partition("@")
+        folder = _snapshot(kind, name, revision or None, offline, also)
+        revision = folder.name  # the hub's cache names a snapshot by its commit
     folder = _transformer(kind, folder)
     first = folder / "config.json"
     if first.is_file() and first.stat().st_size <= CHECKPOINT_TEXT_BYTES:
         _check_content(kind, first)
     config = _json(kind, folder / "config.json", required=True)
-    weights, safetensors = _weights(kind, folder)
+    weights = matching(folder, SAFE)
+    safetensors = any(path.suffix == ".safetensors" for path in weights)
+    if not safetensors:
+        weights = matching(folder, PICKLED)
+        if not any(path.suffix == ".bin" for path in weights):
+            raise EncoderError(
+                f"{kind} encoder {folder}: neither model.safetensors nor pytorch_model.bin is there"
+            )
     configuration = matching(folder, CONFIGURATION)
     if not (folder / "tokenizer.json").exists():
         configuration += matching(folder, PIECES)
@@ -152,36 +169,6 @@ def resolve(
     return Checkpoint(
         kind, name, revision, folder, config, processor, safetensors, digest.hexdigest()
     )
-
-
-def _located(
-    kind: str, encoder: str, offline: bool, also: tuple[str, ...]
-) -> tuple[str, str, Path]:
-    """(id without the revision, revision, folder) of a directory, or of a snapshot of the hub."""
-    folder = Path(encoder).expanduser()
-    if encoder and folder.is_dir():
-        return encoder, "", folder
-    if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1 or not encoder.strip():
-        raise EncoderError(
-            f"{kind} encoder '{encoder}': no such directory; give a checkpoint's directory or "
-            "a hub id"
-        )
-    name, _, revision = encoder.partition("@")
-    folder = _snapshot(kind, name, revision or None, offline, also)
-    return name, folder.name, folder  # the hub's cache names a snapshot by its commit
-
-
-def _weights(kind: str, folder: Path) -> tuple[list[Path], bool]:
-    """The files of the weights, and whether they are safetensors."""
-    weights = matching(folder, SAFE)
-    if any(path.suffix == ".safetensors" for path in weights):
-        return weights, True
-    weights = matching(folder, PICKLED)
-    if not any(path.suffix == ".bin" for path in weights):
-        raise EncoderError(
-            f"{kind} encoder {folder}: neither model.safetensors nor pytorch_model.bin is there"
-        )
-    return weights, False
 
 
 def _check_content(kind: str, path: Path) -> None:
