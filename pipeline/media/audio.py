@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mer.pipeline.media.containers import Look, look
+from mer.pipeline.media.containers import look
+from mer.pipeline.media.looks import Look
 from mer.pipeline.media.readers import MediaError, Source, open_source, what_changed
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.limits import MEDIA_LEVEL, MEDIA_SAMPLES

@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.media import containers
-from mer.pipeline.media.containers import Look
+from mer.pipeline.media import containers, looks
+from mer.pipeline.media.looks import Look
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.limits import (
     LINE_CHARACTERS,
@@ -634,7 +634,7 @@ def what_changed(path: Path, look: Look) -> str | None:
     try:
         with _opened(source) as container:
             if container is None:
-                return containers.NEW
+                return looks.NEW
             return _what_changed_in(path, container)
     except (MediaError, av.error.FFmpegError, OSError, ValueError):
         return None
@@ -644,9 +644,9 @@ def _what_changed_in(path: Path, container) -> str | None:
     """As `what_changed`, for what PyAV opened."""
     stream = pick_track(path, container, "auto")
     if not set(container.format.name.split(",")) & FIRST_VERSION:
-        return containers.NEW
+        return looks.NEW
     if container.format.name in FIRST_VERSION_BELIEVED:
-        return containers.NO_LENGTH
+        return looks.NO_LENGTH
     if len(container.streams.audio) > 1:
         return "several audio tracks"
     line, rate = _time_line(container), stream.codec_context.sample_rate
@@ -660,7 +660,7 @@ def _what_changed_in(path: Path, container) -> str | None:
         return None
     allowed = max(FIRST_VERSION_MISSING_SECONDS, FIRST_VERSION_MISSING_SHARE * declared)
     was_truncated = declared - total / rate > allowed
-    return containers.NO_LENGTH if was_truncated else None
+    return looks.NO_LENGTH if was_truncated else None
 
 
 def _walk_packets(container, stream, line: TimeLine) -> int:
