@@ -120,5 +120,16 @@ def make_store(
     )
 
 
+def with_rows(
+    store: FeatureStore, rows: Sequence[Mapping], path: Path | None = None, **told
+) -> FeatureStore:
+    """The features of a store under a head with other rows, by default in the place of its own;
+    `told` is what else the head says otherwise.
+    """
+    kept = ("dataset", "task", "labels", "modalities")
+    said = {name: getattr(store.header, name) for name in kept} | told
+    return build_index(path or store.path, [one.path for one in store.shards], rows, **said)
+
+
 def quiet(_: str) -> None:
     pass

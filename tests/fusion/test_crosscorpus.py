@@ -24,9 +24,9 @@ from mer.fusion.runs.records import GroupMetrics, SingleMetrics
 from mer.fusion.runtime.files import read_json
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError, KeyMismatchError
-from mer.pipeline.store import FeatureStore, build_index
+from mer.pipeline.store import FeatureStore
 
-from tests.fusion.stores import LABELS, make_store, quiet
+from tests.fusion.stores import LABELS, make_store, quiet, with_rows
 from tests.fusion.test_train import settings
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -56,18 +56,7 @@ def other(folder: Path, *, labels=THERE, prefix: str = "o", **given) -> FeatureS
 
 def renamed(store: FeatureStore, change) -> FeatureStore:
     """The same features under rows that `change` makes of its own."""
-    rows = [change(row) for row in store.table().to_pylist()]
-    header = store.header
-    shards = sorted(store.path.parent.glob(f"{store.path.stem}.shards/*.h5"))
-    return build_index(
-        store.path,
-        shards,
-        rows,
-        dataset=header.dataset,
-        task=header.task,
-        labels=header.labels,
-        modalities=header.modalities,
-    )
+    return with_rows(store, [change(row) for row in store.table().to_pylist()])
 
 
 def numbered(row: dict) -> dict:
@@ -174,17 +163,7 @@ def test_one_corpus_under_two_orders_of_its_labels(tmp_path, there):
     same = make_store(tmp_path / "same", dataset="again", seed=5)
     plain = evaluate(run, same.path, note=quiet)
     turned = make_store(tmp_path / "turned", dataset="turned", seed=5)
-    order = LABELS[::-1]
-    shards = sorted(turned.path.parent.glob("feats.shards/*.h5"))
-    turned = build_index(
-        turned.path,
-        shards,
-        turned.table().to_pylist(),
-        dataset="turned",
-        task="single",
-        labels=order,
-        modalities=turned.header.modalities,
-    )
+    turned = with_rows(turned, turned.table().to_pylist(), labels=LABELS[::-1])
     said = refused(run, turned, None, KeyMismatchError)
     assert "--map LABEL=ANSWER" in said
     found = evaluate(run, turned.path, mapping=[""], note=quiet)

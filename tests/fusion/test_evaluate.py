@@ -21,9 +21,8 @@ from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runtime.typed import tree
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError, KeyMismatchError
-from mer.pipeline.store import build_index
 
-from tests.fusion.stores import make_store, quiet
+from tests.fusion.stores import make_store, quiet, with_rows
 from tests.fusion.test_train import settings
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -160,16 +159,7 @@ def test_unlabelled_test_rows_are_predicted_and_counted(tmp_path):
     test = [k for k, r in enumerate(table) if r["split"] == "test"]
     for k in test[:5]:
         table[k]["label"] = None
-    shards = [s.path for s in store.shards]
-    again = build_index(
-        tmp_path / "feats.h5",
-        shards,
-        table,
-        dataset="toy",
-        task="single",
-        labels=store.header.labels,
-        modalities=store.header.modalities,
-    )
+    again = with_rows(store, table)
     run = experiment.train(again, settings("train.epochs=1"), tmp_path / "run", note=quiet)
     found = evaluate(run, note=quiet)
     assert found.unlabelled == 5 and found.metrics.n == 19
@@ -198,16 +188,7 @@ def test_rows_that_trained_cannot_become_test_rows(tmp_path):
     table = store.table().to_pylist()
     for row in table:
         row["split"] = {"train": "test", "test": "train"}.get(row["split"], row["split"])
-    shards = [s.path for s in store.shards]
-    build_index(
-        tmp_path / "feats.h5",
-        shards,
-        table,
-        dataset="toy",
-        task="single",
-        labels=store.header.labels,
-        modalities=store.header.modalities,
-    )
+    with_rows(store, table)
     with pytest.raises(DataError, match="72 test rows .* were used in training"):
         evaluate(run, note=quiet)
 
@@ -219,16 +200,7 @@ def test_an_unfinished_run_and_a_store_without_test_rows(tmp_path):
     with pytest.raises(DataError, match="not finished"):
         evaluate(run.path, note=quiet)
     table = [r for r in store.table().to_pylist() if r["split"] != "test"]
-    shards = [s.path for s in store.shards]
-    bare = build_index(
-        tmp_path / "bare.h5",
-        shards,
-        table,
-        dataset="toy",
-        task="single",
-        labels=store.header.labels,
-        modalities=store.header.modalities,
-    )
+    bare = with_rows(store, table, tmp_path / "bare.h5")
     done = experiment.train(bare, settings("train.epochs=1"), tmp_path / "bare", note=quiet)
     assert not module.has_test(done, bare)
     with pytest.raises(DataError, match="no test rows"):

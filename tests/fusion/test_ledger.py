@@ -26,10 +26,9 @@ from mer.fusion.runs import ledger
 from mer.fusion.runtime import files, typed
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
-from mer.pipeline.store import build_index
 
 from tests.disk import files_of_at_most
-from tests.fusion.stores import make_store, quiet
+from tests.fusion.stores import make_store, quiet, with_rows
 from tests.fusion.test_train import SMALL, settings
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
@@ -156,9 +155,7 @@ def test_refused_rows_are_not_opened(tmp_path):
     rows = store.table().to_pylist()
     for row in rows:
         row["split"] = "test"
-    header = store.header
-    told_of = {name: getattr(header, name) for name in ("dataset", "task", "labels", "modalities")}
-    build_index(tmp_path / "feats.h5", [one.path for one in store.shards], rows, **told_of)
+    with_rows(store, rows)
     with pytest.raises(DataError, match="used in training"):
         evaluate(run, note=quiet)
     assert not (tmp_path / "feats.ledger.jsonl").exists()

@@ -53,6 +53,18 @@ def refused(head: Path, words: str) -> None:
     assert words in one_line(caught.value), caught.value
 
 
+def tried(head: Path, what: str) -> str:
+    """Whether a store is used or refused; `what` is wrong in it."""
+    try:
+        use(head)
+    except MerError as error:
+        one_line(error)
+        return "refused"
+    except Exception as error:
+        raise AssertionError(f"{what}: {error!r}") from error
+    return "used"
+
+
 def shard_of(folder: Path, number: int = 0) -> Path:
     return folder / "feats.shards" / f"shard-{number:05d}.h5"
 
@@ -262,14 +274,7 @@ def test_any_wrong_value_of_the_header_is_used_or_refused(tmp_path, each):
     counts = {"used": 0, "refused": 0}
     for place, wrong in list(wrong_values(said))[::each]:
         reseal.describe_as(head, wrong)
-        try:
-            use(head)
-            counts["used"] += 1
-        except MerError as error:
-            one_line(error)
-            counts["refused"] += 1
-        except Exception as error:
-            raise AssertionError(f"{place}: {error!r}") from error
+        counts[tried(head, place)] += 1
     assert min(counts.values()) > 60 // each, counts
 
 
@@ -406,14 +411,7 @@ def test_any_wrong_value_of_a_shards_description_is_used_or_refused(tmp_path, ea
     for place, wrong in list(wrong_values(said))[::each]:
         reseal.describe_as(shards[0], wrong)
         reseal.seal_head_over(head, shards)
-        try:
-            use(head)
-            counts["used"] += 1
-        except MerError as error:
-            one_line(error)
-            counts["refused"] += 1
-        except Exception as error:
-            raise AssertionError(f"{place}: {error!r}") from error
+        counts[tried(head, place)] += 1
     assert counts["refused"] > 60 // each, counts
 
 
