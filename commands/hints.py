@@ -31,25 +31,47 @@ def messages(error: click.ClickException) -> list[str]:
 
 def _message(error: click.ClickException) -> str:
     """The message of one mistake. Where click has no guess, or a worse one, there is ours."""
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
-        guess = _as_setting(error) or ("" if error.possibilities else _as_option(error))
-        return f"{error.message} {guess}" if guess else error.format_message()
-    if isinstance(error, click.BadParameter) and error.param is not None:
-        found = NOT_ONE_OF.match(error.message)
-        if isinstance(error.param.type, click.Choice) and found:
-            guess = _sentence(did_you_mean(found[1], error.param.type.choices))
-            return f"{error.format_message()} {guess}".rstrip()
-    if isinstance(error, click.exceptions.NoSuchCommand):
-        begin = [name for name in error.possibilities or () if name.startswith(error.command_name)]
-        if len(begin) == 1:
-            return f"{error.message} Did you mean '{begin[0]}'?"
-    if isinstance(error, click.exceptions.NoSuchCommand) and not error.possibilities:
-        known = getattr(error.ctx and error.ctx.command, "commands", {})
-        return f"{error.message} {_sentence(did_you_mean(error.command_name, known))}".rstrip()
-    if isinstance(error, click.UsageError) and error.message.startswith(TOO_MANY) and error.ctx:
-        instead = IN_PLACE.get(error.ctx.command.name or "")
-        return f"{error.format_message().rstrip('.')}; {instead}" if instead else error.message
-    return error.format_message()
+    ours = ""
+    if isinstance(error, click.NoSuchOption):
+        ours = _of_an_option(error)
+    elif isinstance(error, click.exceptions.NoSuchCommand):
+        ours = _of_a_command(error)
+    elif isinstance(error, click.BadParameter):
+        ours = _of_a_choice(error)
+    elif isinstance(error, click.UsageError) and error.message.startswith(TOO_MANY):
+        ours = _of_too_many(error)
+    return ours or error.format_message()
+
+
+def _of_an_option(error: click.NoSuchOption) -> str:
+    if error.ctx is None:
+        return ""
+    guess = _as_setting(error) or ("" if error.possibilities else _as_option(error))
+    return f"{error.message} {guess}" if guess else ""
+
+
+def _of_a_command(error: click.exceptions.NoSuchCommand) -> str:
+    if error.possibilities:
+        begin = [name for name in error.possibilities if name.startswith(error.command_name)]
+        return f"{error.message} Did you mean '{begin[0]}'?" if len(begin) == 1 else ""
+    known = getattr(error.ctx and error.ctx.command, "commands", {})
+    return f"{error.message} {_sentence(did_you_mean(error.command_name, known))}".rstrip()
+
+
+def _of_a_choice(error: click.BadParameter) -> str:
+    found = NOT_ONE_OF.match(error.message)
+    if error.param is None or not isinstance(error.param.type, click.Choice) or not found:
+        return ""
+    guess = _sentence(did_you_mean(found[1], error.param.type.choices))
+    return f"{error.format_message()} {guess}".rstrip()
+
+
+def _of_too_many(error: click.UsageError) -> str:
+    """The same, with what takes the place of an argument too many."""
+    if error.ctx is None:
+        return ""
+    instead = IN_PLACE.get(error.ctx.command.name or "")
+    return f"{error.format_message().rstrip('.')}; {instead}" if instead else error.message
 
 
 def _as_setting(error: click.NoSuchOption) -> str:

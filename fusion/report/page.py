@@ -188,25 +188,32 @@ def _provenance(named: Sequence[Named]) -> Part:
         if len(values) == 1:
             common[key] = values.pop()
     differ = [key for key in keys if key not in common]
-    links = tuple(run.id for run in named)
-    page_tables = []
+    told = [[some.get(key, "") for key in differ] for some in facts]
+    settings = runs_table.differing([run.read.row for run in named])
+    given = [[runs_columns.cell(run.read.row, name) for name in settings] for run in named]
+    tables = []
     if differ:
-        rows = []
-        for run, of_run in zip(named, facts, strict=True):
-            rows.append((run.name, *(of_run.get(key, "") or "–" for key in differ)))
-        table = Table("what differs between the runs", ("run", *differ), tuple(rows))
-        page_tables.append(PageTable("provenance-table", "provenance", table, links))
-    rows_of_runs = [run.read.row for run in named]
-    settings = runs_table.differing(rows_of_runs)
+        title = "what differs between the runs"
+        tables.append(_what_differs(named, "provenance", title, differ, told))
     if settings:
-        rows = []
-        for run in named:
-            cells = [runs_columns.cell(run.read.row, name) or "–" for name in settings]
-            rows.append((run.name, *cells))
-        table = Table("settings that differ", ("run", *settings), tuple(rows))
-        page_tables.append(PageTable("settings-table", "settings", table, links))
+        tables.append(_what_differs(named, "settings", "settings that differ", settings, given))
     shared = tuple((key, value) for key, value in common.items() if value)
-    return Part("provenance", "Provenance", facts=shared, tables=tuple(page_tables))
+    return Part("provenance", "Provenance", facts=shared, tables=tuple(tables))
+
+
+def _what_differs(
+    named: Sequence[Named],
+    name: str,
+    title: str,
+    heads: Sequence[str],
+    cells: Sequence[Sequence[str]],
+) -> PageTable:
+    """A table of a row per run: what it has of each of these."""
+    rows = []
+    for run, of_run in zip(named, cells, strict=True):
+        rows.append((run.name, *(cell or "–" for cell in of_run)))
+    table = Table(title, ("run", *heads), tuple(rows))
+    return PageTable(f"{name}-table", name, table, tuple(run.id for run in named))
 
 
 def _facts(run: ReadRun) -> dict[str, str]:

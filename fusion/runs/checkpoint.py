@@ -347,8 +347,23 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
     Raises:
         KeyMismatchError: It holds another kind of features or labels; names what differs.
     """
-    then, now = run.info.store, describe_store(store)
-    used = run.spec.sources
+    now = describe_store(store)
+    _check_kind(run, store, now)
+    if run.spec.context is not None:
+        context.check(store.table(), run.spec.context, str(store.path), context.OTHER_RUN)
+    if not same_rows(run, store):
+        return [
+            f"{store.path} has other clips, labels or splits than the run was trained on (same "
+            f"recipe; dataset {now.dataset})"
+        ]
+    return []
+
+
+def _check_kind(run: Run, store: FeatureStore, now: StoreInfo) -> None:
+    """Raise KeyMismatchError where a store, described as `now`, has not the features and labels
+    that a run reads.
+    """
+    then, used = run.info.store, run.spec.sources
     missing = [name for name in used if name not in now.modalities]
     if missing:
         raise KeyMismatchError(
@@ -372,14 +387,6 @@ def check_store(run: Run, store: FeatureStore) -> list[str]:
             f"{store.path}: not the kind of store {run.path} was trained on: "
             f"{'; '.join(shown(line, DIFFERENCE_CHARACTERS) for line in differs[:3])}{more}"
         )
-    if run.spec.context is not None:
-        context.check(store.table(), run.spec.context, str(store.path), context.OTHER_RUN)
-    if not same_rows(run, store):
-        return [
-            f"{store.path} has other clips, labels or splits than the run was trained on (same "
-            f"recipe; dataset {now.dataset})"
-        ]
-    return []
 
 
 def same_rows(run: Run, store: FeatureStore) -> bool:

@@ -126,7 +126,6 @@ def with_lines(
         files[_key(u.id, rules)].append(u)
     findings.warnings += _absent_unimodal(lines, rules)
     columns = _of_labels(rules, chosen)
-    alone = len(columns) == 1
     out, taken, partly = [], set(), []
     for line in lines.values():
         base = _file_of(line, files.get(_key(line.id, rules), ()))
@@ -142,8 +141,7 @@ def with_lines(
             split=_split(line, rules) if rules.split or rules.splits else base.split,
         )
         if chosen.task == "regression":
-            values = [_number(line, column, rules, alone=alone) for column in columns]
-            known = tuple(value for value in values if value is not None)
+            known = _targets(line, columns, rules)
             targets = known if len(known) == len(columns) else None
             if known and targets is None:
                 partly.append(shown(u.id))
@@ -275,6 +273,13 @@ def _number(line: Line, column: str, rules: TableRules, *, alone: bool = False) 
             f"{line.at} has {column} {value:g}, expected a number from {low:g} to {high:g}"
         )
     return value
+
+
+def _targets(line: Line, columns: Sequence[str], rules: TableRules) -> tuple[float, ...]:
+    """Those of the columns of targets that a line has a number in."""
+    alone = len(columns) == 1
+    values = [_number(line, column, rules, alone=alone) for column in columns]
+    return tuple(value for value in values if value is not None)
 
 
 def _unimodal(line: Line, rules: TableRules) -> tuple[str, ...]:

@@ -158,18 +158,7 @@ def _made(
     """
     groups = _groups(like, wanted)
     kinds = dict.fromkeys(name for group in groups for name in group.infos)
-    asked = []
-    on_faces = [group for group in groups if group.on_faces]
-    face_options = [name for name, value in places.beside.items() if value]
-    if face_options and not on_faces:
-        raise DataError(
-            f"--{face_options[0].replace('_', '-')}: the run does not look at faces; leave it out"
-        )
-    for group in groups:
-        given = {m: places.encoders.get(name) for m, name in group.names.items()}
-        options = _options(group.infos, group.recipe, given)
-        options = replace(options, device=places.device, offline=places.offline, decoders=decoders)
-        asked.append(replace(options, **(places.beside if group in on_faces else {})))
+    asked = _asked(groups, places, decoders)
     failures: dict[str, Failure] = {}
     stores: list[FeatureStore] = []
     renamed: dict[tuple[int, str], str] = {}
@@ -192,6 +181,24 @@ def _made(
     # sound alone, another words alone.
     write(plan(stores, renamed, keep_first=KEEPABLE, allow_disjoint=True).head, out)
     return Extracted(FeatureStore(out), found, lines)
+
+
+def _asked(groups: Sequence[Group], places: Places, decoders: int) -> list[ExtractOptions]:
+    """With which options each group is extracted. Raises DataError for options of faces where no
+    group looks at any.
+    """
+    face_options = [name for name, value in places.beside.items() if value]
+    if face_options and not any(group.on_faces for group in groups):
+        raise DataError(
+            f"--{face_options[0].replace('_', '-')}: the run does not look at faces; leave it out"
+        )
+    asked = []
+    for group in groups:
+        given = {m: places.encoders.get(name) for m, name in group.names.items()}
+        options = _options(group.infos, group.recipe, given)
+        options = replace(options, device=places.device, offline=places.offline, decoders=decoders)
+        asked.append(replace(options, **places.beside) if group.on_faces else options)
+    return asked
 
 
 def _groups(like: dict, wanted: Collection[str] | None) -> list[Group]:
