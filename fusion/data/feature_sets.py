@@ -33,6 +33,9 @@ def spec(store: FeatureStore, config: DataConfig, *, summary: bool = False) -> D
         config: Which of them, and how layers are used.
         summary: The model looks at nothing but mean and deviation of a sequence.
 
+    Returns:
+        The spec, without scales of the targets, which depend on the rows that train.
+
     Raises:
         DataError: There are no such features, they cannot be joined, or there are no layers to mix.
     """
