@@ -11,6 +11,7 @@ import filecmp
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,7 +126,9 @@ def is_media(path: str) -> bool:
 
 def files_below(root: Path) -> Iterator[str]:
     """The files below a folder, however deep, hidden ones left out, as paths relative to it;
-    shallow ones first. A folder that links lead to as well is gone through once.
+    shallow ones first. A folder that links lead to as well is gone through once. A link to nothing
+    with a name of media is a file that is missing: DataLad leaves one for each that it has not
+    fetched.
 
     Raises DataError for a folder that cannot be read.
     """
@@ -145,7 +148,7 @@ def files_below(root: Path) -> Iterator[str]:
             for path in (os.path.join(folder, name) for name in names):
                 if os.path.isdir(path):
                     below.append(path)
-                elif os.path.isfile(path):
+                elif os.path.isfile(path) or (os.path.islink(path) and is_media(path)):
                     yield os.path.relpath(path, root)
         level = below
 
@@ -251,7 +254,7 @@ def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> l
             continue
         there = first[suffix]
         one_name = os.path.basename(there.path) == os.path.basename(file.path)
-        if not (one_name and filecmp.cmp(root / there.path, root / file.path, shallow=False)):
+        if not (one_name and _are_alike(root / there.path, root / file.path)):
             raise DataError(
                 f"{shown(root, 60)}: {shown(there.path, 70)} and {shown(file.path, 70)} are both "
                 f"'{shown(file.id, 40)}', and not the same file; keep one of them, or say more in "
@@ -259,6 +262,13 @@ def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> l
             )
         findings.dropped["copies of a file"].append(shown(file.path))
     return list(first.values())
+
+
+def _are_alike(one: Path, other: Path) -> bool:
+    """Whether two files hold the same; what cannot be read holds nothing that is known."""
+    with suppress(OSError):
+        return filecmp.cmp(one, other, shallow=False)
+    return False
 
 
 def row_of(files: tuple[Named, Named | None], rules: FileRules) -> Utterance:
