@@ -124,11 +124,11 @@ def is_media(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in MEDIA
 
 
-def files_below(root: Path) -> Iterator[str]:
+def files_below(root: Path, passed_over: list[str] | None = None) -> Iterator[str]:
     """The files below a folder, however deep, hidden ones left out, as paths relative to it;
     shallow ones first. A folder that links lead to as well is gone through once. A link to nothing
     with a name of media is a file that is missing: DataLad leaves one for each that it has not
-    fetched.
+    fetched. Hidden files with such names are added to `passed_over`.
 
     Raises DataError for a folder that cannot be read.
     """
@@ -142,9 +142,12 @@ def files_below(root: Path) -> Iterator[str]:
                 if (status.st_dev, status.st_ino) in seen:
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                names = sorted(name for name in os.listdir(folder) if not hidden(name))
+                every = sorted(os.listdir(folder))
             except OSError as error:
                 raise DataError(f"{folder}: {error.strerror}") from None
+            names = [name for name in every if not hidden(name)]
+            if passed_over is not None:
+                passed_over += (name for name in every if hidden(name) and is_media(name))
             for path in (os.path.join(folder, name) for name in names):
                 if os.path.isdir(path):
                     below.append(path)
