@@ -1,7 +1,7 @@
 """What `mer prepare` did without a word: a column `duration`, which says how long a file is as
-often as where a piece ends, cut files; times that contradict each other were settled; hidden recordings
-were no part of a folder; and a blank behind a class of --map ended in a remedy that could not help.
-Found by an adversary.
+often as where a piece ends, cut files; times that contradict each other were settled; hidden
+recordings were no part of a folder; and a blank behind a class of --map ended in a remedy that
+could not help. Found by an adversary.
 """
 
 from __future__ import annotations
