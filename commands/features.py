@@ -230,6 +230,8 @@ def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], no_lock:
         place, equals, name = spelled.rpartition("=")
         if not equals:
             raise click.BadParameter(f"'{spelled}' is not STORE:MODALITY=NAME", param_hint="--as")
+        if place in names:
+            raise click.BadParameter(f"'{place}' is named twice", param_hint="--as")
         names[place] = name
     store, notes, written = put_together(stores, out, renamed=names, lock=not no_lock, **choices)
     for line in notes:

@@ -11,6 +11,7 @@ from mer.commands.options import NO_LOCK, pairs
 from mer.commands.output import note, say, say_json, say_laid_out
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.interchange.formats import EXPORTS, IMPORTS, reader
+from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural
 
 
@@ -210,7 +211,7 @@ def export(store: Path, out: Path, to: str, **choices):
 @click.option(
     "--unlabelled",
     metavar="VALUE",
-    help="The label that means there is none, e.g. -1; none: every label is a class.",
+    help="The label or target that means there is none, e.g. -1; none: every label is a class.",
 )
 @click.option("--force", is_flag=True, help="Replace the store at --out.")
 @NO_LOCK
@@ -231,7 +232,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, no_loc
         raise click.BadParameter(
             "a rate is a number of steps per second", param_hint="--frame-rate"
         ) from None
-    names = tuple(name.strip() for name in labels.split(",") if name.strip())
+    names = tuple(map(strip, labels.split(","))) if labels else ()
     options = ImportOptions(labels=names, frame_rates=rates, **given)
     foreign = reader(kind)(file, options)
     store, report = write_store(

@@ -126,6 +126,7 @@ def complete(manifest: Manifest, findings: Findings) -> tuple[Manifest, Findings
     for field in ("speaker", "dialogue", "session"):
         names = {getattr(u, field) for u in manifest.rows}
         findings.warnings += warn_near_duplicates(names, f"{field}s")
+    findings.warnings += warn_near_duplicates(findings.folds, "folds")
     findings.warnings += class_gaps(manifest, findings.counts)
     findings.warnings += unimodal.warnings(findings.unimodal, manifest)
     findings.overlaps |= overlaps(manifest.rows, language=manifest.language)

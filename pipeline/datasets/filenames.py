@@ -11,6 +11,7 @@ import filecmp
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,9 +124,11 @@ def is_media(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in MEDIA
 
 
-def files_below(root: Path) -> Iterator[str]:
+def files_below(root: Path, passed_over: list[str] | None = None) -> Iterator[str]:
     """The files below a folder, however deep, hidden ones left out, as paths relative to it;
-    shallow ones first. A folder that links lead to as well is gone through once.
+    shallow ones first. A folder that links lead to as well is gone through once. A link to nothing
+    with a name of media is a file that is missing: DataLad leaves one for each that it has not
+    fetched. Hidden files with such names are added to `passed_over`.
 
     Raises DataError for a folder that cannot be read.
     """
@@ -139,13 +142,16 @@ def files_below(root: Path) -> Iterator[str]:
                 if (status.st_dev, status.st_ino) in seen:
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                names = sorted(name for name in os.listdir(folder) if not hidden(name))
+                every = sorted(os.listdir(folder))
             except OSError as error:
                 raise DataError(f"{folder}: {error.strerror}") from None
+            names = [name for name in every if not hidden(name)]
+            if passed_over is not None:
+                passed_over += (name for name in every if hidden(name) and is_media(name))
             for path in (os.path.join(folder, name) for name in names):
                 if os.path.isdir(path):
                     below.append(path)
-                elif os.path.isfile(path):
+                elif os.path.isfile(path) or (os.path.islink(path) and is_media(path)):
                     yield os.path.relpath(path, root)
         level = below
 
@@ -251,7 +257,7 @@ def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> l
             continue
         there = first[suffix]
         one_name = os.path.basename(there.path) == os.path.basename(file.path)
-        if not (one_name and filecmp.cmp(root / there.path, root / file.path, shallow=False)):
+        if not (one_name and _are_alike(root / there.path, root / file.path)):
             raise DataError(
                 f"{shown(root, 60)}: {shown(there.path, 70)} and {shown(file.path, 70)} are both "
                 f"'{shown(file.id, 40)}', and not the same file; keep one of them, or say more in "
@@ -259,6 +265,13 @@ def _without_copies(files: Sequence[Named], root: Path, findings: Findings) -> l
             )
         findings.dropped["copies of a file"].append(shown(file.path))
     return list(first.values())
+
+
+def _are_alike(one: Path, other: Path) -> bool:
+    """Whether two files hold the same; what cannot be read holds nothing that is known."""
+    with suppress(OSError):
+        return filecmp.cmp(one, other, shallow=False)
+    return False
 
 
 def row_of(files: tuple[Named, Named | None], rules: FileRules) -> Utterance:

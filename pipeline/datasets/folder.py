@@ -87,7 +87,7 @@ def prepare(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{shown(root, 200)}: no such folder (--root)")
-    mapping = mapping or {}
+    mapping = {strip(code): strip(named) for code, named in (mapping or {}).items()}
     name = strip(name if name is not None else root.absolute().name) or "folder"
     findings = Findings(name)
     rules = _rules(Pattern(pattern))
@@ -124,7 +124,8 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
     """The files that the pattern fits; raises DataError where it does not fit all of them."""
     paths: list[str] = []
     endings: Counter[str] = Counter()  # of files that are neither media nor words
-    for path in files_below(root):
+    passed_over: list[str] = []
+    for path in files_below(root, passed_over):
         ending = os.path.splitext(path)[1].lower()
         if is_media(path):
             paths.append(path)
@@ -148,6 +149,9 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
     findings.dropped["files that the pattern does not fit"] += map(shown, others)
     if not others:
         del findings.dropped["files that the pattern does not fit"]
+    if passed_over:
+        some = plural(len(passed_over), "hidden media file")
+        findings.warnings.append(f"{some} left out: {listed(passed_over, 3)}")
     if endings:
         findings.warnings.append(
             f"{no_media(endings)}; to take those that are media, name them in a table (`mer "

@@ -136,7 +136,7 @@ def prepare(
     else:
         labelling = labelled_by_labels(table, labels, task, findings)
     said_alone = unimodal_labels(table, of_modality, labelling, task, findings)
-    spans = times(table)
+    spans = times(table, findings)
     _check_ids(table, ids)
     in_folds = _folds(table, ids, fold_lists)
     splits = _splits(table, "none" if in_folds and not _has_split(table) else split, seed, findings)

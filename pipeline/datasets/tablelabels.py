@@ -18,6 +18,9 @@ from mer.pipeline.runtime.unimodal import check_task, entry
 MANY_LABELS = 50  # more classes than this look like numbers or free text
 UNIMODAL = "unimodal "  # a column of --unimodal is the field of this and its modality
 TARGET = "target "  # a column of --targets is the field of this and its name
+# A list of labels as text, as pandas writes one into a csv, and the labels in quotes within.
+LIST = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
+QUOTED = re.compile(r"""'([^'\\]*)'|"([^"\\]*)\"""")
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,8 @@ def labelled_by_labels(table: Table, given: str | None, task: str, findings: Fin
         numbers = [number(table, value, i, "label") for i, value in enumerate(values)]
         targets = [None if value is None else (value,) for value in numbers]
         return Labelling(names or (table.mapped.get("label", "label"),), none, targets)
+    if task == "multi":
+        values = _unpacked(table, values, findings)
     parts = [_parts(value, task) for value in values]
     if not names:
         said = (part for row in parts for part in row or ())
@@ -195,6 +200,44 @@ def labelled_by_labels(table: Table, given: str | None, task: str, findings: Fin
         return Labelling(names, none, [_indicators(row, names) for row in parts])
     findings.warnings += _of_another_task([row[0] for row in parts if row])
     return Labelling(names, values, none)
+
+
+def _unpacked(
+    table: Table, values: Sequence[str | list | None], findings: Findings
+) -> list[str | list | None]:
+    """The cells, with lists in the place of lists as text; an empty one says nothing. How many
+    there are is told.
+    """
+    cells: list[str | list | None] = []
+    rows = []
+    for i, value in enumerate(values):
+        found = _list_in(value) if isinstance(value, str) else None
+        cells.append(value if found is None else found or None)
+        if found is not None:
+            rows.append(i)
+    if rows:
+        findings.warnings.append(
+            f"{plural(len(rows), 'cell')} of label with a list as text, read as its labels, the "
+            f"first on {table.place(rows[0])}: {shown(values[rows[0]], 60)}"
+        )
+    return cells
+
+
+def _list_in(text: str) -> list[str] | None:
+    """The labels of a list that is written as text; None for any other text.
+
+    >>> _list_in("['joy', 'sad']"), _list_in("[joy; sad]"), _list_in("[]"), _list_in("(joy)")
+    (['joy', 'sad'], ['joy', 'sad'], [], None)
+    """
+    found = LIST.fullmatch(strip(text))
+    if found is None:
+        return None
+    inner = next(part for part in found.groups() if part is not None)
+    if "'" not in inner and '"' not in inner:
+        return _parts(inner, "multi") if found[1] is not None or not strip(inner) else None
+    if QUOTED.sub("", inner).strip(", \t\r\n"):
+        return None
+    return [single or double for single, double in QUOTED.findall(inner)]
 
 
 def _of_another_task(labels: Sequence[str]) -> Iterator[str]:

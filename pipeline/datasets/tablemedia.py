@@ -103,4 +103,8 @@ def _listing(folder: str) -> dict[str, list[str]]:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in MEDIA:
             stems.setdefault(stem, []).append(name)
-    return stems | {name: [name] for name in names}
+    for name in names:
+        # a folder of pictures beside a film is no file of that name
+        if name not in stems or not os.path.isdir(os.path.join(folder, name)):
+            stems[name] = [name]
+    return stems

@@ -13,6 +13,7 @@ from mer.pipeline.runtime.cells import GAP_WORDS, strip
 from mer.pipeline.runtime.terminal import plural, shown
 
 POSITION = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)  # a number of a turn; 3.0 as Excel has it
+TIMES_AGREE_SECONDS = 0.05  # by so much a duration may differ from end - start: rounding
 NUMBER_CHARACTERS = 400  # of a time or target; float()'s time grows with the square of them
 # float() takes "1_0" and "infinity" as well.
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -91,20 +92,43 @@ def warn_of_gap(table: Table, field: str, findings: Findings) -> None:
 # --- times, in seconds
 
 
-def times(table: Table) -> list[tuple[float | None, float | None]]:
-    """(start, end) per row."""
+def times(table: Table, findings: Findings) -> list[tuple[float | None, float | None]]:
+    """(start, end) per row. Rows that are cut by `duration` alone are counted, for it may be the
+    length of their file, rounded or in another unit; and rows whose times it contradicts.
+    """
     if not set(TIMES) & set(table.data):
         return [(None, None)] * len(table)
     columns = [table.column(field) for field in TIMES]
-    return [_span(table, i, values) for i, values in enumerate(zip(*columns, strict=True))]
+    spans, alone, against = [], [], []
+    for i, cells in enumerate(zip(*columns, strict=True)):
+        values = [number(table, cell, i, field) for field, cell in zip(TIMES, cells, strict=True)]
+        span = _span(table, i, values)
+        spans.append(span)
+        start, end, duration = values
+        if duration is None:
+            continue
+        if start is None and end is None:
+            alone.append(i)
+        elif end is not None and abs((start or 0.0) + duration - end) > TIMES_AGREE_SECONDS:
+            against.append(i)
+    if alone:
+        findings.warnings.append(
+            f"{plural(len(alone), 'row is', 'rows are')} cut where duration alone says, the first, "
+            f"on {table.place(alone[0])}, at {spans[alone[0]][1]:g} s: if that is only how long "
+            "the file is, call the column otherwise"
+        )
+    if against:
+        findings.warnings.append(
+            f"{plural(len(against), 'row has', 'rows have')} a duration that is not end - start, "
+            f"the first on {table.place(against[0])}: start and end are taken"
+        )
+    return spans
 
 
 def _span(
-    table: Table, row: int, values: Sequence[str | None]
+    table: Table, row: int, values: Sequence[float | None]
 ) -> tuple[float | None, float | None]:
-    start, end, duration = (
-        number(table, value, row, field) for field, value in zip(TIMES, values, strict=True)
-    )
+    start, end, duration = values
     if start is not None and start < 0:
         raise DataError(
             f"{table.at(row)} starts at {start:g} s, before its file; times count from 0"

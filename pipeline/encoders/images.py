@@ -105,7 +105,8 @@ def check_processor(checkpoint: Checkpoint) -> None:
     if checkpoint.folder is not None and not checkpoint.processor:
         raise EncoderError(
             f"vision encoder {checkpoint.name}: no preprocessor_config.json in "
-            f"{checkpoint.folder}; it says how pictures are scaled"
+            f"{checkpoint.folder}, nor a part for pictures in processor_config.json; one of "
+            "the two says how they are scaled"
         )
 
 

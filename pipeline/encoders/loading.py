@@ -27,9 +27,15 @@ from mer.pipeline.runtime.files import sha256_file
 from mer.pipeline.runtime.limits import CHECKPOINT_TEXT_BYTES
 from mer.pipeline.runtime.terminal import first_line, shown
 
+# How inputs are prepared: a file of that alone, and, since transformers 5, one with a part for each
+# kind of input, which goes before the other.
+PROCESSOR, PROCESSORS = "preprocessor_config.json", "processor_config.json"
+PARTS = {"audio": "feature_extractor", "speech": "feature_extractor", "vision": "image_processor"}
+# What of a waveform's preparation decides its features, and what it is where nothing is said.
+DECIDING = {"do_normalize": True, "n_fft": 400, "hop_length": 160}
 CONFIGURATION = (
     "config.json",
-    "preprocessor_config.json",
+    PROCESSOR,
     "tokenizer*",
     "vocab*",
     "merges.txt",
@@ -76,7 +82,7 @@ class Checkpoint:
     revision: str  # hub: the commit; otherwise ""
     folder: Path | None  # None: built in
     config: dict = field(repr=False)
-    processor: dict = field(repr=False)  # preprocessor_config.json; {} where there is none
+    processor: dict = field(repr=False)  # how inputs are prepared; {} where nothing says it
     safetensors: bool
     hash: str
 
@@ -161,10 +167,12 @@ def resolve(
             )
     for path in sorted({*weights, *configuration}):
         _check_content(kind, path)
+    processor, is_part = _processor(kind, folder)
+    if is_part:
+        configuration.append(folder / PROCESSORS)
     digest = hashlib.sha256()
     for path in sorted({*weights, *configuration}):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
-    processor = _json(kind, folder / "preprocessor_config.json", required=False)
     folder = folder if revision else folder.resolve()
     return Checkpoint(
         kind, name, revision, folder, config, processor, safetensors, digest.hexdigest()
@@ -200,6 +208,22 @@ def _transformer(kind: str, folder: Path) -> Path:
             f"{kind} encoder {folder}: its first module is {shown(type_)}, not a transformer"
         )
     return folder / path
+
+
+def _processor(kind: str, folder: Path) -> tuple[dict, bool]:
+    """How inputs are prepared, and whether that is by a part of `PROCESSORS` and not as it were
+    without: then that file belongs to the hash, which older stores else have without it.
+    """
+    alone = _json(kind, folder / PROCESSOR, required=False)
+    if kind not in PARTS or not (folder / PROCESSORS).is_file():
+        return alone, False
+    _check_content(kind, folder / PROCESSORS)
+    part = _json(kind, folder / PROCESSORS, required=True).get(PARTS[kind])
+    if not isinstance(part, dict):
+        return alone, False
+    if kind == "vision":
+        return part, part != alone
+    return part, any(part.get(k, usual) != alone.get(k, usual) for k, usual in DECIDING.items())
 
 
 def matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -249,7 +273,7 @@ def _snapshot(
     what = f"{kind} encoder {name}" + (f"@{revision}" if revision else "")
     try:
         for weights in (SAFE, PICKLED):
-            wanted = (*CONFIGURATION, *PIECES, *also, *weights)
+            wanted = (*CONFIGURATION, PROCESSORS, *PIECES, *also, *weights)
             within = (f"{FIRST_MODULE}/{pattern}" for pattern in wanted)
             folder = Path(
                 snapshot_download(

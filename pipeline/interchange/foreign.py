@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import Header
 from mer.pipeline.store.schema import LAYERS
 
@@ -18,7 +21,9 @@ Features = Mapping[str, np.ndarray | None]
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says of a foreign file; None and empty leave it to the file."""
+    """What the user says of a foreign file; None and empty leave it to the file. Raises DataError,
+    when it is made, for names that are no names of classes, and rates that are none.
+    """
 
     dataset: str | None = None
     task: str | None = None  # single | multi | regression
@@ -33,6 +38,18 @@ class ImportOptions:
     dtype: str | None = None
     # The label that means there is none; "none": every label is a class.
     unlabelled: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) < len(self.labels) or "" in self.labels:
+            given = shown(",".join(self.labels), 100)
+            raise DataError(
+                f"--labels {given}: a label is empty or there twice; give each class a name of its "
+                "own"
+            )
+        for modality, rate in self.frame_rates.items():
+            if not 0 < rate < math.inf:
+                given = f"{shown(modality, 40)}={rate:g}"
+                raise DataError(f"--frame-rate {given}: expected steps per second, above 0")
 
 
 @dataclass

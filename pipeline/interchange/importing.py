@@ -124,6 +124,12 @@ def _layer_dtypes(foreign: Foreign) -> dict[str, str]:
 def _infos(foreign: Foreign, options: ImportOptions) -> dict[str, ModalityInfo]:
     """What the store says of each modality: as the exported store did, and what the user adds."""
     kept = foreign.header.modalities if foreign.header else {}
+    unknown = options.frame_rates.keys() - foreign.dims.keys()
+    if unknown:
+        raise DataError(
+            f"{foreign.path}: no features of {shown(min(unknown), 40)}, which --frame-rate names; "
+            f"it has {', '.join(foreign.dims)}"
+        )
     infos = {}
     for modality, dim in foreign.dims.items():
         info = kept.get(modality, ModalityInfo(dim=dim, encoder="imported"))

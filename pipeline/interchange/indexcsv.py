@@ -175,15 +175,19 @@ def write_index(copy: Copy, folder: Path) -> list[str]:
 
 
 def _file_names(ids: list[str]) -> list[str]:
-    """The id where it can name a file, else the number of the row. A file system may fold case:
-    what differs in case only counts as the same name.
+    """The id where it can name a file, else the number of the row, in a form that is nobody's id. A
+    file system may fold case: what differs in case only counts as the same name.
     """
+    called = {row_id.lower() for row_id in ids}
     taken: set[str] = set()
     names = []
     for n, row_id in enumerate(ids):
         fits = re.fullmatch(SAFE_NAME, row_id, re.ASCII) and row_id.lower() not in taken
-        names.append(row_id if fits else f"row.{n:07d}")
-        taken.add(names[-1].lower())
+        name = row_id if fits else f"row.{n:07d}"
+        while not fits and name in called:
+            name += "_"
+        names.append(name)
+        taken.add(name.lower())
     return names
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.interchange.values import listed_values, number
+from mer.pipeline.interchange.values import listed_values, number, spelled_number
 from mer.pipeline.runtime.cells import warn_gap_words, warn_near_duplicates
 from mer.pipeline.runtime.terminal import listed, plural, shown
 
@@ -18,7 +18,39 @@ from mer.pipeline.runtime.terminal import listed, plural, shown
 WHOLE = r"[-+]?\d{1,9}(\.0{1,9})?"
 MANY_CLASSES = 10_000  # numbers above are no classes
 FAR_FROM_CLASSES = -9  # a number below is somebody's word for "none", such as -99
+EVERY_LABEL = "none"  # of --unlabelled: every label is a class
 NO_LABEL = -1  # what many files write beside the numbers of classes where there is no label
+
+
+class _Nothing:
+    """The user's word for a label that is none, and whether it was met; without one, and for
+    "none", nothing is.
+    """
+
+    def __init__(self, word: str | None) -> None:
+        self._word = None if word in (None, EVERY_LABEL) else word
+        self._number = _as_number(self._word)
+        self._met = False
+
+    def is_meant(self, value: str | None) -> bool:
+        """Whether a label is that word, or another spelling of the same number."""
+        if self._word is None or value is None:
+            return False
+        same = self._number is not None and _as_number(value) == self._number
+        if value == self._word or same:
+            self._met = True
+            return True
+        return False
+
+    def notes(self) -> list[str]:
+        """A line where there was such a word, and no label was it."""
+        if self._word is None or self._met:
+            return []
+        return [f"no utterance has '{shown(self._word, 40)}', which --unlabelled names"]
+
+
+def _as_number(text: str | None) -> float | None:
+    return float(text) if text is not None and _is_finite_number(text) else None
 
 
 # --- targets
@@ -30,6 +62,7 @@ def set_targets(
     columns: Mapping[str, Sequence],
     task: str,
     names: tuple[str, ...],
+    unlabelled: str | None,
     notes: list[str],
 ) -> tuple[str, ...]:
     """Set each row's `targets`, None where there are none.
@@ -40,6 +73,7 @@ def set_targets(
         columns: The table by field; targets are in `targets`, else in `label`.
         task: multi or regression.
         names: Names of the labels that the user or the exported header gave, or ().
+        unlabelled: The user's word for "no target", or "none".
         notes: Lines for the user are added to these.
 
     Returns:
@@ -53,8 +87,10 @@ def set_targets(
         raise DataError(
             f"{path}: a {task} task needs targets; say where they are with --column targets=NAME"
         )
+    nothing = _Nothing(unlabelled)
     for row, value in zip(rows, source, strict=True):
-        row["targets"] = _targets_of(path, row["id"], value)
+        row["targets"] = _targets_of(path, row["id"], value, nothing)
+    notes += nothing.notes()
     given = [row for row in rows if row["targets"]]
     for row in given:
         if any(map(math.isnan, row["targets"])):
@@ -67,8 +103,11 @@ def set_targets(
     return _check_target_per_label(path, given, names)
 
 
-def _targets_of(path: Path, row_id: str, value: object) -> list[float] | None:
-    values = [number(path, row_id, "targets", one, float) for one in listed_values(path, value)]
+def _targets_of(path: Path, row_id: str, value: object, nothing: _Nothing) -> list[float] | None:
+    values = []
+    for one in listed_values(path, value):
+        said = None if nothing.is_meant(spelled_number(one)) else one
+        values.append(number(path, row_id, "targets", said, float))
     return None if all(map(math.isnan, values)) else values
 
 
@@ -154,9 +193,9 @@ def set_classes(
     Raises:
         DataError: A label is not among `names`, or it cannot be told what the numbers mean.
     """
-    if unlabelled not in (None, "none"):
-        nothing, as_number = unlabelled, whole_number(unlabelled)
-        values = [None if _means(given, nothing, as_number) else given for given in values]
+    nothing = _Nothing(unlabelled)
+    values = [None if nothing.is_meant(given) else given for given in values]
+    notes += nothing.notes()
     texts = {value for value in values if value is not None}
     if unlabelled is None:
         others = (value for value in values if value not in names)
@@ -168,11 +207,6 @@ def set_classes(
     for row, value in zip(rows, values, strict=True):
         row["label"] = value
     return names or tuple(sorted(texts))
-
-
-def _means(value: str | None, word: str | None, as_number: int | None) -> bool:
-    """Whether a label is that word, or another spelling of the same number."""
-    return value == word or (as_number is not None and whole_number(value) == as_number)
 
 
 def whole_number(text: str | None) -> int | None:

@@ -5,7 +5,8 @@ them): read as `mer import npy-dir`, written as `mer export --to npy`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from mer.pipeline.interchange.indexcsv import FILE, find_index, read_index, writ
 from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.interchange.rows import interpret
 from mer.pipeline.interchange.source import array_header, reading, require_file
+from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.files import sha256_file
-from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terminal import listed, plural, shown
 
 NPY = ".npy"
 
@@ -54,7 +56,8 @@ def read(path: Path, options: ImportOptions) -> Foreign:
     columns = {field: cells[name] for field, name in names.items()}
     there = dict.fromkeys(cells, "")
     there.pop(FILE, None)
-    files = [name.removesuffix(NPY) for name in cells.get(FILE, columns["id"])]
+    # a blank at an end is a slip, as in an id
+    files = [strip(name).removesuffix(NPY) for name in cells.get(FILE, columns["id"])]
     found = interpret(path, columns, options, header)
     dims = {
         modality: _shape(path, path / name, files, modality)[-1]
@@ -84,8 +87,24 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         frames=frames,
         header=header,
         source={"sha256_of_csv": sha256_file(table)},
-        notes=[*index.notes, account(names, arrays, found.task, there, folders), *found.notes],
+        notes=[
+            *index.notes,
+            account(names, arrays, found.task, there, folders),
+            *_without_rows(path, arrays, files),
+            *found.notes,
+        ],
     )
+
+
+def _without_rows(path: Path, arrays: Mapping[str, str], files: list[str]) -> Iterator[str]:
+    """A line for each kind of arrays of which some belong to no row of the csv."""
+    named = {f"{file}{NPY}" for file in files}
+    for name in dict.fromkeys(arrays.values()):
+        there = sorted(entry for entry in os.listdir(path / name) if entry.endswith(NPY))
+        others = [entry for entry in there if entry not in named]
+        if others:
+            belong = plural(len(others), "array belongs", "arrays belong")
+            yield f"{name}: {belong} to no row of the csv, left out: {listed(others, 2)}"
 
 
 def _array(folder: Path, file: str) -> np.ndarray | None:
@@ -128,7 +147,11 @@ def _shape(path: Path, folder: Path, files: list[str], modality: str) -> tuple[i
         x = _array(folder, file)
         if x is not None and x.ndim in (1, 2) and x.shape[-1]:
             return x.shape
-    raise DataError(f"{path}: no file of {folder.name} for {modality} belongs to a row of the csv")
+    first = shown(files[0] if files else "", 40)
+    raise DataError(
+        f"{path}: no file of {folder.name} for {modality} belongs to a row of the csv (its first "
+        f"asks for {first}{NPY}); call the files so, or add a column {FILE} with their names"
+    )
 
 
 # --- writing

@@ -303,6 +303,11 @@ def _spans(
         if found is None:
             raise _misfit(path, name, x, count)
         return found
+    if offsets is not None:
+        raise DataError(
+            f"{path}: {_offsets_name(name)} says where utterances lie end to end, and {name} is "
+            f"{x.shape}, padded; give it {_lengths_name(name)} instead, or leave the offsets out"
+        )
     if len(x) != count or (lengths is not None and not _fit(lengths, count, x.shape[1])):
         raise _misfit(path, name, x, count)
     whole = None if lengths is None else lengths.astype(np.int64)

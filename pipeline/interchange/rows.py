@@ -76,7 +76,7 @@ def interpret(
         spelled = all(isinstance(v, str | bytes | None) for v in columns.get("label", ()))
         names = set_classes(path, rows, values, names, options.unlabelled, spelled, notes)
     else:
-        names = set_targets(path, rows, columns, task, names, notes)
+        names = set_targets(path, rows, columns, task, names, options.unlabelled, notes)
     notes += table.set_unimodal(task, names)
     key = "label" if task == "single" else "targets"
     unlabelled = sum(row[key] is None for row in rows)

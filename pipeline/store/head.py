@@ -6,6 +6,7 @@ Written last: it says the store is complete.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mer.pipeline.errors import DataError
+from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.runtime.terms import SPLITS, check_folds, targets_of
 from mer.pipeline.runtime.unimodal import check_unimodal
@@ -106,7 +107,8 @@ def shards_of(head: Path) -> Path:
 
 def refuse_twin(head: Path) -> None:
     """Raise DataError where the folder of a store that is to be made is another one's: `feats` and
-    `feats.h5` would both have `feats.shards`.
+    `feats.h5` would both have `feats.shards`; and of a head file that was renamed the shards have
+    stayed where they were.
     """
     stem = head.name.removesuffix(SUFFIX)
     twin = head.with_name(stem if stem != head.name else stem + SUFFIX)
@@ -116,6 +118,30 @@ def refuse_twin(head: Path) -> None:
             f"{head}: its shards would lie in {folder.name}, where those of {twin.name} are; name "
             "another --out"
         )
+    if not folder.is_dir() or os.path.lexists(head):
+        return
+    # by name alone, for there may be a hundred thousand clips beside it
+    named_so = (path for path in sorted(head.parent.iterdir()) if SUFFIX in path.name)
+    for other in named_so:
+        if _keeps_shards_in(folder, other):
+            raise DataError(
+                f"{head}: its shards would lie in {folder.name}, where those of {other.name} are, "
+                "which was renamed or copied; name another --out, or give it its old name again"
+            )
+
+
+def _keeps_shards_in(folder: Path, head: Path) -> bool:
+    """Whether `head` is the head file of a store with a shard in a folder."""
+    if not head.is_file() or not h5py.is_hdf5(head):
+        return False
+    try:
+        with arrays.opened(head, "store") as file:
+            check_format(file, head, HEAD_FORMAT, "store")
+            _, data = _read_arrays(file)
+            records = [] if MEMBERS in file else _decode_records(head, data)
+    except MerError:
+        return False
+    return any(record.path.parent == folder.resolve() for record in records)
 
 
 def compose(

@@ -187,3 +187,10 @@ def test_npz_bombs_are_refused_before_they_unfold(tmp_path, monkeypatch):
         DataError, match=r"id.npy claims shape \(10000000000,\) of float64 but holds 8 bytes"
     ):
         npz.read(tmp_path / "y.npz", ImportOptions())
+
+
+def test_offsets_of_a_padded_array_are_no_offsets(tmp_path):
+    """They were passed over without a word, and every step counted."""
+    arrays_file(tmp_path / "x.npz", text_offsets=np.array([0, 1, 2, 3]))
+    with pytest.raises(DataError, match="text_offsets says where .* give it text_lengths instead"):
+        imported(npz, tmp_path / "x.npz", tmp_path / "feats.h5")
