@@ -131,6 +131,11 @@ class DataSpec:
                 deviations.append(replace(step, label=f"{step.label} deviation"))
         return means + deviations
 
+    def numbers_of_means(self, modality: str, *, summary: bool) -> int:
+        """How many numbers of a step are no deviations; arguments as of `blocks`."""
+        steps_or_means = self.blocks(modality, summary=summary)[: len(self.read_from(modality))]
+        return sum(block.numbers for block in steps_or_means)
+
     @property
     def mixes(self) -> bool:
         """Whether layers are mixed."""

@@ -204,6 +204,11 @@ def assign(
             unknown = plural(len(dev) - int(known[dev].sum()), "row")
             notes.append(f"{unknown} of dev with shares of raters and no label left out")
         dev = dev[known[dev]]
+        if not len(dev):
+            raise DataError(
+                f"the dev part that was carved by {by} has no labelled row, only shares of raters; "
+                "take more with --set data.dev_share, or give the store a dev part"
+            )
         train_pool, dev_pool = _pools(table, train_pool, train, dev, by)
     if labels:
         notes += label_notes(target, train, dev, labels, task)

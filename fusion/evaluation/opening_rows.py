@@ -79,6 +79,8 @@ def opened_rows(
     if split in OPENED:
         check_unseen(run, store, rows, split, note)
         note_opening(run, store, rows, note, what, seen_by)
+    elif split == "dev":
+        check_unseen(run, store, rows, split, note)
     return rows, pool
 
 
@@ -109,23 +111,31 @@ def rows_of(
 
 
 def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray, split: str, note: Note) -> None:
-    """Raise DataError when test rows were used in training. Of a corpus of another name only tell
-    that there are such ids: they may be other clips.
+    """Raise DataError when test rows were used in training, or dev rows trained: of another store
+    dev may be carved anew. Of a corpus of another name only tell that there are such ids: they may
+    be other clips.
     """
     path = run.verified(checkpoint.SPLIT)
     used = files.read_json(path, SplitIds, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
     ids = store.table()["id"].to_pylist()
-    leaked = {ids[row] for row in rows} & {*used.train, *used.dev}
+    known = used.train if split == "dev" else (*used.train, *used.dev)
+    leaked = {ids[row] for row in rows} & set(known)
     if leaked and store.header.dataset != run.info.store.dataset:
         some = f"{plural(len(leaked), 'row')} (first: {shown(min(leaked), 60)})"
         note(
             f"{store.path}: {some} have ids that training {run.path.name} had, too; if they are "
-            "the same clips, these are no test figures"
+            f"the same clips, these are no {split} figures"
         )
     elif leaked and split == WHOLE:
         raise DataError(
             f"{store.path}: {run.path} was trained on {len(leaked):,} of its rows (first: "
             f"{shown(min(leaked), 60)}); --split all is for a corpus that it has not seen"
+        )
+    elif leaked and split == "dev":
+        some = f"{plural(len(leaked), 'row')} of its dev part (first: {shown(min(leaked), 60)})"
+        raise DataError(
+            f"{store.path}: {some} trained {run.path}; score dev on the store that it was trained "
+            "on, or give this one the same dev part"
         )
     elif leaked:
         some = f"{plural(len(leaked), 'test row')} (first: {min(leaked)})"

@@ -344,15 +344,22 @@ def _one_epoch(
     )
     target = training.target[split.dev]
 
-    def scored() -> tuple[dict[str, float], tuple[float, ...] | None, calibration.Scaling | None]:
+    def scored() -> tuple[
+        dict[str, float],
+        tuple[float, ...] | None,
+        calibration.Scaling | None,
+        dict[str, dict[str, float]],
+    ]:
         with keeper.chosen_weights():
             answers = infer.infer(model, parts["dev"])
+            layers = model.layer_weights()
         dev, thresholds = _dev_score(answers, target, training.spec, training.measures)
         wanted = config.train.calibrate == "temperature"
-        return dev, thresholds, calibration.fit(answers.scores, target) if wanted else None
+        scaling = calibration.fit(answers.scores, target) if wanted else None
+        return dev, thresholds, scaling, layers
 
-    dev, thresholds, scaling = processes.agree(scored)
-    entry = pass_.entry(epoch, dev)
+    dev, thresholds, scaling, layers = processes.agree(scored)
+    entry = pass_.entry(epoch, dev, layers)
     rank = _rank(training.metric, dev)
     best = not progress.best_epoch or rank > progress.best_rank
     if best:
