@@ -85,7 +85,8 @@ class DataSpec:
     the features of its name as they are stored.
     `scale` is (mean, deviation) of each of several targets over the rows that train: a batch brings
     them less their mean, in deviations, whatever scales they are rated on. One target stays as it
-    is stored. `context` says which neighbours a row is seen with; None: each utterance alone.
+    is stored, unless it is far from 0 (`mer.fusion.data.splits.scale`). `context` says which
+    neighbours a row is seen with; None: each utterance alone.
     """
 
     modalities: dict[str, int]
