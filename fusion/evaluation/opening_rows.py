@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,12 @@ def ensemble_configuration(runs: Iterable[Run]) -> str:
     return hashlib.sha256(json.dumps(["ensemble", each]).encode()).hexdigest()
 
 
-def seen(children: Sequence[Run], p: Predicted, seen_by: str | None = None) -> ledger.Seen:
+def seen(
+    children: Sequence[Run],
+    p: Predicted,
+    seen_by: str | None = None,
+    others: Iterable[Predicted] = (),
+) -> ledger.Seen:
     """Who has seen the rows on which evaluated runs were tested.
 
     Args:
@@ -218,6 +224,7 @@ def seen(children: Sequence[Run], p: Predicted, seen_by: str | None = None) -> l
         p: The test predictions of one of them, or of its group.
         seen_by: The configuration that is shown of all of them together, an ensemble's; None: that
             of each.
+        others: Those of runs over other folds with the same rows, which ledgers have fold by fold.
 
     Returns:
         The counts, by the ledgers of all stores on which these runs are known to be evaluated.
@@ -229,7 +236,8 @@ def seen(children: Sequence[Run], p: Predicted, seen_by: str | None = None) -> l
     shown_here = tried(children)
     if seen_by is not None:
         shown_here = [(seen_by, training) for _, training in shown_here]
-    return ledger.seen(_contents(p), len(seeds_of(p)[0].true), stores, shown_here)
+    contents = chain.from_iterable(map(_contents, (p, *others)))
+    return ledger.seen(contents, len(seeds_of(p)[0].true), stores, shown_here)
 
 
 def tried(children: Iterable[Run]) -> list[tuple[str, str]]:

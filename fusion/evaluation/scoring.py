@@ -93,7 +93,7 @@ def describe(
             **_by_own_labels(p, heads),
             heads_agree=agree,
             heads_disagree=disagree,
-            attention=_attention(p, spec.modalities),
+            attention=_attention(p, table, spec.modalities),
             discrimination=discrimination(run, p, store, device) if answered else None,
             inconsistent=_inconsistent(p),
             calibration=_calibration(p, None if together else info.scaling),
@@ -256,10 +256,12 @@ def _by_own_labels(p: Predicted, heads: dict[str, Head]) -> dict[str, Any]:
     return told
 
 
-def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:
-    """The mean share of [CLS] attention of each modality; None: the model has no such thing."""
+def _attention(p: Predicted, every: pa.Table, modalities: Iterable[str]) -> Figures | None:
+    """The mean share of [CLS] attention of each modality over the labelled rows; None: the model
+    has no such thing, of `every` row that was predicted.
+    """
     columns = {m: p.table[f"attention_{m}"] for m in modalities}
-    if any(column.null_count for column in columns.values()):
+    if any(every[f"attention_{m}"].null_count for m in modalities):
         return None
     if not len(p.table):
         return dict.fromkeys(columns)

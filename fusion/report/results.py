@@ -272,7 +272,7 @@ def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
             f"Every labelled utterance here is {shown(only_class)}: WA and UA of 100 % are what a "
             "constant answer gets."
         )
-    if scores.bootstrap.unit == "utterance" and scores.bootstrap.groups != 1:
+    if scores.bootstrap.unit == "utterance" and scores.bootstrap.groups > 1:
         fewest = (
             f"fewer than {prediction_table.FEWEST_UNITS} dialogues, sessions or speakers are known"
         )
@@ -416,7 +416,7 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             bootstrap=scoring.bootstrap_of(unit, groups),
             metrics=differences,
             verdict=_verdict(metric, found[metric].low, found[metric].high),
-            seen=opening_rows.seen([*first.children, *second.children], a[0]),
+            seen=opening_rows.seen([*first.children, *second.children], a[0], others=[b[0]]),
             contexts=(context_of(first), context_of(second)),
         )
     )

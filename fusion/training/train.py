@@ -134,7 +134,7 @@ def fit(
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
-    for line in _without_effect(model, config):
+    for line in _without_effect(model, config, spec.task):
         training.remark(line)
     optimizer = optim.adamw(model, config)
     info = _begin(training, model, there)
@@ -170,10 +170,14 @@ def fit(
         return _finish(training, info, progress)
 
 
-def _without_effect(model: FusionModel, config: TrainConfig) -> list[str]:
+def _without_effect(model: FusionModel, config: TrainConfig, task: str) -> list[str]:
     """Settings that somebody gave and that change nothing here."""
     found = []
     reads = model.core.modalities
+    if task == "regression" and config.model_args.label_smoothing:
+        found.append("model_args.label_smoothing does nothing: a regression has no classes")
+    if task != "regression" and config.model_args.regression_loss != "l1":
+        found.append(f"model_args.regression_loss does nothing: the task is {task}")
     if config.train.modality_dropout and len(reads) == 1:
         found.append(f"train.modality_dropout does nothing: the model reads {reads[0]} alone")
     if config.data.context == "none" and config.data.context_width != DataConfig.context_width:

@@ -74,6 +74,14 @@ def test_what_changes_nothing_is_said(tmp_path):
     said.clear()
     trained(store, tmp_path / "concat", sets[0], sets[2], note=said.append)
     assert not [line for line in said if "does nothing" in line]
+    loss = "model_args.regression_loss=mse"
+    trained(store, tmp_path / "loss", loss, sets[2], note=said.append)
+    assert "model_args.regression_loss does nothing: the task is single" in said
+    numbers = make_store(tmp_path / "numbers", n=60, task="regression")
+    smooth = "model_args.label_smoothing=0.1"
+    trained(numbers, tmp_path / "smooth", smooth, loss, sets[2], note=said.append)
+    assert "model_args.label_smoothing does nothing: a regression has no classes" in said
+    assert sum("does nothing" in line for line in said) == 2
 
 
 # ---- Moving average
