@@ -114,7 +114,14 @@ def of_children(run: Run, tables: Sequence[pa.Table], measures: Measures) -> lis
     children = run.children
     parts = [of_child(child, table) for child, table in zip(children, tables, strict=True)]
     spec = children[0].spec
-    return seeds_of(from_table(pa.concat_tables(parts), spec.task, spec.labels, measures))
+    return seeds_of(from_table(joined(parts), spec.task, spec.labels, measures))
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of several predictions tables. A column that one lacks is null there: of unimodal
+    labels, which no row of a fold's test part may have.
+    """
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def of_child(run: Run, table: pa.Table) -> pa.Table:
