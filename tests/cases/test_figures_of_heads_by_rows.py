@@ -28,7 +28,7 @@ def few_resamples(monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_head_is_scored_on_the_rows_that_have_its_modality(tmp_path, task):
-    store = make_store(tmp_path, task=task, absent={"text": SILENT, "audio": [18]})
+    store = make_store(tmp_path, n=60, task=task, absent={"text": SILENT, "audio": [18]})
     config = settings("train.epochs=1", model="drkf")
     run = experiment.train(store, config, tmp_path / "run", note=quiet)
     found = evaluate(run, note=quiet)
