@@ -279,7 +279,7 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     if as_json:
         say_json(tuning_results.as_json(results))
     else:
-        say_laid_out(tables.plain(tuning_results.table(results, given["seeds"])))
+        say_laid_out(tables.plain(tuning_results.table(results, given["seeds"], given["folds"])))
         for line in tuning_results.lines(results, features, given["folds"]):
             say(line)
     tuning_results.check_found(results)

@@ -85,7 +85,8 @@ class DataSpec:
     the features of its name as they are stored.
     `scale` is (mean, deviation) of each of several targets over the rows that train: a batch brings
     them less their mean, in deviations, whatever scales they are rated on. One target stays as it
-    is stored. `context` says which neighbours a row is seen with; None: each utterance alone.
+    is stored, unless it is far from 0 (`mer.fusion.data.splits.scale`). `context` says which
+    neighbours a row is seen with; None: each utterance alone.
     """
 
     modalities: dict[str, int]
@@ -130,6 +131,11 @@ class DataSpec:
             if not one.means:
                 deviations.append(replace(step, label=f"{step.label} deviation"))
         return means + deviations
+
+    def numbers_of_means(self, modality: str, *, summary: bool) -> int:
+        """How many numbers of a step are no deviations; arguments as of `blocks`."""
+        steps_or_means = self.blocks(modality, summary=summary)[: len(self.read_from(modality))]
+        return sum(block.numbers for block in steps_or_means)
 
     @property
     def mixes(self) -> bool:

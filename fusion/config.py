@@ -483,10 +483,11 @@ def _plausible(name: str, value: Any) -> tuple[bool, str]:
         return True, ""
     if isinstance(value, int):
         return 1 <= value < COUNT, "at least 1" if value < 1 else "below 2^31"
+    # of loss terms, that of a shared part among them: below 0 one would be learnt backwards
+    if name.startswith(("w_", "weight_")):
+        return 0 <= value < LARGE, "at least 0 (0: off) and finite"
     if any(word in name for word in ("dropout", "smoothing", "noise", "share", "decay")):
         return 0 <= value <= 1, "between 0 and 1"
-    if name.startswith(("w_", "weight_")):  # of loss terms: below 0 one would be learnt backwards
-        return 0 <= value < LARGE, "at least 0 (0: off) and finite"
     if "temperature" in name:
         return 0 < value < LARGE, "above 0"
     return abs(value) < LARGE, "a finite number"

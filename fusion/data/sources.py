@@ -376,8 +376,13 @@ def batch_source(
         made.soft = None if shares is None else torch.from_numpy(shares[made.rows])
     if config.unimodal_labels:
         own = unimodal.targets(store.table(), spec.task, spec.labels)
-        read = {m: torch.from_numpy(x[made.rows]) for m, x in own.items() if m in spec.modalities}
-        made.unimodal = read or None
+        made.unimodal = {}
+        for m, values in own.items():
+            if m in spec.modalities:
+                mine = values[made.rows]
+                mine = spec.scaled(mine) if spec.task == "regression" else mine
+                made.unimodal[m] = torch.from_numpy(mine)
+        made.unimodal = made.unimodal or None
     if spec.context is not None:
         pool = made.rows if pool is None else np.asarray(pool, dtype=np.int64)
         made.neighbours = context.neighbours(store.table(), made.rows, pool, spec.context)

@@ -27,6 +27,8 @@ MOST_FOLDS = 20  # more groups than this are bundled ...
 BUNDLES = 10  # ... into this many folds
 MOST_DIGITS = 20  # of the number that a published fold is called by
 SHARES_WITHIN = 1e-3  # shares of raters, rounded by whoever wrote them, sum to 1 as nearly as this
+# of a single target, either way: the scales of MOSI, SIMS, MSP-Podcast and MER2023 are within it
+LARGEST_AS_STORED = 10.0
 CARVINGS = 64  # candidate dev sets, of which the one with the most train-like labels is taken
 
 
@@ -129,14 +131,18 @@ def taught_rows(table: pa.Table, target: np.ndarray, config: DataConfig) -> np.n
 
 
 def scale(target: np.ndarray, task: str) -> tuple[tuple[float, float], ...]:
-    """(mean, deviation) of each of several targets over their labelled rows; () of anything else.
+    """(mean, deviation) of each of several targets over their labelled rows, and of a single one
+    that goes beyond `LARGEST_AS_STORED`: from there no model finds the scale by itself within its
+    epochs. () of anything else.
 
     A target that does not vary has the deviation 1.
     """
-    if task != "regression" or target.shape[1] < 2:
+    if task != "regression":
         return ()
     known = target[labelled(target)].astype(np.float64)
     if not len(known):
+        return ()
+    if known.shape[1] == 1 and np.abs(known).max() <= LARGEST_AS_STORED:
         return ()
     # by their range: of equal numbers a deviation is not always exactly 0
     return tuple((float(x.mean()), float(x.std()) if np.ptp(x) else 1.0) for x in known.T)
@@ -204,6 +210,11 @@ def assign(
             unknown = plural(len(dev) - int(known[dev].sum()), "row")
             notes.append(f"{unknown} of dev with shares of raters and no label left out")
         dev = dev[known[dev]]
+        if not len(dev):
+            raise DataError(
+                f"the dev part that was carved by {by} has no labelled row, only shares of raters; "
+                "take more with --set data.dev_share, or give the store a dev part"
+            )
         train_pool, dev_pool = _pools(table, train_pool, train, dev, by)
     if labels:
         notes += label_notes(target, train, dev, labels, task)

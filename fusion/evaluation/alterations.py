@@ -2,13 +2,14 @@
 another utterance, or moved by noise.
 
 Noise is one offset per utterance, the same on all its steps, so that a model that reads steps
-cannot average it out and one that reads means sees as much of it. Each number's offset is drawn
+cannot average it out and one that reads means sees as much of it; deviations over the steps, which
+pooled models read besides, are those of the utterance as it is. Each number's offset is drawn
 from a normal distribution whose deviation is `level` times that of the number's utterance means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -126,12 +127,16 @@ class Alteration:
     changes: tuple[Change, ...]
 
 
-def alterations(modalities: Sequence[str], moments: Sequence[Moments]) -> Iterator[Alteration]:
+def alterations(
+    modalities: Sequence[str], moments: Sequence[Moments], numbers: Mapping[str, int]
+) -> Iterator[Alteration]:
     """Every alteration of a run, in the order in which tables show them.
 
     Args:
         modalities: Those that the run reads; of a single one nothing is left without it.
         moments: For each training of the run those of the rows that are altered.
+        numbers: For each modality how many numbers of a step are no deviations over steps, which
+            an offset does not change.
 
     Yields:
         Without each modality, with each swapped, with noise of each level on each.
@@ -143,5 +148,9 @@ def alterations(modalities: Sequence[str], moments: Sequence[Moments]) -> Iterat
         yield Alteration("swapped", m, None, (swapped(m),) * len(moments))
     for place, m in enumerate(modalities):
         for level in LEVELS:
-            changes = [noisy(m, level, each.deviation(m), SEED + place) for each in moments]
+            changes = []
+            for each in moments:
+                deviation = each.deviation(m)
+                deviation[numbers[m] :] = 0
+                changes.append(noisy(m, level, deviation, SEED + place))
             yield Alteration("noise", m, level, tuple(changes))

@@ -47,8 +47,9 @@ def predict_rows(
         One row per row, in their order: id, dialogue, position, speaker, session, tags, turns (how
         many neighbours it was seen with; null: the run has no context), label or targets (null:
         unlabelled), pred, p_<label>... (regression: value; of several targets value_<target>...),
-        attention_<modality>, disagreement, pred_<modality>. Columns that the model has no answer
-        for are null. `shares` says how raters divided over the labels, where the store knows.
+        attention_<modality>, disagreement, pred_<modality> (null: the row lacks it). Columns that
+        the model has no answer for are null. `shares` says how raters divided over the labels,
+        where the store knows.
 
     Raises:
         DataError: The run is damaged.
@@ -139,8 +140,18 @@ def _predict(
         head = (out.unimodal or {}).get(m)
         if head is not None:
             alone = infer.decide(head, task, [0.5] * len(labels))
-            columns[f"pred_{m}"] = named(alone, task, labels)
+            columns[f"pred_{m}"] = _where(part.n[m] > 0, named(alone, task, labels))
     return pa.table(columns)
+
+
+def _where(there: np.ndarray, values: pa.Array) -> pa.Array:
+    """The values of the rows (N,) that are `there`, null elsewhere: a head answers something of a
+    modality that a row lacks, too.
+    """
+    if there.all():
+        return values
+    pairs = zip(there.tolist(), values.to_pylist(), strict=True)
+    return pa.array([value if has else None for has, value in pairs], values.type)
 
 
 def _null_nan(values: np.ndarray) -> pa.Array:

@@ -33,7 +33,14 @@ from mer.fusion.evaluation.scoring import bootstrap_of, describe, intervals_of
 from mer.fusion.measures import metrics
 from mer.fusion.runs import checkpoint, ledger
 from mer.fusion.runs.checkpoint import Run
-from mer.fusion.runs.prediction_table import Predicted, from_table, of_child, seeds_of, unit
+from mer.fusion.runs.prediction_table import (
+    Predicted,
+    from_table,
+    joined,
+    of_child,
+    seeds_of,
+    unit,
+)
 from mer.fusion.runs.records import (
     Confusion,
     GroupInfo,
@@ -217,7 +224,7 @@ def _aggregate(
     info = run.info
     assert isinstance(info, GroupInfo)
     first = results[0].metrics
-    whole = pa.concat_tables([of_child(one.run, one.table) for one in results])
+    whole = joined([of_child(one.run, one.table) for one in results])
     by_seed = _by_seed(results, whole, shared)
     name, groups = unit(by_seed[0].table)
     rows = [_row(one) for one in results]

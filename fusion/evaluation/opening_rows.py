@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def opened_rows(
     if split in OPENED:
         check_unseen(run, store, rows, split, note)
         note_opening(run, store, rows, note, what, seen_by)
+    elif split == "dev":
+        check_unseen(run, store, rows, split, note)
     return rows, pool
 
 
@@ -109,23 +112,31 @@ def rows_of(
 
 
 def check_unseen(run: Run, store: FeatureStore, rows: np.ndarray, split: str, note: Note) -> None:
-    """Raise DataError when test rows were used in training. Of a corpus of another name only tell
-    that there are such ids: they may be other clips.
+    """Raise DataError when test rows were used in training, or dev rows trained: of another store
+    dev may be carved anew. Of a corpus of another name only tell that there are such ids: they may
+    be other clips.
     """
     path = run.verified(checkpoint.SPLIT)
     used = files.read_json(path, SplitIds, checkpoint.AGAIN, most=SPLIT_JSON_BYTES)
     ids = store.table()["id"].to_pylist()
-    leaked = {ids[row] for row in rows} & {*used.train, *used.dev}
+    known = used.train if split == "dev" else (*used.train, *used.dev)
+    leaked = {ids[row] for row in rows} & set(known)
     if leaked and store.header.dataset != run.info.store.dataset:
         some = f"{plural(len(leaked), 'row')} (first: {shown(min(leaked), 60)})"
         note(
             f"{store.path}: {some} have ids that training {run.path.name} had, too; if they are "
-            "the same clips, these are no test figures"
+            f"the same clips, these are no {split} figures"
         )
     elif leaked and split == WHOLE:
         raise DataError(
             f"{store.path}: {run.path} was trained on {len(leaked):,} of its rows (first: "
             f"{shown(min(leaked), 60)}); --split all is for a corpus that it has not seen"
+        )
+    elif leaked and split == "dev":
+        some = f"{plural(len(leaked), 'row')} of its dev part (first: {shown(min(leaked), 60)})"
+        raise DataError(
+            f"{store.path}: {some} trained {run.path}; score dev on the store that it was trained "
+            "on, or give this one the same dev part"
         )
     elif leaked:
         some = f"{plural(len(leaked), 'test row')} (first: {min(leaked)})"
@@ -200,7 +211,12 @@ def ensemble_configuration(runs: Iterable[Run]) -> str:
     return hashlib.sha256(json.dumps(["ensemble", each]).encode()).hexdigest()
 
 
-def seen(children: Sequence[Run], p: Predicted, seen_by: str | None = None) -> ledger.Seen:
+def seen(
+    children: Sequence[Run],
+    p: Predicted,
+    seen_by: str | None = None,
+    others: Iterable[Predicted] = (),
+) -> ledger.Seen:
     """Who has seen the rows on which evaluated runs were tested.
 
     Args:
@@ -208,6 +224,7 @@ def seen(children: Sequence[Run], p: Predicted, seen_by: str | None = None) -> l
         p: The test predictions of one of them, or of its group.
         seen_by: The configuration that is shown of all of them together, an ensemble's; None: that
             of each.
+        others: Those of runs over other folds with the same rows, which ledgers have fold by fold.
 
     Returns:
         The counts, by the ledgers of all stores on which these runs are known to be evaluated.
@@ -219,7 +236,8 @@ def seen(children: Sequence[Run], p: Predicted, seen_by: str | None = None) -> l
     shown_here = tried(children)
     if seen_by is not None:
         shown_here = [(seen_by, training) for _, training in shown_here]
-    return ledger.seen(_contents(p), len(seeds_of(p)[0].true), stores, shown_here)
+    contents = chain.from_iterable(map(_contents, (p, *others)))
+    return ledger.seen(contents, len(seeds_of(p)[0].true), stores, shown_here)
 
 
 def tried(children: Iterable[Run]) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ from mer.fusion.evaluation.scoring import sampled
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.intervals import Paired
 from mer.fusion.measures.metrics import headline, lower_is_better
+from mer.fusion.models import reads_summary
 from mer.fusion.runs import ledger, prediction_table
 from mer.fusion.runs.checkpoint import Run, check_store
 from mer.fusion.runs.prediction_table import Predicted, unit
@@ -342,17 +343,18 @@ def _altered(
     """The figure under every alteration beside that of the same rows as they are."""
     reads = measured.run.children[0].reads
     readable = _readable_without(measured, reads)
+    _, groups = unit(whole[0].table)
     entries: list[Altered] = []
     p_values: list[float] = []
-    for alteration in alterations(reads, moments):
-        plain, altered = whole, measured.predict(alteration.changes)
+    for alteration in alterations(reads, moments, _numbers_of_means(measured.run, reads)):
+        plain, altered, of_rows = whole, measured.predict(alteration.changes), groups
         if alteration.what == "without":
             kept = _rows_with(whole[0], readable[alteration.modality])
             if not len(kept):
                 continue
             plain = [p.take(kept) for p in whole]
-            altered = [p.take(kept) for p in altered]
-        value, pair = _paired(plain, altered, metric)
+            altered, of_rows = [p.take(kept) for p in altered], groups[kept]
+        value, pair = _paired(plain, altered, metric, of_rows)
         p_values.append(pair.p)
         entry = Altered(
             what=alteration.what,
@@ -368,6 +370,13 @@ def _altered(
         entries.append(entry)
     corrected = intervals.holm(p_values)
     return tuple(replace(e, p_holm=p) for e, p in zip(entries, corrected, strict=True))
+
+
+def _numbers_of_means(run: Run, reads: Sequence[str]) -> dict[str, int]:
+    """For each modality how many numbers of a step are steps or their means, not deviations."""
+    child = run.children[0]
+    summary = reads_summary(child.config.model, child.config.model_args)
+    return {m: child.spec.numbers_of_means(m, summary=summary) for m in reads}
 
 
 def _readable_without(measured: Measured, reads: Sequence[str]) -> dict[str, set[str]]:
@@ -388,12 +397,11 @@ def _rows_with(p: Predicted, ids: set[str]) -> np.ndarray:
 
 
 def _paired(
-    plain: Sequence[Predicted], altered: Sequence[Predicted], metric: str
+    plain: Sequence[Predicted], altered: Sequence[Predicted], metric: str, groups: np.ndarray
 ) -> tuple[float, Paired]:
-    """The figure of the altered rows, and its difference from the plain ones. The seeds are the
-    same on both sides, so that each seed's own difference is what is drawn.
+    """The figure of the altered rows, and its difference from the plain ones, `groups` (N,) drawn.
+    The seeds are the same on both sides, so that each seed's own difference is what is drawn.
     """
-    _, groups = unit(plain[0].table)
     first, second = sampled(plain, groups)[metric], sampled(altered, groups)[metric]
     gap = replace(first, values=second.values - first.values, draws=second.draws - first.draws)
     return float(np.mean(second.values)), intervals.from_zero(gap)
@@ -410,16 +418,16 @@ def _heads(
     """
     entries: list[Heads] = []
     pairs: list[Paired | None] = []
+    # of some rows, too, what is drawn is what it is of all: a few of them may be of few dialogues
+    _, groups = unit(whole[0].table)
     for agree, labels, among in _agreements(run, whole):
         rows = np.flatnonzero(among)
         mine = [p.take(rows) for p in whole]
         pair = None
         if theirs is not None and len(rows):
             other = [p.take(rows) for p in theirs]
-            _, groups = unit(mine[0].table)
-            pair = intervals.difference(
-                sampled(other, groups)[metric], sampled(mine, groups)[metric]
-            )
+            theirs_drawn = sampled(other, groups[rows])[metric]
+            pair = intervals.difference(theirs_drawn, sampled(mine, groups[rows])[metric])
         pairs.append(pair)
         value = _value(mine, metric) if len(rows) else math.nan
         entries.append(Heads(agree=agree, labels=labels, n=len(rows), value=value))
@@ -439,8 +447,10 @@ def _agreements(
     by_seed = [scoring.where_heads_differ(p, modalities) for p in whole]
     with_heads = [differs for differs in by_seed if differs is not None]
     if len(with_heads) == len(whole):
+        # which modalities a row has depends on no seed
+        several = scoring.where_heads_answer(whole[0], modalities)
         differ = np.mean(with_heads, axis=0) > 0.5
-        yield True, None, ~differ
+        yield True, None, several & ~differ
         yield False, None, differ
     labels = inconsistency.truth(whole[0].table, whole[0].task, whole[0].labels)
     if len(labels) > 1:

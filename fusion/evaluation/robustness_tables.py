@@ -38,7 +38,7 @@ def _altered_table(measured: Robustness) -> Table:
     part = f"{measured.dataset} {measured.split}"
     seen = context_words(measured.context)
     title = f"{measured.model} on {part}, when a modality fails, {seen}"
-    groups = f"{measured.bootstrap.groups} {measured.bootstrap.unit}s"
+    groups = plural(measured.bootstrap.groups, measured.bootstrap.unit)
     heads = ("", metrics.title(metric), "difference", f"95 % interval ({groups})", "p (Holm)", "n")
     return Table(title, heads, tuple(rows) if measured.altered else ())
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,8 @@ def describe(
     answered = p.table["disagreement"].null_count < len(p.table) and not together
     untrained = [name for name in spec.sources if not stored[name].trained]
     alone: dict[str, Figures] = {}
-    for m, pred in heads.items():
-        alone[m] = {**replace(p, pred=pred).figures()}
+    for m, head in heads.items():
+        alone[m] = {**replace(p, pred=head.pred).figures(head.there)}
     return defined(
         SingleMetrics(
             run=run.path.name,
@@ -92,7 +93,7 @@ def describe(
             **_by_own_labels(p, heads),
             heads_agree=agree,
             heads_disagree=disagree,
-            attention=_attention(p, spec.modalities),
+            attention=_attention(p, table, spec.modalities),
             discrimination=discrimination(run, p, store, device) if answered else None,
             inconsistent=_inconsistent(p),
             calibration=_calibration(p, None if together else info.scaling),
@@ -151,21 +152,36 @@ def unlearnt(info: FinishedInfo, p: Predicted) -> tuple[str, ...]:
     return tuple(name for name, count in there.items() if count and not learnt.get(name, 1))
 
 
-def _heads(p: Predicted, modalities: Iterable[str]) -> dict[str, np.ndarray]:
-    """What each modality's own head answers, where the model has such heads."""
-    there = [m for m in modalities if f"pred_{m}" in p.table.column_names]
-    return {m: decisions(p.table[f"pred_{m}"], p.task, p.labels) for m in there}
+@dataclass(frozen=True)
+class Head:
+    """What a modality's own head answers, `pred` as of `infer.decide`, and of which rows (N,): what
+    it says of a row that lacks the modality is no answer.
+    """
+
+    pred: np.ndarray
+    there: np.ndarray
 
 
-def _where_heads_agree(
-    p: Predicted, heads: dict[str, np.ndarray]
-) -> tuple[Subset | None, Subset | None]:
-    """The model where the unimodal heads agree, and where they do not; None without two heads."""
+def _heads(p: Predicted, modalities: Iterable[str]) -> dict[str, Head]:
+    """The heads by modality, where the model has such heads."""
+    found = {}
+    for m in modalities:
+        if f"pred_{m}" in p.table.column_names:
+            column = p.table[f"pred_{m}"]
+            there = column.is_valid().to_numpy()
+            found[m] = Head(decisions(column, p.task, p.labels), there)
+    return found
+
+
+def _where_heads_agree(p: Predicted, heads: dict[str, Head]) -> tuple[Subset | None, Subset | None]:
+    """The model where the unimodal heads agree, and where they do not; None without two heads. A
+    row with fewer than two modalities is in neither.
+    """
     if len(heads) < 2:
         return None, None
-    differ = _differ(p, heads)
+    differ, several = _differ(p, heads)
     found = []
-    for rows in (~differ, differ):
+    for rows in (several & ~differ, differ):
         share = float(rows.mean()) if len(rows) else float("nan")
         found.append(Subset(n=int(rows.sum()), share=share, figures={**p.figures(rows)}))
     return found[0], found[1]
@@ -174,53 +190,78 @@ def _where_heads_agree(
 def where_heads_differ(p: Predicted, modalities: Iterable[str]) -> np.ndarray | None:
     """(N,) bool: not all unimodal heads say the same; None for a model without two of them."""
     heads = _heads(p, modalities)
-    return _differ(p, heads) if len(heads) > 1 else None
+    return _differ(p, heads)[0] if len(heads) > 1 else None
 
 
-def _differ(p: Predicted, heads: dict[str, np.ndarray]) -> np.ndarray:
-    """`heads_differ`, by the middle of the targets where those are dimensions."""
+def where_heads_answer(p: Predicted, modalities: Iterable[str]) -> np.ndarray:
+    """(N,) bool: the row has the modalities of two unimodal heads or more."""
+    return _several(_heads(p, modalities))
+
+
+def _several(heads: dict[str, Head]) -> np.ndarray:
+    """`where_heads_answer`."""
+    return np.sum([head.there for head in heads.values()], axis=0) > 1
+
+
+def _differ(p: Predicted, heads: dict[str, Head]) -> tuple[np.ndarray, np.ndarray]:
+    """`heads_differ`, by the middle of the targets where those are dimensions; and which rows have
+    the modalities of two heads or more.
+    """
     of_dimensions = p.measures == "ccc" and len(p.true)
     middle = p.true.mean(0) if of_dimensions else 0.0
-    return heads_differ(list(heads.values()), p.task, middle)
+    there = np.stack([head.there for head in heads.values()])
+    said = [head.pred for head in heads.values()]
+    return heads_differ(said, p.task, middle, there), _several(heads)
 
 
 def heads_differ(
-    heads: list[np.ndarray], task: str, middle: np.ndarray | float = 0.0
+    heads: list[np.ndarray],
+    task: str,
+    middle: np.ndarray | float = 0.0,
+    there: np.ndarray | None = None,
 ) -> np.ndarray:
     """(N,) bool: not all unimodal heads say the same. Regression: they are not on one side of the
-    `middle`, which is 0, or of dimensions the mean target.
+    `middle`, which is 0, or of dimensions the mean target. `there` (heads, N) bool: of which rows a
+    head says anything; None: of all.
     """
     heads = [h > middle for h in heads] if task == "regression" else heads
-    rows = [h != heads[0] for h in heads[1:]]
-    return np.any([row if row.ndim == 1 else row.any(1) for row in rows], axis=0)
+    rows = []
+    for i, j in combinations(range(len(heads)), 2):
+        unlike = heads[i] != heads[j]
+        unlike = unlike if unlike.ndim == 1 else unlike.any(1)
+        rows.append(unlike if there is None else unlike & there[i] & there[j])
+    return np.any(rows, axis=0)
 
 
-def _by_own_labels(p: Predicted, heads: dict[str, np.ndarray]) -> dict[str, Any]:
+def _by_own_labels(p: Predicted, heads: dict[str, Head]) -> dict[str, Any]:
     """What metrics.json says by unimodal labels, by its keys: each head against those of its own
     modality, and how well the model and its heads tell where these differ.
     """
     own = inconsistency.truth(p.table, p.task, p.labels)
     found = {}
-    for m, pred in heads.items():
+    for m, head in heads.items():
         if m in own:
-            rows = splits.labelled(own[m])
-            head = replace(p, pred=pred, true=own[m])
+            rows = splits.labelled(own[m]) & head.there
+            by_own = replace(p, pred=head.pred, true=own[m])
             found[m] = OwnScores(
-                n=int(rows.sum()), without=int((~rows).sum()), figures={**head.figures(rows)}
+                n=int(rows.sum()), without=int((~rows).sum()), figures={**by_own.figures(rows)}
             )
     told: dict[str, Any] = {"own_labels": found or None}
     told["unlike_labels"] = inconsistency.told_by(p.table["disagreement"].to_pylist(), own)
     among = {m: heads[m] for m in own if m in heads}
     if len(among) > 1:
-        differ = _differ(p, among).astype(float)
-        told["unlike_heads"] = inconsistency.told_by(differ.tolist(), own)
+        differ, several = _differ(p, among)
+        said = np.where(several, differ, np.nan)
+        told["unlike_heads"] = inconsistency.told_by(said.tolist(), own)
     return told
 
 
-def _attention(p: Predicted, modalities: Iterable[str]) -> Figures | None:
-    """The mean share of [CLS] attention of each modality; None: the model has no such thing."""
+def _attention(p: Predicted, every: pa.Table, modalities: Iterable[str]) -> Figures | None:
+    """The mean share of [CLS] attention of each modality over the labelled rows; None: the model
+    has no such thing, of `every` row that was predicted.
+    """
     columns = {m: p.table[f"attention_{m}"] for m in modalities}
-    if any(column.null_count for column in columns.values()):
+    if any(every[f"attention_{m}"].null_count for m in modalities):
         return None
     if not len(p.table):
         return dict.fromkeys(columns)

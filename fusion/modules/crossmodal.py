@@ -95,6 +95,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Te
 
     With dropout PyTorch computes it in such steps on a CPU, too, but draws the mask slowly.
     """
+    if p >= 1:  # no weight is left, as with PyTorch
+        return v.new_zeros(*q.shape[:3], v.shape[3])
     learns = torch.is_grad_enabled() and q.requires_grad
     in_steps = p > 0 or (learns and q.shape[2] * k.shape[2] <= SHORT_PAIRS)
     if q.device.type != "cpu" or not in_steps:

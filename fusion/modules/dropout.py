@@ -24,7 +24,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     Args:
         x: Of any shape.
-        p: In [0, 1), on a CPU rounded to a multiple of 2^-16.
+        p: In [0, 1], on a CPU rounded to a multiple of 2^-16; of 1 all is zero.
         training: Otherwise `x` is returned as it is.
 
     Returns:
@@ -74,6 +74,8 @@ def keep_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     """A mask of `shape` in dtype and place of `like`: 0 with probability `p`, else the reciprocal
     of the probability to be kept.
     """
+    if p >= 1:  # 16 bits have no such probability, and its reciprocal is none
+        return like.new_zeros(shape)
     if like.device.type != "cpu":
         return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
     # compared in place: making numbers of truth values takes longer than drawing them

@@ -40,7 +40,10 @@ class FusionEncoder(nn.Module):
         if positions not in ("sinusoidal", "learned"):
             raise DataError(f"positions {positions!r}: known are sinusoidal, learned")
         if d % heads:
-            raise DataError(f"model width {d} does not divide by {heads} heads")
+            raise DataError(
+                f"model width {d} does not divide by {heads} heads; set model_args.d to a multiple "
+                "of model_args.heads"
+            )
         self.cls = nn.Parameter(0.02 * torch.randn(d))
         self.sep = nn.Parameter(0.02 * torch.randn(d))
         self.modality = nn.ParameterDict(

@@ -26,6 +26,7 @@ from mer.fusion.report.results import (
     predictions,
 )
 from mer.fusion.runs import result_files
+from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.records import GroupMetrics
 from mer.fusion.runtime import files
 from mer.pipeline.errors import MerError
@@ -180,16 +181,26 @@ def _seen(tested: Sequence[Named]) -> tuple[list[str], list[str]]:
     there = (reference.path / files.PREDICTIONS).exists()
     try:
         rows = predictions(reference)[0]
+        others = [predictions(run)[0] for run in _of_other_folds(tested)]
     except MerError as error:
         if there:
             raise
         return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
     try:
-        seen = opening_rows.seen(children, rows)
+        seen = opening_rows.seen(children, rows, others=others)
     except MerError as error:
         return [], [f"who has seen the test rows is not known: {shown(error, 200)}"]
     line = seen.line()
     return [f"{line[0].upper()}{line[1:]}."], list(seen.troubles)
+
+
+def _of_other_folds(tested: Sequence[Named]) -> list[Run]:
+    """A run for each way of folding the test rows, beside that of the first."""
+    found: dict[tuple, Run] = {}
+    for run in tested:
+        folds = dict.fromkeys(child.fold for child in run.read.children)
+        found.setdefault(tuple(folds), run.read.run)
+    return list(found.values())[1:]
 
 
 def _chance(runs: Sequence[Named], metric: str) -> float | None:
@@ -262,8 +273,9 @@ def _explained(
 ) -> Iterator[str]:
     """How to read a comparison."""
     bootstrap = runs[0].read.scores.bootstrap
+    resampled = " or ".join(_resampled(runs))
     what = "A dot is a run, its line the 95 % interval"
-    yield f"{what}, which resamples {bootstrap.groups:,} {bootstrap.unit}s of the test part."
+    yield f"{what}, which resamples {resampled} of the test part."
     if any(_several(run) for run in runs):
         yield "Small orange dots are single seeds or folds."
     if any(isinstance(run.read.scores, GroupMetrics) and run.read.scores.pooled for run in runs):
@@ -294,6 +306,12 @@ def _explained(
     yield from (f"{line[0].upper()}{line[1:]}." for line in few_groups(bootstrap))
 
 
+def _resampled(runs: Sequence[Named]) -> list[str]:
+    """What the intervals of some runs resample: one thing where all are of the same rows."""
+    each = (run.read.scores.bootstrap for run in runs)
+    return list(dict.fromkeys(plural(one.groups, one.unit) for one in each))
+
+
 def _table_of(
     runs: Sequence[Named],
     metric: str,
@@ -302,8 +320,9 @@ def _table_of(
     id: str,
 ) -> PageTable:
     title = metrics.title(metric)
-    interval = interval_head(runs[0].read.scores.bootstrap)
-    head = ["run", "context", "dev", title, interval]
+    alike = len(_resampled(runs)) == 1
+    interval = interval_head(runs[0].read.scores.bootstrap) if alike else "95 % interval"
+    head = ["run", "context", "dev", title, interval, *([] if alike else ["over"])]
     if reference is not None and differences:
         head += [f"minus {reference.name}", "95 % interval of that", "p (Holm)"]
     together = dict(zip(differences, holm([pair.p for pair in differences.values()]), strict=True))
@@ -313,6 +332,7 @@ def _table_of(
         dev = number(metric, row.dev.get(metric))
         cells = [run.name, run.context, dev, number(metric, _value(run, metric))]
         cells.append(interval_text(metric, run.read.scores.interval.get(metric)))
+        cells += [] if alike else _resampled([run])
         if len(head) > len(cells):
             cells += [*_spelled(metric, differences.get(run.id)), p_text(together.get(run.id))]
         rows.append(tuple(cells))

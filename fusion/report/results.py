@@ -55,7 +55,7 @@ def _without_width(bounds: Sequence[float | None] | None) -> bool:
 
 def interval_head(bootstrap: Bootstrap) -> str:
     """The head of a column of intervals."""
-    return f"95 % interval ({bootstrap.groups} {bootstrap.unit}s)"
+    return f"95 % interval ({plural(bootstrap.groups, bootstrap.unit)})"
 
 
 def tables(scores: SingleMetrics | GroupMetrics) -> list[Table]:
@@ -272,7 +272,7 @@ def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
             f"Every labelled utterance here is {shown(only_class)}: WA and UA of 100 % are what a "
             "constant answer gets."
         )
-    if scores.bootstrap.unit == "utterance":
+    if scores.bootstrap.unit == "utterance" and scores.bootstrap.groups > 1:
         fewest = (
             f"fewer than {prediction_table.FEWEST_UNITS} dialogues, sessions or speakers are known"
         )
@@ -416,7 +416,7 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             bootstrap=scoring.bootstrap_of(unit, groups),
             metrics=differences,
             verdict=_verdict(metric, found[metric].low, found[metric].high),
-            seen=opening_rows.seen([*first.children, *second.children], a[0]),
+            seen=opening_rows.seen([*first.children, *second.children], a[0], others=[b[0]]),
             contexts=(context_of(first), context_of(second)),
         )
     )
@@ -512,6 +512,8 @@ def few_groups(bootstrap: Bootstrap) -> list[str]:
     if not 0 < bootstrap.groups < scoring.FEW_GROUPS:  # of none there is no interval
         return []
     what = plural(bootstrap.groups, bootstrap.unit)
+    if bootstrap.groups == 1:
+        return [f"{what} has no interval: that takes two at least"]
     return [f"{what} are few: the interval is widened for that, and rough"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -91,17 +92,20 @@ def named(pred: np.ndarray, task: str, labels: Sequence[str]) -> pa.Array:
 
 
 def decisions(column: pa.ChunkedArray, task: str, labels: Sequence[str]) -> np.ndarray:
-    """Inverse of `named`."""
-    index = {name: c for c, name in enumerate(labels)}
+    """Inverse of `named`; where nothing is answered -1, no label, or NaN."""
+    index: dict[str | None, int] = {name: c for c, name in enumerate(labels)}
     values = column.to_pylist()
     if task == "single":
+        index[None] = -1
         return np.array([index[v] for v in values], dtype=np.int64)
     if task != "multi":
         width = max(len(labels), 1)
-        return np.array(values, dtype=float).reshape((-1, width) if width > 1 else -1)
+        nothing = [math.nan] * width if width > 1 else math.nan
+        told = [nothing if v is None else v for v in values]
+        return np.array(told, dtype=float).reshape((-1, width) if width > 1 else -1)
     holds = np.zeros((len(values), len(labels)), dtype=bool)
     for row, names in zip(holds, values, strict=True):
-        row[:] = [name in names for name in labels]
+        row[:] = [name in (names or ()) for name in labels]
     return holds
 
 
@@ -110,7 +114,14 @@ def of_children(run: Run, tables: Sequence[pa.Table], measures: Measures) -> lis
     children = run.children
     parts = [of_child(child, table) for child, table in zip(children, tables, strict=True)]
     spec = children[0].spec
-    return seeds_of(from_table(pa.concat_tables(parts), spec.task, spec.labels, measures))
+    return seeds_of(from_table(joined(parts), spec.task, spec.labels, measures))
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of several predictions tables. A column that one lacks is null there: of unimodal
+    labels, which no row of a fold's test part may have.
+    """
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def of_child(run: Run, table: pa.Table) -> pa.Table:

@@ -177,7 +177,7 @@ def _figure(row: RunRow, part: str, metric: str | None) -> float | None:
     """A figure in the unit in which it is printed."""
     name = metric_of(row, part, metric)
     value = getattr(row, part).get(name)
-    return value if value is None or name in PLAIN else 100 * value
+    return value if value is None or metrics.kind_of(name) in PLAIN else 100 * value
 
 
 def _holds(value: str, sign: str, wanted: str) -> bool:

@@ -41,12 +41,15 @@ class Pass:
     gradient_norm: float
     terms: dict[str, float]
     diagnostics: dict[str, float]
-    layers: dict[str, dict[str, float]]
     seconds: float
     waited: float
 
-    def entry(self, epoch: int, dev: dict[str, float]) -> Epoch:
-        """The line of the log."""
+    def entry(
+        self, epoch: int, dev: dict[str, float], layers: dict[str, dict[str, float]]
+    ) -> Epoch:
+        """The line of the log; `dev` figures and weights of mixed `layers` are those of the weights
+        that dev scored.
+        """
         return Epoch(
             epoch=epoch,
             step=self.step,
@@ -57,7 +60,7 @@ class Pass:
             seconds=round(self.seconds, 4),
             data_seconds=round(self.waited, 4),
             dev=metrics.jsonable(dev),
-            layers=metrics.jsonable(self.layers) or None,
+            layers=metrics.jsonable(layers) or None,
         )
 
 
@@ -221,7 +224,6 @@ def run_epoch(
         gradient_norm=gradient,
         terms=means,
         diagnostics={**model.diagnostics(), **seen.means(processes)},
-        layers=model.layer_weights(),
         seconds=time.perf_counter() - started,
         waited=ordered + feed.waited,
     )

@@ -36,6 +36,7 @@ MEASURE = (
     "data.dev_share",
     "data.dev_by",
     "data.split_seed",
+    "data.soft_labels",  # rows without a label train then, so that another dev part is carved
 )
 Settings = dict[str, Any]  # TABLE.KEY -> value
 

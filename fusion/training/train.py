@@ -134,7 +134,7 @@ def fit(
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
-    for line in _without_effect(model, config):
+    for line in _without_effect(model, config, spec.task):
         training.remark(line)
     optimizer = optim.adamw(model, config)
     info = _begin(training, model, there)
@@ -170,10 +170,14 @@ def fit(
         return _finish(training, info, progress)
 
 
-def _without_effect(model: FusionModel, config: TrainConfig) -> list[str]:
+def _without_effect(model: FusionModel, config: TrainConfig, task: str) -> list[str]:
     """Settings that somebody gave and that change nothing here."""
     found = []
     reads = model.core.modalities
+    if task == "regression" and config.model_args.label_smoothing:
+        found.append("model_args.label_smoothing does nothing: a regression has no classes")
+    if task != "regression" and config.model_args.regression_loss != "l1":
+        found.append(f"model_args.regression_loss does nothing: the task is {task}")
     if config.train.modality_dropout and len(reads) == 1:
         found.append(f"train.modality_dropout does nothing: the model reads {reads[0]} alone")
     if config.data.context == "none" and config.data.context_width != DataConfig.context_width:
@@ -344,15 +348,22 @@ def _one_epoch(
     )
     target = training.target[split.dev]
 
-    def scored() -> tuple[dict[str, float], tuple[float, ...] | None, calibration.Scaling | None]:
+    def scored() -> tuple[
+        dict[str, float],
+        tuple[float, ...] | None,
+        calibration.Scaling | None,
+        dict[str, dict[str, float]],
+    ]:
         with keeper.chosen_weights():
             answers = infer.infer(model, parts["dev"])
+            layers = model.layer_weights()
         dev, thresholds = _dev_score(answers, target, training.spec, training.measures)
         wanted = config.train.calibrate == "temperature"
-        return dev, thresholds, calibration.fit(answers.scores, target) if wanted else None
+        scaling = calibration.fit(answers.scores, target) if wanted else None
+        return dev, thresholds, scaling, layers
 
-    dev, thresholds, scaling = processes.agree(scored)
-    entry = pass_.entry(epoch, dev)
+    dev, thresholds, scaling, layers = processes.agree(scored)
+    entry = pass_.entry(epoch, dev, layers)
     rank = _rank(training.metric, dev)
     best = not progress.best_epoch or rank > progress.best_rank
     if best:

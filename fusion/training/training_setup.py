@@ -133,7 +133,8 @@ def check_config(store: FeatureStore, config: TrainConfig) -> tuple[DataSpec, st
 def class_weights(target: np.ndarray, spec: DataSpec, kind: str) -> Tensor:
     """(C,) weights by the training labels. single: 1/n_c (balanced) or its root, with mean 1 over
     the samples; multi: the weight of a positive, n_negative/n_positive or its root. A class without
-    samples has no say in it: weight 1.
+    samples has no say in it, nor has a label that every sample has: weight 1. A weight of 0 would
+    leave that label unlearnt.
     """
     single = spec.task == "single"
     if single:
@@ -145,4 +146,4 @@ def class_weights(target: np.ndarray, spec: DataSpec, kind: str) -> Tensor:
     weight = weight if kind == "balanced" else np.sqrt(weight)
     if single:
         weight *= count.sum() / (weight * count).sum()
-    return torch.from_numpy(np.where(count > 0, weight, 1).astype(np.float32))
+    return torch.from_numpy(np.where((count > 0) & (weight > 0), weight, 1).astype(np.float32))

@@ -20,6 +20,7 @@ from mer.fusion.runtime import files, typed
 from mer.fusion.training.trials import Search, SearchResult, Trial
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.terms import PUBLISHED
 
 BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # of the columns of the table
 
@@ -97,9 +98,9 @@ def expected_best(scores: Sequence[float | None], n: int, *, lower: bool = False
     return sign * float(np.dot(np.diff(shares), all_))
 
 
-def table(results: Sequence[SearchResult], seeds: int) -> Table:
+def table(results: Sequence[SearchResult], seeds: int, folds: str | None = None) -> Table:
     """What was found, a row per model; the expected best of n trials where they were drawn at
-    random.
+    random. A figure is the mean over `seeds` and `folds`, with the deviation over these runs.
     """
     metric = results[0].metric
     most = len(results[0].trials)
@@ -116,13 +117,15 @@ def table(results: Sequence[SearchResult], seeds: int) -> Table:
         trial = "–" if result.best is None else str(result.best.number)
         expected = [number(metric, result.expected.get(n)) for n in budgets]
         rows.append((result.model, str(most), str(failed), cell, trial, *expected))
-    over_seeds = f", mean of {plural(seeds, 'seed')}" if seeds > 1 else ""
+    over = [plural(seeds, "seed")] if seeds > 1 else []
+    over += ["published folds" if folds == PUBLISHED else f"folds by {folds}"] if folds else []
+    over_runs = f", mean of {' and '.join(over)}" if over else ""
     heads = [f"best of {n}" for n in budgets]
     kinds = dict.fromkeys(kind for result in results for kind in result.contexts)
     seen = " or ".join(map(context_words, kinds))
     words = "; best of n: expected over draws of n trials (Dodge et al. 2019)" if drawn else ""
     return Table(
-        f"dev {title}{over_seeds}, {seen}{words}",
+        f"dev {title}{over_runs}, {seen}{words}",
         ("model", "trials", "failed", f"dev {title}", "trial", *heads),
         tuple(rows),
     )

@@ -85,6 +85,11 @@ def test_a_loss_term_weighs_0_or_more(model, text):
         config.load(model=model, sets=[f"model_args.{text}"])
 
 
+def test_the_weight_of_a_shared_part_is_no_share():
+    made = config.load(model="dmd", sets=["model_args.weight_shared=2"])
+    assert made.model_args.weight_shared == 2
+
+
 def test_preset_files(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('model = "concat"\n[optim]\nlr = 1\n[model_args]\nhidden = 9\n')

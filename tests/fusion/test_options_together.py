@@ -155,6 +155,7 @@ def test_a_search_over_published_folds_says_how_its_winner_is_trained(tmp_path):
     done = CliRunner().invoke(main, [*words, *sets, "--folds", "published", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert done.stdout.rstrip().endswith("concat.toml --folds published")
+    assert done.stdout.startswith("dev WF1, mean of published folds, without context")
     names = sorted(path.name for path in (out / "concat" / "trial-000").glob("fold-*"))
     assert names == ["fold-0", "fold-1", "fold-2"]
 

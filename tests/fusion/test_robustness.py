@@ -141,7 +141,7 @@ def test_deviations_are_over_utterances_by_hand():
 def test_heads_and_the_difference_from_another_run(made, measured):
     store, run, other = made
     assert [one.agree for one in measured.heads] == [True, False]
-    assert sum(one.n for one in measured.heads) == 24
+    assert sum(one.n for one in measured.heads) == 22  # two of the 24 have no words
     assert measured.against == str(other.path)
     whole = report.results.predictions(run)
     differ = [scoring.where_heads_differ(p, ("audio", "text")) for p in whole]

@@ -21,6 +21,7 @@ from mer.fusion import report
 from mer.fusion.evaluation import evaluate
 from mer.fusion.runs import checkpoint, prune, records, result_files, run_rows, runs_columns
 from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.run_rows import RunRow
 from mer.fusion.runtime import files
 from mer.fusion.runtime.typed import tree
 from mer.fusion.training import experiment
@@ -506,3 +507,17 @@ def test_a_group_is_pruned_only_when_all_of_it_is_finished(group, tmp_path):
         prune.spare(cut)
     prune.remove([prune.spare(cut / "seed-0")])
     assert not (cut / "seed-0" / "last.safetensors").exists()
+
+
+def test_a_figure_of_one_target_is_compared_as_it_is_printed():
+    """MAE and CCC of a target are no percentages."""
+    rows = []
+    for name, error in (("a", 0.4), ("b", 0.9)):
+        dev = {"mae_valence": error, "ccc_valence": 1 - error}
+        row = RunRow(
+            run=name, state="finished", kind="single", select_metric="mae_valence", dev=dev
+        )
+        rows.append(row)
+    assert [row.run for row in runs_columns.matching(rows, ["dev<0.5"])] == ["a"]
+    assert [row.run for row in runs_columns.matching(rows, ["dev<0.5"], "ccc_valence")] == ["b"]
+    assert runs_columns.cell(rows[0], "dev") == "0.400"

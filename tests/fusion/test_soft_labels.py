@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -329,3 +330,19 @@ def test_the_whole_way(tmp_path):
     labels = {name: label for name, (label, _) in wanted.items()}
     assert {name: label for name, (label, _) in held(tmp_path / "back.h5").items()} == labels
     assert "not used: targets" in out + err  # an import knows of one kind of reference
+
+
+def test_a_carved_dev_part_without_a_label_is_refused():
+    """Of three dialogues two have shares alone, and are as large as dev is to be: it would choose
+    by nothing."""
+    table = pa.table(
+        {
+            "split": ["train"] * 7,
+            "dialogue": [*"aaaaabc"],
+            "label": ["calm", "sad", "calm", "sad", "calm", None, None],
+            "targets": [None] * 5 + [[0.5, 0.5, 0.0]] * 2,
+        }
+    )
+    target = splits.targets(table, "single", LABELS)
+    with pytest.raises(DataError, match=r"carved by dialogue has no labelled row.*data\.dev_share"):
+        splits.assign(table, target, DataConfig(soft_labels=True))

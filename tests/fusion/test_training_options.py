@@ -22,6 +22,7 @@ from mer.fusion.runs import checkpoint, result_files
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.training import experiment, resume
 from mer.fusion.training.averaging import WeightAverage
+from mer.fusion.training.training_setup import class_weights
 from mer.pipeline.errors import DataError
 
 from tests.fusion.models import make_batch, make_model, make_spec, total
@@ -73,6 +74,14 @@ def test_what_changes_nothing_is_said(tmp_path):
     said.clear()
     trained(store, tmp_path / "concat", sets[0], sets[2], note=said.append)
     assert not [line for line in said if "does nothing" in line]
+    loss = "model_args.regression_loss=mse"
+    trained(store, tmp_path / "loss", loss, sets[2], note=said.append)
+    assert "model_args.regression_loss does nothing: the task is single" in said
+    numbers = make_store(tmp_path / "numbers", n=60, task="regression")
+    smooth = "model_args.label_smoothing=0.1"
+    trained(numbers, tmp_path / "smooth", smooth, loss, sets[2], note=said.append)
+    assert "model_args.label_smoothing does nothing: a regression has no classes" in said
+    assert sum("does nothing" in line for line in said) == 2
 
 
 # ---- Moving average
@@ -276,3 +285,27 @@ def test_a_pooled_model_with_attention_trains_evaluates_and_learns_when(tmp_path
     found = evaluate.evaluate(run, split="dev", note=quiet)
     assert found.metrics["wf1"] == pytest.approx(run.result.dev["wf1"])
     assert run.result.dev["wf1"] > 0.6
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_the_log_has_the_layers_of_the_weights_that_are_kept(tmp_path, ema):
+    store = make_store(tmp_path, n=60, means={"audio": 3})
+    run = trained(store, tmp_path / "run", f"optim.ema={ema}", "optim.lr=1e-2", model="audio")
+    lines = (run.path / "log.jsonl").read_text().splitlines()
+    logged = json.loads(lines[run.result.best_epoch - 1])["layers"]["audio"]
+    kept = checkpoint.load_tensors(run.path / checkpoint.MODEL)[0]["mix.audio.0.weight"]
+    assert list(logged.values()) == pytest.approx(kept.softmax(0).tolist(), abs=1e-7)
+    assert len(set(logged.values())) == 3
+
+
+# ---- Class weights
+
+
+def test_a_label_that_every_row_has_is_learnt():
+    """By hand, of four rows: n_negative / n_positive is 1 and 3; of all and of none it says
+    nothing.
+    """
+    target = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], np.float32)
+    spec = replace(make_spec(("audio",), "multi"), labels=("all", "half", "one", "none"))
+    assert class_weights(target, spec, "balanced").tolist() == [1, 1, 3, 1]
+    assert class_weights(target, spec, "sqrt").tolist() == pytest.approx([1, 1, 3**0.5, 1])

@@ -277,6 +277,11 @@ def test_command(tmp_path):
         ("[8, 16, 32]", "{ low = 8.5, high = 16 }", "write whole numbers"),
         ("log = true", "log = 1", "expected true or false"),
         ("batch_size = [8, 16, 32]", "seed = [1, 2]", "decides what is measured"),
+        (
+            "batch_size = [8, 16, 32]",
+            "epochs = 9\n[data]\nsoft_labels = [true, false]",
+            "decides what is measured",
+        ),
         ("batch_size = [8, 16, 32]", "precision = { low = 1, high = 2 }", "so it has no bounds"),
         ("batch_size = [8, 16, 32]", "epochs = 0", "epochs = 0: must be at least 1"),
         ('"concat"', '"dmd"', "is for dmd, not for concat"),
