@@ -17,6 +17,7 @@ from mer.fusion.evaluation import ensemble, evaluate, opening_rows, robustness, 
 from mer.fusion.report import figures
 from mer.fusion.runs import moved
 from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.records import Origin
 from mer.fusion.runs.result_files import read_predictions, stored_metrics
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
@@ -165,3 +166,16 @@ def test_a_path_that_cannot_be_one_is_nowhere(project):
     for odd in ("", "/", "a\0b", "/x" * 40_000, "/" + "y" * 5_000, "../../.."):
         there = replace(run, info=replace(run.info, features=odd))
         assert moved.find(there).path is None
+
+
+def test_runs_of_a_join_that_moved_in_between_may_be_averaged(project):
+    """They read the same features, wherever the members were when each was trained."""
+    run = Run.open(project / RUN).children[0]
+    runs = []
+    for store, recipe in (("a/x.h5", {"pool": 1}), ("b/x.h5", {"pool": 1}), ("a/x.h5", {})):
+        origin = Origin(store=store, modality="audio", recipe=recipe)
+        kind = replace(run.info.store, origins=dict.fromkeys(run.spec.sources, origin))
+        runs.append(replace(run, info=replace(run.info, store=kind)))
+    ensemble.check_alike(runs[:2])
+    with pytest.raises(DataError, match="reads other features"):
+        ensemble.check_alike(runs[1:])
