@@ -10,7 +10,8 @@ from mer.commands.completion import complete_corpora
 from mer.commands.group import command
 from mer.commands.options import mapped, parted
 from mer.commands.output import say, say_json
-from mer.pipeline.errors import DataError
+from mer.pipeline.errors import DataError, MerError, Together
+from mer.pipeline.runtime.files import FULL
 from mer.pipeline.runtime.terminal import shown
 
 
@@ -81,7 +82,7 @@ def datasets(name, as_json):
 @click.option(
     "--audio-dir",
     type=click.Path(path_type=Path),
-    help="table: folder of the audio. [default: the table's]",
+    help="table: folder of the audio, as --root. [default: the table's]",
 )
 @click.option(
     "--column",
@@ -184,41 +185,44 @@ def prepare(
     from mer.pipeline.runtime.outputs import MANIFEST, check_replaceable
 
     check_known(dataset)
+    checks = Together(MerError, click.UsageError)
     if out is not None:
-        check_replaceable(out, MANIFEST, sources=() if source is None else (source,))
-    if dataset != "folder" and (pattern is not None or mapping):
-        raise click.UsageError("--pattern and --map go with `mer prepare folder`")
-    if dataset != "table" and (source is not None or audio_dir is not None or columns):
-        raise click.UsageError("--from, --audio-dir and --column go with `mer prepare table`")
+        sources = () if source is None else (source,)
+        checks.of(lambda: check_replaceable(out, MANIFEST, sources=sources))
+    check_options_of_prepare(
+        checks,
+        dataset,
+        root=root,
+        source=source,
+        audio_dir=audio_dir,
+        columns=columns,
+        meta=options["meta"],
+        pattern=pattern,
+        mapping=mapping,
+    )
+    folds, others = fold_columns(columns)
+    fields = checks.of(lambda: mapped(others))
+    classes = checks.of(lambda: parted("--map", "CODE=CLASS", mapping))
+    checks.settle()
     given = {name: value for name, value in options.items() if value not in (None, ())}
     # given several times they say the same as once, with commas
     given |= {name: ",".join(given[name]) for name in ("targets", "soft_labels") if name in given}
     if dataset == "table":
-        if source is None or root is not None:
-            beside = " and --audio-dir, not --root" if root is not None else ""
-            raise click.UsageError(f"table takes --from FILE{beside}")
-        folds, others = fold_columns(columns)
         manifest, report = build(
             "table",
-            audio_dir,
+            audio_dir or root,
             labels=labels,
             source=source,
-            columns=mapped(others),
+            columns=fields,
             folds=folds,
             **given,
         )
         folder = default_root(manifest.dataset)
     elif dataset == "emobox":
-        if root is None or options["meta"] is None:
-            raise click.UsageError(
-                "emobox takes --meta DIR, of the lists, and --root DIR, of media"
-            )
         manifest, report = build("emobox", root, labels=labels, **given)
         folder = default_root(f"emobox-{manifest.dataset}")
     elif dataset == "folder":
-        if root is None or pattern is None:
-            raise click.UsageError("folder takes --root DIR and --pattern '{speaker}_{emotion}'")
-        folder, classes = root, parted("--map", "CODE=CLASS", mapping)
+        folder = root
         manifest, report = build(
             "folder", root, labels=labels, pattern=pattern, mapping=classes, **given
         )
@@ -232,6 +236,8 @@ def prepare(
     try:
         manifest.write(out)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise DataError(
             f"{shown(out, 200)}: {error.strerror or error}; name a file that can be written with "
             "--out"
@@ -242,6 +248,31 @@ def prepare(
         for line in report.lines():
             say(line)
         say(f"wrote {out}")
+
+
+def check_options_of_prepare(
+    checks: Together, dataset, *, root, source, audio_dir, columns, meta, pattern, mapping
+) -> None:
+    """Add to `checks` which options of `mer prepare` do not go with a dataset, or are missing."""
+
+    def refuse(why: str) -> None:
+        checks.add(click.UsageError(why))
+
+    if dataset != "folder" and (pattern is not None or mapping):
+        refuse("--pattern and --map go with `mer prepare folder`")
+    if dataset != "table" and (source is not None or audio_dir is not None or columns):
+        refuse("--from, --audio-dir and --column go with `mer prepare table`")
+    if dataset == "table" and source is None:
+        refuse("table takes --from FILE")
+    if dataset == "table" and None not in (audio_dir, root) and audio_dir != root:
+        refuse(
+            f"--audio-dir {shown(audio_dir, 100)} and --root {shown(root, 100)} both say where the "
+            "audio of a table is; give one of them"
+        )
+    if dataset == "emobox" and (root is None or meta is None):
+        refuse("emobox takes --meta DIR, of the lists, and --root DIR, of media")
+    if dataset == "folder" and (root is None or pattern is None):
+        refuse("folder takes --root DIR and --pattern '{speaker}_{emotion}'")
 
 
 def fold_columns(columns: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:

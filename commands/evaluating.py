@@ -11,8 +11,9 @@ import click
 from mer.commands.group import command
 from mer.commands.options import BY_FOLD, DEVICE, RUNS, check_run_folders
 from mer.commands.output import note, say, say_json, say_laid_out
-from mer.pipeline.errors import Together
-from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.errors import MerError, Together
+from mer.pipeline.runtime.files import naming
+from mer.pipeline.runtime.terminal import STDOUT, plural, shown
 
 TEXT_FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx")  # no Parquet
 
@@ -97,7 +98,10 @@ def evaluate(
     have other names: --map joy=happiness,fear= reads joy of the store as happiness of the run, and
     leaves fear out. Labels of the same name stand for each other without being named.
     """
+    checks = Together(MerError, click.UsageError)
     check_options_of_evaluate(
+        checks,
+        runs=runs,
         features=features,
         mapping=mapping,
         ensemble=together,
@@ -108,20 +112,18 @@ def evaluate(
         predictions=predictions,
         figures=figures,
     )
-    check_run_folders([*runs, *filter(None, [against, valence])])
+    checks.of(lambda: check_run_folders([*runs, *filter(None, [against, valence])]))
+    checks.settle()
     from mer.fusion import report
     from mer.fusion.evaluation import combined, ensemble
     from mer.fusion.evaluation.evaluate import evaluate
+    from mer.fusion.runs import moved
     from mer.fusion.runs.checkpoint import Run
     from mer.fusion.runs.records import GroupMetrics, SingleMetrics
     from mer.fusion.runtime.devices import pick_device
     from mer.fusion.runtime.typed import tree
     from mer.pipeline.runtime.progress import choose
 
-    if len(runs) > 1 and not together:
-        raise click.UsageError("several runs: score them one by one, or together with --ensemble")
-    if together and (figures or robust):
-        raise click.UsageError("--figures and --robustness are of a run; leave out --ensemble")
     opened = Run.open(runs[0])
     if against is not None:
         Run.open(against).trained()  # said before anything is scored
@@ -133,6 +135,7 @@ def evaluate(
         metrics = ensemble.score(list(map(Run.open, runs)), features, split or "test", **asked)
     else:
         metrics = evaluate(opened, features, split, mapping=mapping or None, **asked)
+        features = features or moved.find(opened).path
     if figures:
         from mer.fusion.report import figures as pictures
 
@@ -160,35 +163,55 @@ def evaluate(
     if as_json:
         say_json({**tree(metrics), **further})
         return
-    report.show(metrics, terminal=sys.stdout.isatty())
+    with naming(STDOUT):
+        report.show(metrics, terminal=sys.stdout.isatty())
     for table in tables:
         say_laid_out("\n" + report.plain(table))
 
 
 def check_options_of_evaluate(
-    *, features, mapping, ensemble, robust, against, valence, split, predictions, figures
+    checks: Together,
+    *,
+    runs,
+    features,
+    mapping,
+    ensemble,
+    robust,
+    against,
+    valence,
+    split,
+    predictions,
+    figures,
 ) -> None:
-    """UsageError for options of `mer evaluate` that do not go together."""
+    """Add to `checks` which options of `mer evaluate` do not go together."""
+
+    def refuse(why: str) -> None:
+        checks.add(click.UsageError(why))
+
+    if len(runs) > 1 and not ensemble:
+        refuse("several runs: score them one by one, or together with --ensemble")
+    if ensemble and (figures or robust):
+        refuse("--figures and --robustness are of a run; leave out --ensemble")
     if against is not None and not robust:
-        raise click.UsageError("--against goes with --robustness")
+        refuse("--against goes with --robustness")
     if mapping and features is None:
-        raise click.UsageError("--map is for another corpus: name its store with --features")
+        refuse("--map is for another corpus: name its store with --features")
     if (mapping or split == "all") and (ensemble or robust or figures):
-        raise click.UsageError(
+        refuse(
             "--ensemble, --robustness and --figures go with the run's own labels and splits; leave "
             "them out, or --map and --split all"
         )
     if predictions is not None and predictions.suffix.lower() in TEXT_FILES:
-        raise click.UsageError(
+        refuse(
             f"--predictions {shown(predictions, 120)}: they are written as Parquet; end its name "
             "in .parquet"
         )
-    if predictions is not None:
+    elif predictions is not None:
         from mer.pipeline.runtime.outputs import SCORES, check_replaceable
 
-        check_replaceable(predictions, SCORES, option="--predictions")
+        checks.of(lambda: check_replaceable(predictions, SCORES, option="--predictions"))
     if valence is not None and (ensemble or robust or features or mapping or split):
-        raise click.UsageError(
+        refuse(
             "--valence is of the test parts that both runs were trained beside; leave out "
             "--ensemble, --robustness, --features, --map and --split"
         )
@@ -270,10 +293,13 @@ def layers(store, modalities, folds, out, as_json):
     from mer.pipeline.runtime.progress import choose
     from mer.pipeline.store import FeatureStore
 
+    checks = Together()
     if out is not None:
-        layer_curves.check_name(out)
-        check_replaceable(out, CURVES)
-    with FeatureStore(store) as opened:
+        checks.of(lambda: layer_curves.check_name(out))
+        checks.of(lambda: check_replaceable(out, CURVES))
+    there = checks.of(lambda: FeatureStore(store))
+    checks.settle()
+    with there as opened:
         curves, notes = probes.probe(opened, modalities, folds=folds, progress=choose())
     for line in notes:
         note(line)

@@ -291,8 +291,10 @@ def where_to_run(workers: int | None, scheduler: str | None, shard: str | None, 
 
 def extract_options(manifest, offline: bool, **given):
     """ExtractOptions from the command line, with the corpus's encoders where none were named, and
-    their layers.
+    their layers; parts of the corpus that lack what they ask for are told.
     """
+    from mer.pipeline.encoders import MODALITIES
+    from mer.pipeline.extraction.coverage import gaps
     from mer.pipeline.extraction.options import ExtractOptions, with_defaults
 
     if offline:
@@ -300,6 +302,8 @@ def extract_options(manifest, offline: bool, **given):
     asked = {name: value for name, value in given.items() if value is not None}
     options = ExtractOptions(offline=offline, **with_defaults(manifest, asked))
     check_needed(options)
+    for line in gaps(manifest, options, [m for m in MODALITIES if f"{m}_encoder" in asked]):
+        note(line)
     return options
 
 

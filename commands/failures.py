@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+from contextlib import suppress
 
 import click
 
@@ -44,6 +45,7 @@ def fail_on(call):
         where = f"{shown(error.filename, 255)}: " if error.filename else ""
         remedy = {
             errno.ENOSPC: "; free some space and run the same command again",
+            errno.EDQUOT: "; free some space of yours and run the same command again",
             errno.EACCES: "; check its permissions",
             errno.EROFS: "; name a place that can be written with --out, or work on a copy",
             errno.EISDIR: "; name a file",
@@ -86,7 +88,8 @@ def said_by(error: Exception) -> str:
 
 
 def stop(message: str, code: int):
-    say("mer: " + one_line(message), err=True)
+    with suppress(OSError):  # standard error may lead to a file on a full disk
+        say("mer: " + one_line(message), err=True)
     sys.exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -108,9 +109,9 @@ def extract(
     from mer.pipeline.runtime.outputs import STORE, check_replaceable
     from mer.pipeline.runtime.progress import choose
 
-    if given["force"]:
-        check_replaceable(out, STORE)
     checks = Together(MerError, click.UsageError)
+    if given["force"]:
+        checks.of(lambda: check_replaceable(out, STORE))
     where = checks.of(lambda: where_to_run(workers, scheduler, shard, lock=not no_lock))
     given |= checks.of(lambda: budgets(budget_seconds, budget_tokens, budget_pictures)) or {}
     found = checks.of(
@@ -222,17 +223,24 @@ def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], no_lock:
     """
     from mer.pipeline.interchange.joining import join as put_together
     from mer.pipeline.runtime.outputs import STORE, check_replaceable
+    from mer.pipeline.store import FeatureStore
 
+    checks = Together(MerError, click.UsageError)
     if choices["force"]:
-        check_replaceable(out, STORE)
+        checks.of(lambda: check_replaceable(out, STORE))
     names = {}
     for spelled in renamed:
         place, equals, name = spelled.rpartition("=")
         if not equals:
-            raise click.BadParameter(f"'{spelled}' is not STORE:MODALITY=NAME", param_hint="--as")
+            checks.add(
+                click.BadParameter(f"'{spelled}' is not STORE:MODALITY=NAME", param_hint="--as")
+            )
         if place in names:
-            raise click.BadParameter(f"'{place}' is named twice", param_hint="--as")
+            checks.add(click.BadParameter(f"'{place}' is named twice", param_hint="--as"))
         names[place] = name
+    for path in stores:
+        checks.of(partial(FeatureStore, path))
+    checks.settle()
     store, notes, written = put_together(stores, out, renamed=names, lock=not no_lock, **choices)
     for line in notes:
         note(line)

@@ -8,7 +8,7 @@ from importlib import metadata
 import click
 
 from mer.commands.group import command
-from mer.commands.output import say, say_json
+from mer.commands.output import put, say, say_json
 
 PACKAGES = ("torch", "torchaudio", "transformers", "numpy", "h5py", "pyarrow", "click")
 
@@ -65,10 +65,10 @@ def help_(ctx: click.Context, name: str | None):
     main = top.command
     assert isinstance(main, click.Group)
     if name is None:
-        click.echo(main.get_help(top))
+        put(main.get_help(top))
         return
     if name not in main.commands:
         raise click.exceptions.NoSuchCommand(name, possibilities=main.commands, ctx=top)
     found = main.commands[name]
     with click.Context(found, parent=top, info_name=name) as inner:
-        click.echo(found.get_help(inner))
+        put(found.get_help(inner))

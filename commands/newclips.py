@@ -7,14 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mer.commands.group import command
 from mer.commands.options import DEVICE, check_run_folders, mapped
-from mer.commands.output import note, say, say_json, say_laid_out
-from mer.pipeline.errors import DataError, FailuresError
+from mer.commands.output import note, put, say, say_json, say_laid_out
+from mer.pipeline.errors import DataError, FailuresError, MerError, Together
 from mer.pipeline.runtime.terminal import escape_json, listed, plural, shown, terminal_columns
+
+if TYPE_CHECKING:  # it imports torch
+    from mer.commands import predicting
 
 
 @command()
@@ -45,6 +49,8 @@ from mer.pipeline.runtime.terminal import escape_json, listed, plural, shown, te
 )
 @click.option(
     "--root",
+    "--audio-dir",
+    "root",
     type=click.Path(path_type=Path),
     help="Where the media of a manifest or table are, when not where it says.",
 )
@@ -109,15 +115,18 @@ def predict(
     --video one clip is put together, which must lack nothing. A run with context sees the turns of
     a dialogue that a table or manifest names, or --dialogue; the output says whether it did.
     """
-    one = check_clips_asked_for(clips, audio, video, text, manifest_file, given)
-    out = checked_out(out, as_csv, as_json)
-    check_run_folders([run, *others])
-    check_clips_are_there(clips, audio, manifest_file)
+    checks = Together(MerError, click.UsageError)
+    one = check_clips_asked_for(checks, clips, audio, video, text, manifest_file, given)
+    out = checks.of(lambda: checked_out(out, as_csv, as_json))
+    checks.of(lambda: check_run_folders([run, *others]))
+    checks.of(lambda: check_clips_are_there(clips, audio, manifest_file))
     if out is not None:
         from mer.pipeline.runtime.outputs import PREDICTIONS, check_replaceable
 
         read = [*clips, *(path for path in (audio, video, manifest_file) if path is not None)]
-        check_replaceable(out[0], PREDICTIONS, sources=map(Path, read))
+        place = out[0]
+        checks.of(lambda: check_replaceable(place, PREDICTIONS, sources=map(Path, read)))
+    checks.settle()
     if given["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from mer.commands import predicting
@@ -156,44 +165,61 @@ def predict(
     unexpected = sum(not failure.known for failure in found.failures)
     if unexpected:
         has = plural(found.asked, "clip has", "clips have")
-        raise FailuresError(
-            f"{unexpected:,} of {has} no prediction; mend what failed, or leave it out"
-        )
+        raise FailuresError(f"{unexpected:,} of {has} no prediction; {remedy_of(found)}")
 
 
-def check_clips_asked_for(clips, audio, video, text, manifest_file, given) -> bool:
-    """Whether one clip is put together from options; UsageError for what does not go together."""
+def remedy_of(found: predicting.Predicted) -> str:
+    """What to do about clips without a prediction. Where the files of a table are not there, their
+    folder may be another one.
+    """
+    mend = "mend what failed, or leave it out"
+    gone = [one for one in found.failures if one.path and is_gone(Path(one.path))]
+    if found.base is None or not gone:
+        return mend
+    are = plural(len(gone), "file is", "files are")
+    where = shown(found.base, 80)
+    return f"{are} not there: name the folder with --root if it is not {where}, {mend}"
+
+
+def check_clips_asked_for(
+    checks: Together, clips, audio, video, text, manifest_file, given
+) -> bool:
+    """Whether one clip is put together from options; what does not go together is added to
+    `checks`.
+    """
+
+    def refuse(why: str) -> None:
+        checks.add(click.UsageError(why))
+
     of_one = {"--text": text, "--video": video}
     told = [name for name, value in of_one.items() if value is not None]
     if clips and audio is not None:
-        raise click.UsageError("give the clip once: behind RUN, or with --audio")
+        refuse("give the clip once: behind RUN, or with --audio")
     for option, path in (("--audio", audio), ("--video", video), ("--manifest", manifest_file)):
         if path is not None and path.is_dir():
-            raise click.UsageError(
-                f"{option} {shown(path, 120)}: a folder; name it behind RUN, without {option}"
-            )
+            refuse(f"{option} {shown(path, 120)}: a folder; name it behind RUN, without {option}")
     if manifest_file is not None and (clips or audio is not None or told):
-        raise click.UsageError("give either clips (and --text for one of them), or --manifest FILE")
+        refuse("give either clips (and --text for one of them), or --manifest FILE")
     if manifest_file is None and not clips and audio is None and not told:
-        raise click.UsageError(
+        refuse(
             "no clip: name files, a folder, a table or a manifest behind RUN, or give --audio FILE "
             "and --text TEXT"
         )
-    if told and (len(clips) > 1 or any(map(is_of_many, clips))):
-        raise click.UsageError(
+    if told and clips and (len(clips) > 1 or any(map(is_of_many, clips))):
+        refuse(
             f"{told[0]} is of one clip, and {shown(clips[0], 80)} "
             f"{'is not all' if len(clips) > 1 else 'may hold many'}; put the words of many in .txt "
             "files beside them or in a table"
         )
     if given["language"] is not None and given["transcribe"] is None:
-        raise click.UsageError("--language goes with --transcribe")
+        refuse("--language goes with --transcribe")
     if given["transcribe"] is not None and told:
-        raise click.UsageError(f"--transcribe goes with clips alone; leave {told[0]} out")
+        refuse(f"--transcribe goes with clips alone; leave {told[0]} out")
     one = bool(told) or (audio is not None and given["transcribe"] is None)
     if one and given["columns"]:
-        raise click.UsageError("--column goes with a table")
+        refuse("--column goes with a table")
     if one and given["dialogue"]:
-        raise click.UsageError("--dialogue goes with a folder of clips")
+        refuse("--dialogue goes with a folder of clips")
     return one
 
 
@@ -265,7 +291,7 @@ def show_predictions(rows: list[dict], spec, out: tuple[Path, bool] | None, as_c
         for row in rows:
             say_json(row)
     elif as_csv:
-        click.echo(answer_text.as_csv(rows, spec), nl=False)
+        put(answer_text.as_csv(rows, spec), newline=False)
     elif len(rows) == 1:
         for line in answer_text.prediction_lines(rows[0], spec):
             say(line)

@@ -7,7 +7,15 @@ import sys
 
 import click
 
-from mer.pipeline.runtime.terminal import escape, escape_json, terminal_columns, wrapped
+from mer.pipeline.runtime.files import naming
+from mer.pipeline.runtime.terminal import (
+    STDERR,
+    STDOUT,
+    escape,
+    escape_json,
+    terminal_columns,
+    wrapped,
+)
 
 
 def say(line: object, *, err: bool = False) -> None:
@@ -15,18 +23,26 @@ def say(line: object, *, err: bool = False) -> None:
     begin another line.
     """
     width = terminal_columns(sys.stderr) if err else None
-    click.echo(wrapped(escape(str(line)), width), err=err)
+    put(wrapped(escape(str(line)), width), err=err)
 
 
 def say_laid_out(text: str) -> None:
     """Text that mer has laid out in lines, whose values are escaped already."""
-    click.echo(escape(text, breaks=True))
+    put(escape(text, breaks=True))
 
 
 def say_json(value: object, indent: int | None = None) -> None:
     """Control characters are in JSON's own escapes, so that what is read from it is exact."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    click.echo(escape_json(json.dumps(value, ensure_ascii=not utf8, indent=indent)))
+    put(escape_json(json.dumps(value, ensure_ascii=not utf8, indent=indent)))
+
+
+def put(text: str, *, err: bool = False, newline: bool = True) -> None:
+    """Text as it is. Raises OSError that says which of the two could not be written: they may lead
+    to a file on a full disk.
+    """
+    with naming(STDERR if err else STDOUT):
+        click.echo(text, err=err, nl=newline)
 
 
 def note(message: object) -> None:

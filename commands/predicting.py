@@ -16,6 +16,7 @@ from mer.fusion.batch import ContextSpec
 from mer.fusion.evaluation.answer_text import missing_lines
 from mer.fusion.evaluation.answering import modalities_of, predict_rows
 from mer.fusion.evaluation.ensemble import ALONE, check_alike, mean_table, members, title
+from mer.fusion.runs import moved
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runtime.devices import pick_device
 from mer.fusion.runtime.typed import tree
@@ -71,12 +72,13 @@ class Asked:
 @dataclass(frozen=True)
 class Predicted:
     """A row for each clip that has a prediction, a failure for each that has none, and how many
-    were asked for.
+    were asked for. `base` is the folder that the paths of a table or manifest are relative to.
     """
 
     rows: list[dict[str, Any]]
     failures: list[Failure]
     asked: int
+    base: Path | None = None
 
 
 def together(run: Run, others: Sequence[Run], note: Callable[[str], None]) -> Sequence[Run]:
@@ -208,7 +210,8 @@ def many(
         row |= {key: value for key, value in told.items() if key in row}
     for line in missing_lines(rows) if len(rows) > 1 else ():
         note(line)
-    return Predicted(rows, [*ready.failures, *_unanswered(ready.clips, rows)], new.asked)
+    failures = [*ready.failures, *_unanswered(ready.clips, rows)]
+    return Predicted(rows, failures, new.asked, new.base)
 
 
 def _places(run: Run, asked: Asked) -> Places:
@@ -216,7 +219,8 @@ def _places(run: Run, asked: Asked) -> Places:
     there = {m: asked.places.get(f"{m}_encoder") for m in ENCODED}
     given = {m: where for m, where in there.items() if where}
     store = tree(run.info.store)
-    encoders = encoders_now(store, Path(run.info.features), given, run.spec.sources)
+    features = moved.find(run).path or Path(run.info.features)
+    encoders = encoders_now(store, features, given, run.spec.sources)
     beside = {name: asked.places.get(name) or "" for name in BESIDE}
     return Places(encoders, asked.device, asked.offline, beside)
 

@@ -9,7 +9,7 @@ import click
 from mer.commands.group import command
 from mer.commands.options import NO_LOCK, pairs
 from mer.commands.output import note, say, say_json, say_laid_out
-from mer.pipeline.errors import DataError, StoreError
+from mer.pipeline.errors import DataError, MerError, StoreError, Together
 from mer.pipeline.interchange.formats import EXPORTS, IMPORTS, reader
 from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural
@@ -224,14 +224,11 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, no_loc
     from mer.pipeline.runtime.outputs import STORE, check_replaceable
     from mer.pipeline.runtime.progress import choose
 
+    checks = Together(MerError, click.UsageError)
     if force:
-        check_replaceable(out, STORE)
-    try:
-        rates = {name: float(value) for name, value in rates.items()}
-    except ValueError:
-        raise click.BadParameter(
-            "a rate is a number of steps per second", param_hint="--frame-rate"
-        ) from None
+        checks.of(lambda: check_replaceable(out, STORE))
+    rates = checks.of(lambda: steps_per_second(rates))
+    checks.settle()
     names = tuple(map(strip, labels.split(","))) if labels else ()
     options = ImportOptions(labels=names, frame_rates=rates, **given)
     foreign = reader(kind)(file, options)
@@ -255,3 +252,13 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, no_loc
     if not report.written:
         note("imported before, from this very content; nothing to do")
     say(out)
+
+
+def steps_per_second(rates: dict[str, str]) -> dict[str, float]:
+    """The values of --frame-rate as numbers."""
+    try:
+        return {name: float(value) for name, value in rates.items()}
+    except ValueError:
+        raise click.BadParameter(
+            "a rate is a number of steps per second", param_hint="--frame-rate"
+        ) from None

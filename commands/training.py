@@ -13,6 +13,8 @@ from mer.commands.group import command
 from mer.commands.options import BY_FOLD, DEVICE, NO_LOCK, command_line
 from mer.commands.output import note, say, say_json, say_laid_out
 from mer.pipeline.errors import Together
+from mer.pipeline.runtime.files import naming
+from mer.pipeline.runtime.terminal import STDOUT
 
 STORE = click.argument(
     "store", metavar="[FEATS.H5]", required=False, type=click.Path(path_type=Path)
@@ -167,7 +169,11 @@ def train(
     metrics = stored_metrics(run) or evaluate(
         run, features, device=device, note=note, progress=choose()
     )
-    say_json(tree(metrics)) if as_json else report.show(metrics, terminal=sys.stdout.isatty())
+    if as_json:
+        say_json(tree(metrics))
+        return
+    with naming(STDOUT):
+        report.show(metrics, terminal=sys.stdout.isatty())
 
 
 @command()
@@ -254,10 +260,11 @@ def tune(store, features, models, sets, spaces, out, device, no_lock, as_json, *
     store = checks.of(lambda: FeatureStore(features))
     for name in models:
         checks.of(partial(config.check, model=name, sets=sets))
+    owns = checks.of(lambda: space.spaces_of(models, spaces))
     checks.settle()
     bases = [config.load(model=name, sets=sets) for name in models]
     fixed = [text.partition("=")[0].strip() for text in sets]
-    searched = [own.without(fixed) for own in space.spaces_of(models, spaces)]
+    searched = [own.without(fixed) for own in owns]
     from mer.fusion.measures import tables
     from mer.fusion.runtime.devices import pick_device
     from mer.fusion.training import experiment, tuning, tuning_results

@@ -27,7 +27,9 @@ Every option has an environment variable: `MER_<COMMAND>_<OPTION>`.
 | 5 | a store or shard is damaged |
 | 130, 143 | interrupted or terminated; the same command goes on from there |
 
-Mistakes of one command line that do not need each other are told together, a line each.
+Mistakes of one command line that do not need each other are told together, a line each: words and
+options first, then what goes together and what the named files are. What is within the files is
+read after that, and its first fault ends the command.
 
 Completion of commands, options, corpora, models, presets and files, in bash (in zsh `zsh_source`
 and `~/.zshrc`; in fish `_MER_COMPLETE=fish_source mer > ~/.config/fish/completions/mer.fish`):

@@ -111,6 +111,10 @@ class Together:
             self.errors += error.errors if isinstance(error, SeveralErrors) else [error]
             return cast(T, None)
 
+    def add(self, error: Exception) -> None:
+        """A failure that was found without a call."""
+        self.errors.append(error)
+
     def settle(self) -> None:
         """Raise what has failed, if anything: the failure itself, or SeveralErrors; what two checks
         say alike is said once.

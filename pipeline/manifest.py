@@ -36,7 +36,7 @@ from mer.pipeline.runtime.columnar import (
 from mer.pipeline.runtime.files import publishing
 from mer.pipeline.runtime.limits import MANIFEST_METADATA_BYTES
 from mer.pipeline.runtime.terminal import listed, plural, shown
-from mer.pipeline.runtime.terms import check_folds, check_labelling, check_task
+from mer.pipeline.runtime.terms import MANIFEST_FORMAT, check_folds, check_labelling, check_task
 from mer.pipeline.runtime.unimodal import check_unimodal
 
 VERSION = 3  # as it is written where a row has unimodal labels
@@ -229,7 +229,7 @@ class Manifest:
         if root.is_relative_to(path.resolve().parent):
             root = root.relative_to(path.resolve().parent)
         meta = {
-            "format": "mer-manifest",
+            "format": MANIFEST_FORMAT,
             "version": self._version,
             "dataset": self.dataset,
             "task": self.task,
@@ -391,8 +391,8 @@ def _metadata(raw: bytes | None, path: Path) -> dict:
 
 def _check_version(meta: dict, path: Path) -> None:
     """Raises DataError for another format or version of it."""
-    if meta.get("format") != "mer-manifest":
-        what = f"format '{shown(meta.get('format'), 20)}', expected 'mer-manifest'"
+    if meta.get("format") != MANIFEST_FORMAT:
+        what = f"format '{shown(meta.get('format'), 20)}', expected '{MANIFEST_FORMAT}'"
         raise DataError(f"{path}: {what}; run `mer prepare` again")
     if meta.get("version") not in VERSIONS:
         found = shown(meta.get("version"), 20)

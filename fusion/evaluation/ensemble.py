@@ -65,8 +65,7 @@ def check_alike(runs: Sequence[Run]) -> None:
     """Raise DataError for runs that read different features: new clips are encoded once for all."""
     first = runs[0]
     for one in runs[1:]:
-        stores = first.info.store, one.info.store
-        kinds = [(store.modalities, store.recipe, store.origins) for store in stores]
+        kinds = [_kind(run) for run in (first, one)]
         if first.spec.context != one.spec.context:
             raise DataError(
                 f"{one.path}: sees other turns of a dialogue than {first.path} (data.context); "
@@ -77,6 +76,13 @@ def check_alike(runs: Sequence[Run]) -> None:
                 f"{one.path}: reads other features than {first.path}; clips can be predicted by "
                 "each alone"
             )
+
+
+def _kind(run: Run) -> tuple[Any, ...]:
+    """What the features of a run are, wherever its store and the members of that lie."""
+    store = run.info.store
+    origins = {m: (origin.modality, origin.recipe) for m, origin in (store.origins or {}).items()}
+    return store.modalities, store.recipe, origins
 
 
 def title(runs: Sequence[Run]) -> str:
@@ -186,7 +192,7 @@ def score(
     there = members(runs)
     if split not in SPLITS or not split:
         raise DataError(f"--split {split}: expected train, dev or test")
-    with FeatureStore(opening_rows.scored_store(there[0], features)) as store:
+    with FeatureStore(opening_rows.scored_store(there[0], features, note)) as store:
         said = dict.fromkeys(line for run in there for line in checkpoint.check_store(run, store))
         for line in said:
             note(line)

@@ -109,7 +109,7 @@ def evaluate(
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
     if split is not None and split not in (*PARTS, WHOLE):
         raise DataError(f"--split {split}: expected train, dev or test, or all of another corpus")
-    with FeatureStore(scored_store(run, features)) as store:
+    with FeatureStore(scored_store(run, features, note)) as store:
         labels = None
         if mapping is not None:
             spec = run.children[0].spec

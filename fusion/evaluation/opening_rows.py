@@ -21,7 +21,7 @@ from mer.fusion.config import to_tree
 from mer.fusion.data import splits
 from mer.fusion.evaluation.answering import predict_rows
 from mer.fusion.evaluation.crosscorpus import WHOLE
-from mer.fusion.runs import checkpoint, ledger
+from mer.fusion.runs import checkpoint, ledger, moved
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.prediction_table import Predicted, seeds_of
 from mer.fusion.runs.records import SplitIds
@@ -37,13 +37,23 @@ from mer.pipeline.store import FeatureStore
 OPENED = ("test", WHOLE)  # what nobody may have chosen by: every opening is noted
 
 
-def scored_store(run: Run, features: str | os.PathLike | None) -> Path:
+def scored_store(run: Run, features: str | os.PathLike | None, note: Note) -> Path:
     """The store that a run is scored on: `features`, or the one that it was trained on.
+
+    Args:
+        run: A run, or one over seeds or folds.
+        features: The store; None: the one that the run was trained on.
+        note: Told where that is, where it has moved.
+
+    Returns:
+        Its path.
 
     Raises:
         DataError: It is not there.
     """
-    path = Path(features if features is not None else run.info.features)
+    if features is None:
+        return moved.store_of(run, note)
+    path = Path(features)
     if not path.exists():
         raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
     return path
@@ -231,13 +241,18 @@ def seen(
     """
     stores: list[Path] = []
     for child in children:
-        stores += [Path(child.info.features)] if ledger.is_path(child.info.features) else []
+        stores += [_store_or_place(child)] if ledger.is_path(child.info.features) else []
         stores += ledger.stores_of(child.path / TEST_LOG)
     shown_here = tried(children)
     if seen_by is not None:
         shown_here = [(seen_by, training) for _, training in shown_here]
     contents = chain.from_iterable(map(_contents, (p, *others)))
     return ledger.seen(contents, len(seeds_of(p)[0].true), stores, shown_here)
+
+
+def _store_or_place(run: Run) -> Path:
+    """The store of a run; where it is gone the place that it had, beside which a ledger may be."""
+    return moved.find(run).path or Path(run.info.features)
 
 
 def tried(children: Iterable[Run]) -> list[tuple[str, str]]:

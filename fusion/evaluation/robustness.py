@@ -209,7 +209,7 @@ def measure(
         KeyMismatchError: The store is of another recipe or of other labels.
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
-    path = opening_rows.scored_store(run, features)
+    path = opening_rows.scored_store(run, features, note)
     other = None
     if against is not None:
         other = (against if isinstance(against, Run) else Run.open(against)).trained()

@@ -35,7 +35,7 @@ from mer.fusion.report.pictures import (
     Picture,
     Reliability,
 )
-from mer.fusion.runs import checkpoint
+from mer.fusion.runs import checkpoint, moved
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.records import GroupMetrics, SingleMetrics
 from mer.fusion.runtime import files
@@ -324,7 +324,9 @@ def of_features(
         return []
     spec = run.spec
     spaces, activations, targets = [], [], []
-    with FeatureStore(run.info.features if features is None else features) as store:
+    if features is None:  # of which those were told who had the figures made
+        features = moved.store_of(run, lambda line: None)
+    with FeatureStore(features) as store:
         checkpoint.check_store(run, store)
         table = store.table()
         every = splits.targets(table, spec.task, spec.labels)

@@ -41,8 +41,6 @@ HOLD = ".hold"  # who trains into the folder now
 AGAIN = "put it back as it was, or train again into a new folder"  # what helps against damage
 # safetensors wrote through `.tmpXXXXXX`, mer through `.NAME.tmp-PID`; a kill leaves them behind.
 LEFT_BEHIND = re.compile(r"\.tmp[A-Za-z0-9]{6}|\..+\.tmp-\d+")
-# How the libraries below Python say which system call failed.
-ERRNO = re.compile(r"\[Errno (\d+)\]|os error (\d+)|errno = (\d+)")
 
 
 def damaged(path: Path, why: Any, remedy: str) -> DataError:
@@ -221,18 +219,10 @@ def publishing(path: Path) -> Iterator[IO[bytes]]:
     except DataError:
         raise
     except Exception as error:
-        number = error_number(error)
+        number = runtime_files.error_number(error)
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from None
-
-
-def error_number(error: BaseException) -> int | None:
-    """The errno of a failed system call, also of one that a library tells of in words only."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    found = ERRNO.search(str(error))
-    return int(next(filter(None, found.groups()))) if found else None
 
 
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:

@@ -25,7 +25,13 @@ from mer.pipeline.datasets.filenames import (
 )
 from mer.pipeline.datasets.files import cut_blanks, look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
-from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
+from mer.pipeline.datasets.groupsplit import (
+    GROUPS,
+    SHARES,
+    group_field,
+    groups_of,
+    split_groups,
+)
 from mer.pipeline.datasets.newclips import WORDS, is_own_manifest, no_media, words_beside, words_of
 from mer.pipeline.datasets.pattern import Pattern
 from mer.pipeline.datasets.tablelabels import given_names
@@ -247,23 +253,34 @@ def _split(rows: Sequence[Utterance], split: str, seed: int, findings: Findings)
         return [replace(u, split="") for u in rows]
     if any(u.split for u in rows):
         return list(rows)
-    by = next((field for field in GROUPS if all(getattr(u, field) for u in rows)), None)
+    by = group_field({field: [getattr(u, field) for u in rows] for field in GROUPS})
     if by is None:
         findings.warnings.append(
             f"no speaker in the names: each file is its own group in the split (seed {seed})"
         )
         groups = [u.id for u in rows]
     else:
-        groups = [getattr(u, by) for u in rows]
-        count = len(set(groups))
-        if count < len(SHARES):
+        groups = groups_of([getattr(u, by) for u in rows])
+        count = len({getattr(u, by) for u in rows} - {None})
+        if len(set(groups)) < len(SHARES):
             raise DataError(
                 f"folder: only {count} {by}s, too few for train, dev and test; --split none leaves "
                 "it open, for `mer train --folds`"
             )
         findings.warnings.append(f"split by {by} with seed {seed} ({count:,} {by}s)")
+        _warn_of_ungrouped(rows, by, findings)
     splits = split_groups(groups, seed)
     return [replace(u, split=part) for u, part in zip(rows, splits, strict=True)]
+
+
+def _warn_of_ungrouped(rows: Sequence[Utterance], by: str, findings: Findings) -> None:
+    """Say how many files have no speaker, or dialogue, in their names."""
+    without = [shown(u.audio or u.id, 60) for u in rows if not getattr(u, by)]
+    if without:
+        one = f"file without a {by} in its name is a group of its own"
+        several = f"files without a {by} in their names are groups of their own"
+        what = plural(len(without), one, several)
+        findings.warnings.append(f"{what} in the split: {listed(without, 3)}")
 
 
 def _warn_of_sentences(

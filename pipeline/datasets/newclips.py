@@ -51,7 +51,8 @@ class NewClips:
 
     `words_from` says of every clip with words where they come from. `whole` are the ids of clips
     that were named as files: sound and picture, as far as there are any. `told` is what a table or
-    manifest says of a clip besides, which no model is shown. `notes` are lines for the user.
+    manifest says of a clip besides, which no model is shown. `notes` are lines for the user. `base`
+    is the folder that its paths are relative to.
     """
 
     clips: list[Utterance] = field(default_factory=list)
@@ -60,6 +61,7 @@ class NewClips:
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
     unusable: list[Unusable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    base: Path | None = None
 
     @property
     def asked(self) -> int:
@@ -143,7 +145,7 @@ def of_manifest(manifest: Manifest, root: Path | None = None) -> NewClips:
     label set.
     """
     base = os.path.abspath(root or manifest.root)
-    found = NewClips()
+    found = NewClips(base=Path(base))
     for u in manifest.rows:
         audio = u.audio and os.path.normpath(os.path.join(base, u.audio))
         video = u.video and os.path.normpath(os.path.join(base, u.video))

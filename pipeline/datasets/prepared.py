@@ -8,6 +8,7 @@ from pathlib import Path
 from mer.pipeline.datasets import default_root, prepare
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
+from mer.pipeline.runtime.files import FULL
 from mer.pipeline.runtime.terminal import shown
 
 
@@ -58,6 +59,8 @@ def own_manifest(
     try:
         manifest.write(file)
     except OSError as error:
+        if error.errno in FULL:
+            raise
         raise DataError(
             f"{shown(file, 200)}: {error.strerror or error}; run `mer prepare {dataset} --out "
             "FILE`, then use --manifest FILE"

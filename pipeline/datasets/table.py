@@ -17,7 +17,13 @@ from mer.pipeline.datasets.corpora import CorpusInfo
 from mer.pipeline.datasets.files import look, warn_of_places
 from mer.pipeline.datasets.findings import Findings
 from mer.pipeline.datasets.folds import check_speakers, counted, from_columns, from_json
-from mer.pipeline.datasets.groupsplit import GROUPS, SHARES, split_groups
+from mer.pipeline.datasets.groupsplit import (
+    GROUPS,
+    SHARES,
+    group_field,
+    groups_of,
+    split_groups,
+)
 from mer.pipeline.datasets.tablefile import FIELDS, Table, other_case, read
 from mer.pipeline.datasets.tablelabels import (
     TARGET,
@@ -341,15 +347,14 @@ def _splits(table: Table, split: str, seed: int, findings: Findings) -> list[str
     given = table.column("split")
     if any(given):
         return _given_splits(table, given, findings)
-    field = _group_field(table)
+    field = group_field({field: table.column(field) for field in GROUPS})
     if field is None:
         why = "no split, and no dialogue or speaker (--column speaker=NAME)"
         findings.warnings.append(f"{why}: each utterance is its own group (seed {seed})")
         return split_groups(map(str, range(len(table))), seed)
     named = table.data[field]
     count = len(set(named) - {None})
-    # no name has a zero byte, so that a row without one is in nobody's group
-    groups = [name or f"\0{i}" for i, name in enumerate(named)]
+    groups = groups_of(named)
     if len(set(groups)) < len(SHARES):
         raise DataError(
             f"{table.source}: no split column and only {count} {field}s, too few for train, dev "
@@ -366,17 +371,6 @@ def _splits(table: Table, split: str, seed: int, findings: Findings) -> list[str
             f"{table.place(without[0])}"
         )
     return split_groups(groups, seed)
-
-
-def _group_field(table: Table) -> str | None:
-    """What the rows are grouped by: the first field that every row has, else the one that fewest
-    rows lack; None where no row has any.
-    """
-    lacking = {}
-    for field in GROUPS:
-        if any(table.column(field)):
-            lacking[field] = sum(not name for name in table.data[field])
-    return min(lacking, key=lambda field: lacking[field], default=None)
 
 
 def _given_splits(table: Table, given: list[str | None], findings: Findings) -> list[str]:

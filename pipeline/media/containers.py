@@ -653,6 +653,8 @@ def other_content(head: bytes) -> str | None:
     if not head or head.startswith(MEDIA_TEXT):
         return None
     found = beginnings.recognise(head)
+    if found is beginnings.GIF:  # a film, of one picture perhaps
+        return None
     if found is beginnings.ZEROS:
         return ZEROS
     if found is not None and found is not beginnings.TAR:  # what a tar holds may be media by chance

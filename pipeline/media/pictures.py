@@ -44,6 +44,9 @@ ROUNDING_SECONDS = 1e-6
 JUMP_SECONDS = 5.0
 # Demuxers that know where their key frames are, and give every packet its time of presentation.
 INDEXED = {"mov", "matroska"}
+# Codecs of which a container marks no key frame, or the first alone: each picture is drawn onto the
+# one before, so that they are decoded from the beginning.
+UNMARKED = {"gif"}
 # Of packets that are kept from the look at their time stamps until they are decoded, so that a clip
 # is opened and read once.
 KEPT_BYTES = 32 << 20
@@ -375,7 +378,7 @@ class _Film:
         """Go to the key frame at or before `time`; whether that can be relied on here."""
         import av
 
-        if not self._indexed:
+        if not self._indexed or self._unmarked:
             return False
         ticks = math.floor((time + self.origin) / self.stream.time_base)
         try:
@@ -387,6 +390,10 @@ class _Film:
     @property
     def _indexed(self) -> bool:
         return bool(INDEXED & set(self.container.format.name.split(",")))
+
+    @property
+    def _unmarked(self) -> bool:
+        return self.stream.codec_context.name in UNMARKED
 
     def time(self, frame: Any) -> float:
         """When a frame is shown, in seconds on the file's time line."""
@@ -407,7 +414,8 @@ class _Film:
         """
         import av
 
-        key, latest = math.inf, -math.inf  # times of the first key frame, and of the last frame
+        # times of the first key frame, and of the last frame
+        key, latest = -math.inf if self._unmarked else math.inf, -math.inf
         try:
             for packet in self.packets or packets_of(self.container, self.stream):
                 if packet.is_keyframe and key == math.inf:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,aiff,asf,flv,mpeg,mpegts,"
     "au,caf,amr,amrnb,amrwb,ac3,eac3,dts,dtshd,truehd,mlp,wv,tta,tak,ape,mpc,mpc8,voc,nistsphere,"
     "loas,gsm,qcp,sox,ircam,avr,pvf,rm,oma,dsf,iff,"
-    "mxf,nut,dv,mpegvideo,bonk,osq,shn,wsd,act,g722,g729,dss,svag,xwma,wtv,lc3,hcom,wve"
+    "mxf,nut,dv,gif,mpegvideo,bonk,osq,shn,wsd,act,g722,g729,dss,svag,xwma,wtv,lc3,hcom,wve"
 )
 # What the first version let FFmpeg open, and of these the formats whose headers it believed.
 FIRST_VERSION = set(
@@ -90,6 +90,9 @@ SAMPLE_TYPES = {
     "flt": np.float32,
     "dbl": np.float64,
 }
+# How FFmpeg calls channels that have no common layout, "3 channels (FC+FL+FR)", those of a sound
+# field, and one without a name.
+LISTED, AMBISONIC, NAMELESS = "channels (", "ambisonic", "NONE"
 # Rate, names of the channels, offset, samples (channels, n).
 Block = tuple[int, tuple[str, ...], int, np.ndarray]
 Blocks = Generator[Block, None, None]
@@ -459,12 +462,13 @@ def packets_of(container, stream) -> Iterator:
 @dataclass
 class _Decoding:
     """A stream on its way through its decoder, and what was met: packets, those of them that were
-    broken, samples.
+    broken, samples. `named` are its channels, where the container alone names them.
     """
 
     container: Any
     stream: Any
     line: TimeLine
+    named: tuple[str, ...] = ()
     packets: int = 0
     broken: int = 0
     samples: int = 0
@@ -496,7 +500,8 @@ class _Decoding:
         for frame in self.frames():
             rate = frame.sample_rate
             check_rate(path, rate)
-            names = _names(frame.layout)
+            names = self.named if _is_unnamed(frame.layout) else ()
+            names = names or _names(frame.layout)
             gap = line.silence(rate, frame.time, tick=float(frame.time_base), start=start)
             while gap:
                 step = min(gap, BLOCK_SAMPLES)
@@ -539,7 +544,7 @@ def _av_blocks(
         if len(container.streams.audio) > 1:
             flags.append("tracks")
         line = _time_line(container)
-        decoding = _Decoding(container, stream, line)
+        decoding = _Decoding(container, stream, line, _order_of_its_own(stream.codec_context))
         try:
             yield from decoding.blocks(path, start, silent)
         except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -574,6 +579,27 @@ def _opened(source: Source, part: tuple[int, int] | None = None) -> Iterator:
             container = None
         with container if container is not None else nullcontext():
             yield container
+
+
+def _order_of_its_own(context) -> tuple[str, ...]:
+    """The names of the channels, where the file has them in an order of its own; else ().
+
+    The order is taken from the decoder, whose frames then have channels without names: PyAV gives
+    the memory of such a layout back with every frame, and with the decoder once more.
+    """
+    layout = context.layout
+    names = tuple(channel.name for channel in layout.channels)
+    with suppress(ValueError, RuntimeError):  # none that FFmpeg has a name for
+        if LISTED in layout.name:
+            context.layout = f"{len(names)} channels"
+            return names
+        if not layout.name.startswith(AMBISONIC):
+            context.layout = layout.name  # the same, in memory that is not shared
+    return ()
+
+
+def _is_unnamed(layout) -> bool:
+    return all(channel.name == NAMELESS for channel in layout.channels)
 
 
 def _names(layout) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import ECHO_CHARACTERS
 
 TEMPORARY = ".tmp-"  # before the number of the process that writes
+# How the libraries below Python say which system call failed.
+ERRNO = re.compile(r"\[Errno (\d+)\]|os error (\d+)|errno = (\d+)")
+# What ends where there is space again, or a larger limit, and not before.
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 @contextmanager
@@ -68,9 +73,18 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = error.filename is not None and TEMPORARY not in str(error.filename)
-        if named or error.errno is None:
+        number = error_number(error)
+        if named or number is None:
             raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise OSError(number, os.strerror(number), str(path)) from None
+
+
+def error_number(error: BaseException) -> int | None:
+    """The errno of a failed system call, also of one that a library tells of in words only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = ERRNO.search(str(error))
+    return int(next(filter(None, found.groups()))) if found else None
 
 
 @contextmanager
@@ -151,18 +165,19 @@ def refuse_link(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Make what was written to a file survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(path, os.O_RDONLY)
 
 
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import naming
 from mer.pipeline.runtime.limits import ECHO_CHARACTERS, LOCK_BYTES
 
 LATE_SECONDS = 90.0  # NFS clients keep what they know of a folder for up to 60 s (acdirmax)
@@ -53,8 +54,7 @@ def hold(path: Path, *, shared: bool = False, lock: bool = True) -> Iterator[str
             "host": socket.gethostname(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        _put(descriptor, path, mine)
         try:
             yield f"taking over from {left}, which was killed" if left else None
         finally:
@@ -123,6 +123,15 @@ def _open(path: Path) -> int:
     return descriptor
 
 
+def _put(descriptor: int, path: Path, words: dict) -> None:
+    """Write a few words in place of those that a file of ours has. Raises OSError, which names the
+    file: the disk may be full.
+    """
+    with naming(path):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(words).encode(), 0)
+
+
 def _is_ours(descriptor: int) -> bool:
     """Whether a file holds what a hold or a ledger does; an empty one does."""
     raw = os.pread(descriptor, LOCK_BYTES, 0)
@@ -161,8 +170,8 @@ class Ledger:
     systems keep a locked file coherent, where names in a folder may be seen late.
     """
 
-    def __init__(self, descriptor: int):
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, path: Path):
+        self._descriptor, self._path = descriptor, path
 
     def read(self) -> dict:
         try:
@@ -172,8 +181,7 @@ class Ledger:
         return found if isinstance(found, dict) else {}
 
     def write(self, content: dict) -> None:
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
+        _put(self._descriptor, self._path, content)
 
 
 @contextmanager
@@ -184,7 +192,7 @@ def turn(path: Path) -> Iterator[Ledger]:
     descriptor = _open(path)
     try:
         _lock(descriptor, path, fcntl.LOCK_EX, wait=True, alone=False)
-        yield Ledger(descriptor)
+        yield Ledger(descriptor, path)
     finally:
         os.close(descriptor)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.beginnings import LOOK_BYTES, recognise
 from mer.pipeline.runtime.terminal import shown
+from mer.pipeline.runtime.terms import MANIFEST_FORMAT, STORE_FORMAT
 
 PARQUET = b"PAR1"
-HDF5 = b"\x89HDF"
+STORE_BYTES = 64 << 10  # of the beginning of a store, in which its format stands
 MANIFEST_KEY = b"mer"  # of the schema's metadata
-MANIFEST_FORMAT = "mer-manifest"
 TITLE = b"<title>mer "  # of a page
 # the first columns of `mer predict --out`, and columns of `mer evaluate --predictions`
 PREDICTED = ("id", "file", "pred")
@@ -65,9 +65,14 @@ def check_replaceable(
 
 
 def _is_store(path: Path, head: bytes) -> bool:
-    """Whether it is a store, or was one before it was damaged."""
+    """Whether it is a store, or was one before it was damaged: other HDF5 files are somebody's."""
+    if not head.strip(b"\0"):  # what a crash may leave of a file
+        return True
+    with path.open("rb") as file:
+        if STORE_FORMAT.encode() in file.read(STORE_BYTES):
+            return True
     named_so = path.suffix.lower() in (".h5", ".hdf5")
-    return head.startswith(HDF5) or not head.strip(b"\0") or named_so
+    return named_so and recognise(head) is None  # bytes that were one, perhaps
 
 
 def _is_page(path: Path, head: bytes) -> bool:

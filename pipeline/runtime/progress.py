@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from mer.pipeline.runtime.terminal import escape, terminal_columns, wrapped
+from mer.pipeline.runtime.files import naming
+from mer.pipeline.runtime.terminal import STDERR, escape, terminal_columns, wrapped
 
 # (amount, fresh=True); not fresh: an earlier run did it, so it says nothing of the rate
 Advance = Callable[..., None]
@@ -89,7 +90,9 @@ class Lines(Silent):
         self.stream, self.every = stream or sys.stderr, every
 
     def note(self, text: str) -> None:
-        print(wrapped(escape(text), terminal_columns(self.stream)), file=self.stream, flush=True)
+        said = wrapped(escape(text), terminal_columns(self.stream))
+        with naming(STDERR):  # it may lead to a file on a full disk
+            print(said, file=self.stream, flush=True)
 
     @contextmanager
     def task(self, what: str, total: float, unit: str, *, brief: bool = False) -> Iterator[Advance]:

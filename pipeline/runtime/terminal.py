@@ -10,6 +10,7 @@ import re
 import reprlib
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TextIO
 
 from mer.pipeline.runtime.limits import LINE_CHARACTERS, SHOWN_CHARACTERS, SHOWN_NAMES
@@ -25,6 +26,8 @@ _CONTROL_BUT_BREAKS = re.compile(rf"(?!\n)[{_UNSAFE}]")
 _IN_JSON = re.compile(f"(?!\n)[{_UNSAFE}\udc80-\udcff]")  # bytes of a file name too: JSON is UTF-8
 USUAL_COLUMNS = 80  # of a terminal that does not say
 NARROWEST = 20  # columns that a line is wrapped to
+# What may lead to a file on a full disk, as an error names it.
+STDOUT, STDERR = Path("standard output"), Path("standard error")
 # What others call what mer calls otherwise.
 SYNONYMS = {
     "valid": "dev",

@@ -1,5 +1,5 @@
-"""The words that manifests, stores, imports and exports share: tasks, splits, and what a row may
-say of itself.
+"""The words that manifests, stores, imports and exports share: tasks, splits, what a row may say of
+itself, and what such a file calls itself.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import listed, shown
 
+MANIFEST_FORMAT = "mer-manifest"
+STORE_FORMAT = "mer-feats"
 TASKS = ("single", "multi", "regression")
 # "": decided at training, by fold or group
 SPLITS = ("train", "dev", "test", "")

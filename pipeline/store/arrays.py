@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t
 
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.runtime.files import publishing, shortened
+from mer.pipeline.runtime.files import error_number, publishing, shortened
 from mer.pipeline.runtime.limits import ATTRIBUTE_BYTES, ECHO_CHARACTERS, INDEX_BYTES
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
@@ -80,11 +79,8 @@ def write(
             with open(temporary, "r+b") as file:
                 for name, array in arrays.items():
                     _write_array(file, path, name, array, places[name])
-    except (OSError, RuntimeError) as error:
-        # HDF5 keeps the errno of a failed write in its message only, and raises RuntimeError when
-        # it fails on closing.
-        found = re.search(r"errno = (\d+)", str(error))
-        number = int(found[1]) if found else getattr(error, "errno", None)
+    except RuntimeError as error:  # of HDF5, where it fails on closing
+        number = error_number(error)
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from None

@@ -18,14 +18,13 @@ import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.limits import HEADER_BYTES
-from mer.pipeline.runtime.terms import SPLITS, check_folds, targets_of
+from mer.pipeline.runtime.terms import SPLITS, STORE_FORMAT, check_folds, targets_of
 from mer.pipeline.runtime.unimodal import check_unimodal
 from mer.pipeline.store import arrays
 from mer.pipeline.store.schema import (
     EVERY,
     FOLDS_VERSION,
     FORMAT_VERSION,
-    HEAD_FORMAT,
     LATER,
     UNIMODAL_VERSION,
     Header,
@@ -136,7 +135,7 @@ def _keeps_shards_in(folder: Path, head: Path) -> bool:
         return False
     try:
         with arrays.opened(head, "store") as file:
-            check_format(file, head, HEAD_FORMAT, "store")
+            check_format(file, head, STORE_FORMAT, "store")
             _, data = _read_arrays(file)
             records = [] if MEMBERS in file else _decode_records(head, data)
     except MerError:
@@ -222,7 +221,7 @@ def _sealed(
     data: dict[str, np.ndarray], version: int
 ) -> tuple[dict[str, str | int], dict[str, np.ndarray]]:
     """Attributes that tell these arrays from others, and the arrays."""
-    attrs: dict[str, str | int] = {"format": HEAD_FORMAT, "version": version}
+    attrs: dict[str, str | int] = {"format": STORE_FORMAT, "version": version}
     return {**attrs, "identity": arrays.digest(attrs, data)}, data
 
 
@@ -244,7 +243,7 @@ def content_of(path: Path) -> str:
         DataError, StoreError, StoreVersionError: As `read_head`.
     """
     with arrays.opened(path, "store") as file:
-        check_format(file, path, HEAD_FORMAT, "store")
+        check_format(file, path, STORE_FORMAT, "store")
         header, data = _read_arrays(file)
         return content(header, data)
 
@@ -270,7 +269,7 @@ def read_head(path: Path, *, with_content: bool = False) -> Head:
     if (shards_of(path) / ".work").exists() and not path.exists():
         raise DataError(f"{path}: not finished; repeat the `mer extract` that makes it")
     with arrays.opened(path, "store") as file:
-        check_format(file, path, HEAD_FORMAT, "store")
+        check_format(file, path, STORE_FORMAT, "store")
         header, data = _read_arrays(file)
         table, flags = _decode_index(header, data)
         held = content(header, data) if with_content else ""

@@ -24,7 +24,6 @@ FOLDS_VERSION = 3  # as the head of a store is written whose rows have published
 UNIMODAL_VERSION = 4  # … whose rows have unimodal labels
 VERSIONS = (1, 2, 3, 4)  # as heads are read
 SHARD_VERSIONS = (1, 2)  # as shards are
-HEAD_FORMAT = "mer-feats"
 SHARD_FORMAT = "mer-shard"
 DTYPES = ("float16", "float32")
 NAME = r"[a-z][a-z0-9_]{0,31}"

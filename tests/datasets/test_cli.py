@@ -142,7 +142,11 @@ def test_prepare_table(mer, tmp_path):
         ),
         (("prepare", "table"), 2, "table takes --from FILE"),
         (("prepare", "table", "--from", "x.csv"), 1, "mer: x.csv: no such file"),
-        (("prepare", "table", "--from", "x.csv", "--root", "."), 2, "--audio-dir, not --root"),
+        (
+            ("prepare", "table", "--from", "x.csv", "--root", ".", "--audio-dir", "wav"),
+            2,
+            "--audio-dir wav and --root . both say where the audio of a table is; give one of them",
+        ),
         (("prepare", "table", "--from", "x.csv", "--column", "audio"), 2, "expected FIELD=NAME"),
     ],
 )
@@ -150,6 +154,18 @@ def test_mistakes_are_one_line_and_the_right_status(mer, args, code, part):
     done = mer(*args)
     assert done.exit_code == code and part in done.stderr
     assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_root_is_another_name_of_the_folder_of_the_audio(mer, tmp_path):
+    write_wav(tmp_path / "wav" / "a.wav")
+    (tmp_path / "t.csv").write_text("id,audio,label,split\na,a.wav,joy,train\n")
+    for option in ("--audio-dir", "--root"):
+        done = mer(
+            "prepare", "table", "--from", "t.csv", option, "wav", "--out", f"{option}.parquet"
+        )
+        assert done.exit_code == 0 and "missing" not in done.stdout, done.stderr
+        (row,) = Manifest.read(tmp_path / f"{option}.parquet").rows
+        assert row.audio == "a.wav"
 
 
 def test_an_out_that_cannot_be_written_says_so(mer, tmp_path):

@@ -289,3 +289,35 @@ def test_of_two_fields_that_may_be_the_label_the_other_becomes_a_tag(tmp_path):
     pattern = "{speaker}_{emotion}_{label}"
     manifest, _ = prepare("folder", tmp_path, pattern=pattern, split="none")
     assert [(u.label, u.tags) for u in manifest.rows] == [("glad", ("emotion=joy",))]
+
+
+def test_a_split_is_by_speaker_where_the_speaker_is_known(tmp_path):
+    """One name without a speaker made every file a group of its own, so that speakers were in train
+    and in test.
+    """
+    named = [f"{who}_{number}_joy.wav" for who in "abcdef" for number in range(4)]
+    root = write_tree(tmp_path / "some", [*named, " _1_joy.wav", " _2_joy.wav"])
+    pattern = "{speaker}_{n}_{emotion}"
+    manifest, findings = prepare("folder", root, pattern=pattern)
+    parts = {who: {u.split for u in manifest.rows if u.speaker == who} for who in "abcdef"}
+    assert all(len(of_one) == 1 for of_one in parts.values())
+    assert {u.split for u in manifest.rows} == {"train", "dev", "test"}
+    told = [line for line in findings.warnings if "group" in line or "split by" in line]
+    assert told == [
+        "split by speaker with seed 0 (6 speakers)",
+        "2 files without a speaker in their names are groups of their own in the split: "
+        "_1_joy.wav, _2_joy.wav",
+    ]
+
+
+def test_a_folder_is_split_as_a_table_of_the_same_rows(tmp_path):
+    """By the dialogue where fewer names lack it, with the same seed."""
+    names = [f"{dialogue}_{who}_{n}.wav" for n, dialogue in enumerate("ppqqrrss") for who in "ab "]
+    root = write_tree(tmp_path / "some", names)
+    by_name, _ = prepare("folder", root, pattern="{dialogue}_{speaker}_{n}", seed=3)
+    lines = [f"{u.id},{u.audio},{u.speaker or ''},{u.dialogue}" for u in by_name.rows]
+    table = root / "rows.csv"
+    table.write_text("\n".join(["id,audio,speaker,dialogue", *lines]) + "\n")
+    by_table, _ = prepare("table", root, source=table, seed=3)
+    assert [u.split for u in by_name.rows] == [u.split for u in by_table.rows]
+    assert len({u.split for u in by_name.rows}) == 3

@@ -113,6 +113,25 @@ def test_a_table_with_spans_and_names_of_its_own(desk, clips, tmp_path):
     assert shares(found[0]) != pytest.approx(shares(found[1]), abs=TOLERANCE)
 
 
+def test_paths_that_are_relative_to_another_folder_name_the_option(desk, clips, tmp_path):
+    """A line for each clip that is not there said nothing of --root; a manifest that its media
+    have left and lines of JSON are siblings of a csv.
+    """
+    (tmp_path / "own.csv").write_text("id,audio,text\na,1.wav,hello\nb,2.wav,well\n")
+    (tmp_path / "own.jsonl").write_text('{"id": "a", "audio": "1.wav", "text": "hello"}\n')
+    mer("prepare", "table", "--from", tmp_path / "own.csv", "--split", "none", "--out",
+        tmp_path / "own.parquet")  # fmt: skip
+    for name, count in {"own.csv": 2, "own.jsonl": 1, "own.parquet": 2}.items():
+        said = mer("predict", desk.run, tmp_path / name, code=3).err.splitlines()[-1]
+        are = "2 files are" if count == 2 else "1 file is"
+        assert f"{are} not there: name the folder with --root if it is not {tmp_path}" in said
+    for name, option in {"own.csv": "--audio-dir", "own.parquet": "--root"}.items():
+        found, _ = rows(desk.run, tmp_path / name, option, clips)
+        assert len(found) == 2
+    told = mer("predict", desk.run, tmp_path / "gone.wav", clips / "1.wav", code=3).err
+    assert "--root" not in told
+
+
 def test_what_fails_is_named_and_the_others_keep_their_line(desk, clips, tmp_path):
     shutil.copy(clips / "1.wav", tmp_path / "good.wav")
     (tmp_path / "bad.wav").write_bytes(b"no sound")

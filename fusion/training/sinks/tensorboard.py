@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mer.fusion.config import TrainConfig, to_toml
 from mer.fusion.runs.records import Epoch, FinishedInfo, SingleInfo
+from mer.pipeline.runtime.files import naming
 
 FOLDER = "tensorboard"
 EVENTS = "events.out.tfevents.*"
@@ -34,26 +35,30 @@ class TensorBoard:
         there = any(self.folder.glob(EVENTS))
         again = list(done[-1:] if there else done)
         first = again[0].epoch if there and again else 0
-        self.writer = SummaryWriter(str(self.folder), purge_step=first if there else None)
-        if not there:
-            self.writer.add_text("config", _code(to_toml(config)), 0)
+        with naming(self.folder):
+            self.writer = SummaryWriter(str(self.folder), purge_step=first if there else None)
+            if not there:
+                self.writer.add_text("config", _code(to_toml(config)), 0)
         for entry in again:
             self.epoch(entry)
 
     def epoch(self, entry: Epoch) -> None:
         assert self.writer is not None
-        for name, value in scalars(entry):
-            self.writer.add_scalar(name, value, entry.epoch)
-        self.writer.flush()
+        with naming(self.folder):
+            for name, value in scalars(entry):
+                self.writer.add_scalar(name, value, entry.epoch)
+            self.writer.flush()
 
     def end(self, info: FinishedInfo) -> None:
         assert self.writer is not None
         chosen = f"epoch {info.best_epoch} of {info.epochs} by dev {info.select_metric}"
-        self.writer.add_text("chosen", chosen, info.best_epoch)
+        with naming(self.folder):
+            self.writer.add_text("chosen", chosen, info.best_epoch)
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with naming(self.folder):
+                self.writer.close()
 
 
 def scalars(entry: Epoch) -> Iterator[tuple[str, float]]:
