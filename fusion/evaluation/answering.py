@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mer.fusion import infer
@@ -48,7 +49,8 @@ def predict_rows(
         many neighbours it was seen with; null: the run has no context), label or targets (null:
         unlabelled), pred, p_<label>... (regression: value; of several targets value_<target>...),
         attention_<modality>, disagreement, pred_<modality>. Columns that the model has no answer
-        for are null. `shares` says how raters divided over the labels, where the store knows.
+        for are null, and so is pred_<modality> of a row without the modality. `shares` says how
+        raters divided over the labels, where the store knows.
 
     Raises:
         DataError: The run is damaged.
@@ -138,8 +140,8 @@ def _predict(
     for m in spec.modalities:
         head = (out.unimodal or {}).get(m)
         if head is not None:
-            alone = infer.decide(head, task, [0.5] * len(labels))
-            columns[f"pred_{m}"] = named(alone, task, labels)
+            alone = named(infer.decide(head, task, [0.5] * len(labels)), task, labels)
+            columns[f"pred_{m}"] = pc.if_else(pa.array(out.there[m]), alone, None)
     return pa.table(columns)
 
 

@@ -28,6 +28,7 @@ from mer.fusion.runtime import files
 from mer.fusion.runtime.files import TEST_LOG
 from mer.fusion.runtime.notes import Note
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.terminal import plural, shown
@@ -44,7 +45,9 @@ def scored_store(run: Run, features: str | os.PathLike | None) -> Path:
     """
     path = Path(features if features is not None else run.info.features)
     if not path.exists():
-        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
+        raise DataError(
+            f"{path}: no such store{near(path)}; name the one to evaluate on with --features"
+        )
     return path
 
 

@@ -15,10 +15,12 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.limits import ECHO_CHARACTERS
+from mer.pipeline.runtime.limits import ECHO_CHARACTERS, NEAR_ENTRIES
+from mer.pipeline.runtime.terminal import did_you_mean
 
 TEMPORARY = ".tmp-"  # before the number of the process that writes
 
@@ -202,3 +204,21 @@ def _alive(pid: str) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def near(path: str | os.PathLike) -> str:
+    """` (did you mean 'feats.h5'?)` for a path where there is nothing: what lies beside it under
+    nearly that name, or beside the first of its folders that is not there. Empty where nothing
+    does, or where it cannot be told.
+    """
+    place = Path(path)
+    with suppress(OSError, ValueError):  # a folder that nobody may read, a zero byte
+        while not os.path.lexists(place.parent) and place.parent != place:
+            place = place.parent
+        if os.path.lexists(place):
+            return ""
+        with os.scandir(place.parent) as entries:
+            names = [entry.name for entry in islice(entries, NEAR_ENTRIES)]
+        known = [name for name in names if not name.startswith(".")]
+        return did_you_mean(place.name, sorted(known))
+    return ""

@@ -117,7 +117,7 @@ def initials(word: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """` (did you mean 'drkf'?)` for a word that is nearly one of those known, in whatever case;
-    empty where none is near.
+    empty where none is near. Of paths that are not there: `mer.pipeline.runtime.files.near`.
 
     >>> did_you_mean("DRKF", ["drkf", "dmd"])
     " (did you mean 'drkf'?)"
@@ -130,7 +130,7 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     close += [initials(asked)] if initials(asked) in named else []
     close += difflib.get_close_matches(asked, list(named), n=1)
     close += [name for name in named if len(asked) > 2 and name.startswith(asked)][:1]
-    return f" (did you mean '{named[close[0]]}'?)" if close else ""
+    return f" (did you mean '{shown(named[close[0]])}'?)" if close else ""
 
 
 def terminal_columns(stream: TextIO) -> int | None:
