@@ -124,7 +124,9 @@ def evaluate(
         raise click.UsageError("--figures and --robustness are of a run; leave out --ensemble")
     opened = Run.open(runs[0])
     if against is not None:
-        Run.open(against).trained()  # said before anything is scored
+        from mer.fusion.evaluation.robustness import other_of
+
+        other_of(opened, against)  # said before anything is scored
     regression = None if valence is None else combined.other_of(opened, valence)
     device, progress = pick_device(device), choose()
     asked = {"device": device, "predictions": predictions, "note": note, "progress": progress}
@@ -221,6 +223,9 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     comparison = report.compare(first, second, metric=metric)
     if as_json:
         say_json(tree(comparison))
+    elif comparison.same:
+        both = f"{shown(run_a, 100)} and {shown(run_b, 100)}"
+        say(f"{both} are {comparison.same}: there is nothing to compare")
     else:
         say_laid_out(report.plain(report.comparison_table(comparison)))
         glossary = report.glossary(comparison.metrics)
