@@ -170,6 +170,8 @@ def note(found: Neighbours, asked: ContextSpec, what: str) -> str:
     """A line on what was found around the rows of a part."""
     count = found.count
     there = found.place != NOBODY
+    if len(count) and not there.any():
+        return f"context of {what}: {asked.title}, and no utterance has a neighbour: each is alone"
     line = f"context of {what}: {asked.title}, {count.mean() if len(count) else 0:.1f} turns each"
     lonely = int((count == 0).sum())
     if lonely:
