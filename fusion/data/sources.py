@@ -141,9 +141,10 @@ def _chosen(stored: list[str], wanted: str | tuple[str, ...]) -> dict[str, tuple
 def _no_such(wanted: str, stored: list[str]) -> DataError:
     known = shown(", ".join(_in_order(stored)), 120)
     asked = shown(wanted, 60)
-    odd = next((word.strip() for word in wanted.split(",") if word.strip() not in stored), "")
+    words = (word.strip() for token in wanted.split(",") for word in token.split("+"))
+    odd = next((word for word in words if word not in stored), "")
     guess = did_you_mean(odd, stored)
-    return DataError(f"data.modalities = {asked!r}: no such features{guess}; the store has {known}")
+    return DataError(f"data.modalities = {asked!r}: no such features; the store has {known}{guess}")
 
 
 def _every(stored: list[str]) -> dict[str, tuple[str, ...]]:
