@@ -17,7 +17,10 @@ ROOT = Path(__file__).parent.parent
 FOLDER = "tests/bench/results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("results", "training", "extraction")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("results", "training", "extraction", "papers/drkf")
+    ),
 )
 
 MARKED = re.compile(r"(<!-- ([a-z-]+): written by `python -m docs` -->\n).*?(<!-- end -->)", re.S)
@@ -89,8 +92,10 @@ def counted(row: dict) -> str:
     return f"Test: {row['n']:,} utterances, intervals over {of['groups']} {GROUPS[of['unit']]}."
 
 
-def source(*names: str) -> str:
-    """Command, machine and commit of each file, a line each, and which have not been made yet."""
+def source(*names: str, up: str = "..") -> str:
+    """Command, machine and commit of each file, a line each, and which have not been made yet; `up`
+    leads from the page's folder to the root.
+    """
     lines = []
     for name in names:
         made = results(name)
@@ -100,7 +105,7 @@ def source(*names: str) -> str:
         machine = made["machine"]
         torch = machine["versions"]["torch"]
         lines.append(
-            f"- `{made['command']}`: [{name}.json](../{FOLDER}/{name}.json), commit "
+            f"- `{made['command']}`: [{name}.json]({up}/{FOLDER}/{name}.json), commit "
             f"{machine['commit']}, {machine['cores']} cores of an {machine['cpu']}, Python "
             f"{machine['python']}, torch {torch}"
         )
@@ -404,6 +409,34 @@ def training_steps() -> str:
     return "\n\n".join([table(head, lines), source("steps")])
 
 
+def ablation() -> str:
+    """DRKF whole and without each of its parts."""
+    from tests.bench.ablation import COLUMNS, cells
+
+    found = rows("ablation")
+    sizes = {row["corpus"]: counted(row) for row in found}
+    said = "\n".join(f"- {corpus}. {size}" for corpus, size in sizes.items())
+    return "\n\n".join([said, table(COLUMNS, map(cells, found)), source("ablation", up="../..")])
+
+
+def discrimination() -> str:
+    """What emotion discrimination learns by DRKF's presets, on dev and on test."""
+    from tests.bench.discrimination import COLUMNS, summaries
+
+    *found, _ = rows("discrimination")
+    return "\n\n".join([table(COLUMNS, summaries(found)), source("discrimination", up="../..")])
+
+
+def augmentation() -> str:
+    """What more noise before DRKF's autoencoders does, on dev."""
+    from tests.bench.augmentation import COLUMNS, summaries
+
+    found = rows("augmentation")
+    if not found:
+        return source("augmentation", up="../..")
+    return "\n\n".join([table(COLUMNS, summaries(found)), source("augmentation", up="../..")])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "aims": aims,
     "meld": meld,
@@ -418,5 +451,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "trimodal": trimodal,
     "speed-training": partial(ratios, "startup", "demo", "concat", "steps", "seeds"),
     "training-steps": training_steps,
+    "ablation": ablation,
+    "discrimination": discrimination,
+    "augmentation": augmentation,
     "speed-extraction": partial(ratios, "extraction", "transcripts"),
 }

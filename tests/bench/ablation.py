@@ -41,6 +41,7 @@ PARTS = {
     "FE": ("fe=linear",),
 }
 SHOWN = ("wa", "ua", "wf1")
+COLUMNS = ("corpus", "seeds", "without", "WF1", "worth", "p (Holm)", "AUC of ED")  # of the table
 DECIDES = "wf1"
 SYNTHETIC = {"synthetic0": 0, "synthetic1": 1}  # by the seed of the generator
 SETTINGS = {
@@ -163,11 +164,11 @@ def ablated(corpus: str, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def line(one: dict) -> str:
-    """A row of the table in docs/papers/drkf.md, in percent."""
+def cells(one: dict) -> list[str]:
+    """A row of COLUMNS, in percent."""
     figure = one[DECIDES]
     auc = " / ".join(f"{value:.2f}" for value in one["ed_auc"].values())
-    cells = [
+    told = [
         one["corpus"],
         str(one["seeds"]),
         one["without"] or "nothing",
@@ -178,9 +179,9 @@ def line(one: dict) -> str:
     if "worth" in one:
         gap = one["worth"][DECIDES]
         low, high = gap["interval"]
-        cells[4] = f"{100 * gap['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        cells[5] = f"{gap['p_holm']:.2f}"
-    return f"| {' | '.join(cells)} |"
+        told[4] = f"{100 * gap['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        told[5] = f"{gap['p_holm']:.2f}"
+    return told
 
 
 def main(argv: list[str]) -> None:
@@ -194,7 +195,7 @@ def main(argv: list[str]) -> None:
             sys.exit(f"ablation: {corpus}: {error}")
         rows += found
         for one in found:
-            print(line(one), flush=True)
+            print(*cells(one), sep=" | ", flush=True)
         print(save("ablation", rows, command=f"{command} --seeds {args.seeds}"), flush=True)
 
 

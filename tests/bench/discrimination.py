@@ -36,6 +36,12 @@ SCREENED = {
     ALL_PAIRS: ("ed_anchors=1", "w_ed=1"),
 }
 KEPT = (PRESET, ALL_PAIRS)
+# of the table
+COLUMNS = (
+    *("setting", "seeds"),
+    *("dev: AUC of ED", "of the heads", "WF1"),
+    *("test: AUC of ED", "of the heads", "WF1"),
+)
 SEEDS = (101, 102, 103)  # not among the reported ones
 GENERATOR = 0  # seed of the corpus
 
@@ -114,10 +120,8 @@ def agreement(folder: Path, head: Path, split: str) -> float:
     return metrics.auc(differs, 1 - (p[first] * q[second]).sum(1))
 
 
-def summaries(rows: list[dict]) -> list[str]:
-    """Rows of the table in docs/papers/drkf.md: a setting, its seeds, the AUC and WF1 in percent of
-    each on dev, with their means, and the means on test.
-    """
+def summaries(rows: list[dict]) -> list[list[str]]:
+    """Rows of COLUMNS, each figure with those of its seeds; WF1 is in percent."""
     found = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         same = [row for row in rows if row["setting"] == setting]
@@ -127,7 +131,7 @@ def summaries(rows: list[dict]) -> list[str]:
             cells += [mean_and_each([one["ed_auc"] for one in there], 2)]
             cells += [f"{fmean(one['agreement'] for one in there):.2f}" if there else ""]
             cells += [mean_and_each([100 * one["wf1"] for one in there], 1)]
-        found.append(f"| {' | '.join(cells)} |")
+        found.append(cells)
     return found
 
 
@@ -180,8 +184,8 @@ def main(argv: list[str]) -> None:
                     row["test"] = scored(trial.folder(args.out), head, "test")
         except Refused as error:
             sys.exit(f"discrimination: {error}")
-    for text in summaries(rows):
-        print(text)
+    for cells in summaries(rows):
+        print(*cells, sep=" | ")
     gap = paired(args.out)
     low, high = gap["interval"]
     print(f"WF1 on test, {gap['what']}: {gap['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")

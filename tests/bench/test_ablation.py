@@ -7,7 +7,7 @@ import pytest
 from mer.fusion import config
 from mer.fusion.models import build
 
-from tests.bench.ablation import PARTS, line
+from tests.bench.ablation import COLUMNS, PARTS, cells
 from tests.fusion.models import make_spec
 
 TERMS = {
@@ -38,4 +38,6 @@ def test_a_line_has_the_difference_in_points_and_its_corrected_p():
     worth = {"difference": -0.0125, "interval": [-0.04, 0.015], "p_holm": 0.8}
     one = {"corpus": "mosi", "seeds": 5, "without": "KL", "ed_auc": {"audio-text": 0.604}}
     one |= {"wf1": {"mean": 0.75, "sd": 0.01}, "worth": {"wf1": worth}}
-    assert line(one) == "| mosi | 5 | KL | 75.0 ± 1.0 | -1.2 [-4.0, +1.5] | 0.80 | 0.60 |"
+    told = ["mosi", "5", "KL", "75.0 ± 1.0", "-1.2 [-4.0, +1.5]", "0.80", "0.60"]
+    assert cells(one) == told
+    assert len(told) == len(COLUMNS)
