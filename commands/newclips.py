@@ -209,10 +209,10 @@ def check_clips_are_there(
     if not asked or not all(map(is_gone, asked)):
         return
     if manifest_file is not None or any(map(is_of_many, clips)):
-        raise DataError(f"{shown(asked[0], 200)}: no such file{near(asked[0])}")
+        raise DataError(f"{shown(asked[0], 200)}: no such file{near(asked[0], 'any')}")
     if len(asked) > 1:
         raise FailuresError(f"none of {plural(len(asked), 'clip')} is there: {listed(asked, 4)}")
-    raise FailuresError(f"{shown(asked[0], 200)}: no such file{near(asked[0])}")
+    raise FailuresError(f"{shown(asked[0], 200)}: no such file{near(asked[0], 'any')}")
 
 
 def is_gone(path: Path) -> bool:
@@ -247,7 +247,7 @@ def checked_out(out: Path | None, as_csv: bool, as_json: bool) -> tuple[Path, bo
     if out.is_dir() or not out.absolute().parent.is_dir():
         what = "a folder is there"
         if not out.is_dir():
-            what = f"no such folder{near(out.absolute().parent)}"
+            what = f"no such folder{near(out.absolute().parent, 'folder')}"
         raise click.UsageError(f"--out {shown(out, 160)}: {what}; name a file in one that is there")
     return out, as_json or (not as_csv and kinds[out.suffix.lower()])
 

@@ -131,7 +131,7 @@ def find(folders: Iterable[Path], *, each: bool = False) -> list[RunRow]:
     rows: list[RunRow] = []
     for folder in folders:
         if not folder.is_dir():
-            what = "not a folder" if folder.exists() else f"no such folder{near(folder)}"
+            what = "not a folder" if folder.exists() else f"no such folder{near(folder, 'folder')}"
             raise DataError(f"{folder}: {what}; name a run folder or a folder of runs")
         for path in _run_folders(folder, seen, DEPTH):
             rows += _of_each(path) if each else [read(path)]

@@ -66,7 +66,7 @@ def check_run(path: Path) -> None:
     if (path / INFO).exists():
         return
     if not path.exists():
-        guess = runtime_files.near(path)
+        guess = runtime_files.near(path, "folder")
         raise DataError(
             f"{path}: not a run folder, there is none of that name{guess}; `mer runs` lists those "
             "that there are"

@@ -143,7 +143,7 @@ def prepare(
     root, meta = Path(root), Path(meta)
     for folder, option in ((root, "--root"), (meta, "--meta")):
         if not folder.is_dir():
-            guess = near(folder)
+            guess = near(folder, "folder")
             raise DataError(f"{shown(folder, 200)}: no such folder ({option}){guess}")
     corpus, lists = _lists(meta)
     name = name or corpus

@@ -90,7 +90,7 @@ def require_root(root: Path, info: CorpusInfo) -> None:
         alike = sorted(other for other in beside if name in _folded(other))
         if alike:
             hint = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
-    hint = hint or near(root)
+    hint = hint or near(root, "folder")
     where = shown(root.absolute(), 120)
     raise DataError(
         f"{info.name}: no folder {where}{hint} (--root or MER_DATA names another); to get it: "

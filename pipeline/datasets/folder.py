@@ -87,7 +87,7 @@ def prepare(
         raise DataError("folder: name it and say how its files are called: --root DIR --pattern P")
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{shown(root, 200)}: no such folder (--root){near(root)}")
+        raise DataError(f"{shown(root, 200)}: no such folder (--root){near(root, 'folder')}")
     mapping = mapping or {}
     name = strip(name if name is not None else root.absolute().name) or "folder"
     findings = Findings(name)

@@ -225,7 +225,9 @@ def _check_content(table: Table, root: MediaRoot, fields: Sequence[str]) -> None
             f"{listed(table.names)}{_near(table)})"
         )
     if {"audio", "video"} & set(table.data) and not root.folder.is_dir():
-        raise DataError(f"{root.folder}: no such folder ({root.option}){near(root.folder)}")
+        raise DataError(
+            f"{root.folder}: no such folder ({root.option}){near(root.folder, 'folder')}"
+        )
 
 
 def _check_rows(table: Table) -> None:

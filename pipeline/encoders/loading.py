@@ -131,8 +131,8 @@ def resolve(
     if not folder.is_dir() or not encoder:
         if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1 or not encoder.strip():
             raise EncoderError(
-                f"{kind} encoder '{encoder}': no such directory{near(folder)}; give a checkpoint's "
-                "directory or a hub id"
+                f"{kind} encoder '{encoder}': no such directory{near(folder, 'folder')}; give a "
+                "checkpoint's directory or a hub id"
             )
         name, _, revision = encoder.partition("@")
         folder = _snapshot(kind, name, revision or None, offline, also)

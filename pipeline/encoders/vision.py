@@ -150,7 +150,7 @@ class Vision(Modality):
         if self.model:
             yunet(self.model)
         if self.boxes and not Path(self.boxes).exists():
-            guess = near(self.boxes)
+            guess = near(self.boxes, "any")
             raise DataError(f"--vision-boxes {shown(self.boxes)}: no such file or folder{guess}")
 
     def choice(self, checkpoint: Checkpoint) -> LayerChoice:

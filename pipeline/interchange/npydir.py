@@ -43,7 +43,7 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         DataError: It is no such folder, its csv is damaged, or no file belongs to a row.
     """
     if not path.is_dir():
-        what = "not a folder" if path.exists() else f"no such folder{near(path)}"
+        what = "not a folder" if path.exists() else f"no such folder{near(path, 'folder')}"
         raise DataError(f"{path}: {what}")
     table = find_index(path)
     index = read_index(table)

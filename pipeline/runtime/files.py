@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import ECHO_CHARACTERS, NEAR_ENTRIES
@@ -206,19 +207,28 @@ def _alive(pid: str) -> bool:
     return True
 
 
-def near(path: str | os.PathLike) -> str:
-    """` (did you mean 'feats.h5'?)` for a path where there is nothing: what lies beside it under
-    nearly that name, or beside the first of its folders that is not there. Empty where nothing
-    does, or where it cannot be told.
+def near(path: str | os.PathLike, kind: Literal["file", "folder", "any"] = "file") -> str:
+    """` (did you mean 'feats.h5'?)` for a path where there is nothing.
+
+    Args:
+        path: Where something of that kind should be.
+        kind: What alone is meant.
+
+    Returns:
+        What lies beside it under nearly that name, or beside the first of its folders that is not
+        there. Empty where nothing does, or where it cannot be told.
     """
     place = Path(path)
     with suppress(OSError, ValueError):  # a folder that nobody may read, a zero byte
         while not os.path.lexists(place.parent) and place.parent != place:
-            place = place.parent
+            place, kind = place.parent, "folder"
         if os.path.lexists(place):
             return ""
         with os.scandir(place.parent) as entries:
-            names = [entry.name for entry in islice(entries, NEAR_ENTRIES)]
-        known = [name for name in names if not name.startswith(".")]
+            there = list(islice(entries, NEAR_ENTRIES))
+        seen = [entry for entry in there if not entry.name.startswith(".")]
+        known = [
+            entry.name for entry in seen if kind == "any" or entry.is_dir() == (kind == "folder")
+        ]
         return did_you_mean(place.name, sorted(known))
     return ""

@@ -96,6 +96,17 @@ def test_a_name_of_somebody_elses_is_safe_and_short(tmp_path):
     near(tmp_path / "b.h5").encode("utf-8", "surrogateescape")
 
 
+def test_what_is_meant_is_of_that_kind(tmp_path):
+    """The folder of a store's shards is no store."""
+    (tmp_path / "audio.shards").mkdir()
+    assert near(tmp_path / "audio.h5") == ""
+    assert near(tmp_path / "audio.h5", "any") == " (did you mean 'audio.shards'?)"
+    (tmp_path / "audio2.h5").touch()
+    assert near(tmp_path / "audio.h5") == " (did you mean 'audio2.h5'?)"
+    assert near(tmp_path / "audio.shrads", "folder") == " (did you mean 'audio.shards'?)"
+    assert near(tmp_path / "audio.shrads" / "x.h5") == " (did you mean 'audio.shards'?)"
+
+
 def test_what_is_there_or_cannot_be_told_is_no_guess(tmp_path):
     (tmp_path / "one.h5").touch()
     (tmp_path / ".one.h4").touch()
