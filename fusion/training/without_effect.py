@@ -53,8 +53,7 @@ def _never_together(training: Training, modalities: Sequence[str]) -> Iterator[s
     apart = [pair for pair in combinations(known, 2) if not (there[pair[0]] & there[pair[1]]).any()]
     for m, n in apart:
         yield f"no training row has both {m} and {n}: what they say together is not learnt"
-    whole = np.all([there[m] for m in known], axis=0)
-    if len(known) > 2 and not apart and not whole.any():
+    if len(known) > 2 and not apart and not np.all([there[m] for m in known], axis=0).any():
         yield f"no training row has {', '.join(known[:-1])} and {known[-1]} together"
 
 
@@ -89,7 +88,7 @@ def _of_what_is_off(config: TrainConfig) -> Iterator[str]:
 def _of_no_carving(training: Training) -> Iterator[str]:
     """How dev is carved from train, where the store has one."""
     table, dev = training.store.table(), training.split.dev
-    if training.fold is None and table["split"][int(dev[0])].as_py() == "dev":
+    if training.fold is None and len(dev) and table["split"][int(dev[0])].as_py() == "dev":
         for name in _changed(training.config.data, OF_CARVING):
             yield f"data.{name} does nothing: the store has a dev part"
 
