@@ -335,7 +335,8 @@ def _with_conclusions(as_json: dict, curve) -> dict:
 def report(runs, out, against, metric, tables, figures):
     """Comparison, tables, curves and confusion matrices of evaluated runs, as one HTML page.
 
-    Runs that are unfinished, not evaluated or damaged are listed with the reason.
+    Runs that are unfinished, not evaluated, damaged or a copy of another are listed with the
+    reason.
     """
     from mer.fusion import report
     from mer.fusion.runtime.files import write_text
