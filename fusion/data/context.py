@@ -170,12 +170,12 @@ def note(found: Neighbours, asked: ContextSpec, what: str) -> str:
     """A line on what was found around the rows of a part."""
     count = found.count
     there = found.place != NOBODY
-    if len(count) and not there.any():
-        return f"context of {what}: {asked.title}, and no utterance has a neighbour: each is alone"
     line = f"context of {what}: {asked.title}, {count.mean() if len(count) else 0:.1f} turns each"
     lonely = int((count == 0).sum())
     if lonely:
         line += f"; {lonely:,} of {plural(len(count), 'utterance')} without any"
+    if lonely and not there.any():
+        line += ": data.context changes nothing there"
     unknown = (there & (found.speaker == UNKNOWN)).any(1)
     if unknown.any():
         line += f"; {int(unknown.sum()):,} with turns of an unknown speaker"

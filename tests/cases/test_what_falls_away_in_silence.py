@@ -137,9 +137,9 @@ def test_a_context_in_which_nobody_has_a_neighbour(tmp_path):
 
     made = renamed(make_store(tmp_path, n=40), lone)
     said = told(tmp_path, "concat", "data.context=past", made=made)
-    for part in ("train", "dev"):
-        line = f"context of {part}: past 8, and no utterance has a neighbour: each is alone"
-        assert said.count(line) == 1, said
+    for part, size in (("train", 24), ("dev", 8)):
+        line = f"context of {part}: past 8, 0.0 turns each; {size} of {size} utterances without any"
+        assert said.count(f"{line}: data.context changes nothing there") == 1, said
 
 
 def test_rows_without_shares_are_counted(tmp_path):
