@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mer.fusion.config import TrainConfig
 from mer.fusion.measures import metrics
-from mer.fusion.runtime import typed
+from mer.fusion.runtime import files, typed
 from mer.fusion.training import tpe
 from mer.fusion.training.space import Settings, Space
 
 Method = Literal["random", "tpe"]
 AT_RANDOM = 10  # trials before TPE has something to go by, as in Optuna
+
+
+def written(value: Any) -> Any:
+    """Settings, or a space, as JSON has them: it has no number for infinity.
+
+    >>> written({"data.pool_hz": [12.5, float("inf")]})
+    {'data.pool_hz': [12.5, 'inf']}
+    """
+    if isinstance(value, Mapping):
+        return {key: written(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(one) for one in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def read(path: Path, remedy: str) -> Trial:
+    """The trial of a file, its settings as they were drawn; raises DataError where it is damaged,
+    with the remedy.
+    """
+    trial: Trial = files.read_json(path, Trial, remedy)
+    infinite = {key: float(one) for key, one in trial.settings.items() if one in ("inf", "-inf")}
+    return replace(trial, settings={**trial.settings, **infinite})
 
 
 @dataclass(frozen=True, kw_only=True)

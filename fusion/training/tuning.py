@@ -33,6 +33,7 @@ from mer.fusion.runtime import files, typed
 from mer.fusion.runtime.notes import Note
 from mer.fusion.runtime.pool import Pool, Tell
 from mer.fusion.training import tpe
+from mer.fusion.training import trials as trial_files
 from mer.fusion.training.experiment import MOST_SEEDS, train
 from mer.fusion.training.one_epoch import DivergedError
 from mer.fusion.training.space import Settings, Space
@@ -185,7 +186,7 @@ def tune(
             note(f"{folder}: {left_behind}")
         _check_folder(folder, head)  # another one may just have begun
         files.tidy(folder)
-        files.write_json(folder / files.SEARCH, typed.tree(head))
+        files.write_json(folder / files.SEARCH, trial_files.written(typed.tree(head)))
         for search in searches:
             search.folder.mkdir(exist_ok=True)
             _read_done(search)
@@ -325,7 +326,8 @@ def _differences(there: Head, asked: Head) -> list[str]:
             if known is None or wanted is None:
                 continue
             for model, one, other in zip(there.models, known, wanted, strict=False):
-                differ = configs.differences(typed.tree(one), typed.tree(other))
+                spelled = (trial_files.written(typed.tree(each)) for each in (one, other))
+                differ = configs.differences(*spelled)
                 found += [f"{what} of {model}: {line.removeprefix('drawn.')}" for line in differ]
     if there.store_key is None:
         return found or ["another store or configuration"]
@@ -356,12 +358,11 @@ def _read_done(search: Search) -> None:
         path = search.path(number_)
         if not path.exists():
             continue
-        trial = files.read_json(path, Trial, REMEDY)
-        search.done[number_] = trial
+        search.done[number_] = trial_files.read(path, REMEDY)
     for path in sorted(search.folder.glob(f"{files.TRIAL}*.json")):
         digits = path.stem.removeprefix(files.TRIAL)
         if digits.isdecimal() and path == search.path(int(digits)) and int(digits) >= search.trials:
-            search.beyond[int(digits)] = files.read_json(path, Trial, REMEDY)
+            search.beyond[int(digits)] = trial_files.read(path, REMEDY)
     for number_, trial in (*search.done.items(), *search.beyond.items()):
         if search.drawn_at_random(number_):
             drawn = typed.tree(search.settings(number_))
@@ -427,7 +428,7 @@ class _Tasks:
         )
         if result.failed is None:
             prune.remove([prune.spare(task.folder)])
-        files.write_json(search.path(number_), typed.tree(trial))
+        files.write_json(search.path(number_), trial_files.written(typed.tree(trial)))
         search.done[number_] = trial
         if result.failed is not None:
             self.note(f"{self._name(search, number_)} failed: {result.failed}")

@@ -17,7 +17,7 @@ from mer.fusion.data import context
 from mer.fusion.measures import metrics
 from mer.fusion.measures.tables import Table, context_words, number
 from mer.fusion.runtime import files, typed
-from mer.fusion.training.trials import Search, SearchResult, Trial
+from mer.fusion.training.trials import Search, SearchResult, Trial, written
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import plural, shown
 
@@ -172,8 +172,10 @@ def as_json(results: Sequence[SearchResult]) -> list[dict[str, Any]]:
     for result in results:
         tree = typed.tree(result)
         tree["expected"] = {str(n): value for n, value in result.expected.items()}
+        for trial in tree["trials"]:
+            trial["settings"] = written(trial["settings"])
         for key in ("best", "winner"):
-            trial = getattr(result, key)
-            tree[key] = None if trial is None else trial.number
+            chosen = getattr(result, key)
+            tree[key] = None if chosen is None else chosen.number
         made.append(metrics.jsonable(tree))
     return made

@@ -142,6 +142,21 @@ def test_few_that_all_failed_are_no_failure_where_others_did_not(tmp_path, monke
     tuning_results.table(found, 1)
 
 
+@pytest.mark.parametrize("given", ["inf", "[12.5, inf]"])
+def test_infinity_is_a_setting_like_any_other(tmp_path, given):
+    """`pool_hz = inf` in a space, as stored: JSON has no such number."""
+    store = make_store(tmp_path, n=60)
+    text = f"{SPACE}[data]\npool_hz = {given}\n"
+    first = searched(store, tmp_path / "out", trials=3, text=text)
+    assert searched(store, tmp_path / "out", trials=3, text=text) == first
+    (told,) = tuning_results.as_json(first)
+    json.dumps(told, allow_nan=False)
+    drawn = [trial["settings"].get("data.pool_hz", "inf") for trial in told["trials"]]
+    assert "inf" in drawn and set(drawn) <= {12.5, "inf"}
+    with pytest.raises(DataError, match=r"space of concat: .*pool_hz.*inf.* -> "):
+        searched(store, tmp_path / "out", trials=3, text=text.replace("inf", "25.0"))
+
+
 def test_a_trial_beyond_that_is_another_searchs_is_refused(tmp_path):
     store = make_store(tmp_path, n=60)
     searched(store, tmp_path / "out", trials=2)
