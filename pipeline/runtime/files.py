@@ -21,7 +21,7 @@ from typing import Literal
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.limits import ECHO_CHARACTERS, NEAR_ENTRIES
-from mer.pipeline.runtime.terminal import did_you_mean
+from mer.pipeline.runtime.terminal import closest, did_you_mean
 
 TEMPORARY = ".tmp-"  # before the number of the process that writes
 
@@ -216,7 +216,8 @@ def near(path: str | os.PathLike, kind: Literal["file", "folder", "any"] = "file
 
     Returns:
         What lies beside it under nearly that name, or beside the first of its folders that is not
-        there. Empty where nothing does, or where it cannot be told.
+        there; names with one ending are held against each other without it. Empty where nothing
+        does, or where it cannot be told.
     """
     place = Path(path)
     with suppress(OSError, ValueError):  # a folder that nobody may read, a zero byte
@@ -230,5 +231,13 @@ def near(path: str | os.PathLike, kind: Literal["file", "folder", "any"] = "file
         known = [
             entry.name for entry in seen if kind == "any" or entry.is_dir() == (kind == "folder")
         ]
-        return did_you_mean(place.name, sorted(known))
+        alike = {Path(name).stem: name for name in sorted(known) if _ends_as(name, place)}
+        close = closest(place.stem, alike)
+        if close is not None:
+            return did_you_mean(alike[close], [alike[close]])
+        return did_you_mean(place.name, sorted(name for name in known if not _ends_as(name, place)))
     return ""
+
+
+def _ends_as(name: str, place: Path) -> bool:
+    return Path(name).suffix.casefold() == place.suffix.casefold()

@@ -96,6 +96,14 @@ def test_a_name_of_somebody_elses_is_safe_and_short(tmp_path):
     near(tmp_path / "b.h5").encode("utf-8", "surrogateescape")
 
 
+def test_one_ending_makes_no_near_name(tmp_path):
+    (tmp_path / "manifest.parquet").touch()
+    assert near(tmp_path / "absent.parquet") == near(tmp_path / "x.parquet") == ""
+    assert near(tmp_path / "Manifset.PARQUET") == " (did you mean 'manifest.parquet'?)"
+    assert near(tmp_path / "manifest.parqet") == " (did you mean 'manifest.parquet'?)"
+    assert near(tmp_path / "manifest") == " (did you mean 'manifest.parquet'?)"
+
+
 def test_what_is_meant_is_of_that_kind(tmp_path):
     """The folder of a store's shards is no store."""
     (tmp_path / "audio.shards").mkdir()
