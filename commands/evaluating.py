@@ -126,7 +126,9 @@ def evaluate(
 
     opened = Run.open(runs[0])
     if against is not None:
-        Run.open(against).trained()  # said before anything is scored
+        from mer.fusion.evaluation.robustness import other_of
+
+        other_of(opened, against)  # said before anything is scored
     regression = None if valence is None else combined.other_of(opened, valence)
     device, progress = pick_device(device), choose()
     asked = {"device": device, "predictions": predictions, "note": note, "progress": progress}
@@ -244,6 +246,9 @@ def compare(run_a, run_b, metric, fail_if, as_json):
     comparison = report.compare(first, second, metric=metric)
     if as_json:
         say_json(tree(comparison))
+    elif comparison.same:
+        both = f"{shown(run_a, 100)} and {shown(run_b, 100)}"
+        say(f"{both} are {comparison.same}: there is nothing to compare")
     else:
         say_laid_out(report.plain(report.comparison_table(comparison)))
         glossary = report.glossary(comparison.metrics)
@@ -356,7 +361,8 @@ def _with_conclusions(as_json: dict, curve) -> dict:
 def report(runs, out, against, metric, tables, figures):
     """Comparison, tables, curves and confusion matrices of evaluated runs, as one HTML page.
 
-    Runs that are unfinished, not evaluated or damaged are listed with the reason.
+    Runs that are unfinished, not evaluated, damaged or a copy of another are listed with the
+    reason.
     """
     from mer.fusion import report
     from mer.fusion.runtime.files import write_text

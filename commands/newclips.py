@@ -15,6 +15,7 @@ from mer.commands.group import command
 from mer.commands.options import DEVICE, check_run_folders, mapped
 from mer.commands.output import note, put, say, say_json, say_laid_out
 from mer.pipeline.errors import DataError, FailuresError, MerError, Together
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.terminal import escape_json, listed, plural, shown, terminal_columns
 
 if TYPE_CHECKING:  # it imports torch
@@ -234,10 +235,10 @@ def check_clips_are_there(
     if not asked or not all(map(is_gone, asked)):
         return
     if manifest_file is not None or any(map(is_of_many, clips)):
-        raise DataError(f"{shown(asked[0], 200)}: no such file")
+        raise DataError(f"{shown(asked[0], 200)}: no such file{near(asked[0], 'any')}")
     if len(asked) > 1:
         raise FailuresError(f"none of {plural(len(asked), 'clip')} is there: {listed(asked, 4)}")
-    raise FailuresError(f"{shown(asked[0], 200)}: no such file")
+    raise FailuresError(f"{shown(asked[0], 200)}: no such file{near(asked[0], 'any')}")
 
 
 def is_gone(path: Path) -> bool:
@@ -270,7 +271,9 @@ def checked_out(out: Path | None, as_csv: bool, as_json: bool) -> tuple[Path, bo
     if not (as_csv or as_json or out.suffix.lower() in kinds):
         raise click.UsageError(f"--out {shown(out, 120)}: end its name in .csv or .jsonl")
     if out.is_dir() or not out.absolute().parent.is_dir():
-        what = "a folder is there" if out.is_dir() else "no such folder"
+        what = "a folder is there"
+        if not out.is_dir():
+            what = f"no such folder{near(out.absolute().parent, 'folder')}"
         raise click.UsageError(f"--out {shown(out, 160)}: {what}; name a file in one that is there")
     return out, as_json or (not as_csv and kinds[out.suffix.lower()])
 

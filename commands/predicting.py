@@ -15,7 +15,7 @@ import numpy as np
 from mer.fusion.batch import ContextSpec
 from mer.fusion.evaluation.answer_text import missing_lines
 from mer.fusion.evaluation.answering import modalities_of, predict_rows
-from mer.fusion.evaluation.ensemble import ALONE, check_alike, mean_table, members, title
+from mer.fusion.evaluation.ensemble import check_alike, mean_table, members, title
 from mer.fusion.runs import moved
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runtime.devices import pick_device
@@ -29,6 +29,7 @@ from mer.pipeline.extraction.presence import kinds_of
 from mer.pipeline.manifest import Utterance
 from mer.pipeline.media.stages import Flag, Stage
 from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.progress import SILENT, Silent, choose
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.store import FeatureStore
@@ -130,7 +131,7 @@ def one(
     """
     run = runs[0]
     if video is not None and not video.exists():
-        raise DataError(f"--video {shown(video, 240)}: no such file")
+        raise DataError(f"--video {shown(video, 200)}: no such file{near(video)}")
     text = text if text and strip(text) else None
     sound, picture = (str(path.resolve()) if path is not None else None for path in (audio, video))
     clip = Utterance(id=str(audio or video or WORDS), audio=sound, text=text, video=picture)
@@ -254,8 +255,6 @@ def _rows(
     found = []
     for row, (clip, there) in zip(table.to_pylist(), answerable, strict=True):
         read = WORDS in there
-        # a head answers something of nothing, too
-        silent = (f"{ALONE}{m}" for m in run.spec.modalities if m not in there)
         had_by_clip: dict[str, Any] = {
             "file": clip.audio or clip.video,
             "modalities": list(there),
@@ -268,7 +267,6 @@ def _rows(
         }
         if any(one.result.scaling is not None for one in runs):
             had_by_clip["temperature"] = _temperature(runs)
-        row |= {name: None for name in silent if name in row}
         found.append({**row, **had_by_clip})
     return found
 

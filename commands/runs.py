@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from mer.pipeline.runtime.terminal import amount, plural, terminal_columns
     multiple=True,
     metavar="COLUMN=VALUE",
     help="Only runs like that; also != < <= > >=, and ~ for a part of the text. Figures as "
-    "printed: dev>80. Repeatable: all must hold.",
+    "printed: dev>80; date>=2026-11. Repeatable: all must hold.",
 )
 @click.option(
     "--sort",
@@ -56,11 +57,16 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
         note("no folder runs here; `mer train` puts runs there, `mer runs FOLDER` looks elsewhere")
         return
     found = find(folders or [Path("runs")], each=each)
+    if again := _named_again(folders):
+        note(f"{plural(again, 'folder')} named twice or within another one, counted once")
     if metric is not None:
         metric = runs_columns.known_metric(metric, found)
+    conditions = conditions if found else ()  # of no run nothing is known, settings neither
     rows = runs_columns.matching(found, conditions, metric)
-    if sort is not None or reverse:
-        rows = runs_columns.ordered(rows, sort or "run", metric, reverse=reverse)
+    for line in runs_columns.unmet(found, conditions, metric):
+        note(line)
+    if found and (sort is not None or reverse):
+        rows = runs_columns.ordered(rows, sort or "run", metric, reverse=reverse, among=found)
     matching, rows = rows, rows[:limit]
     if as_json:
         for row in rows:
@@ -70,16 +76,19 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
         say_laid_out(runs_table.as_csv(rows).rstrip("\n"))
         return
     # of all that match, so that the best one has its settings beside it
-    names = runs_table.columns(
-        matching, [name.strip() for name in (columns or "").split(",") if name]
-    )
+    asked = [name.strip() for name in (columns or "").split(",") if name]
+    names = runs_table.columns(matching, asked if found else (), among=found)
     title = runs_table.heading(rows, matching, found)
     width = terminal_columns(sys.stdout)
     say_laid_out(runs_table.table(rows, names, title, metric, width) if rows else title)
+    ties = ""
+    if sort is not None:
+        ties = runs_table.tied(matching, len(rows), sort, metric, among=found)
     for line in (
-        runs_table.tied(matching, len(rows), sort, metric) if sort is not None else "",
+        ties,
         runs_table.common(rows, names),
         runs_table.trials(rows),
+        runs_table.twins(rows),
         runs_table.meaning(rows, metric),
         runs_table.could_go(matching),
     ):
@@ -87,6 +96,14 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
             note(line)
     for line in runs_table.troubles(rows):
         note(line)
+
+
+def _named_again(folders: Sequence[Path]) -> int:
+    """How many of the folders are another one of them, or within one, by whatever path."""
+    places = [folder.resolve() for folder in folders]
+    within = [place for place in places if not {*place.parents}.isdisjoint(places)]
+    alike = len(places) - len({*places})
+    return len({*within}) + alike
 
 
 @command()

@@ -22,6 +22,7 @@ import tomli_w
 from mer.fusion.models import REGISTRY, model_class
 from mer.fusion.runtime import typed
 from mer.pipeline.errors import DataError, Together
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.limits import CONFIG_BYTES, CONFIG_DOTS, CONFIG_LEVELS, CONFIG_LIST_ITEMS
 from mer.pipeline.runtime.terminal import did_you_mean, initials, listed, shown
 
@@ -193,9 +194,10 @@ def _tree(model: str | None, preset: str | None) -> dict[str, Any]:
     else:
         path = known.get(preset, Path(preset))
         if preset not in known and not path.is_file():
+            guess = did_you_mean(preset, known) or near(preset)
             raise DataError(
-                f"--preset {preset}: no such preset or file{did_you_mean(preset, known)}; "
-                f"presets: {listed(known)}"
+                f"--preset {shown(preset)}: no such preset or file{guess}; presets: "
+                f"{shown(listed(known), 130)}"
             )
         tree = read(path, f"preset {preset}")
         if model is not None and tree.get("model", model) != model:

@@ -6,7 +6,7 @@ Used on dev by the trainer and on anything by `mer.fusion.evaluation.evaluate`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ class Answers:
     """What a model says of the rows of a part, in the order of `rows` (N,).
 
     `scores` (N, C): probabilities (single: rows sum to 1; multi: one per label), or the values
-    (N, K) of K targets. `unimodal[m]` the same from one modality; `attention` (N, M) in the order
-    of the modalities of the model; `disagreement` (N,). `loss`: the task's own loss over the
-    labelled rows.
+    (N, K) of K targets. `unimodal[m]` the same from one modality; of rows that lack it, which
+    `there[m]` (N,) bool tells, it says nothing. `attention` (N, M) in the order of the modalities
+    of the model; `disagreement` (N,). `loss`: the task's own loss over the labelled rows.
     """
 
     rows: np.ndarray
@@ -40,6 +40,7 @@ class Answers:
     attention: np.ndarray | None
     disagreement: np.ndarray | None
     loss: float
+    there: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def infer(
@@ -58,9 +59,11 @@ def infer(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        kept = []
+        kept, lengths = [], []
         for batch in part.batches(order):
-            kept.append(model(batch if change is None else change(batch)))
+            seen = batch if change is None else change(batch)
+            kept.append(model(seen))
+            lengths.append(seen.lengths)
             if advance is not None:
                 advance(len(batch))
     model.train(was_training)
@@ -75,15 +78,17 @@ def infer(
 
     logits = join([p.logits for p in kept])
     heads = [p.unimodal for p in kept if p.unimodal is not None]
-    unimodal = {}
+    unimodal, there = {}, {}
     for m in heads[0] if heads else ():
         alone = _scores(join([head[m] for head in heads]), task)
         unimodal[m] = part.spec.unscaled(alone)
+        there[m] = join([n[m] for n in lengths]).numpy() > 0
     attention = join_if_any([p.attention for p in kept])
     disagreement = join_if_any([p.disagreement for p in kept])
     loss = float(task_loss(logits, part.target.cpu(), task=task, soft=_soft_of(part)))
     scores = part.spec.unscaled(_scores(logits, task))
-    return Answers(part.rows, scores, unimodal if heads else None, attention, disagreement, loss)
+    alone_or_none = unimodal if heads else None
+    return Answers(part.rows, scores, alone_or_none, attention, disagreement, loss, there)
 
 
 def _soft_of(part: BatchSource) -> Tensor | None:

@@ -33,7 +33,7 @@ from mer.pipeline.runtime.columnar import (
     require_regular,
     to_list,
 )
-from mer.pipeline.runtime.files import publishing
+from mer.pipeline.runtime.files import near, publishing
 from mer.pipeline.runtime.limits import MANIFEST_METADATA_BYTES
 from mer.pipeline.runtime.terminal import listed, plural, shown
 from mer.pipeline.runtime.terms import MANIFEST_FORMAT, check_folds, check_labelling, check_task
@@ -266,7 +266,9 @@ class Manifest:
         """
         path = Path(path)
         if not path.exists():
-            raise DataError(f"{shown(path, 200)}: no such manifest; make one with `mer prepare`")
+            raise DataError(
+                f"{shown(path, 200)}: no such manifest{near(path)}; make one with `mer prepare`"
+            )
         require_regular(path, "manifest")
         try:
             with path.open("rb") as file:

@@ -174,6 +174,8 @@ def note(found: Neighbours, asked: ContextSpec, what: str) -> str:
     lonely = int((count == 0).sum())
     if lonely:
         line += f"; {lonely:,} of {plural(len(count), 'utterance')} without any"
+    if lonely and not there.any():
+        line += ": data.context changes nothing there"
     unknown = (there & (found.speaker == UNKNOWN)).any(1)
     if unknown.any():
         line += f"; {int(unknown.sum()):,} with turns of an unknown speaker"

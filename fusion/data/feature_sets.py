@@ -18,7 +18,7 @@ from mer.fusion.batch import DataSpec, FeatureSet
 from mer.fusion.config import DataConfig
 from mer.fusion.data import context
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, plural, shown
 from mer.pipeline.store import FeatureStore, ModalityInfo
 
 ORDER = ("audio", "text", "vision")
@@ -130,7 +130,10 @@ def _chosen(stored: list[str], wanted: str | tuple[str, ...]) -> dict[str, tuple
 def _no_such(wanted: str, stored: list[str]) -> DataError:
     known = shown(", ".join(_in_order(stored)), 120)
     asked = shown(wanted, 60)
-    return DataError(f"data.modalities = {asked!r}: no such features; the store has {known}")
+    words = (word.strip() for token in wanted.split(",") for word in token.split("+"))
+    odd = next((word for word in words if word not in stored), "")
+    guess = did_you_mean(odd, stored)
+    return DataError(f"data.modalities = {asked!r}: no such features; the store has {known}{guess}")
 
 
 def _every(stored: list[str]) -> dict[str, tuple[str, ...]]:
@@ -244,6 +247,11 @@ def join_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray) -> list[st
     return notes
 
 
+def present(store: FeatureStore, spec: DataSpec, modality: str) -> np.ndarray:
+    """(N,) bool: which utterances of the store have all that a modality is read from."""
+    return np.all([store.lengths(one.name) > 0 for one in spec.read_from(modality)], axis=0)
+
+
 def absent_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray, what: str) -> list[str]:
     """Of how many rows each modality that a model reads is absent, and of how many all of them:
     what is answered there says nothing of them.
@@ -257,8 +265,7 @@ def absent_notes(store: FeatureStore, spec: DataSpec, rows: np.ndarray, what: st
     notes = []
     there = []
     for m in spec.modalities:
-        lengths = [store.lengths(one.name)[rows] > 0 for one in spec.read_from(m)]
-        there.append(np.all(lengths, axis=0))
+        there.append(present(store, spec, m)[rows])
         missing = int((~there[-1]).sum())
         if missing:
             notes.append(f"{m}: absent in {missing:,} of {plural(len(rows), what)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mer.fusion import infer
@@ -47,9 +48,9 @@ def predict_rows(
         One row per row, in their order: id, dialogue, position, speaker, session, tags, turns (how
         many neighbours it was seen with; null: the run has no context), label or targets (null:
         unlabelled), pred, p_<label>... (regression: value; of several targets value_<target>...),
-        attention_<modality>, disagreement, pred_<modality> (null: the row lacks it). Columns that
-        the model has no answer for are null. `shares` says how raters divided over the labels,
-        where the store knows.
+        attention_<modality>, disagreement, pred_<modality>. Columns that the model has no answer
+        for are null, and so is pred_<modality> of a row without the modality. `shares` says how
+        raters divided over the labels, where the store knows.
 
     Raises:
         DataError: The run is damaged.
@@ -139,19 +140,9 @@ def _predict(
     for m in spec.modalities:
         head = (out.unimodal or {}).get(m)
         if head is not None:
-            alone = infer.decide(head, task, [0.5] * len(labels))
-            columns[f"pred_{m}"] = _where(part.n[m] > 0, named(alone, task, labels))
+            alone = named(infer.decide(head, task, [0.5] * len(labels)), task, labels)
+            columns[f"pred_{m}"] = pc.if_else(pa.array(out.there[m]), alone, None)
     return pa.table(columns)
-
-
-def _where(there: np.ndarray, values: pa.Array) -> pa.Array:
-    """The values of the rows (N,) that are `there`, null elsewhere: a head answers something of a
-    modality that a row lacks, too.
-    """
-    if there.all():
-        return values
-    pairs = zip(there.tolist(), values.to_pylist(), strict=True)
-    return pa.array([value if has else None for has, value in pairs], values.type)
 
 
 def _null_nan(values: np.ndarray) -> pa.Array:

@@ -20,6 +20,7 @@ from mer.fusion.batch import DataSpec
 from mer.fusion.evaluation import evaluate, opening_rows, scoring
 from mer.fusion.runs import checkpoint, prediction_table, result_files
 from mer.fusion.runs.checkpoint import Run
+from mer.fusion.runs.identity import outcome
 from mer.fusion.runs.records import SingleMetrics
 from mer.fusion.runtime.notes import Note, Once
 from mer.pipeline.errors import DataError
@@ -39,7 +40,7 @@ def members(runs: Sequence[Run]) -> list[Run]:
         runs: Runs, or runs over seeds.
 
     Raises:
-        DataError: There are fewer than two, one is named twice, or they do not answer the same.
+        DataError: There are fewer than two, one is there twice, or they do not answer the same.
     """
     found = [child for run in runs for child in run.trained().children]
     if len(found) < 2:
@@ -47,10 +48,17 @@ def members(runs: Sequence[Run]) -> list[Run]:
             f"{runs[0].path}: one run is no ensemble; name several, or train with --seeds"
         )
     first, seen = found[0], set()
+    trainings: dict[tuple[str, ...], Run] = {}
     for one in found:
         if one.path.resolve() in seen:
-            raise DataError(f"{one.path}: named twice")
+            raise DataError(f"{one.path}: named twice, so that it would count twice; name it once")
         seen.add(one.path.resolve())
+        twin = trainings.setdefault(outcome(one), one)
+        if twin is not one:
+            raise DataError(
+                f"{shown(one.path, 100)} and {shown(twin.path, 100)} are one training, copied or "
+                "made twice, so that it would count twice; name one of them"
+            )
         if (one.spec.task, one.spec.labels) != (first.spec.task, first.spec.labels):
             raise DataError(f"{one.path}: has another task or other labels than {first.path}")
         if one.fold != first.fold:

@@ -29,6 +29,7 @@ from mer.fusion.runtime import files
 from mer.fusion.runtime.files import TEST_LOG
 from mer.fusion.runtime.notes import Note
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.limits import SPLIT_JSON_BYTES
 from mer.pipeline.runtime.progress import Silent
 from mer.pipeline.runtime.terminal import plural, shown
@@ -55,7 +56,9 @@ def scored_store(run: Run, features: str | os.PathLike | None, note: Note) -> Pa
         return moved.store_of(run, note)
     path = Path(features)
     if not path.exists():
-        raise DataError(f"{path}: no such store; name the one to evaluate on with --features")
+        raise DataError(
+            f"{path}: no such store{near(path)}; name the one to evaluate on with --features"
+        )
     return path
 
 

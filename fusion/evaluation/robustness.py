@@ -32,6 +32,7 @@ from mer.fusion.measures.metrics import headline, lower_is_better
 from mer.fusion.models import reads_summary
 from mer.fusion.runs import ledger, prediction_table
 from mer.fusion.runs.checkpoint import Run, check_store
+from mer.fusion.runs.identity import same
 from mer.fusion.runs.prediction_table import Predicted, unit
 from mer.fusion.runs.records import Bootstrap, defined
 from mer.fusion.runtime import files, typed
@@ -40,6 +41,7 @@ from mer.fusion.runtime.typed import optional
 from mer.fusion.training.training_setup import measures_of
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.progress import SILENT, Silent
+from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.store import FeatureStore
 
 BINS = 10  # of the calibration curve
@@ -65,9 +67,9 @@ class Altered:
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """Rows where the unimodal heads agree, or disagree, in most seeds, or, by `labels`, where the
-    unimodal labels do; against another run the paired difference, this one minus that one, by Holm
-    over all kinds of rows.
+    """Rows where the unimodal heads agree, or disagree, in most seeds, of those that have two
+    modalities or more; or, by `labels`, where the unimodal labels do. Against another run the
+    paired difference, this one minus that one, by Holm over all kinds of rows.
     """
 
     agree: bool
@@ -204,15 +206,13 @@ def measure(
         What the file holds.
 
     Raises:
-        DataError: A run is not finished or damaged, there are no such rows, or both runs were not
-            tested on the same ones.
+        DataError: A run is not finished or damaged, there are no such rows, both runs were not
+            tested on the same ones, or both are one.
         KeyMismatchError: The store is of another recipe or of other labels.
     """
     run = (run if isinstance(run, Run) else Run.open(run)).trained()
     path = opening_rows.scored_store(run, features, note)
-    other = None
-    if against is not None:
-        other = (against if isinstance(against, Run) else Run.open(against)).trained()
+    other = None if against is None else other_of(run, against)
     with FeatureStore(path) as store:
         measured = _opened(run, store, split, device, note, progress)
         moments = [Moments() for _ in run.children]
@@ -232,6 +232,21 @@ def measure(
     found = defined(found)
     files.write_json(run.path / f"robustness{stem}.json", typed.tree(found))
     return found
+
+
+def other_of(run: Run, against: Run | str | os.PathLike) -> Run:
+    """The run that a run's heads are held against.
+
+    Raises:
+        DataError: It is not finished or damaged, or the same run.
+    """
+    other = (against if isinstance(against, Run) else Run.open(against)).trained()
+    if alike := same(run.trained(), other):
+        raise DataError(
+            f"--against {shown(other.path, 100)}: it and {shown(run.path, 100)} are {alike}, so "
+            "that nothing differs; name another run"
+        )
+    return other
 
 
 def stored(run: Run, split: str = "test") -> Robustness | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from mer.fusion.data import splits
+from mer.fusion.data.unimodal import unlabelled
 from mer.fusion.evaluation import inconsistency
 from mer.fusion.evaluation.crosscorpus import LabelMap
 from mer.fusion.evaluation.discrimination import discrimination
@@ -25,6 +26,7 @@ from mer.fusion.runs.records import (
     Calibration,
     Figures,
     FinishedInfo,
+    HeadScores,
     OwnScores,
     SingleMetrics,
     SoftScores,
@@ -38,6 +40,16 @@ from mer.pipeline.store import FeatureStore
 FEW_GROUPS = 25  # below this an interval is rough, however it is widened
 RESAMPLES = 1000
 UNEQUAL = "inconsistent"  # the tag of utterances whose voice and words are known to disagree
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the head of one modality answers: `pred` as of `infer.decide`, on the rows `there` (N,)
+    bool, which have the modality; elsewhere it says nothing.
+    """
+
+    pred: np.ndarray
+    there: np.ndarray
 
 
 def describe(
@@ -65,9 +77,10 @@ def describe(
     agree, disagree = _where_heads_agree(p, heads)
     answered = p.table["disagreement"].null_count < len(p.table) and not together
     untrained = [name for name in spec.sources if not stored[name].trained]
-    alone: dict[str, Figures] = {}
+    alone: dict[str, HeadScores] = {}
     for m, head in heads.items():
-        alone[m] = {**replace(p, pred=head.pred).figures(head.there)}
+        n, figures = int(head.there.sum()), replace(p, pred=head.pred).figures(head.there)
+        alone[m] = HeadScores(n=n, without=len(head.there) - n, figures={**figures})
     return defined(
         SingleMetrics(
             run=run.path.name,
@@ -152,107 +165,100 @@ def unlearnt(info: FinishedInfo, p: Predicted) -> tuple[str, ...]:
     return tuple(name for name, count in there.items() if count and not learnt.get(name, 1))
 
 
-@dataclass(frozen=True)
-class Head:
-    """What a modality's own head answers, `pred` as of `infer.decide`, and of which rows (N,): what
-    it says of a row that lacks the modality is no answer.
-    """
-
-    pred: np.ndarray
-    there: np.ndarray
-
-
 def _heads(p: Predicted, modalities: Iterable[str]) -> dict[str, Head]:
-    """The heads by modality, where the model has such heads."""
+    """What each modality's own head answers, where the model has such heads."""
     found = {}
     for m in modalities:
         if f"pred_{m}" in p.table.column_names:
             column = p.table[f"pred_{m}"]
-            there = column.is_valid().to_numpy()
-            found[m] = Head(decisions(column, p.task, p.labels), there)
+            there = np.asarray(column.is_valid())
+            answers = decisions(column.drop_null(), p.task, p.labels)
+            pred = np.zeros((len(there), *answers.shape[1:]), answers.dtype)
+            pred[there] = answers
+            found[m] = Head(pred, there)
     return found
 
 
-def _where_heads_agree(p: Predicted, heads: dict[str, Head]) -> tuple[Subset | None, Subset | None]:
-    """The model where the unimodal heads agree, and where they do not; None without two heads. A
-    row with fewer than two modalities is in neither.
+def _where_heads_agree(
+    p: Predicted, heads: Mapping[str, Head]
+) -> tuple[Subset | None, Subset | None]:
+    """The model where the unimodal heads agree, and where they do not, of the rows of which two
+    heads answer; None without two heads.
     """
     if len(heads) < 2:
         return None, None
-    differ, several = _differ(p, heads)
+    differ, several = _differ(p, heads), _several(heads)
+    of = int(several.sum())
     found = []
     for rows in (several & ~differ, differ):
-        share = float(rows.mean()) if len(rows) else float("nan")
-        found.append(Subset(n=int(rows.sum()), share=share, figures={**p.figures(rows)}))
+        n = int(rows.sum())
+        share = n / of if of else float("nan")
+        found.append(Subset(n=n, of=of, share=share, figures={**p.figures(rows)}))
     return found[0], found[1]
 
 
 def where_heads_differ(p: Predicted, modalities: Iterable[str]) -> np.ndarray | None:
-    """(N,) bool: not all unimodal heads say the same; None for a model without two of them."""
+    """(N,) bool: not all unimodal heads of a row say the same; None for a model without two."""
     heads = _heads(p, modalities)
-    return _differ(p, heads)[0] if len(heads) > 1 else None
+    return _differ(p, heads) if len(heads) > 1 else None
 
 
 def where_heads_answer(p: Predicted, modalities: Iterable[str]) -> np.ndarray:
-    """(N,) bool: the row has the modalities of two unimodal heads or more."""
+    """(N,) bool: the rows of which two unimodal heads or more answer, so that they can differ."""
     return _several(_heads(p, modalities))
 
 
-def _several(heads: dict[str, Head]) -> np.ndarray:
-    """`where_heads_answer`."""
+def _several(heads: Mapping[str, Head]) -> np.ndarray:
     return np.sum([head.there for head in heads.values()], axis=0) > 1
 
 
-def _differ(p: Predicted, heads: dict[str, Head]) -> tuple[np.ndarray, np.ndarray]:
-    """`heads_differ`, by the middle of the targets where those are dimensions; and which rows have
-    the modalities of two heads or more.
-    """
+def _differ(p: Predicted, heads: Mapping[str, Head]) -> np.ndarray:
+    """`heads_differ`, by the middle of the targets where those are dimensions."""
     of_dimensions = p.measures == "ccc" and len(p.true)
     middle = p.true.mean(0) if of_dimensions else 0.0
-    there = np.stack([head.there for head in heads.values()])
-    said = [head.pred for head in heads.values()]
-    return heads_differ(said, p.task, middle, there), _several(heads)
+    answers = [head.pred for head in heads.values()]
+    return heads_differ(answers, p.task, middle, there=[head.there for head in heads.values()])
 
 
 def heads_differ(
-    heads: list[np.ndarray],
+    heads: Sequence[np.ndarray],
     task: str,
     middle: np.ndarray | float = 0.0,
-    there: np.ndarray | None = None,
+    there: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """(N,) bool: not all unimodal heads say the same. Regression: they are not on one side of the
-    `middle`, which is 0, or of dimensions the mean target. `there` (heads, N) bool: of which rows a
-    head says anything; None: of all.
+    """(N,) bool: not all unimodal heads that answer say the same. Regression: they are not on one
+    side of the `middle`, which is 0, or of dimensions the mean target. `there`: (N,) bool for each
+    head, of which rows it answers; None: of all.
     """
-    heads = [h > middle for h in heads] if task == "regression" else heads
-    rows = []
-    for i, j in combinations(range(len(heads)), 2):
-        unlike = heads[i] != heads[j]
+    sides = [h > middle for h in heads] if task == "regression" else list(heads)
+    answers = [np.ones(len(h), dtype=bool) for h in heads] if there is None else there
+    differ = np.zeros(len(sides[0]), dtype=bool)
+    for a, b in combinations(range(len(sides)), 2):
+        unlike = sides[a] != sides[b]
         unlike = unlike if unlike.ndim == 1 else unlike.any(1)
-        rows.append(unlike if there is None else unlike & there[i] & there[j])
-    return np.any(rows, axis=0)
+        differ |= unlike & answers[a] & answers[b]
+    return differ
 
 
-def _by_own_labels(p: Predicted, heads: dict[str, Head]) -> dict[str, Any]:
+def _by_own_labels(p: Predicted, heads: Mapping[str, Head]) -> dict[str, Any]:
     """What metrics.json says by unimodal labels, by its keys: each head against those of its own
-    modality, and how well the model and its heads tell where these differ.
+    modality, and how well the model and its heads tell where these differ. The label of a modality
+    that a row lacks counts as none.
     """
     own = inconsistency.truth(p.table, p.task, p.labels)
     found = {}
     for m, head in heads.items():
         if m in own:
-            rows = splits.labelled(own[m]) & head.there
-            by_own = replace(p, pred=head.pred, true=own[m])
-            found[m] = OwnScores(
-                n=int(rows.sum()), without=int((~rows).sum()), figures={**by_own.figures(rows)}
-            )
+            own[m][~head.there] = unlabelled(1, p.task)  # nothing there that could be told
+            rows = splits.labelled(own[m])
+            figures = replace(p, pred=head.pred, true=own[m]).figures(rows)
+            found[m] = OwnScores(n=int(rows.sum()), without=int((~rows).sum()), figures={**figures})
     told: dict[str, Any] = {"own_labels": found or None}
     told["unlike_labels"] = inconsistency.told_by(p.table["disagreement"].to_pylist(), own)
     among = {m: heads[m] for m in own if m in heads}
     if len(among) > 1:
-        differ, several = _differ(p, among)
-        said = np.where(several, differ, np.nan)
-        told["unlike_heads"] = inconsistency.told_by(said.tolist(), own)
+        differ = np.where(_several(among), _differ(p, among), np.nan)
+        told["unlike_heads"] = inconsistency.told_by(differ.tolist(), own)
     return told
 
 

@@ -26,6 +26,8 @@ A model is an `nn.Module` built as `Model(config, spec)`, with `config` its own 
                                       `Batch.taught` gives for it: its own label, where one is to be
                                       learnt; False: `data.unimodal_labels` is refused
 - `pairs_by_own_labels: bool`         whether such labels are needed, for pairs of two utterances
+- `left_out(batch_size) -> list`      what its configuration asks for and the spec, or a batch of
+                                      that size, has nothing for: said before it is trained
 - `diagnostics() -> dict`             floats worth logging (temperature, MI bounds in nats,
                                       raw/augmented cosine, ...)
 - `observed() -> dict`                the diagnostics of the last `losses` call alone, detached and
@@ -42,6 +44,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import did_you_mean
 
 if TYPE_CHECKING:  # a mistyped `--set` is told without torch
     from torch import Tensor
@@ -79,7 +82,8 @@ class Prediction:
 def model_class(name: str) -> tuple[Any, Any]:
     """(model class, config class) of a registered name; raises DataError with the known names."""
     if name not in REGISTRY:
-        raise DataError(f"--model {name}: unknown; known: {', '.join(REGISTRY)}")
+        guess = did_you_mean(name, REGISTRY)
+        raise DataError(f"--model {name}: unknown{guess}; known: {', '.join(REGISTRY)}")
     place, model, config = REGISTRY[name]
     module = import_module(place)
     return getattr(module, model), getattr(module, config)

@@ -62,6 +62,12 @@ class FusionModel(nn.Module):
         """
         return False
 
+    def left_out(self, batch_size: int) -> list[str]:
+        """What its configuration asks for and this spec, or a batch of that size, has nothing for,
+        in words that follow its name.
+        """
+        return []
+
     @classmethod
     def reads_summary(cls, config) -> bool:
         """Whether a model of this configuration is one of `summary`."""

@@ -164,6 +164,14 @@ class Concat(Pooled):
     def __init__(self, config: ConcatConfig, spec: DataSpec) -> None:
         super().__init__(config, spec, tuple(spec.modalities))
 
+    def left_out(self, batch_size: int) -> list[str]:
+        return _nothing_to_fuse(self.modalities)
+
+
+def _nothing_to_fuse(modalities: tuple[str, ...]) -> list[str]:
+    """For `left_out`, of a model that puts modalities together."""
+    return [f"reads {modalities[0]} alone: there is nothing to fuse"] * (len(modalities) == 1)
+
 
 class Audio(Pooled):
     def __init__(self, config: UnimodalConfig, spec: DataSpec) -> None:
@@ -199,6 +207,9 @@ class FusionEncoderModel(FusionModel):
 
     def weights(self, progress: float) -> dict[str, float]:
         return {"ec": 1.0}
+
+    def left_out(self, batch_size: int) -> list[str]:
+        return _nothing_to_fuse(self.modalities)
 
     def classify(self, batch: Batch, *, attention: bool = False) -> tuple[Tensor, Tensor | None]:
         mask = {m: batch.mask(m) for m in self.spec.modalities}

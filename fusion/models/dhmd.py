@@ -152,6 +152,10 @@ class DHMD(DMD):
             now = found.activation.sum(1) / present.sum(1, keepdim=True).clamp(min=1)
             usage.lerp_(now, torch.where(usage.any(), 1 - self.config.usage_decay, 1.0).to(usage))
 
+    def compared(self) -> list[str]:
+        matched = self.dictionary and self.config.weight_dictionary
+        return super().compared() + (["weight_dictionary"] if matched else [])
+
     def weights(self, progress: float) -> dict[str, float]:
         weights = super().weights(progress)
         for space in self.dictionary:

@@ -53,6 +53,7 @@ from mer.fusion.modules.graph_distillation import GDUnit
 from mer.fusion.modules.pooling import Standardise, masked_mean, zero_padding
 from mer.fusion.runtime.typed import added
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import did_you_mean
 
 # The published orders: of modalities everywhere (L, V, A), and of the streams a memory transformer
 # concatenates (L, A, V).
@@ -158,8 +159,9 @@ class DMDConfig:
         names = tuple(PUBLISHED) if "all" in self.as_published else tuple(self.as_published)
         unknown = [n for n in names if n not in PUBLISHED]
         if unknown:
+            guess = did_you_mean(unknown[0], ("all", *PUBLISHED))
             raise ValueError(
-                f"as_published: unknown '{unknown[0]}'; known: all, {', '.join(PUBLISHED)}"
+                f"as_published: unknown '{unknown[0]}'{guess}; known: all, {', '.join(PUBLISHED)}"
             )
         object.__setattr__(self, "as_published", names)
         if self.heads < 1 or self.width % self.heads:
@@ -584,6 +586,15 @@ class DMD(FusionModel):
     @property
     def unimodal_heads(self) -> bool:
         return bool(self.config.weight_heads)
+
+    def left_out(self, batch_size: int) -> list[str]:
+        if batch_size > 1:
+            return []
+        return [f"{name}: nothing is learnt in batches of one row" for name in self.compared()]
+
+    def compared(self) -> list[str]:
+        """The weights of terms that compare utterances of one batch."""
+        return ["weight_margin"] if self.config.weight_margin else []
 
     def task_terms(self, o: DMDOutputs, batch: Batch) -> dict[str, Tensor]:
         common = batch.target, batch.soft

@@ -55,6 +55,7 @@ from mer.fusion.modules.orl import (
 from mer.fusion.modules.pooling import Standardise, masked_mean
 from mer.fusion.runtime.typed import added
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.terminal import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,10 @@ class DRKFConfig:
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
+                given = getattr(self, field)
                 raise DataError(
-                    f"model_args.{field}={getattr(self, field)!r}: known are {', '.join(values)}"
+                    f"model_args.{field}={given!r}: known are {', '.join(values)}"
+                    f"{did_you_mean(given, values)}"
                 )
         if self.mi_projection == "raw" and self.d_p != self.d:
             raise DataError(
@@ -558,6 +561,32 @@ class DRKF(FusionModel):
     def pairs_by_own_labels(self) -> bool:
         config = self.config
         return config.ed_labels == "own" and bool(config.w_ed and self.pairs)
+
+    def left_out(self, batch_size: int) -> list[str]:
+        config, names = self.config, self.modalities
+        found = []
+        between = {"cross-modal terms (w_cross)": config.w_cross}
+        between["emotion discrimination (w_ed)"] = config.w_ed
+        if asked := [what for what, weight in between.items() if weight]:
+            if not self.pairs:
+                found.append(f"reads {names[0]} alone, so that it has no {' and no '.join(asked)}")
+        if config.w_ed and config.ed_natural and len(self.pairs) > 1:
+            found.append(
+                f"model_args.ed_natural does nothing: it is for two modalities, not {len(names)}"
+            )
+        compared = {"w_mi": config.w_mi, "w_cross": config.w_cross, "w_ed": config.w_ed}
+        if not self.pairs:
+            compared = {"w_mi": config.w_mi}
+        if batch_size == 1 and any(compared.values()):
+            asked = [name for name, weight in compared.items() if weight]
+            found.append(f"{' and '.join(asked)}: nothing is learnt in batches of one row")
+        wrong_task = {
+            "ed_jaccard": config.ed_jaccard != 1 and self.spec.task != "multi",
+            "kl_reduction": config.kl_reduction == "classes" and self.spec.task != "single",
+        }
+        for name in filter(wrong_task.get, wrong_task):
+            found.append(f"model_args.{name} does nothing: the task is {self.spec.task}")
+        return found
 
     @property
     def uses_kl(self) -> bool:

@@ -11,6 +11,7 @@ from mer.fusion.evaluation.robustness import Robustness
 from mer.fusion.report import pictures
 from mer.fusion.runs import result_files, run_rows
 from mer.fusion.runs.checkpoint import AGAIN, Run
+from mer.fusion.runs.identity import outcome
 from mer.fusion.runs.records import Epoch, GroupMetrics, SingleMetrics
 from mer.fusion.runs.run_rows import RunRow
 from mer.fusion.runtime import files
@@ -23,6 +24,7 @@ REASON_CHARACTERS = 120  # of why one cannot be read, on stderr
 UNFINISHED = "not finished training"
 UNTESTED = "no test figures; `mer evaluate` makes them"
 UNREADABLE = "damaged or no run"
+TWIN = "the same training as another one, copied or made twice"
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def gather(
         progress: Shows how far it is.
 
     Returns:
-        Those that are finished, have test figures and are sound; the others; and lines for the
-        user that count the others and say why.
+        Those that are finished, have test figures and are sound, each training once; the others;
+        and lines for the user that count the others and say why.
 
     Raises:
         MerError: There is none that a report can be made of; says of each what it lacks.
@@ -88,6 +90,7 @@ def gather(
     readable: list[ReadRun] = []
     left_out: list[LeftOut] = []
     once: dict[Path, Path] = {}
+    trainings: dict[tuple[str, ...], Path] = {}
     for path in paths:
         once.setdefault(path.resolve(), path)
     with progress.task("reading", len(once), "runs", brief=True) as advance:
@@ -96,7 +99,13 @@ def gather(
             try:
                 run = Run.open(path)
                 why = _lacking(run) or UNREADABLE
-                readable.append(read_run(run))
+                found = read_run(run)
+                twin = trainings.setdefault(outcome(run), path)
+                if twin is path:
+                    readable.append(found)
+                else:
+                    why = TWIN
+                    raise DataError(f"{path}: the same training as {twin}, copied or made twice")
             except MerError as error:
                 left_out.append(LeftOut(path, why, error))
             advance(1)

@@ -444,9 +444,11 @@ def unimodal(found: Metrics) -> Bars | None:
     if found.unimodal is None:
         return None
     metric = metrics.headline(found.task, found.metrics.figures)
-    values = {m: figures.get(metric) for m, figures in found.unimodal.items()}
+    values = {m: head.figures.get(metric) for m, head in found.unimodal.items()}
     values["all"] = found.metrics.figures.get(metric)
     title, label = "each modality alone, and all", titled(metric)
+    if any(head.without for head in found.unimodal.values()):
+        title = "each modality alone, on the utterances that have it, and all"
     return bars(values, "unimodal", title, label, percent=percent(metric))
 
 

@@ -5,7 +5,7 @@ comparison of two runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from mer.fusion.evaluation import crosscorpus, opening_rows, scoring
 from mer.fusion.measures import intervals, metrics
 from mer.fusion.measures.metrics import headline, in_order, lower_is_better
 from mer.fusion.measures.tables import Table, context_words, glossary, number, plain
-from mer.fusion.runs import prediction_table, result_files
+from mer.fusion.runs import identity, prediction_table, result_files
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.records import (
     Bootstrap,
@@ -129,24 +129,38 @@ def _per_class(scores: Metrics) -> Table:
 
 
 def _heads(scores: Metrics, names: Sequence[str]) -> Table:
-    rows = []
-    for m, figures in (scores.unimodal or {}).items():
-        rows.append((f"{m} alone", number("share", None), *numbers(figures, names)))
+    rows: list[tuple[str, ...]] = []
+    for m, head in (scores.unimodal or {}).items():
+        figures = numbers(head.figures, names)
+        rows.append((f"{m} alone", number("share", None), *figures, _rounded(head.n)))
     for name, subset in (
         ("heads agree", scores.heads_agree),
         ("heads disagree", scores.heads_disagree),
     ):
         if subset is not None:
             share = number("share", subset.share)
-            rows.append((name, share, *numbers(subset.figures, names)))
+            rows.append((name, share, *numbers(subset.figures, names), _rounded(subset.n)))
     title = "unimodal heads, and the model where they agree and disagree"
-    return Table(title, ("", "share", *_titles(names)), tuple(rows))
+    columns = ("", "share", *_titles(names), "n")
+    if not lack_modalities(scores):  # then each head has answered on all utterances
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table(title, columns, tuple(rows))
+
+
+def lack_modalities(scores: Metrics) -> bool:
+    """Whether some utterance lacks a modality that a unimodal head answers of."""
+    return any(head.without for head in (scores.unimodal or {}).values())
+
+
+def _rounded(count: float | None) -> str:
+    """A count, or its mean over the runs of a group."""
+    return "–" if count is None else f"{count:,.0f}"
 
 
 def _own_labels(scores: Metrics, names: Sequence[str]) -> Table:
     rows = []
     for m, own in (scores.own_labels or {}).items():
-        rows.append((m, *numbers(own.figures, names), f"{own.n:,.0f}", f"{own.without:,.0f}"))
+        rows.append((m, *numbers(own.figures, names), _rounded(own.n), _rounded(own.without)))
     title = "each unimodal head against the labels of its own modality"
     return Table(title, ("", *_titles(names), "n", "without"), tuple(rows))
 
@@ -286,11 +300,29 @@ def remarks(scores: SingleMetrics | GroupMetrics) -> list[str]:
             "figure, which is no certainty; more utterances would tell."
         )
     runs = len(scores.runs) if isinstance(scores, GroupMetrics) else 1
+    if lack_modalities(scores):
+        lines.append(
+            "A unimodal head is scored on the n utterances that have its modality; where heads "
+            "agree and disagree, the model on those with two or more, of which share is a part."
+        )
+    for m, lacking in _runs_without(scores):
+        what = f"{lacking:g} of {runs} runs have no utterances with {m}"
+        lines.append(f"{what}; the row of its head leaves them out.")
     for name, subset in (("agree", scores.heads_agree), ("disagree", scores.heads_disagree)):
         if subset is not None and subset.without:
             what = f"{subset.without} of {runs} runs have no utterances where the heads {name}"
             lines.append(f"{what}; that row leaves them out.")
     return lines
+
+
+def _runs_without(scores: Metrics) -> Iterator[tuple[str, float]]:
+    """(what utterances of some runs lack, so that a head has nothing to answer of; of how many)."""
+    for m, head in (scores.unimodal or {}).items():
+        if head.runs_without:
+            yield m, head.runs_without
+    for m, own in (scores.own_labels or {}).items():
+        if own.runs_without:
+            yield f"a label of {m} alone", own.runs_without
 
 
 def _measures_of_another(scores: SingleMetrics | GroupMetrics) -> str:
@@ -380,7 +412,7 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
     Returns:
         Every metric (mean over seeds), its difference, the interval of that and its p value, alone
         and by Holm over all metrics. The verdict is better or worse when the interval leaves out 0,
-        else undecided.
+        else undecided. Whether both are one run is said, too.
 
     Raises:
         DataError: They were not tested on the same rows and labels by the same measures, or there
@@ -396,6 +428,10 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
         raise DataError(f"--metric {metric}: known are {', '.join(left)}{guess}")
     found = {name: intervals.difference(one, right[name]) for name, one in left.items()}
     together = intervals.holm([one.p for one in found.values()])
+    alike = identity.same(first, second)
+    shared = 0
+    if alike is None:
+        shared = len({*identity.outcome(first)} & {*identity.outcome(second)})
     differences = {}
     for (name, one), corrected in zip(found.items(), together, strict=True):
         differences[name] = Difference(
@@ -418,6 +454,8 @@ def compare(first: Run, second: Run, *, metric: str | None = None) -> Comparison
             verdict=_verdict(metric, found[metric].low, found[metric].high),
             seen=opening_rows.seen([*first.children, *second.children], a[0], others=[b[0]]),
             contexts=(context_of(first), context_of(second)),
+            same=alike,
+            shared=shared or None,
         )
     )
 
@@ -493,6 +531,9 @@ def caveats(comparison: Comparison) -> list[str]:
     lines = list(few_groups(comparison.bootstrap))
     if line := one_seed(comparison.seeds):
         lines.append(line)
+    if comparison.shared:
+        are = plural(comparison.shared, "training is", "trainings are")
+        lines.append(f"{are} in both runs, which the interval takes for independent")
     return [*lines, comparison.seen.line()]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from mer.fusion.data import context
 from mer.fusion.runs import checkpoint
 from mer.fusion.runs.checkpoint import Run
 from mer.fusion.runs.records import GroupInfo, RunInfo
+from mer.fusion.runtime import files
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.machine import installed_version
 from mer.pipeline.runtime.terminal import plural
@@ -76,6 +78,29 @@ def explain_group(there: Run, asked: GroupInfo, config: TrainConfig) -> str:
     if found.store_key != asked.store_key:
         reasons.append(OTHER_STORE)
     return "; ".join(reasons) or "other unimodal labels, or turns in another order"
+
+
+def outcome(run: Run) -> tuple[str, ...]:
+    """What a finished run has come to, a text for each of its trainings: the configuration, the
+    weights, and the dev figures by which they were chosen. A copy of a run has the same, and so has
+    the same training made again.
+    """
+    return tuple(sorted(map(_came_to, run.children)))
+
+
+def _came_to(run: Run) -> str:
+    done = run.result
+    weights = done.model_sha256 or files.digest(run.path / files.MODEL, files.AGAIN)
+    return json.dumps([done.config_sha256, weights, done.dev], sort_keys=True)
+
+
+def same(first: Run, second: Run) -> str | None:
+    """What two finished runs are that are one, in words; None: they are two."""
+    if os.path.samefile(first.path, second.path):
+        return "one run folder"
+    if outcome(first) == outcome(second):
+        return "one training, copied or made twice"
+    return None
 
 
 def _extent(info: RunInfo) -> str:

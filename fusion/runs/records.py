@@ -292,11 +292,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """The model on the utterances where unimodal heads agree, or disagree: `share` of all. Of a
-    group, `without` counts the runs that have no such utterances.
+    """The model on the `n` utterances where unimodal heads agree, or disagree: `share` of the `of`
+    that have two modalities or more, so that two heads answer (None: an earlier mer, where heads
+    answered of what an utterance lacks, too). Of a group, `without` counts the runs that have no
+    such utterances.
     """
 
     n: float | None = optional()
+    of: float | None = optional()
     share: float | None
     figures: Figures = rest()
     without: int | None = optional()
@@ -319,14 +322,32 @@ class TwoWay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """A unimodal head on the `n` labelled rows that have its modality; `without` lack it (None: an
+    earlier mer, which scored it on all rows). Of a group, `runs_without` counts the runs that have
+    no such row.
+    """
+
+    n: float | None = optional()
+    without: float | None = optional()
+    figures: Figures = rest()
+    runs_without: float | None = optional()
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.figures[name]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnScores:
     """A unimodal head against the labels of its own modality, on the `n` labelled rows that have
-    one; `without` have none.
+    one, and the modality; `without` lack either. Of a group, `runs_without` counts the runs that
+    have no such row.
     """
 
     n: float
     without: float
     figures: Figures = rest()
+    runs_without: float | None = optional()
 
     def __getitem__(self, name: str) -> float | None:
         return self.figures[name]
@@ -391,7 +412,7 @@ class Metrics:
     unseen: tuple[str, ...] | None = optional()  # labels that nobody in training had
     context: str | None = optional()  # turns that utterances were seen with; None: each alone
     measures: Measures | None = optional()
-    unimodal: dict[str, Figures] | None = optional()
+    unimodal: dict[str, HeadScores] | None = optional()
     # None: the store has no unimodal labels, or the model no unimodal heads
     own_labels: dict[str, OwnScores] | None = optional()
     heads_agree: Subset | None = optional()
@@ -470,7 +491,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `mer compare` finds; `verdict` is of `metric`: better, worse or undecided."""
+    """What `mer compare` finds; `verdict` is of `metric`: better, worse or undecided. `same`: what
+    both are where they are one (`identity.same`); `shared`: how many trainings are in both of two.
+    """
 
     first: str
     second: str
@@ -482,3 +505,5 @@ class Comparison:
     verdict: str
     seen: Seen
     contexts: tuple[str, ...] = ("none", "none")  # the kind of conversation context of each
+    same: str | None = optional()
+    shared: int | None = optional()

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from mer.fusion.config import DataConfig, left_out
 from mer.fusion.runtime import files, typed
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.hold import busy
 from mer.pipeline.runtime.limits import CONFIG_BYTES
 from mer.pipeline.runtime.terminal import plural
@@ -72,6 +73,7 @@ class Told:
     best_epoch: int | None = None
     epochs: int | None = None
     dev: dict[str, float | None] = field(default_factory=dict)
+    model_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class RunRow:
     opened: int = 0  # how often the test part was
     size: int = 0  # bytes on disk
     spare: int = 0  # bytes of `size` that `mer prune` would free
+    weights: tuple[str, ...] = ()  # sha256 of the model of each training, as far as it is known
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -128,7 +131,7 @@ def find(folders: Iterable[Path], *, each: bool = False) -> list[RunRow]:
     rows: list[RunRow] = []
     for folder in folders:
         if not folder.is_dir():
-            what = "not a folder" if folder.exists() else "no such folder"
+            what = "not a folder" if folder.exists() else f"no such folder{near(folder, 'folder')}"
             raise DataError(f"{folder}: {what}; name a run folder or a folder of runs")
         for path in _run_folders(folder, seen, DEPTH):
             rows += _of_each(path) if each else [read(path)]
@@ -255,6 +258,7 @@ def _of_one(row: RunRow, told: Told, path: Path) -> RunRow:
         epochs=told.epochs,
         dev=told.dev,
         settings=_settings(path, told),
+        weights=() if told.model_sha256 is None else (told.model_sha256,),
     )
     if told.finished:
         missing = not (path / files.MODEL).is_file()
@@ -286,6 +290,7 @@ def _of_group(row: RunRow, told: Told, path: Path) -> RunRow:
         dev=dev,
         dev_sd=deviations,
         settings=settings,
+        weights=tuple(sorted(one for child in there for one in child.weights)),
     )
     damaged = [child for child in there if child.state == "damaged"]
     count = f"{len(done):,} of {plural(len(told.children), 'run is', 'runs are')} finished"

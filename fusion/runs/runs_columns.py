@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from mer.fusion.measures import metrics
 from mer.fusion.measures.tables import PLAIN, number
-from mer.fusion.runs.run_rows import RunRow, natural
+from mer.fusion.models import REGISTRY
+from mer.fusion.runs.run_rows import RunRow, State, natural
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import amount, did_you_mean, listed, shown
 
@@ -20,6 +23,10 @@ WHERE_THEY_DIFFER = ("store", "key", "seeds", "folds", "opened", "mer", "device"
 COLUMNS = (*ALWAYS[:4], *WHERE_THEY_DIFFER, *ALWAYS[4:], "epoch", "parameters", "command")
 LARGEST_FIRST = ("date", "size", "parameters")
 KEY_CHARACTERS = 8  # of a store's key: enough to tell those of one path apart
+VALUE_CHARACTERS = 120  # of the values that a message lists
+# Columns with few possible values: another one is a slip, not a question that no run answers.
+POSSIBLE = {"state": get_args(State), "model": tuple(REGISTRY)}
+DATE = re.compile(r"\d{4}(-\d\d(-\d\d( \d\d(:\d\d)?)?)?)?")
 CONDITION = re.compile(r"\s*([\w.]+)\s*(!=|>=|<=|==|=|>|<|~)\s*(.*?)\s*", re.DOTALL)
 TESTS: dict[str, Callable[[Any, Any], bool]] = {
     "=": lambda a, b: a == b,
@@ -124,6 +131,38 @@ def resolve(name: str, rows: Sequence[RunRow], option: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Condition:
+    """A `--where`, read: its words, the column, one of TESTS or ~, and the value."""
+
+    text: str
+    name: str
+    sign: str
+    wanted: str
+
+    def holds(self, row: RunRow, metric: str | None) -> bool:
+        """Whether a run fulfils it; what is unknown fulfils none."""
+        value, wanted = value_of(row, self.name, metric), self.wanted
+        if not value:
+            return False
+        if self.sign == "~":
+            return wanted.casefold() in value.casefold()
+        value = self.compared(value)
+        a, b = _number(value), _number(wanted)
+        if a is None or b is None:
+            return TESTS[self.sign](value, wanted)
+        return TESTS[self.sign](a, b)
+
+    def compared(self, value: str) -> str:
+        """As much of a cell as is compared: of a date what was written of one, as a day is all of
+        it; of a run its folder's name, where no path was written.
+        """
+        if self.name == "date":
+            return value[: len(self.wanted)]
+        alone = self.name == "run" and "/" not in self.wanted
+        return Path(value).name if alone else value
+
+
 def matching(
     rows: Sequence[RunRow], conditions: Iterable[str], metric: str | None = None
 ) -> list[RunRow]:
@@ -132,33 +171,118 @@ def matching(
     Args:
         rows: Of any runs.
         conditions: `COLUMN=VALUE`, with `!=`, `<`, `<=`, `>`, `>=`, or `~` for a part of the text;
-            figures as they are printed, so percentages. What is unknown fulfils none.
+            figures as they are printed, so percentages; of a date as much as is to be compared.
+            What is unknown fulfils none.
         metric: The figure that dev and test stand for.
 
     Returns:
         The rows, in their order.
 
     Raises:
-        DataError: A condition is none, or there is no such column.
+        DataError: A condition is none, there is no such column, or no run could have such a value.
     """
-    kept = list(rows)
-    for text in conditions:
-        found = CONDITION.fullmatch(text)
-        if found is None:
-            raise DataError(
-                f"--where '{shown(text, 60)}': expected COLUMN=VALUE (or != < <= > >= ~), e.g. "
-                "model=drkf, optim.lr<1e-3, dev>80"
-            )
-        name, sign, wanted = resolve(found[1], rows, "--where"), found[2], found[3]
-        values = [value for row in rows if (value := value_of(row, name, metric))]
+    asked = [_condition(text, rows, metric) for text in conditions]
+    return [row for row in rows if all(one.holds(row, metric) for one in asked)]
+
+
+def unmet(
+    rows: Sequence[RunRow], conditions: Iterable[str], metric: str | None = None
+) -> list[str]:
+    """Why no run is left, or all are: a line for each condition on a value that no run has, with
+    those that there are, or one for conditions that hold, but never together.
+
+    Args:
+        rows: All runs.
+        conditions: As for `matching`, which has found nothing wrong with them.
+        metric: The figure that dev and test stand for.
+    """
+    if not rows:
+        return []
+    asked = [_condition(text, rows, metric) for text in conditions]
+    lines, counts = [], []
+    for one in asked:
+        values = _values(rows, one.name, metric)
+        if one.name == "run":
+            values = list(map(one.compared, values))
+        counts.append(sum(one.holds(row, metric) for row in rows))
+        idle = one.sign == "!=" and not any(_equal(one, value) for value in values)
+        if not counts[-1] or idle:
+            lines.append(f"--where '{shown(one.text, 60)}': {_none_has(one, values)}")
+    together = [row for row in rows if all(one.holds(row, metric) for one in asked)]
+    if not lines and not together:
+        each = (f"{shown(one.text, 40)} for {n:,}" for one, n in zip(asked, counts, strict=True))
+        lines.append(f"every --where holds for some run, all of them for none: {', '.join(each)}")
+    return lines
+
+
+def _none_has(one: Condition, values: Sequence[str]) -> str:
+    """That no run has the value of a condition, and which there are."""
+    if not values:
+        return f"no run here has a {one.name}"
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    if len(numbers) == len(values) and len(values) > 1:
+        there = f"from {min(numbers):,.10g} to {max(numbers):,.10g}"
+    else:
+        there = shown(", ".join(values), VALUE_CHARACTERS)
+    guess = "" if one.sign in ("<", "<=", ">", ">=") else did_you_mean(one.wanted, values)
+    return f"no run here has it{guess}; {one.name} is {there}"
+
+
+def _equal(one: Condition, value: str) -> bool:
+    a, b = _number(value), _number(one.wanted)
+    return value == one.wanted if a is None or b is None else a == b
+
+
+def _values(rows: Sequence[RunRow], name: str, metric: str | None) -> list[str]:
+    """What rows have in a column, each value once, in order."""
+    found = dict.fromkeys(value_of(row, name, metric) for row in rows)
+    return sorted(filter(None, found), key=natural)
+
+
+def _condition(text: str, rows: Sequence[RunRow], metric: str | None) -> Condition:
+    """A condition from its words.
+
+    Raises:
+        DataError: It is none, there is no such column, or no run could have such a value.
+    """
+    found = CONDITION.fullmatch(text)
+    if found is None:
+        raise DataError(
+            f"--where '{shown(text, 60)}': expected COLUMN=VALUE (or != < <= > >= ~), e.g. "
+            "model=drkf, optim.lr<1e-3, dev>80"
+        )
+    name, sign, wanted = resolve(found[1], rows, "--where"), found[2], found[3]
+    asked = f"--where '{shown(text, 60)}'"
+    values = _values(rows, name, metric)
+    if name == "date" and sign != "~":
+        wanted = wanted.replace("T", " ")
+        _check_date(wanted, asked)
+    elif sign in ("<", "<=", ">", ">="):
         numbers = values and all(_number(value) is not None for value in values)
-        if sign in ("<", "<=", ">", ">=") and numbers and _number(wanted) is None:
+        if numbers and _number(wanted) is None:
+            unit = " (of MB)" if name == "size" else ""
             raise DataError(
-                f"--where '{shown(text, 60)}': {name} is a number, which '{shown(wanted, 40)}' is "
-                "not"
+                f"{asked}: {name} is a number{unit}, which '{shown(wanted, 40)}' is not"
             )
-        kept = [row for row in kept if _holds(value_of(row, name, metric), sign, wanted)]
-    return kept
+    possible = dict.fromkeys((*values, *POSSIBLE.get(name, ())))
+    if name in POSSIBLE and sign in ("=", "==") and wanted not in possible:
+        there = f"; those here: {shown(', '.join(values), VALUE_CHARACTERS)}" if values else ""
+        raise DataError(f"{asked}: there is no such {name}{did_you_mean(wanted, possible)}{there}")
+    return Condition(text, name, sign, wanted)
+
+
+def _check_date(wanted: str, asked: str) -> None:
+    """Raise DataError for what is no date, or no beginning of one."""
+    whole = wanted + "0000-01-01 00:00"[len(wanted) :]
+    try:
+        if DATE.fullmatch(wanted) is None:
+            raise ValueError(wanted)
+        datetime.fromisoformat(whole)
+    except ValueError:
+        raise DataError(
+            f"{asked}: a date is written 2026-11-29 18:05, or the beginning of it: a day "
+            "2026-11-29, a month 2026-11, a year"
+        ) from None
 
 
 def value_of(row: RunRow, name: str, metric: str | None) -> str:
@@ -180,17 +304,6 @@ def _figure(row: RunRow, part: str, metric: str | None) -> float | None:
     return value if value is None or metrics.kind_of(name) in PLAIN else 100 * value
 
 
-def _holds(value: str, sign: str, wanted: str) -> bool:
-    if not value:
-        return False
-    if sign == "~":
-        return wanted.casefold() in value.casefold()
-    a, b = _number(value), _number(wanted)
-    if a is None or b is None:
-        return TESTS[sign](value, wanted)
-    return TESTS[sign](a, b)
-
-
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -199,15 +312,21 @@ def _number(text: str) -> float | None:
 
 
 def ordered(
-    rows: Sequence[RunRow], by: str, metric: str | None = None, *, reverse: bool = False
+    rows: Sequence[RunRow],
+    by: str,
+    metric: str | None = None,
+    *,
+    reverse: bool = False,
+    among: Sequence[RunRow] = (),
 ) -> list[RunRow]:
     """Rows sorted by a column: figures with the best first, dates and sizes with the largest first,
-    everything else upwards; what is unknown comes last.
+    everything else upwards; what is unknown comes last. `among`: runs beside them whose settings
+    are columns, too.
 
     Raises:
         DataError: There is no such column.
     """
-    name = resolve(by, rows, "--sort")
+    name = resolve(by, [*rows, *among], "--sort")
     known = [row for row in rows if value_of(row, name, metric)]
     unknown = [row for row in rows if not value_of(row, name, metric)]
     if name in ("dev", "test"):

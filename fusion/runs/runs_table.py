@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -22,9 +23,10 @@ from mer.fusion.runs.runs_columns import (
 )
 from mer.fusion.runtime import files, typed
 from mer.pipeline.runtime.cells import guarded
-from mer.pipeline.runtime.terminal import amount, escape, plural, shown
+from mer.pipeline.runtime.terminal import amount, escape, listed, plural, shown
 
 TO_THE_LEFT = frozenset({"run", "state", "date", "model", "store", "command"})
+MOST_TWINS = 3  # runs that are named as copies of others, in a line
 SHORTEST_COMMAND = 20  # characters of a terminal's line that are worth a beginning of the command
 
 
@@ -46,12 +48,15 @@ def differing(rows: Sequence[RunRow]) -> list[str]:
     return found
 
 
-def columns(rows: Sequence[RunRow], asked: Sequence[str] = ()) -> list[str]:
+def columns(
+    rows: Sequence[RunRow], asked: Sequence[str] = (), *, among: Sequence[RunRow] = ()
+) -> list[str]:
     """The columns of the table: those asked for, else what is always shown and what differs; the
-    command where nothing does, as else it says what the columns say.
+    command where nothing does, as else it says what the columns say. `among`: runs beside `rows`
+    whose settings can be asked for, too.
     """
     if asked:
-        return [resolve(name, rows, "--columns") for name in asked]
+        return [resolve(name, [*rows, *among], "--columns") for name in asked]
     differ = [
         name for name in WHERE_THEY_DIFFER if len({cell(row, name) for row in rows if row.kind}) > 1
     ]
@@ -145,13 +150,20 @@ def heading(rows: Sequence[RunRow], matching: Sequence[RunRow], found: Sequence[
     return counted(rows) + (f" ({', '.join(others)})" if others else "")
 
 
-def tied(matching: Sequence[RunRow], count: int, by: str, metric: str | None = None) -> str:
+def tied(
+    matching: Sequence[RunRow],
+    count: int,
+    by: str,
+    metric: str | None = None,
+    *,
+    among: Sequence[RunRow] = (),
+) -> str:
     """That runs beyond the first `count` of the sorted ones have what the last shown has, as one
-    line; empty where they have not.
+    line; empty where they have not. `among` as in `runs_columns.ordered`.
     """
     if not 0 < count < len(matching):
         return ""
-    name = resolve(by, matching, "--sort")
+    name = resolve(by, [*matching, *among], "--sort")
 
     def value(row: RunRow) -> tuple[str, str]:
         of = metric_of(row, name, metric) if name in ("dev", "test") else ""
@@ -176,6 +188,23 @@ def trials(rows: Sequence[RunRow]) -> str:
         f"{count:,} of {plural(len(rows), 'run')} shown {are} of `mer tune`: the dev figure of the "
         "best of many flatters"
     )
+
+
+def twins(rows: Sequence[RunRow]) -> str:
+    """Which runs are the same training as one above them, as one line; empty where none is."""
+    first: dict[str, str] = {}
+    found = []
+    for row in rows:
+        if row.state != "finished" or not row.weights:
+            continue
+        training = json.dumps([row.weights, row.settings, row.dev], sort_keys=True)
+        twin = first.setdefault(training, row.run)
+        if twin != row.run:
+            found.append(f"{row.run} (as {twin})")
+    if not found:
+        return ""
+    are = plural(len(found), "run is the training of another", "runs are the training of another")
+    return f"{are}, copied or made twice: {listed(found, MOST_TWINS)}"
 
 
 def _is_trial(path: Path) -> bool:
@@ -227,6 +256,7 @@ def as_csv(rows: Sequence[RunRow]) -> str:
         settings = {key: spelled(value) for key, value in tree.pop("settings").items()}
         known = dict(leaves(tree))
         known["seeds"] = ",".join(map(str, row.seeds))
+        known["weights"] = ",".join(row.weights)
         flat.append({**known, **settings})
     heads = list(dict.fromkeys(key for one in flat for key in one))
     out = io.StringIO()

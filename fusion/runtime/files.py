@@ -26,7 +26,7 @@ from mer.fusion.runtime.typed import Misfit, convert
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime import files as runtime_files
 from mer.pipeline.runtime.limits import JSON_LEVELS, JSON_NUMBER_DIGITS, RUN_JSON_BYTES
-from mer.pipeline.runtime.terminal import did_you_mean, shown
+from mer.pipeline.runtime.terminal import shown
 
 T = TypeVar("T")
 SEAL = "sha256"
@@ -64,9 +64,9 @@ def check_run(path: Path) -> None:
     if (path / INFO).exists():
         return
     if not path.exists():
-        near = did_you_mean(path.name, _names_in(path.parent))
+        guess = runtime_files.near(path, "folder")
         raise DataError(
-            f"{path}: not a run folder, there is none of that name{near}; `mer runs` lists those "
+            f"{path}: not a run folder, there is none of that name{guess}; `mer runs` lists those "
             "that there are"
         )
     inside = next(path.glob(f"*/{INFO}"), None)
@@ -74,14 +74,6 @@ def check_run(path: Path) -> None:
     if inside is not None:
         remedy = f"the runs are in it: {path}/*"
     raise DataError(f"{path}: not a run folder (no {INFO}); {remedy}")
-
-
-def _names_in(folder: Path) -> list[str]:
-    """The names of what is in a folder; none where it cannot be read."""
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from mer.fusion.config import TABLES, TrainConfig
 from mer.fusion.models import REGISTRY
 from mer.fusion.runtime import typed
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.terminal import did_you_mean, shown
 
 SPACES = Path(__file__).parent / "spaces"
@@ -182,7 +183,7 @@ def read(path: Path, where: str, models: Sequence[str] = ()) -> Space:
         DataError: It is no space, or for another model.
     """
     if not path.is_file():
-        raise DataError(f"{where}: no such file")
+        raise DataError(f"{where}: no such file{near(path)}")
     tree = configs.read(path, where)
     unknown = sorted(set(tree) - {"model", *TABLES})
     if unknown:
@@ -195,7 +196,8 @@ def read(path: Path, where: str, models: Sequence[str] = ()) -> Space:
     if model is None:
         raise DataError(f'{where}: says no model; add a line such as model = "{models[0]}"')
     if models and model not in models:
-        raise DataError(f"{where}: is for {shown(model, 60)}, not for {', '.join(models)}")
+        guess = did_you_mean(str(model), models)
+        raise DataError(f"{where}: is for {shown(model, 60)}, not for {', '.join(models)}{guess}")
     return _space(str(model), tree, where)
 
 

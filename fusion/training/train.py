@@ -18,7 +18,7 @@ import torch
 
 from mer.fusion import infer
 from mer.fusion.batch import DataSpec
-from mer.fusion.config import DataConfig, TrainConfig, to_toml
+from mer.fusion.config import TrainConfig, to_toml
 from mer.fusion.data import context, feature_sets, sources, splits, unimodal
 from mer.fusion.data.splits import Fold, Split
 from mer.fusion.measures import calibration, metrics
@@ -32,7 +32,7 @@ from mer.fusion.runtime import files, typed
 from mer.fusion.runtime.devices import announcements, deterministic
 from mer.fusion.runtime.notes import Note
 from mer.fusion.runtime.parallel import ALONE, Processes
-from mer.fusion.training import optim, sinks
+from mer.fusion.training import optim, sinks, without_effect
 from mer.fusion.training.one_epoch import mixed_seed, run_epoch, steps_of
 from mer.fusion.training.resume import Keeper, not_the_weights, resume
 from mer.fusion.training.training_setup import Training, check_config, class_weights, measures_of
@@ -134,7 +134,7 @@ def fit(
 
     torch.manual_seed(config.train.seed)
     model: FusionModel = build(config.model, config.model_args, spec).to(training.device)
-    for line in _without_effect(model, config, spec.task):
+    for line in without_effect.lines(training, model):
         training.remark(line)
     optimizer = optim.adamw(model, config)
     info = _begin(training, model, there)
@@ -168,21 +168,6 @@ def fit(
                     _say_checked(training, parts)
                     checks_noted = True
         return _finish(training, info, progress)
-
-
-def _without_effect(model: FusionModel, config: TrainConfig, task: str) -> list[str]:
-    """Settings that somebody gave and that change nothing here."""
-    found = []
-    reads = model.core.modalities
-    if task == "regression" and config.model_args.label_smoothing:
-        found.append("model_args.label_smoothing does nothing: a regression has no classes")
-    if task != "regression" and config.model_args.regression_loss != "l1":
-        found.append(f"model_args.regression_loss does nothing: the task is {task}")
-    if config.train.modality_dropout and len(reads) == 1:
-        found.append(f"train.modality_dropout does nothing: the model reads {reads[0]} alone")
-    if config.data.context == "none" and config.data.context_width != DataConfig.context_width:
-        found.append("data.context_width does nothing without data.context=past or both")
-    return found
 
 
 def _check_steps(config: TrainConfig, rows: int, processes: Processes) -> None:

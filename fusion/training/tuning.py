@@ -12,9 +12,10 @@ killed at any moment, goes on with the same trials, and can be given more of the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mer.fusion.runtime import files, typed
 from mer.fusion.runtime.notes import Note
 from mer.fusion.runtime.pool import Pool, Tell
 from mer.fusion.training import tpe
+from mer.fusion.training import trials as trial_files
 from mer.fusion.training.experiment import MOST_SEEDS, train
 from mer.fusion.training.one_epoch import DivergedError
 from mer.fusion.training.space import Settings, Space
@@ -47,13 +49,18 @@ from mer.pipeline.store import FeatureStore
 
 FORMAT, VERSION = "mer-tune", 1
 MOST_TRIALS = 10_000
+MOST_NAMED = 3  # differences between two searches, in a message
+DIFFERENCE_CHARACTERS = 60  # of each
 ELSEWHERE = "choose another --out"
 REMEDY = "delete it and run the same command again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What tune.json says: `identity` names everything but how many trials there are."""
+    """What tune.json says: `identity` names everything but how many trials there are. The fields
+    behind `spaces` say in words what goes into it (None: an earlier mer): the base configuration of
+    each model, the store and its key, and what of it is read besides.
+    """
 
     format: str = FORMAT
     version: int = VERSION
@@ -64,6 +71,10 @@ class Head:
     method: Method
     seed: int
     spaces: tuple[dict[str, Any], ...]
+    settings: tuple[dict[str, str], ...] | None = typed.optional()
+    store: str | None = typed.optional()
+    store_key: str | None = typed.optional()
+    further: tuple[str, ...] | None = typed.optional()
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,8 @@ def tune(
         bases: A configuration of each model, for what its space does not name.
         spaces: The space of each.
         folder: Where trials and presets go: new, or of this very search.
-        trials: Of each model.
+        trials: Of each model. Where more are there, these are the first of them, and the presets
+            stay those of the best of all.
         seeds: Runs per trial, as `experiment.train` counts them; a trial's figure is their mean.
         folds: As there; a trial's figure is the mean over folds.
         method: `random`, or `tpe` (Bergstra et al. 2011), which needs Optuna.
@@ -174,10 +186,16 @@ def tune(
             note(f"{folder}: {left_behind}")
         _check_folder(folder, head)  # another one may just have begun
         files.tidy(folder)
-        files.write_json(folder / files.SEARCH, typed.tree(head))
+        files.write_json(folder / files.SEARCH, trial_files.written(typed.tree(head)))
         for search in searches:
             search.folder.mkdir(exist_ok=True)
             _read_done(search)
+            if search.beyond:
+                are = plural(search.there, "trial is", "trials are")
+                note(
+                    f"{search.space.model}: {are} there and {trials:,} asked for: the table is of "
+                    "these, the preset of the best of all"
+                )
         tasks = _Tasks(store, searches, options, note)
         with progress.follow(trials * len(searches)) as show:
             tasks.show = show
@@ -218,7 +236,21 @@ def _head(store: FeatureStore, searches: Sequence[Search], seeds: int, folds: st
         method=method,
         seed=seed,
         spaces=tuple(search.space.tree() for search in searches),
+        settings=tuple(_spelled(base) for base in bases),
+        store=str(Path(store.path).resolve()),
+        store_key=key,
+        further=tuple(further),
     )
+
+
+def _spelled(config: TrainConfig) -> dict[str, str]:
+    """Every setting of a configuration by its name, as text."""
+    found = {}
+    for table in configs.TABLES:
+        values = getattr(config, table)
+        for one in fields(values):
+            found[f"{table}.{one.name}"] = str(getattr(values, one.name))
+    return found
 
 
 def _read_by_trials(store: FeatureStore, search: Search) -> list[str]:
@@ -268,27 +300,70 @@ def _check_folder(folder: Path, head: Head) -> None:
         there = files.read_json(path, Head, ELSEWHERE)
         if there.identity == head.identity:
             return
-        known, wanted = typed.tree(there), typed.tree(head)
-        for one in (known, wanted):
-            del one["identity"], one["spaces"]
-        found = configs.differences(known, wanted)
-        why = "; ".join(found[:3]) or "another store, space or configuration"
-        raise DataError(f"{folder}: holds another search ({shown(why, 160)}); {ELSEWHERE}")
+        found = _differences(there, head)
+        more = f" and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
+        why = "; ".join(shown(one, DIFFERENCE_CHARACTERS) for one in found[:MOST_NAMED]) + more
+        raise DataError(
+            f"{shown(folder, 50)}: holds another search ({why or 'of an earlier mer'}); {ELSEWHERE}"
+        )
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: a file where a folder should be; {ELSEWHERE}")
     if checkpoint.strangers(folder):
         raise DataError(f"{folder}: not empty and not a search of mer's; {ELSEWHERE}")
 
 
+def _differences(there: Head, asked: Head) -> list[str]:
+    """In what two searches differ, each difference with what is there and what is asked for: how is
+    searched, the spaces, the configurations beside them, and the store.
+    """
+    found = []
+    for name in ("models", "seeds", "folds", "method", "seed"):
+        known, wanted = typed.tree(getattr(there, name)), typed.tree(getattr(asked, name))
+        found += configs.differences({name: known}, {name: wanted})
+    if there.models == asked.models:
+        spaces, settings = (there.spaces, asked.spaces), (there.settings, asked.settings)
+        for what, (known, wanted) in (("space", spaces), ("configuration", settings)):
+            if known is None or wanted is None:
+                continue
+            for model, one, other in zip(there.models, known, wanted, strict=False):
+                spelled = (trial_files.written(typed.tree(each)) for each in (one, other))
+                differ = configs.differences(*spelled)
+                found += [f"{what} of {model}: {line.removeprefix('drawn.')}" for line in differ]
+    if there.store_key is None:
+        return found or ["another store or configuration"]
+    if there.store_key != asked.store_key:
+        found.append(f"store: {_apart(str(there.store), str(asked.store))}")
+    elif there.further != asked.further:
+        found.append("store: the order of turns, or unimodal labels")
+    return found
+
+
+def _apart(first: str, second: str) -> str:
+    """Two paths from where they part.
+
+    >>> _apart("/data/a/feats.h5", "/data/b/feats.h5")
+    'a/feats.h5 -> b/feats.h5'
+    """
+    if first == second:
+        return "other features, labels or splits than before"
+    common = os.path.commonpath([first, second])
+    return " -> ".join(os.path.relpath(path, common) for path in (first, second))
+
+
 def _read_done(search: Search) -> None:
-    """Take over the trials that an earlier call has finished."""
+    """Take over the trials that an earlier call has finished, also those beyond what is asked for
+    now.
+    """
     for number_ in range(search.trials):
         path = search.path(number_)
         if not path.exists():
             continue
-        trial = files.read_json(path, Trial, REMEDY)
-        search.done[number_] = trial
-    for number_, trial in search.done.items():
+        search.done[number_] = trial_files.read(path, REMEDY)
+    for path in sorted(search.folder.glob(f"{files.TRIAL}*.json")):
+        digits = path.stem.removeprefix(files.TRIAL)
+        if digits.isdecimal() and path == search.path(int(digits)) and int(digits) >= search.trials:
+            search.beyond[int(digits)] = trial_files.read(path, REMEDY)
+    for number_, trial in (*search.done.items(), *search.beyond.items()):
         if search.drawn_at_random(number_):
             drawn = typed.tree(search.settings(number_))
             if typed.tree(trial.settings) != drawn:
@@ -353,7 +428,7 @@ class _Tasks:
         )
         if result.failed is None:
             prune.remove([prune.spare(task.folder)])
-        files.write_json(search.path(number_), typed.tree(trial))
+        files.write_json(search.path(number_), trial_files.written(typed.tree(trial)))
         search.done[number_] = trial
         if result.failed is not None:
             self.note(f"{self._name(search, number_)} failed: {result.failed}")

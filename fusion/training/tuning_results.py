@@ -17,7 +17,7 @@ from mer.fusion.data import context
 from mer.fusion.measures import metrics
 from mer.fusion.measures.tables import Table, context_words, number
 from mer.fusion.runtime import files, typed
-from mer.fusion.training.trials import Search, SearchResult, Trial
+from mer.fusion.training.trials import Search, SearchResult, Trial, written
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.terminal import plural, shown
 from mer.pipeline.runtime.terms import PUBLISHED
@@ -26,9 +26,11 @@ BUDGETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # of the columns of the table
 
 
 def result_of(search: Search) -> SearchResult:
-    """The trials of a model; writes the winner's preset."""
+    """The trials of a model that were asked for; writes the preset of the winner, which is the best
+    of all that are there.
+    """
     trials = tuple(search.done[n] for n in range(search.trials))
-    best = search.best()
+    best, winner = search.best(), search.best(of_all=True)
     expected: dict[int, float] = {}
     if search.method == "random" and best is not None:
         scores = [trial.score for trial in trials]
@@ -36,9 +38,9 @@ def result_of(search: Search) -> SearchResult:
             n: expected_best(scores, n, lower=search.lower) for n in range(1, len(trials) + 1)
         }
     preset = None
-    if best is not None:
+    if winner is not None:
         path = search.folder.parent / f"{search.space.model}.toml"
-        files.write_text(path, _preset(search, best))
+        files.write_text(path, _preset(search, winner))
         preset = str(path)
     return SearchResult(
         model=search.space.model,
@@ -48,6 +50,8 @@ def result_of(search: Search) -> SearchResult:
         contexts=_contexts(search, trials),
         expected=expected,
         preset=preset,
+        there=search.there if search.beyond else None,
+        winner=winner,
     )
 
 
@@ -66,7 +70,7 @@ def _preset(search: Search, best: Trial) -> str:
     figure = number(search.metric, best.score)
     runs = plural(len(best.figures), "run")
     lines = (
-        f"# Trial {best.number} of {search.trials}, {search.method} search, seed {search.seed}: "
+        f"# Trial {best.number} of {search.there}, {search.method} search, seed {search.seed}: "
         f"dev {title} {figure}, mean of {runs}.",
         "# Drawn: " + ", ".join(sorted(search.space.drawn)) + ".",
     )
@@ -136,11 +140,15 @@ def lines(results: Sequence[SearchResult], features: Path, folds: str | None = N
     made = []
     over = f" --folds {folds}" if folds is not None else ""
     for result in results:
-        if result.best is None:
+        if result.winner is None:
             made.append(f"{result.model}: every trial failed")
             continue
-        drawn = ", ".join(f"{key}={value}" for key, value in sorted(result.best.settings.items()))
-        made.append(f"{result.model}: {drawn}")
+        best = sorted(result.winner.settings.items())
+        drawn = ", ".join(f"{key}={value}" for key, value in best)
+        beyond = ""
+        if result.there is not None:
+            beyond = f", trial {result.winner.number}, the best of all {result.there:,} there"
+        made.append(f"{result.model}{beyond}: {drawn}")
         store, preset = shlex.quote(str(features)), shlex.quote(result.preset or "")
         made.append(f"  mer train {store} --preset {preset}{over}")
     return made
@@ -148,7 +156,7 @@ def lines(results: Sequence[SearchResult], features: Path, folds: str | None = N
 
 def check_found(results: Sequence[SearchResult]) -> None:
     """Raise DataError where a model has no trial that succeeded, so no preset."""
-    lost = [result for result in results if result.best is None]
+    lost = [result for result in results if result.winner is None]
     if lost:
         count = len(lost[0].trials)
         which = f"all {count:,} trials" if count > 1 else "the only trial"
@@ -160,11 +168,17 @@ def check_found(results: Sequence[SearchResult]) -> None:
 
 
 def as_json(results: Sequence[SearchResult]) -> list[dict[str, Any]]:
-    """The results as JSON: every trial, and the number of the best."""
+    """The results as JSON: every trial that was asked for, the number of the best of them, and that
+    of the winner, whose preset it is.
+    """
     made = []
     for result in results:
         tree = typed.tree(result)
         tree["expected"] = {str(n): value for n, value in result.expected.items()}
-        tree["best"] = None if result.best is None else result.best.number
+        for trial in tree["trials"]:
+            trial["settings"] = written(trial["settings"])
+        for key in ("best", "winner"):
+            chosen = getattr(result, key)
+            tree[key] = None if chosen is None else chosen.number
         made.append(metrics.jsonable(tree))
     return made

@@ -24,7 +24,7 @@ from mer.pipeline.datasets.findings import (
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest
 from mer.pipeline.runtime.cells import warn_near_duplicates
-from mer.pipeline.runtime.terminal import did_you_mean
+from mer.pipeline.runtime.terminal import did_you_mean, shown
 
 __all__ = ["DATASETS", "Findings", "default_root", "overview", "prepare", "takes"]
 
@@ -103,8 +103,8 @@ def check_known(name: str) -> None:
     if remedy := corpora.of_own_files(name):
         raise DataError(remedy)
     raise DataError(
-        f"dataset '{name}' is not known{did_you_mean(name, (*DATASETS, *OWN))}; known: "
-        f"{', '.join(DATASETS)}; and {', '.join(OWN)}, for your own files and lists"
+        f"dataset '{shown(name, 40)}' is not known{did_you_mean(name, (*DATASETS, *OWN))}; known: "
+        f"{', '.join(DATASETS)}; your own: {', '.join(OWN)}"
     )
 
 

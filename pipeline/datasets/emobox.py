@@ -29,7 +29,8 @@ from mer.pipeline.datasets.textfiles import read_text
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.columnar import reason
-from mer.pipeline.runtime.terminal import listed, plural, shown
+from mer.pipeline.runtime.files import near
+from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, fold_entry
 
 FOLDER = re.compile(r"fold_?(\d+)")
@@ -142,7 +143,8 @@ def prepare(
     root, meta = Path(root), Path(meta)
     for folder, option in ((root, "--root"), (meta, "--meta")):
         if not folder.is_dir():
-            raise DataError(f"{shown(folder, 200)}: no such folder ({option})")
+            guess = near(folder, "folder")
+            raise DataError(f"{shown(folder, 200)}: no such folder ({option}){guess}")
     corpus, lists = _lists(meta)
     name = name or corpus
     findings = Findings(name)
@@ -263,7 +265,8 @@ def _folds(
 ) -> dict[str, dict[str, str]]:
     """Key -> fold -> part. Labels that a fold gives otherwise than the whole list are counted."""
     if only is not None and only not in lists:
-        raise DataError(f"--fold {shown(only, 20)}: there are {listed(lists, 40)}")
+        guess = did_you_mean(only, lists)
+        raise DataError(f"--fold {shown(only, 20)}: there are {listed(lists, 40)}{guess}")
     relabelled: dict[str, None] = {}
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for fold, parts in lists.items():

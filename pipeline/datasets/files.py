@@ -19,6 +19,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import NAMES, Manifest, Utterance
 from mer.pipeline.media.containers import other_content
 from mer.pipeline.runtime.cells import strip
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.terminal import listed, plural, shown
 
 MISSING = "missing"  # what is wrong with a file that is not there
@@ -89,6 +90,7 @@ def require_root(root: Path, info: CorpusInfo) -> None:
         alike = sorted(other for other in beside if name in _folded(other))
         if alike:
             hint = f", but there is {listed(alike, 3)} in {shown(parent, 100)}"
+    hint = hint or near(root, "folder")
     where = shown(root.absolute(), 120)
     raise DataError(
         f"{info.name}: no folder {where}{hint} (--root or MER_DATA names another); to get it: "

@@ -39,7 +39,8 @@ from mer.pipeline.datasets.tablevalues import POSITION
 from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.terminal import listed, plural, shown
+from mer.pipeline.runtime.files import near
+from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
 
 LABEL_FIELDS = ("label", "emotion")  # the first of them that the pattern has
 # fields that are columns of the manifest; the others become tags
@@ -92,7 +93,7 @@ def prepare(
         raise DataError("folder: name it and say how its files are called: --root DIR --pattern P")
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{shown(root, 200)}: no such folder (--root)")
+        raise DataError(f"{shown(root, 200)}: no such folder (--root){near(root, 'folder')}")
     mapping = {strip(code): strip(named) for code, named in (mapping or {}).items()}
     name = strip(name if name is not None else root.absolute().name) or "folder"
     findings = Findings(name)
@@ -166,6 +167,13 @@ def _fitting(root: Path, rules: FileRules, findings: Findings, *, partial: bool)
     return named
 
 
+def _meant(mapping: Mapping[str, str], given: Iterable[str]) -> str:
+    """A guess at the label that the map's first name without a file may stand for."""
+    idle = next((name for name in mapping if name not in given), None)
+    guess = "" if idle is None else did_you_mean(idle, given)
+    return f"; no file is {shown(idle, 30)}{guess}" if guess else ""
+
+
 def _mapped(
     named: Sequence[Named], rules: FileRules, mapping: Mapping[str, str], findings: Findings
 ) -> list[Named]:
@@ -184,7 +192,7 @@ def _mapped(
     if unknown := [label for label in given if label not in mapping]:
         examples = [f"{shown(label, 30)} ({plural(given[label], 'file')})" for label in unknown]
         raise DataError(
-            f"--map has no class for {listed(examples, 4)}; add --map "
+            f"--map has no class for {listed(examples, 4)}{_meant(mapping, given)}; add --map "
             f"{shown(unknown[0], 30)}=CLASS, or with nothing behind the = to leave them out"
         )
     kept = []

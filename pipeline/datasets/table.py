@@ -42,7 +42,8 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.manifest import Manifest, Utterance
 from mer.pipeline.runtime.cells import GAP_WORDS, strip, text_cell, warn_gap_words
 from mer.pipeline.runtime.delimited import SEPARATORS
-from mer.pipeline.runtime.terminal import listed, plural, shown
+from mer.pipeline.runtime.files import near
+from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS
 
 SHOWN_FIELDS = 7  # in a message that a table has none of them
@@ -195,7 +196,8 @@ def _check_options(
     for field, column in columns.items():
         if field not in FIELDS:
             raise DataError(
-                f"table: --column {field}={column}: no such field; fields: {', '.join(fields)}"
+                f"table: --column {shown(field, 40)}={shown(column, 40)}: no such field"
+                f"{did_you_mean(field, fields)}; fields: {', '.join(fields)}"
             )
 
 
@@ -229,7 +231,9 @@ def _check_content(table: Table, root: MediaRoot, fields: Sequence[str]) -> None
             f"{listed(table.names)}{_near(table)})"
         )
     if {"audio", "video"} & set(table.data) and not root.folder.is_dir():
-        raise DataError(f"{root.folder}: no such folder ({root.option})")
+        raise DataError(
+            f"{root.folder}: no such folder ({root.option}){near(root.folder, 'folder')}"
+        )
 
 
 def _check_rows(table: Table) -> None:

@@ -43,8 +43,9 @@ from mer.pipeline.runtime.delimited import (
     dialect,
     not_utf8,
 )
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.limits import TABLE_BYTES, TABLE_COLUMNS, TABLE_ROWS
-from mer.pipeline.runtime.terminal import listed, plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
 
 FIELDS = (
     "id",
@@ -197,8 +198,8 @@ def read(
     for field, column in columns.items():
         if column not in raw:
             raise DataError(
-                f"{source}: no column '{shown(column)}' (for {field.split()[0]}); found "
-                f"{listed(names)}"
+                f"{source}: no column '{shown(column)}' (for {field.split()[0]})"
+                f"{did_you_mean(column, names)}; found {listed(names)}"
             )
     data = {field: raw[column] for field, column in wanted.column_of.items() if column in raw}
     return _without_blanks(Table(source, names, columns, data), findings)
@@ -213,7 +214,7 @@ def _check_file(source: Path, suffix: str) -> None:
             f"{shown(source, 200)}: its path is not UTF-8; rename that file or folder"
         ) from None
     if not source.exists() and suffix in SUFFIXES:
-        raise DataError(f"{shown(source, 200)}: no such file")
+        raise DataError(f"{shown(source, 200)}: no such file{near(source)}")
     other = instead(source) if source.exists() else None
     if other and not (suffix == PARQUET and "this is Parquet" in other):
         raise DataError(f"{source}: {other}")

@@ -12,7 +12,7 @@ from mer.pipeline.datasets.tablefile import Table, other_case
 from mer.pipeline.datasets.tablevalues import NUMBER, number, warn_of_gap
 from mer.pipeline.errors import DataError
 from mer.pipeline.runtime.cells import strip, warn_gap_words
-from mer.pipeline.runtime.terminal import listed, plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
 from mer.pipeline.runtime.unimodal import check_task, entry
 
 MANY_LABELS = 50  # more classes than this look like numbers or free text
@@ -295,8 +295,8 @@ def _check_known(table: Table, parts: Iterable[list[str] | None], names: tuple[s
         for part in row or ():
             if part not in known:
                 raise DataError(
-                    f"{table.at(i)} has label '{shown(part)}', which is not among --labels "
-                    f"{listed(names).replace(', ', ',')}"
+                    f"{table.at(i)} has label '{shown(part)}'{did_you_mean(part, names)}, which is "
+                    f"not among --labels {listed(names).replace(', ', ',')}"
                 )
 
 

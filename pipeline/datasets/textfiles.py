@@ -14,7 +14,7 @@ from mer.pipeline.runtime import beginnings
 from mer.pipeline.runtime.columnar import require_regular
 from mer.pipeline.runtime.delimited import EXPECTED, Dialect, dialect
 from mer.pipeline.runtime.limits import TABLE_BYTES
-from mer.pipeline.runtime.terminal import listed
+from mer.pipeline.runtime.terminal import did_you_mean, listed
 
 NO_BREAK_SPACE = "\u00a0"
 # What to do about a file that is no table.
@@ -95,7 +95,8 @@ def read_csv(path: Path, columns: Sequence[str], names: Sequence[str] = ()) -> l
     headless = without_header(path, names)
     header = tuple(names) if headless else form.header
     if absent := [name for name in columns if name not in header]:
-        raise DataError(f"{path}: no column {', '.join(absent)}; found {listed(header)}")
+        guess = did_you_mean(absent[0], header)
+        raise DataError(f"{path}: no column {', '.join(absent)}; found {listed(header)}{guess}")
     if double := [name for name in columns if header.count(name) > 1]:
         raise DataError(f"{path}: column '{double[0]}' is there twice")
     rows: list[dict[str, str]] = []

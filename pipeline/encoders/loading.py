@@ -23,7 +23,7 @@ from typing import Any
 from mer.pipeline.encoders import tiny
 from mer.pipeline.errors import EncoderError
 from mer.pipeline.runtime import beginnings
-from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.files import near, sha256_file
 from mer.pipeline.runtime.limits import CHECKPOINT_TEXT_BYTES
 from mer.pipeline.runtime.terminal import first_line, shown
 
@@ -137,8 +137,8 @@ def resolve(
     if not folder.is_dir() or not encoder:
         if encoder.startswith((".", "/", "~")) or encoder.count("/") > 1 or not encoder.strip():
             raise EncoderError(
-                f"{kind} encoder '{encoder}': no such directory; give a checkpoint's directory or "
-                "a hub id"
+                f"{kind} encoder '{encoder}': no such directory{near(folder, 'folder')}; give a "
+                "checkpoint's directory or a hub id"
             )
         name, _, revision = encoder.partition("@")
         folder = _snapshot(kind, name, revision or None, offline, also)

@@ -18,6 +18,7 @@ import numpy as np
 
 from mer.pipeline.encoders import lean
 from mer.pipeline.errors import EncoderError
+from mer.pipeline.runtime.terminal import did_you_mean
 
 PREFIX = "builtin:"
 NAMES = {
@@ -100,7 +101,8 @@ def config(kind: str, encoder: str) -> dict:
     known = [name for name, (modality, _) in CONFIGS.items() if modality == kind]
     if encoder not in known:
         raise EncoderError(
-            f"{kind} encoder '{encoder}': no such built-in; known: {', '.join(known)}"
+            f"{kind} encoder '{encoder}': no such built-in{did_you_mean(encoder, known)}; known: "
+            f"{', '.join(known)}"
         )
     return CONFIGS[encoder][1]
 

@@ -35,7 +35,7 @@ from mer.pipeline.media.faces import Crop, boxes_digest, boxes_for, has_boxes, y
 from mer.pipeline.media.pictures import Wanted
 from mer.pipeline.media.stages import Flag, Problem, Stage
 from mer.pipeline.media.workers import Decoders, Job
-from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.files import near, sha256_file
 from mer.pipeline.runtime.terminal import plural, shown
 
 PIECE_PICTURES = 32  # of a clip, read and encoded at a time
@@ -150,7 +150,8 @@ class Vision(Modality):
         if self.model:
             yunet(self.model)
         if self.boxes and not Path(self.boxes).exists():
-            raise DataError(f"--vision-boxes {shown(self.boxes)}: no such file or folder")
+            guess = near(self.boxes, "any")
+            raise DataError(f"--vision-boxes {shown(self.boxes)}: no such file or folder{guess}")
 
     def choice(self, checkpoint: Checkpoint) -> LayerChoice:
         """The layers that are kept. Raises DataError and EncoderError."""

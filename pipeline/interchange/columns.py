@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.foreign import ImportOptions, layers_of
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import did_you_mean, listed, shown
 from mer.pipeline.store import Header
 from mer.pipeline.store.schema import is_modality
 
@@ -59,11 +59,13 @@ def find_columns(path: Path, names: Sequence[str], options: ImportOptions) -> di
     for field, name in options.columns.items():
         if field not in FIELDS:
             raise DataError(
-                f"--column {field}={name}: no such field; fields are {', '.join(FIELDS)}"
+                f"--column {shown(field, 40)}={shown(name, 40)}: no such field"
+                f"{did_you_mean(field, FIELDS)}; fields are {', '.join(FIELDS)}"
             )
         if name not in names:
             raise DataError(
-                f"{path}: no column '{shown(name, 40)}' for {field}; it has {listed(names)}"
+                f"{path}: no column '{shown(name, 40)}' for {field}{did_you_mean(name, names)}; it "
+                f"has {listed(names)}"
             )
     found = _usual(FIELDS, names) | dict(options.columns)
     if "id" not in found:
@@ -96,8 +98,8 @@ def find_features(
         _check_spelling(modality, name)
         if name not in names:
             raise DataError(
-                f"{path}: no features '{shown(name, 40)}' for {modality}; it has "
-                f"{listed(names) or 'none'}"
+                f"{path}: no features '{shown(name, 40)}' for {modality}"
+                f"{did_you_mean(name, names)}; it has {listed(names) or 'none'}"
             )
     wanted: dict[str, Sequence[str]] = dict(MODALITIES)
     for name in names:

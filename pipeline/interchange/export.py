@@ -10,9 +10,10 @@ import numpy as np
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.copying import Copy, in_split
 from mer.pipeline.interchange.formats import EXPORTS, writer
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.limits import SUBSET_BYTES
 from mer.pipeline.runtime.progress import SILENT, Silent
-from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, plural, shown
 from mer.pipeline.runtime.terms import SPLITS
 from mer.pipeline.store.reader import FeatureStore
 
@@ -84,7 +85,7 @@ def select(store: FeatureStore, subset: str | None) -> np.ndarray:
     if not Path(subset).is_file():
         raise DataError(
             f"--subset {shown(subset)}: neither a split (train, dev, test) nor a file with one id "
-            "per line"
+            f"per line{did_you_mean(subset, SPLITS) or near(subset)}"
         )
     wanted = read_ids(Path(subset))
     if not wanted:

@@ -12,7 +12,7 @@ from pathlib import Path
 from mer.pipeline.errors import DataError
 from mer.pipeline.interchange.values import listed_values, number, spelled_number
 from mer.pipeline.runtime.cells import warn_gap_words, warn_near_duplicates
-from mer.pipeline.runtime.terminal import listed, plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, listed, plural, shown
 
 # A number of a class, as text: a csv of pandas has 1.0 where some cells are empty.
 WHOLE = r"[-+]?\d{1,9}(\.0{1,9})?"
@@ -216,8 +216,10 @@ def whole_number(text: str | None) -> int | None:
 
 def _check_words(path: Path, texts: set[str], names: tuple[str, ...]) -> None:
     if names and texts - set(names):
+        odd = min(texts - set(names))
         raise DataError(
-            f"{path}: label '{shown(min(texts - set(names)), 40)}' is not among {listed(names)}"
+            f"{path}: label '{shown(odd, 40)}' is not among {listed(names)}"
+            f"{did_you_mean(odd, names)}"
         )
     if not names and texts and all(map(_is_finite_number, texts)):
         raise DataError(f"{path}: labels are not whole numbers; import them with --task regression")

@@ -21,7 +21,7 @@ from mer.pipeline.interchange.ragged import NUMBERS
 from mer.pipeline.interchange.rows import interpret
 from mer.pipeline.interchange.source import array_header, reading, require_file
 from mer.pipeline.runtime.cells import strip
-from mer.pipeline.runtime.files import sha256_file
+from mer.pipeline.runtime.files import near, sha256_file
 from mer.pipeline.runtime.terminal import listed, plural, shown
 
 NPY = ".npy"
@@ -45,7 +45,8 @@ def read(path: Path, options: ImportOptions) -> Foreign:
         DataError: It is no such folder, its csv is damaged, or no file belongs to a row.
     """
     if not path.is_dir():
-        raise DataError(f"{path}: not a folder")
+        what = "not a folder" if path.exists() else f"no such folder{near(path, 'folder')}"
+        raise DataError(f"{path}: {what}")
     table = find_index(path)
     index = read_index(table)
     cells, header = index.columns, index.header

@@ -13,7 +13,7 @@ from mer.pipeline.interchange.labelling import set_classes, set_targets
 from mer.pipeline.interchange.values import cell, listed_values, number, spelled_number
 from mer.pipeline.runtime.cells import name_cell, text_cell, warn_gap_words, warn_near_duplicates
 from mer.pipeline.runtime.limits import IMPORT_ROWS
-from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, plural, shown
 from mer.pipeline.runtime.terms import SPLIT_ALIASES, TASKS, check_folds
 from mer.pipeline.runtime.unimodal import check_unimodal
 from mer.pipeline.store import Header
@@ -106,7 +106,7 @@ def _task(columns: Mapping[str, Sequence], options: ImportOptions, header: Heade
     if not task:
         task = "regression" if "targets" in columns and "label" not in columns else "single"
     if task not in TASKS:
-        raise DataError(f"--task {task}: not one of {', '.join(TASKS)}")
+        raise DataError(f"--task {task}: not one of {', '.join(TASKS)}{did_you_mean(task, TASKS)}")
     return task
 
 
@@ -151,7 +151,7 @@ class _Table:
                 known = ", ".join(filter(None, SPLIT_NAMES))
                 raise DataError(
                     f"{self.path}: {shown(row['id'], 40)} has split '{shown(given, 40)}'; known "
-                    f"names are {known}"
+                    f"names are {known}{did_you_mean(given, filter(None, SPLIT_NAMES))}"
                 )
             row["split"] = SPLIT_NAMES[given]
 

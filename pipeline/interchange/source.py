@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime import beginnings
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.runtime.terminal import shown
 from mer.pipeline.runtime.terms import TASKS
@@ -98,7 +99,7 @@ def require_file(path: Path, what: str, *, magic: bytes = b"") -> int:
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file{near(path)}") from None
     except (ValueError, NotADirectoryError):
         raise DataError(f"{shown(path, 200)}: no such file") from None
     if stat.S_ISDIR(found.st_mode):

@@ -23,7 +23,7 @@ from mer.pipeline.errors import DataError
 from mer.pipeline.media.readers import MediaError
 from mer.pipeline.media.stages import Stage
 from mer.pipeline.runtime.delimited import Dialect, dialect
-from mer.pipeline.runtime.files import identity
+from mer.pipeline.runtime.files import identity, near
 from mer.pipeline.runtime.limits import DETECTOR_BYTES, TABLE_BYTES
 from mer.pipeline.runtime.terminal import amount, first_line, listed, shown
 
@@ -204,7 +204,9 @@ def yunet(model: str) -> Any:
             "with --vision-boxes"
         ) from None
     if not Path(model).is_file():
-        raise DataError(f"--vision-faces {shown(model)}: no such file; it takes YuNet's .onnx file")
+        raise DataError(
+            f"--vision-faces {shown(model)}: no such file{near(model)}; it takes YuNet's .onnx file"
+        )
     version = _version(model)
     if os.stat(model).st_size > DETECTOR_BYTES:
         raise DataError(

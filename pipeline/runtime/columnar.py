@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mer.pipeline.errors import DataError
+from mer.pipeline.runtime.files import near
 from mer.pipeline.runtime.limits import (
     CELL_CHARACTERS,
     TABLE_BYTES,
@@ -56,7 +57,7 @@ def require_regular(path: Path, what: str = "file") -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise DataError(f"{path}: no such {what}") from None
+        raise DataError(f"{path}: no such {what}{near(path)}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a zero byte"
         raise DataError(f"{shown(path, 200)}: {reason}; name a {what}") from None

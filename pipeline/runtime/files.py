@@ -16,10 +16,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.limits import ECHO_CHARACTERS
+from mer.pipeline.runtime.limits import ECHO_CHARACTERS, NEAR_ENTRIES
+from mer.pipeline.runtime.terminal import closest, did_you_mean
 
 TEMPORARY = ".tmp-"  # before the number of the process that writes
 # How the libraries below Python say which system call failed.
@@ -217,3 +220,39 @@ def _alive(pid: str) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def near(path: str | os.PathLike, kind: Literal["file", "folder", "any"] = "file") -> str:
+    """` (did you mean 'feats.h5'?)` for a path where there is nothing.
+
+    Args:
+        path: Where something of that kind should be.
+        kind: What alone is meant.
+
+    Returns:
+        What lies beside it under nearly that name, or beside the first of its folders that is not
+        there; names with one ending are held against each other without it. Empty where nothing
+        does, or where it cannot be told.
+    """
+    place = Path(path)
+    with suppress(OSError, ValueError):  # a folder that nobody may read, a zero byte
+        while not os.path.lexists(place.parent) and place.parent != place:
+            place, kind = place.parent, "folder"
+        if os.path.lexists(place):
+            return ""
+        with os.scandir(place.parent) as entries:
+            there = list(islice(entries, NEAR_ENTRIES))
+        seen = [entry for entry in there if not entry.name.startswith(".")]
+        known = [
+            entry.name for entry in seen if kind == "any" or entry.is_dir() == (kind == "folder")
+        ]
+        alike = {Path(name).stem: name for name in sorted(known) if _ends_as(name, place)}
+        close = closest(place.stem, alike)
+        if close is not None:
+            return did_you_mean(alike[close], [alike[close]])
+        return did_you_mean(place.name, sorted(name for name in known if not _ends_as(name, place)))
+    return ""
+
+
+def _ends_as(name: str, place: Path) -> bool:
+    return Path(name).suffix.casefold() == place.suffix.casefold()

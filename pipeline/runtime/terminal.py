@@ -120,12 +120,22 @@ def initials(word: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """` (did you mean 'drkf'?)` for a word that is nearly one of those known, in whatever case;
-    empty where none is near.
+    empty where none is near. Of paths that are not there: `mer.pipeline.runtime.files.near`.
 
     >>> did_you_mean("DRKF", ["drkf", "dmd"])
     " (did you mean 'drkf'?)"
     >>> did_you_mean("valid", ["train", "dev", "test"])
     " (did you mean 'dev'?)"
+    """
+    close = closest(word, known)
+    return "" if close is None else f" (did you mean '{shown(close)}'?)"
+
+
+def closest(word: str, known: Iterable[object]) -> str | None:
+    """The known word that is nearly this one, in whatever case; None where none is near.
+
+    >>> closest("DRKF", ["drkf", "dmd"]), closest("audio", ["drkf", "dmd"])
+    ('drkf', None)
     """
     named = {str(name).casefold(): str(name) for name in known}
     asked = word[:40].casefold()
@@ -133,7 +143,7 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     close += [initials(asked)] if initials(asked) in named else []
     close += difflib.get_close_matches(asked, list(named), n=1)
     close += [name for name in named if len(asked) > 2 and name.startswith(asked)][:1]
-    return f" (did you mean '{named[close[0]]}'?)" if close else ""
+    return named[close[0]] if close else None
 
 
 def terminal_columns(stream: TextIO) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import did_you_mean, listed, shown
 
 MANIFEST_FORMAT = "mer-manifest"
 STORE_FORMAT = "mer-feats"
@@ -94,7 +94,8 @@ def check_labelling(
         )
     if task == "single" and label is not None and label not in labels:
         raise DataError(
-            f"{where}: {shown(id)} has unknown label '{shown(label)}'; known: {listed(labels)}"
+            f"{where}: {shown(id)} has unknown label '{shown(label)}'"
+            f"{did_you_mean(label, labels)}; known: {listed(labels)}"
         )
     wanted = targets_of(task, labels)
     if task == "regression" and targets is not None and len(targets) == 1:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.terminal import listed, shown
+from mer.pipeline.runtime.terminal import did_you_mean, listed, shown
 
 COLUMN = "unimodal"  # of a manifest and of a store's table
 BETWEEN = "="  # the modality and what it says
@@ -67,7 +67,7 @@ def check_unimodal(
         if task == "single" and value not in labels:
             raise DataError(
                 f"{where}: {shown(id)} has unknown unimodal label '{shown(value, 60)}' of "
-                f"{modality}; known: {listed(labels)}"
+                f"{modality}{did_you_mean(value, labels)}; known: {listed(labels)}"
             )
         if task == "regression" and number_of(value) is None:
             raise DataError(

@@ -25,7 +25,7 @@ import numpy as np
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t
 
 from mer.pipeline.errors import DataError, StoreError
-from mer.pipeline.runtime.files import error_number, publishing, shortened
+from mer.pipeline.runtime.files import error_number, near, publishing, shortened
 from mer.pipeline.runtime.limits import ATTRIBUTE_BYTES, ECHO_CHARACTERS, INDEX_BYTES
 
 # What h5py, numpy and json raise on bytes that are not what they should be.
@@ -127,7 +127,8 @@ def opened(path: Path, what: str, remedy: str = "") -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except FileNotFoundError:
-        raise DataError(f"{path}: no such {what}") from None
+        guess = near(path) if what == "store" else ""  # of a shard it would be another one
+        raise DataError(f"{path}: no such {what}{guess}") from None
     except PermissionError:
         raise
     except DAMAGE as error:

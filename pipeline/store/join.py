@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, MerError
 from mer.pipeline.runtime.files import folders_for, refuse_link
-from mer.pipeline.runtime.terminal import plural, shown
+from mer.pipeline.runtime.terminal import did_you_mean, plural, shown
 from mer.pipeline.runtime.unimodal import check_unimodal
 from mer.pipeline.store import arrays
 from mer.pipeline.store.head import Head, MemberRecord, compose_join, content, content_of
@@ -107,8 +107,8 @@ def plan(
     for name in keep_first:
         if name not in KEEPABLE:
             raise DataError(
-                f"--keep-first {shown(name)}: known are {', '.join(KEEPABLE)}; what decides "
-                "training and testing must agree"
+                f"--keep-first {shown(name)}: known are {', '.join(KEEPABLE)}"
+                f"{did_you_mean(name, KEEPABLE)}; what decides training and testing must agree"
             )
     names = _names(stores, renamed or {})
     sources = _aligned(stores, allow_disjoint)
@@ -209,8 +209,8 @@ def _names(
         known = stores[number].header.modalities
         if modality not in known:
             raise DataError(
-                f"--as: {stores[number].path} has no modality '{shown(modality, 40)}'; it has "
-                f"{', '.join(known)}"
+                f"--as: {stores[number].path} has no modality '{shown(modality, 40)}'"
+                f"{did_you_mean(modality, known)}; it has {', '.join(known)}"
             )
         if name and not is_modality(name):
             raise DataError(

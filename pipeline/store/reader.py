@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mer.pipeline.errors import DataError, StoreError
 from mer.pipeline.runtime.progress import SILENT, Silent
-from mer.pipeline.runtime.terminal import plural
+from mer.pipeline.runtime.terminal import did_you_mean, plural
 from mer.pipeline.store.head import Head, MemberRecord, ShardRecord, content_of, read_head
 from mer.pipeline.store.schema import LAYERS, Damage, Header, ModalityInfo
 from mer.pipeline.store.shard import Shard
@@ -538,8 +538,10 @@ class FeatureStore:
     def _known(self, modality: str) -> None:
         """Raise DataError for a modality that the store does not have."""
         if modality not in self.header.modalities:
+            known = self.header.modalities
             raise DataError(
-                f"{self.path}: no modality '{modality}'; it has {', '.join(self.header.modalities)}"
+                f"{self.path}: no modality '{modality}'; it has {', '.join(known)}"
+                f"{did_you_mean(modality, known)}"
             )
 
 

@@ -124,7 +124,7 @@ def test_another_search_in_the_folder_is_left_alone(tmp_path):
     for more, why in (({"seed": 1}, "seed: 0 -> 1"), ({"seeds": 2}, "seeds: 1 -> 2")):
         with pytest.raises(DataError, match=f"holds another search .{why}"):
             searched(store, tmp_path / "out", trials=1, **more)
-    with pytest.raises(DataError, match="another store, space or configuration"):
+    with pytest.raises(DataError, match="space of concat: model_args.dropout.high: 0.5 -> 0.4"):
         searched(store, tmp_path / "out", trials=1, text=SPACE.replace("0.5", "0.4"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
