@@ -80,7 +80,7 @@ def test_what_changes_nothing_is_said(tmp_path):
     numbers = make_store(tmp_path / "numbers", n=60, task="regression")
     smooth = "model_args.label_smoothing=0.1"
     trained(numbers, tmp_path / "smooth", smooth, loss, sets[2], note=said.append)
-    assert "model_args.label_smoothing does nothing: a regression has no classes" in said
+    assert "model_args.label_smoothing does nothing: the task is regression" in said
     assert sum("does nothing" in line for line in said) == 2
 
 
