@@ -164,6 +164,12 @@ def ablated(corpus: str, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def points(difference: float) -> str:
+    """A difference of shares in points; never a zero with a sign."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text
+
+
 def cells(one: dict) -> list[str]:
     """A row of COLUMNS, in percent."""
     figure = one[DECIDES]
@@ -179,7 +185,7 @@ def cells(one: dict) -> list[str]:
     if "worth" in one:
         gap = one["worth"][DECIDES]
         low, high = gap["interval"]
-        told[4] = f"{100 * gap['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        told[4] = f"{points(gap['difference'])} [{points(low)}, {points(high)}]"
         told[5] = f"{gap['p_holm']:.2f}"
     return told
 
