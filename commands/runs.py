@@ -61,7 +61,10 @@ def runs(folders, conditions, sort, reverse, limit, metric, columns, each, as_cs
         note(f"{plural(again, 'folder')} named twice or within another one, counted once")
     if metric is not None:
         metric = runs_columns.known_metric(metric, found)
-    conditions = conditions if found else ()  # of no run nothing is known, settings neither
+    if not found:  # of no run nothing is known, settings neither
+        for text in conditions:
+            runs_columns.parts_of(text)
+        conditions = ()
     rows = runs_columns.matching(found, conditions, metric)
     for line in runs_columns.unmet(found, conditions, metric):
         note(line)

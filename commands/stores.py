@@ -11,7 +11,6 @@ from mer.commands.options import NO_LOCK, pairs
 from mer.commands.output import note, say, say_json, say_laid_out
 from mer.pipeline.errors import DataError, MerError, StoreError, Together
 from mer.pipeline.interchange.formats import EXPORTS, IMPORTS, reader
-from mer.pipeline.runtime.cells import strip
 from mer.pipeline.runtime.terminal import did_you_mean, escape, plural
 
 
@@ -221,6 +220,7 @@ def import_(kind, file: Path, out: Path, labels: str, rates, force: bool, no_loc
     """
     from mer.pipeline.interchange.foreign import ImportOptions
     from mer.pipeline.interchange.importing import write_store
+    from mer.pipeline.runtime.cells import strip
     from mer.pipeline.runtime.outputs import STORE, check_replaceable
     from mer.pipeline.runtime.progress import choose
 

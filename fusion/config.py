@@ -30,6 +30,7 @@ T = TypeVar("T")
 SEEDS = 1 << 62  # with room for the seeds of a group
 LARGE = 1e30  # what fits into fp32, with room for products
 CONTEXT_WIDTH = 256  # turns on each side at most: beyond it a batch is mostly neighbours
+NAMED_PRESETS = 8  # in an error, before how many more there are
 COUNT = 1 << 31  # beyond it a whole number is no size, count or seed that torch takes
 PRESETS = Path(__file__).parent / "presets"
 
@@ -197,7 +198,7 @@ def _tree(model: str | None, preset: str | None) -> dict[str, Any]:
             guess = did_you_mean(preset, known) or near(preset)
             raise DataError(
                 f"--preset {shown(preset)}: no such preset or file{guess}; presets: "
-                f"{shown(listed(known), 130)}"
+                f"{listed(known, NAMED_PRESETS)}"
             )
         tree = read(path, f"preset {preset}")
         if model is not None and tree.get("model", model) != model:

@@ -239,11 +239,11 @@ def _values(rows: Sequence[RunRow], name: str, metric: str | None) -> list[str]:
     return sorted(filter(None, found), key=natural)
 
 
-def _condition(text: str, rows: Sequence[RunRow], metric: str | None) -> Condition:
-    """A condition from its words.
+def parts_of(text: str) -> tuple[str, str, str]:
+    """Column, sign and value of a `--where`, as they are written.
 
     Raises:
-        DataError: It is none, there is no such column, or no run could have such a value.
+        DataError: It is no condition.
     """
     found = CONDITION.fullmatch(text)
     if found is None:
@@ -251,7 +251,17 @@ def _condition(text: str, rows: Sequence[RunRow], metric: str | None) -> Conditi
             f"--where '{shown(text, 60)}': expected COLUMN=VALUE (or != < <= > >= ~), e.g. "
             "model=drkf, optim.lr<1e-3, dev>80"
         )
-    name, sign, wanted = resolve(found[1], rows, "--where"), found[2], found[3]
+    return found[1], found[2], found[3]
+
+
+def _condition(text: str, rows: Sequence[RunRow], metric: str | None) -> Condition:
+    """A condition from its words.
+
+    Raises:
+        DataError: It is none, there is no such column, or no run could have such a value.
+    """
+    column, sign, wanted = parts_of(text)
+    name = resolve(column, rows, "--where")
     asked = f"--where '{shown(text, 60)}'"
     values = _values(rows, name, metric)
     if name == "date" and sign != "~":

@@ -365,7 +365,9 @@ def _passed_over(walked: _Folder, lonely: list[str], words: bool) -> Iterator[st
     """Lines on what is no clip, by kind."""
     if lonely and words:
         what = plural(len(lonely), f"{WORDS} file")
-        yield f"{what} without a clip of the same name left out: {listed(lonely, 3)}"
+        # with the folder alone: of a long path the end would be cut off
+        names = ["/".join(Path(text).parts[-2:]) for text in lonely]
+        yield f"{what} without a clip of the same name left out: {listed(names, 3)}"
     elif lonely:
         yield f"{plural(len(lonely), f'{WORDS} file')} not read: the run reads no words"
     if walked.others:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from mer.pipeline.errors import DataError
-from mer.pipeline.runtime.limits import ECHO_CHARACTERS, NEAR_ENTRIES
+from mer.pipeline.runtime.limits import ECHO_CHARACTERS
 from mer.pipeline.runtime.terminal import closest, did_you_mean
 
+NEAR_ENTRIES = 5_000  # of a folder that are looked through for a name that may have been meant
 TEMPORARY = ".tmp-"  # before the number of the process that writes
 # How the libraries below Python say which system call failed.
 ERRNO = re.compile(r"\[Errno (\d+)\]|os error (\d+)|errno = (\d+)")

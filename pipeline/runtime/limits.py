@@ -24,7 +24,6 @@ ECHO_CHARACTERS = 200  # of a value that is repeated in a message
 SHOWN_CHARACTERS = 80  # of one value; a longer one is cut, with an ellipsis
 SHOWN_NAMES = 12  # of a list of names (columns, labels, files); the rest is counted
 LINE_CHARACTERS = 1_000  # of a whole line on stderr; the middle of a longer one is left out
-NEAR_ENTRIES = 5_000  # of a folder that are looked through for a name that may have been meant
 
 # --- Tables and manifests (`mer prepare`, manifest.parquet)
 

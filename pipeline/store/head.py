@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mer.pipeline.errors import DataError, MerError
+from mer.pipeline.runtime.files import TEMPORARY
 from mer.pipeline.runtime.limits import HEADER_BYTES
 from mer.pipeline.runtime.terms import SPLITS, STORE_FORMAT, check_folds, targets_of
 from mer.pipeline.runtime.unimodal import check_unimodal
@@ -120,8 +121,9 @@ def refuse_twin(head: Path) -> None:
     if not folder.is_dir() or os.path.lexists(head):
         return
     # by name alone, for there may be a hundred thousand clips beside it
-    named_so = (path for path in sorted(head.parent.iterdir()) if SUFFIX in path.name)
-    for other in named_so:
+    for other in sorted(head.parent.iterdir()):
+        if SUFFIX not in other.name or TEMPORARY in other.name:  # left behind by a kill
+            continue
         if _keeps_shards_in(folder, other):
             raise DataError(
                 f"{head}: its shards would lie in {folder.name}, where those of {other.name} are, "

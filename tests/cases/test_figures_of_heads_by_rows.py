@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import f1_score
 
-from mer.fusion.evaluation import robustness, scoring
+from mer.fusion.evaluation import robustness
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.runs.prediction_table import decisions
 from mer.fusion.training import experiment
@@ -21,9 +21,7 @@ TASKS = ("single", "multi", "regression")
 SILENT = [16, 17, 38]  # test rows without words
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -37,7 +35,8 @@ def test_a_head_is_scored_on_the_rows_that_have_its_modality(tmp_path, task):
     assert [row["id"] for row in rows if row["pred_text"] is None] == ["u016", "u017", "u038"]
     assert [row["id"] for row in rows if row["pred_audio"] is None] == ["u018"]
     assert found.heads_agree.n + found.heads_disagree.n == len(rows) - 4
-    assert found.heads_agree.share + found.heads_disagree.share == pytest.approx(1 - 4 / len(rows))
+    assert found.heads_agree.of == found.heads_disagree.of == len(rows) - 4
+    assert found.heads_agree.share + found.heads_disagree.share == pytest.approx(1)
     if task != "single":
         return
     both = [row for row in rows if None not in (row["pred_text"], row["pred_audio"])]
@@ -45,7 +44,7 @@ def test_a_head_is_scored_on_the_rows_that_have_its_modality(tmp_path, task):
     there = [row for row in rows if row["pred_text"] is not None]
     true, said = [row["label"] for row in there], [row["pred_text"] for row in there]
     wanted = f1_score(true, said, average="weighted", zero_division=0)
-    assert found.unimodal["text"]["wf1"] == pytest.approx(wanted)
+    assert found.unimodal["text"].figures["wf1"] == pytest.approx(wanted)
     measured = robustness.measure(run, note=quiet)
     assert [one.n for one in measured.heads] == [found.heads_agree.n, found.heads_disagree.n]
 
@@ -56,7 +55,7 @@ def test_a_head_of_a_modality_that_no_row_has_has_no_figure(tmp_path):
     config = settings("train.epochs=1", model="drkf")
     run = experiment.train(store, config, tmp_path / "run", note=quiet)
     found = evaluate(run, note=quiet)
-    assert set(found.unimodal["text"].values()) == {None}
+    assert set(found.unimodal["text"].figures.values()) == {None}
     assert found.heads_agree.n == found.heads_disagree.n == 0
 
 

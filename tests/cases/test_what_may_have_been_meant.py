@@ -76,7 +76,7 @@ def test_paths_that_python_code_gives(desk):
             features = "feast.h5"
 
     with pytest.raises(MerError, match="did you mean 'feats.h5'"):
-        opening_rows.scored_store(Trained, None)
+        opening_rows.scored_store(Trained, "feast.h5", print)
     with pytest.raises(MerError, match="no such directory .did you mean 'features'"):
         loading.resolve("audio", "./featurs", offline=True)
     with pytest.raises(MerError, match="no such built-in .did you mean 'builtin:tiny-wav2vec2'"):

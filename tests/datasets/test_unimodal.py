@@ -99,7 +99,11 @@ def test_columns_of_a_table_are_numbers_or_classes_as_the_label_is(tmp_path):
         (CLASSES, ("--unimodal", "text=label_T", "--unimodal", "text=label_A"), "there twice"),
         (CLASSES, ("--unimodal", "text=label_T,text=label_A"), "there twice"),
         (CLASSES, ("--unimodal", "text=label_T,audio=label_T"), "there twice"),
-        (CLASSES, ("--unimodal", "text=label_X"), "no column 'label_X' (for unimodal); found"),
+        (
+            CLASSES,
+            ("--unimodal", "text=label_X"),
+            "no column 'label_X' (for unimodal) (did you",
+        ),
         ([*CLASSES, ("a", "c", "a")], BOTH, "line 8 has label_T 'c', which is not among the label"),
         ([*NUMBERS, (1, "glad", 1)], (*BOTH, "--task", "regression"), "line 8 has label_T 'glad'"),
         (CLASSES, (*BOTH, "--task", "multi"), "here it has several labels"),

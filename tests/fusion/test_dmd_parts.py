@@ -274,7 +274,9 @@ def test_one_modality_is_refused_in_one_line(name):
 
 
 def test_wrong_switches_are_named():
-    with pytest.raises(ValueError, match="unknown 'gates'; known: all, valid_convolution"):
+    with pytest.raises(
+        ValueError, match="unknown 'gates' .did you mean 'no_gate'..; known: all, valid"
+    ):
         DMDConfig(as_published=("gates",))
     with pytest.raises(ValueError, match="not divisible"):
         DMDConfig(width=30, heads=4)
