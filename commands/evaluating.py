@@ -248,7 +248,7 @@ def compare(run_a, run_b, metric, fail_if, as_json):
         say_json(tree(comparison))
     elif comparison.same:
         both = f"{shown(run_a, 100)} and {shown(run_b, 100)}"
-        say(f"{both} are {comparison.same}: there is nothing to compare")
+        say(f"{both} are {comparison.same}: neither better nor worse")
     else:
         say_laid_out(report.plain(report.comparison_table(comparison)))
         glossary = report.glossary(comparison.metrics)

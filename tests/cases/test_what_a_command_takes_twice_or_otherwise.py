@@ -68,7 +68,7 @@ def test_a_run_that_is_compared_with_itself_is_said_to_be(folder, tmp_path, way)
     other = another_way(folder, tmp_path, way)
     done = call("compare", folder / "run0", other, "--fail-if", "worse")
     what = "one training, copied or made twice" if way in ("copy", "again") else "one run folder"
-    said = f"{folder / 'run0'} and {other} are {what}: there is nothing to compare\n"
+    said = f"{folder / 'run0'} and {other} are {what}: neither better nor worse\n"
     assert (done.exit_code, done.stdout) == (0, said)
     told = json.loads(call("compare", folder / "run0", other, "--json").stdout)
     assert told["same"] == what and told["verdict"] == "undecided"
