@@ -238,10 +238,9 @@ def join(stores: tuple[Path, ...], out: Path, renamed: tuple[str, ...], no_lock:
         if place in names:
             checks.add(click.BadParameter(f"'{place}' is named twice", param_hint="--as"))
         names[place] = name
-    for path in stores:
-        checks.of(partial(FeatureStore, path))
+    opened = [checks.of(partial(FeatureStore, path)) for path in stores]
     checks.settle()
-    store, notes, written = put_together(stores, out, renamed=names, lock=not no_lock, **choices)
+    store, notes, written = put_together(opened, out, renamed=names, lock=not no_lock, **choices)
     for line in notes:
         note(line)
     modalities = ", ".join(

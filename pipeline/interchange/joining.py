@@ -16,7 +16,7 @@ from mer.pipeline.store.join import plan, write
 
 
 def join(
-    paths: Sequence[Path],
+    stores: Sequence[FeatureStore | Path],
     out: Path,
     *,
     renamed: Mapping[str, str] | None = None,
@@ -29,10 +29,10 @@ def join(
     """Put the modalities of several stores of the same utterances under one head.
 
     Args:
-        paths: Two head files or more.
+        stores: Two or more, or their head files.
         out: The head file to write.
         renamed: For "STORE:MODALITY" its name in the joined store; "" leaves it out. STORE is one
-            of `paths`, or its name without folders where no other has that name.
+            of their paths, or its name without folders where no other has that name.
         require_all: Refuse an utterance that one of the stores does not have.
         keep_first: Columns in which the first store that knows one is believed.
         copy: Copy the features into shards of the new store, instead of reading them from the
@@ -49,18 +49,19 @@ def join(
         StoreError: A store is damaged.
         OSError: Names the file that could not be written.
     """
-    if len(paths) < 2:
+    if len(stores) < 2:
         raise DataError("mer join needs two stores or more, and --out")
-    stores = [FeatureStore(path) for path in paths]
+    opened = [one if isinstance(one, FeatureStore) else FeatureStore(one) for one in stores]
+    paths = [store.path for store in opened]
     places = [path.resolve() for path in paths]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise DataError(f"{paths[number]}: named twice")
-    members = {record.path.resolve() for store in stores for record in store.members}
+    members = {record.path.resolve() for store in opened for record in store.members}
     if out.resolve() in {*places, *members}:
         raise DataError(f"{out}: is one of the stores to join; name another --out")
     found = plan(
-        stores,
+        opened,
         _by_number(paths, renamed or {}),
         require_all=require_all,
         keep_first=keep_first,
