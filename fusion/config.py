@@ -359,10 +359,13 @@ def _bound(value: Any, depth: int) -> None:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: a -> b` for every leaf in which two trees differ."""
-    found = []
+    """`key: a -> b` for every leaf in which two trees differ. A setting that a configuration leaves
+    out at its default has that.
+    """
+    found, unsaid = [], left_out()
     for key in sorted(set(a) | set(b)):
-        left, right = a.get(key, "absent"), b.get(key, "absent")
+        default = unsaid.get(f"{prefix}{key}", "absent")
+        left, right = a.get(key, default), b.get(key, default)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             found += differences(left, right, f"{prefix}{key}.")
         elif left != right:

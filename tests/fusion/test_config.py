@@ -122,6 +122,15 @@ def test_unknown_model_and_preset():
         config.load(preset="nothing-of-the-kind")
 
 
+def test_differences_name_the_default_of_what_is_left_out():
+    """A run that an earlier preset began, without the cooldown that today's has."""
+    before, now = (
+        config.to_tree(config.load(model="drkf", sets=[f"train.cooldown={epochs}"]))
+        for epochs in (0, 5)
+    )
+    assert config.differences(before, now) == ["train.cooldown: 0 -> 5"]
+
+
 def test_differences_name_the_leaves():
     a, b = (
         config.load(model="concat", sets=[f"optim.lr={lr}", f"train.seed={seed}"])
