@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from mer.fusion.evaluation import ensemble, robustness, scoring
+from mer.fusion.evaluation import ensemble, robustness
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 from mer.pipeline.errors import DataError
@@ -20,8 +20,7 @@ def without_dev(row: dict) -> dict:
     return {**row, "split": "train" if row["split"] == "dev" else row["split"]}
 
 
-def test_they_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
+def test_they_are_refused(tmp_path, few_resamples):
     store = renamed(make_store(tmp_path / "a", n=60), without_dev)
     config = settings("train.epochs=1", "model_args.hidden=8")
     run = experiment.train(store, config, tmp_path / "run", seeds=2, note=quiet)

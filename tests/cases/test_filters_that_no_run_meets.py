@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from mer.cli import main
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 
@@ -21,16 +20,14 @@ from tests.fusion.test_train import settings
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(tmp_path_factory, few_resamples) -> Path:
     """Three runs of concat: learning rates 1e-4, 3e-4, 1e-3, dates from November 1 to 3, 2026, and
     dev WF1 50.0, 50.1, 50.2.
     """
     folder = tmp_path_factory.mktemp("filters")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        asked = settings("train.epochs=1", "model_args.hidden=8")
-        run = experiment.train(make_store(folder), asked, folder / "template", note=quiet)
-        evaluate(run, note=quiet)
+    asked = settings("train.epochs=1", "model_args.hidden=8")
+    run = experiment.train(make_store(folder), asked, folder / "template", note=quiet)
+    evaluate(run, note=quiet)
     for number in range(3):
         make(run.path, folder / "runs", number)
     return folder / "runs"

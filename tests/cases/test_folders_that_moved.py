@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mer.fusion.data import context
-from mer.fusion.evaluation import ensemble, evaluate, opening_rows, robustness, scoring
+from mer.fusion.evaluation import ensemble, evaluate, opening_rows, robustness
 from mer.fusion.report import figures
 from mer.fusion.runs import moved
 from mer.fusion.runs.checkpoint import Run
@@ -38,18 +38,15 @@ def train(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(tmp_path_factory, few_resamples) -> Path:
     folder = tmp_path_factory.mktemp("projects") / "old"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        train(folder)
+    train(folder)
     return folder
 
 
 @pytest.fixture
-def project(made, tmp_path, monkeypatch) -> Iterator[Path]:
+def project(made, tmp_path) -> Iterator[Path]:
     """The project at a new place. At the old one there is nothing, or what a test puts there."""
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
     shutil.copytree(made, tmp_path / "new" / "place")
     away = made.rename(made.with_name("away"))
     yield tmp_path / "new" / "place"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 
 from mer.fusion import report
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.report.gathering import gather
 from mer.fusion.training import experiment
@@ -18,19 +17,17 @@ from tests.fusion.test_train import settings
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, few_resamples):
     """One over three sessions, one over six speakers, one on the stored test part of 12 rows."""
     folder = tmp_path_factory.mktemp("folds")
     store = make_store(folder, n=60)
     config = settings("train.epochs=1", "model_args.hidden=8")
     made = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "RESAMPLES", 5)
-        for folds in ("session", "speaker", None):
-            name = str(folds)
-            made.append(experiment.train(store, config, folder / name, folds=folds, note=quiet))
-            evaluate(made[-1], note=quiet)
-        yield made
+    for folds in ("session", "speaker", None):
+        name = str(folds)
+        made.append(experiment.train(store, config, folder / name, folds=folds, note=quiet))
+        evaluate(made[-1], note=quiet)
+    return made
 
 
 def test_the_ledger_knows_the_folds_of_both(runs):

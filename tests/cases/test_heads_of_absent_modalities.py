@@ -15,7 +15,7 @@ import pytest
 
 from mer.commands import predicting
 from mer.fusion import report
-from mer.fusion.evaluation import answer_text, means, robustness, scoring
+from mer.fusion.evaluation import answer_text, means, robustness
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.report import pictures
 from mer.fusion.runs import result_files
@@ -28,6 +28,8 @@ from tests.fusion.stores import make_store, quiet
 from tests.fusion.test_crosscorpus import renamed
 from tests.fusion.test_train import settings
 from tests.fusion.test_unimodal import own
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 WITHOUT_TEXT, WHOLE = "u000", "u001"
 TASKS = ("single", "multi", "regression")
@@ -74,11 +76,6 @@ def test_a_mean_over_seeds_has_no_answers_of_heads(tmp_path):
 # ---- Figures of heads
 
 THREE = {"audio": 6, "text": 5, "vision": 4}
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
 
 
 @pytest.fixture(scope="module")

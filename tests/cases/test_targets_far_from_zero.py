@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mer.fusion.data import splits
-from mer.fusion.evaluation import scoring
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 
@@ -19,9 +18,8 @@ from tests.fusion.test_train import same, settings, weights
 
 
 @pytest.mark.parametrize("model", ["concat", "drkf"])
-def test_it_is_learnt_in_deviations(tmp_path, monkeypatch, model):
+def test_it_is_learnt_in_deviations(tmp_path, few_resamples, model):
     """Against a store whose targets were put into deviations by hand: the same weights."""
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
 
     def far(row: dict) -> dict:
         value, number = row["targets"][0], int(row["id"][1:])

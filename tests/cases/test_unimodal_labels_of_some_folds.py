@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pyarrow.parquet as pq
 
-from mer.fusion.evaluation import robustness, scoring
+from mer.fusion.evaluation import robustness
 from mer.fusion.evaluation.evaluate import evaluate
 from mer.fusion.training import experiment
 
@@ -19,8 +19,7 @@ def own(row: dict) -> dict:
     return {**row, "unimodal": [] if row["session"] == "S0" else ["text=sad", "audio=glad"]}
 
 
-def test_the_others_keep_theirs(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "RESAMPLES", 5)
+def test_the_others_keep_theirs(tmp_path, few_resamples):
     store = renamed(make_store(tmp_path, n=60), own)
     config = settings("train.epochs=1", "model_args.hidden=8")
     run = experiment.train(store, config, tmp_path / "run", folds="session", note=quiet)
